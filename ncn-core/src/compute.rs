@@ -1,0 +1,102 @@
+//! The compute plane: what a gateway asks of a compute node.
+//!
+//! A compute node implements [`Compute`], and so does the gateway's end of the stream that a remote compute node has opened.
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::{InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, UnixTime, Values};
+
+/// A wish to hold a place for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// For which request.
+    pub request_id: RequestId,
+    /// On which model.
+    pub model_digest: B256,
+    /// When the place is free again without a word from the gateway.
+    pub expires_at: UnixTime,
+}
+
+/// A paid request, ready to run.
+#[derive(Clone, Debug)]
+pub struct ComputeTask {
+    /// The client's order.
+    pub request: Signed<InferenceRequest>,
+    /// What was approved and escrowed.
+    pub quote: Quote,
+    /// What to run on; hashes to the order's `input_hash`.
+    pub inputs: Values,
+}
+
+/// What comes back while a task runs.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ComputeEvent {
+    /// A part of the output of a model that streams.
+    Chunk(OutputChunk),
+    /// The whole output and the node's word on it. Nothing comes after it.
+    Finished {
+        /// What the client gets.
+        output: Values,
+        /// Signed by the compute node.
+        result: Signed<InferenceResult>,
+    },
+}
+
+/// The events of a running task; ends after [`ComputeEvent::Finished`] or an error. Dropping it cancels the task.
+pub type ComputeEvents = BoxStream<'static, Result<ComputeEvent, ComputeError>>;
+
+/// Why a compute node does not serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ComputeError {
+    /// Every place is taken.
+    #[error("compute node {0} is busy")]
+    Busy(Address),
+    /// It does not run this model.
+    #[error("compute node does not have the model {0}")]
+    UnknownModel(B256),
+    /// The task does not fit the reservation, the quote or the payment.
+    #[error("task refused: {0}")]
+    InvalidTask(String),
+    /// It took longer than it may.
+    #[error("the task ran past its deadline")]
+    DeadlineExceeded,
+    /// The model failed on this input; another node would fail too.
+    #[error("execution failed: {0}")]
+    Failed(String),
+    /// The node failed; another may serve.
+    #[error("compute node is unavailable: {0}")]
+    Unavailable(String),
+}
+
+impl ComputeError {
+    /// True when another node may serve the same task.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::Unavailable(_) | Self::UnknownModel(_))
+    }
+}
+
+/// A compute node, as its gateway sees it.
+///
+/// # For the implementer
+/// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
+/// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
+/// - The result names the confinement that was really reached.
+#[async_trait]
+pub trait Compute: Send + Sync {
+    /// Who this is.
+    fn address(&self) -> Address;
+
+    /// Holds a place for a request.
+    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError>;
+
+    /// Gives a place back; does nothing when there is none.
+    async fn release(&self, request_id: RequestId);
+
+    /// Runs a task.
+    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError>;
+}

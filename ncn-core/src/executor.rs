@@ -1,0 +1,141 @@
+//! The port for running models.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use alloy_primitives::B256;
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+
+use crate::{Model, Values, model::ModelFormat, sandbox::Confinement};
+
+/// A model package on disk: its manifest and the directory that holds the manifest's files.
+#[derive(Clone, Debug)]
+pub struct ModelPackage {
+    /// What it is.
+    pub model: Arc<Model>,
+    /// Where its files are.
+    pub directory: PathBuf,
+}
+
+/// One inference to run.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Which loaded model.
+    pub model_digest: B256,
+    /// What to run it on.
+    pub inputs: Values,
+    /// The model's parameters as a JSON object.
+    pub parameters: String,
+    /// How long it may take.
+    pub time_limit: Duration,
+}
+
+/// What an inference took. Units are what the model counts: rows of a batch, tokens of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Usage {
+    /// Units taken in.
+    pub input_units: u64,
+    /// Units given out.
+    pub output_units: u64,
+    /// How long the model ran.
+    pub duration_micros: u64,
+}
+
+/// A part of an output. A model that does not stream gives one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputChunk {
+    /// The values of this part.
+    pub values: Values,
+    /// Set on the last part, and only there: what the whole inference took.
+    pub usage: Option<Usage>,
+}
+
+/// The parts of an output, the last with its usage. Dropping it cancels the inference.
+pub type Outputs = BoxStream<'static, Result<OutputChunk, ExecutorError>>;
+
+/// Why a model was not loaded or did not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// No engine here for this format.
+    #[error("format: this executor does not run {0:?} models")]
+    UnsupportedFormat(ModelFormat),
+    /// The files are missing, are not what the manifest says, or the engine cannot read them.
+    #[error("model: {0}")]
+    InvalidModel(String),
+    /// Never loaded, or unloaded since.
+    #[error("model {0} is not loaded: load it first")]
+    NotLoaded(B256),
+    /// Inputs that the manifest does not allow.
+    #[error("input {0}")]
+    InvalidInput(String),
+    /// The model itself failed.
+    #[error("the model failed: {0}")]
+    Failed(String),
+    /// Outputs that the manifest does not promise.
+    #[error("output {0}")]
+    InvalidOutput(String),
+    /// It took longer than it may.
+    #[error("the model ran longer than {0:?}")]
+    TimedOut(Duration),
+    /// The worker process died or could not be started.
+    #[error("worker: {0}")]
+    Worker(String),
+}
+
+impl ExecutorError {
+    /// True when the same execution may succeed on another try or another node.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Worker(_) | Self::NotLoaded(_) | Self::TimedOut(_))
+    }
+}
+
+/// Runs models.
+///
+/// # For the user
+/// Load a model once, run it many times, from as many tasks as you like. Cancel a run by dropping its stream.
+///
+/// # For the implementer
+/// - `load` verifies every file's size and SHA-256 before an engine sees it, and is idempotent.
+/// - `run` refuses inputs through [`crate::Manifest::prepare`], and gives outputs through [`crate::Manifest::finish`].
+/// - A stream ends after its first error or after the chunk that has `usage`; never without one of them.
+/// - Nothing that a model does may take the caller down or hold it up past the time limit.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// The formats that can be loaded here.
+    fn formats(&self) -> Vec<ModelFormat>;
+
+    /// How strongly a running model is confined.
+    fn confinement(&self) -> Confinement;
+
+    /// Makes a model ready to run.
+    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError>;
+
+    /// Lets go of a model; does nothing when it is not loaded.
+    async fn unload(&self, model_digest: &B256) -> Result<(), ExecutorError>;
+
+    /// Starts an inference.
+    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError>;
+}
+
+/// Conveniences on every [`Executor`].
+#[async_trait]
+pub trait ExecutorExt: Executor {
+    /// Runs an inference to its end. The values of later parts replace those of earlier ones with the same name.
+    async fn run_to_end(&self, execution: Execution) -> Result<(Values, Usage), ExecutorError> {
+        let mut outputs = self.run(execution).await?;
+        let mut all = Values::new();
+        while let Some(chunk) = outputs.next().await {
+            let OutputChunk { values, usage } = chunk?;
+            all.extend(values);
+            if let Some(usage) = usage {
+                return Ok((all, usage));
+            }
+        }
+        Err(ExecutorError::Failed("the output ended without its usage".into()))
+    }
+}
+
+impl<E: Executor + ?Sized> ExecutorExt for E {}

@@ -1,0 +1,171 @@
+//! The port for money.
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::{Amount, Certificate, Completion, Quote, RequestId, TrustRoot, UnixTime};
+
+/// What the chain says of a request's payment. `transaction` is the one that brought it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EscrowState {
+    /// Never paid.
+    None,
+    /// Paid, and waiting.
+    Escrowed {
+        /// Struct hash of the quote that was paid.
+        quote: B256,
+        /// The client's payment.
+        transaction: B256,
+    },
+    /// Paid out. Final.
+    Completed {
+        /// The settlement.
+        transaction: B256,
+    },
+    /// Given back. Final.
+    Refunded {
+        /// The refund.
+        transaction: B256,
+    },
+}
+
+/// All that it takes to pay an escrow out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// What was escrowed.
+    pub quote: Quote,
+    /// What the validators approved.
+    pub completion: Completion,
+    /// Their approval.
+    pub certificate: Certificate,
+}
+
+/// A change of a request's payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LedgerEvent {
+    /// Whose request.
+    pub client: Address,
+    /// Which request.
+    pub request_id: RequestId,
+    /// Where it is now.
+    pub state: EscrowState,
+    /// The block that did it.
+    pub block: u64,
+}
+
+/// Changes, in the chain's order. Does not end by itself.
+pub type LedgerEvents = BoxStream<'static, Result<LedgerEvent, LedgerError>>;
+
+/// Why money did not move.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// Not enough tokens.
+    #[error("{owner} has {balance}, {needed} are needed: fund it first")]
+    InsufficientFunds {
+        /// Whose balance.
+        owner: Address,
+        /// What it is.
+        balance: Amount,
+        /// What it takes.
+        needed: Amount,
+    },
+    /// The request is not in the state that this takes; it will not get there by trying again.
+    #[error("the payment of {request_id} is {actual}")]
+    WrongState {
+        /// Which request.
+        request_id: RequestId,
+        /// Where it is.
+        actual: String,
+    },
+    /// Past its expiry, an escrow can only be refunded.
+    #[error("expiry: the escrow expired at {0}: it can only be refunded")]
+    Expired(UnixTime),
+    /// Up to its expiry, an escrow can only be settled, or given back by its gateway.
+    #[error("expiry: the escrow can be refunded only after {0}")]
+    NotExpired(UnixTime),
+    /// The approvals do not suffice.
+    #[error("approvals: {0}")]
+    Certificate(String),
+    /// Not this account's to do.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// A quote that the contracts refuse.
+    #[error("{field}: {problem}")]
+    InvalidQuote {
+        /// What is wrong.
+        field: String,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// The contract refused for a reason that has no name here.
+    #[error("the contract reverted: {0}")]
+    Reverted(String),
+    /// The chain does not answer, or what it answers makes no sense.
+    #[error("the chain is unreachable: {0}")]
+    Unreachable(String),
+}
+
+impl LedgerError {
+    /// True when the same call may succeed on another try.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+}
+
+/// Money, as one account sees it.
+///
+/// # For the implementer
+/// - Every call that moves money is idempotent: when the request is already where the call would bring it, by the same quote, it
+///   returns the transaction that did it and moves nothing.
+/// - A call returns once the chain has it for good, by the implementation's rule of confirmation.
+/// - A request's payment goes None, Escrowed, then Completed or Refunded, once and for ever. Completing is possible up to and
+///   including the quote's expiry, refunding after it; only the quote's gateway may give back earlier.
+/// - Payouts follow [`crate::PaymentTree::new`] to the unit.
+#[async_trait]
+pub trait PaymentLedger: Send + Sync {
+    /// Whose transactions are sent.
+    fn account(&self) -> Address;
+
+    /// The network's domain, validators, quorum and treasury, as the chain has them now.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+
+    /// The chain's time.
+    async fn now(&self) -> Result<UnixTime, LedgerError>;
+
+    /// An account's tokens.
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError>;
+
+    /// Moves the quote's total from this account, which is the quote's client, into escrow. Returns the transaction.
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError>;
+
+    /// Pays an escrow out. Returns the transaction.
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError>;
+
+    /// Gives an escrow back to its client: for the quote's gateway at any time, for anyone after expiry. Returns the transaction.
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError>;
+
+    /// Where a request's payment is.
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError>;
+
+    /// Every change from this block on: those that have been, then those to come.
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError>;
+}
+
+/// Conveniences on every [`PaymentLedger`].
+#[async_trait]
+pub trait PaymentLedgerExt: PaymentLedger {
+    /// The transaction that escrowed exactly this quote, or what stands in its place.
+    async fn payment_of(&self, quote: &Quote) -> Result<Option<B256>, LedgerError> {
+        use crate::Message as _;
+        let hash = quote.struct_hash();
+        Ok(match self.escrow_state(quote.client, quote.request_id).await? {
+            EscrowState::Escrowed { quote, transaction } if quote == hash => Some(transaction),
+            _ => None,
+        })
+    }
+}
+
+impl<L: PaymentLedger + ?Sized> PaymentLedgerExt for L {}

@@ -1,0 +1,66 @@
+//! What the NCN network *is*: its types, its five ports, the messages its participants sign, the lifecycle of a request,
+//! and the receipt that anyone can check. No sockets, no runtime and no clock: time is always an argument, in unix seconds.
+//!
+//! | port | says | implemented by |
+//! | --- | --- | --- |
+//! | [`Transport`] | a client's way to one gateway | the gateway itself, and every client of a wire |
+//! | [`Registry`] | who is on the network, and the validators' word | the registry node itself, its gRPC client, [`memory::MemoryRegistry`] |
+//! | [`PaymentLedger`] | money: escrow, settle, refund, read, follow | the EVM ledger over any backend, [`memory::MemoryLedger`] |
+//! | [`Executor`] | run a model | ONNX in process, any executor in a worker process, [`memory::EchoExecutor`] |
+//! | [`Sandbox`] | start a process confined by a policy, and say how strongly | the node's sandboxes |
+//!
+//! A role implements the trait that its remote client implements, so in-process and over-the-wire are interchangeable.
+//! With the feature `conformance`, [`conformance`] holds a public test suite for each port.
+
+pub mod amount;
+pub mod certificate;
+pub mod compute;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod crypto;
+pub mod executor;
+pub mod ledger;
+pub mod lifecycle;
+pub mod membership;
+pub mod memory;
+pub mod message;
+pub mod model;
+pub mod payment;
+pub mod receipt;
+pub mod registry;
+pub mod sandbox;
+pub mod task;
+pub mod tensor;
+pub mod transport;
+pub mod trust;
+pub mod validation;
+pub mod value;
+
+pub use alloy_primitives::{Address, B256};
+pub use amount::Amount;
+pub use certificate::{Approval, Certificate, CertificateError};
+pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
+pub use crypto::{DynSigner, Signature, SignatureError, Signed};
+pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
+pub use ledger::{EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
+pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
+pub use message::{
+    Attachment, Completion, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
+    ReceiptSeal, Subnet, SubnetModel, TaskAccess,
+};
+pub use model::{InputError, Manifest, ManifestError, Model};
+pub use payment::{PaymentTree, Payout, Recipient, Split};
+pub use receipt::{Receipt, ReceiptError};
+pub use registry::{CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator};
+pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
+pub use tensor::{DataType, Tensor, TensorError};
+pub use transport::{ModelInfo, PaymentConfirmation, Submission, Transport, TransportError, TransportExt};
+pub use trust::TrustRoot;
+pub use value::{Value, Values};
+
+/// The id of a request: the EIP-712 digest of its [`InferenceRequest`].
+pub type RequestId = B256;
+
+/// Seconds since 1970-01-01T00:00:00Z. The core has no clock; whoever calls it says what time it is.
+pub type UnixTime = u64;

@@ -1,0 +1,219 @@
+//! The life of one request at its gateway, as a pure function: (state, event) -> (state, effects).
+//!
+//! A gateway journals every event before it acts on the effects that follow from it. Each state has at most one effect of its own,
+//! [`State::effect`], and every effect is idempotent, so recovery is: replay the events, then re-issue the effect of the state that
+//! they lead to. The chain has the last word on money: only what it reports ([`Event::Settled`], [`Event::Refunded`]) ends a paid request.
+//!
+//! | state | event | next |
+//! | --- | --- | --- |
+//! | Reserving | Reserved | Preprocessing |
+//! | Preprocessing | Approved | AwaitingPayment |
+//! | AwaitingPayment | Paid | Executing |
+//! | Executing | Executed | Completing |
+//! | Executing | ExecutionFailed, another node may serve | Executing, next attempt |
+//! | Executing | ExecutionFailed, none may | Refunding |
+//! | Completing | Approved | Settling |
+//! | Completing | Refused | Refunding |
+//! | Settling | SettlementImpossible | Refunding |
+//! | Settling, Refunding | Settled | Ended(Completed) |
+//! | Settling, Refunding | Refunded | Ended(Refunded) |
+//! | Reserving, Preprocessing | Refused | Ended(Refused) |
+//! | Reserving, Preprocessing, AwaitingPayment | Cancelled / Expired | Ended(Cancelled / Expired) |
+//! | Executing, Completing | Cancelled, Expired | Refunding |
+//! | Ended without payment | Paid | Refunding: late money goes back |
+
+use alloy_primitives::B256;
+use serde::{Deserialize, Serialize};
+
+use crate::{Certificate, InferenceResult, Quote, Signed, Values};
+
+/// How many nodes may try to execute one request.
+pub const MAX_ATTEMPTS: u8 = 3;
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum State {
+    /// A compute node is being found and reserved.
+    Reserving,
+    /// The validators judge the quote.
+    Preprocessing,
+    /// The client is asked to pay.
+    AwaitingPayment,
+    /// A compute node runs it.
+    Executing,
+    /// The validators judge the result.
+    Completing,
+    /// The chain is paying everyone.
+    Settling,
+    /// The chain is paying the client back.
+    Refunding,
+    /// Over.
+    Ended(Outcome),
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Everyone was paid, the client has its result.
+    Completed,
+    /// The client has its money back.
+    Refunded,
+    /// It was never paid: no node or not enough validators would take it.
+    Refused,
+    /// It was never paid: the client withdrew it.
+    Cancelled,
+    /// It was never paid: the client took too long.
+    Expired,
+}
+
+impl Outcome {
+    /// True when the request ended before any money moved.
+    pub const fn is_unpaid(self) -> bool {
+        matches!(self, Self::Refused | Self::Cancelled | Self::Expired)
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A compute node holds a place, at this quote.
+    Reserved(Box<Quote>),
+    /// The validators approved what they were asked.
+    Approved(Certificate),
+    /// Nobody took it, or the validators refused.
+    Refused(String),
+    /// The chain holds the quote's total, by this transaction.
+    Paid(B256),
+    /// A compute node gave a result.
+    Executed {
+        /// What the client gets.
+        output: Values,
+        /// The node's word on it.
+        result: Box<Signed<InferenceResult>>,
+    },
+    /// A compute node gave none.
+    ExecutionFailed {
+        /// Why.
+        reason: String,
+        /// Whether another node may serve.
+        retryable: bool,
+    },
+    /// The chain has paid everyone, by this transaction.
+    Settled(B256),
+    /// The chain will not pay out any more: the escrow has expired, or it refuses the certificate for good.
+    SettlementImpossible(String),
+    /// The chain has paid the client back, by this transaction.
+    Refunded(B256),
+    /// The client withdraws.
+    Cancelled,
+    /// The quote's expiry has passed, or is too near to finish.
+    Expired,
+}
+
+/// What the gateway has to do. Each is idempotent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Effect {
+    /// Find and reserve a compute node, and quote.
+    Reserve,
+    /// Ask the validators to judge the quote.
+    RequestPreprocessing,
+    /// Watch the chain for the payment.
+    AwaitPayment,
+    /// Have the reserved node run it; from the second attempt on, reserve another.
+    Dispatch {
+        /// Counts from 0.
+        attempt: u8,
+    },
+    /// Ask the validators to judge the result.
+    RequestCompletion,
+    /// Have the chain pay everyone.
+    Settle,
+    /// Have the chain pay the client back.
+    Refund,
+    /// Let go of the compute node and tell the client.
+    Finish,
+}
+
+/// An event that means nothing in the present state, such as an answer that comes twice or too late. It changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the event means nothing in state {state:?}")]
+pub struct Unexpected {
+    /// The state, as it was and stays.
+    pub state: State,
+}
+
+/// A request's place in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lifecycle {
+    state: State,
+    attempt: u8,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { state: State::Reserving, attempt: 0 }
+    }
+}
+
+impl Lifecycle {
+    /// Where it is.
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// What is to be done in the present state: after an event, and again after a restart.
+    pub const fn effect(&self) -> Effect {
+        match self.state {
+            State::Reserving => Effect::Reserve,
+            State::Preprocessing => Effect::RequestPreprocessing,
+            State::AwaitingPayment => Effect::AwaitPayment,
+            State::Executing => Effect::Dispatch { attempt: self.attempt },
+            State::Completing => Effect::RequestCompletion,
+            State::Settling => Effect::Settle,
+            State::Refunding => Effect::Refund,
+            State::Ended(_) => Effect::Finish,
+        }
+    }
+
+    /// The state that follows, and what is to be done there.
+    pub fn step(self, event: &Event) -> Result<(Self, Effect), Unexpected> {
+        use Outcome::{Cancelled, Completed, Expired, Refunded, Refused};
+        use State::{AwaitingPayment, Completing, Ended, Executing, Preprocessing, Refunding, Reserving, Settling};
+
+        let mut attempt = self.attempt;
+        let state = match (self.state, event) {
+            (Reserving, Event::Reserved(_)) => Preprocessing,
+            (Preprocessing, Event::Approved(_)) => AwaitingPayment,
+            (Reserving | Preprocessing, Event::Refused(_)) => Ended(Refused),
+            (Reserving | Preprocessing | AwaitingPayment, Event::Cancelled) => Ended(Cancelled),
+            (Reserving | Preprocessing | AwaitingPayment, Event::Expired) => Ended(Expired),
+            (AwaitingPayment, Event::Paid(_)) => Executing,
+            (Executing, Event::Executed { .. }) => Completing,
+            (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
+                attempt += 1;
+                Executing
+            }
+            (Completing, Event::Approved(_)) => Settling,
+            (Executing, Event::ExecutionFailed { .. })
+            | (Completing, Event::Refused(_))
+            | (Settling, Event::SettlementImpossible(_))
+            | (Executing | Completing, Event::Cancelled | Event::Expired) => Refunding,
+            (Settling | Refunding, Event::Settled(_)) => Ended(Completed),
+            (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
+            // The client paid when we had already let go: give it back at once rather than at expiry.
+            (Ended(outcome), Event::Paid(_)) if outcome.is_unpaid() => Refunding,
+            (state, _) => return Err(Unexpected { state }),
+        };
+        let next = Self { state, attempt };
+        Ok((next, next.effect()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

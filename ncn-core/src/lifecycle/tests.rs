@@ -1,0 +1,165 @@
+use alloy_primitives::Address;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Amount, Split};
+
+/// The events without the data that the machine does not look at.
+fn events() -> impl Strategy<Value = Event> {
+    let quote = Quote {
+        request_id: B256::ZERO,
+        client: Address::ZERO,
+        gateway: Address::ZERO,
+        compute: Address::ZERO,
+        model_digest: B256::ZERO,
+        total: Amount::TOKEN,
+        split: Split::default(),
+        expiry: 0,
+        trust_root: B256::ZERO,
+    };
+    let failed = |retryable| Event::ExecutionFailed { reason: String::new(), retryable };
+    prop::sample::select(vec![
+        Event::Reserved(Box::new(quote)),
+        Event::Approved(Certificate::default()),
+        Event::Refused(String::new()),
+        Event::Paid(B256::ZERO),
+        failed(true),
+        failed(false),
+        Event::Settled(B256::ZERO),
+        Event::SettlementImpossible(String::new()),
+        Event::Refunded(B256::ZERO),
+        Event::Cancelled,
+        Event::Expired,
+        executed(),
+    ])
+}
+
+fn executed() -> Event {
+    use crate::{Confinement, Signature, Usage};
+    let mut signature = [0; 65];
+    signature[64] = 27;
+    let message = InferenceResult {
+        request_id: B256::ZERO,
+        compute: Address::ZERO,
+        model_digest: B256::ZERO,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        usage: Usage::default(),
+        confinement: Confinement::None,
+    };
+    let signature = Signature::try_from(&signature[..]).unwrap();
+    Event::Executed { output: Values::new(), result: Box::new(Signed { message, signature }) }
+}
+
+/// A chain: where the escrow is, and how often money left it. Its answers are the only source of Paid, Settled and Refunded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Chain {
+    paid_in: bool,
+    paid_out: u32,
+    paid_back: u32,
+}
+
+/// What the world may answer to an effect; `luck` picks among the answers that are possible.
+fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
+    let refused = || Event::Refused("no".into());
+    let from_chain = |chain: &Chain| {
+        if chain.paid_out > 0 { Event::Settled(B256::ZERO) } else { Event::Refunded(B256::ZERO) }
+    };
+    match (effect, luck % 4) {
+        (Effect::Reserve, 0) | (Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
+        (Effect::Reserve, _) => Event::Reserved(Box::new(Quote {
+            request_id: B256::ZERO,
+            client: Address::ZERO,
+            gateway: Address::ZERO,
+            compute: Address::ZERO,
+            model_digest: B256::ZERO,
+            total: Amount::TOKEN,
+            split: Split::default(),
+            expiry: 0,
+            trust_root: B256::ZERO,
+        })),
+        (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(Certificate::default()),
+        (Effect::AwaitPayment, 0) => Event::Expired,
+        (Effect::AwaitPayment, _) => {
+            chain.paid_in = true;
+            Event::Paid(B256::ZERO)
+        }
+        (Effect::Dispatch { .. }, 0) => Event::ExecutionFailed { reason: String::new(), retryable: true },
+        (Effect::Dispatch { .. }, 1) => Event::ExecutionFailed { reason: String::new(), retryable: false },
+        (Effect::Dispatch { .. }, _) => executed(),
+        (Effect::Settle | Effect::Refund, _) if chain.paid_out + chain.paid_back > 0 => from_chain(chain),
+        (Effect::Settle, 0) => Event::SettlementImpossible("expired".into()),
+        (Effect::Settle, _) => {
+            chain.paid_out += 1;
+            from_chain(chain)
+        }
+        (Effect::Refund, _) => {
+            assert!(chain.paid_in, "a refund needs a payment");
+            chain.paid_back += 1;
+            from_chain(chain)
+        }
+        (Effect::Finish, _) => unreachable!("the caller stops at the end"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever happens in whatever order, with interruptions and restarts: money leaves the escrow once, in the direction that
+    /// the outcome says, and the request ends.
+    #[test]
+    fn every_path_ends_and_none_pays_twice(
+        lucks in prop::collection::vec(any::<u8>(), 64),
+        interruptions in prop::collection::vec((0usize..64, prop::sample::select(vec![Event::Cancelled, Event::Expired])), 0..4),
+        lost_answers in prop::collection::btree_set(0usize..64, 0..8),
+    ) {
+        let (mut life, mut chain) = (Lifecycle::default(), Chain::default());
+        let mut steps = 0;
+        for (turn, luck) in lucks.into_iter().enumerate() {
+            for (_, event) in interruptions.iter().filter(|(at, _)| *at == turn) {
+                if let Ok((next, _)) = life.step(event) {
+                    life = next;
+                    steps += 1;
+                }
+            }
+            if matches!(life.state(), State::Ended(_)) {
+                break;
+            }
+            let event = answer(life.effect(), &mut chain, luck);
+            // The gateway crashes before it hears the answer: the effect is issued again.
+            if lost_answers.contains(&turn) {
+                continue;
+            }
+            (life, _) = life.step(&event).expect("the answer to an effect is expected");
+            steps += 1;
+        }
+        let State::Ended(outcome) = life.state() else { panic!("not ended: {life:?}") };
+        prop_assert!(chain.paid_out + chain.paid_back <= 1, "{chain:?}");
+        prop_assert_eq!(outcome == Outcome::Completed, chain.paid_out == 1);
+        prop_assert_eq!(outcome == Outcome::Refunded, chain.paid_back == 1);
+        prop_assert!(steps <= 12, "{steps} steps");
+    }
+
+    /// Any event at all, in any state: a pure function, Settle only after an approval of a result, and ends are final but for late money.
+    #[test]
+    fn any_events_at_all(sequence in prop::collection::vec(events(), 0..40)) {
+        let mut life = Lifecycle::default();
+        let (mut settled_or_refunded, mut executed) = (0, false);
+        for event in &sequence {
+            prop_assert_eq!(life.step(event), life.step(event));
+            let before = life.state();
+            let Ok((next, effect)) = life.step(event) else { continue };
+            prop_assert_eq!(effect, next.effect());
+            executed |= matches!(event, Event::Executed { .. });
+            prop_assert!(effect != Effect::Settle || executed);
+            if let State::Ended(outcome) = before {
+                prop_assert!(outcome.is_unpaid() && matches!(event, Event::Paid(_)) && effect == Effect::Refund);
+            }
+            if matches!(next.state(), State::Ended(Outcome::Completed | Outcome::Refunded)) {
+                settled_or_refunded += 1;
+            }
+            life = next;
+        }
+        prop_assert!(settled_or_refunded <= 1);
+    }
+}

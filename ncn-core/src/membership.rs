@@ -1,0 +1,187 @@
+//! The live membership that a registry node keeps in memory, as a pure table: records in, live nodes out.
+
+use std::collections::HashMap;
+
+use alloy_primitives::{Address, B256};
+
+use crate::{Departure, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
+
+/// How often a node sends a heartbeat, in seconds.
+pub const HEARTBEAT_SECONDS: u64 = 5;
+/// A node that has been silent for this long is not live: three heartbeats missed.
+pub const LIVENESS_SECONDS: u64 = 3 * HEARTBEAT_SECONDS;
+/// The longest that a record may claim to be good.
+pub const MAX_RECORD_SECONDS: u64 = 24 * 60 * 60;
+/// How far a node's clock may be off.
+const CLOCK_SKEW_SECONDS: u64 = 60;
+
+/// How much a membership takes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Nodes.
+    pub nodes: usize,
+    /// Subnets.
+    pub subnets: usize,
+    /// Models in one record or subnet.
+    pub models: usize,
+    /// Bytes of an endpoint or a name.
+    pub text: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { nodes: 65_536, subnets: 4_096, models: 1_024, text: 256 }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    record: Signed<NodeRecord>,
+    /// The newest sequence seen: the record's or a heartbeat's.
+    sequence: u64,
+    last_seen: UnixTime,
+    departed: bool,
+}
+
+impl Member {
+    fn is_live(&self, now: UnixTime) -> bool {
+        !self.departed && self.record.message.expires_at >= now && now.saturating_sub(self.last_seen) <= LIVENESS_SECONDS
+    }
+}
+
+/// Who is on the network.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    domain: Domain,
+    bounds: Bounds,
+    members: HashMap<Address, Member>,
+    subnets: HashMap<B256, Signed<Subnet>>,
+}
+
+impl Membership {
+    /// An empty membership of one network.
+    pub fn new(domain: Domain, bounds: Bounds) -> Self {
+        Self { domain, bounds, members: HashMap::new(), subnets: HashMap::new() }
+    }
+
+    /// Takes a record in.
+    pub fn register(&mut self, record: Signed<NodeRecord>, now: UnixTime) -> Result<(), RegistryError> {
+        let NodeRecord { node, ref endpoint, ref models, sequence, expires_at, role, .. } = record.message;
+        if endpoint.len() > self.bounds.text || models.len() > self.bounds.models {
+            return Err(RegistryError::invalid("record", format!("larger than {:?}", self.bounds)));
+        }
+        if role != NodeRole::Compute && endpoint.is_empty() {
+            return Err(RegistryError::invalid("record.endpoint", "is empty: say where the node is called"));
+        }
+        if expires_at < now || expires_at - now > MAX_RECORD_SECONDS {
+            return Err(RegistryError::invalid("record.expiresAt", format!("has to be within {MAX_RECORD_SECONDS} s from now")));
+        }
+        if let Some(known) = self.members.get_mut(&node) {
+            if known.record == record && !known.departed && known.sequence == sequence {
+                known.last_seen = now;
+                return Ok(());
+            }
+            if sequence <= known.sequence {
+                return Err(RegistryError::Stale { given: sequence, known: known.sequence });
+            }
+        } else if self.members.len() >= self.bounds.nodes {
+            self.forget_expired(now);
+            if self.members.len() >= self.bounds.nodes {
+                return Err(RegistryError::Overloaded(format!("{} nodes are known", self.members.len())));
+            }
+        }
+        record.verify(&self.domain).map_err(|error| RegistryError::invalid("record.signature", error.to_string()))?;
+        self.members.insert(node, Member { record, sequence, last_seen: now, departed: false });
+        Ok(())
+    }
+
+    /// Takes a heartbeat in.
+    pub fn heartbeat(&mut self, heartbeat: &Signed<Heartbeat>, now: UnixTime) -> Result<(), RegistryError> {
+        let Heartbeat { node, sequence, at } = heartbeat.message;
+        if at.abs_diff(now) > CLOCK_SKEW_SECONDS {
+            return Err(RegistryError::invalid("heartbeat.at", format!("is {} s off: set the node's clock", at.abs_diff(now))));
+        }
+        let domain = self.domain;
+        let member = self.newer(node, sequence)?;
+        if member.departed || member.record.message.expires_at < now {
+            return Err(RegistryError::UnknownNode(node));
+        }
+        heartbeat.verify(&domain).map_err(|error| RegistryError::invalid("heartbeat.signature", error.to_string()))?;
+        (member.sequence, member.last_seen) = (sequence, now);
+        Ok(())
+    }
+
+    /// Takes a departure in. The node stays known as departed until its record expires, so that the record cannot be replayed.
+    pub fn deregister(&mut self, departure: &Signed<Departure>) -> Result<(), RegistryError> {
+        let Departure { node, sequence } = departure.message;
+        let domain = self.domain;
+        if self.members.get(&node).is_some_and(|member| member.departed && member.sequence == sequence) {
+            return Ok(());
+        }
+        let member = self.newer(node, sequence)?;
+        departure.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
+        (member.sequence, member.departed) = (sequence, true);
+        Ok(())
+    }
+
+    fn newer(&mut self, node: Address, sequence: u64) -> Result<&mut Member, RegistryError> {
+        let member = self.members.get_mut(&node).ok_or(RegistryError::UnknownNode(node))?;
+        if sequence <= member.sequence {
+            return Err(RegistryError::Stale { given: sequence, known: member.sequence });
+        }
+        Ok(member)
+    }
+
+    /// The live nodes that fit.
+    pub fn discover(&self, query: &NodeQuery, now: UnixTime) -> Vec<Signed<NodeRecord>> {
+        let fits = |member: &&Member| {
+            let record = &member.record.message;
+            member.is_live(now)
+                && query.role.is_none_or(|role| record.role == role)
+                && query.subnet.is_none_or(|subnet| record.subnet == subnet || record.subnet.is_zero())
+                && query.model.is_none_or(|model| record.models.contains(&model))
+        };
+        match query.node {
+            Some(node) => self.members.get(&node).filter(fits).map(|member| member.record.clone()).into_iter().collect(),
+            None => self.members.values().filter(fits).map(|member| member.record.clone()).collect(),
+        }
+    }
+
+    /// Takes a subnet's definition in.
+    pub fn register_subnet(&mut self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        let definition = &subnet.message;
+        if definition.name.is_empty() || definition.name.len() > self.bounds.text || definition.models.len() > self.bounds.models {
+            return Err(RegistryError::invalid("subnet", format!("needs a name, and no more than {:?}", self.bounds)));
+        }
+        if !definition.split.is_valid() {
+            return Err(RegistryError::invalid("subnet.split", "adds up to more than 10,000 basis points"));
+        }
+        if definition.models.iter().any(|model| model.price.is_zero()) {
+            return Err(RegistryError::invalid("subnet.models.price", "is zero: an escrow needs an amount"));
+        }
+        let id = definition.id();
+        match self.subnets.get(&id) {
+            Some(known) if *known == subnet => return Ok(()),
+            Some(known) if definition.version <= known.message.version => {
+                return Err(RegistryError::Stale { given: definition.version, known: known.message.version });
+            }
+            None if self.subnets.len() >= self.bounds.subnets => {
+                return Err(RegistryError::Overloaded(format!("{} subnets are known", self.subnets.len())));
+            }
+            _ => {}
+        }
+        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        self.subnets.insert(id, subnet);
+        Ok(())
+    }
+
+    /// A subnet's definition.
+    pub fn subnet(&self, id: &B256) -> Result<&Signed<Subnet>, RegistryError> {
+        self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
+    }
+
+    /// Drops nodes whose record has expired: such a record cannot come back, so neither can its sequence.
+    fn forget_expired(&mut self, now: UnixTime) {
+        self.members.retain(|_, member| member.record.message.expires_at >= now);
+    }
+}

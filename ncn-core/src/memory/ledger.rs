@@ -1,0 +1,212 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+};
+
+use alloy_primitives::{Address, B256, keccak256};
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
+
+use crate::{
+    Amount, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, PaymentTree, Quote, RequestId, Settlement,
+    TrustRoot, UnixTime, ledger::LedgerEvents, validation::MAX_ESCROW_SECONDS,
+};
+
+/// The contracts' rules in a few lines of Rust: a chain of one transaction a block, shared by the ledgers that look at it.
+#[derive(Debug)]
+pub struct MemoryChain {
+    state: Mutex<Ledger>,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    trust: TrustRoot,
+    now: UnixTime,
+    balances: HashMap<Address, Amount>,
+    escrows: HashMap<(Address, RequestId), EscrowState>,
+    events: Vec<LedgerEvent>,
+    waiting: Vec<Waker>,
+}
+
+impl MemoryChain {
+    /// An empty chain of the network `trust`, at this time.
+    pub fn new(trust: TrustRoot, now: UnixTime) -> Arc<Self> {
+        let ledger =
+            Ledger { trust, now, balances: HashMap::new(), escrows: HashMap::new(), events: Vec::new(), waiting: Vec::new() };
+        Arc::new(Self { state: Mutex::new(ledger) })
+    }
+
+    /// Makes tokens out of nothing.
+    pub fn mint(&self, owner: Address, amount: Amount) {
+        let mut ledger = self.lock();
+        ledger.credit(owner, amount);
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, seconds: u64) {
+        self.lock().now += seconds;
+    }
+
+    /// The chain as `account` sees it.
+    pub fn ledger(self: &Arc<Self>, account: Address) -> MemoryLedger {
+        MemoryLedger { chain: self.clone(), account }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ledger {
+    fn balance(&self, owner: Address) -> Amount {
+        self.balances.get(&owner).copied().unwrap_or_default()
+    }
+
+    fn credit(&mut self, owner: Address, amount: Amount) {
+        let balance = self.balances.entry(owner).or_default();
+        *balance = [*balance, amount].into_iter().sum();
+    }
+
+    fn escrow_state(&self, quote: &Quote) -> EscrowState {
+        self.escrows.get(&(quote.client, quote.request_id)).copied().unwrap_or(EscrowState::None)
+    }
+
+    /// Moves a request on by a transaction of its own.
+    fn transact(&mut self, quote: &Quote, state: impl FnOnce(B256) -> EscrowState) -> B256 {
+        let block = self.events.len() as u64;
+        let transaction = keccak256(block.to_be_bytes());
+        let state = state(transaction);
+        self.escrows.insert((quote.client, quote.request_id), state);
+        self.events.push(LedgerEvent { client: quote.client, request_id: quote.request_id, state, block });
+        self.waiting.drain(..).for_each(Waker::wake);
+        transaction
+    }
+
+    /// The escrow of exactly this quote, or why there is none.
+    fn escrowed(&self, quote: &Quote) -> Result<(), LedgerError> {
+        match self.escrow_state(quote) {
+            EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
+            other => Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
+        }
+    }
+}
+
+/// A [`MemoryChain`], as one account sees it.
+#[derive(Clone, Debug)]
+pub struct MemoryLedger {
+    chain: Arc<MemoryChain>,
+    account: Address,
+}
+
+#[async_trait]
+impl PaymentLedger for MemoryLedger {
+    fn account(&self) -> Address {
+        self.account
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.chain.lock().trust.clone())
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        Ok(self.chain.lock().now)
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        Ok(self.chain.lock().balance(owner))
+    }
+
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        let mut ledger = self.chain.lock();
+        let hash = quote.struct_hash();
+        match ledger.escrow_state(quote) {
+            EscrowState::None => {}
+            EscrowState::Escrowed { quote, transaction } if quote == hash => return Ok(transaction),
+            other => return Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
+        }
+        let invalid = |field: &str, problem: &str| Err(LedgerError::InvalidQuote { field: field.into(), problem: problem.into() });
+        if quote.client != self.account {
+            return Err(LedgerError::NotAllowed("client: only the client itself can escrow for its request".into()));
+        }
+        if quote.total.is_zero() {
+            return invalid("total", "is zero");
+        }
+        if quote.gateway == Address::ZERO || quote.compute == Address::ZERO {
+            return invalid("gateway, compute", "must not be zero");
+        }
+        if !quote.split.is_valid() {
+            return invalid("split", "is more than the whole");
+        }
+        if quote.expiry <= ledger.now || quote.expiry - ledger.now > MAX_ESCROW_SECONDS {
+            return invalid("expiry", "has to be in the future, and within a week");
+        }
+        let balance = ledger.balance(self.account);
+        let Some(rest) = balance.checked_sub(quote.total) else {
+            return Err(LedgerError::InsufficientFunds { owner: self.account, balance, needed: quote.total });
+        };
+        ledger.balances.insert(self.account, rest);
+        Ok(ledger.transact(quote, |transaction| EscrowState::Escrowed { quote: hash, transaction }))
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+        let Settlement { quote, completion, certificate } = settlement;
+        let mut ledger = self.chain.lock();
+        if let EscrowState::Completed { transaction } = ledger.escrow_state(quote) {
+            return Ok(transaction);
+        }
+        ledger.escrowed(quote)?;
+        if ledger.now > quote.expiry {
+            return Err(LedgerError::Expired(quote.expiry));
+        }
+        if (completion.request_id, completion.quote) != (quote.request_id, quote.struct_hash()) {
+            return Err(LedgerError::Certificate("the completion is of another quote".into()));
+        }
+        let trust = ledger.trust.clone();
+        certificate
+            .verify(&completion.digest(&trust.domain), &quote.request_id, &trust)
+            .map_err(|error| LedgerError::Certificate(error.to_string()))?;
+        let tree = PaymentTree::new(quote, completion.compute, &certificate.validators(), trust.treasury)
+            .map_err(|error| LedgerError::Reverted(error.to_string()))?;
+        for payout in tree.payouts {
+            ledger.credit(payout.address, payout.amount);
+        }
+        Ok(ledger.transact(quote, |transaction| EscrowState::Completed { transaction }))
+    }
+
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        let mut ledger = self.chain.lock();
+        if let EscrowState::Refunded { transaction } = ledger.escrow_state(quote) {
+            return Ok(transaction);
+        }
+        ledger.escrowed(quote)?;
+        if ledger.now <= quote.expiry && self.account != quote.gateway {
+            return Err(LedgerError::NotExpired(quote.expiry));
+        }
+        ledger.credit(quote.client, quote.total);
+        Ok(ledger.transact(quote, |transaction| EscrowState::Refunded { transaction }))
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        Ok(self.chain.lock().escrows.get(&(client, request_id)).copied().unwrap_or(EscrowState::None))
+    }
+
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+        let chain = self.chain.clone();
+        let mut next = usize::try_from(from_block).unwrap_or(usize::MAX);
+        let events = stream::poll_fn(move |context| {
+            let mut ledger = chain.lock();
+            match ledger.events.get(next).copied() {
+                Some(event) => {
+                    next += 1;
+                    Poll::Ready(Some(Ok(event)))
+                }
+                None => {
+                    ledger.waiting.push(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        });
+        Ok(events.boxed())
+    }
+}

@@ -1,0 +1,104 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+
+use crate::{
+    Approval, Certificate, Completion, CompletionRequest, Departure, DynSigner, Heartbeat, InferenceRequest, Message as _,
+    NodeQuery, NodeRecord, PreprocessingRequest, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
+    membership::{Bounds, Membership},
+    validation::{self, Facts},
+};
+
+/// Tells the time; the core has no clock of its own.
+pub type Clock = Arc<dyn Fn() -> UnixTime + Send + Sync>;
+
+/// A registry in one process: a membership table, and validators whose keys are at hand.
+pub struct MemoryRegistry {
+    trust: TrustRoot,
+    validators: Vec<DynSigner>,
+    membership: Mutex<Membership>,
+    clock: Clock,
+}
+
+impl MemoryRegistry {
+    /// A registry of the network `trust`, with these validators.
+    pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
+        let membership = Mutex::new(Membership::new(trust.domain, Bounds::default()));
+        Self { trust, validators, membership, clock }
+    }
+
+    fn membership(&self) -> MutexGuard<'_, Membership> {
+        self.membership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the check pass, once: all validators here know the same facts.
+    fn judge(
+        &self,
+        order: &InferenceRequest,
+        compute: Address,
+        check: impl FnOnce(&Facts<'_>) -> Result<(), RegistryError>,
+    ) -> Result<(), RegistryError> {
+        let now = (self.clock)();
+        let membership = self.membership();
+        let subnet = &membership.subnet(&order.subnet)?.message;
+        let query = NodeQuery { node: Some(compute), ..NodeQuery::default() };
+        let records = membership.discover(&query, now);
+        let compute = &records.first().ok_or(RegistryError::UnknownNode(compute))?.message;
+        check(&Facts { trust: &self.trust, subnet, compute, now })
+    }
+
+    async fn certify(&self, request_id: &B256, digest: &B256) -> Result<Certificate, RegistryError> {
+        let committee = self.trust.committee(request_id);
+        let need = usize::from(self.trust.threshold);
+        let mut approvals = Vec::with_capacity(need);
+        let judges = self.validators.iter().filter(|validator| committee.contains(&validator.address()));
+        for validator in judges.take(need) {
+            approvals.push(Approval::sign(digest, &**validator).await?);
+        }
+        if approvals.len() < need {
+            let have = approvals.len();
+            return Err(RegistryError::TooFewApprovals { have, need, reasons: "no more of the committee are here".into() });
+        }
+        Ok(Certificate::new(approvals))
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
+        self.membership().register(record, (self.clock)())
+    }
+
+    async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
+        self.membership().heartbeat(&heartbeat, (self.clock)())
+    }
+
+    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+        self.membership().deregister(&departure)
+    }
+
+    async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
+        Ok(self.membership().discover(&query, (self.clock)()))
+    }
+
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        self.membership().register_subnet(subnet)
+    }
+
+    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+        self.membership().subnet(&id).cloned()
+    }
+
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+        let (order, quote) = (&request.request.message, &request.quote);
+        self.judge(order, quote.compute, |facts| validation::preprocessing(&request, facts))?;
+        self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await
+    }
+
+    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+        let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
+        self.judge(order, result.compute, |facts| validation::completion(&request, facts))?;
+        self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
+    }
+}

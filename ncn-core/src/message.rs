@@ -1,0 +1,299 @@
+//! What participants sign: EIP-712 structs, defined once in `contracts/src/Messages.sol` and generated from there.
+//!
+//! Each type here is the Rust face of one struct of that file. [`Message::digest`] is what is signed; it binds the chain and the
+//! payment contract through the [`Domain`], the phase through the struct's type, and the request through its id.
+
+mod sol;
+
+use alloy_primitives::{Address, B256, keccak256};
+use alloy_sol_types::{SolStruct, SolValue, eip712_domain};
+use serde::{Deserialize, Serialize};
+
+use crate::{Amount, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
+
+/// Which network a signature is good for: a chain, and the payment contract on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Domain {
+    /// The EVM chain's id.
+    pub chain_id: u64,
+    /// The address of `InferencePayment` on that chain.
+    pub contract: Address,
+}
+
+impl Domain {
+    fn eip712(&self) -> alloy_sol_types::Eip712Domain {
+        eip712_domain! { name: "NCN", version: "1", chain_id: self.chain_id, verifying_contract: self.contract, }
+    }
+
+    /// The EIP-712 domain separator.
+    pub fn separator(&self) -> B256 {
+        self.eip712().separator()
+    }
+}
+
+/// A struct that can be signed. Implemented by the types of this module only.
+pub trait Message: sol::ToSol {
+    /// The EIP-712 hash of the struct, without a domain: how one message refers to another.
+    fn struct_hash(&self) -> B256;
+    /// The EIP-712 digest: what is signed.
+    fn digest(&self, domain: &Domain) -> B256;
+}
+
+impl<T: sol::ToSol> Message for T {
+    fn struct_hash(&self) -> B256 {
+        self.to_sol().eip712_hash_struct()
+    }
+
+    fn digest(&self, domain: &Domain) -> B256 {
+        self.to_sol().eip712_signing_hash(&domain.eip712())
+    }
+}
+
+/// A client's order. Its digest is the [`RequestId`], so the same order submitted twice is one request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InferenceRequest {
+    /// Who orders and pays.
+    pub client: Address,
+    /// The subnet whose gateway is asked.
+    pub subnet: B256,
+    /// SHA-256 of the model's manifest.
+    pub model_digest: B256,
+    /// [`crate::Values::hash`] of the inputs.
+    pub input_hash: B256,
+    /// The model's parameters as a JSON object, `{}` when there are none.
+    pub parameters: String,
+    /// The most that the client will pay.
+    pub max_price: Amount,
+    /// When the client stops waiting; no quote may outlive it.
+    pub deadline: UnixTime,
+    /// Makes two otherwise equal orders different; random.
+    pub nonce: B256,
+}
+
+/// What the validators approve in preprocessing and the client's escrow commits to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quote {
+    /// The request that is quoted.
+    pub request_id: RequestId,
+    /// Who pays, and to whom a refund goes.
+    pub client: Address,
+    /// Who coordinates.
+    pub gateway: Address,
+    /// The compute node that is reserved.
+    pub compute: Address,
+    /// SHA-256 of the model's manifest.
+    pub model_digest: B256,
+    /// What the client escrows.
+    pub total: Amount,
+    /// How the total is split.
+    pub split: Split,
+    /// Until when the escrow can be settled; from the next second on it can be refunded.
+    pub expiry: UnixTime,
+    /// [`crate::TrustRoot::hash`] of the validators that judge this request.
+    pub trust_root: B256,
+}
+
+/// A compute node's word on what it ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InferenceResult {
+    /// The request that was served.
+    pub request_id: RequestId,
+    /// Who ran it.
+    pub compute: Address,
+    /// SHA-256 of the manifest of the model that ran.
+    pub model_digest: B256,
+    /// [`crate::Values::hash`] of the inputs that it ran on.
+    pub input_hash: B256,
+    /// [`crate::Values::hash`] of the outputs.
+    pub output_hash: B256,
+    /// What it took.
+    pub usage: Usage,
+    /// How strongly the worker was confined.
+    pub confinement: Confinement,
+}
+
+/// What the validators approve once a result exists; M of these release an escrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Completion {
+    /// The request that is complete.
+    pub request_id: RequestId,
+    /// Struct hash of the [`Quote`].
+    pub quote: B256,
+    /// Struct hash of the [`InferenceResult`].
+    pub result: B256,
+    /// Who is paid for computing: the quote's node, or the one that took the task over from it.
+    pub compute: Address,
+}
+
+impl Completion {
+    /// The completion of `quote` by `result`.
+    pub fn new(quote: &Quote, result: &InferenceResult) -> Self {
+        Self { request_id: quote.request_id, quote: quote.struct_hash(), result: result.struct_hash(), compute: result.compute }
+    }
+}
+
+/// A gateway's seal over a finished request; see [`crate::Receipt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiptSeal {
+    /// The request.
+    pub request_id: RequestId,
+    /// Struct hash of the [`Quote`].
+    pub quote: B256,
+    /// Struct hash of the [`InferenceResult`].
+    pub result: B256,
+    /// [`crate::Certificate::hash`] of the preprocessing certificate.
+    pub preprocessing: B256,
+    /// [`crate::Certificate::hash`] of the completion certificate.
+    pub completion: B256,
+    /// The transaction that escrowed the payment.
+    pub payment_transaction: B256,
+    /// The transaction that paid it out.
+    pub settlement_transaction: B256,
+    /// When the gateway sealed it.
+    pub issued_at: UnixTime,
+}
+
+/// A client's permission to follow or cancel its own request. Request ids become public on chain; this keeps outputs private.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskAccess {
+    /// Whose request it is.
+    pub client: Address,
+    /// The client's request.
+    pub request_id: RequestId,
+}
+
+/// What a node does on the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum NodeRole {
+    /// Coordinates requests.
+    Gateway = 1,
+    /// Runs models.
+    Compute = 2,
+    /// Judges requests: a registry node with a key and an on-chain stake.
+    Validator = 3,
+}
+
+/// A node's announcement of itself. A newer sequence replaces an older record; a record is gone after `expires_at`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeRecord {
+    /// Who announces itself.
+    pub node: Address,
+    /// As what.
+    pub role: NodeRole,
+    /// In which subnet; zero for a node that serves all of them.
+    pub subnet: B256,
+    /// Where it is called, as a URL; empty for a compute node, which calls its gateways itself.
+    pub endpoint: String,
+    /// Digests of the models that it can run.
+    pub models: Vec<B256>,
+    /// How strongly it confines models.
+    pub confinement: Confinement,
+    /// Counts up with every record and heartbeat of this node.
+    pub sequence: u64,
+    /// When the record stops counting.
+    pub expires_at: UnixTime,
+}
+
+/// A node's sign of life between two records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Who lives.
+    pub node: Address,
+    /// Larger than that of the node's last record or heartbeat.
+    pub sequence: u64,
+    /// When it was sent, by the node's clock.
+    pub at: UnixTime,
+}
+
+/// A node's wish to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Departure {
+    /// Who leaves.
+    pub node: Address,
+    /// Larger than that of the node's last record or heartbeat.
+    pub sequence: u64,
+}
+
+/// A compute node's answer to a gateway's challenge: proves, freshly and to this gateway only, that it holds its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Attachment {
+    /// The compute node.
+    pub node: Address,
+    /// The gateway that it attaches to.
+    pub gateway: Address,
+    /// The gateway's random challenge.
+    pub challenge: B256,
+}
+
+/// One model that a subnet offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SubnetModel {
+    /// What people call it.
+    pub name: String,
+    /// SHA-256 of its manifest.
+    pub digest: B256,
+    /// What one request costs.
+    pub price: Amount,
+}
+
+/// A gateway's definition of its subnet: which models, at which price, and how payments are split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Subnet {
+    /// The gateway that defines it.
+    pub owner: Address,
+    /// Unique among its owner's subnets.
+    pub name: String,
+    /// What it offers.
+    pub models: Vec<SubnetModel>,
+    /// How payments are split.
+    pub split: Split,
+    /// A newer version replaces an older one.
+    pub version: u64,
+}
+
+impl Subnet {
+    /// The subnet's id: keccak256(abi.encode(owner, name)), so only its owner can define it.
+    pub fn id(&self) -> B256 {
+        keccak256((self.owner, self.name.as_str()).abi_encode_params())
+    }
+
+    /// The offered model with this digest.
+    pub fn model(&self, digest: &B256) -> Option<&SubnetModel> {
+        self.models.iter().find(|model| model.digest == *digest)
+    }
+}
+
+macro_rules! authored {
+    ($($message:ty => $field:ident),* $(,)?) => {$(
+        impl Authored for $message {
+            fn author(&self) -> Address {
+                self.$field
+            }
+        }
+    )*};
+}
+
+authored! {
+    InferenceRequest => client,
+    InferenceResult => compute,
+    NodeRecord => node,
+    Heartbeat => node,
+    Departure => node,
+    Attachment => node,
+    TaskAccess => client,
+    Subnet => owner,
+}

@@ -1,0 +1,167 @@
+//! The structs as Solidity defines them, and how each Rust message becomes one.
+
+use alloy_sol_types::SolStruct;
+
+/// Generated from the contracts' own source, so that the two sides cannot disagree about a field.
+#[allow(missing_docs, unreachable_pub, clippy::pedantic)]
+mod generated {
+    alloy_sol_types::sol!("../contracts/src/Messages.sol");
+}
+
+/// A message's Solidity face. Sealed: the set of messages is the protocol.
+#[allow(unreachable_pub)]
+pub trait ToSol {
+    #[doc(hidden)]
+    type Sol: SolStruct;
+    #[doc(hidden)]
+    fn to_sol(&self) -> Self::Sol;
+}
+
+impl ToSol for super::InferenceRequest {
+    type Sol = generated::InferenceRequest;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::InferenceRequest {
+            client: self.client,
+            subnet: self.subnet,
+            modelDigest: self.model_digest,
+            inputHash: self.input_hash,
+            parameters: self.parameters.clone(),
+            maxPrice: self.max_price.units(),
+            deadline: self.deadline,
+            nonce: self.nonce,
+        }
+    }
+}
+
+impl ToSol for super::Quote {
+    type Sol = generated::Quote;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Quote {
+            requestId: self.request_id,
+            client: self.client,
+            gateway: self.gateway,
+            compute: self.compute,
+            modelDigest: self.model_digest,
+            total: self.total.units(),
+            gatewayBps: self.split.gateway_bps,
+            validatorsBps: self.split.validators_bps,
+            treasuryBps: self.split.treasury_bps,
+            expiry: self.expiry,
+            trustRoot: self.trust_root,
+        }
+    }
+}
+
+impl ToSol for super::InferenceResult {
+    type Sol = generated::InferenceResult;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::InferenceResult {
+            requestId: self.request_id,
+            compute: self.compute,
+            modelDigest: self.model_digest,
+            inputHash: self.input_hash,
+            outputHash: self.output_hash,
+            inputUnits: self.usage.input_units,
+            outputUnits: self.usage.output_units,
+            durationMicros: self.usage.duration_micros,
+            confinement: self.confinement as u8,
+        }
+    }
+}
+
+impl ToSol for super::Completion {
+    type Sol = generated::Completion;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Completion { requestId: self.request_id, quote: self.quote, result: self.result, compute: self.compute }
+    }
+}
+
+impl ToSol for super::ReceiptSeal {
+    type Sol = generated::ReceiptSeal;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::ReceiptSeal {
+            requestId: self.request_id,
+            quote: self.quote,
+            result: self.result,
+            preprocessing: self.preprocessing,
+            completion: self.completion,
+            paymentTransaction: self.payment_transaction,
+            settlementTransaction: self.settlement_transaction,
+            issuedAt: self.issued_at,
+        }
+    }
+}
+
+impl ToSol for super::TaskAccess {
+    type Sol = generated::TaskAccess;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::TaskAccess { client: self.client, requestId: self.request_id }
+    }
+}
+
+impl ToSol for super::NodeRecord {
+    type Sol = generated::NodeRecord;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::NodeRecord {
+            node: self.node,
+            role: self.role as u8,
+            subnet: self.subnet,
+            endpoint: self.endpoint.clone(),
+            models: self.models.clone(),
+            confinement: self.confinement as u8,
+            sequence: self.sequence,
+            expiresAt: self.expires_at,
+        }
+    }
+}
+
+impl ToSol for super::Heartbeat {
+    type Sol = generated::Heartbeat;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Heartbeat { node: self.node, sequence: self.sequence, at: self.at }
+    }
+}
+
+impl ToSol for super::Departure {
+    type Sol = generated::Departure;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Departure { node: self.node, sequence: self.sequence }
+    }
+}
+
+impl ToSol for super::Attachment {
+    type Sol = generated::Attachment;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Attachment { node: self.node, gateway: self.gateway, challenge: self.challenge }
+    }
+}
+
+impl ToSol for super::Subnet {
+    type Sol = generated::Subnet;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Subnet {
+            owner: self.owner,
+            name: self.name.clone(),
+            models: self
+                .models
+                .iter()
+                .map(|model| generated::SubnetModel { name: model.name.clone(), digest: model.digest, price: model.price.units() })
+                .collect(),
+            gatewayBps: self.split.gateway_bps,
+            validatorsBps: self.split.validators_bps,
+            treasuryBps: self.split.treasury_bps,
+            version: self.version,
+        }
+    }
+}

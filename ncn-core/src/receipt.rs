@@ -1,0 +1,202 @@
+//! The proof of a paid inference, checkable by anyone, offline, for ever.
+
+use alloy_primitives::{Address, B256};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Certificate, CertificateError, Completion, InferenceRequest, InferenceResult, Message as _, PaymentTree, Quote, ReceiptSeal,
+    RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values, payment::SplitError, trust::TrustRootError,
+};
+
+/// The version that this code writes and reads.
+pub const VERSION: u32 = 1;
+/// The most bytes that a receipt's JSON may have; a real one has about 10,000.
+pub const MAX_RECEIPT_BYTES: usize = 1 << 20;
+
+/// Who ordered what from whom, what came out, who approved it, and who was paid for it.
+///
+/// [`Receipt::verify`] recomputes everything that can be recomputed and checks every signature; a receipt in which any field was
+/// changed does not pass. Outputs are not in it, only their hash: see [`Receipt::matches_output`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Receipt {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The network that the receipt says it is from. The quote binds its hash.
+    pub trust_root: TrustRoot,
+    /// The client's signed order.
+    pub request: Signed<InferenceRequest>,
+    /// What was approved and paid.
+    pub quote: Quote,
+    /// The validators' approval of the quote.
+    pub preprocessing: Certificate,
+    /// The transaction that escrowed the payment.
+    pub payment_transaction: B256,
+    /// The compute node's signed result.
+    pub result: Signed<InferenceResult>,
+    /// The validators' approval of the result.
+    pub completion: Certificate,
+    /// The transaction that paid everyone.
+    pub settlement_transaction: B256,
+    /// Who was paid what.
+    pub payments: PaymentTree,
+    /// When the gateway sealed it.
+    pub issued_at: UnixTime,
+    /// The gateway's signature over all of it.
+    pub seal: Signature,
+}
+
+/// Which check a receipt failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiptError {
+    /// No receipt at all.
+    #[error("format: {0}")]
+    Format(String),
+    /// From a later version of the protocol.
+    #[error("version: {0} is not {VERSION}: use a newer program")]
+    Version(u32),
+    /// The stated network is no network.
+    #[error("trustRoot: {0}")]
+    InvalidTrustRoot(#[from] TrustRootError),
+    /// Another network than the one that is trusted.
+    #[error("trustRoot: the receipt is of network {stated}, not of the trusted {trusted}")]
+    UntrustedRoot {
+        /// The hash of the receipt's.
+        stated: B256,
+        /// The hash of the trusted one.
+        trusted: B256,
+    },
+    /// Two parts contradict each other.
+    #[error("{0}")]
+    Mismatch(&'static str),
+    /// A party did not sign what the receipt says.
+    #[error("{part}: {error}")]
+    Signature {
+        /// Whose.
+        part: &'static str,
+        /// What is wrong with it.
+        error: SignatureError,
+    },
+    /// Too few validators approved, or the wrong ones.
+    #[error("{phase}: {error}")]
+    Certificate {
+        /// Preprocessing or completion.
+        phase: &'static str,
+        /// What is wrong with it.
+        error: CertificateError,
+    },
+    /// The payments are not what quote and approvals lead to.
+    #[error("payments: {0}")]
+    Payments(String),
+}
+
+impl From<SplitError> for ReceiptError {
+    fn from(error: SplitError) -> Self {
+        Self::Payments(error.to_string())
+    }
+}
+
+impl Receipt {
+    /// Reads a receipt's JSON. Says nothing about its worth: see [`Receipt::verify`].
+    pub fn from_json(json: &[u8]) -> Result<Self, ReceiptError> {
+        if json.len() > MAX_RECEIPT_BYTES {
+            return Err(ReceiptError::Format(format!("{} bytes, a receipt has at most {MAX_RECEIPT_BYTES}", json.len())));
+        }
+        serde_json::from_slice(json).map_err(|error| ReceiptError::Format(error.to_string()))
+    }
+
+    /// The receipt as indented JSON.
+    pub fn to_json(&self) -> String {
+        // A receipt holds only strings, integers and lists of them: writing it as JSON cannot fail.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// The id of the request that it proves.
+    pub const fn request_id(&self) -> RequestId {
+        self.quote.request_id
+    }
+
+    /// What the gateway signs.
+    pub fn sealed(&self) -> ReceiptSeal {
+        ReceiptSeal {
+            request_id: self.quote.request_id,
+            quote: self.quote.struct_hash(),
+            result: self.result.message.struct_hash(),
+            preprocessing: self.preprocessing.hash(),
+            completion: self.completion.hash(),
+            payment_transaction: self.payment_transaction,
+            settlement_transaction: self.settlement_transaction,
+            issued_at: self.issued_at,
+        }
+    }
+
+    /// Checks the receipt against the network that the caller trusts.
+    pub fn verify(&self, trust: &TrustRoot) -> Result<(), ReceiptError> {
+        if self.trust_root != *trust {
+            return Err(ReceiptError::UntrustedRoot { stated: self.trust_root.hash(), trusted: trust.hash() });
+        }
+        self.verify_as_stated()
+    }
+
+    /// Checks the receipt against the network that it states itself. That proves that those validators approved it; whether they
+    /// are the ones to trust, the caller decides by [`TrustRoot::hash`].
+    pub fn verify_as_stated(&self) -> Result<(), ReceiptError> {
+        if self.version != VERSION {
+            return Err(ReceiptError::Version(self.version));
+        }
+        let trust = &self.trust_root;
+        trust.validate()?;
+        self.check_consistency()?;
+
+        let domain = &trust.domain;
+        let signature = |part| move |error| ReceiptError::Signature { part, error };
+        let order_digest = self.request.verify(domain).map_err(signature("request.signature"))?;
+        if order_digest != self.quote.request_id {
+            return Err(ReceiptError::Mismatch("quote.requestId: is not the request's digest"));
+        }
+        self.result.verify(domain).map_err(signature("result.signature"))?;
+        self.seal.verify(&self.sealed().digest(domain), self.quote.gateway).map_err(signature("seal"))?;
+
+        let certificate = |phase| move |error| ReceiptError::Certificate { phase, error };
+        let request_id = self.quote.request_id;
+        self.preprocessing.verify(&self.quote.digest(domain), &request_id, trust).map_err(certificate("preprocessing"))?;
+        let completion = Completion::new(&self.quote, &self.result.message);
+        self.completion.verify(&completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
+
+        let paid = PaymentTree::new(&self.quote, completion.compute, &self.completion.validators(), trust.treasury)?;
+        if paid != self.payments {
+            return Err(ReceiptError::Payments("are not what the quote and the completion's approvals lead to".into()));
+        }
+        Ok(())
+    }
+
+    /// Do the order, the quote and the result speak of the same thing?
+    fn check_consistency(&self) -> Result<(), ReceiptError> {
+        let (order, quote, result) = (&self.request.message, &self.quote, &self.result.message);
+        let checks = [
+            (quote.trust_root == self.trust_root.hash(), "quote.trustRoot: is another network's"),
+            (quote.client == order.client, "quote.client: is not the request's client"),
+            (quote.model_digest == order.model_digest, "quote.modelDigest: is another model"),
+            (quote.total <= order.max_price, "quote.total: is more than the client's maxPrice"),
+            (quote.expiry <= order.deadline, "quote.expiry: is after the client's deadline"),
+            (result.request_id == quote.request_id, "result.requestId: is another request"),
+            (result.model_digest == order.model_digest, "result.modelDigest: another model was run"),
+            (result.input_hash == order.input_hash, "result.inputHash: it was run on another input"),
+        ];
+        match checks.into_iter().find(|(good, _)| !good) {
+            Some((_, problem)) => Err(ReceiptError::Mismatch(problem)),
+            None => Ok(()),
+        }
+    }
+
+    /// True when `output` is the output that this receipt proves.
+    pub fn matches_output(&self, output: &Values) -> bool {
+        output.hash() == self.result.message.output_hash
+    }
+
+    /// Who computed.
+    pub const fn compute(&self) -> Address {
+        self.result.message.compute
+    }
+}

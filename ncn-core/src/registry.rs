@@ -1,0 +1,174 @@
+//! The port to the P2P registry: who is on the network, and the validators' word.
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Approval, Certificate, Departure, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole, Quote, SignatureError,
+    Signed, Subnet,
+};
+
+/// Which nodes to find. Every field that is set narrows the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeQuery {
+    /// What they do.
+    pub role: Option<NodeRole>,
+    /// Where: in this subnet, or in all of them.
+    pub subnet: Option<B256>,
+    /// A model that they run.
+    pub model: Option<B256>,
+    /// One node alone.
+    pub node: Option<Address>,
+}
+
+/// What validators are shown to judge a quote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreprocessingRequest {
+    /// The client's order.
+    pub request: Signed<InferenceRequest>,
+    /// What the gateway makes of it.
+    pub quote: Quote,
+}
+
+/// What validators are shown to judge a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompletionRequest {
+    /// The client's order.
+    pub request: Signed<InferenceRequest>,
+    /// What was approved and paid.
+    pub quote: Quote,
+    /// What the compute node says it ran.
+    pub result: Signed<InferenceResult>,
+}
+
+/// Why the registry does not answer, or a validator does not approve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// A record, heartbeat or question that makes no sense or is not signed by whom it names.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// What is wrong.
+        field: String,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// An older record, heartbeat or departure than one already seen.
+    #[error("sequence: {given} is not newer than {known}: count on from there")]
+    Stale {
+        /// What was sent.
+        given: u64,
+        /// What is known.
+        known: u64,
+    },
+    /// Not on the network.
+    #[error("node {0} is not registered: register it first")]
+    UnknownNode(Address),
+    /// No such subnet.
+    #[error("subnet {0} is not registered: its gateway has to register it first")]
+    UnknownSubnet(B256),
+    /// A validator says no.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Fewer than M validators approved.
+    #[error("{have} of {need} approvals: {reasons}")]
+    TooFewApprovals {
+        /// How many did.
+        have: usize,
+        /// How many it takes.
+        need: usize,
+        /// Why the others did not.
+        reasons: String,
+    },
+    /// Full, or asked too often.
+    #[error("the registry is full: {0}")]
+    Overloaded(String),
+    /// It does not answer.
+    #[error("the registry is unreachable: {0}")]
+    Unreachable(String),
+    /// Its answer makes no sense.
+    #[error("the registry's answer is malformed: {0}")]
+    Malformed(String),
+}
+
+impl RegistryError {
+    /// True when the same call may succeed on another try or at another registry node.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Overloaded(_) | Self::Unreachable(_) | Self::TooFewApprovals { .. })
+    }
+
+    /// A message that can never be accepted as it is.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+}
+
+impl From<SignatureError> for RegistryError {
+    /// A validator's key that cannot be used: somebody else's may.
+    fn from(error: SignatureError) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+/// The P2P registry. A registry node implements it, and so does its client.
+///
+/// # For the implementer
+/// - Records, heartbeats and departures count only with their node's signature and a sequence newer than any seen from it.
+///   The identical record again is accepted: a lost answer must be repeatable.
+/// - `discover` returns live nodes only: the record has not expired, and record or heartbeat is no older than the liveness window.
+/// - `preprocessing` and `completion` ask the request's committee in parallel and return at the Mth good approval; what they
+///   return passes [`Certificate::verify`]. They hold no state: asking again is harmless.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// Announces a node.
+    async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError>;
+
+    /// Keeps a node alive.
+    async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError>;
+
+    /// Takes a node off the network.
+    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError>;
+
+    /// The live nodes that fit, in no particular order.
+    async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError>;
+
+    /// Defines a subnet, or a newer version of it.
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError>;
+
+    /// A subnet's definition.
+    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError>;
+
+    /// M of N validators approve a quote before it is paid.
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError>;
+
+    /// M of N validators approve a result before it is paid out.
+    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError>;
+}
+
+/// Conveniences on every [`Registry`].
+#[async_trait]
+pub trait RegistryExt: Registry {
+    /// The live record of one node.
+    async fn node(&self, node: Address) -> Result<Signed<NodeRecord>, RegistryError> {
+        let query = NodeQuery { node: Some(node), ..NodeQuery::default() };
+        self.discover(query).await?.into_iter().next().ok_or(RegistryError::UnknownNode(node))
+    }
+}
+
+impl<R: Registry + ?Sized> RegistryExt for R {}
+
+/// One validator: a registry node with a key and an on-chain stake. The node implements it, and so does its client.
+///
+/// An approval is a signature over the digest of the quote, or of the completion, and nothing else.
+#[async_trait]
+pub trait Validator: Send + Sync {
+    /// Who this is.
+    fn address(&self) -> Address;
+
+    /// Approves a quote, or says why not.
+    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError>;
+
+    /// Approves a result, or says why not.
+    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError>;
+}

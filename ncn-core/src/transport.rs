@@ -1,0 +1,169 @@
+//! The port between a client and one gateway.
+
+use std::time::Duration;
+
+use alloy_primitives::B256;
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Amount, InferenceRequest, Model, RequestId, Signed, SubnetModel, TaskAccess, TaskStatus, TaskUpdate, Values,
+    model::ManifestError,
+};
+
+/// A signed order and what to run on.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// The order.
+    pub request: Signed<InferenceRequest>,
+    /// Hashes to the order's `input_hash`.
+    pub inputs: Values,
+}
+
+/// A client's hint that it has paid. The gateway believes the chain, not the hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PaymentConfirmation {
+    /// For which request.
+    pub request_id: RequestId,
+    /// The transaction that escrowed the payment.
+    pub transaction: B256,
+}
+
+/// A model that the gateway offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The manifest: what it takes and gives.
+    pub model: Model,
+    /// The subnet it is offered in.
+    pub subnet: B256,
+    /// What a request costs there.
+    pub price: Amount,
+}
+
+impl ModelInfo {
+    /// The offer of a subnet's model whose manifest is `manifest`.
+    pub fn new(subnet: B256, listed: &SubnetModel, manifest: impl Into<bytes::Bytes>) -> Result<Self, ManifestError> {
+        Ok(Self { model: Model::parse(manifest)?, subnet, price: listed.price })
+    }
+}
+
+/// News of a request: from its beginning, in order, ending after a [`TaskUpdate::is_last`].
+pub type Updates = BoxStream<'static, Result<TaskUpdate, TransportError>>;
+
+/// Why a gateway, or the way to it, does not serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The request can never be served as it is.
+    #[error("{field}: {problem}")]
+    InvalidRequest {
+        /// What is wrong.
+        field: String,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// No such model here.
+    #[error("model {0} is not offered by this gateway: ask it for its models")]
+    UnknownModel(B256),
+    /// No such request here.
+    #[error("request {0} is not known to this gateway")]
+    UnknownTask(RequestId),
+    /// Somebody else's request.
+    #[error("not authorised: {0}")]
+    Unauthorised(String),
+    /// The request ended before it could be paid.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Too much to do.
+    #[error("the gateway is busy: try again in {} ms", retry_after.as_millis())]
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The gateway does not answer.
+    #[error("gateway {endpoint} is unreachable: {problem}")]
+    Unreachable {
+        /// Who was called.
+        endpoint: String,
+        /// What happened, and what to do.
+        problem: String,
+    },
+    /// The gateway's answer makes no sense.
+    #[error("the gateway's answer is malformed: {0}")]
+    Malformed(String),
+    /// The gateway failed.
+    #[error("the gateway failed: {0}")]
+    Internal(String),
+}
+
+impl TransportError {
+    /// True when the same call may succeed on another try or at another gateway.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Overloaded { .. } | Self::Unreachable { .. } | Self::Internal(_))
+    }
+
+    /// A request that can never be served as it is.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidRequest { field: field.into(), problem: problem.into() }
+    }
+}
+
+/// A client's way to one gateway. The gateway itself implements it, and so does the client of each wire.
+///
+/// # For the user
+/// 1. [`submit`](Self::submit) a signed order; the status that comes back says what to pay ([`TaskStatus::quote`]).
+/// 2. Pay on chain, then [`confirm_payment`](Self::confirm_payment) so that the gateway need not discover the payment by itself.
+/// 3. Follow [`updates`](Self::updates) until the last one, and verify its receipt.
+///
+/// Everything may be called again: the same order is the same request, the same confirmation is the same payment, and updates
+/// start from the beginning each time.
+///
+/// # For the implementer
+/// - `submit` returns once the request can be paid or has ended, and refuses whatever could be refused later for the same reason:
+///   after it has given a quote, only the network's failure may keep the client from a result.
+/// - `updates` and `cancel` check that the signer of the access is the request's client.
+/// - `cancel` of a request that is already paid leads to a refund or to the result, never to both.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Places an order.
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError>;
+
+    /// Says that the order is paid.
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError>;
+
+    /// Follows an order.
+    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError>;
+
+    /// Where an order is. Holds no output, so it needs no signature.
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError>;
+
+    /// Withdraws an order.
+    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError>;
+
+    /// What the gateway offers.
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError>;
+}
+
+/// Conveniences on every [`Transport`].
+#[async_trait]
+pub trait TransportExt: Transport {
+    /// The offered model with this name.
+    async fn model_named(&self, name: &str) -> Result<Option<ModelInfo>, TransportError> {
+        Ok(self.models().await?.into_iter().find(|info| info.model.manifest().name == name))
+    }
+
+    /// The last update of an order: its result or why there is none.
+    async fn last_update(&self, access: Signed<TaskAccess>) -> Result<TaskUpdate, TransportError> {
+        let mut updates = self.updates(access).await?;
+        while let Some(update) = updates.next().await {
+            let update = update?;
+            if update.is_last() {
+                return Ok(update);
+            }
+        }
+        Err(TransportError::Malformed("the updates broke off".into()))
+    }
+}
+
+impl<T: Transport + ?Sized> TransportExt for T {}

@@ -1,0 +1,133 @@
+//! What a validator checks, as pure functions: every implementation of a validator judges alike.
+
+use std::num::NonZeroU64;
+
+use alloy_primitives::Address;
+
+use crate::{
+    CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet,
+    TrustRoot, UnixTime,
+};
+
+/// The longest that an escrow may be locked, which the contract enforces too.
+pub const MAX_ESCROW_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// The most bytes that a request's parameters may have.
+pub const MAX_PARAMETERS: usize = 16 << 10;
+
+/// What a validator knows when it judges.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The network.
+    pub trust: &'a TrustRoot,
+    /// The subnet of the request.
+    pub subnet: &'a Subnet,
+    /// The live record of the compute node.
+    pub compute: &'a NodeRecord,
+    /// The time.
+    pub now: UnixTime,
+}
+
+fn refuse(reason: impl Into<String>) -> Result<(), RegistryError> {
+    Err(RegistryError::Refused(reason.into()))
+}
+
+/// Judges a quote: price, node, liveness, subnet, split and times. The client's signature is checked here.
+pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+    let PreprocessingRequest { request: order, quote } = request;
+    if order.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("request: {error}")))? != quote.request_id {
+        return refuse("quote.requestId: is not the request's digest");
+    }
+    terms(&order.message, quote, facts)?;
+    if facts.now >= quote.expiry {
+        return refuse("quote.expiry: is in the past");
+    }
+    if quote.expiry - facts.now > MAX_ESCROW_SECONDS {
+        return refuse("quote.expiry: is more than a week away");
+    }
+    if quote.compute != facts.compute.node {
+        return refuse("quote.compute: is not the node whose record was found");
+    }
+    able(quote, facts)
+}
+
+/// Judges a result: the compute node's signature, and that every digest is the order's. Payment is the chain's to confirm: the
+/// caller compares [`crate::EscrowState`].
+pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+    let CompletionRequest { request: order, quote, result } = request;
+    let order = &order.message;
+    // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
+    if order.digest(&facts.trust.domain) != quote.request_id {
+        return refuse("quote.requestId: is not the request's digest");
+    }
+    terms(order, quote, facts)?;
+    result.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
+    let result = &result.message;
+    let checks = [
+        (result.request_id == quote.request_id, "result.requestId: is another request"),
+        (result.model_digest == order.model_digest, "result.modelDigest: another model was run"),
+        (result.input_hash == order.input_hash, "result.inputHash: it was run on another input"),
+        (result.compute == facts.compute.node, "result.compute: is not the node whose record was found"),
+        (result.confinement <= facts.compute.confinement, "result.confinement: is more than the node's record says"),
+    ];
+    if let Some((_, reason)) = checks.iter().find(|(good, _)| !good) {
+        return refuse(*reason);
+    }
+    able(quote, facts)
+}
+
+/// Do order and quote agree with each other, the subnet and the network?
+fn terms(order: &InferenceRequest, quote: &Quote, facts: &Facts<'_>) -> Result<(), RegistryError> {
+    let subnet = facts.subnet;
+    let Some(listed) = subnet.model(&order.model_digest) else {
+        return refuse("request.modelDigest: the subnet does not offer this model");
+    };
+    let checks = [
+        (order.subnet == subnet.id(), "request.subnet: is another subnet"),
+        (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),
+        (quote.client == order.client, "quote.client: is not the request's client"),
+        (quote.model_digest == order.model_digest, "quote.modelDigest: is another model"),
+        (quote.total == listed.price, "quote.total: is not the subnet's price"),
+        (quote.total <= order.max_price, "quote.total: is more than the client's maxPrice"),
+        (!quote.total.is_zero(), "quote.total: is zero"),
+        (quote.split == subnet.split && quote.split.is_valid(), "quote.split: is not the subnet's"),
+        (quote.trust_root == facts.trust.hash(), "quote.trustRoot: is not the network's current one"),
+        (quote.expiry <= order.deadline, "quote.expiry: is after the client's deadline"),
+    ];
+    match checks.iter().find(|(good, _)| !good) {
+        Some((_, reason)) => refuse(*reason),
+        None => Ok(()),
+    }
+}
+
+/// Is the compute node alive, in the subnet, and in possession of the model?
+fn able(quote: &Quote, facts: &Facts<'_>) -> Result<(), RegistryError> {
+    let record = facts.compute;
+    let checks = [
+        (record.role == NodeRole::Compute, "compute: is no compute node"),
+        (record.subnet == facts.subnet.id(), "compute: is in another subnet"),
+        (record.models.contains(&quote.model_digest), "compute: does not have the model"),
+        (record.expires_at >= facts.now, "compute: its record has expired"),
+    ];
+    match checks.iter().find(|(good, _)| !good) {
+        Some((_, reason)) => refuse(*reason),
+        None => Ok(()),
+    }
+}
+
+/// Checks an order's own fields, without a look at the network. Returns how many seconds are left until its deadline.
+pub fn order(order: &InferenceRequest, now: UnixTime) -> Result<NonZeroU64, (&'static str, String)> {
+    if order.client == Address::ZERO {
+        return Err(("request.client", "is zero: name the account that pays".into()));
+    }
+    if order.parameters.len() > MAX_PARAMETERS {
+        return Err(("request.parameters", format!("has {} bytes, at most {MAX_PARAMETERS} are taken", order.parameters.len())));
+    }
+    if !serde_json::from_str::<serde_json::Value>(&order.parameters).is_ok_and(|parameters| parameters.is_object()) {
+        return Err(("request.parameters", "is no JSON object: write {} for none".into()));
+    }
+    order
+        .deadline
+        .checked_sub(now)
+        .and_then(NonZeroU64::new)
+        .ok_or_else(|| ("request.deadline", format!("{} is not after the current time {now}", order.deadline)))
+}

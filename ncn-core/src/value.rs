@@ -1,0 +1,230 @@
+//! What goes into a model and what comes out of it: named values.
+
+use std::collections::BTreeMap;
+
+use alloy_primitives::B256;
+use bytes::Bytes;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::{DataType, Tensor};
+
+/// One input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Value {
+    /// Numbers.
+    Tensor(Tensor),
+    /// Text, such as a prompt or a label.
+    Text(String),
+    /// A file, such as an image, in the form that its media type names.
+    File {
+        /// For example `image/png`.
+        media_type: String,
+        /// The file's bytes.
+        data: Bytes,
+    },
+}
+
+impl Value {
+    /// A PNG image.
+    pub fn png(data: impl Into<Bytes>) -> Self {
+        Self::File { media_type: "image/png".into(), data: data.into() }
+    }
+
+    /// The text, when this is one.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The tensor, when this is one.
+    pub const fn as_tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Tensor(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// How many bytes of payload it holds.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Tensor(tensor) => tensor.data().len(),
+            Self::Text(text) => text.len(),
+            Self::File { data, .. } => data.len(),
+        }
+    }
+}
+
+impl From<Tensor> for Value {
+    fn from(tensor: Tensor) -> Self {
+        Self::Tensor(tensor)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+/// Named values, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Values(BTreeMap<String, Value>);
+
+impl Values {
+    /// No values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value with this name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
+    /// The text with this name.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.get(name)?.as_text()
+    }
+
+    /// Adds a value; one of the same name is replaced and returned.
+    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
+        self.0.insert(name.into(), value.into())
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many bytes of payload they hold.
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.size()).sum()
+    }
+
+    /// SHA-256 of the values' one canonical encoding: `ncn.values.v1`, the count, and for each value, by name, its name, a tag and
+    /// its parts. Every variable part is preceded by its length, every integer is a little-endian u64, so no two sets of values
+    /// share an encoding. Hashed as it is made: payloads are not copied.
+    pub fn hash(&self) -> B256 {
+        let mut hasher = Sha256::new();
+        let number = |hasher: &mut Sha256, n: usize| hasher.update((n as u64).to_le_bytes());
+        let part = |hasher: &mut Sha256, bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        hasher.update(b"ncn.values.v1");
+        number(&mut hasher, self.0.len());
+        for (name, value) in &self.0 {
+            part(&mut hasher, name.as_bytes());
+            match value {
+                Value::Tensor(tensor) => {
+                    hasher.update([1, tensor.data_type() as u8]);
+                    number(&mut hasher, tensor.shape().len());
+                    for dimension in tensor.shape() {
+                        number(&mut hasher, *dimension);
+                    }
+                    part(&mut hasher, tensor.data());
+                }
+                Value::Text(text) => {
+                    hasher.update([2]);
+                    part(&mut hasher, text.as_bytes());
+                }
+                Value::File { media_type, data } => {
+                    hasher.update([3]);
+                    part(&mut hasher, media_type.as_bytes());
+                    part(&mut hasher, data);
+                }
+            }
+        }
+        B256::new(hasher.finalize().into())
+    }
+
+    /// As JSON, for people and scripts: texts as strings, tensors as `{dtype, shape, data}`, files as `{media_type, bytes}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let value = |value: &Value| match value {
+            Value::Text(text) => json!(text),
+            Value::File { media_type, data } => json!({ "media_type": media_type, "bytes": data.len() }),
+            Value::Tensor(tensor) => {
+                json!({ "dtype": tensor.data_type(), "shape": tensor.shape(), "data": elements(tensor) })
+            }
+        };
+        self.0.iter().map(|(name, item)| (name.clone(), value(item))).collect::<serde_json::Map<_, _>>().into()
+    }
+}
+
+fn elements(tensor: &Tensor) -> serde_json::Value {
+    match tensor.data_type() {
+        DataType::F32 => json!(tensor.to_f32().unwrap_or_default()),
+        DataType::I32 => json!(tensor.to_i32().unwrap_or_default()),
+        DataType::I64 => json!(tensor.to_i64().unwrap_or_default()),
+        DataType::I8 => json!(tensor.data().iter().map(|byte| byte.cast_signed()).collect::<Vec<_>>()),
+        DataType::Bool | DataType::U8 => json!(tensor.data().to_vec()),
+    }
+}
+
+impl<N: Into<String>, V: Into<Value>> FromIterator<(N, V)> for Values {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(values: I) -> Self {
+        Self(values.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl Extend<(String, Value)> for Values {
+    fn extend<I: IntoIterator<Item = (String, Value)>>(&mut self, values: I) {
+        self.0.extend(values);
+    }
+}
+
+impl IntoIterator for Values {
+    type Item = (String, Value);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Value>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<N: Into<String>, V: Into<Value>, const COUNT: usize> From<[(N, V); COUNT]> for Values {
+    fn from(values: [(N, V); COUNT]) -> Self {
+        values.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_values_have_different_hashes() {
+        let tensor = |shape: Vec<usize>| Value::Tensor(Tensor::new(DataType::U8, shape, vec![1, 2, 3, 4]).unwrap());
+        let signed = Tensor::new(DataType::I8, vec![4], vec![1, 2, 3, 4]).unwrap();
+        let sets = [
+            Values::new(),
+            Values::from([("a", tensor(vec![4]))]),
+            Values::from([("a", tensor(vec![2, 2]))]),
+            Values::from([("b", tensor(vec![4]))]),
+            Values::from([("a", signed)]),
+            Values::from([("a", "text")]),
+            Values::from([("at", "ext")]),
+            Values::from([("a", "te"), ("b", "xt")]),
+            Values::from([("a", Value::png(&b"text"[..]))]),
+        ];
+        let mut hashes: Vec<_> = sets.iter().map(Values::hash).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), sets.len());
+        assert_eq!(sets[7].hash(), Values::from([("b", "xt"), ("a", "te")]).hash(), "the order of insertion does not matter");
+    }
+}
