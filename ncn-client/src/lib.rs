@@ -1,1 +1,29 @@
-//! x
+//! The NCN SDK for dApps: send an inference request, pay for exactly what is delivered, hold a receipt that anyone can check.
+//!
+//! [`Client`] does a whole request: it checks the input against the model's manifest, submits the signed order, checks the quote
+//! and the validators' approval, pays, follows the work, and verifies the receipt before it hands the output over.
+//!
+//! ```no_run
+//! # async fn run(ledger: std::sync::Arc<dyn ncn_client::core::PaymentLedger>, key: ncn_client::core::DynSigner)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! use ncn_client::{Client, core::Value};
+//!
+//! let client = Client::builder().gateway("http://127.0.0.1:50051").ledger(ledger).signer(key).build()?;
+//! let answer = client.infer("digits", [("image", Value::png(std::fs::read("7.png")?))]).await?;
+//! println!("{:?}, paid {}", answer.output.text("label"), answer.receipt.payments.total);
+//! # Ok(()) }
+//! ```
+//!
+//! [`grpc`] has the clients of gateways, registries and validators, [`evm`] the ledger on an EVM chain, [`wire`] and [`proto`]
+//! what travels between them.
+
+mod client;
+mod error;
+pub mod evm;
+pub mod grpc;
+pub mod proto;
+pub mod wire;
+
+pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted};
+pub use error::ClientError;
+pub use ncn_core as core;

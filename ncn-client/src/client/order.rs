@@ -1,0 +1,50 @@
+use std::time::Duration;
+
+use ncn_core::{Amount, B256, Values};
+
+/// What to run, on what, and on which terms.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub(super) model: String,
+    pub(super) inputs: Values,
+    pub(super) parameters: String,
+    pub(super) max_price: Option<Amount>,
+    pub(super) patience: Option<Duration>,
+    pub(super) nonce: Option<B256>,
+}
+
+impl Order {
+    /// Runs the model of this name on these inputs.
+    pub fn new(model: &str, inputs: impl Into<Values>) -> Self {
+        let (model, inputs) = (model.into(), inputs.into());
+        Self { model, inputs, parameters: "{}".into(), max_price: None, patience: None, nonce: None }
+    }
+
+    /// The model's parameters, a JSON object. None by default.
+    #[must_use]
+    pub fn parameters(mut self, json: impl Into<String>) -> Self {
+        self.parameters = json.into();
+        self
+    }
+
+    /// The most to pay. The listed price by default.
+    #[must_use]
+    pub const fn max_price(mut self, limit: Amount) -> Self {
+        self.max_price = Some(limit);
+        self
+    }
+
+    /// How long to wait for the answer; the payment can be held no longer. The client's by default.
+    #[must_use]
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// What makes the order different from an equal one. Random by default: set it to have a repeated call be the same request.
+    #[must_use]
+    pub const fn nonce(mut self, nonce: B256) -> Self {
+        self.nonce = Some(nonce);
+        self
+    }
+}

@@ -1,0 +1,94 @@
+//! What can go wrong for a dApp.
+
+use ncn_core::{Amount, B256, InputError, LedgerError, SignatureError, TransportError};
+
+/// Why there is no answer. Each says whether money has moved: see [`ClientError::is_paid`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The client is not set up.
+    #[error("{setting}: {problem}")]
+    Configuration {
+        /// What of it.
+        setting: &'static str,
+        /// What to do.
+        problem: String,
+    },
+    /// The model does not take this input.
+    #[error("input {0}")]
+    Input(#[from] InputError),
+    /// The gateway does not offer this model.
+    #[error("model `{name}` is not offered here; offered: {offered}")]
+    UnknownModel {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        offered: String,
+    },
+    /// It costs more than the order allows.
+    #[error("price: {price} is more than the order's limit of {limit}")]
+    TooExpensive {
+        /// What it costs.
+        price: Amount,
+        /// What the order allows.
+        limit: Amount,
+    },
+    /// The gateway, or the way to it, does not serve.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The chain does not do what it was asked.
+    #[error("payment: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The client's key cannot be used.
+    #[error("key: {0}")]
+    Signer(#[from] SignatureError),
+    /// The gateway asks for something else than was ordered and approved. Nothing was paid.
+    #[error("the quote was rejected, nothing was paid: {0}")]
+    QuoteRejected(String),
+    /// The network did not take the order. Nothing was paid.
+    #[error("the request was not served, nothing was paid: {0}")]
+    Refused(String),
+    /// The network failed after the payment; the client has its money back.
+    #[error("the request failed and the payment was refunded (transaction {transaction}): {reason}")]
+    Refunded {
+        /// The refund.
+        transaction: B256,
+        /// Why it came to that.
+        reason: String,
+    },
+    /// The network failed after the payment, and the refund is not there yet: it can be had once the quote has expired.
+    #[error("the request failed and the payment is not back yet: {0}")]
+    NotRefunded(String),
+    /// What was delivered does not prove itself. The output is withheld.
+    #[error("the receipt was rejected and the output withheld: {0}")]
+    ReceiptRejected(String),
+}
+
+impl ClientError {
+    /// True when the client's money has been paid out or is still held; false when it never left or is back.
+    pub const fn is_paid(&self) -> bool {
+        matches!(self, Self::NotRefunded(_) | Self::ReceiptRejected(_))
+    }
+
+    /// True when the same order may succeed on another try.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Transport(error) => error.is_retryable(),
+            Self::Ledger(error) => error.is_retryable(),
+            Self::Refunded { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// True when the caller has to change what it asks for; nothing was sent or paid.
+    pub const fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Configuration { .. }
+                | Self::Input(_)
+                | Self::UnknownModel { .. }
+                | Self::TooExpensive { .. }
+                | Self::Transport(TransportError::InvalidRequest { .. } | TransportError::UnknownModel(_))
+        )
+    }
+}

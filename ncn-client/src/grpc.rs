@@ -1,0 +1,47 @@
+//! The ports over gRPC: each client here implements the trait that the role behind it implements.
+
+mod registry;
+mod transport;
+mod validator;
+
+use std::time::Duration;
+
+pub use registry::GrpcRegistry;
+use tonic::transport::{Channel, Endpoint};
+pub use transport::GrpcTransport;
+pub use validator::GrpcValidator;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take that is answered at once; streams are not bound by it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An address that cannot be called.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{url}` is not a URL to call: write http://HOST:PORT")]
+pub struct EndpointError {
+    /// What was given.
+    pub url: String,
+}
+
+/// A connection that is made when it is first used, and again when it breaks.
+pub fn channel(url: &str) -> Result<Channel, EndpointError> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok();
+    let endpoint = endpoint.filter(|endpoint| endpoint.uri().scheme_str() == Some("http") && endpoint.uri().host().is_some());
+    let endpoint = endpoint.ok_or_else(|| EndpointError { url: url.chars().take(256).collect() })?;
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .connect_lazy())
+}
+
+/// A request that gives up after [`CALL_TIMEOUT`], here and on the server.
+fn bounded<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}

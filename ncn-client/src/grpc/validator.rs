@@ -1,0 +1,37 @@
+use async_trait::async_trait;
+use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, RegistryError, Validator};
+use tonic::transport::Channel;
+
+use super::{EndpointError, bounded, channel};
+use crate::{proto::validator_service_client::ValidatorServiceClient, wire};
+
+/// One validator, called over gRPC.
+#[derive(Clone, Debug)]
+pub struct GrpcValidator {
+    address: Address,
+    client: ValidatorServiceClient<Channel>,
+}
+
+impl GrpcValidator {
+    /// The validator `address` at this URL. It is called when it is first used.
+    pub fn new(address: Address, url: &str) -> Result<Self, EndpointError> {
+        Ok(Self { address, client: ValidatorServiceClient::new(channel(url)?) })
+    }
+}
+
+#[async_trait]
+impl Validator for GrpcValidator {
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
+        let reply = self.client.clone().approve_preprocessing(bounded(request.clone().into())).await;
+        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+    }
+
+    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+        let reply = self.client.clone().approve_completion(bounded(request.clone().into())).await;
+        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+    }
+}

@@ -1,0 +1,69 @@
+//! Between the core's types and the messages on the wire. What arrives is checked field by field; an error names the field.
+
+mod error;
+mod gateway;
+mod registry;
+mod types;
+
+pub use error::{RemoteError, from_status, to_status};
+use ncn_core::{Address, Amount, B256, Signature};
+use prost::bytes::Bytes;
+pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
+
+/// The most bytes that one message may have.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// A message that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct WireError {
+    /// Which field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl WireError {
+    /// A field that makes no sense.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+/// The field's value, which protobuf lets a sender leave out.
+pub fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or_else(|| WireError::new(field, "is missing"))
+}
+
+/// 32 bytes.
+pub fn hash(field: &'static str, bytes: &[u8]) -> Result<B256, WireError> {
+    B256::try_from(bytes).map_err(|_| WireError::new(field, format!("has {} bytes, a hash has 32", bytes.len())))
+}
+
+/// 20 bytes.
+pub fn address(field: &'static str, bytes: &[u8]) -> Result<Address, WireError> {
+    Address::try_from(bytes).map_err(|_| WireError::new(field, format!("has {} bytes, an address has 20", bytes.len())))
+}
+
+/// A canonical signature.
+pub fn signature(field: &'static str, bytes: &[u8]) -> Result<Signature, WireError> {
+    Signature::try_from(bytes).map_err(|error| WireError::new(field, error.to_string()))
+}
+
+fn amount(field: &'static str, bytes: &[u8]) -> Result<Amount, WireError> {
+    let array = bytes.try_into().map_err(|_| WireError::new(field, format!("has {} bytes, an amount has 16", bytes.len())))?;
+    Ok(Amount::new(u128::from_be_bytes(array)))
+}
+
+fn small<T: TryFrom<u32>>(field: &'static str, number: u32) -> Result<T, WireError> {
+    T::try_from(number).map_err(|_| WireError::new(field, format!("{number} is too large")))
+}
+
+/// A hash, address or signature as bytes.
+pub fn bytes(value: impl AsRef<[u8]>) -> Bytes {
+    Bytes::copy_from_slice(value.as_ref())
+}
+
+fn amount_bytes(amount: Amount) -> Bytes {
+    bytes(amount.units().to_be_bytes())
+}

@@ -1,0 +1,113 @@
+//! Typed errors across gRPC: a status code for whoever speaks only gRPC, and the error itself in the status's details.
+
+use std::fmt::Display;
+
+use ncn_core::{RegistryError, TransportError};
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::{Code, Status};
+
+use super::WireError;
+
+/// The most bytes of an error that are sent: a status travels in headers, which are small.
+const MAX_DETAILS: usize = 4 << 10;
+
+/// An error that a service answers with.
+pub trait RemoteError: Serialize + DeserializeOwned + Display {
+    /// What it is in gRPC's terms.
+    fn code(&self) -> Code;
+    /// The service could not be reached, or gave no error of its own.
+    fn unreachable(problem: String) -> Self;
+    /// The service understood nothing.
+    fn invalid(field: &str, problem: String) -> Self;
+}
+
+impl RemoteError for TransportError {
+    fn code(&self) -> Code {
+        match self {
+            Self::InvalidRequest { .. } => Code::InvalidArgument,
+            Self::UnknownModel(_) | Self::UnknownTask(_) => Code::NotFound,
+            Self::Unauthorised(_) => Code::PermissionDenied,
+            Self::Refused(_) => Code::FailedPrecondition,
+            Self::Overloaded { .. } => Code::ResourceExhausted,
+            Self::Unreachable { .. } => Code::Unavailable,
+            _ => Code::Internal,
+        }
+    }
+
+    fn unreachable(problem: String) -> Self {
+        Self::Unreachable { endpoint: String::new(), problem }
+    }
+
+    fn invalid(field: &str, problem: String) -> Self {
+        Self::invalid(field, problem)
+    }
+}
+
+impl RemoteError for RegistryError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Stale { .. } | Self::Refused(_) => Code::FailedPrecondition,
+            Self::UnknownNode(_) | Self::UnknownSubnet(_) => Code::NotFound,
+            Self::Overloaded(_) => Code::ResourceExhausted,
+            Self::TooFewApprovals { .. } | Self::Unreachable(_) => Code::Unavailable,
+            _ => Code::Internal,
+        }
+    }
+
+    fn unreachable(problem: String) -> Self {
+        Self::Unreachable(problem)
+    }
+
+    fn invalid(field: &str, problem: String) -> Self {
+        Self::invalid(field, problem)
+    }
+}
+
+/// The error as a status.
+pub fn to_status<E: RemoteError>(error: &E) -> Status {
+    let details = serde_json::to_vec(error).unwrap_or_default();
+    let message: String = error.to_string().chars().take(MAX_DETAILS / 4).collect();
+    if details.len() > MAX_DETAILS {
+        return Status::new(error.code(), message);
+    }
+    Status::with_details(error.code(), message, details.into())
+}
+
+/// The status as the error that it was made from; one that comes from elsewhere, such as the connection, by its code.
+pub fn from_status<E: RemoteError>(status: &Status) -> E {
+    if let Ok(error) = serde_json::from_slice(status.details()) {
+        return error;
+    }
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => E::invalid("message", status.message().to_owned()),
+        _ => {
+            // tonic's own errors keep what happened in their sources.
+            let mut problem = status.message().to_owned();
+            let mut source = std::error::Error::source(status);
+            while let Some(error) = source {
+                problem = error.to_string();
+                source = error.source();
+            }
+            E::unreachable(problem)
+        }
+    }
+}
+
+impl From<WireError> for Status {
+    fn from(error: WireError) -> Self {
+        to_status(&TransportError::invalid(error.field, error.problem))
+    }
+}
+
+impl From<WireError> for TransportError {
+    fn from(error: WireError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+impl From<WireError> for RegistryError {
+    fn from(error: WireError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}

@@ -1,0 +1,259 @@
+//! The messages between clients, gateways and compute nodes.
+
+use std::time::Duration;
+
+use ncn_core::{
+    Attachment, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation, Reservation, Signed, State, Step,
+    StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
+};
+
+use super::{
+    WireError, address, amount, amount_bytes, bytes, hash, required, signature, small,
+    types::{chunk_from_proto, values_from_proto, values_to_proto},
+};
+use crate::proto;
+
+impl From<Submission> for proto::InferenceRequest {
+    fn from(submission: Submission) -> Self {
+        Self { inputs: values_to_proto(submission.inputs), ..submission.request.into() }
+    }
+}
+
+impl TryFrom<proto::InferenceRequest> for Submission {
+    type Error = WireError;
+
+    fn try_from(mut request: proto::InferenceRequest) -> Result<Self, WireError> {
+        let inputs = values_from_proto(std::mem::take(&mut request.inputs))?;
+        Ok(Self { request: request.try_into()?, inputs })
+    }
+}
+
+impl From<ComputeTask> for proto::InferenceRequest {
+    fn from(task: ComputeTask) -> Self {
+        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), ..task.request.into() }
+    }
+}
+
+impl TryFrom<proto::InferenceRequest> for ComputeTask {
+    type Error = WireError;
+
+    fn try_from(mut task: proto::InferenceRequest) -> Result<Self, WireError> {
+        let inputs = values_from_proto(std::mem::take(&mut task.inputs))?;
+        let quote = required("task.quote", task.quote.take())?.try_into()?;
+        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, inputs })
+    }
+}
+
+impl From<State> for proto::TaskState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Reserving => Self::Reserving,
+            State::Preprocessing => Self::Preprocessing,
+            State::AwaitingPayment => Self::AwaitingPayment,
+            State::Executing => Self::Executing,
+            State::Completing => Self::Completing,
+            State::Settling => Self::Settling,
+            State::Refunding => Self::Refunding,
+            State::Ended(Outcome::Completed) => Self::Completed,
+            State::Ended(Outcome::Refunded) => Self::Refunded,
+            State::Ended(Outcome::Refused) => Self::Refused,
+            State::Ended(Outcome::Cancelled) => Self::Cancelled,
+            State::Ended(Outcome::Expired) => Self::Expired,
+            _ => Self::Unspecified,
+        }
+    }
+}
+
+impl TryFrom<proto::TaskState> for State {
+    type Error = WireError;
+
+    fn try_from(state: proto::TaskState) -> Result<Self, WireError> {
+        use proto::TaskState as Wire;
+        Ok(match state {
+            Wire::Reserving => Self::Reserving,
+            Wire::Preprocessing => Self::Preprocessing,
+            Wire::AwaitingPayment => Self::AwaitingPayment,
+            Wire::Executing => Self::Executing,
+            Wire::Completing => Self::Completing,
+            Wire::Settling => Self::Settling,
+            Wire::Refunding => Self::Refunding,
+            Wire::Completed => Self::Ended(Outcome::Completed),
+            Wire::Refunded => Self::Ended(Outcome::Refunded),
+            Wire::Refused => Self::Ended(Outcome::Refused),
+            Wire::Cancelled => Self::Ended(Outcome::Cancelled),
+            Wire::Expired => Self::Ended(Outcome::Expired),
+            Wire::Unspecified => return Err(WireError::new("task.state", "is unknown")),
+        })
+    }
+}
+
+impl From<TaskStatus> for proto::InferenceTaskStatus {
+    fn from(status: TaskStatus) -> Self {
+        Self {
+            request_id: bytes(status.request_id),
+            state: proto::TaskState::from(status.state).into(),
+            quote: status.quote.map(Into::into),
+            preprocessing: status.preprocessing.map(Into::into),
+            failure: status.failure.unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<proto::InferenceTaskStatus> for TaskStatus {
+    type Error = WireError;
+
+    fn try_from(status: proto::InferenceTaskStatus) -> Result<Self, WireError> {
+        Ok(Self {
+            request_id: hash("status.request_id", &status.request_id)?,
+            state: status.state().try_into()?,
+            quote: status.quote.map(TryInto::try_into).transpose()?,
+            preprocessing: status.preprocessing.map(TryInto::try_into).transpose()?,
+            failure: Some(status.failure).filter(|failure| !failure.is_empty()),
+        })
+    }
+}
+
+impl From<PaymentConfirmation> for proto::TransactionConfirmation {
+    fn from(confirmation: PaymentConfirmation) -> Self {
+        Self { request_id: bytes(confirmation.request_id), transaction: bytes(confirmation.transaction) }
+    }
+}
+
+impl TryFrom<proto::TransactionConfirmation> for PaymentConfirmation {
+    type Error = WireError;
+
+    fn try_from(confirmation: proto::TransactionConfirmation) -> Result<Self, WireError> {
+        Ok(Self {
+            request_id: hash("confirmation.request_id", &confirmation.request_id)?,
+            transaction: hash("confirmation.transaction", &confirmation.transaction)?,
+        })
+    }
+}
+
+impl From<Signed<TaskAccess>> for proto::TaskId {
+    fn from(Signed { message, signature }: Signed<TaskAccess>) -> Self {
+        Self { request_id: bytes(message.request_id), client: bytes(message.client), signature: bytes(signature.as_bytes()) }
+    }
+}
+
+impl TryFrom<proto::TaskId> for Signed<TaskAccess> {
+    type Error = WireError;
+
+    fn try_from(id: proto::TaskId) -> Result<Self, WireError> {
+        let message =
+            TaskAccess { client: address("task_id.client", &id.client)?, request_id: hash("task_id.request_id", &id.request_id)? };
+        Ok(Self { message, signature: signature("task_id.signature", &id.signature)? })
+    }
+}
+
+impl From<ModelInfo> for proto::ModelInfo {
+    fn from(info: ModelInfo) -> Self {
+        Self { manifest: info.model.bytes().clone(), subnet: bytes(info.subnet), price: amount_bytes(info.price) }
+    }
+}
+
+impl TryFrom<proto::ModelInfo> for ModelInfo {
+    type Error = WireError;
+
+    fn try_from(info: proto::ModelInfo) -> Result<Self, WireError> {
+        Ok(Self {
+            model: Model::parse(info.manifest).map_err(|error| WireError::new("model.manifest", error.to_string()))?,
+            subnet: hash("model.subnet", &info.subnet)?,
+            price: amount("model.price", &info.price)?,
+        })
+    }
+}
+
+impl From<TaskUpdate> for proto::InferenceResponse {
+    fn from(update: TaskUpdate) -> Self {
+        use proto::inference_response::Update;
+        let update = match update {
+            TaskUpdate::Step(report) => Some(Update::Step(proto::StepReport {
+                step: report.step as u32,
+                actor: bytes(report.actor),
+                took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
+            })),
+            TaskUpdate::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
+            TaskUpdate::Delivered { output, receipt } => {
+                Some(Update::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
+            }
+            TaskUpdate::Failed { outcome, reason } => {
+                Some(Update::Failed(proto::Failure { outcome: proto::TaskState::from(State::Ended(outcome)).into(), reason }))
+            }
+            _ => None,
+        };
+        Self { update }
+    }
+}
+
+impl TryFrom<proto::InferenceResponse> for TaskUpdate {
+    type Error = WireError;
+
+    fn try_from(response: proto::InferenceResponse) -> Result<Self, WireError> {
+        use proto::inference_response::Update;
+        Ok(match required("update", response.update)? {
+            Update::Step(report) => {
+                let step = Step::from_code(small("step.step", report.step)?);
+                Self::Step(StepReport {
+                    step: required("step.step", step)?,
+                    actor: address("step.actor", &report.actor)?,
+                    took: Duration::from_micros(report.took_micros),
+                })
+            }
+            Update::Chunk(chunk) => Self::Chunk(chunk_from_proto(chunk)?),
+            Update::Delivered(delivery) => Self::Delivered {
+                output: values_from_proto(delivery.output)?,
+                receipt: Box::new(required("delivered.receipt", delivery.receipt)?.try_into()?),
+            },
+            Update::Failed(failure) => match failure.outcome().try_into()? {
+                State::Ended(outcome) => Self::Failed { outcome, reason: failure.reason },
+                _ => return Err(WireError::new("failed.outcome", "is not an end")),
+            },
+        })
+    }
+}
+
+impl From<Reservation> for proto::Reserve {
+    fn from(reservation: Reservation) -> Self {
+        Self {
+            request_id: bytes(reservation.request_id),
+            model_digest: bytes(reservation.model_digest),
+            expires_at: reservation.expires_at,
+        }
+    }
+}
+
+impl TryFrom<proto::Reserve> for Reservation {
+    type Error = WireError;
+
+    fn try_from(reserve: proto::Reserve) -> Result<Self, WireError> {
+        Ok(Self {
+            request_id: hash("reserve.request_id", &reserve.request_id)?,
+            model_digest: hash("reserve.model_digest", &reserve.model_digest)?,
+            expires_at: reserve.expires_at,
+        })
+    }
+}
+
+impl proto::Attachment {
+    /// The record and the answer to the challenge, which has to be the record's node's.
+    pub fn read(self) -> Result<(Signed<ncn_core::NodeRecord>, Signed<Attachment>), WireError> {
+        let record: Signed<ncn_core::NodeRecord> = required("attachment.node", self.node)?.try_into()?;
+        let message = Attachment {
+            node: record.message.node,
+            gateway: address("attachment.gateway", &self.gateway)?,
+            challenge: hash("attachment.challenge", &self.challenge)?,
+        };
+        Ok((record, Signed { message, signature: signature("attachment.signature", &self.signature)? }))
+    }
+
+    /// A node's record, and its answer to the challenge.
+    pub fn write(record: Signed<ncn_core::NodeRecord>, Signed { message, signature }: Signed<Attachment>) -> Self {
+        Self {
+            node: Some(record.into()),
+            gateway: bytes(message.gateway),
+            challenge: bytes(message.challenge),
+            signature: bytes(signature.as_bytes()),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The messages to the registry and its validators.
+
+use ncn_core::{
+    Address, B256, CompletionRequest, Departure, Heartbeat, NodeQuery, PreprocessingRequest, Signed, Subnet, SubnetModel,
+};
+use prost::bytes::Bytes;
+
+use super::{
+    WireError, address, amount, amount_bytes, bytes, hash, required, signature,
+    types::{role_from_code, role_to_code},
+};
+use crate::proto;
+
+impl From<Signed<Heartbeat>> for proto::UpdateNodeHeartbeatRequest {
+    fn from(Signed { message, signature }: Signed<Heartbeat>) -> Self {
+        Self { node: bytes(message.node), sequence: message.sequence, at: message.at, signature: bytes(signature.as_bytes()) }
+    }
+}
+
+impl TryFrom<proto::UpdateNodeHeartbeatRequest> for Signed<Heartbeat> {
+    type Error = WireError;
+
+    fn try_from(beat: proto::UpdateNodeHeartbeatRequest) -> Result<Self, WireError> {
+        let message = Heartbeat { node: address("heartbeat.node", &beat.node)?, sequence: beat.sequence, at: beat.at };
+        Ok(Self { message, signature: signature("heartbeat.signature", &beat.signature)? })
+    }
+}
+
+impl From<Signed<Departure>> for proto::DeregisterNodeRequest {
+    fn from(Signed { message, signature }: Signed<Departure>) -> Self {
+        Self { node: bytes(message.node), sequence: message.sequence, signature: bytes(signature.as_bytes()) }
+    }
+}
+
+impl TryFrom<proto::DeregisterNodeRequest> for Signed<Departure> {
+    type Error = WireError;
+
+    fn try_from(departure: proto::DeregisterNodeRequest) -> Result<Self, WireError> {
+        let message = Departure { node: address("departure.node", &departure.node)?, sequence: departure.sequence };
+        Ok(Self { message, signature: signature("departure.signature", &departure.signature)? })
+    }
+}
+
+fn optional_hash(field: &'static str, value: &Bytes) -> Result<Option<B256>, WireError> {
+    if value.is_empty() { Ok(None) } else { hash(field, value).map(Some) }
+}
+
+fn optional_address(field: &'static str, value: &Bytes) -> Result<Option<Address>, WireError> {
+    if value.is_empty() { Ok(None) } else { address(field, value).map(Some) }
+}
+
+impl From<NodeQuery> for proto::DiscoverNodesRequest {
+    fn from(query: NodeQuery) -> Self {
+        Self {
+            role: query.role.map(role_to_code).unwrap_or_default(),
+            subnet: query.subnet.map(bytes).unwrap_or_default(),
+            model: query.model.map(bytes).unwrap_or_default(),
+            node: query.node.map(bytes).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<proto::DiscoverNodesRequest> for NodeQuery {
+    type Error = WireError;
+
+    fn try_from(query: proto::DiscoverNodesRequest) -> Result<Self, WireError> {
+        Ok(Self {
+            role: if query.role == 0 { None } else { Some(role_from_code("query.role", query.role)?) },
+            subnet: optional_hash("query.subnet", &query.subnet)?,
+            model: optional_hash("query.model", &query.model)?,
+            node: optional_address("query.node", &query.node)?,
+        })
+    }
+}
+
+impl From<Signed<Subnet>> for proto::CreateSubnetRequest {
+    fn from(Signed { message, signature }: Signed<Subnet>) -> Self {
+        let models = message.models.into_iter().map(|model| proto::ModelDescriptor {
+            name: model.name,
+            digest: bytes(model.digest),
+            price: amount_bytes(model.price),
+        });
+        let subnet = proto::SubnetMetadata {
+            owner: bytes(message.owner),
+            name: message.name,
+            models: models.collect(),
+            split: Some(message.split.into()),
+            version: message.version,
+        };
+        Self { subnet: Some(subnet), signature: bytes(signature.as_bytes()) }
+    }
+}
+
+impl TryFrom<proto::CreateSubnetRequest> for Signed<Subnet> {
+    type Error = WireError;
+
+    fn try_from(request: proto::CreateSubnetRequest) -> Result<Self, WireError> {
+        let subnet = required("subnet", request.subnet)?;
+        let models = subnet.models.into_iter().map(|model| {
+            Ok(SubnetModel {
+                name: model.name,
+                digest: hash("subnet.models.digest", &model.digest)?,
+                price: amount("subnet.models.price", &model.price)?,
+            })
+        });
+        let message = Subnet {
+            owner: address("subnet.owner", &subnet.owner)?,
+            name: subnet.name,
+            models: models.collect::<Result<_, WireError>>()?,
+            split: required("subnet.split", subnet.split)?.try_into()?,
+            version: subnet.version,
+        };
+        Ok(Self { message, signature: signature("subnet.signature", &request.signature)? })
+    }
+}
+
+impl From<PreprocessingRequest> for proto::InferenceRequest {
+    fn from(request: PreprocessingRequest) -> Self {
+        Self { quote: Some(request.quote.into()), ..request.request.into() }
+    }
+}
+
+impl TryFrom<proto::InferenceRequest> for PreprocessingRequest {
+    type Error = WireError;
+
+    fn try_from(mut request: proto::InferenceRequest) -> Result<Self, WireError> {
+        let quote = required("request.quote", request.quote.take())?.try_into()?;
+        Ok(Self { request: request.try_into()?, quote })
+    }
+}
+
+impl From<CompletionRequest> for proto::CompletionRequest {
+    fn from(request: CompletionRequest) -> Self {
+        Self { request: Some(request.request.into()), quote: Some(request.quote.into()), result: Some(request.result.into()) }
+    }
+}
+
+impl TryFrom<proto::CompletionRequest> for CompletionRequest {
+    type Error = WireError;
+
+    fn try_from(request: proto::CompletionRequest) -> Result<Self, WireError> {
+        Ok(Self {
+            request: required("request", request.request)?.try_into()?,
+            quote: required("quote", request.quote)?.try_into()?,
+            result: required("result", request.result)?.try_into()?,
+        })
+    }
+}
