@@ -1,12 +1,14 @@
 //! Money on an EVM chain: the ledger that speaks to the contracts, over any way to reach a chain.
 
 mod contracts;
+mod deploy;
 mod errors;
 mod ledger;
 
 use alloy_primitives::{Address, B256, Bytes};
 use async_trait::async_trait;
 pub use contracts::{InferencePayment, NCNToken, ValidatorRegistry};
+pub use deploy::Genesis;
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
 

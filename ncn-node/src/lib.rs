@@ -1,1 +1,10 @@
-//! x
+//! Everything of the NCN network that serves.
+
+pub mod compute;
+pub mod devnet;
+pub mod executor;
+pub mod presence;
+pub mod registry;
+pub mod sandbox;
+pub mod time;
+pub mod worker;

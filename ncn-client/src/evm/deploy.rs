@@ -1,0 +1,58 @@
+//! Puts the network's contracts on a chain.
+
+use std::sync::Arc;
+
+use alloy_primitives::{Address, Bytes, TxKind, U256};
+use alloy_sol_types::SolConstructor;
+use ncn_core::{Amount, DynSigner, LedgerError};
+
+use super::{EvmBackend, EvmError, EvmLedger, InferencePayment, NCNToken, ValidatorRegistry, ledger::send};
+
+/// How a network's contracts are set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Genesis {
+    /// Minted to the deployer.
+    pub supply: Amount,
+    /// The least stake of a validator.
+    pub minimum_stake: Amount,
+    /// How long a stake stays locked after its validator has left, in seconds.
+    pub unstake_delay: u64,
+    /// M.
+    pub threshold: u16,
+    /// N.
+    pub committee_size: u16,
+    /// Who gets the treasury's part.
+    pub treasury: Address,
+}
+
+impl Genesis {
+    /// Deploys token, validator registry and payment contract, and returns them as `deployer` sees them.
+    pub async fn deploy(&self, backend: Arc<dyn EvmBackend>, deployer: &DynSigner) -> Result<EvmLedger, LedgerError> {
+        let owner = deployer.address();
+        let token = NCNToken::constructorCall { owner, supply: U256::from(self.supply.units()) };
+        let token = create(&*backend, deployer, &NCNToken::BYTECODE, token).await?;
+        let registry = ValidatorRegistry::constructorCall {
+            token_: token,
+            owner,
+            minimumStake_: self.minimum_stake.units(),
+            unstakeDelay_: self.unstake_delay,
+            threshold_: self.threshold,
+            committeeSize_: self.committee_size,
+        };
+        let registry = create(&*backend, deployer, &ValidatorRegistry::BYTECODE, registry).await?;
+        let payment = InferencePayment::constructorCall { token_: token, registry_: registry, treasury_: self.treasury };
+        let payment = create(&*backend, deployer, &InferencePayment::BYTECODE, payment).await?;
+        EvmLedger::connect(backend, payment, deployer.clone()).await
+    }
+}
+
+async fn create<C: SolConstructor>(
+    backend: &dyn EvmBackend,
+    deployer: &DynSigner,
+    bytecode: &Bytes,
+    constructor: C,
+) -> Result<Address, LedgerError> {
+    let input = [bytecode.as_ref(), &constructor.abi_encode()].concat();
+    let created = send(backend, deployer, TxKind::Create, input.into()).await?.created;
+    created.ok_or_else(|| EvmError::Unreachable("the creation's receipt names no contract".into()).into())
+}

@@ -1,0 +1,256 @@
+//! The compute node: holds places for requests, runs models, signs what came out.
+
+mod attach;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+pub use attach::Attachments;
+use futures::{StreamExt as _, stream};
+use ncn_core::{
+    Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
+    LedgerError, Message as _, PaymentLedger, PaymentLedgerExt as _, RequestId, Reservation, Signed, UnixTime, Usage, Values,
+    compute::ComputeEvents,
+    executor::{ModelPackage, Outputs},
+};
+
+use crate::{presence::Announcement, time::unix_now};
+
+/// The longest that a place is held without being used.
+const MAX_LEASE_SECONDS: u64 = 10 * 60;
+
+/// A compute node.
+pub struct ComputeNode {
+    signer: DynSigner,
+    domain: Domain,
+    subnet: B256,
+    executor: Arc<dyn Executor>,
+    ledger: Arc<dyn PaymentLedger>,
+    models: HashMap<B256, ModelPackage>,
+    leases: Arc<Leases>,
+}
+
+impl ComputeNode {
+    /// A compute node in this subnet, with `places` places. It believes a gateway's word on payment only when `ledger` confirms it.
+    pub fn new(
+        signer: DynSigner,
+        domain: Domain,
+        subnet: B256,
+        executor: Arc<dyn Executor>,
+        ledger: Arc<dyn PaymentLedger>,
+        places: usize,
+    ) -> Self {
+        let leases = Arc::new(Leases { places, held: Mutex::default() });
+        Self { signer, domain, subnet, executor, ledger, models: HashMap::new(), leases }
+    }
+
+    /// Makes a model ready to run.
+    pub async fn add_model(&mut self, package: ModelPackage) -> Result<(), ExecutorError> {
+        self.executor.load(&package).await?;
+        self.models.insert(package.model.digest(), package);
+        Ok(())
+    }
+
+    /// What this node says of itself.
+    pub fn announcement(&self) -> Announcement {
+        Announcement {
+            role: ncn_core::NodeRole::Compute,
+            subnet: self.subnet,
+            endpoint: String::new(),
+            models: self.models.keys().copied().collect(),
+            confinement: self.executor.confinement(),
+        }
+    }
+
+    /// Everything that has to be true before a model runs.
+    async fn check(&self, task: &ComputeTask) -> Result<(), ComputeError> {
+        let (order, quote) = (&task.request.message, &task.quote);
+        let invalid = |problem: &str| Err(ComputeError::InvalidTask(problem.to_owned()));
+        if order.digest(&self.domain) != quote.request_id {
+            return invalid("quote.requestId: is not the request's digest");
+        }
+        if (quote.model_digest, quote.client) != (order.model_digest, order.client) {
+            return invalid("quote: is not for the request's model and client");
+        }
+        if task.inputs.hash() != order.input_hash {
+            return invalid("inputs: do not hash to the request's inputHash");
+        }
+        match self.ledger.payment_of(quote).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => invalid("payment: the chain does not hold this quote's payment"),
+            Err(error @ LedgerError::Unreachable(_)) => Err(ComputeError::Unavailable(error.to_string())),
+            Err(error) => invalid(&format!("payment: {error}")),
+        }
+    }
+}
+
+#[async_trait]
+impl Compute for ComputeNode {
+    fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
+        if !self.models.contains_key(&reservation.model_digest) {
+            return Err(ComputeError::UnknownModel(reservation.model_digest));
+        }
+        self.leases.hold(&reservation, unix_now()).map_err(|()| ComputeError::Busy(self.address()))
+    }
+
+    async fn release(&self, request_id: RequestId) {
+        self.leases.lock().remove(&request_id);
+    }
+
+    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
+        let request_id = task.quote.request_id;
+        let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
+        self.check(&task).await?;
+        let package = self.models.get(&task.quote.model_digest).ok_or(ComputeError::UnknownModel(task.quote.model_digest))?;
+        let left = Duration::from_secs(task.quote.expiry.saturating_sub(unix_now()));
+        let execution = Execution {
+            model_digest: task.quote.model_digest,
+            inputs: task.inputs,
+            parameters: task.request.message.parameters.clone(),
+            time_limit: left.min(Duration::from_millis(package.model.manifest().limits.deadline_ms)),
+        };
+        let running = Running {
+            outputs: self.executor.run(execution).await.map_err(compute_error)?,
+            output: Values::new(),
+            signing: Signing {
+                signer: self.signer.clone(),
+                domain: self.domain,
+                unsigned: InferenceResult {
+                    request_id,
+                    compute: self.address(),
+                    model_digest: task.quote.model_digest,
+                    input_hash: task.request.message.input_hash,
+                    output_hash: B256::ZERO,
+                    usage: Usage::default(),
+                    confinement: self.executor.confinement(),
+                },
+            },
+            _lease: lease,
+        };
+        Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
+    }
+}
+
+/// A task that runs.
+struct Running {
+    outputs: Outputs,
+    output: Values,
+    signing: Signing,
+    _lease: Lease,
+}
+
+struct Signing {
+    signer: DynSigner,
+    domain: Domain,
+    unsigned: InferenceResult,
+}
+
+impl Running {
+    /// The next event, and what is left to run after it.
+    async fn next(mut self) -> Option<(Result<ComputeEvent, ComputeError>, Option<Self>)> {
+        match self.outputs.next().await {
+            Some(Ok(chunk)) => match chunk.usage {
+                None => {
+                    self.output.extend(chunk.values.clone());
+                    Some((Ok(ComputeEvent::Chunk(chunk)), Some(self)))
+                }
+                Some(usage) => {
+                    self.output.extend(chunk.values);
+                    Some((self.signing.finish(self.output, usage).await, None))
+                }
+            },
+            Some(Err(error)) => Some((Err(compute_error(error)), None)),
+            None => Some((Err(ComputeError::Failed("the output broke off".into())), None)),
+        }
+    }
+}
+
+impl Signing {
+    async fn finish(self, output: Values, usage: Usage) -> Result<ComputeEvent, ComputeError> {
+        let result = InferenceResult { output_hash: output.hash(), usage, ..self.unsigned };
+        let result = Signed::sign(result, &self.domain, &*self.signer).await;
+        let result = result.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
+        Ok(ComputeEvent::Finished { output, result })
+    }
+}
+
+fn compute_error(error: ExecutorError) -> ComputeError {
+    match error {
+        ExecutorError::TimedOut(_) => ComputeError::DeadlineExceeded,
+        ExecutorError::NotLoaded(digest) => ComputeError::UnknownModel(digest),
+        error if error.is_retryable() => ComputeError::Unavailable(error.to_string()),
+        error => ComputeError::Failed(error.to_string()),
+    }
+}
+
+/// Who holds a place.
+struct Leases {
+    places: usize,
+    held: Mutex<HashMap<RequestId, Held>>,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    model_digest: B256,
+    expires_at: UnixTime,
+    running: bool,
+}
+
+/// A place in use; free again when it is dropped.
+struct Lease {
+    leases: Arc<Leases>,
+    request_id: RequestId,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.lock().remove(&self.request_id);
+    }
+}
+
+impl Leases {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(&self, reservation: &Reservation, now: UnixTime) -> Result<(), ()> {
+        let mut held = self.lock();
+        held.retain(|_, held| held.running || held.expires_at >= now);
+        if held.get(&reservation.request_id).is_some_and(|held| held.running) {
+            return Ok(());
+        }
+        if held.len() >= self.places && !held.contains_key(&reservation.request_id) {
+            return Err(());
+        }
+        let expires_at = reservation.expires_at.min(now + MAX_LEASE_SECONDS);
+        held.insert(reservation.request_id, Held { model_digest: reservation.model_digest, expires_at, running: false });
+        Ok(())
+    }
+
+    /// Turns a held place into one in use.
+    fn take(self: &Arc<Self>, request_id: RequestId, model_digest: B256, now: UnixTime) -> Result<Lease, ComputeError> {
+        let invalid = |problem: &str| Err(ComputeError::InvalidTask(problem.to_owned()));
+        let mut all = self.lock();
+        let Some(held) = all.get_mut(&request_id).filter(|held| held.running || held.expires_at >= now) else {
+            return invalid("lease: there is none for this request, or it has expired: reserve first");
+        };
+        if held.running {
+            return invalid("lease: the request is running already");
+        }
+        if held.model_digest != model_digest {
+            return invalid("lease: it was reserved for another model");
+        }
+        held.running = true;
+        drop(all);
+        Ok(Lease { leases: self.clone(), request_id })
+    }
+}

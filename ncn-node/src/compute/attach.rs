@@ -1,0 +1,187 @@
+//! A compute node's stream to a gateway: the node calls, and then answers.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use alloy_primitives::B256;
+use futures::StreamExt as _;
+use ncn_client::{
+    grpc::{EndpointError, channel},
+    proto::{
+        self, ComputeMessage, GatewayMessage, compute_message, gateway_compute_service_client::GatewayComputeServiceClient,
+        gateway_message,
+    },
+    wire::{self, MAX_MESSAGE_BYTES},
+};
+use ncn_core::{
+    Attachment, Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, Signed, membership::HEARTBEAT_SECONDS,
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, transport::Channel};
+
+use super::ComputeNode;
+
+/// How long to wait before a broken stream is opened again; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How many messages wait for the gateway to read them.
+const QUEUE: usize = 64;
+
+/// A node's streams to its gateways; they end when this is dropped.
+#[derive(Default)]
+pub struct Attachments(JoinSet<()>);
+
+impl Attachments {
+    /// No gateways.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Attaches a node to the gateway at this URL, again and again when the stream breaks.
+    pub fn add(&mut self, node: Arc<ComputeNode>, url: &str) -> Result<(), EndpointError> {
+        let client = GatewayComputeServiceClient::new(channel(url)?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let url = url.to_owned();
+        self.0.spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let started = tokio::time::Instant::now();
+                match attach(&node, client.clone()).await {
+                    Ok(()) => tracing::info!(gateway = url, "the gateway closed the stream"),
+                    Err(error) => tracing::warn!(gateway = url, error = error.message(), "the stream to the gateway broke"),
+                }
+                // A stream that held for a while starts over with short pauses.
+                pause = if started.elapsed() > MAX_PAUSE { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+                tokio::time::sleep(pause).await;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// One stream, until it ends.
+async fn attach(node: &Arc<ComputeNode>, mut client: GatewayComputeServiceClient<Channel>) -> Result<(), Status> {
+    let (answers, to_send) = mpsc::channel(QUEUE);
+    let mut messages = client.attach(ReceiverStream::new(to_send)).await?.into_inner();
+    let mut stream = Stream { node: node.clone(), answers, running: HashMap::new() };
+    let mut heartbeats = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
+    heartbeats.tick().await;
+    loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(message) => stream.handle(message?).await?,
+                None => return Ok(()),
+            },
+            _ = heartbeats.tick() => stream.send(compute_message::Message::Heartbeat(proto::Empty {})).await?,
+        }
+    }
+}
+
+struct Stream {
+    node: Arc<ComputeNode>,
+    answers: mpsc::Sender<ComputeMessage>,
+    running: HashMap<RequestId, AbortHandle>,
+}
+
+impl Drop for Stream {
+    /// A gateway that is gone waits for nothing.
+    fn drop(&mut self) {
+        self.running.values().for_each(AbortHandle::abort);
+    }
+}
+
+fn error_text(error: &ComputeError) -> String {
+    serde_json::to_string(error).unwrap_or_default()
+}
+
+async fn send(answers: &mpsc::Sender<ComputeMessage>, message: compute_message::Message) -> Result<(), Status> {
+    let message = ComputeMessage { message: Some(message) };
+    answers.send(message).await.map_err(|_| Status::unavailable("the gateway does not read any more"))
+}
+
+impl Stream {
+    async fn send(&self, message: compute_message::Message) -> Result<(), Status> {
+        send(&self.answers, message).await
+    }
+
+    async fn handle(&mut self, message: GatewayMessage) -> Result<(), Status> {
+        match wire::required("message", message.message)? {
+            gateway_message::Message::Challenge(challenge) => self.answer(challenge).await,
+            gateway_message::Message::Reserve(reserve) => {
+                let request_id = reserve.request_id.clone();
+                let error = match self.node.reserve(reserve.try_into()?).await {
+                    Ok(()) => String::new(),
+                    Err(error) => error_text(&error),
+                };
+                self.send(compute_message::Message::Reserved(proto::Reserved { request_id, error })).await
+            }
+            gateway_message::Message::Release(request_id) => {
+                self.node.release(wire::hash("release", &request_id)?).await;
+                Ok(())
+            }
+            gateway_message::Message::Task(task) => {
+                self.start(task.try_into()?);
+                Ok(())
+            }
+            gateway_message::Message::Cancel(request_id) => {
+                if let Some(running) = self.running.remove(&wire::hash("cancel", &request_id)?) {
+                    running.abort();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Proves who this node is.
+    async fn answer(&self, challenge: proto::Challenge) -> Result<(), Status> {
+        let (node, signer) = (&self.node, &self.node.signer);
+        let internal = |error: ncn_core::SignatureError| Status::internal(error.to_string());
+        let record = node.announcement().record(&node.domain, signer, crate::time::unix_now()).await.map_err(internal)?;
+        let attachment = Attachment {
+            node: node.address(),
+            gateway: wire::address("challenge.gateway", &challenge.gateway)?,
+            challenge: wire::hash("challenge.challenge", &challenge.challenge)?,
+        };
+        let attachment = Signed::sign(attachment, &node.domain, &**signer).await.map_err(internal)?;
+        self.send(compute_message::Message::Attachment(proto::Attachment::write(record, attachment))).await
+    }
+
+    fn start(&mut self, task: ComputeTask) {
+        self.running.retain(|_, handle| !handle.is_finished());
+        let request_id = task.quote.request_id;
+        let (node, answers) = (self.node.clone(), self.answers.clone());
+        let running = tokio::spawn(async move {
+            if let Err(error) = run(&node, task, &answers).await {
+                let failed = proto::TaskFailed { request_id: wire::bytes(request_id), error: error_text(&error) };
+                // It fails only when the gateway is gone, which it will notice itself.
+                let _ = send(&answers, compute_message::Message::Failed(failed)).await;
+            }
+        });
+        self.running.insert(request_id, running.abort_handle());
+    }
+}
+
+/// Runs a task and sends what comes out.
+async fn run(node: &ComputeNode, task: ComputeTask, answers: &mpsc::Sender<ComputeMessage>) -> Result<(), ComputeError> {
+    let id: B256 = task.quote.request_id;
+    let mut events = node.execute(task).await?;
+    while let Some(event) = events.next().await {
+        let message = match event? {
+            ComputeEvent::Chunk(chunk) => {
+                compute_message::Message::Chunk(proto::TaskChunk { request_id: wire::bytes(id), chunk: Some(chunk.into()) })
+            }
+            ComputeEvent::Finished { output, result } => compute_message::Message::Finished(proto::TaskFinished {
+                request_id: wire::bytes(id),
+                output: wire::values_to_proto(output),
+                result: Some(result.into()),
+            }),
+            _ => continue,
+        };
+        send(answers, message).await.map_err(|status| ComputeError::Unavailable(status.message().into()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! A whole network on one machine.
+
+mod chain;
+
+pub use chain::EmbeddedChain;

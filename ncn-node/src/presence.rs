@@ -1,0 +1,127 @@
+//! Keeping a node on the network: its record in the registry, and a heartbeat every few seconds.
+
+use std::{sync::Arc, time::Duration};
+
+use alloy_primitives::B256;
+use ncn_core::{
+    Confinement, Departure, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, Registry, RegistryError, SignatureError, Signed,
+    membership::HEARTBEAT_SECONDS,
+};
+use tokio::task::AbortHandle;
+
+use crate::time::unix_now;
+
+/// How long a record is good for; it is renewed when a third of that is left.
+const RECORD_SECONDS: u64 = 60 * 60;
+
+/// What a node says of itself.
+#[derive(Clone, Debug)]
+pub struct Announcement {
+    /// As what it serves.
+    pub role: NodeRole,
+    /// In which subnet; zero for all.
+    pub subnet: B256,
+    /// Where it is called.
+    pub endpoint: String,
+    /// Which models it runs.
+    pub models: Vec<B256>,
+    /// How strongly it confines them.
+    pub confinement: Confinement,
+}
+
+impl Announcement {
+    /// The record that says so, good from now on.
+    pub async fn record(&self, domain: &Domain, signer: &DynSigner, sequence: u64) -> Result<Signed<NodeRecord>, SignatureError> {
+        let Self { role, subnet, endpoint, models, confinement } = self.clone();
+        let (node, expires_at) = (signer.address(), unix_now() + RECORD_SECONDS);
+        let record = NodeRecord { node, role, subnet, endpoint, models, confinement, sequence, expires_at };
+        Signed::sign(record, domain, &**signer).await
+    }
+}
+
+/// A node's presence on the network; ends when it is dropped. Call [`Presence::leave`] to end it with a word of farewell.
+pub struct Presence {
+    registry: Arc<dyn Registry>,
+    signer: DynSigner,
+    domain: Domain,
+    keeping: AbortHandle,
+}
+
+impl Presence {
+    /// Registers a node and keeps it alive. Returns once it is registered.
+    pub async fn start(
+        registry: Arc<dyn Registry>,
+        signer: DynSigner,
+        domain: Domain,
+        announcement: Announcement,
+    ) -> Result<Self, RegistryError> {
+        let mut keeper = Keeper { registry, signer, domain, announcement, sequence: 0, renew_at: 0 };
+        keeper.register().await?;
+        let (registry, signer) = (keeper.registry.clone(), keeper.signer.clone());
+        let keeping = tokio::spawn(keeper.keep()).abort_handle();
+        Ok(Self { registry, signer, domain, keeping })
+    }
+
+    /// Takes the node off the network.
+    pub async fn leave(self) -> Result<(), RegistryError> {
+        self.keeping.abort();
+        let departure = Departure { node: self.signer.address(), sequence: next_sequence(0) };
+        self.registry.deregister(Signed::sign(departure, &self.domain, &*self.signer).await?).await
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.keeping.abort();
+    }
+}
+
+/// Sequences are milliseconds of the clock, so that a node that restarts goes on where it was without having kept anything; never
+/// the same twice.
+fn next_sequence(last: u64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last + 1)
+}
+
+struct Keeper {
+    registry: Arc<dyn Registry>,
+    signer: DynSigner,
+    domain: Domain,
+    announcement: Announcement,
+    sequence: u64,
+    renew_at: u64,
+}
+
+impl Keeper {
+    async fn register(&mut self) -> Result<(), RegistryError> {
+        self.sequence = next_sequence(self.sequence);
+        let record = self.announcement.record(&self.domain, &self.signer, self.sequence).await?;
+        self.registry.register(record).await?;
+        self.renew_at = unix_now() + RECORD_SECONDS * 2 / 3;
+        Ok(())
+    }
+
+    async fn beat(&mut self) -> Result<(), RegistryError> {
+        if unix_now() >= self.renew_at {
+            return self.register().await;
+        }
+        self.sequence = next_sequence(self.sequence);
+        let heartbeat = Heartbeat { node: self.signer.address(), sequence: self.sequence, at: unix_now() };
+        self.registry.heartbeat(Signed::sign(heartbeat, &self.domain, &*self.signer).await?).await
+    }
+
+    async fn keep(mut self) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.beat().await {
+                tracing::warn!(node = %self.signer.address(), %error, "a heartbeat failed");
+                // The registry may have restarted and know nobody.
+                if matches!(error, RegistryError::UnknownNode(_)) {
+                    self.renew_at = 0;
+                }
+            }
+        }
+    }
+}

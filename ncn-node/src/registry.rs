@@ -1,0 +1,183 @@
+//! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
+
+mod serve;
+mod validator;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use ncn_client::grpc::GrpcValidator;
+use ncn_core::{
+    Approval, Certificate, Completion, CompletionRequest, Departure, Domain, Heartbeat, Message as _, NodeQuery, NodeRecord,
+    NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, Validator,
+    membership::{Bounds, Membership},
+};
+pub use serve::{registry_service, validator_service};
+pub use validator::ValidatorNode;
+
+use crate::time::unix_now;
+
+/// How long a validator may take to answer.
+const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes a way to the validator that a record announces.
+pub type Dial = dyn Fn(&NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> + Send + Sync;
+
+/// A registry node: membership in memory, and the validators' approvals collected in parallel.
+pub struct RegistryNode {
+    ledger: Arc<dyn PaymentLedger>,
+    domain: Domain,
+    membership: Mutex<Membership>,
+    validators: Mutex<HashMap<Address, (String, Arc<dyn Validator>)>>,
+    dial: Box<Dial>,
+}
+
+impl RegistryNode {
+    /// A registry node of the network that `ledger`'s chain has; it calls validators over gRPC.
+    pub async fn new(ledger: Arc<dyn PaymentLedger>) -> Result<Self, RegistryError> {
+        Self::with_dial(ledger, Box::new(dial_grpc)).await
+    }
+
+    /// The same, calling validators in another way.
+    pub async fn with_dial(ledger: Arc<dyn PaymentLedger>, dial: Box<Dial>) -> Result<Self, RegistryError> {
+        let domain = trust_root(&*ledger).await?.domain;
+        let membership = Mutex::new(Membership::new(domain, Bounds::default()));
+        Ok(Self { ledger, domain, membership, validators: Mutex::default(), dial })
+    }
+
+    fn membership(&self) -> MutexGuard<'_, Membership> {
+        self.membership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request's committee: those of it that are live, by their record.
+    fn committee(&self, trust: &TrustRoot, request_id: &B256) -> Vec<Arc<dyn Validator>> {
+        let now = unix_now();
+        let membership = self.membership();
+        let record = |validator: Address| {
+            let query = NodeQuery { role: Some(NodeRole::Validator), node: Some(validator), ..NodeQuery::default() };
+            membership.discover(&query, now).pop()
+        };
+        let records: Vec<_> = trust.committee(request_id).into_iter().filter_map(record).collect();
+        drop(membership);
+        records.iter().filter_map(|record| self.validator(&record.message)).collect()
+    }
+
+    /// The way to a validator: made once, and again when it has moved.
+    fn validator(&self, record: &NodeRecord) -> Option<Arc<dyn Validator>> {
+        let mut validators = self.validators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((endpoint, validator)) = validators.get(&record.node)
+            && *endpoint == record.endpoint
+        {
+            return Some(validator.clone());
+        }
+        match (self.dial)(record) {
+            Ok(validator) => {
+                validators.insert(record.node, (record.endpoint.clone(), validator.clone()));
+                Some(validator)
+            }
+            Err(error) => {
+                tracing::warn!(validator = %record.node, %error, "cannot call a validator");
+                None
+            }
+        }
+    }
+
+    /// Asks the committee in parallel; the first M good approvals win.
+    async fn certify<A>(&self, trust: &TrustRoot, request_id: &B256, digest: B256, ask: A) -> Result<Certificate, RegistryError>
+    where
+        A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
+    {
+        let need = usize::from(trust.threshold);
+        let asked = self.committee(trust, request_id).into_iter().map(|validator| {
+            let (address, answer) = (validator.address(), ask(validator));
+            async move { (address, tokio::time::timeout(VALIDATOR_TIMEOUT, answer).await) }
+        });
+        let mut answers: FuturesUnordered<_> = asked.collect();
+        let mut approvals: Vec<Approval> = Vec::with_capacity(need);
+        let mut reasons = Vec::new();
+        while let Some((validator, answer)) = answers.next().await {
+            match answer {
+                // A signature is checked as it comes: a bad one must not keep a good one from counting.
+                Ok(Ok(approval)) if approval.validator != validator || approval.signature.verify(&digest, validator).is_err() => {
+                    reasons.push(format!("{validator}: its approval is not its signature"));
+                }
+                Ok(Ok(approval)) => approvals.push(approval),
+                Ok(Err(error)) => reasons.push(format!("{validator}: {error}")),
+                Err(_) => reasons.push(format!("{validator}: no answer in {VALIDATOR_TIMEOUT:?}")),
+            }
+            if approvals.len() == need {
+                return Ok(Certificate::new(approvals));
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push("no validators of the committee are registered".into());
+        }
+        Err(RegistryError::TooFewApprovals { have: approvals.len(), need, reasons: reasons.join("; ") })
+    }
+}
+
+fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
+    let validator = GrpcValidator::new(record.node, &record.endpoint);
+    Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))
+}
+
+async fn trust_root(ledger: &dyn PaymentLedger) -> Result<TrustRoot, RegistryError> {
+    ledger.trust_root().await.map_err(|error| RegistryError::Unreachable(error.to_string()))
+}
+
+#[async_trait]
+impl Registry for RegistryNode {
+    async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
+        self.membership().register(record, unix_now())
+    }
+
+    async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
+        self.membership().heartbeat(&heartbeat, unix_now())
+    }
+
+    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+        self.membership().deregister(&departure)
+    }
+
+    async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
+        Ok(self.membership().discover(&query, unix_now()))
+    }
+
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        self.membership().register_subnet(subnet)
+    }
+
+    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+        self.membership().subnet(&id).cloned()
+    }
+
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+        let trust = trust_root(&*self.ledger).await?;
+        let Quote { request_id, .. } = request.quote;
+        let digest = request.quote.digest(&self.domain);
+        let request = Arc::new(request);
+        let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
+            let request = request.clone();
+            Box::pin(async move { validator.preprocessing(&request).await })
+        };
+        self.certify(&trust, &request_id, digest, ask).await
+    }
+
+    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+        let trust = trust_root(&*self.ledger).await?;
+        let Quote { request_id, .. } = request.quote;
+        let digest = Completion::new(&request.quote, &request.result.message).digest(&self.domain);
+        let request = Arc::new(request);
+        let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
+            let request = request.clone();
+            Box::pin(async move { validator.completion(&request).await })
+        };
+        self.certify(&trust, &request_id, digest, ask).await
+    }
+}

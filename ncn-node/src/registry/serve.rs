@@ -1,0 +1,114 @@
+//! The registry's ports over gRPC: thin adapters around any implementation.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream, stream::BoxStream};
+use ncn_client::{
+    proto::{
+        self,
+        p2p_registry_service_server::{P2pRegistryService, P2pRegistryServiceServer},
+        validator_service_server::{ValidatorService, ValidatorServiceServer},
+    },
+    wire::{self, MAX_MESSAGE_BYTES, WireError},
+};
+use ncn_core::{Registry, RegistryError, Validator};
+use tonic::{Request, Response, Status};
+
+/// Serves a registry.
+pub fn registry_service(registry: Arc<dyn Registry>) -> P2pRegistryServiceServer<impl P2pRegistryService> {
+    P2pRegistryServiceServer::new(RegistryAdapter(registry)).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Serves a validator.
+pub fn validator_service(validator: Arc<dyn Validator>) -> ValidatorServiceServer<impl ValidatorService> {
+    ValidatorServiceServer::new(ValidatorAdapter(validator)).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+struct RegistryAdapter(Arc<dyn Registry>);
+
+struct ValidatorAdapter(Arc<dyn Validator>);
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn status(error: RegistryError) -> Status {
+    wire::to_status(&error)
+}
+
+/// The message as the core's type, or the caller's error.
+fn read<M, T: TryFrom<M, Error = WireError>>(request: Request<M>) -> Result<T, Status> {
+    let invalid = |error: WireError| status(RegistryError::invalid(error.field, error.problem));
+    T::try_from(request.into_inner()).map_err(invalid)
+}
+
+fn ack((): ()) -> Response<proto::Ack> {
+    Response::new(proto::Ack {})
+}
+
+#[async_trait]
+impl P2pRegistryService for RegistryAdapter {
+    type DiscoverNodesStream = BoxStream<'static, Result<proto::NodeInfo, Status>>;
+
+    async fn register_node(&self, request: Request<proto::NodeInfo>) -> Result<Response<proto::Ack>, Status> {
+        self.0.register(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn update_node_heartbeat(
+        &self,
+        request: Request<proto::UpdateNodeHeartbeatRequest>,
+    ) -> Result<Response<proto::Ack>, Status> {
+        self.0.heartbeat(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn deregister_node(&self, request: Request<proto::DeregisterNodeRequest>) -> Result<Response<proto::Ack>, Status> {
+        self.0.deregister(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn discover_nodes(
+        &self,
+        request: Request<proto::DiscoverNodesRequest>,
+    ) -> Result<Response<Self::DiscoverNodesStream>, Status> {
+        let nodes = self.0.discover(read(request)?).await.map_err(status)?;
+        Ok(Response::new(stream::iter(nodes.into_iter().map(|node| Ok(node.into()))).boxed()))
+    }
+
+    async fn register_subnet(&self, request: Request<proto::CreateSubnetRequest>) -> Result<Response<proto::Ack>, Status> {
+        self.0.register_subnet(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn get_subnet(&self, request: Request<proto::SubnetId>) -> Result<Response<proto::CreateSubnetRequest>, Status> {
+        let id = wire::hash("id", &request.into_inner().id);
+        let id = id.map_err(|error| status(RegistryError::invalid(error.field, error.problem)))?;
+        Ok(Response::new(self.0.subnet(id).await.map_err(status)?.into()))
+    }
+
+    async fn request_preprocessing_validation(
+        &self,
+        request: Request<proto::InferenceRequest>,
+    ) -> Result<Response<proto::PreprocessingValidation>, Status> {
+        Ok(Response::new(self.0.preprocessing(read(request)?).await.map_err(status)?.into()))
+    }
+
+    async fn request_completion_validation(
+        &self,
+        request: Request<proto::CompletionRequest>,
+    ) -> Result<Response<proto::CompletionValidation>, Status> {
+        Ok(Response::new(self.0.completion(read(request)?).await.map_err(status)?.into()))
+    }
+}
+
+#[async_trait]
+impl ValidatorService for ValidatorAdapter {
+    async fn approve_preprocessing(
+        &self,
+        request: Request<proto::InferenceRequest>,
+    ) -> Result<Response<proto::ValidatorSignature>, Status> {
+        Ok(Response::new(self.0.preprocessing(&read(request)?).await.map_err(status)?.into()))
+    }
+
+    async fn approve_completion(
+        &self,
+        request: Request<proto::CompletionRequest>,
+    ) -> Result<Response<proto::ValidatorSignature>, Status> {
+        Ok(Response::new(self.0.completion(&read(request)?).await.map_err(status)?.into()))
+    }
+}

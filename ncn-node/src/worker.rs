@@ -1,0 +1,42 @@
+//! The worker: a process that runs models for a compute node, which speaks to it over its standard input and output.
+//!
+//! A program that runs compute nodes calls [`init`] first thing in `main`: its own executable, started with [`ARGUMENT`], is the worker.
+
+mod process;
+mod serve;
+
+use std::{ffi::OsStr, process::exit, sync::Arc};
+
+pub(crate) use process::Process;
+pub use serve::serve;
+
+use crate::executor::OnnxExecutor;
+
+/// The argument that makes a program that calls [`init`] a worker.
+pub const ARGUMENT: &str = "ncn-worker";
+
+/// The version of what node and worker say to each other.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+/// Runs as a worker, and does not return, when this process was started as one; returns at once otherwise.
+pub fn init() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().as_deref() == Some(OsStr::new(ARGUMENT)) {
+        exit(run());
+    }
+}
+
+/// Serves until the node closes the worker's standard input, then reports how it went.
+fn run() -> i32 {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the worker cannot start");
+            return 1;
+        }
+    };
+    let served = runtime.block_on(serve(Arc::new(OnnxExecutor::default()), tokio::io::stdin(), tokio::io::stdout()));
+    // A model that still runs is not waited for: the node has closed the connection.
+    runtime.shutdown_background();
+    i32::from(served.is_err())
+}

@@ -1,0 +1,123 @@
+//! The worker's side: any executor, served over a pair of byte streams.
+
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::{SinkExt as _, StreamExt as _};
+use ncn_client::{
+    proto::{self, FromWorker, ToWorker, from_worker, to_worker},
+    wire::{self, MAX_MESSAGE_BYTES},
+};
+use ncn_core::{Execution, Executor, ExecutorError, Model, executor::ModelPackage};
+use prost::Message as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::AbortHandle,
+};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+
+use super::PROTOCOL_VERSION;
+
+/// How many answers wait for the node to read them.
+const QUEUE: usize = 64;
+
+/// Frames of at most [`MAX_MESSAGE_BYTES`]; a longer one is an error before it is read.
+pub(super) fn codec() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE_BYTES).new_codec()
+}
+
+/// Serves an executor until the input ends or makes no sense.
+pub async fn serve(
+    executor: Arc<dyn Executor>,
+    input: impl AsyncRead + Unpin + Send,
+    output: impl AsyncWrite + Unpin + Send + 'static,
+) -> io::Result<()> {
+    let (answers, mut to_send) = mpsc::channel::<FromWorker>(QUEUE);
+    let writing = tokio::spawn(async move {
+        let mut output = FramedWrite::new(output, codec());
+        while let Some(answer) = to_send.recv().await {
+            output.send(Bytes::from(answer.encode_to_vec())).await?;
+        }
+        io::Result::Ok(())
+    });
+    let ready = from_worker::Message::Ready(proto::Ready { version: PROTOCOL_VERSION });
+    // Sending fails only when the node is gone, which the input's end will show.
+    let _ = answers.send(FromWorker { id: 0, message: Some(ready) }).await;
+
+    let mut input = FramedRead::new(input, codec());
+    let mut running: HashMap<u64, AbortHandle> = HashMap::new();
+    while let Some(frame) = input.next().await {
+        let ToWorker { id, message } = ToWorker::decode(frame?).map_err(io::Error::other)?;
+        running.retain(|_, handle| !handle.is_finished());
+        match message {
+            Some(to_worker::Message::Cancel(_)) => {
+                if let Some(handle) = running.remove(&id) {
+                    handle.abort();
+                }
+            }
+            Some(message) => {
+                let (executor, answers) = (executor.clone(), answers.clone());
+                let task = tokio::spawn(async move {
+                    let answer = match answer(&*executor, id, message, &answers).await {
+                        Ok(answer) => answer,
+                        Err(error) => from_worker::Message::Error(serde_json::to_string(&error).unwrap_or_default()),
+                    };
+                    let _ = answers.send(FromWorker { id, message: Some(answer) }).await;
+                });
+                running.insert(id, task.abort_handle());
+            }
+            None => return Err(io::Error::other("an empty message")),
+        }
+    }
+    drop(answers);
+    running.into_values().for_each(|handle| handle.abort());
+    writing.await.map_err(io::Error::other)?
+}
+
+/// Does what a message asks; the parts of an output but the last are sent as they come.
+async fn answer(
+    executor: &dyn Executor,
+    id: u64,
+    message: to_worker::Message,
+    answers: &mpsc::Sender<FromWorker>,
+) -> Result<from_worker::Message, ExecutorError> {
+    let malformed = |error: wire::WireError| ExecutorError::Worker(format!("a malformed message: {error}"));
+    match message {
+        to_worker::Message::Load(load) => {
+            let model = Model::parse(load.manifest).map_err(|error| ExecutorError::InvalidModel(error.to_string()))?;
+            let package = ModelPackage { model: Arc::new(model), directory: PathBuf::from(load.directory) };
+            executor.load(&package).await?;
+            Ok(from_worker::Message::Done(proto::Empty {}))
+        }
+        to_worker::Message::Unload(digest) => {
+            executor.unload(&wire::hash("unload", &digest).map_err(malformed)?).await?;
+            Ok(from_worker::Message::Done(proto::Empty {}))
+        }
+        to_worker::Message::Run(run) => {
+            let execution = Execution {
+                model_digest: wire::hash("run.model_digest", &run.model_digest).map_err(malformed)?,
+                inputs: wire::values_from_proto(run.inputs).map_err(malformed)?,
+                parameters: run.parameters,
+                time_limit: Duration::from_micros(run.time_limit_micros),
+            };
+            let mut outputs = executor.run(execution).await?;
+            while let Some(chunk) = outputs.next().await {
+                let chunk = chunk?;
+                let last = chunk.usage.is_some();
+                let message = from_worker::Message::Chunk(chunk.into());
+                if last {
+                    return Ok(message);
+                }
+                let _ = answers.send(FromWorker { id, message: Some(message) }).await;
+            }
+            Err(ExecutorError::Failed("the output ended without its usage".into()))
+        }
+        to_worker::Message::Cancel(_) => Ok(from_worker::Message::Done(proto::Empty {})),
+    }
+}
+
+/// A frame's message.
+pub(super) fn decode(frame: BytesMut) -> io::Result<FromWorker> {
+    FromWorker::decode(frame).map_err(io::Error::other)
+}
