@@ -25,7 +25,7 @@
 use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, InferenceResult, Quote, Signed, Values};
+use crate::{Certificate, InferenceResult, Quote, Signed, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -81,8 +81,13 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A compute node holds a place, at this quote.
-    Reserved(Box<Quote>),
+    /// A compute node holds a place.
+    Reserved {
+        /// At this price.
+        quote: Box<Quote>,
+        /// Judged by these validators, whatever becomes of the set in the meantime.
+        trust_root: Box<TrustRoot>,
+    },
     /// The validators approved what they were asked.
     Approved(Certificate),
     /// Nobody took it, or the validators refused.
@@ -188,7 +193,7 @@ impl Lifecycle {
 
         let mut attempt = self.attempt;
         let state = match (self.state, event) {
-            (Reserving, Event::Reserved(_)) => Preprocessing,
+            (Reserving, Event::Reserved { .. }) => Preprocessing,
             (Preprocessing, Event::Approved(_)) => AwaitingPayment,
             (Reserving | Preprocessing, Event::Refused(_)) => Ended(Refused),
             (Reserving | Preprocessing | AwaitingPayment, Event::Cancelled) => Ended(Cancelled),

@@ -1,5 +1,9 @@
-//! A whole network on one machine.
+//! A whole network on one machine: an embedded chain with the real contracts, validators, a registry node, a gateway and compute
+//! nodes, which talk gRPC over loopback.
 
 mod chain;
+mod network;
+pub mod quickstart;
 
 pub use chain::EmbeddedChain;
+pub use network::{DevnetError, LocalNetwork, LocalNetworkBuilder};

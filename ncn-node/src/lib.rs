@@ -3,8 +3,10 @@
 pub mod compute;
 pub mod devnet;
 pub mod executor;
+pub mod gateway;
 pub mod presence;
 pub mod registry;
 pub mod sandbox;
+pub mod server;
 pub mod time;
 pub mod worker;

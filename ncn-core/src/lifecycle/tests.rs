@@ -2,24 +2,13 @@ use alloy_primitives::Address;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Amount, Split};
+use crate::{Amount, Domain, Split};
 
 /// The events without the data that the machine does not look at.
 fn events() -> impl Strategy<Value = Event> {
-    let quote = Quote {
-        request_id: B256::ZERO,
-        client: Address::ZERO,
-        gateway: Address::ZERO,
-        compute: Address::ZERO,
-        model_digest: B256::ZERO,
-        total: Amount::TOKEN,
-        split: Split::default(),
-        expiry: 0,
-        trust_root: B256::ZERO,
-    };
     let failed = |retryable| Event::ExecutionFailed { reason: String::new(), retryable };
     prop::sample::select(vec![
-        Event::Reserved(Box::new(quote)),
+        reserved(),
         Event::Approved(Certificate::default()),
         Event::Refused(String::new()),
         Event::Paid(B256::ZERO),
@@ -32,6 +21,23 @@ fn events() -> impl Strategy<Value = Event> {
         Event::Expired,
         executed(),
     ])
+}
+
+fn reserved() -> Event {
+    let domain = Domain { chain_id: 1, contract: Address::ZERO };
+    let trust_root = TrustRoot { domain, validators: Vec::new(), threshold: 0, committee_size: 0, treasury: Address::ZERO };
+    let quote = Quote {
+        request_id: B256::ZERO,
+        client: Address::ZERO,
+        gateway: Address::ZERO,
+        compute: Address::ZERO,
+        model_digest: B256::ZERO,
+        total: Amount::TOKEN,
+        split: Split::default(),
+        expiry: 0,
+        trust_root: B256::ZERO,
+    };
+    Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust_root) }
 }
 
 fn executed() -> Event {
@@ -67,17 +73,7 @@ fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
     };
     match (effect, luck % 4) {
         (Effect::Reserve, 0) | (Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
-        (Effect::Reserve, _) => Event::Reserved(Box::new(Quote {
-            request_id: B256::ZERO,
-            client: Address::ZERO,
-            gateway: Address::ZERO,
-            compute: Address::ZERO,
-            model_digest: B256::ZERO,
-            total: Amount::TOKEN,
-            split: Split::default(),
-            expiry: 0,
-            trust_root: B256::ZERO,
-        })),
+        (Effect::Reserve, _) => reserved(),
         (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(Certificate::default()),
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {

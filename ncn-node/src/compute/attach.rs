@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use futures::StreamExt as _;
 use ncn_client::{
     grpc::{EndpointError, channel},
@@ -40,8 +40,8 @@ impl Attachments {
         Self::default()
     }
 
-    /// Attaches a node to the gateway at this URL, again and again when the stream breaks.
-    pub fn add(&mut self, node: Arc<ComputeNode>, url: &str) -> Result<(), EndpointError> {
+    /// Attaches a node to the gateway `gateway` at this URL, again and again when the stream breaks.
+    pub fn add(&mut self, node: Arc<ComputeNode>, gateway: Address, url: &str) -> Result<(), EndpointError> {
         let client = GatewayComputeServiceClient::new(channel(url)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -50,7 +50,7 @@ impl Attachments {
             let mut pause = FIRST_PAUSE;
             loop {
                 let started = tokio::time::Instant::now();
-                match attach(&node, client.clone()).await {
+                match attach(&node, gateway, client.clone()).await {
                     Ok(()) => tracing::info!(gateway = url, "the gateway closed the stream"),
                     Err(error) => tracing::warn!(gateway = url, error = error.message(), "the stream to the gateway broke"),
                 }
@@ -64,10 +64,10 @@ impl Attachments {
 }
 
 /// One stream, until it ends.
-async fn attach(node: &Arc<ComputeNode>, mut client: GatewayComputeServiceClient<Channel>) -> Result<(), Status> {
+async fn attach(node: &Arc<ComputeNode>, gateway: Address, mut client: GatewayComputeServiceClient<Channel>) -> Result<(), Status> {
     let (answers, to_send) = mpsc::channel(QUEUE);
     let mut messages = client.attach(ReceiverStream::new(to_send)).await?.into_inner();
-    let mut stream = Stream { node: node.clone(), answers, running: HashMap::new() };
+    let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new() };
     let mut heartbeats = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeats.tick().await;
     loop {
@@ -83,6 +83,7 @@ async fn attach(node: &Arc<ComputeNode>, mut client: GatewayComputeServiceClient
 
 struct Stream {
     node: Arc<ComputeNode>,
+    gateway: Address,
     answers: mpsc::Sender<ComputeMessage>,
     running: HashMap<RequestId, AbortHandle>,
 }
@@ -136,14 +137,17 @@ impl Stream {
         }
     }
 
-    /// Proves who this node is.
+    /// Proves who this node is, to its own gateway only: whoever relays another gateway's challenge gets nothing for it.
     async fn answer(&self, challenge: proto::Challenge) -> Result<(), Status> {
+        if wire::address("challenge.gateway", &challenge.gateway)? != self.gateway {
+            return Err(Status::permission_denied(format!("the gateway is not {}", self.gateway)));
+        }
         let (node, signer) = (&self.node, &self.node.signer);
         let internal = |error: ncn_core::SignatureError| Status::internal(error.to_string());
         let record = node.announcement().record(&node.domain, signer, crate::time::unix_now()).await.map_err(internal)?;
         let attachment = Attachment {
             node: node.address(),
-            gateway: wire::address("challenge.gateway", &challenge.gateway)?,
+            gateway: self.gateway,
             challenge: wire::hash("challenge.challenge", &challenge.challenge)?,
         };
         let attachment = Signed::sign(attachment, &node.domain, &**signer).await.map_err(internal)?;

@@ -1,0 +1,63 @@
+//! `ncn verify`: a receipt, offline.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use ncn_core::{Receipt, TrustRoot, receipt::MAX_RECEIPT_BYTES};
+
+use super::Failure;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The receipt, as `ncn demo` or a client wrote it
+    #[arg(value_name = "RECEIPT.json")]
+    receipt: PathBuf,
+    /// The network to trust, as JSON; by default the one that the receipt states, whose hash is then yours to compare
+    #[arg(long, value_name = "FILE")]
+    trust_root: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let json = read(&arguments.receipt)?;
+    let receipt = Receipt::from_json(&json).map_err(Failure::failed)?;
+    match &arguments.trust_root {
+        Some(path) => {
+            let trust: TrustRoot = serde_json::from_slice(&read(path)?)
+                .map_err(|error| Failure::Input(format!("--trust-root {}: {error}", path.display())))?;
+            receipt.verify(&trust)
+        }
+        None => receipt.verify_as_stated(),
+    }
+    .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.receipt.display())))?;
+
+    let mut out = io::stdout().lock();
+    let trusted = if arguments.trust_root.is_some() { "trusted" } else { "as the receipt states it: compare" };
+    let (order, result) = (&receipt.request.message, &receipt.result.message);
+    writeln!(out, "valid receipt")?;
+    writeln!(out, "  request     {}", receipt.request_id())?;
+    writeln!(out, "  network     {} ({trusted})", receipt.trust_root.hash())?;
+    writeln!(out, "  client      {}", order.client)?;
+    writeln!(out, "  gateway     {}", receipt.quote.gateway)?;
+    writeln!(out, "  compute     {} (confinement: {})", result.compute, result.confinement)?;
+    writeln!(out, "  model       {}", order.model_digest)?;
+    writeln!(out, "  input       {}", order.input_hash)?;
+    writeln!(out, "  output      {}", result.output_hash)?;
+    let (before, after) = (receipt.preprocessing.approvals().len(), receipt.completion.approvals().len());
+    let committee = receipt.trust_root.committee_size;
+    writeln!(out, "  approvals   {before} of {committee} before payment, {after} of {committee} after")?;
+    writeln!(out, "  paid        {} by {}", receipt.payments.total, receipt.payment_transaction)?;
+    writeln!(out, "  settled     {}", receipt.settlement_transaction)?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let refuse = |problem: String| Failure::Input(format!("cannot read {}: {problem}", path.display()));
+    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let mut bytes = Vec::new();
+    // One byte more than a receipt may have is enough to see that it has too many.
+    file.take(MAX_RECEIPT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
+    Ok(bytes)
+}

@@ -1,0 +1,413 @@
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
+use futures::future::try_join_all;
+use ncn_client::{
+    Client, ClientBuilder,
+    evm::{EvmLedger, Genesis},
+    grpc::{EndpointError, GrpcRegistry},
+};
+use ncn_core::{
+    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, LedgerError, NodeQuery, NodeRole, PaymentLedger as _,
+    Registry, RegistryError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
+};
+
+use super::{EmbeddedChain, quickstart};
+use crate::{
+    compute::{Attachments, ComputeNode},
+    executor::{WorkerExecutor, WorkerProgram},
+    gateway::{
+        Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
+        journal::{Journal, MemoryJournal},
+    },
+    presence::{Announcement, Presence},
+    registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
+    sandbox::Unconfined,
+    server::GrpcServer,
+};
+
+/// The chain's id, the one that development chains have by custom.
+const CHAIN_ID: u64 = 31_337;
+const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
+/// How many requests a compute node runs or holds places for at once.
+const PLACES: usize = 256;
+/// What a new client gets.
+const POCKET_MONEY: Amount = Amount::new(10 * Amount::TOKEN.units());
+/// How long the network may take until everyone has found everyone.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a local network does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DevnetError {
+    /// The chain.
+    #[error("chain: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The registry or a validator.
+    #[error("registry: {0}")]
+    Registry(#[from] RegistryError),
+    /// The gateway.
+    #[error("gateway: {0}")]
+    Gateway(#[from] GatewayError),
+    /// A compute node's models.
+    #[error("compute node: {0}")]
+    Executor(#[from] ExecutorError),
+    /// A port or a file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// An address.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// Not everyone found everyone in time.
+    #[error("the network was not complete within {START_TIMEOUT:?}")]
+    Timeout,
+}
+
+/// How a local network is made up.
+#[derive(Clone)]
+pub struct LocalNetworkBuilder {
+    validators: usize,
+    compute_nodes: usize,
+    program: Option<WorkerProgram>,
+    executor: Option<Arc<dyn Executor>>,
+    options: GatewayOptions,
+    journal: Arc<dyn Journal>,
+}
+
+/// A running network; everything ends when it is dropped.
+///
+/// Programs that start one call [`crate::worker::init`] first thing in `main`: models run in worker processes of the same program.
+pub struct LocalNetwork {
+    chain: Arc<EmbeddedChain>,
+    deployer: EvmLedger,
+    treasury: Address,
+    registry: Arc<dyn Registry>,
+    registry_server: GrpcServer,
+    validators: Vec<ValidatorHandle>,
+    gateway: Arc<Gateway>,
+    gateway_server: GrpcServer,
+    compute_nodes: Vec<ComputeHandle>,
+    _gateway_presence: Presence,
+    _models: tempfile::TempDir,
+}
+
+struct ValidatorHandle {
+    address: Address,
+    _server: GrpcServer,
+    _presence: Presence,
+}
+
+struct ComputeHandle {
+    address: Address,
+    _attachments: Attachments,
+    _presence: Presence,
+}
+
+impl Default for LocalNetworkBuilder {
+    fn default() -> Self {
+        Self {
+            validators: 5,
+            compute_nodes: 2,
+            program: None,
+            executor: None,
+            options: GatewayOptions::default(),
+            journal: Arc::new(MemoryJournal::default()),
+        }
+    }
+}
+
+impl LocalNetworkBuilder {
+    /// How many validators, 3 to 256; five by default. Three of five judge a request.
+    #[must_use]
+    pub const fn validators(mut self, count: usize) -> Self {
+        self.validators = count;
+        self
+    }
+
+    /// How many compute nodes; two by default.
+    #[must_use]
+    pub const fn compute_nodes(mut self, count: usize) -> Self {
+        self.compute_nodes = count;
+        self
+    }
+
+    /// The program that is started as a worker; this one by default.
+    #[must_use]
+    pub fn worker_program(mut self, program: WorkerProgram) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// One executor for all compute nodes, instead of workers.
+    #[must_use]
+    pub fn executor(mut self, executor: Arc<dyn Executor>) -> Self {
+        self.executor = Some(executor);
+        self
+    }
+
+    /// What the gateway does.
+    #[must_use]
+    pub const fn gateway_options(mut self, options: GatewayOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Where the gateway keeps its events.
+    #[must_use]
+    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.journal = journal;
+        self
+    }
+
+    /// Starts the network and waits until everyone has found everyone.
+    pub async fn start(self) -> Result<LocalNetwork, DevnetError> {
+        let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
+        let treasury = PrivateKeySigner::random().address();
+        let genesis = Genesis {
+            supply: Amount::new(1_000_000_000 * Amount::TOKEN.units()),
+            minimum_stake: Amount::new(1_000 * Amount::TOKEN.units()),
+            unstake_delay: 7 * 24 * 60 * 60,
+            threshold: 3,
+            committee_size: 5,
+            treasury,
+        };
+        let deployer = genesis.deploy(chain.clone(), &new_key()).await?;
+        let keys: Vec<DynSigner> = (0..self.validators).map(|_| new_key()).collect();
+        for key in &keys {
+            deployer.transfer(key.address(), genesis.minimum_stake).await?;
+            deployer.with_signer(key.clone()).stake(genesis.minimum_stake).await?;
+        }
+        let domain = deployer.trust_root().await?.domain;
+
+        let registry = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(new_key()))).await?);
+        let registry_server = GrpcServer::start(LOOPBACK, |routes| {
+            routes.add_service(registry_service(registry));
+        })
+        .await?;
+        let registry: Arc<dyn Registry> = Arc::new(GrpcRegistry::new(&registry_server.url())?);
+        let url = registry_server.url();
+        let validators = try_join_all(keys.into_iter().map(|key| start_validator(&deployer, domain, &url, key))).await?;
+
+        let models = tempfile::tempdir()?;
+        let package = quickstart::unpack(models.path())?;
+        let gateway = self.start_gateway(&deployer, &url, &package).await?;
+        let gateway_server = GrpcServer::start(LOOPBACK, |routes| {
+            routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
+        })
+        .await?;
+        let announcement = Announcement {
+            role: NodeRole::Gateway,
+            subnet: gateway.subnet_id(),
+            endpoint: gateway_server.url(),
+            models: Vec::new(),
+            confinement: Confinement::None,
+        };
+        let presence = Presence::start(registry.clone(), gateway.signer(), domain, announcement).await?;
+
+        let starting =
+            (0..self.compute_nodes).map(|_| self.start_compute(&deployer, domain, &gateway, &gateway_server, &url, &package));
+        let compute_nodes = try_join_all(starting).await?;
+        let network = LocalNetwork {
+            chain,
+            deployer,
+            treasury,
+            registry,
+            registry_server,
+            validators,
+            gateway,
+            gateway_server,
+            compute_nodes,
+            _gateway_presence: presence,
+            _models: models,
+        };
+        tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
+        Ok(network)
+    }
+
+    async fn start_gateway(
+        &self,
+        deployer: &EvmLedger,
+        registry_url: &str,
+        package: &ModelPackage,
+    ) -> Result<Arc<Gateway>, DevnetError> {
+        let signer = new_key();
+        let (model, manifest) = (&package.model, package.model.manifest());
+        let subnet = Subnet {
+            owner: signer.address(),
+            name: "quickstart".into(),
+            models: vec![SubnetModel { name: manifest.name.clone(), digest: model.digest(), price: manifest.price }],
+            split: Split::default(),
+            version: 1,
+        };
+        let parts = GatewayParts {
+            ledger: Arc::new(deployer.with_signer(signer.clone())),
+            signer,
+            subnet,
+            manifests: vec![model.bytes().clone()],
+            registry: Arc::new(GrpcRegistry::new(registry_url)?),
+            journal: self.journal.clone(),
+            options: self.options.clone(),
+        };
+        Ok(Gateway::start(parts).await?)
+    }
+
+    async fn start_compute(
+        &self,
+        deployer: &EvmLedger,
+        domain: Domain,
+        gateway: &Arc<Gateway>,
+        gateway_server: &GrpcServer,
+        registry_url: &str,
+        package: &ModelPackage,
+    ) -> Result<ComputeHandle, DevnetError> {
+        let executor: Arc<dyn Executor> = match &self.executor {
+            Some(executor) => executor.clone(),
+            None => {
+                let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
+                Arc::new(WorkerExecutor::new(program, Arc::new(Unconfined), Confinement::None))
+            }
+        };
+        let signer = new_key();
+        let ledger = Arc::new(deployer.with_signer(signer.clone()));
+        let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
+        node.add_model(package.clone()).await?;
+        let registry = Arc::new(GrpcRegistry::new(registry_url)?);
+        let presence = Presence::start(registry, signer.clone(), domain, node.announcement()).await?;
+        let mut attachments = Attachments::new();
+        attachments.add(Arc::new(node), gateway.address(), &gateway_server.url())?;
+        Ok(ComputeHandle { address: signer.address(), _attachments: attachments, _presence: presence })
+    }
+}
+
+fn new_key() -> DynSigner {
+    Arc::new(PrivateKeySigner::random())
+}
+
+async fn start_validator(
+    deployer: &EvmLedger,
+    domain: Domain,
+    registry_url: &str,
+    signer: DynSigner,
+) -> Result<ValidatorHandle, DevnetError> {
+    let registry = Arc::new(GrpcRegistry::new(registry_url)?);
+    let ledger = Arc::new(deployer.with_signer(signer.clone()));
+    let validator = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), ledger));
+    let server = GrpcServer::start(LOOPBACK, |routes| {
+        routes.add_service(validator_service(validator));
+    })
+    .await?;
+    let announcement = Announcement {
+        role: NodeRole::Validator,
+        subnet: alloy_primitives::B256::ZERO,
+        endpoint: server.url(),
+        models: Vec::new(),
+        confinement: Confinement::None,
+    };
+    let address = signer.address();
+    let presence = Presence::start(registry, signer, domain, announcement).await?;
+    Ok(ValidatorHandle { address, _server: server, _presence: presence })
+}
+
+impl LocalNetwork {
+    /// Starts a network of five validators, a registry node, a gateway and two compute nodes that run the quickstart model.
+    pub async fn start() -> Result<Self, DevnetError> {
+        Self::builder().start().await
+    }
+
+    /// Starts to make a network up.
+    pub fn builder() -> LocalNetworkBuilder {
+        LocalNetworkBuilder::default()
+    }
+
+    /// A client of the gateway with a key of its own and ten tokens; ready to be built.
+    pub async fn client(&self) -> Result<ClientBuilder, DevnetError> {
+        let signer = new_key();
+        self.deployer.transfer(signer.address(), POCKET_MONEY).await?;
+        let ledger = Arc::new(self.ledger(signer.clone()));
+        Ok(Client::builder().gateway(self.gateway_url()).ledger(ledger).signer(signer))
+    }
+
+    /// The network's contracts, as an account sees them.
+    pub fn ledger(&self, signer: DynSigner) -> EvmLedger {
+        self.deployer.with_signer(signer)
+    }
+
+    /// The ledger of the account that was given all tokens.
+    pub const fn treasurer(&self) -> &EvmLedger {
+        &self.deployer
+    }
+
+    /// What receipts of this network are checked against.
+    pub async fn trust_root(&self) -> Result<TrustRoot, DevnetError> {
+        Ok(self.deployer.trust_root().await?)
+    }
+
+    /// The chain, for letting time pass.
+    pub const fn chain(&self) -> &Arc<EmbeddedChain> {
+        &self.chain
+    }
+
+    /// How the gateway is called.
+    pub fn gateway_url(&self) -> String {
+        self.gateway_server.url()
+    }
+
+    /// How the registry node is called.
+    pub fn registry_url(&self) -> String {
+        self.registry_server.url()
+    }
+
+    /// The gateway itself, without a wire.
+    pub fn gateway(&self) -> Arc<dyn Transport> {
+        self.gateway.clone()
+    }
+
+    /// The gateway's address.
+    pub fn gateway_address(&self) -> Address {
+        self.gateway.address()
+    }
+
+    /// The compute nodes' addresses.
+    pub fn compute_addresses(&self) -> Vec<Address> {
+        self.compute_nodes.iter().map(|node| node.address).collect()
+    }
+
+    /// The validators' addresses.
+    pub fn validator_addresses(&self) -> Vec<Address> {
+        self.validators.iter().map(|validator| validator.address).collect()
+    }
+
+    /// The treasury's address.
+    pub const fn treasury(&self) -> Address {
+        self.treasury
+    }
+
+    /// Takes a validator off the network without a word, as a crash would.
+    pub fn crash_validator(&mut self, address: Address) {
+        self.validators.retain(|validator| validator.address != address);
+    }
+
+    /// Takes a compute node off the network without a word, as a crash would.
+    pub fn crash_compute(&mut self, address: Address) {
+        self.compute_nodes.retain(|node| node.address != address);
+    }
+
+    /// Returns once every node is registered and every compute node attached.
+    async fn complete(&self) -> Result<(), DevnetError> {
+        let nodes = self.validators.len() + self.compute_nodes.len() + 1;
+        loop {
+            let registered = self.registry.discover(NodeQuery::default()).await?.len();
+            if registered == nodes && self.gateway.attached().len() == self.compute_nodes.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for LocalNetwork {
+    fn drop(&mut self) {
+        self.gateway.stop();
+    }
+}

@@ -1,0 +1,341 @@
+//! The gateway: takes orders, coordinates everyone, delivers results with receipts.
+//!
+//! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
+//! are in [`effects`]. The chain is followed by one more task, which tells the drivers of payments.
+
+mod driver;
+mod effects;
+pub mod journal;
+mod plane;
+mod serve;
+mod task;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use ncn_core::{
+    Compute, Domain, DynSigner, EscrowState, Event, Message as _, ModelInfo, PaymentConfirmation, PaymentLedger, Registry,
+    RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError,
+    transport::Updates, validation,
+};
+pub use serve::{client_service, compute_service};
+use task::Task;
+use tokio_util::sync::CancellationToken;
+
+use self::journal::{Journal, JournalError};
+use crate::time::unix_now;
+
+/// How long to wait before the chain is followed again that gave an error.
+const CHAIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a gateway does.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// How many requests it works on or remembers at once.
+    pub max_tasks: usize,
+    /// The most bytes of inputs that a request may have.
+    pub max_input_bytes: usize,
+    /// The longest that a client may want to wait.
+    pub max_patience: Duration,
+    /// How long before a quote expires the gateway stops hoping and gives the money back.
+    pub finish_margin: Duration,
+    /// How long an ended request is remembered.
+    pub retention: Duration,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            max_tasks: 10_000,
+            max_input_bytes: 8 << 20,
+            max_patience: Duration::from_secs(24 * 60 * 60),
+            finish_margin: Duration::from_secs(3),
+            retention: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+/// A gateway and its subnet.
+pub struct Gateway {
+    signer: DynSigner,
+    domain: Domain,
+    subnet: Signed<Subnet>,
+    models: HashMap<B256, ModelInfo>,
+    registry: Arc<dyn Registry>,
+    ledger: Arc<dyn PaymentLedger>,
+    journal: Arc<dyn Journal>,
+    options: GatewayOptions,
+    computes: Mutex<HashMap<Address, Arc<dyn Compute>>>,
+    tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
+    /// Ends every driver, and the following of the chain.
+    stopped: CancellationToken,
+    this: Weak<Self>,
+}
+
+/// What a gateway is made of.
+pub struct GatewayParts {
+    /// Its key.
+    pub signer: DynSigner,
+    /// What it offers; it is the owner.
+    pub subnet: Subnet,
+    /// The manifests of the subnet's models.
+    pub manifests: Vec<bytes::Bytes>,
+    /// Who is on the network.
+    pub registry: Arc<dyn Registry>,
+    /// Money, as the gateway's account sees it.
+    pub ledger: Arc<dyn PaymentLedger>,
+    /// Where events are kept.
+    pub journal: Arc<dyn Journal>,
+    /// How much it does.
+    pub options: GatewayOptions,
+}
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// A model of the subnet without a manifest, or the other way round.
+    #[error("model {0}: the subnet lists it and its manifest is given, or neither")]
+    Manifest(B256),
+    /// A manifest that makes no sense.
+    #[error(transparent)]
+    InvalidManifest(#[from] ncn_core::ManifestError),
+    /// The registry does not take the subnet.
+    #[error("registry: {0}")]
+    Registry(#[from] RegistryError),
+    /// The chain does not answer.
+    #[error("chain: {0}")]
+    Ledger(#[from] ncn_core::LedgerError),
+    /// The gateway's key cannot be used.
+    #[error("key: {0}")]
+    Signer(#[from] ncn_core::SignatureError),
+    /// What was kept cannot be read.
+    #[error("journal: {0}")]
+    Journal(#[from] JournalError),
+}
+
+impl Gateway {
+    /// Registers the subnet, takes up whatever requests the journal holds, and follows the chain.
+    pub async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
+        let GatewayParts { signer, subnet, manifests, registry, ledger, journal, options } = parts;
+        let domain = ledger.trust_root().await?.domain;
+        let mut models = HashMap::new();
+        for manifest in manifests {
+            let digest = ncn_core::Model::parse(manifest.clone())?.digest();
+            let listed = subnet.model(&digest).ok_or(GatewayError::Manifest(digest))?;
+            models.insert(digest, ModelInfo::new(subnet.id(), listed, manifest)?);
+        }
+        if let Some(missing) = subnet.models.iter().find(|model| !models.contains_key(&model.digest)) {
+            return Err(GatewayError::Manifest(missing.digest));
+        }
+        let subnet = Signed::sign(subnet, &domain, &*signer).await?;
+        registry.register_subnet(subnet.clone()).await?;
+
+        let kept = journal.replay().await?;
+        let gateway = Arc::new_cyclic(|this| Self {
+            signer,
+            domain,
+            subnet,
+            models,
+            registry,
+            ledger,
+            journal,
+            options,
+            computes: Mutex::default(),
+            tasks: Mutex::default(),
+            stopped: CancellationToken::new(),
+            this: this.clone(),
+        });
+        for (submission, events) in kept {
+            let request_id = submission.request.message.digest(&domain);
+            let task = Task::recover(request_id, submission, events);
+            gateway.tasks().insert(request_id, task.clone());
+            driver::spawn(&gateway, task);
+        }
+        let following = gateway.clone();
+        tokio::spawn(async move { following.stopped.clone().run_until_cancelled_owned(follow_chain(&following)).await });
+        Ok(gateway)
+    }
+
+    /// Ends all work, at once. What the journal holds can be taken up by another gateway of the same key.
+    pub fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    /// Who this is.
+    pub fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    /// Its key.
+    pub fn signer(&self) -> DynSigner {
+        self.signer.clone()
+    }
+
+    /// The id of its subnet.
+    pub fn subnet_id(&self) -> B256 {
+        self.subnet.message.id()
+    }
+
+    /// Gives the gateway a compute node to work with; one of the same address is replaced.
+    pub fn attach(&self, compute: Arc<dyn Compute>) {
+        let mut computes = self.computes.lock().unwrap_or_else(PoisonError::into_inner);
+        computes.insert(compute.address(), compute);
+    }
+
+    /// Takes a compute node away, unless it has been replaced in the meantime.
+    pub fn detach(&self, compute: &Arc<dyn Compute>) {
+        let mut computes = self.computes.lock().unwrap_or_else(PoisonError::into_inner);
+        if computes.get(&compute.address()).is_some_and(|current| Arc::ptr_eq(current, compute)) {
+            computes.remove(&compute.address());
+        }
+    }
+
+    /// Which compute nodes are attached.
+    pub fn attached(&self) -> Vec<Address> {
+        self.computes.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    fn compute(&self, address: Address) -> Option<Arc<dyn Compute>> {
+        self.computes.lock().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, HashMap<RequestId, Arc<Task>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task(&self, request_id: RequestId) -> Result<Arc<Task>, TransportError> {
+        self.tasks().get(&request_id).cloned().ok_or(TransportError::UnknownTask(request_id))
+    }
+
+    /// The task that an access is for, once it is sure that its client signed it.
+    fn accessed(&self, access: &Signed<TaskAccess>) -> Result<Arc<Task>, TransportError> {
+        let task = self.task(access.message.request_id)?;
+        if access.message.client != task.submission.request.message.client {
+            return Err(TransportError::Unauthorised("the request is another client's".into()));
+        }
+        access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
+        Ok(task)
+    }
+
+    /// Everything that can be refused without asking anyone.
+    fn check(&self, submission: &Submission) -> Result<(), TransportError> {
+        let order = &submission.request.message;
+        let left = validation::order(order, unix_now()).map_err(|(field, problem)| TransportError::invalid(field, problem))?;
+        if left.get() > self.options.max_patience.as_secs() {
+            let problem = format!("is {left} s away, at most {} s are taken", self.options.max_patience.as_secs());
+            return Err(TransportError::invalid("request.deadline", problem));
+        }
+        if left.get() <= self.options.finish_margin.as_secs() {
+            return Err(TransportError::invalid("request.deadline", format!("is only {left} s away: wait longer")));
+        }
+        if order.subnet != self.subnet_id() {
+            return Err(TransportError::invalid("request.subnet", format!("is not this gateway's, {}", self.subnet_id())));
+        }
+        let info = self.models.get(&order.model_digest).ok_or(TransportError::UnknownModel(order.model_digest))?;
+        if order.max_price < info.price {
+            let problem = format!("{} is less than the price of {}", order.max_price, info.price);
+            return Err(TransportError::invalid("request.maxPrice", problem));
+        }
+        let size = submission.inputs.size();
+        if size > self.options.max_input_bytes {
+            let problem = format!("have {size} bytes, at most {} are taken", self.options.max_input_bytes);
+            return Err(TransportError::invalid("inputs", problem));
+        }
+        if submission.inputs.hash() != order.input_hash {
+            return Err(TransportError::invalid("request.inputHash", "is not the hash of the inputs"));
+        }
+        let prepared = info.model.manifest().prepare(&submission.inputs);
+        prepared.map(drop).map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
+        submission
+            .request
+            .verify(&self.domain)
+            .map(drop)
+            .map_err(|error| TransportError::invalid("request.signature", error.to_string()))
+    }
+
+    /// Takes a request in, unless somebody else just has.
+    async fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
+        let task = Task::new(request_id, submission);
+        {
+            let mut tasks = self.tasks();
+            if let Some(known) = tasks.get(&request_id) {
+                return Ok(known.clone());
+            }
+            if tasks.len() >= self.options.max_tasks {
+                return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
+            }
+            tasks.insert(request_id, task.clone());
+        }
+        if let Err(error) = self.journal.begin(request_id, &task.submission).await {
+            self.tasks().remove(&request_id);
+            return Err(TransportError::Internal(error.to_string()));
+        }
+        if let Some(this) = self.this.upgrade() {
+            driver::spawn(&this, task.clone());
+        }
+        Ok(task)
+    }
+}
+
+/// Tells the drivers what the chain says.
+async fn follow_chain(gateway: &Gateway) {
+    let mut from_block = 0;
+    loop {
+        if let Ok(mut events) = gateway.ledger.events(from_block).await {
+            while let Some(Ok(event)) = events.next().await {
+                from_block = event.block;
+                if let EscrowState::Escrowed { .. } = event.state
+                    && let Ok(task) = gateway.task(event.request_id)
+                {
+                    task.hint();
+                }
+            }
+        }
+        tokio::time::sleep(CHAIN_PAUSE).await;
+    }
+}
+
+#[async_trait]
+impl Transport for Gateway {
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        let request_id = submission.request.message.digest(&self.domain);
+        let known = self.tasks().get(&request_id).cloned();
+        let task = match known {
+            Some(task) => task,
+            None => {
+                self.check(&submission)?;
+                self.admit(request_id, submission).await?
+            }
+        };
+        Ok(task.wait_for(|state| !matches!(state, State::Reserving | State::Preprocessing)).await)
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        self.task(confirmation.request_id)?.hint();
+        Ok(())
+    }
+
+    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+        Ok(self.accessed(&access)?.updates())
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        Ok(self.task(request_id)?.status())
+    }
+
+    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+        self.accessed(&access)?.tell(Event::Cancelled).await;
+        Ok(())
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        Ok(self.models.values().cloned().collect())
+    }
+}

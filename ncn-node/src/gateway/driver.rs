@@ -1,0 +1,91 @@
+//! Moves one request through its life: journal an event, let the lifecycle say what follows, do it.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use ncn_core::{Effect, Event, State};
+use tokio::sync::mpsc;
+
+use super::{Gateway, effects, task::Task};
+use crate::time::unix_now;
+
+/// How long to wait before the journal is tried again.
+const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// Drives a task until it can be forgotten.
+pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
+    let Some(inbox) = task.inbox() else { return };
+    let gateway = gateway.clone();
+    tokio::spawn(async move { gateway.stopped.clone().run_until_cancelled_owned(drive(&gateway, &task, inbox)).await });
+}
+
+async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
+    loop {
+        let effect = task.lifecycle().effect();
+        let event = if effect == Effect::Finish {
+            effects::finish(gateway, task).await;
+            match late_payment(gateway, task).await {
+                Some(event) => {
+                    task.reopen();
+                    event
+                }
+                None => return forget(gateway, task).await,
+            }
+        } else {
+            perform(gateway, task, effect, &mut inbox).await
+        };
+        record(gateway, task, event).await;
+    }
+}
+
+/// Does what the state asks for, until that or something else brings an event that means something.
+async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mpsc::Receiver<Event>) -> Event {
+    let lifecycle = task.lifecycle();
+    let mut working = pin!(effects::perform(gateway, task, effect));
+    let mut expiry = pin!(tokio::time::sleep(time_left(gateway, task)));
+    loop {
+        let event = tokio::select! {
+            event = &mut working => return event,
+            Some(event) = inbox.recv() => event,
+            // In a state where it means nothing, the chain has the last word: it is not waited for again.
+            () = &mut expiry, if lifecycle.step(&Event::Expired).is_ok() => Event::Expired,
+        };
+        // What means nothing now must not interrupt the work.
+        if lifecycle.step(&event).is_ok() {
+            return event;
+        }
+    }
+}
+
+/// How long the gateway hopes to finish.
+fn time_left(gateway: &Gateway, task: &Task) -> Duration {
+    let end = task.quote().map_or(task.submission.request.message.deadline, |quote| quote.expiry);
+    Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
+}
+
+/// Keeps an event, then takes it in. An event that cannot be kept is not acted upon.
+async fn record(gateway: &Gateway, task: &Task, event: Event) {
+    while let Err(error) = gateway.journal.append(task.request_id, &event).await {
+        tracing::error!(request = %task.request_id, %error, "the journal does not take an event; trying again");
+        tokio::time::sleep(JOURNAL_PAUSE).await;
+    }
+    if let Err(error) = task.apply(event) {
+        tracing::debug!(request = %task.request_id, %error, "an event came too late");
+    }
+}
+
+/// A request that ended unpaid may be paid all the same, until its quote expires: that money is given back at once.
+async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
+    let State::Ended(outcome) = task.lifecycle().state() else { return None };
+    let quote = task.quote().filter(|_| outcome.is_unpaid())?;
+    let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now()));
+    tokio::time::timeout(left, effects::paid(gateway, task)).await.ok()
+}
+
+/// Remembers the end for a while, for those who ask again.
+async fn forget(gateway: &Gateway, task: &Task) {
+    tokio::time::sleep(gateway.options.retention).await;
+    gateway.tasks().remove(&task.request_id);
+    if let Err(error) = gateway.journal.forget(task.request_id).await {
+        tracing::warn!(request = %task.request_id, %error, "the journal does not forget");
+    }
+}

@@ -1,0 +1,337 @@
+//! What a gateway does in each state. Every effect is idempotent, and ends with the event that says how it went.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use ncn_core::{
+    Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event, Message as _,
+    NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt, RegistryError,
+    Reservation, Settlement, Signature, State, Step, TaskUpdate, receipt,
+};
+
+use super::{
+    Gateway,
+    task::{Progress, Task},
+};
+use crate::time::unix_now;
+
+/// How long to wait before something is tried again that may succeed later; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How often the validators are asked again that gave too few approvals.
+const REGISTRY_TRIES: u32 = 3;
+/// How long a compute node may take to say whether it has a place.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the chain is looked at without a hint.
+const PAYMENT_POLL: Duration = Duration::from_secs(2);
+
+/// Does what a state asks for.
+pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> Event {
+    let progress = task.progress();
+    let outcome = match effect {
+        Effect::Reserve => reserve(gateway, task).await,
+        Effect::RequestPreprocessing => preprocessing(gateway, task, &progress).await,
+        Effect::AwaitPayment => return paid(gateway, task).await,
+        Effect::Dispatch { attempt } => dispatch(gateway, task, &progress, attempt).await,
+        Effect::RequestCompletion => completion(gateway, task, &progress).await,
+        Effect::Settle => settle(gateway, task, &progress).await,
+        Effect::Refund => refund(gateway, &progress).await,
+        _ => None,
+    };
+    match outcome {
+        Some(event) => event,
+        // A state was reached without what leads to it. Nothing can be done here but to let expiry end it.
+        None => {
+            tracing::error!(request = %task.request_id, ?effect, "the journal is incomplete");
+            futures::future::pending().await
+        }
+    }
+}
+
+/// Pauses that grow.
+struct Pauses(Duration);
+
+impl Pauses {
+    const fn new() -> Self {
+        Self(FIRST_PAUSE)
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Finds a live compute node with the model that has a place, and quotes.
+async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
+    let order = &task.submission.request.message;
+    let trust = match gateway.ledger.trust_root().await {
+        Ok(trust) => trust,
+        Err(error) => return Some(Event::Refused(error.to_string())),
+    };
+    let compute = match reserve_node(gateway, task, order.deadline, None).await {
+        Ok(compute) => compute,
+        Err(reason) => return Some(Event::Refused(reason)),
+    };
+    let info = gateway.models.get(&order.model_digest)?;
+    let quote = Quote {
+        request_id: task.request_id,
+        client: order.client,
+        gateway: gateway.address(),
+        compute: compute.address(),
+        model_digest: order.model_digest,
+        total: info.price,
+        split: gateway.subnet.message.split,
+        expiry: order.deadline,
+        trust_root: trust.hash(),
+    };
+    Some(Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust) })
+}
+
+/// Reserves a place with any live node but `except`.
+async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64, except: Option<&Quote>) -> Result<Arc<dyn Compute>, String> {
+    let model_digest = task.submission.request.message.model_digest;
+    let started = Instant::now();
+    let query =
+        NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), model: Some(model_digest), node: None };
+    let found = gateway.registry.discover(query).await.map_err(|error| format!("discovery: {error}"))?;
+    let mut nodes: Vec<_> = found
+        .iter()
+        .filter(|record| except.is_none_or(|quote| quote.compute != record.message.node))
+        .filter_map(|record| gateway.compute(record.message.node))
+        .collect();
+    task.report(Step::Discover, gateway.address(), started.elapsed());
+
+    let started = Instant::now();
+    // Whose turn it is, is decided by the request: load spreads without anyone counting.
+    nodes.sort_unstable_by_key(|node| node.address());
+    let turn = usize::from(task.request_id.as_slice().last().copied().unwrap_or_default());
+    if !nodes.is_empty() {
+        let turn = turn % nodes.len();
+        nodes.rotate_left(turn);
+    }
+    let reservation = Reservation { request_id: task.request_id, model_digest, expires_at };
+    let mut reasons = Vec::new();
+    for node in nodes {
+        match tokio::time::timeout(RESERVE_TIMEOUT, node.reserve(reservation)).await {
+            Ok(Ok(())) => {
+                task.report(Step::Reserve, gateway.address(), started.elapsed());
+                return Ok(node);
+            }
+            Ok(Err(error)) => reasons.push(error.to_string()),
+            Err(_) => reasons.push(format!("compute node {} does not answer", node.address())),
+        }
+    }
+    if reasons.is_empty() {
+        reasons.push("none that has the model is live and attached".into());
+    }
+    Err(format!("no compute node: {}", reasons.join("; ")))
+}
+
+async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
+    let quote = progress.quote.clone()?;
+    let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
+    let started = Instant::now();
+    let event = approved(|| gateway.registry.preprocessing(request.clone())).await;
+    task.report(Step::Preprocessing, gateway.address(), started.elapsed());
+    Some(event)
+}
+
+/// Asks the validators, a few times when too few of them answer.
+async fn approved<A, F>(ask: A) -> Event
+where
+    A: Fn() -> F,
+    F: Future<Output = Result<ncn_core::Certificate, RegistryError>>,
+{
+    let mut pauses = Pauses::new();
+    for _ in 1..REGISTRY_TRIES {
+        match ask().await {
+            Ok(certificate) => return Event::Approved(certificate),
+            Err(error) if error.is_retryable() => pauses.pause().await,
+            Err(error) => return Event::Refused(error.to_string()),
+        }
+    }
+    ask().await.map_or_else(|error| Event::Refused(error.to_string()), Event::Approved)
+}
+
+/// Waits until the chain holds the payment.
+pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
+    let Some(quote) = task.quote() else { return futures::future::pending().await };
+    loop {
+        let started = Instant::now();
+        match gateway.ledger.payment_of(&quote).await {
+            Ok(Some(transaction)) => {
+                task.report(Step::Confirm, gateway.address(), started.elapsed());
+                return Event::Paid(transaction);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see whether the request is paid"),
+        }
+        // A hint, from the client or the chain's events, or a look now and then in case every hint got lost.
+        let _ = tokio::time::timeout(PAYMENT_POLL, task.hinted()).await;
+    }
+}
+
+async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: u8) -> Option<Event> {
+    let quote = progress.quote.as_ref()?;
+    let failed = |reason: String, retryable| Some(Event::ExecutionFailed { reason, retryable });
+    let compute = if attempt == 0 {
+        match gateway.compute(quote.compute) {
+            Some(compute) => compute,
+            None => return failed(format!("compute node {} has left", quote.compute), true),
+        }
+    } else {
+        match reserve_node(gateway, task, quote.expiry, Some(quote)).await {
+            Ok(compute) => compute,
+            Err(reason) => return failed(reason, false),
+        }
+    };
+    match execute(gateway, task, quote, &*compute).await {
+        Ok(event) => Some(event),
+        Err(error) => {
+            compute.release(task.request_id).await;
+            failed(error.to_string(), error.is_retryable())
+        }
+    }
+}
+
+async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Compute) -> Result<Event, ComputeError> {
+    let order = &task.submission.request.message;
+    let job =
+        ComputeTask { request: task.submission.request.clone(), quote: quote.clone(), inputs: task.submission.inputs.clone() };
+    let started = Instant::now();
+    let mut events = compute.execute(job).await?;
+    task.report(Step::Dispatch, gateway.address(), started.elapsed());
+    let started = Instant::now();
+    while let Some(event) = events.next().await {
+        match event? {
+            ComputeEvent::Chunk(chunk) => task.chunk(chunk),
+            ComputeEvent::Finished { output, result } => {
+                let word = &result.message;
+                let honest = word.compute == compute.address()
+                    && word.request_id == task.request_id
+                    && word.model_digest == order.model_digest
+                    && word.input_hash == order.input_hash
+                    && word.output_hash == output.hash()
+                    && result.verify(&gateway.domain).is_ok();
+                if !honest {
+                    return Err(ComputeError::Unavailable(format!("{} signed something else than it ran", compute.address())));
+                }
+                let running = Duration::from_micros(word.usage.duration_micros);
+                task.report(Step::Execute, word.compute, running);
+                task.report(Step::Result, word.compute, started.elapsed().saturating_sub(running));
+                return Ok(Event::Executed { output, result: Box::new(result) });
+            }
+            _ => {}
+        }
+    }
+    Err(ComputeError::Unavailable("the output broke off".into()))
+}
+
+async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
+    let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
+    let request = CompletionRequest { request: task.submission.request.clone(), quote, result };
+    let started = Instant::now();
+    let event = approved(|| gateway.registry.completion(request.clone())).await;
+    task.report(Step::Completion, gateway.address(), started.elapsed());
+    Some(event)
+}
+
+async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
+    let (quote, result) = (progress.quote.clone()?, progress.result.as_ref()?);
+    let completion = Completion::new(&quote, &result.message);
+    let settlement = Settlement { quote, completion, certificate: progress.completion.clone()? };
+    let started = Instant::now();
+    let mut pauses = Pauses::new();
+    loop {
+        let error = match gateway.ledger.settle(&settlement).await {
+            Ok(transaction) => {
+                task.report(Step::Finalize, gateway.address(), started.elapsed());
+                return Some(Event::Settled(transaction));
+            }
+            Err(error) => error,
+        };
+        match gateway.ledger.escrow_state(settlement.quote.client, task.request_id).await {
+            Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
+            Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
+            Ok(_) if !error.is_retryable() => return Some(Event::SettlementImpossible(error.to_string())),
+            _ => tracing::warn!(request = %task.request_id, %error, "the chain does not settle; trying again"),
+        }
+        pauses.pause().await;
+    }
+}
+
+async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
+    let quote = progress.quote.as_ref()?;
+    let mut pauses = Pauses::new();
+    loop {
+        let error = match gateway.ledger.refund(quote).await {
+            Ok(transaction) => return Some(Event::Refunded(transaction)),
+            Err(error) => error,
+        };
+        match gateway.ledger.escrow_state(quote.client, quote.request_id).await {
+            Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
+            Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
+            _ => tracing::warn!(request = %quote.request_id, %error, "the chain does not refund; trying again"),
+        }
+        pauses.pause().await;
+    }
+}
+
+/// Lets go of the compute node and tells the client how it ended.
+pub(super) async fn finish(gateway: &Gateway, task: &Task) {
+    let progress = task.progress();
+    let State::Ended(outcome) = progress.lifecycle.state() else { return };
+    if let Some(compute) = progress.quote.as_ref().and_then(|quote| gateway.compute(quote.compute)) {
+        compute.release(task.request_id).await;
+    }
+    let failed = |reason: String| TaskUpdate::Failed { outcome, reason };
+    let update = if outcome == Outcome::Completed {
+        let output = progress.output.clone().unwrap_or_default();
+        match issue(gateway, task, progress).await {
+            Ok(receipt) => TaskUpdate::Delivered { output, receipt: Box::new(receipt) },
+            Err(reason) => failed(format!("no receipt could be issued: {reason}")),
+        }
+    } else {
+        failed(progress.failure.unwrap_or_else(|| "no reason is known".into()))
+    };
+    task.publish(update);
+}
+
+/// Puts the receipt together and seals it.
+async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Receipt, String> {
+    let Progress {
+        quote: Some(quote),
+        trust_root: Some(trust_root),
+        preprocessing: Some(preprocessing),
+        payment: Some(payment_transaction),
+        result: Some(result),
+        completion: Some(completion),
+        settlement: Some(settlement_transaction),
+        ..
+    } = progress
+    else {
+        return Err("the journal is incomplete".into());
+    };
+    let payments = PaymentTree::new(&quote, result.message.compute, &completion.validators(), trust_root.treasury);
+    let mut receipt = Receipt {
+        version: receipt::VERSION,
+        trust_root,
+        request: task.submission.request.clone(),
+        quote,
+        preprocessing,
+        payment_transaction,
+        result,
+        completion,
+        settlement_transaction,
+        payments: payments.map_err(|error| error.to_string())?,
+        issued_at: unix_now(),
+        seal: task.submission.request.signature,
+    };
+    let digest = receipt.sealed().digest(&gateway.domain);
+    receipt.seal = Signature::sign(&digest, &*gateway.signer).await.map_err(|error| error.to_string())?;
+    Ok(receipt)
+}

@@ -1,0 +1,250 @@
+//! The gateway's end of a compute node's stream: to the gateway, a [`Compute`] like any other.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use alloy_primitives::{Address, B256};
+use async_trait::async_trait;
+use futures::{Stream, StreamExt as _, stream};
+use ncn_client::{
+    proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
+    wire,
+};
+use ncn_core::{
+    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, compute::ComputeEvents,
+    membership::LIVENESS_SECONDS,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use super::Gateway;
+
+/// How long a node may take to answer the challenge.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many messages wait for a node to read them.
+const QUEUE: usize = 256;
+/// How many parts of an output wait for the gateway to read them.
+const EVENT_QUEUE: usize = 64;
+
+/// What is sent to a node.
+pub(super) type Sending = mpsc::Receiver<Result<GatewayMessage, Status>>;
+
+/// Serves one node's stream for as long as it lasts. What it is sent comes over the channel.
+pub(super) fn serve<S>(gateway: Arc<Gateway>, messages: S) -> Sending
+where
+    S: Stream<Item = Result<ComputeMessage, Status>> + Send + Unpin + 'static,
+{
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        if let Err(error) = run(&gateway, messages, &sender).await {
+            tracing::debug!(error = error.message(), "a compute node's stream ended");
+            let _ = sender.send(Err(error)).await;
+        }
+    });
+    receiver
+}
+
+async fn run<S>(gateway: &Gateway, mut messages: S, sender: &mpsc::Sender<Result<GatewayMessage, Status>>) -> Result<(), Status>
+where
+    S: Stream<Item = Result<ComputeMessage, Status>> + Send + Unpin,
+{
+    let challenge = B256::random();
+    let asked = proto::Challenge { gateway: wire::bytes(gateway.address()), challenge: wire::bytes(challenge) };
+    send(sender, gateway_message::Message::Challenge(asked)).await?;
+    let first = tokio::time::timeout(ATTACH_TIMEOUT, messages.next()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no answer to the challenge"))?;
+    let address = admit(gateway, challenge, wire::required("message", first.transpose()?)?)?;
+
+    let remote = Arc::new(RemoteCompute { address, sender: sender.clone(), open: Mutex::default() });
+    let compute: Arc<dyn Compute> = remote.clone();
+    gateway.attach(compute.clone());
+    tracing::info!(node = %address, "a compute node is attached");
+    // A node that is silent for longer than it may be is gone, even if its connection is not.
+    let silence = Duration::from_secs(LIVENESS_SECONDS);
+    let ended = async {
+        while let Some(message) = tokio::time::timeout(silence, messages.next()).await.unwrap_or(None) {
+            remote.handle(message?).await?;
+        }
+        Ok(())
+    }
+    .await;
+    gateway.detach(&compute);
+    remote.close();
+    ended
+}
+
+/// Checks that the answer is to this challenge, and by a compute node of this subnet.
+fn admit(gateway: &Gateway, challenge: B256, answer: ComputeMessage) -> Result<Address, Status> {
+    let denied = |problem: &str| Status::permission_denied(problem.to_owned());
+    let Some(compute_message::Message::Attachment(attachment)) = answer.message else {
+        return Err(denied("the first message has to answer the challenge"));
+    };
+    let (record, attachment) = attachment.read()?;
+    if attachment.message.gateway != gateway.address() || attachment.message.challenge != challenge {
+        return Err(denied("attachment: is the answer to another challenge"));
+    }
+    if record.message.role != NodeRole::Compute || record.message.subnet != gateway.subnet_id() {
+        return Err(denied("node: is no compute node of this subnet"));
+    }
+    record.verify(&gateway.domain).map_err(|error| denied(&format!("node.signature: {error}")))?;
+    attachment.verify(&gateway.domain).map_err(|error| denied(&format!("attachment.signature: {error}")))?;
+    Ok(record.message.node)
+}
+
+async fn send(sender: &mpsc::Sender<Result<GatewayMessage, Status>>, message: gateway_message::Message) -> Result<(), Status> {
+    let message = GatewayMessage { message: Some(message) };
+    sender.send(Ok(message)).await.map_err(|_| Status::unavailable("the node does not read any more"))
+}
+
+/// A compute node at the other end of a stream.
+struct RemoteCompute {
+    address: Address,
+    sender: mpsc::Sender<Result<GatewayMessage, Status>>,
+    open: Mutex<Open>,
+}
+
+/// What the node still has to answer.
+#[derive(Default)]
+struct Open {
+    reservations: HashMap<RequestId, oneshot::Sender<Result<(), ComputeError>>>,
+    tasks: HashMap<RequestId, mpsc::Sender<Result<ComputeEvent, ComputeError>>>,
+    closed: bool,
+}
+
+fn remote_error(text: &str) -> ComputeError {
+    serde_json::from_str(text).unwrap_or_else(|_| ComputeError::Unavailable("gave an error that makes no sense".into()))
+}
+
+impl RemoteCompute {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> ComputeError {
+        ComputeError::Unavailable(format!("the stream of {} has ended", self.address))
+    }
+
+    async fn send(&self, message: gateway_message::Message) -> Result<(), ComputeError> {
+        send(&self.sender, message).await.map_err(|_| self.gone())
+    }
+
+    /// Nothing will be answered any more: whoever waits is told by its channel closing.
+    fn close(&self) {
+        *self.open() = Open { closed: true, ..Open::default() };
+    }
+
+    async fn handle(&self, message: ComputeMessage) -> Result<(), Status> {
+        match wire::required("message", message.message)? {
+            compute_message::Message::Heartbeat(_) => {}
+            compute_message::Message::Attachment(_) => return Err(Status::permission_denied("attached already")),
+            compute_message::Message::Reserved(reserved) => {
+                let answer = if reserved.error.is_empty() { Ok(()) } else { Err(remote_error(&reserved.error)) };
+                let waiting = self.open().reservations.remove(&wire::hash("reserved.request_id", &reserved.request_id)?);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(answer);
+                }
+            }
+            compute_message::Message::Chunk(chunk) => {
+                let id = wire::hash("chunk.request_id", &chunk.request_id)?;
+                let part = wire::chunk_from_proto(wire::required("chunk.chunk", chunk.chunk)?)?;
+                let task = self.open().tasks.get(&id).cloned();
+                self.deliver(task, Ok(ComputeEvent::Chunk(part))).await;
+            }
+            compute_message::Message::Finished(finished) => {
+                let id = wire::hash("finished.request_id", &finished.request_id)?;
+                let output = wire::values_from_proto(finished.output)?;
+                let result = wire::required("finished.result", finished.result)?.try_into()?;
+                let task = self.open().tasks.remove(&id);
+                self.deliver(task, Ok(ComputeEvent::Finished { output, result })).await;
+            }
+            compute_message::Message::Failed(failed) => {
+                let id = wire::hash("failed.request_id", &failed.request_id)?;
+                let task = self.open().tasks.remove(&id);
+                self.deliver(task, Err(remote_error(&failed.error))).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands an event to whoever waits for it; waits when that one is slow, and the node waits with it.
+    async fn deliver(
+        &self,
+        task: Option<mpsc::Sender<Result<ComputeEvent, ComputeError>>>,
+        event: Result<ComputeEvent, ComputeError>,
+    ) {
+        if let Some(task) = task {
+            let _ = task.send(event).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Compute for RemoteCompute {
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut open = self.open();
+            if open.closed {
+                return Err(self.gone());
+            }
+            open.reservations.insert(reservation.request_id, sender);
+        }
+        self.send(gateway_message::Message::Reserve(reservation.into())).await?;
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    async fn release(&self, request_id: RequestId) {
+        // A node that is gone holds no place.
+        let _ = self.send(gateway_message::Message::Release(wire::bytes(request_id))).await;
+    }
+
+    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
+        let request_id = task.quote.request_id;
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        {
+            let mut open = self.open();
+            if open.closed {
+                return Err(self.gone());
+            }
+            open.tasks.insert(request_id, sender);
+        }
+        let cancel = CancelOnDrop { request_id, sender: Some(self.sender.clone()) };
+        self.send(gateway_message::Message::Task(task.into())).await?;
+        let state = Some((events, cancel, self.gone()));
+        let events = stream::unfold(state, |state| async {
+            let (mut events, mut cancel, gone) = state?;
+            match events.recv().await {
+                Some(Ok(event @ ComputeEvent::Chunk(_))) => Some((Ok(event), Some((events, cancel, gone)))),
+                Some(last) => {
+                    cancel.sender = None;
+                    Some((last, None))
+                }
+                None => Some((Err(gone), None)),
+            }
+        });
+        Ok(events.boxed())
+    }
+}
+
+/// Tells the node that nobody waits for a task any more, unless it has finished.
+struct CancelOnDrop {
+    request_id: RequestId,
+    /// Taken once the task has finished.
+    sender: Option<mpsc::Sender<Result<GatewayMessage, Status>>>,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        let Some(sender) = self.sender.take() else { return };
+        let cancel = GatewayMessage { message: Some(gateway_message::Message::Cancel(wire::bytes(self.request_id))) };
+        // When the queue is full, the node is slow or gone; its own deadline ends the task.
+        let _ = sender.try_send(Ok(cancel));
+    }
+}

@@ -1,0 +1,100 @@
+//! The gateway's ports over gRPC: thin adapters around any [`Transport`], and around the gateway's compute plane.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream, stream::BoxStream};
+use ncn_client::{
+    proto::{
+        self,
+        gateway_client_service_server::{GatewayClientService, GatewayClientServiceServer},
+        gateway_compute_service_server::{GatewayComputeService, GatewayComputeServiceServer},
+    },
+    wire::{self, MAX_MESSAGE_BYTES, WireError},
+};
+use ncn_core::{Transport, TransportError};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Gateway, plane};
+
+/// Serves clients.
+pub fn client_service(transport: Arc<dyn Transport>) -> GatewayClientServiceServer<impl GatewayClientService> {
+    GatewayClientServiceServer::new(ClientAdapter(transport))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Serves compute nodes.
+pub fn compute_service(gateway: Arc<Gateway>) -> GatewayComputeServiceServer<impl GatewayComputeService> {
+    GatewayComputeServiceServer::new(ComputeAdapter(gateway))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+struct ClientAdapter(Arc<dyn Transport>);
+
+struct ComputeAdapter(Arc<Gateway>);
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn status(error: TransportError) -> Status {
+    wire::to_status(&error)
+}
+
+/// The message as the core's type, or the caller's error.
+fn read<M, T: TryFrom<M, Error = WireError>>(request: Request<M>) -> Result<T, Status> {
+    Ok(T::try_from(request.into_inner())?)
+}
+
+fn ack((): ()) -> Response<proto::Ack> {
+    Response::new(proto::Ack {})
+}
+
+#[async_trait]
+impl GatewayClientService for ClientAdapter {
+    type SubscribeToTaskUpdatesStream = BoxStream<'static, Result<proto::InferenceResponse, Status>>;
+    type GetSupportedModelsStream = BoxStream<'static, Result<proto::ModelInfo, Status>>;
+
+    async fn submit_inference_task(
+        &self,
+        request: Request<proto::InferenceRequest>,
+    ) -> Result<Response<proto::InferenceTaskStatus>, Status> {
+        Ok(Response::new(self.0.submit(read(request)?).await.map_err(status)?.into()))
+    }
+
+    async fn subscribe_to_task_updates(
+        &self,
+        request: Request<proto::TaskId>,
+    ) -> Result<Response<Self::SubscribeToTaskUpdatesStream>, Status> {
+        let updates = self.0.updates(read(request)?).await.map_err(status)?;
+        Ok(Response::new(updates.map(|update| Ok(update.map_err(status)?.into())).boxed()))
+    }
+
+    async fn get_task_status(&self, request: Request<proto::TaskId>) -> Result<Response<proto::InferenceTaskStatus>, Status> {
+        let request_id = wire::hash("task_id.request_id", &request.into_inner().request_id)?;
+        Ok(Response::new(self.0.status(request_id).await.map_err(status)?.into()))
+    }
+
+    async fn cancel_task(&self, request: Request<proto::TaskId>) -> Result<Response<proto::Ack>, Status> {
+        self.0.cancel(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn confirm_payment(&self, request: Request<proto::TransactionConfirmation>) -> Result<Response<proto::Ack>, Status> {
+        self.0.confirm_payment(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn get_supported_models(&self, _: Request<proto::Empty>) -> Result<Response<Self::GetSupportedModelsStream>, Status> {
+        let models = self.0.models().await.map_err(status)?;
+        Ok(Response::new(stream::iter(models.into_iter().map(|info| Ok(info.into()))).boxed()))
+    }
+}
+
+#[async_trait]
+impl GatewayComputeService for ComputeAdapter {
+    type AttachStream = BoxStream<'static, Result<proto::GatewayMessage, Status>>;
+
+    async fn attach(&self, request: Request<Streaming<proto::ComputeMessage>>) -> Result<Response<Self::AttachStream>, Status> {
+        let messages = plane::serve(self.0.clone(), request.into_inner());
+        Ok(Response::new(ReceiverStream::new(messages).boxed()))
+    }
+}

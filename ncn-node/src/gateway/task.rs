@@ -1,0 +1,214 @@
+//! One request at its gateway: what is known of it, and who is told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alloy_primitives::{Address, B256};
+use futures::{StreamExt as _, stream};
+use ncn_core::{
+    Certificate, Effect, Event, InferenceResult, Lifecycle, OutputChunk, Quote, RequestId, Signed, State, Step, StepReport,
+    Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// How many events from outside wait for the driver.
+const QUEUE: usize = 16;
+/// How many parts of a streamed output are remembered for those who follow later; all of it is in the final output.
+const MAX_CHUNKS: usize = 65_536;
+
+/// One request. The driver alone changes [`Progress`]; everyone else watches.
+pub(super) struct Task {
+    pub(super) request_id: RequestId,
+    pub(super) submission: Submission,
+    progress: Mutex<Progress>,
+    news: Mutex<Vec<TaskUpdate>>,
+    /// Ticks with every change of `progress` or `news`.
+    changed: watch::Sender<()>,
+    events: mpsc::Sender<Event>,
+    inbox: Mutex<Option<mpsc::Receiver<Event>>>,
+    hinted: Notify,
+}
+
+/// What the events so far lead to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) quote: Option<Quote>,
+    pub(super) trust_root: Option<TrustRoot>,
+    pub(super) preprocessing: Option<Certificate>,
+    pub(super) payment: Option<B256>,
+    pub(super) output: Option<Values>,
+    pub(super) result: Option<Signed<InferenceResult>>,
+    pub(super) completion: Option<Certificate>,
+    pub(super) settlement: Option<B256>,
+    pub(super) failure: Option<String>,
+}
+
+impl Progress {
+    /// Takes an event in, when it means something.
+    fn apply(&mut self, event: Event) -> Result<Effect, Unexpected> {
+        let before = self.lifecycle.state();
+        let (lifecycle, effect) = self.lifecycle.step(&event)?;
+        self.lifecycle = lifecycle;
+        match event {
+            Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
+            Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
+            Event::Approved(certificate) => self.completion = Some(certificate),
+            Event::Paid(transaction) => self.payment = Some(transaction),
+            Event::Executed { output, result } => (self.output, self.result) = (Some(output), Some(*result)),
+            Event::Settled(transaction) => self.settlement = Some(transaction),
+            Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
+                self.failure = Some(reason);
+            }
+            Event::Cancelled => self.failure = Some("the client withdrew it".into()),
+            Event::Expired => self.failure = Some("it was not done in time".into()),
+            _ => {}
+        }
+        Ok(effect)
+    }
+}
+
+impl Task {
+    pub(super) fn new(request_id: RequestId, submission: Submission) -> Arc<Self> {
+        Self::recover(request_id, submission, Vec::new())
+    }
+
+    /// A task as its events left it.
+    pub(super) fn recover(request_id: RequestId, submission: Submission, events: Vec<Event>) -> Arc<Self> {
+        let mut progress = Progress::default();
+        for event in events {
+            // Only events that meant something were kept.
+            if let Err(error) = progress.apply(event) {
+                tracing::error!(request = %request_id, %error, "the journal holds an event that makes no sense");
+            }
+        }
+        let (events, inbox) = mpsc::channel(QUEUE);
+        Arc::new(Self {
+            request_id,
+            submission,
+            progress: Mutex::new(progress),
+            news: Mutex::default(),
+            changed: watch::Sender::new(()),
+            events,
+            inbox: Mutex::new(Some(inbox)),
+            hinted: Notify::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn news(&self) -> MutexGuard<'_, Vec<TaskUpdate>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver's end of [`Task::tell`]; there is one driver.
+    pub(super) fn inbox(&self) -> Option<mpsc::Receiver<Event>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Where it is now.
+    pub(super) fn progress(&self) -> Progress {
+        self.lock().clone()
+    }
+
+    pub(super) fn lifecycle(&self) -> Lifecycle {
+        self.lock().lifecycle
+    }
+
+    pub(super) fn quote(&self) -> Option<Quote> {
+        self.lock().quote.clone()
+    }
+
+    /// Takes an event in that the journal has.
+    pub(super) fn apply(&self, event: Event) -> Result<Effect, Unexpected> {
+        let applied = self.lock().apply(event);
+        self.changed.send_replace(());
+        applied
+    }
+
+    /// Lets the driver know of something that happened elsewhere.
+    pub(super) async fn tell(&self, event: Event) {
+        // It fails only when the driver is done, and then nothing matters any more.
+        let _ = self.events.send(event).await;
+    }
+
+    /// Says that the chain may hold the payment.
+    pub(super) fn hint(&self) {
+        self.hinted.notify_one();
+    }
+
+    /// Waits for a hint.
+    pub(super) async fn hinted(&self) {
+        self.hinted.notified().await;
+    }
+
+    /// Tells whoever follows.
+    pub(super) fn publish(&self, update: TaskUpdate) {
+        let mut news = self.news();
+        if news.len() >= MAX_CHUNKS && matches!(update, TaskUpdate::Chunk(_)) {
+            return;
+        }
+        // A driver that was started again may finish again: the end is told once.
+        if !news.last().is_some_and(TaskUpdate::is_last) || !update.is_last() {
+            news.push(update);
+        }
+        drop(news);
+        self.changed.send_replace(());
+    }
+
+    pub(super) fn report(&self, step: Step, actor: Address, took: std::time::Duration) {
+        self.publish(TaskUpdate::Step(StepReport { step, actor, took }));
+    }
+
+    pub(super) fn chunk(&self, chunk: OutputChunk) {
+        self.publish(TaskUpdate::Chunk(chunk));
+    }
+
+    /// Forgets the end that was told: late money has come, and another end will follow.
+    pub(super) fn reopen(&self) {
+        self.news().retain(|update| !update.is_last());
+    }
+
+    pub(super) fn status(&self) -> TaskStatus {
+        let progress = self.lock();
+        let approved = progress.preprocessing.is_some();
+        TaskStatus {
+            request_id: self.request_id,
+            state: progress.lifecycle.state(),
+            quote: progress.quote.clone().filter(|_| approved),
+            preprocessing: progress.preprocessing.clone(),
+            failure: progress.failure.clone(),
+        }
+    }
+
+    /// Waits for a state.
+    pub(super) async fn wait_for(&self, fits: impl Fn(State) -> bool) -> TaskStatus {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let status = self.status();
+            if fits(status.state) || changed.changed().await.is_err() {
+                return status;
+            }
+        }
+    }
+
+    /// All news, from the first to the last.
+    pub(super) fn updates(self: Arc<Self>) -> Updates {
+        let changed = self.changed.subscribe();
+        let follow = stream::unfold(Some((self, changed, 0)), |state| async {
+            let (task, mut changed, next) = state?;
+            loop {
+                changed.mark_unchanged();
+                let update = task.news().get(next).cloned();
+                match update {
+                    Some(update) if update.is_last() => return Some((Ok(update), None)),
+                    Some(update) => return Some((Ok(update), Some((task, changed, next + 1)))),
+                    None => changed.changed().await.ok()?,
+                }
+            }
+        });
+        follow.boxed()
+    }
+}
