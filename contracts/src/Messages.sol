@@ -91,7 +91,7 @@ struct NodeRecord {
 struct Heartbeat {
     address node;
     uint64 sequence;
-    uint64 at;
+    uint64 sentAt;
 }
 
 /// A node's wish to leave the network. `sequence` outranks the record it withdraws.

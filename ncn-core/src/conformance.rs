@@ -1,1 +1,140 @@
+//! A public test suite for each port: what its contract says, as functions that any implementation can be run against.
+//!
+//! A suite returns the rules that it checked, or the first one that was broken. Bring the implementation in a small fixture that
+//! says how to make what the suite needs; run it bare, behind a wire, behind decorators: the rules are the same.
 
+mod executor;
+mod ledger;
+mod registry;
+mod sandbox;
+mod transport;
+
+use std::{fmt, sync::Arc};
+
+use alloy_primitives::{Address, B256};
+use alloy_signer_local::PrivateKeySigner;
+pub use executor::{ExecutorFixture, executor};
+pub use ledger::{LedgerFixture, ledger};
+pub use registry::{RegistryFixture, registry};
+pub use sandbox::{SandboxFixture, sandbox};
+pub use transport::{TransportFixture, transport};
+
+use crate::{
+    Amount, Approval, Certificate, Completion, Confinement, DynSigner, InferenceRequest, InferenceResult, Message as _, Quote,
+    Signed, Split, TrustRoot, UnixTime, Usage,
+};
+
+/// A rule of a port's contract that an implementation breaks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rule `{rule}` is broken: {what}")]
+pub struct Violation {
+    /// Which rule.
+    pub rule: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+/// The rules that were checked, or the first that was broken.
+pub type Verdict = Result<Vec<&'static str>, Violation>;
+
+/// Collects the rules of a suite as they are checked.
+#[derive(Default)]
+struct Rules(Vec<&'static str>);
+
+impl Rules {
+    /// The rule holds when `holds`; `what` says what happened otherwise.
+    fn check(&mut self, rule: &'static str, holds: bool, what: impl fmt::Debug) -> Result<(), Violation> {
+        if !holds {
+            return Err(Violation { rule, what: format!("{what:?}") });
+        }
+        if self.0.last() != Some(&rule) {
+            self.0.push(rule);
+        }
+        Ok(())
+    }
+
+    /// What had to succeed.
+    fn ok<T, E: fmt::Debug>(&mut self, rule: &'static str, result: Result<T, E>) -> Result<T, Violation> {
+        match result {
+            Ok(value) => {
+                self.check(rule, true, ())?;
+                Ok(value)
+            }
+            Err(error) => Err(Violation { rule, what: format!("{error:?}") }),
+        }
+    }
+
+    /// What had to be refused, and not as something that a retry could help.
+    fn refused<T: fmt::Debug, E: fmt::Debug>(
+        &mut self,
+        rule: &'static str,
+        result: Result<T, E>,
+        retryable: impl Fn(&E) -> bool,
+    ) -> Result<(), Violation> {
+        match result {
+            Ok(value) => Err(Violation { rule, what: format!("accepted: {value:?}") }),
+            Err(error) => self.check(rule, !retryable(&error), ("calls itself retryable", error)),
+        }
+    }
+}
+
+fn key() -> DynSigner {
+    Arc::new(PrivateKeySigner::random())
+}
+
+/// An order of this client, otherwise made up.
+fn order(client: Address, subnet: B256, model_digest: B256, max_price: Amount, deadline: UnixTime) -> InferenceRequest {
+    let (input_hash, nonce) = (B256::repeat_byte(0x11), B256::from(rand_bytes()));
+    InferenceRequest { client, subnet, model_digest, input_hash, parameters: "{}".into(), max_price, deadline, nonce }
+}
+
+/// Fresh keys are the suite's source of randomness.
+fn rand_bytes() -> [u8; 32] {
+    PrivateKeySigner::random().to_bytes().0
+}
+
+fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute: Address, total: Amount) -> Quote {
+    Quote {
+        request_id: order.digest(&trust.domain),
+        client: order.client,
+        gateway,
+        compute,
+        model_digest: order.model_digest,
+        total,
+        split: Split::default(),
+        expiry: order.deadline,
+        trust_root: trust.hash(),
+    }
+}
+
+/// A result of this compute node for the quote, otherwise made up.
+async fn result(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, compute: &DynSigner) -> Signed<InferenceResult> {
+    let message = InferenceResult {
+        request_id: quote.request_id,
+        compute: compute.address(),
+        model_digest: order.model_digest,
+        input_hash: order.input_hash,
+        output_hash: B256::repeat_byte(0x22),
+        usage: Usage::default(),
+        confinement: Confinement::None,
+    };
+    signed(message, trust, compute).await
+}
+
+#[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+async fn signed<T: crate::crypto::Authored>(message: T, trust: &TrustRoot, key: &DynSigner) -> Signed<T> {
+    Signed::sign(message, &trust.domain, &**key).await.expect("a local key signs its own message")
+}
+
+/// The approvals of the first `count` of the quote's committee whose keys are at hand.
+#[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+async fn certificate(completion: &Completion, trust: &TrustRoot, validators: &[DynSigner], count: usize) -> Certificate {
+    let digest = completion.digest(&trust.domain);
+    let committee = trust.committee(&completion.request_id);
+    let judges = validators.iter().filter(|validator| committee.contains(&validator.address())).take(count);
+    let mut approvals = Vec::new();
+    for judge in judges {
+        approvals.push(Approval::sign(&digest, &**judge).await.expect("a local key signs"));
+    }
+    Certificate::new(approvals)
+}

@@ -97,9 +97,9 @@ impl Membership {
 
     /// Takes a heartbeat in.
     pub fn heartbeat(&mut self, heartbeat: &Signed<Heartbeat>, now: UnixTime) -> Result<(), RegistryError> {
-        let Heartbeat { node, sequence, at } = heartbeat.message;
-        if at.abs_diff(now) > CLOCK_SKEW_SECONDS {
-            return Err(RegistryError::invalid("heartbeat.at", format!("is {} s off: set the node's clock", at.abs_diff(now))));
+        let Heartbeat { node, sequence, sent_at } = heartbeat.message;
+        if sent_at.abs_diff(now) > CLOCK_SKEW_SECONDS {
+            return Err(RegistryError::invalid("heartbeat.sentAt", format!("is {} s off: set the node's clock", sent_at.abs_diff(now))));
         }
         let domain = self.domain;
         let member = self.newer(node, sequence)?;

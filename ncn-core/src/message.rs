@@ -212,7 +212,7 @@ pub struct Heartbeat {
     /// Larger than that of the node's last record or heartbeat.
     pub sequence: u64,
     /// When it was sent, by the node's clock.
-    pub at: UnixTime,
+    pub sent_at: UnixTime,
 }
 
 /// A node's wish to leave.

@@ -106,7 +106,7 @@ impl Keeper {
             return self.register().await;
         }
         self.sequence = next_sequence(self.sequence);
-        let heartbeat = Heartbeat { node: self.signer.address(), sequence: self.sequence, at: unix_now() };
+        let heartbeat = Heartbeat { node: self.signer.address(), sequence: self.sequence, sent_at: unix_now() };
         self.registry.heartbeat(Signed::sign(heartbeat, &self.domain, &*self.signer).await?).await
     }
 

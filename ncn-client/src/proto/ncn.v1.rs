@@ -1208,7 +1208,7 @@ pub struct UpdateNodeHeartbeatRequest {
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
     #[prost(uint64, tag = "3")]
-    pub at: u64,
+    pub sent_at: u64,
     #[prost(bytes = "bytes", tag = "4")]
     pub signature: ::prost::bytes::Bytes,
 }

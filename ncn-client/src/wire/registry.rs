@@ -13,7 +13,7 @@ use crate::proto;
 
 impl From<Signed<Heartbeat>> for proto::UpdateNodeHeartbeatRequest {
     fn from(Signed { message, signature }: Signed<Heartbeat>) -> Self {
-        Self { node: bytes(message.node), sequence: message.sequence, at: message.at, signature: bytes(signature.as_bytes()) }
+        Self { node: bytes(message.node), sequence: message.sequence, sent_at: message.sent_at, signature: bytes(signature.as_bytes()) }
     }
 }
 
@@ -21,7 +21,7 @@ impl TryFrom<proto::UpdateNodeHeartbeatRequest> for Signed<Heartbeat> {
     type Error = WireError;
 
     fn try_from(beat: proto::UpdateNodeHeartbeatRequest) -> Result<Self, WireError> {
-        let message = Heartbeat { node: address("heartbeat.node", &beat.node)?, sequence: beat.sequence, at: beat.at };
+        let message = Heartbeat { node: address("heartbeat.node", &beat.node)?, sequence: beat.sequence, sent_at: beat.sent_at };
         Ok(Self { message, signature: signature("heartbeat.signature", &beat.signature)? })
     }
 }

@@ -126,7 +126,7 @@ impl ToSol for super::Heartbeat {
     type Sol = generated::Heartbeat;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::Heartbeat { node: self.node, sequence: self.sequence, at: self.at }
+        generated::Heartbeat { node: self.node, sequence: self.sequence, sentAt: self.sent_at }
     }
 }
 

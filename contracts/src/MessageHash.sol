@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {
+    Attachment,
+    Completion,
+    Departure,
+    Heartbeat,
+    InferenceRequest,
+    InferenceResult,
+    NodeRecord,
+    Quote,
+    ReceiptSeal,
+    Subnet,
+    SubnetModel,
+    TaskAccess
+} from "./Messages.sol";
+
+/// @title The EIP-712 struct hash of every message in Messages.sol.
+/// @notice The type strings repeat the structs by hand, because Solidity cannot derive them; the tests read Messages.sol and
+/// compare, so a field that changes there and not here is noticed.
+/// @dev Messages that reach a contract in a transaction are taken from calldata. A {Completion} is put together by the contract.
+/// A struct without dynamic members is encoded in one go: its ABI encoding is its EIP-712 encoding.
+library MessageHash {
+    bytes32 internal constant INFERENCE_REQUEST = keccak256(
+        "InferenceRequest(address client,bytes32 subnet,bytes32 modelDigest,bytes32 inputHash,string parameters,uint128 maxPrice,uint64 deadline,bytes32 nonce)"
+    );
+    bytes32 internal constant QUOTE = keccak256(
+        "Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot)"
+    );
+    bytes32 internal constant INFERENCE_RESULT = keccak256(
+        "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement)"
+    );
+    bytes32 internal constant COMPLETION =
+        keccak256("Completion(bytes32 requestId,bytes32 quote,bytes32 result,address compute)");
+    bytes32 internal constant RECEIPT_SEAL = keccak256(
+        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,bytes32 paymentTransaction,bytes32 settlementTransaction,uint64 issuedAt)"
+    );
+    bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId)");
+    bytes32 internal constant NODE_RECORD = keccak256(
+        "NodeRecord(address node,uint8 role,bytes32 subnet,string endpoint,bytes32[] models,uint8 confinement,uint64 sequence,uint64 expiresAt)"
+    );
+    bytes32 internal constant HEARTBEAT = keccak256("Heartbeat(address node,uint64 sequence,uint64 sentAt)");
+    bytes32 internal constant DEPARTURE = keccak256("Departure(address node,uint64 sequence)");
+    bytes32 internal constant ATTACHMENT = keccak256("Attachment(address node,address gateway,bytes32 challenge)");
+    bytes32 internal constant SUBNET_MODEL = keccak256("SubnetModel(string name,bytes32 digest,uint128 price)");
+    bytes32 internal constant SUBNET = keccak256(
+        "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 price)"
+    );
+
+    function hash(InferenceRequest calldata request) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                INFERENCE_REQUEST,
+                request.client,
+                request.subnet,
+                request.modelDigest,
+                request.inputHash,
+                keccak256(bytes(request.parameters)),
+                request.maxPrice,
+                request.deadline,
+                request.nonce
+            )
+        );
+    }
+
+    function hash(Quote calldata quote) internal pure returns (bytes32) {
+        return keccak256(abi.encode(QUOTE, quote));
+    }
+
+    function hash(InferenceResult calldata result) internal pure returns (bytes32) {
+        return keccak256(abi.encode(INFERENCE_RESULT, result));
+    }
+
+    function hash(Completion memory completion) internal pure returns (bytes32) {
+        return keccak256(abi.encode(COMPLETION, completion));
+    }
+
+    function hash(ReceiptSeal calldata seal) internal pure returns (bytes32) {
+        return keccak256(abi.encode(RECEIPT_SEAL, seal));
+    }
+
+    function hash(TaskAccess calldata access) internal pure returns (bytes32) {
+        return keccak256(abi.encode(TASK_ACCESS, access));
+    }
+
+    function hash(NodeRecord calldata record) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                NODE_RECORD,
+                record.node,
+                record.role,
+                record.subnet,
+                keccak256(bytes(record.endpoint)),
+                keccak256(abi.encodePacked(record.models)),
+                record.confinement,
+                record.sequence,
+                record.expiresAt
+            )
+        );
+    }
+
+    function hash(Heartbeat calldata heartbeat) internal pure returns (bytes32) {
+        return keccak256(abi.encode(HEARTBEAT, heartbeat));
+    }
+
+    function hash(Departure calldata departure) internal pure returns (bytes32) {
+        return keccak256(abi.encode(DEPARTURE, departure));
+    }
+
+    function hash(Attachment calldata attachment) internal pure returns (bytes32) {
+        return keccak256(abi.encode(ATTACHMENT, attachment));
+    }
+
+    function hash(SubnetModel calldata model) internal pure returns (bytes32) {
+        return keccak256(abi.encode(SUBNET_MODEL, keccak256(bytes(model.name)), model.digest, model.price));
+    }
+
+    function hash(Subnet calldata subnet) internal pure returns (bytes32) {
+        bytes32[] memory models = new bytes32[](subnet.models.length);
+        for (uint256 i = 0; i < models.length; ++i) {
+            models[i] = hash(subnet.models[i]);
+        }
+        return keccak256(
+            abi.encode(
+                SUBNET,
+                subnet.owner,
+                keccak256(bytes(subnet.name)),
+                keccak256(abi.encodePacked(models)),
+                subnet.gatewayBps,
+                subnet.validatorsBps,
+                subnet.treasuryBps,
+                subnet.version
+            )
+        );
+    }
+}

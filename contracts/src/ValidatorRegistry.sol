@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {ExactTransfer} from "./ExactTransfer.sol";
+
+/// @title Who may approve requests, what they have at stake, and how many of them it takes.
+/// @notice A validator is in one of three states. It is active from `registerValidator` to `requestUnstake`, leaving until its
+/// stake is withdrawn, and unknown before and after. Only active validators count. The stake stays here while a validator is
+/// leaving, so that what it approved can still be held against it.
+contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
+    using ExactTransfer for IERC20;
+    using SafeCast for uint256;
+    using SafeERC20 for IERC20;
+
+    /// @dev One storage slot.
+    struct Validator {
+        uint128 stake;
+        /// When a leaving validator may take its stake; 0 for one that is not leaving.
+        uint64 withdrawableAt;
+        /// Place in the active list, counted from 1; 0 for one that is not active.
+        uint16 position;
+    }
+
+    /// @notice Keeps the active list short enough to be read in one call.
+    uint256 public constant MAX_VALIDATORS = 256;
+
+    IERC20 public immutable token;
+    uint128 public immutable minimumStake;
+    uint64 public immutable unstakeDelay;
+
+    /// @notice M: how many approvals release a payment.
+    uint16 public threshold;
+    /// @notice N: how many validators are asked about a request, and the most that are paid for one.
+    uint16 public committeeSize;
+
+    address[] private _active;
+    mapping(address account => Validator) private _validators;
+
+    event ValidatorRegistered(address indexed validator, uint256 amount, uint256 stake);
+    event UnstakeRequested(address indexed validator, uint256 stake, uint64 withdrawableAt);
+    event StakeWithdrawn(address indexed validator, uint256 amount);
+    event QuorumChanged(uint16 threshold, uint16 committeeSize);
+
+    error ZeroAmount();
+    error ZeroMinimumStake();
+    error StakeBelowMinimum(uint256 stake, uint256 minimum);
+    error TooManyValidators();
+    error InactiveValidator(address validator);
+    error NotLeaving(address validator);
+    error WithdrawalTooEarly(uint64 withdrawableAt);
+    error InvalidQuorum(uint16 threshold, uint16 committeeSize);
+
+    constructor(
+        IERC20 token_,
+        address owner,
+        uint128 minimumStake_,
+        uint64 unstakeDelay_,
+        uint16 threshold_,
+        uint16 committeeSize_
+    ) Ownable(owner) {
+        if (minimumStake_ == 0) revert ZeroMinimumStake();
+        token = token_;
+        minimumStake = minimumStake_;
+        unstakeDelay = unstakeDelay_;
+        _setQuorum(threshold_, committeeSize_);
+    }
+
+    /// @notice Adds `amount` of the caller's tokens (approved before) to its stake and makes it active. An active validator tops
+    /// up this way, and one that is leaving changes its mind.
+    function registerValidator(uint256 amount) external nonReentrant {
+        if (amount == 0) revert ZeroAmount();
+        Validator memory validator = _validators[msg.sender];
+        uint256 stake = validator.stake + amount;
+        if (stake < minimumStake) revert StakeBelowMinimum(stake, minimumStake);
+        validator.stake = stake.toUint128();
+        validator.withdrawableAt = 0;
+        if (validator.position == 0) {
+            if (_active.length == MAX_VALIDATORS) revert TooManyValidators();
+            _active.push(msg.sender);
+            validator.position = uint16(_active.length);
+        }
+        _validators[msg.sender] = validator;
+        emit ValidatorRegistered(msg.sender, amount, stake);
+        token.pull(msg.sender, amount);
+    }
+
+    /// @notice Takes the caller out of the active set at once and starts the delay after which it may have its stake back.
+    function requestUnstake() external {
+        Validator storage validator = _validators[msg.sender];
+        uint16 position = validator.position;
+        if (position == 0) revert InactiveValidator(msg.sender);
+        address last = _active[_active.length - 1];
+        _active[position - 1] = last;
+        _validators[last].position = position;
+        _active.pop();
+        // After the line that moves the last one, because the last one may be the caller.
+        validator.position = 0;
+        uint64 ready = uint64(block.timestamp) + unstakeDelay;
+        validator.withdrawableAt = ready;
+        emit UnstakeRequested(msg.sender, validator.stake, ready);
+    }
+
+    /// @notice Pays the caller its stake back, once the delay is over.
+    function withdrawStake() external nonReentrant {
+        Validator memory validator = _validators[msg.sender];
+        if (validator.withdrawableAt == 0) revert NotLeaving(msg.sender);
+        if (block.timestamp < validator.withdrawableAt) revert WithdrawalTooEarly(validator.withdrawableAt);
+        delete _validators[msg.sender];
+        emit StakeWithdrawn(msg.sender, validator.stake);
+        token.safeTransfer(msg.sender, validator.stake);
+    }
+
+    /// @notice Changes M and N. M must be more than half of N, so that no two certificates can contradict each other without a
+    /// validator that signed both.
+    function setQuorum(uint16 threshold_, uint16 committeeSize_) external onlyOwner {
+        _setQuorum(threshold_, committeeSize_);
+    }
+
+    /// @notice Reverts with the first of `signers` that is not active. Returns the quorum too, so that whoever counts approvals
+    /// needs one call.
+    function requireActive(address[] calldata signers)
+        external
+        view
+        returns (uint16 threshold_, uint16 committeeSize_)
+    {
+        for (uint256 i = 0; i < signers.length; ++i) {
+            if (_validators[signers[i]].position == 0) {
+                revert InactiveValidator(signers[i]);
+            }
+        }
+        return (threshold, committeeSize);
+    }
+
+    function isActive(address account) external view returns (bool) {
+        return _validators[account].position != 0;
+    }
+
+    /// @notice The active set, in no particular order.
+    function activeValidators() external view returns (address[] memory) {
+        return _active;
+    }
+
+    /// @notice What `account` has staked, active or leaving.
+    function stakeOf(address account) external view returns (uint256) {
+        return _validators[account].stake;
+    }
+
+    /// @notice When `account` may withdraw its stake; 0 for one that is not leaving.
+    function withdrawableAt(address account) external view returns (uint64) {
+        return _validators[account].withdrawableAt;
+    }
+
+    function _setQuorum(uint16 threshold_, uint16 committeeSize_) private {
+        bool majority = 2 * uint256(threshold_) > committeeSize_;
+        if (!majority || threshold_ > committeeSize_ || committeeSize_ > MAX_VALIDATORS) {
+            revert InvalidQuorum(threshold_, committeeSize_);
+        }
+        threshold = threshold_;
+        committeeSize = committeeSize_;
+        emit QuorumChanged(threshold_, committeeSize_);
+    }
+}

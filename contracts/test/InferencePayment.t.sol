@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {InferencePayment} from "../src/InferencePayment.sol";
+import {Completion, Quote} from "../src/Messages.sol";
+import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Fixture} from "./Fixture.sol";
+import {MessageHarness} from "./MessageHarness.sol";
+
+contract InferencePaymentTest is Fixture {
+    MessageHarness private harness = new MessageHarness();
+
+    function refuse(Quote memory quote, bytes4 selector, bytes memory fields) private {
+        expectError(selector, fields);
+        initiate(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    // Construction and views
+
+    function test_ConstructorSetsEverything() public view {
+        vm.assertEq(address(payment.token()), address(token));
+        vm.assertEq(address(payment.registry()), address(registry));
+        vm.assertEq(payment.treasury(), treasury);
+        (, string memory name, string memory version, uint256 chain, address contract_,,) = payment.eip712Domain();
+        vm.assertEq(name, "NCN");
+        vm.assertEq(version, "1");
+        vm.assertEq(chain, block.chainid);
+        vm.assertEq(contract_, address(payment));
+    }
+
+    function test_ConstructorRefusesNoTreasury() public {
+        expectError(InferencePayment.ZeroTreasury.selector);
+        new InferencePayment(token, registry, address(0));
+    }
+
+    function testFuzz_DigestsAreTheMessagesUnderTheDomain(Quote calldata quote, Completion calldata completion)
+        public
+        view
+    {
+        bytes32 hash = harness.hashQuote(quote);
+        vm.assertEq(payment.quoteDigest(quote), harness.digest(block.chainid, address(payment), hash));
+        hash = harness.hashCompletion(completion);
+        vm.assertEq(payment.completionDigest(completion), harness.digest(block.chainid, address(payment), hash));
+        bytes32 digest = keccak256(abi.encodePacked(hex"1901", payment.domainSeparator(), hash));
+        vm.assertEq(payment.completionDigest(completion), digest);
+    }
+
+    // initiateInferenceRequest
+
+    function test_InitiateEscrowsTheTotal() public {
+        Quote memory quote = newQuote();
+        vm.assertEq(payment.requestState(client, quote.requestId), 0);
+        bytes32 hash = harness.hashQuote(quote);
+        vm.expectEmit(address(payment));
+        emit InferencePayment.RequestInitiated(quote.requestId, client, gateway, 10 ether, quote.expiry, hash);
+        initiate(quote);
+        vm.assertEq(payment.requestState(client, quote.requestId), hash);
+        vm.assertEq(token.balanceOf(address(payment)), 10 ether);
+        vm.assertEq(token.balanceOf(client), 990 ether);
+    }
+
+    function test_InitiateIsForTheClientAlone() public {
+        Quote memory quote = newQuote();
+        expectError(InferencePayment.WrongClient.selector, abi.encode(client, gateway));
+        vm.prank(gateway);
+        payment.initiateInferenceRequest(quote);
+    }
+
+    function test_InitiateRefusesNoMoney() public {
+        Quote memory quote = newQuote();
+        quote.total = 0;
+        refuse(quote, InferencePayment.ZeroAmount.selector, "");
+    }
+
+    function test_InitiateRefusesNoGateway() public {
+        Quote memory quote = newQuote();
+        quote.gateway = address(0);
+        refuse(quote, InferencePayment.ZeroGateway.selector, "");
+    }
+
+    function test_InitiateRefusesNoCompute() public {
+        Quote memory quote = newQuote();
+        quote.compute = address(0);
+        refuse(quote, InferencePayment.ZeroCompute.selector, "");
+    }
+
+    function test_InitiateRefusesAnExpiryThatIsNotAhead() public {
+        Quote memory quote = newQuote();
+        quote.expiry = uint64(NOW);
+        refuse(quote, InferencePayment.ExpiryOutOfRange.selector, abi.encode(NOW, NOW + 7 days));
+        quote.expiry = uint64(NOW + 1);
+        initiate(quote);
+    }
+
+    function test_InitiateRefusesAnExpiryTooFarAhead() public {
+        Quote memory quote = newQuote();
+        quote.expiry = uint64(NOW + 7 days + 1);
+        refuse(quote, InferencePayment.ExpiryOutOfRange.selector, abi.encode(NOW + 7 days + 1, NOW + 7 days));
+        quote.expiry = uint64(NOW + 7 days);
+        initiate(quote);
+    }
+
+    function test_InitiateRefusesToPayOutMoreThanTheTotal() public {
+        Quote memory quote = newQuote();
+        (quote.gatewayBps, quote.validatorsBps, quote.treasuryBps) = (4000, 3000, 3001);
+        refuse(quote, InferencePayment.SplitTooLarge.selector, abi.encode(10_001));
+        // The sum of the largest values does not wrap around in 16 bits either.
+        (quote.gatewayBps, quote.validatorsBps, quote.treasuryBps) = (65_535, 1, 0);
+        refuse(quote, InferencePayment.SplitTooLarge.selector, abi.encode(65_536));
+        (quote.gatewayBps, quote.validatorsBps, quote.treasuryBps) = (4000, 3000, 3000);
+        initiate(quote);
+    }
+
+    function test_InitiateAgainSaysSoEvenAfterTheExpiry() public {
+        Quote memory quote = newEscrow();
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        initiate(quote);
+        vm.warp(quote.expiry + 1);
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        initiate(quote);
+        vm.assertEq(token.balanceOf(client), 990 ether);
+    }
+
+    function test_InitiateRefusesAnIdInUse() public {
+        Quote memory quote = newEscrow();
+        bytes32 commitment = payment.requestState(client, quote.requestId);
+        quote.total += 1;
+        expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, commitment));
+        initiate(quote);
+    }
+
+    function test_InitiateRefusesAnIdThatHasEnded() public {
+        Quote memory quote = newEscrow();
+        complete(quote, approve(digestOf(quote), first(3)));
+        expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, payment.COMPLETED()));
+        initiate(quote);
+
+        quote.requestId = keccak256("another request");
+        initiate(quote);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
+        initiate(quote);
+    }
+
+    function test_InitiateNeedsAnApproval() public {
+        vm.prank(client);
+        token.approve(address(payment), 1);
+        Quote memory quote = newQuote();
+        refuse(quote, IERC20Errors.ERC20InsufficientAllowance.selector, abi.encode(payment, 1, 10 ether));
+        vm.assertEq(payment.requestState(client, quote.requestId), 0);
+    }
+
+    function test_ARequestIsOneSlot() public {
+        vm.record();
+        newEscrow();
+        (, bytes32[] memory writes) = vm.accesses(address(payment));
+        vm.assertTrue(writes.length > 0);
+        for (uint256 i = 1; i < writes.length; ++i) {
+            vm.assertEq(writes[i], writes[0]);
+        }
+    }
+
+    // completeInferenceRequest
+
+    function test_CompletePaysEveryone() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        uint128 share = uint128(0.5 ether) / 3;
+        uint128 rest = 10 ether - 1 ether - 0.5 ether - 3 * share;
+        vm.expectEmit(address(payment));
+        emit InferencePayment.PaymentDistributed(
+            quote.requestId, client, compute, rest, 1 ether, share, 0.5 ether, addressesOf(first(3))
+        );
+        vm.prank(accountOf("anyone"));
+        complete(quote, approvals);
+
+        vm.assertEq(token.balanceOf(compute), rest);
+        vm.assertEq(token.balanceOf(gateway), 1 ether);
+        vm.assertEq(token.balanceOf(treasury), 0.5 ether);
+        for (uint256 i = 0; i < 5; ++i) {
+            vm.assertEq(token.balanceOf(vm.addr(keys[i])), i < 3 ? share : 0);
+        }
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+        vm.assertEq(payment.requestState(client, quote.requestId), payment.COMPLETED());
+    }
+
+    function test_CompletePaysTheNodeThatTookOver() public {
+        Quote memory quote = newEscrow();
+        compute = accountOf("another compute");
+        complete(quote, approve(digestOf(quote), first(3)));
+        vm.assertEq(token.balanceOf(quote.compute), 0);
+        vm.assertTrue(token.balanceOf(compute) >= 8 ether);
+    }
+
+    function test_CompletePaysOnePartyInManyRoles() public {
+        compute = vm.addr(keys[0]);
+        gateway = compute;
+        Quote memory quote = newEscrow();
+        complete(quote, approve(digestOf(quote), first(3)));
+        vm.assertEq(token.balanceOf(compute), 9.5 ether - 2 * (uint256(0.5 ether) / 3));
+    }
+
+    function test_CompleteSkipsPartsOfNothing() public {
+        Quote memory quote = newQuote();
+        (quote.gatewayBps, quote.validatorsBps, quote.treasuryBps) = (0, 0, 0);
+        initiate(quote);
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        vm.record();
+        complete(quote, approvals);
+        vm.assertEq(token.balanceOf(compute), 10 ether);
+        // One transfer is two balances: this contract's and compute's.
+        (, bytes32[] memory writes) = vm.accesses(address(token));
+        vm.assertEq(writes.length, 2);
+    }
+
+    function test_CompleteTakesTheWholeCommittee() public {
+        Quote memory quote = newEscrow();
+        complete(quote, approve(digestOf(quote), first(5)));
+        vm.assertEq(token.balanceOf(vm.addr(keys[4])), 0.1 ether);
+    }
+
+    function test_CompleteRefusesTooFewApprovals() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(2));
+        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(2, 3));
+        complete(quote, approvals);
+        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(0, 3));
+        complete(quote, "");
+    }
+
+    function test_CompleteRefusesMoreThanTheCommittee() public {
+        addValidators("more ", 1);
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(6));
+        expectError(InferencePayment.TooManyApprovals.selector, abi.encode(6, 5));
+        complete(quote, approvals);
+    }
+
+    function test_CompleteRefusesAPartOfASignature() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = bytes.concat(approve(digestOf(quote), first(3)), hex"00");
+        expectError(InferencePayment.MalformedApprovals.selector, abi.encode(196));
+        complete(quote, approvals);
+    }
+
+    function test_CompleteRefusesNoCompute() public {
+        Quote memory quote = newEscrow();
+        compute = address(0);
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        expectError(InferencePayment.ZeroCompute.selector);
+        complete(quote, approvals);
+    }
+
+    function test_CompleteFollowsTheQuorum() public {
+        Quote memory quote = newEscrow();
+        bytes32 digest = digestOf(quote);
+        vm.prank(owner);
+        registry.setQuorum(4, 5);
+        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(3, 4));
+        complete(quote, approve(digest, first(3)));
+        complete(quote, approve(digest, first(4)));
+    }
+
+    function testFuzz_CompleteNeedsTheThresholdAndAtMostTheCommittee(
+        uint16 threshold,
+        uint16 committeeSize,
+        uint256 count,
+        uint128 total
+    ) public {
+        addValidators("more ", 5);
+        committeeSize = uint16(within(committeeSize, 1, 9));
+        threshold = uint16(within(threshold, committeeSize / 2 + 1, committeeSize));
+        count = within(count, 0, 10);
+        vm.prank(owner);
+        registry.setQuorum(threshold, committeeSize);
+        Quote memory quote = newQuote();
+        quote.total = uint128(within(total, 1, 1000 ether));
+        initiate(quote);
+
+        bytes memory approvals = approve(digestOf(quote), first(count));
+        bytes4 few = InferencePayment.TooFewApprovals.selector;
+        bytes4 many = InferencePayment.TooManyApprovals.selector;
+        if (count < threshold) expectError(few, abi.encode(count, threshold));
+        else if (count > committeeSize) expectError(many, abi.encode(count, committeeSize));
+        complete(quote, approvals);
+
+        bool paid = count >= threshold && count <= committeeSize;
+        vm.assertEq(token.balanceOf(address(payment)), paid ? 0 : quote.total);
+        vm.assertEq(payment.requestState(client, quote.requestId) == payment.COMPLETED(), paid);
+    }
+
+    // handleExpiredRequest and markRequestFailed
+
+    function test_AnyoneSendsAnExpiredTotalHome() public {
+        Quote memory quote = newEscrow();
+        vm.warp(quote.expiry + 1);
+        vm.expectEmit(address(payment));
+        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether, true);
+        vm.prank(accountOf("anyone"));
+        payment.handleExpiredRequest(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+        vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());
+    }
+
+    function test_GatewayGivesUpBeforeTheExpiry() public {
+        Quote memory quote = newEscrow();
+        vm.expectEmit(address(payment));
+        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether, false);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+        vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());
+    }
+
+    function test_GatewayGivesUpAfterTheExpiry() public {
+        Quote memory quote = newEscrow();
+        vm.warp(quote.expiry + 1);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    function test_NobodyElseGivesUp() public {
+        Quote memory quote = newEscrow();
+        expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, client));
+        vm.prank(client);
+        payment.markRequestFailed(quote);
+    }
+
+    function test_NothingHappensWithoutAnEscrow() public {
+        Quote memory quote = newQuote();
+        bytes memory fields = abi.encode(quote.requestId, bytes32(0));
+        expectError(InferencePayment.NotEscrowed.selector, fields);
+        complete(quote, "");
+        expectError(InferencePayment.NotEscrowed.selector, fields);
+        payment.handleExpiredRequest(quote);
+        expectError(InferencePayment.NotEscrowed.selector, fields);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+    }
+}

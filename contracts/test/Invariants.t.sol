@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {InferencePayment} from "../src/InferencePayment.sol";
+import {Completion, Quote} from "../src/Messages.sol";
+import {NCNToken} from "../src/NCNToken.sol";
+import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Fixture} from "./Fixture.sol";
+import {Test} from "./Test.sol";
+
+/// What forge calls at random. Every action knows whether it has to succeed, so a call that is let through or turned away against
+/// the rules fails at once; the invariants look at the sums.
+contract Schedule is Test {
+    struct Request {
+        Quote quote;
+        uint8 ended;
+    }
+
+    uint256 private constant CLIENTS = 3;
+
+    NCNToken private immutable token;
+    ValidatorRegistry private immutable registry;
+    InferencePayment private immutable payment;
+    uint256[] private keys;
+    address[] public clients;
+    address[] public holders;
+    Request[] private requests;
+    mapping(address validator => uint256 stake) public stakes;
+
+    /// What each client has been charged and has been given back.
+    mapping(address client => uint256 amount) public paid;
+    mapping(address client => uint256 amount) public refunded;
+    uint256 public completions;
+    uint256 public expiries;
+    uint256 public failures;
+    uint256 public withdrawals;
+    uint256 public rejoinings;
+
+    constructor(
+        NCNToken token_,
+        ValidatorRegistry registry_,
+        InferencePayment payment_,
+        uint256[] memory keys_,
+        address[] memory others
+    ) {
+        (token, registry, payment, keys) = (token_, registry_, payment_, keys_);
+        holders = others;
+        for (uint256 i = 0; i < CLIENTS; ++i) {
+            clients.push(vm.addr(uint256(keccak256(abi.encode("client", i)))));
+            holders.push(clients[i]);
+            vm.prank(clients[i]);
+            token.approve(address(payment), type(uint256).max);
+        }
+        for (uint256 i = 0; i < keys.length; ++i) {
+            holders.push(vm.addr(keys[i]));
+            stakes[vm.addr(keys[i])] = registry.stakeOf(vm.addr(keys[i]));
+        }
+    }
+
+    function initiate(uint256 seed, uint128 total, uint64 time, uint16[3] calldata parts) external {
+        address client = clients[seed % CLIENTS];
+        uint256 balance = token.balanceOf(client);
+        if (balance == 0) return;
+        Quote memory quote;
+        quote.requestId = keccak256(abi.encode(requests.length));
+        quote.client = client;
+        quote.gateway = holders[1];
+        quote.compute = holders[2];
+        // Often so small that most parts are nothing.
+        quote.total = uint128(within(total, 1, seed % 2 == 0 && balance > 1000 ? 1000 : balance));
+        quote.gatewayBps = uint16(within(parts[0], 0, 10_000));
+        quote.validatorsBps = uint16(within(parts[1], 0, 10_000 - quote.gatewayBps));
+        quote.treasuryBps = uint16(within(parts[2], 0, 10_000 - quote.gatewayBps - quote.validatorsBps));
+        quote.expiry = uint64(within(time, block.timestamp + 1, block.timestamp + 2 hours));
+        vm.prank(client);
+        payment.initiateInferenceRequest(quote);
+        requests.push(Request(quote, 0));
+        paid[client] += quote.total;
+    }
+
+    function initiateAgain(uint256 seed) external {
+        if (requests.length == 0) return;
+        Quote memory quote = requests[seed % requests.length].quote;
+        vm.prank(quote.client);
+        try payment.initiateInferenceRequest(quote) {
+            vm.assertTrue(false, "initiated twice");
+        } catch {}
+    }
+
+    function complete(uint256 seed, uint256 signers, address compute) external {
+        if (requests.length == 0) return;
+        Request storage request = requests[seed % requests.length];
+        Quote memory quote = request.quote;
+        (bytes memory approvals, uint256 count) = approve(quote, signers, holders[2]);
+        bool allowed = request.ended == 0 && block.timestamp <= quote.expiry && count >= registry.threshold()
+            && count <= registry.committeeSize();
+        // Approvals name who is paid; in one of a few cases somebody else tries.
+        if (uint160(compute) % 4 != 0) compute = holders[2];
+        if (compute != holders[2]) allowed = false;
+        try payment.completeInferenceRequest(quote, bytes32(0), compute, approvals) {
+            vm.assertTrue(allowed, "completed against the rules");
+            ++request.ended;
+            ++completions;
+        } catch {
+            vm.assertFalse(allowed);
+        }
+    }
+
+    function expire(uint256 seed) external {
+        if (requests.length == 0) return;
+        Request storage request = requests[seed % requests.length];
+        bool allowed = request.ended == 0 && block.timestamp > request.quote.expiry;
+        try payment.handleExpiredRequest(request.quote) {
+            vm.assertTrue(allowed, "refunded against the rules");
+            ended(request);
+            ++expiries;
+        } catch {
+            vm.assertFalse(allowed);
+        }
+    }
+
+    function giveUp(uint256 seed, bool gateway) external {
+        if (requests.length == 0) return;
+        Request storage request = requests[seed % requests.length];
+        bool allowed = request.ended == 0 && gateway;
+        vm.prank(gateway ? request.quote.gateway : request.quote.client);
+        try payment.markRequestFailed(request.quote) {
+            vm.assertTrue(allowed, "given up against the rules");
+            ended(request);
+            ++failures;
+        } catch {
+            vm.assertFalse(allowed);
+        }
+    }
+
+    /// Mostly minutes, in which escrows expire one after the other, and now and then days, in which stakes come free.
+    function wait(uint256 time) external {
+        vm.warp(block.timestamp + within(time, 1, time % 4 == 0 ? 4 days : 20 minutes));
+    }
+
+    function unstake(uint256 seed) external {
+        address validator = vm.addr(keys[seed % keys.length]);
+        bool allowed = registry.isActive(validator);
+        vm.prank(validator);
+        try registry.requestUnstake() {
+            vm.assertTrue(allowed, "left twice");
+        } catch {
+            vm.assertFalse(allowed);
+        }
+    }
+
+    function withdraw(uint256 seed) external {
+        address validator = vm.addr(keys[seed % keys.length]);
+        uint256 ready = registry.withdrawableAt(validator);
+        bool allowed = ready != 0 && block.timestamp >= ready;
+        vm.prank(validator);
+        try registry.withdrawStake() {
+            vm.assertTrue(allowed, "withdrawn against the rules");
+            stakes[validator] = 0;
+            ++withdrawals;
+        } catch {
+            vm.assertFalse(allowed);
+        }
+    }
+
+    function register(uint256 seed, uint256 amount) external {
+        address validator = vm.addr(keys[seed % keys.length]);
+        amount = within(amount, 0, token.balanceOf(validator));
+        bool active = registry.isActive(validator);
+        bool allowed = amount > 0 && stakes[validator] + amount >= registry.minimumStake();
+        vm.startPrank(validator);
+        token.approve(address(registry), amount);
+        try registry.registerValidator(amount) {
+            vm.assertTrue(allowed, "registered against the rules");
+            stakes[validator] += amount;
+            if (!active) ++rejoinings;
+        } catch {
+            vm.assertFalse(allowed);
+        }
+        vm.stopPrank();
+    }
+
+    /// Signatures of the validators whose bit is set, and how many there are if all of them are active (0 if one is not).
+    function approve(Quote memory quote, uint256 signers, address compute)
+        private
+        view
+        returns (bytes memory approvals, uint256 count)
+    {
+        // The hash from the event of the escrow would do; the view gives the same digest for an escrow that has ended.
+        bytes32 commitment = payment.requestState(quote.client, quote.requestId);
+        bytes32 digest = payment.completionDigest(Completion(quote.requestId, commitment, 0, compute));
+        bool active = true;
+        for (uint256 i = 0; i < keys.length; ++i) {
+            if (signers >> i & 1 == 0) continue;
+            (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[i], digest);
+            approvals = abi.encodePacked(approvals, r, s, v);
+            ++count;
+            active = active && registry.isActive(vm.addr(keys[i]));
+        }
+        if (!active) count = 0;
+    }
+
+    function ended(Request storage request) private {
+        ++request.ended;
+        refunded[request.quote.client] += request.quote.total;
+    }
+
+    function requestAt(uint256 i) external view returns (Request memory) {
+        return requests[i];
+    }
+
+    function requestCount() external view returns (uint256) {
+        return requests.length;
+    }
+
+    function holderCount() external view returns (uint256) {
+        return holders.length;
+    }
+
+    function clientCount() external pure returns (uint256) {
+        return CLIENTS;
+    }
+}
+
+/// Over any schedule of clients, gateways, validators and time.
+contract Invariants is Fixture {
+    uint256 private constant BUDGET = 50 ether;
+
+    Schedule private schedule;
+
+    function setUp() public override {
+        super.setUp();
+        addValidators("more ", 2);
+        address[] memory others = new address[](4);
+        (others[0], others[1], others[2], others[3]) = (treasury, gateway, compute, owner);
+        schedule = new Schedule(token, registry, payment, keys, others);
+        for (uint256 i = 0; i < schedule.clientCount(); ++i) {
+            address account = schedule.clients(i);
+            vm.prank(owner);
+            token.transfer(account, BUDGET);
+        }
+        // So that validators that are leaving can come back, or top up.
+        for (uint256 i = 0; i < keys.length; ++i) {
+            give(vm.addr(keys[i]), MINIMUM_STAKE, address(registry));
+        }
+        // Whatever is left with the fixture's client is out of the game.
+        vm.prank(client);
+        token.transfer(owner, 1000 ether);
+    }
+
+    function targetContracts() public view returns (address[] memory targets) {
+        targets = new address[](1);
+        targets[0] = address(schedule);
+    }
+
+    /// One function for all of them, so that forge plays each schedule once.
+    function invariant_MoneyAndStakesAddUp() public view {
+        tokensAreConserved();
+        theContractHoldsWhatIsInEscrow();
+        aRequestEndsAtMostOnce();
+        aClientPaysWhatItSigned();
+        theRegistryHoldsTheStakes();
+        theActiveListIsTheActiveSet();
+    }
+
+    /// The rules would hold of schedules in which nothing happens, too; this one shows that everything does.
+    function test_SchedulesReachEveryOutcome() public {
+        for (uint256 i = 0; i < 1000; ++i) {
+            uint256 seed = uint256(keccak256(abi.encode(i)));
+            uint256 other = uint256(keccak256(abi.encode(seed)));
+            uint256 action = i % 9;
+            if (action == 0) {
+                schedule.initiate(seed, uint128(other), uint64(other), [uint16(seed), uint16(other), 100]);
+            }
+            if (action == 1) schedule.initiateAgain(seed);
+            if (action == 2) schedule.complete(seed, other, address(uint160(seed)));
+            if (action == 3) schedule.expire(seed);
+            if (action == 4) schedule.giveUp(seed, i % 4 == 0);
+            if (action == 5) schedule.wait(seed);
+            if (action == 6) schedule.unstake(seed);
+            if (action == 7) schedule.withdraw(seed);
+            if (action == 8) schedule.register(seed, other);
+        }
+        vm.assertTrue(schedule.completions() > 0, "none completed");
+        vm.assertTrue(schedule.expiries() > 0, "none expired");
+        vm.assertTrue(schedule.failures() > 0, "none failed");
+        vm.assertTrue(schedule.withdrawals() > 0, "no stake withdrawn");
+        vm.assertTrue(schedule.rejoinings() > 0, "nobody came back");
+        invariant_MoneyAndStakesAddUp();
+        afterInvariant();
+    }
+
+    function tokensAreConserved() private view {
+        uint256 sum = token.balanceOf(address(payment)) + token.balanceOf(address(registry));
+        for (uint256 i = 0; i < schedule.holderCount(); ++i) {
+            sum += token.balanceOf(schedule.holders(i));
+        }
+        vm.assertEq(sum, SUPPLY, "tokens went elsewhere");
+        vm.assertEq(token.totalSupply(), SUPPLY);
+    }
+
+    function theContractHoldsWhatIsInEscrow() private view {
+        uint256 escrowed = 0;
+        for (uint256 i = 0; i < schedule.requestCount(); ++i) {
+            Schedule.Request memory request = schedule.requestAt(i);
+            if (request.ended == 0) escrowed += request.quote.total;
+        }
+        vm.assertEq(token.balanceOf(address(payment)), escrowed, "held and owed differ");
+    }
+
+    function aRequestEndsAtMostOnce() private view {
+        uint256 completed = 0;
+        for (uint256 i = 0; i < schedule.requestCount(); ++i) {
+            Schedule.Request memory request = schedule.requestAt(i);
+            bytes32 state = payment.requestState(request.quote.client, request.quote.requestId);
+            bool over = state == payment.COMPLETED() || state == payment.REFUNDED();
+            vm.assertEq(request.ended, over ? 1 : 0, "ended more than once, or unnoticed");
+            if (state == payment.COMPLETED()) ++completed;
+        }
+        vm.assertEq(completed, schedule.completions(), "a refund completed");
+    }
+
+    function aClientPaysWhatItSigned() private view {
+        for (uint256 i = 0; i < schedule.clientCount(); ++i) {
+            address account = schedule.clients(i);
+            uint256 spent = schedule.paid(account) - schedule.refunded(account);
+            vm.assertEq(token.balanceOf(account), BUDGET - spent, "a client's balance is off");
+        }
+    }
+
+    function theRegistryHoldsTheStakes() private view {
+        uint256 staked = 0;
+        for (uint256 i = 0; i < keys.length; ++i) {
+            address validator = vm.addr(keys[i]);
+            vm.assertEq(registry.stakeOf(validator), schedule.stakes(validator), "a stake is off");
+            staked += registry.stakeOf(validator);
+        }
+        vm.assertEq(token.balanceOf(address(registry)), staked, "held and staked differ");
+    }
+
+    function theActiveListIsTheActiveSet() private view {
+        address[] memory active = registry.activeValidators();
+        uint256 count = 0;
+        for (uint256 i = 0; i < keys.length; ++i) {
+            if (registry.isActive(vm.addr(keys[i]))) ++count;
+        }
+        vm.assertEq(active.length, count, "list and set differ in size");
+        for (uint256 i = 0; i < active.length; ++i) {
+            vm.assertTrue(registry.isActive(active[i]), "listed but not active");
+            vm.assertTrue(registry.stakeOf(active[i]) >= MINIMUM_STAKE, "active below the minimum");
+            for (uint256 j = 0; j < i; ++j) {
+                vm.assertTrue(active[i] != active[j], "listed twice");
+            }
+        }
+    }
+
+    /// However a schedule ends: when time has passed, every escrow can be emptied, by anyone.
+    function afterInvariant() public {
+        vm.warp(block.timestamp + 2 hours);
+        for (uint256 i = 0; i < schedule.requestCount(); ++i) {
+            Schedule.Request memory request = schedule.requestAt(i);
+            if (request.ended == 0) payment.handleExpiredRequest(request.quote);
+        }
+        vm.assertEq(token.balanceOf(address(payment)), 0, "money is stuck");
+    }
+}

@@ -1,0 +1,232 @@
+use async_trait::async_trait;
+
+use super::{Rules, Verdict, Violation, key, order, quote, result, signed};
+use crate::{
+    Amount, Completion, CompletionRequest, Confinement, Departure, DynSigner, Heartbeat, Message as _, NodeQuery, NodeRecord,
+    NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Signed, Split, Subnet, SubnetModel,
+    TrustRoot, UnixTime,
+};
+
+/// What the suite for [`Registry`] needs.
+#[async_trait]
+pub trait RegistryFixture: Send + Sync {
+    /// The registry under test.
+    fn registry(&self) -> &dyn Registry;
+
+    /// The network that it serves; its validators are up.
+    async fn trust_root(&self) -> TrustRoot;
+
+    /// The time that it goes by.
+    fn now(&self) -> UnixTime;
+
+    /// Escrows a quote on the registry's chain, as this client. Registries that do not look at the chain do nothing.
+    async fn pay(&self, client: &DynSigner, quote: &Quote);
+}
+
+const MODEL: [u8; 32] = [0x42; 32];
+const PRICE: Amount = Amount::new(1_000);
+
+struct Scene<'a> {
+    fixture: &'a dyn RegistryFixture,
+    trust: TrustRoot,
+    subnet: Subnet,
+    gateway: DynSigner,
+    compute: DynSigner,
+}
+
+impl Scene<'_> {
+    fn registry(&self) -> &dyn Registry {
+        self.fixture.registry()
+    }
+
+    fn record(&self, node: &DynSigner, sequence: u64) -> NodeRecord {
+        NodeRecord {
+            node: node.address(),
+            role: NodeRole::Compute,
+            subnet: self.subnet.id(),
+            endpoint: String::new(),
+            models: vec![MODEL.into()],
+            confinement: Confinement::None,
+            sequence,
+            expires_at: self.fixture.now() + 600,
+        }
+    }
+
+    async fn sign<T: crate::crypto::Authored>(&self, message: T, key: &DynSigner) -> Signed<T> {
+        signed(message, &self.trust, key).await
+    }
+
+    async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
+        let order = order(client.address(), self.subnet.id(), MODEL.into(), PRICE, self.fixture.now() + 600);
+        let quote = quote(&order, &self.trust, self.gateway.address(), self.compute.address(), PRICE);
+        PreprocessingRequest { request: self.sign(order, client).await, quote }
+    }
+}
+
+/// Runs the suite for [`Registry`].
+pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
+    let mut rules = Rules::default();
+    let (gateway, compute) = (key(), key());
+    let subnet = Subnet {
+        owner: gateway.address(),
+        name: "conformance".into(),
+        models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: PRICE }],
+        split: Split::default(),
+        version: 1,
+    };
+    let scene = Scene { trust: fixture.trust_root().await, fixture, subnet, gateway, compute };
+    subnets(&mut rules, &scene).await?;
+    nodes(&mut rules, &scene).await?;
+    judges_quotes(&mut rules, &scene).await?;
+    judges_results(&mut rules, &scene).await?;
+    Ok(rules.0)
+}
+
+async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let registry = scene.registry();
+    let id = scene.subnet.id();
+    let unknown = registry.subnet(id).await;
+    rules.check("an unknown subnet is said so", unknown == Err(RegistryError::UnknownSubnet(id)), unknown)?;
+    let signed = scene.sign(scene.subnet.clone(), &scene.gateway).await;
+    let mut forged = signed.clone();
+    if let Some(model) = forged.message.models.first_mut() {
+        model.price = Amount::new(1);
+    }
+    rules.refused("a forged subnet is refused", registry.register_subnet(forged).await, RegistryError::is_retryable)?;
+    rules.ok("an owner defines its subnet", registry.register_subnet(signed.clone()).await)?;
+    rules.ok("defining it again changes nothing", registry.register_subnet(signed.clone()).await)?;
+    let found = registry.subnet(id).await;
+    rules.check("a subnet is found as it was signed", found.as_ref() == Ok(&signed), found)?;
+    let mut other = scene.subnet.clone();
+    other.split.gateway_bps += 1;
+    let other = scene.sign(other, &scene.gateway).await;
+    let stale = registry.register_subnet(other).await;
+    rules.check("one version has one definition", matches!(stale, Err(RegistryError::Stale { .. })), stale)
+}
+
+async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let registry = scene.registry();
+    let (node, address) = (&scene.compute, scene.compute.address());
+    let query = NodeQuery { node: Some(address), ..NodeQuery::default() };
+    let unknown = registry.node(address).await;
+    rules.check("an unknown node is said so", unknown == Err(RegistryError::UnknownNode(address)), unknown)?;
+
+    let mut forged = scene.sign(scene.record(node, 10), node).await;
+    forged.message.confinement = Confinement::Full;
+    rules.refused("a forged record is refused", registry.register(forged).await, RegistryError::is_retryable)?;
+    let mut expired = scene.record(node, 10);
+    expired.expires_at = scene.fixture.now() - 100;
+    let expired = scene.sign(expired, node).await;
+    rules.refused("an expired record is refused", registry.register(expired).await, RegistryError::is_retryable)?;
+    let mut eternal = scene.record(node, 10);
+    eternal.expires_at += crate::membership::MAX_RECORD_SECONDS;
+    let eternal = scene.sign(eternal, node).await;
+    rules.refused("a record is short-lived", registry.register(eternal).await, RegistryError::is_retryable)?;
+
+    let record = scene.sign(scene.record(node, 10), node).await;
+    rules.ok("a node registers", registry.register(record.clone()).await)?;
+    rules.ok("the identical record again is accepted", registry.register(record.clone()).await)?;
+    let found = registry.discover(query).await;
+    rules.check("a node is found as it signed", found == Ok(vec![record.clone()]), found)?;
+    let all = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(scene.subnet.id()), model: Some(MODEL.into()), node: None };
+    let found = rules.ok("nodes are found by what they do", registry.discover(all).await)?;
+    rules.check("nodes are found by what they do", found.contains(&record), found.len())?;
+    for narrower in [
+        NodeQuery { role: Some(NodeRole::Validator), ..query },
+        NodeQuery { subnet: Some([9; 32].into()), ..query },
+        NodeQuery { model: Some([9; 32].into()), ..query },
+    ] {
+        let found = registry.discover(narrower).await;
+        rules.check("every part of a query narrows", found == Ok(Vec::new()), (narrower, found))?;
+    }
+    let older = scene.sign(scene.record(node, 9), node).await;
+    let stale = registry.register(older).await;
+    rules.check("an older record is stale", stale == Err(RegistryError::Stale { given: 9, known: 10 }), stale)?;
+
+    let beat = |sequence| Heartbeat { node: address, sequence, sent_at: scene.fixture.now() };
+    let heartbeat = scene.sign(beat(11), node).await;
+    rules.ok("a heartbeat is taken", registry.heartbeat(heartbeat.clone()).await)?;
+    let again = registry.heartbeat(heartbeat).await;
+    rules.check("a heartbeat is not replayed", matches!(again, Err(RegistryError::Stale { .. })), again)?;
+    let mut forged = scene.sign(beat(12), node).await;
+    forged.message.sequence = 13;
+    rules.refused("a forged heartbeat is refused", registry.heartbeat(forged).await, RegistryError::is_retryable)?;
+    let mut off = beat(12);
+    off.sent_at += 3_600;
+    let off = scene.sign(off, node).await;
+    rules.refused("a heartbeat is of now", registry.heartbeat(off).await, RegistryError::is_retryable)?;
+    let stale = registry.register(record).await;
+    rules.check("a record does not undo a heartbeat", matches!(stale, Err(RegistryError::Stale { .. })), stale)?;
+
+    let departure = scene.sign(Departure { node: address, sequence: 20 }, node).await;
+    let mut forged = departure.clone();
+    forged.message.sequence = 21;
+    rules.refused("a forged departure is refused", registry.deregister(forged).await, RegistryError::is_retryable)?;
+    rules.ok("a node leaves", registry.deregister(departure.clone()).await)?;
+    rules.ok("leaving twice is leaving", registry.deregister(departure).await)?;
+    let found = registry.discover(query).await;
+    rules.check("who has left is not found", found == Ok(Vec::new()), found)?;
+    let back = scene.sign(scene.record(node, 21), node).await;
+    rules.ok("a node comes back with a newer record", registry.register(back).await)
+}
+
+async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let (registry, client) = (scene.registry(), key());
+    let good = scene.request(&client).await;
+    let certificate = rules.ok("validators approve a good quote", registry.preprocessing(good.clone()).await)?;
+    let digest = good.quote.digest(&scene.trust.domain);
+    let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
+    rules.check("the certificate verifies", verified.is_ok(), verified)?;
+    rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
+
+    let bad: [(&'static str, fn(&mut PreprocessingRequest)); 8] = [
+        ("a price is the subnet's", |request| request.quote.total = Amount::new(999)),
+        ("a quote is of its request", |request| request.quote.request_id = [7; 32].into()),
+        ("a quote is for its client", |request| request.quote.client = [7; 20].into()),
+        ("a gateway is the subnet's", |request| request.quote.gateway = [7; 20].into()),
+        ("a split is the subnet's", |request| request.quote.split.treasury_bps = 0),
+        ("a quote is of this network", |request| request.quote.trust_root = [7; 32].into()),
+        ("a quote ends by the deadline", |request| request.quote.expiry += 1),
+        ("a compute node is live", |request| request.quote.compute = [7; 20].into()),
+    ];
+    for (rule, spoil) in bad {
+        let mut request = good.clone();
+        spoil(&mut request);
+        let refused = registry.preprocessing(request).await;
+        rules.check(rule, refused.is_err(), refused)?;
+    }
+    let mut forged = good;
+    forged.request.message.max_price = Amount::new(2_000);
+    let refused = registry.preprocessing(forged).await;
+    rules.check("an order is its client's", refused.is_err(), refused)
+}
+
+async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let (registry, client) = (scene.registry(), key());
+    let PreprocessingRequest { request, quote } = scene.request(&client).await;
+    scene.fixture.pay(&client, &quote).await;
+    let result = result(&request.message, &quote, &scene.trust, &scene.compute).await;
+    let good = CompletionRequest { request, quote, result };
+    let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
+    let digest = Completion::new(&good.quote, &good.result.message).digest(&scene.trust.domain);
+    let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
+    rules.check("the certificate verifies", verified.is_ok(), verified)?;
+
+    let bad: [(&'static str, fn(&mut CompletionRequest)); 4] = [
+        ("a result is of its request", |request| request.result.message.request_id = [7; 32].into()),
+        ("a result is of its model", |request| request.result.message.model_digest = [7; 32].into()),
+        ("a result is of its input", |request| request.result.message.input_hash = [7; 32].into()),
+        ("a confinement is no more than the record's", |request| request.result.message.confinement = Confinement::Full),
+    ];
+    for (rule, spoil) in bad {
+        let mut request = good.clone();
+        spoil(&mut request);
+        request.result = scene.sign(request.result.message, &scene.compute).await;
+        let refused = registry.completion(request).await;
+        rules.check(rule, refused.is_err(), refused)?;
+    }
+    let mut forged = good;
+    forged.result.message.output_hash = [7; 32].into();
+    let refused = registry.completion(forged).await;
+    rules.check("a result is its compute node's", refused.is_err(), refused)
+}

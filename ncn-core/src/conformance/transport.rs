@@ -1,0 +1,234 @@
+use std::sync::Arc;
+
+use alloy_primitives::B256;
+use async_trait::async_trait;
+use futures::{StreamExt as _, future::join_all};
+
+use super::{Rules, Verdict, Violation, key, rand_bytes, signed};
+use crate::{
+    Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger, Signed, State, Step,
+    Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, UnixTime, Values,
+};
+
+/// What the suite for [`Transport`] needs: a network around the transport.
+#[async_trait]
+pub trait TransportFixture: Send + Sync {
+    /// The transport under test.
+    fn transport(&self) -> Arc<dyn Transport>;
+
+    /// A funded client's account.
+    async fn account(&self, signer: DynSigner) -> Arc<dyn PaymentLedger>;
+
+    /// The network that it serves.
+    async fn trust_root(&self) -> TrustRoot;
+
+    /// A model that it offers, by name.
+    fn model(&self) -> &str;
+
+    /// Inputs that the model takes.
+    fn inputs(&self) -> Values;
+
+    /// Inputs that it does not take.
+    fn bad_inputs(&self) -> Values;
+
+    /// The time.
+    fn now(&self) -> UnixTime;
+}
+
+struct Scene<'a> {
+    fixture: &'a dyn TransportFixture,
+    transport: Arc<dyn Transport>,
+    trust: TrustRoot,
+    info: ModelInfo,
+    client: DynSigner,
+    account: Arc<dyn PaymentLedger>,
+}
+
+impl Scene<'_> {
+    fn order(&self, inputs: &Values) -> InferenceRequest {
+        InferenceRequest {
+            client: self.client.address(),
+            subnet: self.info.subnet,
+            model_digest: self.info.model.digest(),
+            input_hash: inputs.hash(),
+            parameters: "{}".into(),
+            max_price: self.info.price,
+            deadline: self.fixture.now() + 120,
+            nonce: rand_bytes().into(),
+        }
+    }
+
+    async fn submission(&self, order: InferenceRequest) -> Submission {
+        Submission { request: signed(order, &self.trust, &self.client).await, inputs: self.fixture.inputs() }
+    }
+
+    async fn access(&self, request_id: B256, key: &DynSigner) -> Signed<TaskAccess> {
+        signed(TaskAccess { client: key.address(), request_id }, &self.trust, key).await
+    }
+}
+
+/// Runs the suite for [`Transport`].
+pub async fn transport(fixture: &dyn TransportFixture) -> Verdict {
+    let mut rules = Rules::default();
+    let transport = fixture.transport();
+    let models = rules.ok("models are listed", transport.models().await)?;
+    let named = models.into_iter().find(|info| info.model.manifest().name == fixture.model());
+    let Some(info) = named else {
+        return Err(Violation { rule: "models are listed", what: format!("`{}` is not", fixture.model()) });
+    };
+    let client = key();
+    let account = fixture.account(client.clone()).await;
+    let scene = Scene { trust: fixture.trust_root().await, fixture, transport, info, client, account };
+    refuses(&mut rules, &scene).await?;
+    let quoted = submits(&mut rules, &scene).await?;
+    guards(&mut rules, &scene, &quoted).await?;
+    serves(&mut rules, &scene, &quoted).await?;
+    cancels(&mut rules, &scene).await?;
+    Ok(rules.0)
+}
+
+async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let transport = &scene.transport;
+    let before = scene.account.balance(scene.client.address()).await;
+    let mut bad = scene.submission(scene.order(&scene.fixture.bad_inputs())).await;
+    bad.inputs = scene.fixture.bad_inputs();
+    let refused = transport.submit(bad).await;
+    let named =
+        matches!(&refused, Err(TransportError::InvalidRequest { field, problem }) if !field.is_empty() && !problem.is_empty());
+    rules.check("bad inputs are refused by name, before payment", named, refused)?;
+
+    let good = scene.order(&scene.fixture.inputs());
+    let spoilt: [(&'static str, fn(&mut InferenceRequest)); 5] = [
+        ("an unknown model is refused", |order| order.model_digest = [9; 32].into()),
+        ("another subnet is refused", |order| order.subnet = [9; 32].into()),
+        ("inputs have to hash to the order's", |order| order.input_hash = [9; 32].into()),
+        ("too low a price is refused", |order| order.max_price = Amount::new(1)),
+        ("a deadline in the past is refused", |order| order.deadline = 1),
+    ];
+    for (rule, spoil) in spoilt {
+        let mut order = good.clone();
+        spoil(&mut order);
+        let refused = transport.submit(scene.submission(order).await).await;
+        rules.refused(rule, refused, TransportError::is_retryable)?;
+    }
+    let mut parameters = good.clone();
+    parameters.parameters = "[]".into();
+    let refused = transport.submit(scene.submission(parameters).await).await;
+    rules.refused("parameters are a JSON object", refused, TransportError::is_retryable)?;
+    let mut forged = scene.submission(good).await;
+    forged.request.message.nonce = [9; 32].into();
+    let id = forged.request.message.digest(&scene.trust.domain);
+    rules.refused("an order is its client's", transport.submit(forged).await, TransportError::is_retryable)?;
+
+    let unknown = transport.status(id).await;
+    rules.check("a refused request is not known", unknown == Err(TransportError::UnknownTask(id)), unknown)?;
+    let confirmed = transport.confirm_payment(PaymentConfirmation { request_id: id, transaction: [1; 32].into() }).await;
+    rules.check("an unknown request cannot be paid", confirmed == Err(TransportError::UnknownTask(id)), confirmed)?;
+    let after = scene.account.balance(scene.client.address()).await;
+    rules.check("refusals cost nothing", before == after, after)
+}
+
+async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Violation> {
+    let transport = &scene.transport;
+    let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
+    let id = submission.request.message.digest(&scene.trust.domain);
+    let all = join_all((0..4).map(|_| transport.submit(submission.clone()))).await;
+    let mut first: Option<TaskStatus> = None;
+    for status in all {
+        let status = rules.ok("a good order is taken", status)?;
+        let quote = first.as_ref().map_or(&status.quote, |first| &first.quote);
+        rules.check("the same order is the same request", status.request_id == id && status.quote == *quote, &status)?;
+        first.get_or_insert(status);
+    }
+    let Some(status) = first else { return Err(Violation { rule: "a good order is taken", what: "no answer".into() }) };
+    rules.check("it waits for its payment", status.state == State::AwaitingPayment, status.state)?;
+    let approved = match (&status.quote, &status.preprocessing) {
+        (Some(quote), Some(certificate)) => {
+            certificate.verify(&quote.digest(&scene.trust.domain), &id, &scene.trust).is_ok()
+                && quote.request_id == id
+                && quote.total <= scene.info.price
+        }
+        _ => false,
+    };
+    rules.check("its quote is approved", approved, &status)?;
+    Ok(status)
+}
+
+async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Result<(), Violation> {
+    let (transport, id) = (&scene.transport, quoted.request_id);
+    let stranger = scene.access(id, &key()).await;
+    let followed = transport.updates(stranger.clone()).await.map(drop);
+    rules.check("strangers do not follow", matches!(followed, Err(TransportError::Unauthorised(_))), followed)?;
+    let cancelled = transport.cancel(stranger.clone()).await;
+    rules.check("strangers do not cancel", matches!(cancelled, Err(TransportError::Unauthorised(_))), cancelled)?;
+    let mut forged = stranger;
+    forged.message.client = scene.client.address();
+    let followed = transport.updates(forged).await.map(drop);
+    rules.check("a forged access is refused", matches!(followed, Err(TransportError::Unauthorised(_))), followed)?;
+    let unknown = transport.updates(scene.access([9; 32].into(), &scene.client).await).await.map(drop);
+    rules.check("an unknown request is said so", matches!(unknown, Err(TransportError::UnknownTask(_))), unknown)?;
+
+    // A hint without a payment leads nowhere.
+    let hint = PaymentConfirmation { request_id: id, transaction: [1; 32].into() };
+    rules.ok("a hint is taken", transport.confirm_payment(hint).await)?;
+    let status = transport.status(id).await;
+    let waits = matches!(&status, Ok(status) if status.state == State::AwaitingPayment);
+    rules.check("the chain is believed, not the hint", waits, status)
+}
+
+async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Result<(), Violation> {
+    let (transport, id) = (&scene.transport, quoted.request_id);
+    let Some(quote) = &quoted.quote else {
+        return Err(Violation { rule: "its quote is approved", what: "there is none".into() });
+    };
+    let access = scene.access(id, &scene.client).await;
+    let before = scene.account.balance(scene.client.address()).await.unwrap_or_default();
+    let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
+    let transaction = rules.ok("a client escrows", scene.account.escrow(quote).await)?;
+    let confirmation = PaymentConfirmation { request_id: id, transaction };
+    rules.ok("a payment is confirmed", transport.confirm_payment(confirmation).await)?;
+    rules.ok("confirming again changes nothing", transport.confirm_payment(confirmation).await)?;
+
+    let early: Vec<_> = early.collect().await;
+    let late: Vec<_> = rules.ok("updates can be followed again", transport.updates(access.clone()).await)?.collect().await;
+    rules.check("updates start from the beginning each time", early == late, (early.len(), late.len()))?;
+    let mut steps = Vec::new();
+    for (index, update) in early.iter().enumerate() {
+        let update = rules.ok("updates come without errors", update.as_ref())?;
+        rules.check("nothing comes after the last update", update.is_last() == (index + 1 == early.len()), update)?;
+        if let TaskUpdate::Step(report) = update {
+            steps.push(report.step);
+        }
+    }
+    let (first, last) = (Step::Discover as usize - 1, Step::Finalize as usize - 1);
+    let expected: Vec<_> = Step::ALL.into_iter().skip(first).take(last - first + 1).filter(|step| *step != Step::Pay).collect();
+    rules.check("every step of the gateway's is reported, in order", steps == expected, &steps)?;
+
+    let last = rules.ok("the last update can be had", transport.last_update(access).await)?;
+    let TaskUpdate::Delivered { output, receipt } = last else {
+        return rules.check("a paid request is delivered", false, last);
+    };
+    let verified = receipt.verify(&scene.trust);
+    rules.check("the receipt verifies", verified.is_ok(), verified)?;
+    rules.check("the receipt is of the output", receipt.matches_output(&output), &output)?;
+    rules.check("the receipt is of the request", receipt.request_id() == id && receipt.quote == *quote, receipt.request_id())?;
+    rules.check("the receipt names the payment", receipt.payment_transaction == transaction, receipt.payment_transaction)?;
+    let status = rules.ok("a finished request is remembered", transport.status(id).await)?;
+    rules.check("it has completed", status.outcome() == Some(Outcome::Completed), status.state)?;
+    let after = scene.account.balance(scene.client.address()).await.unwrap_or_default();
+    rules.check("the client paid the quote's total, once", before.checked_sub(after) == Some(quote.total), (before, after))
+}
+
+async fn cancels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let transport = &scene.transport;
+    let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
+    let status = rules.ok("a good order is taken", transport.submit(submission.clone()).await)?;
+    let access = scene.access(status.request_id, &scene.client).await;
+    rules.ok("a client cancels", transport.cancel(access.clone()).await)?;
+    let last = rules.ok("the last update can be had", transport.last_update(access.clone()).await)?;
+    let cancelled = matches!(last, TaskUpdate::Failed { outcome: Outcome::Cancelled, .. });
+    rules.check("a cancelled request ends so", cancelled, last)?;
+    rules.ok("cancelling again changes nothing", transport.cancel(access).await)?;
+    let status = rules.ok("the same order is the same request", transport.submit(submission).await)?;
+    rules.check("a cancelled request stays cancelled", status.outcome() == Some(Outcome::Cancelled), status.state)
+}
