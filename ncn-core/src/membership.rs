@@ -99,7 +99,10 @@ impl Membership {
     pub fn heartbeat(&mut self, heartbeat: &Signed<Heartbeat>, now: UnixTime) -> Result<(), RegistryError> {
         let Heartbeat { node, sequence, sent_at } = heartbeat.message;
         if sent_at.abs_diff(now) > CLOCK_SKEW_SECONDS {
-            return Err(RegistryError::invalid("heartbeat.sentAt", format!("is {} s off: set the node's clock", sent_at.abs_diff(now))));
+            return Err(RegistryError::invalid(
+                "heartbeat.sentAt",
+                format!("is {} s off: set the node's clock", sent_at.abs_diff(now)),
+            ));
         }
         let domain = self.domain;
         let member = self.newer(node, sequence)?;

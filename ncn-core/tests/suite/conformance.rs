@@ -1,0 +1,67 @@
+//! The implementations in memory keep their ports' contracts.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ncn_core::{
+    DataType, Executor, Manifest, Model, PaymentLedger, Registry, Sandbox, Tensor, Transport, Validator, Values,
+    conformance::{self, ExecutorFixture},
+    executor::ModelPackage,
+    memory::EchoExecutor,
+};
+
+use crate::scene::Scene;
+
+/// A package without files: one i64 vector in, the same out.
+pub(crate) fn echo_fixture() -> ExecutorFixture {
+    let manifest = br#"{"name":"echo","version":"1","task":"echo","description":"","licence":"MIT","format":"echo","entry":"",
+        "files":[],"inputs":[{"name":"x","dtype":"i64","shape":["n"]}],"outputs":[{"name":"x","dtype":"i64","shape":["n"]}],
+        "limits":{"memory_bytes":1,"deadline_ms":1000},"price":"1"}"#;
+    let tensor = |shape: Vec<usize>| {
+        let bytes = vec![7; shape.iter().product::<usize>() * 8];
+        Tensor::new(DataType::I64, shape, bytes).unwrap()
+    };
+    let model = Arc::new(Model::parse(&manifest[..]).unwrap());
+    ExecutorFixture {
+        package: ModelPackage { model, directory: "/nonexistent".into() },
+        corrupt: None,
+        inputs: Values::from([("x", tensor(vec![3]))]),
+        outputs: Values::from([("x", tensor(vec![3]))]),
+        bad_inputs: Values::from([("x", tensor(vec![3, 1]))]),
+    }
+}
+
+#[tokio::test]
+async fn the_memory_ledger() {
+    let rules = conformance::ledger(&Scene::new()).await.unwrap();
+    assert!(rules.len() > 30, "{rules:?}");
+}
+
+#[tokio::test]
+async fn the_memory_registry() {
+    let rules = conformance::registry(&Scene::new()).await.unwrap();
+    assert!(rules.len() > 25, "{rules:?}");
+}
+
+#[tokio::test]
+async fn the_echo_executor() {
+    let rules = conformance::executor(&EchoExecutor::default(), &echo_fixture()).await.unwrap();
+    assert!(rules.len() > 10, "{rules:?}");
+}
+
+/// Parts are composed as trait objects: this does not compile when a port stops being one.
+#[test]
+fn the_ports_are_object_safe() {
+    #[allow(dead_code)]
+    struct Parts {
+        transport: Arc<dyn Transport>,
+        registry: Arc<dyn Registry>,
+        validator: Arc<dyn Validator>,
+        ledger: Arc<dyn PaymentLedger>,
+        executor: Arc<dyn Executor>,
+        sandbox: Arc<dyn Sandbox>,
+    }
+    let fixture = echo_fixture();
+    let manifest: &Manifest = fixture.package.model.manifest();
+    let tensors: BTreeMap<_, _> = manifest.prepare(&fixture.inputs).unwrap();
+    assert_eq!(manifest.finish(tensors).unwrap(), fixture.outputs);
+}

@@ -1,0 +1,175 @@
+//! A receipt proves what it says, and nothing else passes for it.
+
+use ncn_core::{
+    Amount, Approval, B256, Certificate, Completion, Confinement, InferenceRequest, InferenceResult, Message as _, PaymentTree,
+    Quote, Receipt, ReceiptError, Signature, Signed, Split, TrustRoot, Usage, Values, receipt,
+};
+use serde_json::Value;
+
+use crate::scene::{NOW, Scene, key};
+
+async fn certificate(scene: &Scene, request_id: B256, digest: B256) -> Certificate {
+    let committee = scene.trust.committee(&request_id);
+    let mut approvals = Vec::new();
+    for validator in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(3) {
+        approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
+    }
+    Certificate::new(approvals)
+}
+
+async fn receipt(scene: &Scene) -> Receipt {
+    let (client, gateway, compute) = (key(), key(), key());
+    let domain = scene.trust.domain;
+    let order = InferenceRequest {
+        client: client.address(),
+        subnet: [1; 32].into(),
+        model_digest: [2; 32].into(),
+        input_hash: [3; 32].into(),
+        parameters: r#"{"seed":7}"#.into(),
+        max_price: Amount::new(2_000_000),
+        deadline: NOW + 60,
+        nonce: [4; 32].into(),
+    };
+    let request = Signed::sign(order.clone(), &domain, &*client).await.unwrap();
+    let request_id = order.digest(&domain);
+    let quote = Quote {
+        request_id,
+        client: client.address(),
+        gateway: gateway.address(),
+        compute: compute.address(),
+        model_digest: order.model_digest,
+        total: Amount::new(1_000_003),
+        split: Split::default(),
+        expiry: NOW + 60,
+        trust_root: scene.trust.hash(),
+    };
+    let result = InferenceResult {
+        request_id,
+        compute: compute.address(),
+        model_digest: order.model_digest,
+        input_hash: order.input_hash,
+        output_hash: Values::from([("label", "7")]).hash(),
+        usage: Usage { input_units: 1, output_units: 1, duration_micros: 250 },
+        confinement: Confinement::Reduced,
+    };
+    let result = Signed::sign(result, &domain, &*compute).await.unwrap();
+    let completion = Completion::new(&quote, &result.message);
+    let approved = certificate(scene, request_id, completion.digest(&domain)).await;
+    let mut receipt = Receipt {
+        version: receipt::VERSION,
+        trust_root: scene.trust.clone(),
+        preprocessing: certificate(scene, request_id, quote.digest(&domain)).await,
+        payments: PaymentTree::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
+        request,
+        quote,
+        payment_transaction: [5; 32].into(),
+        seal: result.signature,
+        result,
+        completion: approved,
+        settlement_transaction: [6; 32].into(),
+        issued_at: NOW,
+    };
+    receipt.seal = Signature::sign(&receipt.sealed().digest(&domain), &*gateway).await.unwrap();
+    receipt
+}
+
+#[tokio::test]
+async fn a_good_receipt_verifies_here_and_nowhere_else() {
+    let (scene, elsewhere) = (Scene::new(), Scene::new());
+    let receipt = receipt(&scene).await;
+    receipt.verify(&scene.trust).unwrap();
+    assert!(matches!(receipt.verify(&elsewhere.trust), Err(ReceiptError::UntrustedRoot { .. })));
+    assert!(receipt.matches_output(&Values::from([("label", "7")])));
+    assert!(!receipt.matches_output(&Values::from([("label", "1")])));
+    let again = Receipt::from_json(receipt.to_json().as_bytes()).unwrap();
+    assert_eq!(again, receipt);
+}
+
+/// Every way to change one place of a JSON document: another value in a leaf; a leaf, entry or field gone; an entry twice; two
+/// entries swapped; a field more.
+fn changes(value: &Value) -> Vec<Value> {
+    match value {
+        Value::Object(fields) => {
+            let mut all = Vec::new();
+            for (name, field) in fields {
+                for changed in changes(field) {
+                    let mut fields = fields.clone();
+                    fields.insert(name.clone(), changed);
+                    all.push(fields.into());
+                }
+                let mut fewer = fields.clone();
+                fewer.remove(name);
+                all.push(fewer.into());
+            }
+            let mut more = fields.clone();
+            more.insert("extra".into(), 1.into());
+            all.push(more.into());
+            all
+        }
+        Value::Array(entries) => {
+            let mut all = Vec::new();
+            for (index, entry) in entries.iter().enumerate() {
+                for changed in changes(entry) {
+                    let mut entries = entries.clone();
+                    entries[index] = changed;
+                    all.push(entries.into());
+                }
+                let (mut fewer, mut more) = (entries.clone(), entries.clone());
+                fewer.remove(index);
+                more.insert(index, entry.clone());
+                all.extend([fewer.into(), more.into()]);
+                if index > 0 {
+                    let mut swapped = entries.clone();
+                    swapped.swap(index, index - 1);
+                    all.push(swapped.into());
+                }
+            }
+            all
+        }
+        // Each character in turn becomes another digit: hashes, addresses, signatures and amounts all consist of digits.
+        Value::String(text) => (0..text.len())
+            .map(|at| {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] = if bytes[at] == b'1' { b'2' } else { b'1' };
+                String::from_utf8(bytes).unwrap().into()
+            })
+            .collect(),
+        Value::Number(number) => {
+            let number = number.as_u64().unwrap();
+            vec![(number + 1).into(), number.wrapping_sub(1).into(), 0.into()]
+        }
+        Value::Bool(_) | Value::Null => vec![1.into()],
+    }
+}
+
+#[tokio::test]
+async fn no_single_change_passes() {
+    let scene = Scene::new();
+    let good: Value = serde_json::from_str(&receipt(&scene).await.to_json()).unwrap();
+    let changes = changes(&good);
+    assert!(changes.len() > 2_000, "{}", changes.len());
+    for changed in changes {
+        if changed == good {
+            continue;
+        }
+        let Ok(receipt) = Receipt::from_json(changed.to_string().as_bytes()) else { continue };
+        assert!(receipt.verify_as_stated().is_err(), "passed: {changed:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_needs_the_committee() {
+    let scene = Scene::new();
+    let mut receipt = receipt(&scene).await;
+    let trust: &TrustRoot = &scene.trust;
+    let digest = receipt.quote.digest(&trust.domain);
+    let committee = trust.committee(&receipt.quote.request_id);
+    let mut approvals = Vec::new();
+    for outsider in scene.validators.iter().filter(|validator| !committee.contains(&validator.address())) {
+        approvals.push(Approval::sign(&digest, &**outsider).await.unwrap());
+    }
+    approvals.extend(receipt.preprocessing.approvals().iter().skip(1));
+    receipt.preprocessing = Certificate::new(approvals);
+    let error = receipt.preprocessing.verify(&digest, &receipt.quote.request_id, trust).unwrap_err();
+    assert!(error.to_string().contains("committee"), "{error}");
+}

@@ -1,0 +1,76 @@
+//! A network in memory.
+
+use std::sync::Arc;
+
+use alloy_signer_local::PrivateKeySigner;
+use async_trait::async_trait;
+use ncn_core::{
+    Address, Amount, Domain, DynSigner, PaymentLedger, Quote, Registry, TrustRoot, UnixTime,
+    conformance::{LedgerFixture, RegistryFixture},
+    memory::{MemoryChain, MemoryRegistry},
+};
+
+pub(crate) const NOW: UnixTime = 1_800_000_000;
+
+pub(crate) fn key() -> DynSigner {
+    Arc::new(PrivateKeySigner::random())
+}
+
+pub(crate) struct Scene {
+    pub(crate) trust: TrustRoot,
+    pub(crate) validators: Vec<DynSigner>,
+    pub(crate) chain: Arc<MemoryChain>,
+    pub(crate) registry: Arc<dyn Registry>,
+}
+
+impl Scene {
+    /// Seven validators, of whom three of five judge.
+    pub(crate) fn new() -> Self {
+        let validators: Vec<DynSigner> = (0..7).map(|_| key()).collect();
+        let mut addresses: Vec<Address> = validators.iter().map(|validator| validator.address()).collect();
+        addresses.sort_unstable();
+        let trust = TrustRoot {
+            domain: Domain { chain_id: 31_337, contract: Address::repeat_byte(0xcc) },
+            validators: addresses,
+            threshold: 3,
+            committee_size: 5,
+            treasury: Address::repeat_byte(0xdd),
+        };
+        let chain = MemoryChain::new(trust.clone(), NOW);
+        let registry = Arc::new(MemoryRegistry::new(trust.clone(), validators.clone(), Arc::new(|| NOW)));
+        Self { trust, validators, chain, registry }
+    }
+}
+
+#[async_trait]
+impl LedgerFixture for Scene {
+    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
+        self.chain.mint(signer.address(), tokens);
+        Arc::new(self.chain.ledger(signer.address()))
+    }
+
+    fn validators(&self) -> Vec<DynSigner> {
+        self.validators.clone()
+    }
+
+    async fn advance(&self, seconds: u64) {
+        self.chain.advance(seconds);
+    }
+}
+
+#[async_trait]
+impl RegistryFixture for Scene {
+    fn registry(&self) -> &dyn Registry {
+        &*self.registry
+    }
+
+    async fn trust_root(&self) -> TrustRoot {
+        self.trust.clone()
+    }
+
+    fn now(&self) -> UnixTime {
+        NOW
+    }
+
+    async fn pay(&self, _: &DynSigner, _: &Quote) {}
+}
