@@ -8,7 +8,7 @@ mod ledger;
 use alloy_primitives::{Address, B256, Bytes};
 use async_trait::async_trait;
 pub use contracts::{InferencePayment, NCNToken, ValidatorRegistry};
-pub use deploy::Genesis;
+pub use deploy::{Genesis, create};
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
 

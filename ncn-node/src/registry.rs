@@ -114,6 +114,10 @@ impl RegistryNode {
             if approvals.len() == need {
                 return Ok(Certificate::new(approvals));
             }
+            // Whoever has not answered yet could not make it enough any more.
+            if approvals.len() + answers.len() < need {
+                break;
+            }
         }
         if reasons.is_empty() {
             reasons.push("no validators of the committee are registered".into());

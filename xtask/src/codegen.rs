@@ -4,8 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-const FILES: [&str; 4] =
-    ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/worker.proto"];
+const FILES: [&str; 4] = ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/worker.proto"];
 const GENERATED: &str = "ncn-client/src/proto/ncn.v1.rs";
 
 pub(crate) fn run(check: bool) -> Result<()> {

@@ -1,10 +1,16 @@
 //! The project's task runner: `cargo xtask <task>`.
 
 mod codegen;
+mod setup;
+mod test;
 
-use std::path::PathBuf;
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -16,9 +22,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Check and test everything: formats, lints, Rust, doc and contract tests, drift of generated files. Installs what it needs
+    Test,
     /// Generate the Rust code of proto/ into ncn-client/src/proto/
     Codegen {
         /// Only compare: fail when the committed code is not what would be generated
+        #[arg(long)]
+        check: bool,
+    },
+    /// Compile the contracts and write contracts/artifacts/
+    Artifacts {
+        /// Only compare: fail when a committed file is not what the sources compile to
         #[arg(long)]
         check: bool,
     },
@@ -26,11 +40,33 @@ enum Task {
 
 fn main() -> Result<()> {
     match Arguments::parse().task {
+        Task::Test => test::run(),
         Task::Codegen { check } => codegen::run(check),
+        Task::Artifacts { check } => {
+            setup::contracts()?;
+            npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
+        }
     }
 }
 
 /// The workspace's directory, wherever the task was called from.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs a program in a directory of the workspace and fails when it does.
+pub(crate) fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[S], directory: &Path) -> Result<()> {
+    let program = program.as_ref();
+    let status = Command::new(program).args(arguments).current_dir(directory).status();
+    let status = status.with_context(|| format!("{} does not start: is it installed?", program.display()))?;
+    if !status.success() {
+        let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_ref().to_string_lossy()).collect();
+        bail!("{} {} failed ({status})", program.display(), arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Runs npm in contracts/.
+pub(crate) fn npm(arguments: &[&str]) -> Result<()> {
+    run("npm", arguments, &root().join("contracts"))
 }

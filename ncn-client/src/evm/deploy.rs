@@ -30,7 +30,7 @@ impl Genesis {
     pub async fn deploy(&self, backend: Arc<dyn EvmBackend>, deployer: &DynSigner) -> Result<EvmLedger, LedgerError> {
         let owner = deployer.address();
         let token = NCNToken::constructorCall { owner, supply: U256::from(self.supply.units()) };
-        let token = create(&*backend, deployer, &NCNToken::BYTECODE, token).await?;
+        let token = create(&*backend, deployer, code(&NCNToken::BYTECODE, &token)).await?;
         let registry = ValidatorRegistry::constructorCall {
             token_: token,
             owner,
@@ -39,20 +39,19 @@ impl Genesis {
             threshold_: self.threshold,
             committeeSize_: self.committee_size,
         };
-        let registry = create(&*backend, deployer, &ValidatorRegistry::BYTECODE, registry).await?;
+        let registry = create(&*backend, deployer, code(&ValidatorRegistry::BYTECODE, &registry)).await?;
         let payment = InferencePayment::constructorCall { token_: token, registry_: registry, treasury_: self.treasury };
-        let payment = create(&*backend, deployer, &InferencePayment::BYTECODE, payment).await?;
+        let payment = create(&*backend, deployer, code(&InferencePayment::BYTECODE, &payment)).await?;
         EvmLedger::connect(backend, payment, deployer.clone()).await
     }
 }
 
-async fn create<C: SolConstructor>(
-    backend: &dyn EvmBackend,
-    deployer: &DynSigner,
-    bytecode: &Bytes,
-    constructor: C,
-) -> Result<Address, LedgerError> {
-    let input = [bytecode.as_ref(), &constructor.abi_encode()].concat();
-    let created = send(backend, deployer, TxKind::Create, input.into()).await?.created;
+/// Creates a contract from its bytecode with the constructor's arguments behind it, and returns its address.
+pub async fn create(backend: &dyn EvmBackend, deployer: &DynSigner, code: Bytes) -> Result<Address, LedgerError> {
+    let created = send(backend, deployer, TxKind::Create, code).await?.created;
     created.ok_or_else(|| EvmError::Unreachable("the creation's receipt names no contract".into()).into())
+}
+
+fn code(bytecode: &Bytes, constructor: &impl SolConstructor) -> Bytes {
+    [bytecode.as_ref(), &constructor.abi_encode()].concat().into()
 }

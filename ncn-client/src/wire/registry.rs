@@ -13,7 +13,12 @@ use crate::proto;
 
 impl From<Signed<Heartbeat>> for proto::UpdateNodeHeartbeatRequest {
     fn from(Signed { message, signature }: Signed<Heartbeat>) -> Self {
-        Self { node: bytes(message.node), sequence: message.sequence, sent_at: message.sent_at, signature: bytes(signature.as_bytes()) }
+        Self {
+            node: bytes(message.node),
+            sequence: message.sequence,
+            sent_at: message.sent_at,
+            signature: bytes(signature.as_bytes()),
+        }
     }
 }
 

@@ -1,0 +1,45 @@
+//! Every example runs, and the README shows the one that it claims to show.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// What an example prints; cargo has built it beside this test.
+fn run(example: &str) -> String {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().parent().unwrap().join("examples").join(example);
+    let output = Command::new(program).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn quickstart() {
+    assert_eq!(run("quickstart"), "7 (paid 0.01 NCN, receipt verified)\n");
+}
+
+#[test]
+fn the_readme_shows_the_quickstart() {
+    let program = std::fs::read_to_string(root().join("examples/examples/quickstart.rs")).unwrap();
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, block) = readme.split_once("```rust\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    assert_eq!(block, program);
+    assert!(program.lines().count() <= 20);
+}
+
+#[test]
+fn every_example_is_short_and_tested() {
+    for entry in std::fs::read_dir(root().join("examples/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines < 100, "{} has {lines} lines", path.display());
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(include_str!("run.rs").contains(&format!("run(\"{name}\")")), "{name} is not run");
+    }
+}

@@ -1,0 +1,117 @@
+//! The embedded chain, and the payout rule on it.
+
+use alloy_primitives::{B256, Bytes};
+use ncn_client::evm::{EvmBackend as _, EvmError, LogFilter};
+use ncn_core::{
+    Address, Amount, Approval, Certificate, Completion, EscrowState, InferenceResult, Message as _, PaymentLedger as _,
+    PaymentTree, Quote, Recipient, Settlement, Split, Usage, conformance::LedgerFixture as _,
+};
+use ncn_node::{devnet::EmbeddedChain, time::unix_now};
+
+use crate::scene::{Chain, key, tokens};
+
+/// Settles a payment of this size and split, approved by the first `approvals` validators, and compares every balance with the tree.
+async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals: usize) {
+    let (client, gateway) = (key(), key());
+    let trust = scene.deployer.trust_root().await.unwrap();
+    let quote = Quote {
+        request_id: B256::random(),
+        client: client.address(),
+        gateway: gateway.address(),
+        compute: Address::random(),
+        model_digest: B256::random(),
+        total: Amount::new(total),
+        split,
+        expiry: unix_now() + 3_600,
+        trust_root: trust.hash(),
+    };
+    let compute = Address::random();
+    let result = InferenceResult {
+        request_id: quote.request_id,
+        compute,
+        model_digest: quote.model_digest,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        usage: Usage::default(),
+        confinement: ncn_core::Confinement::None,
+    };
+    let completion = Completion::new(&quote, &result);
+    let committee = trust.committee(&quote.request_id);
+    let mut signed = Vec::new();
+    for judge in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
+        signed.push(Approval::sign(&completion.digest(&trust.domain), &**judge).await.unwrap());
+    }
+    let certificate = Certificate::new(signed);
+    let tree = PaymentTree::new(&quote, compute, &certificate.validators(), trust.treasury).unwrap();
+
+    let account = scene.account(client, quote.total).await;
+    account.escrow(&quote).await.unwrap();
+    let mut before = Vec::new();
+    for payout in &tree.payouts {
+        before.push(account.balance(payout.address).await.unwrap());
+    }
+    let ledger = scene.ledger(gateway);
+    ledger.settle(&Settlement { quote: quote.clone(), completion, certificate }).await.unwrap();
+    for (payout, before) in tree.payouts.iter().zip(before) {
+        let after = account.balance(payout.address).await.unwrap();
+        assert_eq!(after.checked_sub(before), Some(payout.amount), "{payout:?} of {total} by {split:?}");
+    }
+    let held = account.balance(trust.domain.contract).await.unwrap();
+    assert_eq!(held, Amount::ZERO, "nothing stays behind");
+    assert!(tree.paid_to(Recipient::Compute) <= quote.total);
+}
+
+#[tokio::test]
+async fn solidity_pays_what_rust_computes() {
+    let scene = Chain::new(5).await;
+    let split = |gateway_bps, validators_bps, treasury_bps| Split { gateway_bps, validators_bps, treasury_bps };
+    for (total, parts, approvals) in [
+        (1, Split::default(), 3),
+        (7, Split::default(), 5),
+        (19, Split::default(), 3),
+        (10_000_000_000_000_001, Split::default(), 4),
+        (999_999_999_999, split(0, 0, 0), 3),
+        (999_999_999_999, split(10_000, 0, 0), 3),
+        (1_000_003, split(0, 10_000, 0), 4),
+        (1_000_003, split(3_333, 3_333, 3_334), 3),
+        (tokens(1_000).units() - 1, split(1, 9_998, 1), 5),
+    ] {
+        settles_by_the_tree(&scene, total, parts, approvals).await;
+    }
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_with_a_reason() {
+    let chain = EmbeddedChain::new(7);
+    for raw in [Bytes::new(), Bytes::from_static(b"no transaction"), vec![2; 200_000].into()] {
+        assert!(matches!(chain.send(raw).await, Err(EvmError::InvalidTransaction(_))));
+    }
+    assert_eq!(chain.head().await.unwrap().number, 0, "nothing of it made a block");
+    // Where there is no contract, a call gives nothing.
+    assert_eq!(chain.call(Address::repeat_byte(9), Bytes::new()).await.unwrap(), Bytes::new());
+    assert!(ncn_client::evm::EvmLedger::connect(std::sync::Arc::new(chain), Address::repeat_byte(9), key()).await.is_err());
+}
+
+#[tokio::test]
+async fn many_transactions_of_one_account_at_once() {
+    let scene = Chain::new(3).await;
+    let to = Address::random();
+    let transfers = (0..40).map(|_| scene.deployer.transfer(to, tokens(1)));
+    let hashes = futures::future::try_join_all(transfers).await.unwrap();
+    assert_eq!(hashes.iter().collect::<std::collections::HashSet<_>>().len(), 40);
+    assert_eq!(scene.deployer.balance(to).await.unwrap(), tokens(40));
+}
+
+#[tokio::test]
+async fn chains_in_one_process_do_not_share_anything() {
+    let (one, other) = (Chain::new(3).await, Chain::new(3).await);
+    let someone = Address::random();
+    one.deployer.transfer(someone, tokens(1)).await.unwrap();
+    assert_eq!(one.deployer.balance(someone).await.unwrap(), tokens(1));
+    assert_eq!(other.deployer.balance(someone).await.unwrap(), Amount::ZERO);
+    one.chain.advance(1_000);
+    assert!(one.deployer.now().await.unwrap() >= other.deployer.now().await.unwrap() + 999);
+    let filter = LogFilter { address: someone, ..LogFilter::default() };
+    assert_eq!(one.chain.logs(filter).await.unwrap(), Vec::new());
+    assert_eq!(one.deployer.escrow_state(someone, B256::ZERO).await.unwrap(), EscrowState::None);
+}

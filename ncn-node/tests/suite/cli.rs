@@ -1,0 +1,127 @@
+//! The program as people run it.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use crate::scene::{digit, ncn};
+
+fn run(arguments: &[&str], directory: &Path) -> Output {
+    Command::new(ncn()).args(arguments).current_dir(directory).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// One line on standard error that starts with `error: ` and says this; nothing on standard output.
+fn fails(arguments: &[&str], status: i32, says: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(arguments, directory.path());
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {error}");
+    assert!(error.lines().last().unwrap().starts_with("error: ") && error.contains(says), "{arguments:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+}
+
+#[test]
+fn the_demo_reads_every_digit_and_pays_to_the_unit() {
+    let directory = tempfile::tempdir().unwrap();
+    for expected in 0..10 {
+        let output = run(&["demo", "--json", "--input", digit(expected).to_str().unwrap()], directory.path());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(all["output"]["label"], expected.to_string());
+
+        let steps = all["steps"].as_array().unwrap();
+        assert_eq!(steps.len(), 12);
+        assert_eq!((&steps[0]["name"], &steps[11]["name"]), (&"submit".into(), &"deliver".into()));
+        assert!(steps.iter().all(|step| step["took_ms"].is_f64() && step["actor"].is_string()));
+
+        let amount = |value: &Value| value.as_str().unwrap().parse::<u128>().unwrap();
+        let payments = all["payments"].as_array().unwrap();
+        let sum: u128 = payments.iter().map(|payment| amount(&payment["amount"])).sum();
+        assert_eq!(sum, amount(&all["total"]));
+        let count = |role: &str| payments.iter().filter(|payment| payment["role"] == role).count();
+        let roles = (count("compute"), count("gateway"), count("validator"), count("treasury"));
+        assert_eq!((roles, payments.len()), ((1, 1, 3, 1), 6));
+
+        let receipt = all["receipt"].as_str().unwrap();
+        let verified = run(&["verify", receipt], directory.path());
+        assert!(verified.status.success(), "{}", text(&verified.stderr));
+        assert!(text(&verified.stdout).starts_with("valid receipt\n"));
+    }
+}
+
+#[test]
+fn the_demo_speaks_to_people() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&["demo", "--receipt", "r.json"], directory.path());
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for word in ["submit", "preprocessing", "finalize", "label: 7", "treasury", "paid out to the unit", "r.json"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    assert!(directory.path().join("r.json").exists());
+}
+
+#[test]
+fn bad_input_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("text.png"), "not an image").unwrap();
+    let mut wrong_size = Vec::new();
+    let mut encoder = png::Encoder::new(&mut wrong_size, 28, 28);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().unwrap().write_image_data(&[0; 784]).unwrap();
+    std::fs::write(path("large.png"), wrong_size).unwrap();
+    let truncated = std::fs::read(digit(3)).unwrap();
+    std::fs::write(path("truncated.png"), &truncated[..truncated.len() / 2]).unwrap();
+
+    fails(&["demo", "--input", &path("missing.png")], 2, "No such file");
+    fails(&["demo", "--input", &path("text.png")], 2, "send a PNG of 8x8 pixels");
+    fails(&["demo", "--input", &path("large.png")], 2, "28x28 pixels, the model takes 8x8: resize it");
+    fails(&["demo", "--input", &path("truncated.png")], 2, "not a readable PNG");
+    fails(&["demo", "--input", "/"], 2, "directory");
+    fails(&["demo", "--receipt", &path("no/such/directory.json")], 2, "cannot write");
+    fails(&["verify", &path("missing.json")], 2, "No such file");
+    fails(&["verify", &path("text.png")], 1, "format");
+    for usage in [&["demo", "--inptu", "x"][..], &["verify"], &["frobnicate"], &[]] {
+        assert_eq!(run(usage, directory.path()).status.code(), Some(2), "{usage:?}");
+    }
+}
+
+#[test]
+fn a_changed_receipt_is_caught() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("r.json");
+    let name = file.to_str().unwrap();
+    assert!(run(&["demo", "--receipt", name], directory.path()).status.success());
+    let good: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    // The core's tests change every place; here, that the program says which check failed.
+    let changes: [(&str, Value, &str); 4] = [
+        ("/quote/total", "1".into(), "seal"),
+        ("/result/message/outputHash", format!("0x{}", "7".repeat(64)).into(), "result.signature"),
+        ("/payments/payouts/0/amount", "1".into(), "payments"),
+        ("/issuedAt", 5.into(), "seal"),
+    ];
+    for (place, value, check) in changes {
+        let mut changed = good.clone();
+        *changed.pointer_mut(place).unwrap() = value;
+        std::fs::write(&file, changed.to_string()).unwrap();
+        fails(&["verify", name], 1, check);
+    }
+    let trust = directory.path().join("trust.json");
+    std::fs::write(&file, good.to_string()).unwrap();
+    std::fs::write(&trust, good["trustRoot"].to_string()).unwrap();
+    let verified = run(&["verify", name, "--trust-root", trust.to_str().unwrap()], directory.path());
+    assert!(text(&verified.stdout).contains("(trusted)"));
+    let mut other = good["trustRoot"].clone();
+    other["domain"]["chainId"] = 1.into();
+    std::fs::write(&trust, other.to_string()).unwrap();
+    fails(&["verify", name, "--trust-root", trust.to_str().unwrap()], 1, "not of the trusted");
+}

@@ -1,0 +1,260 @@
+//! Every implementation keeps its port's contract: in process, over the wire, in a worker.
+
+use std::{path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
+use ncn_core::{
+    Amount, Confinement, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Policy, Quote, Registry, RequestId, Sandbox,
+    SandboxCommand, SandboxError, Signed, Submission, TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, UnixTime,
+    Value, Values,
+    conformance::{self, ExecutorFixture, RegistryFixture, SandboxFixture, TransportFixture, Violation},
+    executor::ModelPackage,
+    transport::Updates,
+};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
+    registry::registry_service,
+    sandbox::Unconfined,
+    server::GrpcServer,
+    time::unix_now,
+};
+
+use crate::scene::{Behaviour, Chain, InProcess, digit, ncn, network};
+
+#[tokio::test]
+async fn the_ledger_on_the_embedded_chain() {
+    let rules = conformance::ledger(&Chain::new(7).await).await.unwrap();
+    assert!(rules.len() > 30, "{rules:?}");
+}
+
+#[tokio::test]
+async fn the_registry_node_in_process() {
+    let rules = conformance::registry(&InProcess::new(&[Behaviour::Honest; 7]).await).await.unwrap();
+    assert!(rules.len() > 25, "{rules:?}");
+}
+
+/// The same registry node, called over gRPC.
+struct OverGrpc(InProcess, GrpcRegistry);
+
+#[async_trait]
+impl RegistryFixture for OverGrpc {
+    fn registry(&self) -> &dyn Registry {
+        &self.1
+    }
+
+    async fn trust_root(&self) -> TrustRoot {
+        self.0.trust.clone()
+    }
+
+    fn now(&self) -> UnixTime {
+        unix_now()
+    }
+
+    async fn pay(&self, client: &DynSigner, quote: &Quote) {
+        self.0.pay(client, quote).await;
+    }
+}
+
+#[tokio::test]
+async fn the_registry_over_grpc() {
+    let scene = InProcess::new(&[Behaviour::Honest; 5]).await;
+    let registry = scene.registry.clone();
+    let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
+        routes.add_service(registry_service(registry));
+    });
+    let server = server.await.unwrap();
+    let client = GrpcRegistry::new(&server.url()).unwrap();
+    conformance::registry(&OverGrpc(scene, client)).await.unwrap();
+}
+
+fn digits(directory: &Path) -> ExecutorFixture {
+    let package = quickstart::unpack(directory).unwrap();
+    let bad = directory.join("corrupt");
+    std::fs::create_dir(&bad).unwrap();
+    let corrupt = ModelPackage { directory: bad.clone(), ..quickstart::unpack(&bad).unwrap() };
+    let file = bad.join("model.onnx");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+    let seven = std::fs::read(digit(7)).unwrap();
+    ExecutorFixture {
+        package,
+        corrupt: Some(corrupt),
+        inputs: [("image", Value::png(seven))].into(),
+        outputs: [("label", "7")].into(),
+        bad_inputs: [("image", Value::png(&b"no image"[..]))].into(),
+    }
+}
+
+#[tokio::test]
+async fn onnx_in_process() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::executor(&OnnxExecutor::default(), &digits(directory.path())).await.unwrap();
+}
+
+#[tokio::test]
+async fn onnx_in_a_worker() {
+    let directory = tempfile::tempdir().unwrap();
+    let executor = WorkerExecutor::new(WorkerProgram::new(ncn()), Arc::new(Unconfined), Confinement::None);
+    conformance::executor(&executor, &digits(directory.path())).await.unwrap();
+}
+
+fn shell(directory: &Path) -> SandboxFixture {
+    SandboxFixture { shell: "/bin/sh".into(), work_directory: directory.canonicalize().unwrap() }
+}
+
+#[test]
+fn the_unconfined_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&Unconfined, &shell(directory.path())).unwrap();
+}
+
+/// A sandbox that promises what it does not do, or leaks.
+enum BrokenSandbox {
+    Boasts,
+    LeaksEnvironment,
+}
+
+impl Sandbox for BrokenSandbox {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<std::process::Child, SandboxError> {
+        let (mut command, mut policy) = (command.clone(), policy.clone());
+        match self {
+            Self::Boasts => policy.at_least = Confinement::None,
+            Self::LeaksEnvironment => {
+                command.environment.insert("HOME".into(), "/root".into());
+            }
+        }
+        Unconfined.start(&command, &policy)
+    }
+}
+
+#[test]
+fn broken_sandboxes_are_caught() {
+    let rule = |broken: BrokenSandbox| {
+        let directory = tempfile::tempdir().unwrap();
+        conformance::sandbox(&broken, &shell(directory.path())).unwrap_err().rule
+    };
+    assert_eq!(rule(BrokenSandbox::Boasts), "less confinement than wanted is refused, and only that");
+    assert_eq!(rule(BrokenSandbox::LeaksEnvironment), "the environment is the command's and no more");
+}
+
+/// A local network, seen through one transport.
+struct Network {
+    network: LocalNetwork,
+    transport: Arc<dyn Transport>,
+}
+
+#[async_trait]
+impl TransportFixture for Network {
+    fn transport(&self) -> Arc<dyn Transport> {
+        self.transport.clone()
+    }
+
+    async fn account(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        self.network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        Arc::new(self.network.ledger(signer))
+    }
+
+    async fn trust_root(&self) -> TrustRoot {
+        self.network.trust_root().await.unwrap()
+    }
+
+    fn model(&self) -> &str {
+        quickstart::NAME
+    }
+
+    fn inputs(&self) -> Values {
+        [("image", Value::png(quickstart::SAMPLE))].into()
+    }
+
+    fn bad_inputs(&self) -> Values {
+        [("image", Value::png(&b"no image"[..]))].into()
+    }
+
+    fn now(&self) -> UnixTime {
+        unix_now()
+    }
+}
+
+#[tokio::test]
+async fn the_gateway_in_process() {
+    let network = network().start().await.unwrap();
+    let transport = network.gateway();
+    let rules = conformance::transport(&Network { network, transport }).await.unwrap();
+    assert!(rules.len() > 35, "{rules:?}");
+}
+
+#[tokio::test]
+async fn the_gateway_over_grpc() {
+    let network = network().start().await.unwrap();
+    let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+    conformance::transport(&Network { network, transport }).await.unwrap();
+}
+
+/// What is wrong with a transport.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    LosesSteps,
+    TellsStrangers,
+    ForgetsTheQuote,
+}
+
+struct BrokenTransport(Arc<dyn Transport>, Fault);
+
+#[async_trait]
+impl Transport for BrokenTransport {
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        let mut status = self.0.submit(submission).await?;
+        if matches!(self.1, Fault::ForgetsTheQuote) {
+            status.preprocessing = Some(ncn_core::Certificate::default());
+        }
+        Ok(status)
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        self.0.confirm_payment(confirmation).await
+    }
+
+    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+        use futures::StreamExt as _;
+        let updates = self.0.updates(access).await;
+        match self.1 {
+            Fault::LosesSteps => Ok(updates?.skip(1).boxed()),
+            Fault::TellsStrangers => Ok(updates.unwrap_or_else(|_| futures::stream::empty().boxed())),
+            Fault::ForgetsTheQuote => updates,
+        }
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        self.0.status(request_id).await
+    }
+
+    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+        self.0.cancel(access).await
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        self.0.models().await
+    }
+}
+
+#[tokio::test]
+async fn broken_transports_are_caught() {
+    let caught = [
+        (Fault::LosesSteps, "every step of the gateway's is reported, in order"),
+        (Fault::TellsStrangers, "strangers do not follow"),
+        (Fault::ForgetsTheQuote, "its quote is approved"),
+    ];
+    for (fault, rule) in caught {
+        let network = network().start().await.unwrap();
+        let transport = Arc::new(BrokenTransport(network.gateway(), fault));
+        let violation: Violation = conformance::transport(&Network { network, transport }).await.unwrap_err();
+        assert_eq!(violation.rule, rule, "{fault:?}: {violation}");
+    }
+}

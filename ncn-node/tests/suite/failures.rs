@@ -1,0 +1,247 @@
+//! What happens when parts of the network fail: nobody loses a token.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ncn_client::{Answer, Client, ClientError, Order};
+use ncn_core::{
+    Amount, B256, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Value, Values,
+    executor::{ModelPackage, Outputs},
+    model::ModelFormat,
+};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
+    gateway::GatewayOptions,
+    sandbox::Unconfined,
+};
+
+use crate::scene::{Behaviour, InProcess, ncn, network};
+
+fn seven() -> Values {
+    [("image", Value::png(quickstart::SAMPLE))].into()
+}
+
+async fn client(network: &LocalNetwork) -> (Client, Arc<dyn PaymentLedger>) {
+    let key = crate::scene::key();
+    network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
+    let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(key.clone()));
+    let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key).build().unwrap();
+    (client, ledger)
+}
+
+async fn balance(ledger: &Arc<dyn PaymentLedger>) -> Amount {
+    ledger.balance(ledger.account()).await.unwrap()
+}
+
+fn is_seven(answer: &Answer) -> bool {
+    answer.output.text("label") == Some("7")
+}
+
+#[tokio::test]
+async fn two_of_five_validators_may_lie_or_sleep() {
+    for bad in [Behaviour::Lies, Behaviour::Impersonates, Behaviour::Sleeps] {
+        let honest = Behaviour::Honest;
+        let scene = InProcess::new(&[bad, honest, honest, bad, honest]).await;
+        let rules = ncn_core::conformance::registry(&scene).await;
+        rules.unwrap_or_else(|violation| panic!("{bad:?}: {violation}"));
+    }
+}
+
+#[tokio::test]
+async fn three_liars_approve_nothing() {
+    let scene = InProcess::new(&[Behaviour::Lies, Behaviour::Lies, Behaviour::Lies, Behaviour::Honest, Behaviour::Honest]).await;
+    let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
+    assert_eq!(violation.rule, "validators approve a good quote");
+    assert!(violation.what.contains("have: 2, need: 3"), "{violation}");
+}
+
+#[tokio::test]
+async fn without_a_quorum_nothing_is_paid() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    for validator in network.validator_addresses().into_iter().take(3) {
+        network.crash_validator(validator);
+    }
+    let refused = client.infer(quickstart::NAME, seven()).await.unwrap_err();
+    assert!(matches!(&refused, ClientError::Refused(reason) if reason.contains("2 of 3 approvals")), "{refused}");
+    assert!(!refused.is_paid());
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn two_validators_may_crash() {
+    let mut network = network().start().await.unwrap();
+    let (client, _) = client(&network).await;
+    for validator in network.validator_addresses().into_iter().take(2) {
+        network.crash_validator(validator);
+    }
+    assert!(is_seven(&client.infer(quickstart::NAME, seven()).await.unwrap()));
+}
+
+#[tokio::test]
+async fn another_node_takes_over_after_the_payment() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    let reserved = quoted.quote().compute;
+    network.crash_compute(reserved);
+    let answer = quoted.pay().await.unwrap().finish().await.unwrap();
+    assert!(is_seven(&answer));
+    assert_ne!(answer.receipt.compute(), reserved);
+    let earned = network.treasurer().balance(answer.receipt.compute()).await.unwrap();
+    assert!(earned > Amount::ZERO, "the node that took over is paid");
+    assert_eq!(network.treasurer().balance(reserved).await.unwrap(), Amount::ZERO);
+    assert_eq!(balance(&ledger).await.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN));
+}
+
+#[tokio::test]
+async fn when_no_node_is_left_the_payment_comes_back_at_once() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    for compute in network.compute_addresses() {
+        network.crash_compute(compute);
+    }
+    let refunded = quoted.pay().await.unwrap().finish().await.unwrap_err();
+    assert!(matches!(refunded, ClientError::Refunded { .. }), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_gateway_that_dies_cannot_keep_the_payment() {
+    let network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let order = Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(5));
+    let quoted = client.submit(order).await.unwrap();
+    let chain = network.chain().clone();
+    // Gone between quote and payment: the client pays a gateway that is not there any more.
+    drop(network);
+    let paid = quoted.pay().await.unwrap();
+    assert!(balance(&ledger).await < Amount::TOKEN);
+    let refunded = paid.finish().await.unwrap_err();
+    assert!(matches!(refunded, ClientError::Refunded { .. }), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+    drop(chain);
+}
+
+#[tokio::test]
+async fn money_that_comes_after_a_cancellation_goes_back() {
+    let network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    let quote = quoted.quote().clone();
+    quoted.cancel().await.unwrap();
+    ledger.escrow(&quote).await.unwrap();
+    let mut state = EscrowState::None;
+    for _ in 0..500 {
+        state = ledger.escrow_state(quote.client, quote.request_id).await.unwrap();
+        if matches!(state, EscrowState::Refunded { .. }) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(matches!(state, EscrowState::Refunded { .. }), "{state:?}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn an_unpaid_request_expires_by_itself() {
+    let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
+    let network = network().gateway_options(options).start().await.unwrap();
+    let (client, _) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(3))).await.unwrap();
+    let id = quoted.request_id();
+    let transport = network.gateway();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let status = transport.status(id).await.unwrap();
+    assert_eq!(status.outcome(), Some(ncn_core::Outcome::Expired));
+}
+
+/// Fails as it is told, a number of times, then runs the real thing.
+struct Failing {
+    onnx: OnnxExecutor,
+    error: ExecutorError,
+    failures: AtomicUsize,
+}
+
+#[async_trait]
+impl Executor for Failing {
+    fn formats(&self) -> Vec<ModelFormat> {
+        self.onnx.formats()
+    }
+
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
+        self.onnx.load(package).await
+    }
+
+    async fn unload(&self, digest: &B256) -> Result<(), ExecutorError> {
+        self.onnx.unload(digest).await
+    }
+
+    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
+        let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left.is_ok() { Err(self.error.clone()) } else { self.onnx.run(execution).await }
+    }
+}
+
+fn failing(error: ExecutorError, failures: usize) -> Arc<Failing> {
+    Arc::new(Failing { onnx: OnnxExecutor::default(), error, failures: AtomicUsize::new(failures) })
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_by_another_node() {
+    let executor = failing(ExecutorError::Worker("died".into()), 1);
+    let network = LocalNetwork::builder().executor(executor).start().await.unwrap();
+    let (client, _) = client(&network).await;
+    assert!(is_seven(&client.infer(quickstart::NAME, seven()).await.unwrap()));
+}
+
+#[tokio::test]
+async fn a_model_that_fails_is_not_paid_for() {
+    let executor = failing(ExecutorError::Failed("division by zero".into()), usize::MAX);
+    let network = LocalNetwork::builder().executor(executor).start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let refunded = client.infer(quickstart::NAME, seven()).await.unwrap_err();
+    assert!(matches!(&refunded, ClientError::Refunded { reason, .. } if reason.contains("division by zero")), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+fn execution(limit: Duration) -> Execution {
+    Execution { model_digest: quickstart::model().unwrap().digest(), inputs: seven(), parameters: "{}".into(), time_limit: limit }
+}
+
+#[tokio::test]
+async fn a_killed_worker_is_started_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let executor = WorkerExecutor::new(WorkerProgram::new(ncn()), Arc::new(Unconfined), Confinement::None);
+    executor.load(&quickstart::unpack(directory.path()).unwrap()).await.unwrap();
+    executor.run_to_end(execution(Duration::from_secs(5))).await.unwrap();
+    let timed_out = executor.run_to_end(execution(Duration::ZERO)).await;
+    assert_eq!(timed_out, Err(ExecutorError::TimedOut(Duration::ZERO)), "which kills the worker");
+    executor.run_to_end(execution(Duration::from_secs(5))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_is_no_worker_is_said_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let package = quickstart::unpack(directory.path()).unwrap();
+    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
+        let executor = WorkerExecutor::new(WorkerProgram::new(program), Arc::new(Unconfined), Confinement::None);
+        let refused = executor.load(&package).await;
+        assert!(matches!(refused, Err(ExecutorError::Worker(_))), "{program}: {refused:?}");
+    }
+    let confined = WorkerExecutor::new(WorkerProgram::new(ncn()), Arc::new(Unconfined), Confinement::Full);
+    let refused = confined.load(&package).await.unwrap_err();
+    assert!(refused.to_string().contains("at least `full`"), "{refused}");
+}

@@ -1,0 +1,193 @@
+//! What the tests stand on: chains with the contracts on them, and registries with validators whose behaviour can be chosen.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
+use async_trait::async_trait;
+use ncn_client::evm::{EvmLedger, Genesis};
+use ncn_core::{
+    Amount, Approval, B256, CompletionRequest, Confinement, DynSigner, NodeRole, PaymentLedger, PreprocessingRequest, Quote,
+    Registry, RegistryError, TrustRoot, UnixTime, Validator,
+    conformance::{LedgerFixture, RegistryFixture},
+};
+use ncn_node::{
+    devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder},
+    executor::WorkerProgram,
+    presence::{Announcement, Presence},
+    registry::{RegistryNode, ValidatorNode},
+    time::unix_now,
+};
+
+pub(crate) fn key() -> DynSigner {
+    Arc::new(PrivateKeySigner::random())
+}
+
+pub(crate) const fn tokens(count: u64) -> Amount {
+    Amount::new(count as u128 * Amount::TOKEN.units())
+}
+
+/// The program under test; it is also the worker.
+pub(crate) fn ncn() -> PathBuf {
+    env!("CARGO_BIN_EXE_ncn").into()
+}
+
+/// A local network whose workers are the program under test.
+pub(crate) fn network() -> LocalNetworkBuilder {
+    LocalNetwork::builder().worker_program(WorkerProgram::new(ncn()))
+}
+
+/// The digit `n`, as someone wrote it.
+pub(crate) fn digit(n: u8) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../examples/data/{n}.png"))
+}
+
+/// A chain with the contracts on it.
+pub(crate) struct Chain {
+    pub(crate) chain: Arc<EmbeddedChain>,
+    pub(crate) deployer: EvmLedger,
+    pub(crate) validators: Vec<DynSigner>,
+}
+
+impl Chain {
+    pub(crate) async fn new(validators: usize) -> Self {
+        let chain = Arc::new(EmbeddedChain::new(1_337));
+        let genesis = Genesis {
+            supply: tokens(1_000_000),
+            minimum_stake: tokens(100),
+            unstake_delay: 3_600,
+            threshold: 3,
+            committee_size: 5,
+            treasury: Address::repeat_byte(0xee),
+        };
+        let deployer = genesis.deploy(chain.clone(), &key()).await.unwrap();
+        let validators: Vec<_> = (0..validators).map(|_| key()).collect();
+        for validator in &validators {
+            deployer.transfer(validator.address(), tokens(100)).await.unwrap();
+            deployer.with_signer(validator.clone()).stake(tokens(100)).await.unwrap();
+        }
+        Self { chain, deployer, validators }
+    }
+
+    pub(crate) fn ledger(&self, signer: DynSigner) -> Arc<EvmLedger> {
+        Arc::new(self.deployer.with_signer(signer))
+    }
+}
+
+#[async_trait]
+impl LedgerFixture for Chain {
+    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
+        self.deployer.transfer(signer.address(), tokens).await.unwrap();
+        self.ledger(signer)
+    }
+
+    fn validators(&self) -> Vec<DynSigner> {
+        self.validators.clone()
+    }
+
+    async fn advance(&self, seconds: u64) {
+        self.chain.advance(seconds);
+    }
+}
+
+/// How a validator behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    Honest,
+    /// Signs something else.
+    Lies,
+    /// Passes another validator's approval off as its own.
+    Impersonates,
+    /// Never answers.
+    Sleeps,
+}
+
+struct Behaving {
+    honest: ValidatorNode,
+    behaviour: Behaviour,
+    key: DynSigner,
+}
+
+impl Behaving {
+    async fn behave(&self, approval: Result<Approval, RegistryError>) -> Result<Approval, RegistryError> {
+        match self.behaviour {
+            Behaviour::Honest => approval,
+            Behaviour::Lies => Ok(Approval::sign(&B256::repeat_byte(0x66), &*self.key).await?),
+            Behaviour::Impersonates => Ok(Approval { validator: self.address(), ..Approval::sign(&B256::ZERO, &*key()).await? }),
+            Behaviour::Sleeps => std::future::pending().await,
+        }
+    }
+}
+
+#[async_trait]
+impl Validator for Behaving {
+    fn address(&self) -> Address {
+        self.honest.address()
+    }
+
+    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.preprocessing(request).await).await
+    }
+
+    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.completion(request).await).await
+    }
+}
+
+/// A registry node and its validators in one process, on an embedded chain.
+pub(crate) struct InProcess {
+    pub(crate) chain: Chain,
+    pub(crate) trust: TrustRoot,
+    pub(crate) registry: Arc<dyn Registry>,
+    _presences: Vec<Presence>,
+}
+
+impl InProcess {
+    pub(crate) async fn new(behaviours: &[Behaviour]) -> Self {
+        let chain = Chain::new(behaviours.len()).await;
+        let trust = chain.deployer.trust_root().await.unwrap();
+        let validators: Arc<Mutex<HashMap<Address, Arc<dyn Validator>>>> = Arc::default();
+        let known = validators.clone();
+        let dial = move |record: &ncn_core::NodeRecord| Ok(known.lock().unwrap()[&record.node].clone());
+        let node = RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap();
+        let registry: Arc<dyn Registry> = Arc::new(node);
+        let mut presences = Vec::new();
+        for (signer, behaviour) in chain.validators.iter().zip(behaviours) {
+            let honest = ValidatorNode::new(signer.clone(), registry.clone(), chain.ledger(signer.clone()));
+            let validator = Behaving { honest, behaviour: *behaviour, key: signer.clone() };
+            validators.lock().unwrap().insert(signer.address(), Arc::new(validator));
+            let announcement = Announcement {
+                role: NodeRole::Validator,
+                subnet: B256::ZERO,
+                endpoint: "in-process".into(),
+                models: Vec::new(),
+                confinement: Confinement::None,
+            };
+            presences.push(Presence::start(registry.clone(), signer.clone(), trust.domain, announcement).await.unwrap());
+        }
+        Self { chain, trust, registry, _presences: presences }
+    }
+}
+
+#[async_trait]
+impl RegistryFixture for InProcess {
+    fn registry(&self) -> &dyn Registry {
+        &*self.registry
+    }
+
+    async fn trust_root(&self) -> TrustRoot {
+        self.trust.clone()
+    }
+
+    fn now(&self) -> UnixTime {
+        unix_now()
+    }
+
+    async fn pay(&self, client: &DynSigner, quote: &Quote) {
+        self.chain.account(client.clone(), quote.total).await.escrow(quote).await.unwrap();
+    }
+}

@@ -1,0 +1,40 @@
+//! Installs what the tests need, pinned, and only when it is not there yet.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{npm, root, run};
+
+/// The contracts' compiler and libraries, as their lock file has them.
+pub(crate) fn contracts() -> Result<()> {
+    let directory = root().join("contracts");
+    let lock = directory.join("package-lock.json");
+    once(&directory.join("node_modules/.installed"), &lock, || npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"]))
+}
+
+/// The quickstart model's Python packages, in a virtual environment; returns its interpreter.
+pub(crate) fn python() -> Result<PathBuf> {
+    let requirements = root().join("ncn-node/models/digits/requirements.txt");
+    let environment = root().join("target/venv");
+    let python = environment.join("bin/python");
+    once(&environment.join("installed"), &requirements, || {
+        run("python3", &["-m", "venv", "--clear", &environment.to_string_lossy()], &root())?;
+        let requirements = requirements.to_string_lossy().into_owned();
+        run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements], &root())
+    })?;
+    Ok(python)
+}
+
+/// Installs unless `marker` says that exactly this `list` is installed already.
+fn once(marker: &Path, list: &Path, install: impl FnOnce() -> Result<()>) -> Result<()> {
+    let wanted = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    if fs::read_to_string(marker).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    install()?;
+    fs::write(marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
+}
