@@ -24,6 +24,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long past expiry a refund is tried for before the caller is told that it is still to come.
 const REFUND_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a gateway that has been paid is asked for what it has not delivered yet.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the hint that a request is paid may take.
+const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The SDK's way to the network. Cheap to clone.
 #[derive(Clone)]
@@ -101,7 +105,7 @@ impl Client {
             parameters: order.parameters,
             max_price: limit,
             deadline: unix_now() + order.patience.unwrap_or(self.options.patience).as_secs().clamp(1, MAX_ESCROW_SECONDS),
-            nonce: order.nonce.unwrap_or_else(B256::random),
+            nonce: B256::random(),
         };
         let trust = self.trust_root().await?;
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
@@ -172,14 +176,32 @@ impl Quoted {
     }
 
     /// Escrows the quote's total and tells the gateway. Paying twice is paying once.
+    ///
+    /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
     pub async fn pay(self) -> Result<Paid, ClientError> {
         let started = Instant::now();
-        let transaction = self.client.ledger.escrow(&self.quote).await?;
+        let mut pause = FIRST_PAUSE;
+        let transaction = loop {
+            match self.client.ledger.escrow(&self.quote).await {
+                Ok(transaction) => break transaction,
+                Err(error) if error.is_retryable() && unix_now() <= self.quote.expiry => {
+                    tracing::warn!(request = %self.quote.request_id, %error, "cannot see whether the payment was taken");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+                Err(error) if error.is_retryable() => {
+                    let paid = Paid { quoted: self, paying: started.elapsed() };
+                    return Err(paid.take_back(error.to_string()).await);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         let paying = started.elapsed();
         let confirmation = PaymentConfirmation { request_id: self.quote.request_id, transaction };
         // The gateway follows the chain by itself: a lost hint costs a moment, not the request.
-        if let Err(error) = self.client.transport.confirm_payment(confirmation).await {
-            tracing::warn!(request = %self.quote.request_id, %error, "the gateway did not take the payment's hint");
+        let hint = tokio::time::timeout(HINT_TIMEOUT, self.client.transport.confirm_payment(confirmation)).await;
+        if !matches!(hint, Ok(Ok(()))) {
+            tracing::warn!(request = %self.quote.request_id, ?hint, "the gateway did not take the payment's hint");
         }
         Ok(Paid { quoted: self, paying })
     }
@@ -187,7 +209,7 @@ impl Quoted {
 
 /// How a look at the updates ended.
 enum Ending {
-    Delivered(Values, Box<Receipt>),
+    Answered(Box<Answer>),
     Failed(String),
 }
 
@@ -211,12 +233,11 @@ impl Paid {
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
     pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
-        let mut steps = Vec::new();
         let mut pause = FIRST_PAUSE;
         let reason = loop {
-            steps.clear();
-            match self.follow(&mut steps, &mut on_chunk).await {
-                Ok(Ending::Delivered(output, receipt)) => return self.accept(output, *receipt, steps),
+            let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
+            match self.follow(left, &mut on_chunk).await {
+                Ok(Ending::Answered(answer)) => return Ok(*answer),
                 Ok(Ending::Failed(reason)) => break reason,
                 Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
                     tracing::warn!(request = %self.request_id(), %error, "lost the gateway; asking again");
@@ -226,47 +247,55 @@ impl Paid {
                 Err(error) => break error.to_string(),
             }
         };
-        self.take_back(reason).await
+        // The chain may have paid everyone in the meantime: then the gateway owes the answer, and is asked for it once more.
+        if let Ok(EscrowState::Completed { .. }) = self.escrow_state().await
+            && let Ok(Ending::Answered(answer)) = self.follow(DELIVERY_PATIENCE, &mut on_chunk).await
+        {
+            return Ok(*answer);
+        }
+        Err(self.take_back(reason).await)
     }
 
-    /// Follows the updates once, for as long as the quote lasts.
-    async fn follow(
-        &self,
-        steps: &mut Vec<StepReport>,
-        on_chunk: &mut (impl FnMut(OutputChunk) + Send),
-    ) -> Result<Ending, TransportError> {
-        let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
-        let silent = || TransportError::Refused("the gateway delivered nothing until the quote expired".into());
+    async fn escrow_state(&self) -> Result<EscrowState, LedgerError> {
+        self.quoted.client.ledger.escrow_state(self.quote().client, self.request_id()).await
+    }
+
+    /// Follows the updates once, for at most `patience`.
+    async fn follow(&self, patience: Duration, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Ending, TransportError> {
         let following = async {
+            let mut steps = Vec::new();
             let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
             while let Some(update) = updates.next().await {
                 match update? {
                     TaskUpdate::Step(report) => steps.push(report),
                     TaskUpdate::Chunk(chunk) => on_chunk(chunk),
-                    TaskUpdate::Delivered { output, receipt } => return Ok(Ending::Delivered(output, receipt)),
+                    TaskUpdate::Delivered { output, receipt } => {
+                        return Ok(match self.accept(output, *receipt, steps) {
+                            Ok(answer) => Ending::Answered(Box::new(answer)),
+                            Err(problem) => Ending::Failed(format!("the receipt was rejected: {problem}")),
+                        });
+                    }
                     TaskUpdate::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
                     _ => {}
                 }
             }
             Err(TransportError::Internal("the updates broke off".into()))
         };
-        tokio::time::timeout(left, following).await.unwrap_or_else(|_| Err(silent()))
+        let silent = || TransportError::Refused("the gateway delivered nothing in time".into());
+        tokio::time::timeout(patience, following).await.unwrap_or_else(|_| Err(silent()))
     }
 
     /// Hands the output over only with the proof of it.
-    fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, ClientError> {
+    fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, String> {
         let started = Instant::now();
         let quoted = &self.quoted;
-        let reject = |problem: String| Err(ClientError::ReceiptRejected(problem));
         if receipt.request != quoted.request || receipt.quote != quoted.quote {
-            return reject("it is for another request".into());
+            return Err("it is for another request".into());
         }
         if !receipt.matches_output(&output) {
-            return reject("the output is not the one that was signed and approved".into());
+            return Err("the output is not the one that was signed and approved".into());
         }
-        if let Err(error) = receipt.verify(&quoted.trust) {
-            return reject(error.to_string());
-        }
+        receipt.verify(&quoted.trust).map_err(|error| error.to_string())?;
         let client = quoted.quote.client;
         // What the gateway did while the client waited for its quote is reported as steps of its own.
         let within: Duration = steps.iter().filter(|report| report.step < Step::Pay).map(|report| report.took).sum();
@@ -277,29 +306,30 @@ impl Paid {
         Ok(Answer { output, receipt, steps })
     }
 
-    /// Makes sure that the payment comes back: the gateway may have given it back already; past its expiry, anyone can.
-    async fn take_back(&self, reason: String) -> Result<Answer, ClientError> {
+    /// Makes sure that the payment comes back: the gateway may have given it back already; past its expiry, anyone can. Returns how
+    /// the request ended for the client.
+    async fn take_back(&self, reason: String) -> ClientError {
         let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
         let patience = Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
         let give_up = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
         loop {
-            let problem = match ledger.escrow_state(quote.client, quote.request_id).await {
-                Ok(EscrowState::Refunded { transaction }) => return Err(ClientError::Refunded { transaction, reason }),
+            let (problem, unpaid) = match self.escrow_state().await {
+                Ok(EscrowState::Refunded { transaction }) => return ClientError::Refunded { transaction, reason },
                 Ok(EscrowState::Completed { transaction }) => {
-                    let problem = format!("it was paid out by {transaction}, but the gateway does not deliver: {reason}");
-                    return Err(ClientError::ReceiptRejected(problem));
+                    return ClientError::ReceiptRejected(format!("paid out by {transaction}, but no valid receipt came: {reason}"));
                 }
-                Ok(EscrowState::None) => return Err(ClientError::Refused(reason)),
+                // A chain that lags shows nothing yet; one that shows nothing past expiry never took the payment.
+                Ok(EscrowState::None) => ("the chain shows no payment".to_owned(), true),
                 Ok(EscrowState::Escrowed { .. }) => match ledger.refund(quote).await {
-                    Ok(transaction) => return Err(ClientError::Refunded { transaction, reason }),
-                    Err(LedgerError::NotExpired(expiry)) => format!("the escrow expires at {expiry}"),
-                    Err(error) => error.to_string(),
+                    Ok(transaction) => return ClientError::Refunded { transaction, reason },
+                    Err(error) => (error.to_string(), false),
                 },
-                Err(error) => error.to_string(),
+                Err(error) => (error.to_string(), false),
             };
             if Instant::now() >= give_up {
-                return Err(ClientError::NotRefunded(format!("{reason}; {problem}")));
+                let reason = format!("{reason}; {problem}");
+                return if unpaid { ClientError::Refused(reason) } else { ClientError::NotRefunded(reason) };
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_PAUSE);

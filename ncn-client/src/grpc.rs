@@ -11,6 +11,8 @@ use tonic::transport::{Channel, Endpoint};
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
+use crate::wire::RemoteError;
+
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that is answered at once; streams are not bound by it.
@@ -39,9 +41,9 @@ pub fn channel(url: &str) -> Result<Channel, EndpointError> {
         .connect_lazy())
 }
 
-/// A request that gives up after [`CALL_TIMEOUT`], here and on the server.
-fn bounded<T>(message: T) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
+/// A whole call, answer and all, within [`CALL_TIMEOUT`]: tonic's own timeout ends at the answer's first byte.
+async fn bounded<T, E: RemoteError>(call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let late = |_| Err(E::unreachable(format!("no answer within {CALL_TIMEOUT:?}")));
+    // Boxed: generated clients make large futures, and every caller's would hold one.
+    tokio::time::timeout(CALL_TIMEOUT, Box::pin(call)).await.unwrap_or_else(late)
 }

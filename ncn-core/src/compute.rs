@@ -34,6 +34,7 @@ pub struct ComputeTask {
 /// What comes back while a task runs.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "one of each is made a request")]
 pub enum ComputeEvent {
     /// A part of the output of a model that streams.
     Chunk(OutputChunk),

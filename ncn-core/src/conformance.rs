@@ -37,6 +37,9 @@ pub struct Violation {
 /// The rules that were checked, or the first that was broken.
 pub type Verdict = Result<Vec<&'static str>, Violation>;
 
+/// A rule, and a change that breaks it.
+type Spoilt<T> = (&'static str, fn(&mut T));
+
 /// Collects the rules of a suite as they are checked.
 #[derive(Default)]
 struct Rules(Vec<&'static str>);

@@ -88,7 +88,7 @@ pub enum ExecutorError {
 impl ExecutorError {
     /// True when the same execution may succeed on another try or another node.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Worker(_) | Self::NotLoaded(_) | Self::TimedOut(_))
+        matches!(self, Self::Worker(_) | Self::NotLoaded(_))
     }
 }
 

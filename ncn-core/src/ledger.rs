@@ -118,8 +118,8 @@ impl LedgerError {
 /// Money, as one account sees it.
 ///
 /// # For the implementer
-/// - Every call that moves money is idempotent: when the request is already where the call would bring it, by the same quote, it
-///   returns the transaction that did it and moves nothing.
+/// - Every call that moves money is idempotent: when the request is already where the call would bring it, it returns the
+///   transaction that did it and moves nothing. An escrow counts only when it is of the same quote.
 /// - A call returns once the chain has it for good, by the implementation's rule of confirmation.
 /// - A request's payment goes None, Escrowed, then Completed or Refunded, once and for ever. Completing is possible up to and
 ///   including the quote's expiry, refunding after it; only the quote's gateway may give back earlier.

@@ -1,7 +1,7 @@
 //! The life of one request at its gateway, as a pure function: (state, event) -> (state, effects).
 //!
 //! A gateway journals every event before it acts on the effects that follow from it. Each state has at most one effect of its own,
-//! [`State::effect`], and every effect is idempotent, so recovery is: replay the events, then re-issue the effect of the state that
+//! [`Lifecycle::effect`], and every effect is idempotent, so recovery is: replay the events, then re-issue the effect of the state that
 //! they lead to. The chain has the last word on money: only what it reports ([`Event::Settled`], [`Event::Refunded`]) ends a paid request.
 //!
 //! | state | event | next |

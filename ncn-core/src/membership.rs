@@ -76,9 +76,9 @@ impl Membership {
         if expires_at < now || expires_at - now > MAX_RECORD_SECONDS {
             return Err(RegistryError::invalid("record.expiresAt", format!("has to be within {MAX_RECORD_SECONDS} s from now")));
         }
-        if let Some(known) = self.members.get_mut(&node) {
-            if known.record == record && !known.departed && known.sequence == sequence {
-                known.last_seen = now;
+        if let Some(known) = self.members.get(&node) {
+            // A lost answer is repeatable; but the same record again is no sign of life: anyone could send it.
+            if known.record.message == record.message && !known.departed && known.sequence == sequence {
                 return Ok(());
             }
             if sequence <= known.sequence {
@@ -159,12 +159,12 @@ impl Membership {
         if !definition.split.is_valid() {
             return Err(RegistryError::invalid("subnet.split", "adds up to more than 10,000 basis points"));
         }
-        if definition.models.iter().any(|model| model.price.is_zero()) {
-            return Err(RegistryError::invalid("subnet.models.price", "is zero: an escrow needs an amount"));
+        if definition.models.iter().any(|model| model.price.is_zero() || model.name.len() > self.bounds.text) {
+            return Err(RegistryError::invalid("subnet.models", "needs prices above zero and names of reasonable length"));
         }
         let id = definition.id();
         match self.subnets.get(&id) {
-            Some(known) if *known == subnet => return Ok(()),
+            Some(known) if known.message == subnet.message => return Ok(()),
             Some(known) if definition.version <= known.message.version => {
                 return Err(RegistryError::Stale { given: definition.version, known: known.message.version });
             }

@@ -286,6 +286,11 @@ impl Manifest {
                 }
             }
         }
+        let mut names: Vec<_> = self.outputs.iter().map(|output| output.name.as_str()).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair.first() == pair.last()) || names.iter().any(|name| name.starts_with("label")) {
+            return field("outputs", "each name once, and none that starts with `label`, which is what labels are given as");
+        }
         for output in &self.outputs {
             if let Some(Postprocessing::Labels(labels)) = &output.to
                 && (output.shape.last() != Some(&Dimension::Fixed(labels.len())) || output.dtype != DataType::F32)

@@ -10,7 +10,7 @@ use crate::{
 
 /// The version that this code writes and reads.
 pub const VERSION: u32 = 1;
-/// The most bytes that a receipt's JSON may have; a real one has about 10,000.
+/// The most bytes that a receipt's JSON may have; a real one has about 6,000.
 pub const MAX_RECEIPT_BYTES: usize = 1 << 20;
 
 /// Who ordered what from whom, what came out, who approved it, and who was paid for it.

@@ -3,7 +3,11 @@
 mod demo;
 mod verify;
 
-use std::{fmt, io, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use ncn_client::ClientError;
@@ -32,6 +36,8 @@ enum Failure {
     Input(String),
     /// It did not work. Status 1.
     Failed(String),
+    /// Whoever read the output has seen enough. Status 0.
+    Unread,
 }
 
 impl Failure {
@@ -48,20 +54,20 @@ impl From<ClientError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::failed(error)
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::Unread } else { Self::failed(error) }
     }
 }
 
 #[allow(clippy::print_stderr, reason = "the program's own voice")]
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
     let done = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     let (problem, status) = match done {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,
         Err(Failure::Input(problem)) => (problem, 2),
         Err(Failure::Failed(problem)) => (problem, 1),
     };

@@ -21,6 +21,11 @@ use ncn_core::{
 
 use crate::{presence::Announcement, time::unix_now};
 
+/// How often, and with what pause, the chain is looked at for a payment.
+const PAYMENT_LOOKS: u32 = 10;
+const PAYMENT_PAUSE: Duration = Duration::from_millis(200);
+/// The most bytes of an output: with its receipt, it has to fit one message on every wire.
+const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// The longest that a place is held without being used.
 const MAX_LEASE_SECONDS: u64 = 10 * 60;
 
@@ -80,12 +85,15 @@ impl ComputeNode {
         if task.inputs.hash() != order.input_hash {
             return invalid("inputs: do not hash to the request's inputHash");
         }
-        match self.ledger.payment_of(quote).await {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => invalid("payment: the chain does not hold this quote's payment"),
-            Err(error @ LedgerError::Unreachable(_)) => Err(ComputeError::Unavailable(error.to_string())),
-            Err(error) => invalid(&format!("payment: {error}")),
+        for _ in 0..PAYMENT_LOOKS {
+            match self.ledger.payment_of(quote).await {
+                Ok(Some(_)) => return Ok(()),
+                // This node's view of the chain may be a block behind the gateway's.
+                Ok(None) | Err(LedgerError::Unreachable(_)) => tokio::time::sleep(PAYMENT_PAUSE).await,
+                Err(error) => return invalid(&format!("payment: {error}")),
+            }
         }
+        Err(ComputeError::Unavailable("the chain does not hold this quote's payment".into()))
     }
 }
 
@@ -176,6 +184,10 @@ impl Running {
 
 impl Signing {
     async fn finish(self, output: Values, usage: Usage) -> Result<ComputeEvent, ComputeError> {
+        if output.size() > MAX_OUTPUT_BYTES {
+            let problem = format!("the output has {} bytes, at most {MAX_OUTPUT_BYTES} are delivered", output.size());
+            return Err(ComputeError::Failed(problem));
+        }
         let result = InferenceResult { output_hash: output.hash(), usage, ..self.unsigned };
         let result = Signed::sign(result, &self.domain, &*self.signer).await;
         let result = result.map_err(|error| ComputeError::Unavailable(error.to_string()))?;

@@ -33,6 +33,8 @@ use crate::time::unix_now;
 
 /// How long to wait before the chain is followed again that gave an error.
 const CHAIN_PAUSE: Duration = Duration::from_secs(1);
+/// How often the subnet is registered again.
+const SUBNET_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
@@ -54,9 +56,9 @@ impl Default for GatewayOptions {
         Self {
             max_tasks: 10_000,
             max_input_bytes: 8 << 20,
-            max_patience: Duration::from_secs(24 * 60 * 60),
+            max_patience: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
-            retention: Duration::from_secs(10 * 60),
+            retention: Duration::from_mins(10),
         }
     }
 }
@@ -159,7 +161,10 @@ impl Gateway {
             driver::spawn(&gateway, task);
         }
         let following = gateway.clone();
-        tokio::spawn(async move { following.stopped.clone().run_until_cancelled_owned(follow_chain(&following)).await });
+        tokio::spawn(async move {
+            let keeping = async { tokio::join!(follow_chain(&following), keep_subnet(&following)) };
+            following.stopped.clone().run_until_cancelled_owned(keeping).await
+        });
         Ok(gateway)
     }
 
@@ -261,26 +266,30 @@ impl Gateway {
     }
 
     /// Takes a request in, unless somebody else just has.
-    async fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
+    fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
+        let this = self.this.upgrade().filter(|_| !self.stopped.is_cancelled());
+        let this = this.ok_or_else(|| TransportError::Internal("the gateway is stopping: ask another one".into()))?;
+        let mut tasks = self.tasks();
+        if let Some(known) = tasks.get(&request_id) {
+            return Ok(known.clone());
+        }
+        if tasks.len() >= self.options.max_tasks {
+            return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
+        }
         let task = Task::new(request_id, submission);
-        {
-            let mut tasks = self.tasks();
-            if let Some(known) = tasks.get(&request_id) {
-                return Ok(known.clone());
-            }
-            if tasks.len() >= self.options.max_tasks {
-                return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
-            }
-            tasks.insert(request_id, task.clone());
-        }
-        if let Err(error) = self.journal.begin(request_id, &task.submission).await {
-            self.tasks().remove(&request_id);
-            return Err(TransportError::Internal(error.to_string()));
-        }
-        if let Some(this) = self.this.upgrade() {
-            driver::spawn(&this, task.clone());
-        }
+        tasks.insert(request_id, task.clone());
+        driver::spawn(&this, task.clone());
         Ok(task)
+    }
+}
+
+/// Registers the subnet now and then: a registry node that has restarted knows it no more.
+async fn keep_subnet(gateway: &Gateway) {
+    loop {
+        tokio::time::sleep(SUBNET_INTERVAL).await;
+        if let Err(error) = gateway.registry.register_subnet(gateway.subnet.clone()).await {
+            tracing::warn!(%error, "the registry does not take the subnet");
+        }
     }
 }
 
@@ -311,10 +320,12 @@ impl Transport for Gateway {
             Some(task) => task,
             None => {
                 self.check(&submission)?;
-                self.admit(request_id, submission).await?
+                self.admit(request_id, submission)?
             }
         };
-        Ok(task.wait_for(|state| !matches!(state, State::Reserving | State::Preprocessing)).await)
+        let ready = task.wait_for(|state| !matches!(state, State::Reserving | State::Preprocessing));
+        let stopping = || TransportError::Internal("the gateway is stopping: ask another one".into());
+        self.stopped.run_until_cancelled(ready).await.ok_or_else(stopping)
     }
 
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
@@ -323,7 +334,7 @@ impl Transport for Gateway {
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
-        Ok(self.accessed(&access)?.updates())
+        Ok(self.accessed(&access)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
@@ -331,7 +342,7 @@ impl Transport for Gateway {
     }
 
     async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.accessed(&access)?.tell(Event::Cancelled).await;
+        self.accessed(&access)?.tell(Event::Cancelled);
         Ok(())
     }
 

@@ -29,12 +29,15 @@ const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Makes a way to the validator that a record announces.
 pub type Dial = dyn Fn(&NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> + Send + Sync;
 
+type Dialled = (String, Arc<dyn Validator>);
+
 /// A registry node: membership in memory, and the validators' approvals collected in parallel.
 pub struct RegistryNode {
     ledger: Arc<dyn PaymentLedger>,
     domain: Domain,
     membership: Mutex<Membership>,
-    validators: Mutex<HashMap<Address, (String, Arc<dyn Validator>)>>,
+    /// The ways to validators that were called before, with the endpoint that each leads to.
+    validators: Mutex<HashMap<Address, Dialled>>,
     dial: Box<Dial>,
 }
 

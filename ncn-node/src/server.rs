@@ -11,7 +11,7 @@ use tonic::{
 };
 
 /// How many calls of one connection are worked on at once; more wait.
-const CALLS_PER_CONNECTION: usize = 1_024;
+const CALLS_PER_CONNECTION: usize = 256;
 /// How much a connection may have on its way to us unread.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 

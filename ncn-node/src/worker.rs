@@ -22,7 +22,8 @@ pub(crate) const PROTOCOL_VERSION: u32 = 1;
 pub fn init() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new(ARGUMENT)) {
-        exit(run());
+        // In a thread of its own, since the caller may be inside a runtime: `#[tokio::main]` starts one before anything else.
+        exit(std::thread::spawn(run).join().unwrap_or(1));
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{codegen, npm, root, run, setup};
+use crate::{codegen, npm, root, run as run_program, setup};
 
 /// What the test programs reported.
 #[derive(Default)]
@@ -20,7 +20,7 @@ struct Count {
 pub(crate) fn run() -> Result<()> {
     let started = Instant::now();
     let mut count = Count::default();
-    let cargo = |arguments: &[&str]| run("cargo", arguments, &root());
+    let cargo = |arguments: &[&str]| run_program("cargo", arguments, &root());
 
     step("formats", || cargo(&["fmt", "--all", "--check"]))?;
     step("generated code", || codegen::run(true))?;
@@ -43,27 +43,24 @@ pub(crate) fn run() -> Result<()> {
 
     step("model: check", || {
         let python = setup::python()?;
-        run(python, &["ncn-node/models/digits/train.py", "--check"], &root())
+        run_program(python, &["ncn-node/models/digits/train.py", "--check"], &root())
     })?;
 
     let Count { passed, failed } = count;
-    say(&format!("everything holds, in {} s", started.elapsed().as_secs()));
+    say(&format!("everything holds, in {} s", started.elapsed().as_secs()))?;
     // The last line of a run, for people and for tools.
-    say(&format!("{passed} passed, {failed} failed"));
-    Ok(())
+    say(&format!("{passed} passed, {failed} failed"))
 }
 
-#[allow(clippy::print_stdout, reason = "the program's own voice")]
-fn say(text: &str) {
-    println!("{text}");
+fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
 fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
-    say(&format!("\n== {name}"));
+    say(&format!("\n== {name}"))?;
     let started = Instant::now();
     check().with_context(|| format!("{name} do not pass"))?;
-    say(&format!("== {name}: {:.1} s", started.elapsed().as_secs_f64()));
-    Ok(())
+    say(&format!("== {name}: {:.1} s", started.elapsed().as_secs_f64()))
 }
 
 /// Runs a test program, shows what it prints, and adds its own counts up: cargo's `test result:` lines, forge's total.

@@ -17,12 +17,12 @@ pub struct Options {
 impl Options {
     /// For a person who waits: a minute.
     pub const fn interactive() -> Self {
-        Self { patience: Duration::from_secs(60), trust: None }
+        Self { patience: Duration::from_mins(1), trust: None }
     }
 
     /// For work that may queue: an hour.
     pub const fn batch() -> Self {
-        Self { patience: Duration::from_secs(60 * 60), trust: None }
+        Self { patience: Duration::from_hours(1), trust: None }
     }
 }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use ncn_core::{Amount, B256, Values};
+use ncn_core::{Amount, Values};
 
 /// What to run, on what, and on which terms.
 #[derive(Clone, Debug)]
@@ -10,14 +10,13 @@ pub struct Order {
     pub(super) parameters: String,
     pub(super) max_price: Option<Amount>,
     pub(super) patience: Option<Duration>,
-    pub(super) nonce: Option<B256>,
 }
 
 impl Order {
     /// Runs the model of this name on these inputs.
     pub fn new(model: &str, inputs: impl Into<Values>) -> Self {
         let (model, inputs) = (model.into(), inputs.into());
-        Self { model, inputs, parameters: "{}".into(), max_price: None, patience: None, nonce: None }
+        Self { model, inputs, parameters: "{}".into(), max_price: None, patience: None }
     }
 
     /// The model's parameters, a JSON object. None by default.
@@ -38,13 +37,6 @@ impl Order {
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
-        self
-    }
-
-    /// What makes the order different from an equal one. Random by default: set it to have a repeated call be the same request.
-    #[must_use]
-    pub const fn nonce(mut self, nonce: B256) -> Self {
-        self.nonce = Some(nonce);
         self
     }
 }

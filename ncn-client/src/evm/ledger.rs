@@ -57,6 +57,7 @@ impl EvmLedger {
     }
 
     /// The same contracts, as another account sees them.
+    #[must_use]
     pub fn with_signer(&self, signer: DynSigner) -> Self {
         let (trust_root, spending) = (Mutex::default(), tokio::sync::Mutex::default());
         let Self { payment, token, registry, treasury, chain_id, .. } = *self;
@@ -84,14 +85,19 @@ impl EvmLedger {
         send(&*self.backend, &self.signer, TxKind::Call(to), call.abi_encode().into()).await
     }
 
-    /// What brought a request where it is.
-    async fn transaction(&self, client: Address, request_id: RequestId, state: &str) -> Result<B256, LedgerError> {
+    /// The state that an event brought a request to, when it is the one that the contract states.
+    async fn stated(
+        &self,
+        client: Address,
+        request_id: RequestId,
+        is: impl Fn(&EscrowState) -> bool + Send,
+    ) -> Result<EscrowState, LedgerError> {
         let filter = LogFilter { address: self.payment, from_block: 0, topic1: Some(request_id) };
         let logs = self.backend.logs(filter).await?;
-        let found = logs.iter().rev().filter_map(event).find(|event| event.client == client);
-        found
-            .and_then(|event| transaction(&event.state))
-            .ok_or_else(|| LedgerError::Unreachable(format!("request {request_id} is {state}, but the chain shows no event of it")))
+        let mut events = logs.iter().filter_map(event).filter(|event| event.client == client);
+        events.find(|event| is(&event.state)).map(|event| event.state).ok_or_else(|| {
+            LedgerError::Unreachable(format!("the contract and the events of request {request_id} do not agree yet"))
+        })
     }
 
     /// Does what `call` says, unless `done` finds in the request's state that it has been done, before or in the meantime.
@@ -156,15 +162,6 @@ fn event(entry: &LogEntry) -> Option<LedgerEvent> {
         InferencePaymentEvents::EIP712DomainChanged(_) => return None,
     };
     Some(LedgerEvent { client, request_id, state, block: entry.block })
-}
-
-const fn transaction(state: &EscrowState) -> Option<B256> {
-    match state {
-        EscrowState::None => None,
-        EscrowState::Escrowed { transaction, .. }
-        | EscrowState::Completed { transaction }
-        | EscrowState::Refunded { transaction } => Some(*transaction),
-    }
 }
 
 #[async_trait]
@@ -268,12 +265,12 @@ impl PaymentLedger for EvmLedger {
         if commitment == B256::ZERO {
             Ok(EscrowState::None)
         } else if commitment == B256::with_last_byte(1) {
-            Ok(EscrowState::Completed { transaction: self.transaction(client, request_id, "completed").await? })
+            self.stated(client, request_id, |state| matches!(state, EscrowState::Completed { .. })).await
         } else if commitment == B256::with_last_byte(2) {
-            Ok(EscrowState::Refunded { transaction: self.transaction(client, request_id, "refunded").await? })
+            self.stated(client, request_id, |state| matches!(state, EscrowState::Refunded { .. })).await
         } else {
-            let transaction = self.transaction(client, request_id, "escrowed").await?;
-            Ok(EscrowState::Escrowed { quote: commitment, transaction })
+            let escrowed = |state: &EscrowState| matches!(state, EscrowState::Escrowed { quote, .. } if *quote == commitment);
+            self.stated(client, request_id, escrowed).await
         }
     }
 

@@ -4,7 +4,7 @@ use ncn_core::{
     B256, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest, Registry,
     RegistryError, Signed, Subnet,
 };
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 use super::{EndpointError, bounded, channel};
 use crate::{
@@ -27,48 +27,72 @@ impl GrpcRegistry {
         let client = P2pRegistryServiceClient::new(channel(url)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client })
     }
+
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(P2pRegistryServiceClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, RegistryError> {
+        bounded(async { call(self.client.clone()).await.map_err(|status| wire::from_status(&status)) }).await
+    }
 }
 
 #[async_trait]
 impl Registry for GrpcRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        let reply = self.client.clone().register_node(bounded(record.into())).await;
-        reply.map(drop).map_err(|status| wire::from_status(&status))
+        self.call(async |mut client| client.register_node(proto::NodeInfo::from(record)).await.map(drop)).await
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
-        let reply = self.client.clone().update_node_heartbeat(bounded(heartbeat.into())).await;
-        reply.map(drop).map_err(|status| wire::from_status(&status))
+        self.call(async |mut client| {
+            client.update_node_heartbeat(proto::UpdateNodeHeartbeatRequest::from(heartbeat)).await.map(drop)
+        })
+        .await
     }
 
     async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
-        let reply = self.client.clone().deregister_node(bounded(departure.into())).await;
-        reply.map(drop).map_err(|status| wire::from_status(&status))
+        self.call(async |mut client| client.deregister_node(proto::DeregisterNodeRequest::from(departure)).await.map(drop)).await
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
-        let reply = self.client.clone().discover_nodes(bounded(query.into())).await;
-        let nodes = reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().take(MAX_NODES);
-        nodes.map(|node| Ok(node.map_err(|status| wire::from_status::<RegistryError>(&status))?.try_into()?)).try_collect().await
+        let nodes = self
+            .call(async |mut client| {
+                client
+                    .discover_nodes(proto::DiscoverNodesRequest::from(query))
+                    .await?
+                    .into_inner()
+                    .take(MAX_NODES)
+                    .try_collect::<Vec<_>>()
+                    .await
+            })
+            .await?;
+        Ok(nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        let reply = self.client.clone().register_subnet(bounded(subnet.into())).await;
-        reply.map(drop).map_err(|status| wire::from_status(&status))
+        self.call(async |mut client| client.register_subnet(proto::CreateSubnetRequest::from(subnet)).await.map(drop)).await
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
-        let reply = self.client.clone().get_subnet(bounded(proto::SubnetId { id: wire::bytes(id) })).await;
-        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        Ok(self
+            .call(async |mut client| client.get_subnet(proto::SubnetId { id: wire::bytes(id) }).await)
+            .await?
+            .into_inner()
+            .try_into()?)
     }
 
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
-        let reply = self.client.clone().request_preprocessing_validation(bounded(request.into())).await;
-        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        Ok(self
+            .call(async |mut client| client.request_preprocessing_validation(proto::InferenceRequest::from(request)).await)
+            .await?
+            .into_inner()
+            .try_into()?)
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
-        let reply = self.client.clone().request_completion_validation(bounded(request.into())).await;
-        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        Ok(self
+            .call(async |mut client| client.request_completion_validation(proto::CompletionRequest::from(request)).await)
+            .await?
+            .into_inner()
+            .try_into()?)
     }
 }

@@ -31,8 +31,21 @@ impl GrpcTransport {
         Ok(Self { url: url.to_owned(), client })
     }
 
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(GatewayClientServiceClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, TransportError> {
+        let called = async { call(self.client.clone()).await.map_err(|status| wire::from_status(&status)) };
+        bounded(called).await.map_err(|error| self.located(error))
+    }
+
     fn error(&self, status: &Status) -> TransportError {
-        match wire::from_status(status) {
+        self.located(wire::from_status(status))
+    }
+
+    /// Says who could not be reached.
+    fn located(&self, error: TransportError) -> TransportError {
+        match error {
             TransportError::Unreachable { problem, .. } => TransportError::Unreachable {
                 endpoint: self.url.clone(),
                 problem: format!("{problem}; check the address, and that the gateway runs"),
@@ -45,18 +58,18 @@ impl GrpcTransport {
 #[async_trait]
 impl Transport for GrpcTransport {
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
-        let reply = self.client.clone().submit_inference_task(bounded(submission.into())).await;
-        Ok(reply.map_err(|status| self.error(&status))?.into_inner().try_into()?)
+        let request = proto::InferenceRequest::from(submission);
+        Ok(self.call(async |mut client| client.submit_inference_task(request).await).await?.into_inner().try_into()?)
     }
 
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        let reply = self.client.clone().confirm_payment(bounded(confirmation.into())).await;
-        reply.map(drop).map_err(|status| self.error(&status))
+        let confirmation = proto::TransactionConfirmation::from(confirmation);
+        self.call(async |mut client| client.confirm_payment(confirmation).await.map(drop)).await
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
-        let reply = self.client.clone().subscribe_to_task_updates(proto::TaskId::from(access)).await;
-        let updates = reply.map_err(|status| self.error(&status))?.into_inner();
+        let id = proto::TaskId::from(access);
+        let updates = self.call(async |mut client| client.subscribe_to_task_updates(id).await).await?.into_inner();
         let this = self.clone();
         let update = move |reply: Result<proto::InferenceResponse, Status>| {
             Ok(TaskUpdate::try_from(reply.map_err(|status| this.error(&status))?)?)
@@ -66,18 +79,20 @@ impl Transport for GrpcTransport {
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
         let id = proto::TaskId { request_id: wire::bytes(request_id), ..proto::TaskId::default() };
-        let reply = self.client.clone().get_task_status(bounded(id)).await;
-        Ok(reply.map_err(|status| self.error(&status))?.into_inner().try_into()?)
+        Ok(self.call(async |mut client| client.get_task_status(id).await).await?.into_inner().try_into()?)
     }
 
     async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        let reply = self.client.clone().cancel_task(bounded(access.into())).await;
-        reply.map(drop).map_err(|status| self.error(&status))
+        let id = proto::TaskId::from(access);
+        self.call(async |mut client| client.cancel_task(id).await.map(drop)).await
     }
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        let reply = self.client.clone().get_supported_models(bounded(proto::Empty {})).await;
-        let models = reply.map_err(|status| self.error(&status))?.into_inner().take(MAX_MODELS);
-        models.map(|info| Ok(info.map_err(|status| self.error(&status))?.try_into()?)).try_collect().await
+        let models = self
+            .call(async |mut client| {
+                client.get_supported_models(proto::Empty {}).await?.into_inner().take(MAX_MODELS).try_collect::<Vec<_>>().await
+            })
+            .await?;
+        Ok(models.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 }

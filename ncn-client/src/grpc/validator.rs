@@ -3,7 +3,10 @@ use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, Regis
 use tonic::transport::Channel;
 
 use super::{EndpointError, bounded, channel};
-use crate::{proto::validator_service_client::ValidatorServiceClient, wire};
+use crate::{
+    proto::{self, validator_service_client::ValidatorServiceClient},
+    wire,
+};
 
 /// One validator, called over gRPC.
 #[derive(Clone, Debug)]
@@ -26,12 +29,20 @@ impl Validator for GrpcValidator {
     }
 
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
-        let reply = self.client.clone().approve_preprocessing(bounded(request.clone().into())).await;
-        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        let request = proto::InferenceRequest::from(request.clone());
+        bounded(async {
+            let reply = self.client.clone().approve_preprocessing(request).await;
+            Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        })
+        .await
     }
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
-        let reply = self.client.clone().approve_completion(bounded(request.clone().into())).await;
-        Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        let request = proto::CompletionRequest::from(request.clone());
+        bounded(async {
+            let reply = self.client.clone().approve_completion(request).await;
+            Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
+        })
+        .await
     }
 }

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{Rules, Verdict, Violation, key, order, quote, result, signed};
+use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
 use crate::{
     Amount, Completion, CompletionRequest, Confinement, Departure, DynSigner, Heartbeat, Message as _, NodeQuery, NodeRecord,
     NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Signed, Split, Subnet, SubnetModel,
@@ -179,7 +179,7 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
     rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
 
-    let bad: [(&'static str, fn(&mut PreprocessingRequest)); 8] = [
+    let bad: [Spoilt<PreprocessingRequest>; 8] = [
         ("a price is the subnet's", |request| request.quote.total = Amount::new(999)),
         ("a quote is of its request", |request| request.quote.request_id = [7; 32].into()),
         ("a quote is for its client", |request| request.quote.client = [7; 20].into()),
@@ -212,7 +212,7 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
 
-    let bad: [(&'static str, fn(&mut CompletionRequest)); 4] = [
+    let bad: [Spoilt<CompletionRequest>; 4] = [
         ("a result is of its request", |request| request.result.message.request_id = [7; 32].into()),
         ("a result is of its model", |request| request.result.message.model_digest = [7; 32].into()),
         ("a result is of its input", |request| request.result.message.input_hash = [7; 32].into()),

@@ -4,7 +4,7 @@ use alloy_primitives::B256;
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::join_all};
 
-use super::{Rules, Verdict, Violation, key, rand_bytes, signed};
+use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
     Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger, Signed, State, Step,
     Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, UnixTime, Values,
@@ -98,7 +98,7 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     rules.check("bad inputs are refused by name, before payment", named, refused)?;
 
     let good = scene.order(&scene.fixture.inputs());
-    let spoilt: [(&'static str, fn(&mut InferenceRequest)); 5] = [
+    let spoilt: [Spoilt<InferenceRequest>; 5] = [
         ("an unknown model is refused", |order| order.model_digest = [9; 32].into()),
         ("another subnet is refused", |order| order.subnet = [9; 32].into()),
         ("inputs have to hash to the order's", |order| order.input_hash = [9; 32].into()),

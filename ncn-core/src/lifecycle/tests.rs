@@ -60,38 +60,38 @@ fn executed() -> Event {
 /// A chain: where the escrow is, and how often money left it. Its answers are the only source of Paid, Settled and Refunded.
 #[derive(Clone, Copy, Debug, Default)]
 struct Chain {
-    paid_in: bool,
-    paid_out: u32,
-    paid_back: u32,
+    escrowed: bool,
+    settled: u32,
+    refunded: u32,
 }
 
 /// What the world may answer to an effect; `luck` picks among the answers that are possible.
 fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
     let refused = || Event::Refused("no".into());
     let from_chain = |chain: &Chain| {
-        if chain.paid_out > 0 { Event::Settled(B256::ZERO) } else { Event::Refunded(B256::ZERO) }
+        if chain.settled > 0 { Event::Settled(B256::ZERO) } else { Event::Refunded(B256::ZERO) }
     };
     match (effect, luck % 4) {
-        (Effect::Reserve, 0) | (Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
+        (Effect::Reserve | Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
         (Effect::Reserve, _) => reserved(),
         (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(Certificate::default()),
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {
-            chain.paid_in = true;
+            chain.escrowed = true;
             Event::Paid(B256::ZERO)
         }
         (Effect::Dispatch { .. }, 0) => Event::ExecutionFailed { reason: String::new(), retryable: true },
         (Effect::Dispatch { .. }, 1) => Event::ExecutionFailed { reason: String::new(), retryable: false },
         (Effect::Dispatch { .. }, _) => executed(),
-        (Effect::Settle | Effect::Refund, _) if chain.paid_out + chain.paid_back > 0 => from_chain(chain),
+        (Effect::Settle | Effect::Refund, _) if chain.settled + chain.refunded > 0 => from_chain(chain),
         (Effect::Settle, 0) => Event::SettlementImpossible("expired".into()),
         (Effect::Settle, _) => {
-            chain.paid_out += 1;
+            chain.settled += 1;
             from_chain(chain)
         }
         (Effect::Refund, _) => {
-            assert!(chain.paid_in, "a refund needs a payment");
-            chain.paid_back += 1;
+            assert!(chain.escrowed, "a refund needs a payment");
+            chain.refunded += 1;
             from_chain(chain)
         }
         (Effect::Finish, _) => unreachable!("the caller stops at the end"),
@@ -130,9 +130,9 @@ proptest! {
             steps += 1;
         }
         let State::Ended(outcome) = life.state() else { panic!("not ended: {life:?}") };
-        prop_assert!(chain.paid_out + chain.paid_back <= 1, "{chain:?}");
-        prop_assert_eq!(outcome == Outcome::Completed, chain.paid_out == 1);
-        prop_assert_eq!(outcome == Outcome::Refunded, chain.paid_back == 1);
+        prop_assert!(chain.settled + chain.refunded <= 1, "{chain:?}");
+        prop_assert_eq!(outcome == Outcome::Completed, chain.settled == 1);
+        prop_assert_eq!(outcome == Outcome::Refunded, chain.refunded == 1);
         prop_assert!(steps <= 12, "{steps} steps");
     }
 

@@ -196,16 +196,12 @@ impl PaymentLedger for MemoryLedger {
         let mut next = usize::try_from(from_block).unwrap_or(usize::MAX);
         let events = stream::poll_fn(move |context| {
             let mut ledger = chain.lock();
-            match ledger.events.get(next).copied() {
-                Some(event) => {
-                    next += 1;
-                    Poll::Ready(Some(Ok(event)))
-                }
-                None => {
-                    ledger.waiting.push(context.waker().clone());
-                    Poll::Pending
-                }
-            }
+            let Some(event) = ledger.events.get(next).copied() else {
+                ledger.waiting.push(context.waker().clone());
+                return Poll::Pending;
+            };
+            next += 1;
+            Poll::Ready(Some(Ok(event)))
         });
         Ok(events.boxed())
     }

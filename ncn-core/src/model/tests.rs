@@ -82,7 +82,7 @@ fn tensors_are_checked() {
 #[test]
 fn outputs_are_checked_and_labelled() {
     let model = Model::parse(DIGITS).unwrap();
-    let mut scores = vec![0.0; 20];
+    let mut scores = [0.0; 20];
     (scores[7], scores[13]) = (0.9, 0.8);
     let give = |rows: usize| {
         let tensor = Tensor::from_f32(vec![rows, 10], &scores[..rows * 10]).unwrap();

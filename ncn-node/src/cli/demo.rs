@@ -47,7 +47,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let inputs = [("image", Value::png(image))].into();
     let model = quickstart::model().map_err(Failure::failed)?;
     model.manifest().prepare(&inputs).map_err(|error| Failure::from(ClientError::from(error)))?;
-    let receipt_file = File::create(&arguments.receipt)
+    // Only opened: a receipt that is there already stays until there is a new one.
+    File::options()
+        .append(true)
+        .create(true)
+        .open(&arguments.receipt)
         .map_err(|error| Failure::Input(format!("--receipt: cannot write {}: {error}", arguments.receipt.display())))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -77,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             .map(|((address, before), after)| (address, Balance { before, after }))
             .collect();
         check_balances(&answer, &balances, &payer)?;
-        write_receipt(receipt_file, &answer)?;
+        fs::write(&arguments.receipt, answer.receipt.to_json() + "\n")?;
         if arguments.json {
             print_json(&answer, &arguments.receipt)
         } else {
@@ -148,10 +152,6 @@ fn check_balances(answer: &Answer, balances: &BTreeMap<Address, Balance>, payer:
         return wrong(format!("the client had {} and has {}", payer.before, payer.after));
     }
     Ok(())
-}
-
-fn write_receipt(mut file: File, answer: &Answer) -> Result<(), Failure> {
-    Ok(writeln!(file, "{}", answer.receipt.to_json())?)
 }
 
 fn role_name(role: Recipient) -> &'static str {

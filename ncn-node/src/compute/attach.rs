@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
 use super::ComputeNode;
+use crate::presence::next_sequence;
 
 /// How long to wait before a broken stream is opened again; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -144,7 +145,7 @@ impl Stream {
         }
         let (node, signer) = (&self.node, &self.node.signer);
         let internal = |error: ncn_core::SignatureError| Status::internal(error.to_string());
-        let record = node.announcement().record(&node.domain, signer, crate::time::unix_now()).await.map_err(internal)?;
+        let record = node.announcement().record(&node.domain, signer, next_sequence(0)).await.map_err(internal)?;
         let attachment = Attachment {
             node: node.address(),
             gateway: self.gateway,

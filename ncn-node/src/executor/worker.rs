@@ -2,6 +2,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use alloy_primitives::B256;
@@ -19,6 +20,9 @@ use ncn_core::{
 use tokio::sync::{Mutex, mpsc};
 
 use crate::worker::{self, Process};
+
+/// How long a model may take to load.
+const LOAD_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The program that is started as a worker.
 #[derive(Clone, Debug)]
@@ -88,12 +92,14 @@ impl WorkerExecutor {
         }
         *current = None;
         let worker = self.start(slot).await?;
-        let load = proto::LoadModel {
-            manifest: slot.package.model.bytes().clone(),
-            directory: slot.package.directory.to_string_lossy().into_owned(),
-        };
+        let directory = std::path::absolute(&slot.package.directory)
+            .map_err(|error| ExecutorError::InvalidModel(format!("the package's directory: {error}")))?;
+        let load =
+            proto::LoadModel { manifest: slot.package.model.bytes().clone(), directory: directory.to_string_lossy().into_owned() };
         let (_asked, mut answers) = worker.process.ask(to_worker::Message::Load(load)).await?;
-        answered(&mut answers).await?;
+        // A load that never ends must not hold up everyone who needs the model: the worker ends with it.
+        let loaded = tokio::time::timeout(LOAD_TIMEOUT, answered(&mut answers)).await;
+        loaded.map_err(|_| ExecutorError::Worker(format!("the model was not loaded within {LOAD_TIMEOUT:?}")))??;
         *current = Some(worker.clone());
         Ok(worker)
     }
@@ -162,16 +168,18 @@ impl Executor for WorkerExecutor {
     async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
         let digest = execution.model_digest;
         let slot = self.slots().get(&digest).cloned().ok_or(ExecutorError::NotLoaded(digest))?;
-        let worker = self.worker(&slot).await?;
         let limit = execution.time_limit;
+        let deadline = tokio::time::Instant::now() + limit;
+        let late = |_| ExecutorError::TimedOut(limit);
+        let worker = tokio::time::timeout_at(deadline, self.worker(&slot)).await.map_err(late)??;
         let run = proto::RunModel {
             model_digest: wire::bytes(digest),
             inputs: wire::values_to_proto(execution.inputs),
             parameters: execution.parameters,
             time_limit_micros: u64::try_from(limit.as_micros()).unwrap_or(u64::MAX),
         };
-        let (asked, answers) = worker.process.ask(to_worker::Message::Run(run)).await?;
-        let deadline = tokio::time::Instant::now() + limit;
+        let asking = worker.process.ask(to_worker::Message::Run(run));
+        let (asked, answers) = tokio::time::timeout_at(deadline, asking).await.map_err(late)??;
         let outputs = stream::unfold(Some((asked, answers, worker)), move |state| async move {
             let (asked, mut answers, worker) = state?;
             let answer = tokio::time::timeout_at(deadline, answers.recv()).await;
@@ -182,12 +190,12 @@ impl Executor for WorkerExecutor {
                 Ok(Some(from_worker::Message::Error(error))) => Err(remote(&error)),
                 Ok(Some(_)) => Err(ExecutorError::Worker("answered something else".into())),
                 Ok(None) => Err(ExecutorError::Worker("died while it ran the model".into())),
-                Err(_) => {
-                    // The model may be stuck for ever: only ending its process frees what it holds.
-                    asked.process().kill();
-                    Err(ExecutorError::TimedOut(limit))
-                }
+                Err(_) => Err(ExecutorError::TimedOut(limit)),
             };
+            if matches!(chunk, Err(ExecutorError::TimedOut(_))) {
+                // The model may be stuck for ever: only ending its process frees what it holds.
+                asked.process().kill();
+            }
             let last = chunk.as_ref().map_or(true, |chunk| chunk.usage.is_some());
             Some((chunk, if last { None } else { Some((asked, answers, worker)) }))
         });

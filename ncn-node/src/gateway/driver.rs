@@ -5,7 +5,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 
-use super::{Gateway, effects, task::Task};
+use super::{Gateway, effects, journal::JournalError, task::Task};
 use crate::time::unix_now;
 
 /// How long to wait before the journal is tried again.
@@ -19,6 +19,8 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
 }
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
+    // Idempotent: a task that was taken up again has begun already.
+    keep(task, || gateway.journal.begin(task.request_id, &task.submission)).await;
     loop {
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
@@ -64,19 +66,25 @@ fn time_left(gateway: &Gateway, task: &Task) -> Duration {
 
 /// Keeps an event, then takes it in. An event that cannot be kept is not acted upon.
 async fn record(gateway: &Gateway, task: &Task, event: Event) {
-    while let Err(error) = gateway.journal.append(task.request_id, &event).await {
-        tracing::error!(request = %task.request_id, %error, "the journal does not take an event; trying again");
-        tokio::time::sleep(JOURNAL_PAUSE).await;
-    }
+    keep(task, || gateway.journal.append(task.request_id, &event)).await;
     if let Err(error) = task.apply(event) {
         tracing::debug!(request = %task.request_id, %error, "an event came too late");
+    }
+}
+
+/// Has the journal keep something, however often that takes.
+async fn keep<F: Future<Output = Result<(), JournalError>>>(task: &Task, write: impl Fn() -> F) {
+    while let Err(error) = write().await {
+        tracing::error!(request = %task.request_id, %error, "the journal does not keep what happened; trying again");
+        tokio::time::sleep(JOURNAL_PAUSE).await;
     }
 }
 
 /// A request that ended unpaid may be paid all the same, until its quote expires: that money is given back at once.
 async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
     let State::Ended(outcome) = task.lifecycle().state() else { return None };
-    let quote = task.quote().filter(|_| outcome.is_unpaid())?;
+    // A quote that was never approved was never shown to anyone.
+    let quote = task.progress().preprocessing.and(task.quote()).filter(|_| outcome.is_unpaid())?;
     let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now()));
     tokio::time::timeout(left, effects::paid(gateway, task)).await.ok()
 }

@@ -7,9 +7,9 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_core::{
-    Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event, Message as _,
-    NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt, RegistryError,
-    Reservation, Settlement, Signature, State, Step, TaskUpdate, receipt,
+    B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event,
+    Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt,
+    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot, receipt,
 };
 
 use super::{
@@ -21,8 +21,15 @@ use crate::time::unix_now;
 /// How long to wait before something is tried again that may succeed later; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// How often the validators are asked again that gave too few approvals.
-const REGISTRY_TRIES: u32 = 3;
+/// How often the validators are asked that give too few approvals: while the client waits for a quote, and once it has paid.
+const PREPROCESSING_TRIES: u32 = 3;
+const COMPLETION_TRIES: u32 = 20;
+/// How long the gateway waits for a node that can run what is paid for, before it gives the payment back.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
+/// What a node gets on top of the model's own deadline before it is given up.
+const DEADLINE_SLACK: Duration = Duration::from_secs(5);
+/// How often sealing a receipt is tried.
+const SEAL_TRIES: u32 = 10;
 /// How long a compute node may take to say whether it has a place.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the chain is looked at without a hint.
@@ -43,7 +50,8 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
     };
     match outcome {
         Some(event) => event,
-        // A state was reached without what leads to it. Nothing can be done here but to let expiry end it.
+        // A state was reached without what leads to it: a journal that lost events. It is not guessed at; the client's refund at
+        // expiry does not need this gateway.
         None => {
             tracing::error!(request = %task.request_id, ?effect, "the journal is incomplete");
             futures::future::pending().await
@@ -72,7 +80,7 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
         Ok(trust) => trust,
         Err(error) => return Some(Event::Refused(error.to_string())),
     };
-    let compute = match reserve_node(gateway, task, order.deadline, None).await {
+    let compute = match reserve_node(gateway, task, order.deadline).await {
         Ok(compute) => compute,
         Err(reason) => return Some(Event::Refused(reason)),
     };
@@ -91,8 +99,8 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
     Some(Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust) })
 }
 
-/// Reserves a place with any live node but `except`.
-async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64, except: Option<&Quote>) -> Result<Arc<dyn Compute>, String> {
+/// Reserves a place with any live node that has not been tried yet.
+async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
     let model_digest = task.submission.request.message.model_digest;
     let started = Instant::now();
     let query =
@@ -100,7 +108,7 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64, except: O
     let found = gateway.registry.discover(query).await.map_err(|error| format!("discovery: {error}"))?;
     let mut nodes: Vec<_> = found
         .iter()
-        .filter(|record| except.is_none_or(|quote| quote.compute != record.message.node))
+        .filter(|record| !task.has_tried(record.message.node))
         .filter_map(|record| gateway.compute(record.message.node))
         .collect();
     task.report(Step::Discover, gateway.address(), started.elapsed());
@@ -116,13 +124,12 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64, except: O
     let reservation = Reservation { request_id: task.request_id, model_digest, expires_at };
     let mut reasons = Vec::new();
     for node in nodes {
-        match tokio::time::timeout(RESERVE_TIMEOUT, node.reserve(reservation)).await {
-            Ok(Ok(())) => {
+        match reserve_at(&*node, reservation).await {
+            Ok(()) => {
                 task.report(Step::Reserve, gateway.address(), started.elapsed());
                 return Ok(node);
             }
-            Ok(Err(error)) => reasons.push(error.to_string()),
-            Err(_) => reasons.push(format!("compute node {} does not answer", node.address())),
+            Err(error) => reasons.push(error.to_string()),
         }
     }
     if reasons.is_empty() {
@@ -131,30 +138,45 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64, except: O
     Err(format!("no compute node: {}", reasons.join("; ")))
 }
 
+async fn reserve_at(node: &dyn Compute, reservation: Reservation) -> Result<(), ComputeError> {
+    let silent = |_| Err(ComputeError::Unavailable(format!("{} does not answer", node.address())));
+    tokio::time::timeout(RESERVE_TIMEOUT, node.reserve(reservation)).await.unwrap_or_else(silent)
+}
+
 async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let quote = progress.quote.clone()?;
+    let digest = quote.digest(&gateway.domain);
     let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
     let started = Instant::now();
-    let event = approved(|| gateway.registry.preprocessing(request.clone())).await;
+    let ask = || gateway.registry.preprocessing(request.clone());
+    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, PREPROCESSING_TRIES, ask).await;
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
     Some(event)
 }
 
-/// Asks the validators, a few times when too few of them answer.
-async fn approved<A, F>(ask: A) -> Event
+/// Asks the validators, again when too few of them answer. What the registry brings is believed only when it verifies: money
+/// would be paid out, or asked for, on approvals that the client then rejects.
+async fn approved<A, F>(trust: &TrustRoot, request_id: RequestId, digest: B256, tries: u32, ask: A) -> Event
 where
     A: Fn() -> F,
-    F: Future<Output = Result<ncn_core::Certificate, RegistryError>>,
+    F: Future<Output = Result<Certificate, RegistryError>>,
 {
     let mut pauses = Pauses::new();
-    for _ in 1..REGISTRY_TRIES {
-        match ask().await {
-            Ok(certificate) => return Event::Approved(certificate),
-            Err(error) if error.is_retryable() => pauses.pause().await,
-            Err(error) => return Event::Refused(error.to_string()),
+    let mut left = tries;
+    loop {
+        left -= 1;
+        let (problem, retryable) = match ask().await {
+            Ok(certificate) => match certificate.verify(&digest, &request_id, trust) {
+                Ok(()) => return Event::Approved(certificate),
+                Err(error) => (format!("the registry's certificate does not verify: {error}"), true),
+            },
+            Err(error) => (error.to_string(), error.is_retryable()),
+        };
+        if !retryable || left == 0 {
+            return Event::Refused(problem);
         }
+        pauses.pause().await;
     }
-    ask().await.map_or_else(|error| Event::Refused(error.to_string()), Event::Approved)
 }
 
 /// Waits until the chain holds the payment.
@@ -178,22 +200,41 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
 async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: u8) -> Option<Event> {
     let quote = progress.quote.as_ref()?;
     let failed = |reason: String, retryable| Some(Event::ExecutionFailed { reason, retryable });
-    let compute = if attempt == 0 {
-        match gateway.compute(quote.compute) {
-            Some(compute) => compute,
-            None => return failed(format!("compute node {} has left", quote.compute), true),
-        }
-    } else {
-        match reserve_node(gateway, task, quote.expiry, Some(quote)).await {
-            Ok(compute) => compute,
-            Err(reason) => return failed(reason, false),
-        }
+    let compute = match node_for(gateway, task, quote, attempt).await {
+        Ok(compute) => compute,
+        Err(reason) => return failed(reason, false),
     };
-    match execute(gateway, task, quote, &*compute).await {
+    task.try_node(compute.address());
+    let limit = gateway.models.get(&quote.model_digest)?.model.manifest().limits.deadline_ms;
+    let limit = Duration::from_millis(limit).saturating_add(DEADLINE_SLACK);
+    let silent = |_| Err(ComputeError::Unavailable(format!("{} did not deliver in time", compute.address())));
+    match tokio::time::timeout(limit, execute(gateway, task, quote, &*compute)).await.unwrap_or_else(silent) {
         Ok(event) => Some(event),
         Err(error) => {
             compute.release(task.request_id).await;
             failed(error.to_string(), error.is_retryable())
+        }
+    }
+}
+
+/// The node that was reserved, when it is still there with a place for the request; another one otherwise. Nodes may be on their
+/// way back, as after a restart of this gateway: they are waited for, a little.
+async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Arc<dyn Compute>, String> {
+    let Quote { request_id, model_digest, expiry: expires_at, .. } = *quote;
+    let started = Instant::now();
+    let mut pauses = Pauses::new();
+    loop {
+        // The lease may have run out while the client thought about paying: reserving again renews it.
+        if attempt == 0
+            && let Some(compute) = gateway.compute(quote.compute)
+            && reserve_at(&*compute, Reservation { request_id, model_digest, expires_at }).await.is_ok()
+        {
+            return Ok(compute);
+        }
+        match reserve_node(gateway, task, expires_at).await {
+            Ok(compute) => return Ok(compute),
+            Err(reason) if started.elapsed() >= NODE_PATIENCE => return Err(reason),
+            Err(_) => pauses.pause().await,
         }
     }
 }
@@ -233,9 +274,11 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
 
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
+    let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
     let request = CompletionRequest { request: task.submission.request.clone(), quote, result };
     let started = Instant::now();
-    let event = approved(|| gateway.registry.completion(request.clone())).await;
+    let ask = || gateway.registry.completion(request.clone());
+    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
     Some(event)
 }
@@ -281,17 +324,24 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
     }
 }
 
-/// Lets go of the compute node and tells the client how it ended.
+/// Tells the client how it ended, and lets go of the compute nodes.
 pub(super) async fn finish(gateway: &Gateway, task: &Task) {
     let progress = task.progress();
     let State::Ended(outcome) = progress.lifecycle.state() else { return };
-    if let Some(compute) = progress.quote.as_ref().and_then(|quote| gateway.compute(quote.compute)) {
-        compute.release(task.request_id).await;
-    }
+    let reserved = progress.quote.as_ref().map(|quote| quote.compute);
     let failed = |reason: String| TaskUpdate::Failed { outcome, reason };
     let update = if outcome == Outcome::Completed {
         let output = progress.output.clone().unwrap_or_default();
-        match issue(gateway, task, progress).await {
+        let mut pauses = Pauses::new();
+        let mut issued = issue(gateway, task, progress.clone()).await;
+        for _ in 1..SEAL_TRIES {
+            if issued.is_ok() {
+                break;
+            }
+            pauses.pause().await;
+            issued = issue(gateway, task, progress.clone()).await;
+        }
+        match issued {
             Ok(receipt) => TaskUpdate::Delivered { output, receipt: Box::new(receipt) },
             Err(reason) => failed(format!("no receipt could be issued: {reason}")),
         }
@@ -299,6 +349,11 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
         failed(progress.failure.unwrap_or_else(|| "no reason is known".into()))
     };
     task.publish(update);
+    for node in task.tried().into_iter().chain(reserved) {
+        if let Some(compute) = gateway.compute(node) {
+            compute.release(task.request_id).await;
+        }
+    }
 }
 
 /// Puts the receipt together and seals it.

@@ -19,7 +19,7 @@ pub struct JournalError(pub String);
 /// `begin` and `append` return once what they were given survives a crash. A gateway acts on an event only after that.
 #[async_trait]
 pub trait Journal: Send + Sync {
-    /// Keeps a new request.
+    /// Keeps a new request; does nothing when it is kept already.
     async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), JournalError>;
 
     /// Keeps what happened to it.

@@ -26,6 +26,8 @@ use super::Gateway;
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many messages wait for a node to read them.
 const QUEUE: usize = 256;
+/// The most bytes of an error that a node may send.
+const MAX_ERROR_BYTES: usize = 4 << 10;
 /// How many parts of an output wait for the gateway to read them.
 const EVENT_QUEUE: usize = 64;
 
@@ -58,7 +60,7 @@ where
     let first = first.map_err(|_| Status::deadline_exceeded("no answer to the challenge"))?;
     let address = admit(gateway, challenge, wire::required("message", first.transpose()?)?)?;
 
-    let remote = Arc::new(RemoteCompute { address, sender: sender.clone(), open: Mutex::default() });
+    let remote = Arc::new(RemoteCompute { address, sender: sender.clone(), open: Arc::default() });
     let compute: Arc<dyn Compute> = remote.clone();
     gateway.attach(compute.clone());
     tracing::info!(node = %address, "a compute node is attached");
@@ -103,7 +105,7 @@ async fn send(sender: &mpsc::Sender<Result<GatewayMessage, Status>>, message: ga
 struct RemoteCompute {
     address: Address,
     sender: mpsc::Sender<Result<GatewayMessage, Status>>,
-    open: Mutex<Open>,
+    open: Arc<Mutex<Open>>,
 }
 
 /// What the node still has to answer.
@@ -114,7 +116,9 @@ struct Open {
     closed: bool,
 }
 
+/// An error as the node sent it, which is no reason to keep megabytes of it.
 fn remote_error(text: &str) -> ComputeError {
+    let text = if text.len() > MAX_ERROR_BYTES { "" } else { text };
     serde_json::from_str(text).unwrap_or_else(|_| ComputeError::Unavailable("gave an error that makes no sense".into()))
 }
 
@@ -196,13 +200,19 @@ impl Compute for RemoteCompute {
             }
             open.reservations.insert(reservation.request_id, sender);
         }
+        let request_id = reservation.request_id;
+        // Who gives up waiting gives the place back, should the node have taken it.
+        let mut undo = Undo::new(self, request_id, gateway_message::Message::Release(wire::bytes(request_id)));
         self.send(gateway_message::Message::Reserve(reservation.into())).await?;
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
+        let answer = answer.await.unwrap_or_else(|_| Err(self.gone()));
+        undo.message = None;
+        answer
     }
 
     async fn release(&self, request_id: RequestId) {
-        // A node that is gone holds no place.
-        let _ = self.send(gateway_message::Message::Release(wire::bytes(request_id))).await;
+        // A node that is gone holds no place, and one that does not read loses it when the lease ends: neither is waited for.
+        let release = gateway_message::Message::Release(wire::bytes(request_id));
+        let _ = self.sender.try_send(Ok(GatewayMessage { message: Some(release) }));
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
@@ -215,7 +225,7 @@ impl Compute for RemoteCompute {
             }
             open.tasks.insert(request_id, sender);
         }
-        let cancel = CancelOnDrop { request_id, sender: Some(self.sender.clone()) };
+        let cancel = Undo::new(self, request_id, gateway_message::Message::Cancel(wire::bytes(request_id)));
         self.send(gateway_message::Message::Task(task.into())).await?;
         let state = Some((events, cancel, self.gone()));
         let events = stream::unfold(state, |state| async {
@@ -223,7 +233,7 @@ impl Compute for RemoteCompute {
             match events.recv().await {
                 Some(Ok(event @ ComputeEvent::Chunk(_))) => Some((Ok(event), Some((events, cancel, gone)))),
                 Some(last) => {
-                    cancel.sender = None;
+                    cancel.message = None;
                     Some((last, None))
                 }
                 None => Some((Err(gone), None)),
@@ -233,18 +243,32 @@ impl Compute for RemoteCompute {
     }
 }
 
-/// Tells the node that nobody waits for a task any more, unless it has finished.
-struct CancelOnDrop {
+/// Forgets a question when nobody waits for its answer any more, and tells the node unless it has answered.
+struct Undo {
     request_id: RequestId,
-    /// Taken once the task has finished.
-    sender: Option<mpsc::Sender<Result<GatewayMessage, Status>>>,
+    open: Arc<Mutex<Open>>,
+    sender: mpsc::Sender<Result<GatewayMessage, Status>>,
+    /// Taken once the node has answered.
+    message: Option<gateway_message::Message>,
 }
 
-impl Drop for CancelOnDrop {
+impl Undo {
+    fn new(compute: &RemoteCompute, request_id: RequestId, message: gateway_message::Message) -> Self {
+        let (open, sender) = (compute.open.clone(), compute.sender.clone());
+        Self { request_id, open, sender, message: Some(message) }
+    }
+}
+
+impl Drop for Undo {
     fn drop(&mut self) {
-        let Some(sender) = self.sender.take() else { return };
-        let cancel = GatewayMessage { message: Some(gateway_message::Message::Cancel(wire::bytes(self.request_id))) };
-        // When the queue is full, the node is slow or gone; its own deadline ends the task.
-        let _ = sender.try_send(Ok(cancel));
+        let Some(message) = self.message.take() else { return };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match message {
+            gateway_message::Message::Release(_) => drop(open.reservations.remove(&self.request_id)),
+            _ => drop(open.tasks.remove(&self.request_id)),
+        }
+        drop(open);
+        // When the queue is full, the node is slow or gone; its own deadlines end what it still does.
+        let _ = self.sender.try_send(Ok(GatewayMessage { message: Some(message) }));
     }
 }

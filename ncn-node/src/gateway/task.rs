@@ -1,6 +1,12 @@
 //! One request at its gateway: what is known of it, and who is told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use alloy_primitives::{Address, B256};
 use futures::{StreamExt as _, stream};
@@ -12,8 +18,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
-/// How many parts of a streamed output are remembered for those who follow later; all of it is in the final output.
-const MAX_CHUNKS: usize = 65_536;
+/// How many bytes of a streamed output's parts are remembered for those who follow late; all of it is in the final output.
+const MAX_CHUNK_BYTES: usize = 1 << 20;
+/// What a part costs beside its values.
+const CHUNK_OVERHEAD: usize = 256;
 
 /// One request. The driver alone changes [`Progress`]; everyone else watches.
 pub(super) struct Task {
@@ -26,6 +34,8 @@ pub(super) struct Task {
     events: mpsc::Sender<Event>,
     inbox: Mutex<Option<mpsc::Receiver<Event>>>,
     hinted: Notify,
+    chunk_bytes: AtomicUsize,
+    tried: Mutex<BTreeSet<Address>>,
 }
 
 /// What the events so far lead to.
@@ -91,6 +101,8 @@ impl Task {
             events,
             inbox: Mutex::new(Some(inbox)),
             hinted: Notify::new(),
+            chunk_bytes: AtomicUsize::new(0),
+            tried: Mutex::default(),
         })
     }
 
@@ -128,9 +140,22 @@ impl Task {
     }
 
     /// Lets the driver know of something that happened elsewhere.
-    pub(super) async fn tell(&self, event: Event) {
-        // It fails only when the driver is done, and then nothing matters any more.
-        let _ = self.events.send(event).await;
+    pub(super) fn tell(&self, event: Event) {
+        // A full queue holds such an event already; a closed one means that the driver is done.
+        let _ = self.events.try_send(event);
+    }
+
+    /// Remembers that a node was asked to run it, so that the next attempt asks another.
+    pub(super) fn try_node(&self, node: Address) {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
+    }
+
+    pub(super) fn has_tried(&self, node: Address) -> bool {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    pub(super) fn tried(&self) -> BTreeSet<Address> {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says that the chain may hold the payment.
@@ -145,10 +170,13 @@ impl Task {
 
     /// Tells whoever follows.
     pub(super) fn publish(&self, update: TaskUpdate) {
-        let mut news = self.news();
-        if news.len() >= MAX_CHUNKS && matches!(update, TaskUpdate::Chunk(_)) {
-            return;
+        if let TaskUpdate::Chunk(chunk) = &update {
+            let size = chunk.values.size() + CHUNK_OVERHEAD;
+            if self.chunk_bytes.fetch_add(size, Ordering::Relaxed) + size > MAX_CHUNK_BYTES {
+                return;
+            }
         }
+        let mut news = self.news();
         // A driver that was started again may finish again: the end is told once.
         if !news.last().is_some_and(TaskUpdate::is_last) || !update.is_last() {
             news.push(update);

@@ -24,20 +24,31 @@ impl ValidatorNode {
         Self { signer, registry, ledger }
     }
 
-    /// What there is to know about a request; asked for together, since no answer needs another.
-    async fn known(&self, order: &InferenceRequest, compute: Address) -> Result<(TrustRoot, Subnet, NodeRecord), RegistryError> {
+    /// What there is to know about a request; asked for together, since no answer needs another. The registry is believed only as
+    /// far as gateway and compute node have signed, and a request is judged only by its committee.
+    async fn known(
+        &self,
+        quote: &Quote,
+        order: &InferenceRequest,
+        compute: Address,
+    ) -> Result<(TrustRoot, Subnet, NodeRecord), RegistryError> {
         let (trust, subnet, record) =
             tokio::join!(trust_root(&*self.ledger), self.registry.subnet(order.subnet), self.registry.node(compute));
-        Ok((trust?, subnet?.message, record?.message))
+        let (trust, subnet, record) = (trust?, subnet?, record?);
+        if !trust.committee(&quote.request_id).contains(&self.address()) {
+            return Err(RegistryError::Refused("this validator is not in the request's committee".into()));
+        }
+        let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
+        subnet.verify(&trust.domain).map_err(unsigned("subnet"))?;
+        record.verify(&trust.domain).map_err(unsigned("node"))?;
+        Ok((trust, subnet.message, record.message))
     }
 
     /// Does the chain hold exactly this quote's payment?
     async fn paid(&self, quote: &Quote) -> Result<(), RegistryError> {
         let state = self.ledger.escrow_state(quote.client, quote.request_id).await;
         match state.map_err(|error| RegistryError::Unreachable(error.to_string()))? {
-            // A settled request may be approved again: the answer may have been lost, and it pays nobody twice.
             EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
-            EscrowState::Completed { .. } => Ok(()),
             other => Err(RegistryError::Refused(format!("payment: the chain does not hold this quote's payment ({other:?})"))),
         }
     }
@@ -50,7 +61,7 @@ impl Validator for ValidatorNode {
     }
 
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
-        let (trust, subnet, compute) = self.known(&request.request.message, request.quote.compute).await?;
+        let (trust, subnet, compute) = self.known(&request.quote, &request.request.message, request.quote.compute).await?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::preprocessing(request, &facts)?;
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
@@ -58,7 +69,7 @@ impl Validator for ValidatorNode {
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        let (known, paid) = tokio::join!(self.known(order, result.compute), self.paid(quote));
+        let (known, paid) = tokio::join!(self.known(quote, order, result.compute), self.paid(quote));
         let (trust, subnet, compute) = known?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::completion(request, &facts)?;

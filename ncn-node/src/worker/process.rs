@@ -6,7 +6,7 @@ use std::{
     process::Child,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -24,7 +24,7 @@ use tokio::{
     process::{ChildStdin, ChildStdout},
     sync::mpsc,
 };
-use tokio_util::codec::{FramedRead, FramedWrite};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::{PROTOCOL_VERSION, serve};
 
@@ -41,13 +41,30 @@ pub(crate) struct Process {
     messages: mpsc::Sender<ToWorker>,
     waiting: Waiting,
     next: AtomicU64,
-    group: Option<Pid>,
+    group: Arc<Group>,
+}
+
+/// The worker and whatever it has started.
+struct Group {
+    id: Option<Pid>,
+    /// Once the worker has been reaped, its id may become another process's.
+    reaped: AtomicBool,
+}
+
+impl Group {
+    fn kill(&self) {
+        if let Some(id) = self.id.filter(|_| !self.reaped.load(Ordering::Acquire)) {
+            // It fails only when the group has ended by itself.
+            let _ = kill_process_group(id, Signal::KILL);
+        }
+    }
 }
 
 fn lock(waiting: &Waiting) -> MutexGuard<'_, Option<HashMap<u64, mpsc::Sender<from_worker::Message>>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn gone(problem: impl ToString) -> ExecutorError {
     ExecutorError::Worker(problem.to_string())
 }
@@ -55,14 +72,20 @@ fn gone(problem: impl ToString) -> ExecutorError {
 impl Process {
     /// Takes charge of a worker that was just started, and waits until it is ready.
     pub(crate) async fn start(mut child: Child) -> Result<Self, ExecutorError> {
-        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let group = Arc::new(Group { id, reaped: AtomicBool::new(false) });
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (messages, to_send) = mpsc::channel(QUEUE);
         // From here on, dropping this ends the process.
-        let process = Self { messages, waiting: waiting.clone(), next: AtomicU64::new(1), group };
+        let process = Self { messages, waiting: waiting.clone(), next: AtomicU64::new(1), group: group.clone() };
         // Reaps the child whenever it ends.
-        tokio::task::spawn_blocking(move || child.wait());
+        let reaped = group.clone();
+        tokio::task::spawn_blocking(move || {
+            let status = child.wait();
+            reaped.reaped.store(true, Ordering::Release);
+            status
+        });
 
         let stdin = ChildStdin::from_std(stdin.ok_or_else(|| gone("has no standard input"))?).map_err(gone)?;
         let stdout = ChildStdout::from_std(stdout.ok_or_else(|| gone("has no standard output"))?).map_err(gone)?;
@@ -74,8 +97,8 @@ impl Process {
             Some(from_worker::Message::Ready(proto::Ready { version: PROTOCOL_VERSION })) => {}
             other => return Err(gone(format!("speaks another version: {other:?}"))),
         }
-        tokio::spawn(write(FramedWrite::new(stdin, serve::codec()), to_send));
-        tokio::spawn(read(answers, waiting));
+        tokio::spawn(write(FramedWrite::new(stdin, serve::codec()), to_send, group.clone()));
+        tokio::spawn(read(answers, waiting, group));
         Ok(process)
     }
 
@@ -104,18 +127,13 @@ impl Process {
     /// Ends the worker at once.
     pub(crate) fn kill(&self) {
         *lock(&self.waiting) = None;
-        if let Some(group) = self.group {
-            // It fails only when the group has ended by itself.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        self.group.kill();
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_alive() {
-            self.kill();
-        }
+        self.kill();
     }
 }
 
@@ -142,19 +160,22 @@ impl Drop for Asked {
     }
 }
 
+/// Sends messages until there are no more; a worker that does not read any more is ended.
 async fn write(
-    mut stdin: FramedWrite<ChildStdin, tokio_util::codec::LengthDelimitedCodec>,
+    mut stdin: FramedWrite<ChildStdin, LengthDelimitedCodec>,
     mut messages: mpsc::Receiver<ToWorker>,
+    group: Arc<Group>,
 ) {
     while let Some(message) = messages.recv().await {
         if let Err(error) = stdin.send(Bytes::from(message.encode_to_vec())).await {
             tracing::debug!(%error, "a worker does not read any more");
-            return;
+            return group.kill();
         }
     }
 }
 
-async fn read(mut answers: FramedRead<ChildStdout, tokio_util::codec::LengthDelimitedCodec>, waiting: Waiting) {
+/// Hands answers out until there are no more; a worker that says nothing, or nonsense, is ended.
+async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, waiting: Waiting, group: Arc<Group>) {
     let ended: io::Result<()> = async {
         while let Some(frame) = answers.next().await {
             let FromWorker { id, message } = serve::decode(frame?)?;
@@ -179,4 +200,5 @@ async fn read(mut answers: FramedRead<ChildStdout, tokio_util::codec::LengthDeli
     }
     // Closes every asker's channel.
     *lock(&waiting) = None;
+    group.kill();
 }

@@ -63,7 +63,12 @@ pub async fn serve(
                         Ok(answer) => answer,
                         Err(error) => from_worker::Message::Error(serde_json::to_string(&error).unwrap_or_default()),
                     };
-                    let _ = answers.send(FromWorker { id, message: Some(answer) }).await;
+                    let mut answer = FromWorker { id, message: Some(answer) };
+                    if answer.encoded_len() > MAX_MESSAGE_BYTES {
+                        let error = ExecutorError::InvalidOutput(format!("has more than {MAX_MESSAGE_BYTES} bytes"));
+                        answer.message = Some(from_worker::Message::Error(serde_json::to_string(&error).unwrap_or_default()));
+                    }
+                    let _ = answers.send(answer).await;
                 });
                 running.insert(id, task.abort_handle());
             }
@@ -71,7 +76,9 @@ pub async fn serve(
         }
     }
     drop(answers);
-    running.into_values().for_each(|handle| handle.abort());
+    for handle in running.into_values() {
+        handle.abort();
+    }
     writing.await.map_err(io::Error::other)?
 }
 
