@@ -9,4 +9,5 @@ mod conformance;
 mod digests;
 mod failures;
 mod hostile;
+mod recovery;
 mod scene;
