@@ -10,7 +10,7 @@
 //! | [`Sandbox`] | start a process confined by a policy, and say how strongly | the node's sandboxes |
 //!
 //! A role implements the trait that its remote client implements, so in-process and over-the-wire are interchangeable.
-//! With the feature `conformance`, [`conformance`] holds a public test suite for each port.
+//! With the feature `conformance`, the module `conformance` holds a public test suite for each port.
 
 pub mod amount;
 pub mod certificate;

@@ -1,7 +1,7 @@
 //! The gateway: takes orders, coordinates everyone, delivers results with receipts.
 //!
 //! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
-//! are in [`effects`]. The chain is followed by one more task, which tells the drivers of payments.
+//! are in `gateway/effects.rs`. The chain is followed by one more task, which tells the drivers of payments.
 
 mod driver;
 mod effects;

@@ -7,7 +7,7 @@ mod test;
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -38,7 +38,18 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
+#[allow(clippy::print_stderr, reason = "the program's own voice")]
+fn main() -> ExitCode {
+    match perform() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform() -> Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
         Task::Codegen { check } => codegen::run(check),
