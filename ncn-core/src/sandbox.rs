@@ -12,7 +12,7 @@ pub enum Confinement {
     /// Not at all. For development.
     #[default]
     None = 0,
-    /// By what works without user namespaces: file access, system calls, resources.
+    /// By what works without user namespaces: limits on file access, network, system calls and resources.
     Reduced = 1,
     /// By every layer.
     Full = 2,
@@ -41,12 +41,14 @@ impl fmt::Display for Confinement {
 }
 
 /// What a confined process may use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Directories that it may read.
     pub readable: Vec<PathBuf>,
     /// The one directory that it may write, and that it starts in.
     pub work_directory: PathBuf,
+    /// How much memory it may have, where the sandbox can limit that.
+    pub memory_bytes: Option<u64>,
     /// The weakest confinement that is acceptable: below it, starting is refused.
     pub at_least: Confinement,
 }
@@ -74,6 +76,9 @@ pub enum SandboxError {
         /// What can be had.
         reached: Confinement,
     },
+    /// The system cannot do what this sandbox needs.
+    #[error("this sandbox does not work here: {0}")]
+    Unsupported(String),
     /// The system refused.
     #[error("cannot start {program}: {source}")]
     Start {

@@ -1,35 +1,31 @@
-//! Starting processes.
+//! Starting processes, confined as well as this system can.
 
-use std::{
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
-};
+#[cfg(target_os = "linux")]
+pub(crate) mod confine;
+#[cfg(target_os = "linux")]
+mod reduced;
+mod unconfined;
 
-use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+use std::sync::Arc;
 
-/// Starts processes without confining them, and says so. For development: never run a stranger's model in it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Unconfined;
+use ncn_core::Sandbox;
+#[cfg(target_os = "linux")]
+pub use reduced::Reduced;
+pub use unconfined::Unconfined;
 
-impl Sandbox for Unconfined {
-    fn confinement(&self) -> Confinement {
-        Confinement::None
+use crate::executor::WorkerProgram;
+
+/// The strongest sandbox that works here. `program` is one that calls [`crate::worker::init`]: it confines itself before it becomes
+/// what is to be started.
+///
+/// Says loudly when nothing works and processes would run unconfined; who cannot accept that sets [`ncn_core::Policy::at_least`].
+pub fn strongest(program: &WorkerProgram) -> Arc<dyn Sandbox> {
+    #[cfg(target_os = "linux")]
+    match Reduced::new(program) {
+        Ok(reduced) => return Arc::new(reduced),
+        Err(error) => tracing::error!(%error, "MODELS RUN UNCONFINED: this system cannot confine them"),
     }
-
-    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
-        if self.confinement() < policy.at_least {
-            return Err(SandboxError::TooWeak { wanted: policy.at_least, reached: self.confinement() });
-        }
-        Command::new(&command.program)
-            .args(&command.arguments)
-            .env_clear()
-            .envs(&command.environment)
-            .current_dir(&policy.work_directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // A group of its own: the caller ends it with whatever it has started.
-            .process_group(0)
-            .spawn()
-            .map_err(|source| SandboxError::Start { program: command.program.clone(), source })
-    }
+    #[cfg(not(target_os = "linux"))]
+    tracing::error!(?program, "MODELS RUN UNCONFINED: there is no sandbox for this system");
+    Arc::new(Unconfined)
 }

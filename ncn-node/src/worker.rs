@@ -11,6 +11,8 @@ pub(crate) use process::Process;
 pub use serve::serve;
 
 use crate::executor::OnnxExecutor;
+#[cfg(target_os = "linux")]
+use crate::sandbox::confine;
 
 /// The argument that makes a program that calls [`init`] a worker.
 pub const ARGUMENT: &str = "ncn-worker";
@@ -18,10 +20,16 @@ pub const ARGUMENT: &str = "ncn-worker";
 /// The version of what node and worker say to each other.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
-/// Runs as a worker, and does not return, when this process was started as one; returns at once otherwise.
+/// Runs as a worker, or confines itself to become one, when this process was started for that, and does not return; returns at once
+/// otherwise.
 pub fn init() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() == Some(OsStr::new(ARGUMENT)) {
+    let purpose = arguments.next();
+    #[cfg(target_os = "linux")]
+    if purpose.as_deref() == Some(OsStr::new(confine::ARGUMENT)) {
+        exit(confine::run(arguments));
+    }
+    if purpose.as_deref() == Some(OsStr::new(ARGUMENT)) {
         // In a thread of its own, since the caller may be inside a runtime: `#[tokio::main]` starts one before anything else.
         exit(std::thread::spawn(run).join().unwrap_or(1));
     }

@@ -44,7 +44,7 @@ impl SandboxFixture {
     }
 
     fn policy(&self, at_least: Confinement) -> Policy {
-        Policy { readable: Vec::new(), work_directory: self.work_directory.clone(), at_least }
+        Policy { readable: Vec::new(), work_directory: self.work_directory.clone(), memory_bytes: None, at_least }
     }
 }
 

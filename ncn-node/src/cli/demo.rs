@@ -10,7 +10,7 @@ use std::{
 
 use alloy_primitives::Address;
 use ncn_client::{Answer, ClientError};
-use ncn_core::{Amount, PaymentLedger as _, Recipient, Value};
+use ncn_core::{Amount, Confinement, PaymentLedger as _, Recipient, Value};
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::json;
 
@@ -64,7 +64,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             network.validator_addresses().len(),
             network.compute_addresses().len()
         ));
-        note("models run without a sandbox in this version: for development only");
+        note(match network.confinement() {
+            Confinement::None => "WARNING: models run unconfined, this system cannot confine them: for development only",
+            Confinement::Reduced => "models run confined: files, network, system calls and resources (level: reduced)",
+            Confinement::Full => "models run confined by every layer (level: full)",
+        });
         let client = network.client().await.map_err(Failure::failed)?.build()?;
         let accounts = Accounts::of(&network);
         let before = accounts.balances(&network).await?;

@@ -23,7 +23,7 @@ use crate::{
     },
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
-    sandbox::Unconfined,
+    sandbox,
     server::GrpcServer,
 };
 
@@ -100,6 +100,7 @@ struct ValidatorHandle {
 
 struct ComputeHandle {
     address: Address,
+    confinement: Confinement,
     _attachments: Attachments,
     _presence: Presence,
 }
@@ -265,7 +266,8 @@ impl LocalNetworkBuilder {
             Some(executor) => executor.clone(),
             None => {
                 let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
-                Arc::new(WorkerExecutor::new(program, Arc::new(Unconfined), Confinement::None))
+                let sandbox = sandbox::strongest(&program);
+                Arc::new(WorkerExecutor::new(program, sandbox, Confinement::None))
             }
         };
         let signer = new_key();
@@ -273,10 +275,12 @@ impl LocalNetworkBuilder {
         let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
         node.add_model(package.clone()).await?;
         let registry = Arc::new(GrpcRegistry::new(registry_url)?);
-        let presence = Presence::start(registry, signer.clone(), domain, node.announcement()).await?;
+        let announcement = node.announcement();
+        let confinement = announcement.confinement;
+        let presence = Presence::start(registry, signer.clone(), domain, announcement).await?;
         let mut attachments = Attachments::new();
         attachments.add(Arc::new(node), gateway.address(), &gateway_server.url())?;
-        Ok(ComputeHandle { address: signer.address(), _attachments: attachments, _presence: presence })
+        Ok(ComputeHandle { address: signer.address(), confinement, _attachments: attachments, _presence: presence })
     }
 }
 
@@ -376,6 +380,11 @@ impl LocalNetwork {
     /// The validators' addresses.
     pub fn validator_addresses(&self) -> Vec<Address> {
         self.validators.iter().map(|validator| validator.address).collect()
+    }
+
+    /// How strongly models are confined.
+    pub fn confinement(&self) -> Confinement {
+        self.compute_nodes.iter().map(|node| node.confinement).min().unwrap_or_default()
     }
 
     /// The treasury's address.

@@ -115,6 +115,7 @@ impl WorkerExecutor {
         let policy = Policy {
             readable: vec![slot.package.directory.clone()],
             work_directory: work_directory.path().to_path_buf(),
+            memory_bytes: Some(slot.package.model.manifest().limits.memory_bytes),
             at_least: self.at_least,
         };
         let child = self.sandbox.start(&command, &policy).map_err(|error| failed(error.to_string()))?;

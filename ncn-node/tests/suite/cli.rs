@@ -67,6 +67,7 @@ fn the_demo_speaks_to_people() {
         assert!(shown.contains(word), "{word}: {shown}");
     }
     assert!(directory.path().join("r.json").exists());
+    assert!(text(&output.stderr).contains("models run confined"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
     registry::registry_service,
-    sandbox::Unconfined,
+    sandbox::{Reduced, Unconfined},
     server::GrpcServer,
     time::unix_now,
 };
@@ -103,6 +103,30 @@ async fn onnx_in_a_worker() {
 
 fn shell(directory: &Path) -> SandboxFixture {
     SandboxFixture { shell: "/bin/sh".into(), work_directory: directory.canonicalize().unwrap() }
+}
+
+#[tokio::test]
+async fn onnx_in_a_confined_worker() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = WorkerProgram::new(ncn());
+    let sandbox = Arc::new(Reduced::new(&program).unwrap());
+    let executor = WorkerExecutor::new(program, sandbox, Confinement::Reduced);
+    conformance::executor(&executor, &digits(directory.path())).await.unwrap();
+}
+
+#[test]
+fn the_reduced_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    let sandbox = Reduced::new(&WorkerProgram::new(ncn())).unwrap();
+    conformance::sandbox(&sandbox, &shell(directory.path())).unwrap();
+}
+
+#[test]
+fn a_program_that_cannot_confine_itself_makes_no_sandbox() {
+    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
+        let refused = Reduced::new(&WorkerProgram::new(program));
+        assert!(refused.is_err(), "{program}: {refused:?}");
+    }
 }
 
 #[test]

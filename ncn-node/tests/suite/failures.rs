@@ -1,8 +1,9 @@
 //! What happens when parts of the network fail: nobody loses a token.
 
 use std::{
+    process::Child,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -11,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use ncn_client::{Answer, Client, ClientError, Order};
 use ncn_core::{
-    Amount, B256, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Value, Values,
+    Amount, B256, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Policy, Sandbox,
+    SandboxCommand, SandboxError, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
@@ -21,6 +23,8 @@ use ncn_node::{
     gateway::GatewayOptions,
     sandbox::Unconfined,
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::scene::{Behaviour, InProcess, ncn, network};
 
@@ -221,15 +225,54 @@ fn execution(limit: Duration) -> Execution {
     Execution { model_digest: quickstart::model().unwrap().digest(), inputs: seven(), parameters: "{}".into(), time_limit: limit }
 }
 
+/// Remembers the processes that it starts.
+#[derive(Default)]
+struct Recording(Mutex<Vec<Pid>>);
+
+impl Sandbox for Recording {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let child = Unconfined.start(command, policy)?;
+        self.0.lock().unwrap().push(Pid::from_child(&child));
+        Ok(child)
+    }
+}
+
+impl Recording {
+    fn signal(&self, signal: Signal) {
+        kill_process(*self.0.lock().unwrap().last().unwrap(), signal).unwrap();
+    }
+
+    fn started(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
 #[tokio::test]
-async fn a_killed_worker_is_started_again() {
+async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
-    let executor = WorkerExecutor::new(WorkerProgram::new(ncn()), Arc::new(Unconfined), Confinement::None);
+    let sandbox = Arc::new(Recording::default());
+    let executor = WorkerExecutor::new(WorkerProgram::new(ncn()), sandbox.clone(), Confinement::None);
     executor.load(&quickstart::unpack(directory.path()).unwrap()).await.unwrap();
-    executor.run_to_end(execution(Duration::from_secs(5))).await.unwrap();
-    let timed_out = executor.run_to_end(execution(Duration::ZERO)).await;
-    assert_eq!(timed_out, Err(ExecutorError::TimedOut(Duration::ZERO)), "which kills the worker");
-    executor.run_to_end(execution(Duration::from_secs(5))).await.unwrap();
+    let run = async |limit| executor.run_to_end(execution(limit)).await;
+    run(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(sandbox.started(), 1);
+
+    sandbox.signal(Signal::KILL);
+    // Until its end has been noticed, a request may still go to it; that one alone fails.
+    let first = run(Duration::from_secs(20)).await;
+    assert!(matches!(first, Ok(_) | Err(ExecutorError::Worker(_))), "{first:?}");
+    run(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(sandbox.started(), 2);
+
+    sandbox.signal(Signal::STOP);
+    let limit = Duration::from_millis(200);
+    assert_eq!(run(limit).await, Err(ExecutorError::TimedOut(limit)));
+    run(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(sandbox.started(), 3);
 }
 
 #[tokio::test]

@@ -1,0 +1,38 @@
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+};
+
+use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+
+/// Starts processes without confining them, and says so. For development: never run a stranger's model in it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unconfined;
+
+impl Sandbox for Unconfined {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        if self.confinement() < policy.at_least {
+            return Err(SandboxError::TooWeak { wanted: policy.at_least, reached: self.confinement() });
+        }
+        spawn(command, policy)
+    }
+}
+
+/// Starts a process with pipes, its own environment and process group, in the policy's work directory.
+pub(super) fn spawn(command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+    Command::new(&command.program)
+        .args(&command.arguments)
+        .env_clear()
+        .envs(&command.environment)
+        .current_dir(&policy.work_directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // A group of its own: the caller ends it with whatever it has started.
+        .process_group(0)
+        .spawn()
+        .map_err(|source| SandboxError::Start { program: command.program.clone(), source })
+}
