@@ -26,6 +26,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const REFUND_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a gateway that has been paid is asked for what it has not delivered yet.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the chain may take to answer; a payment waits for its block.
+const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long the hint that a request is paid may take.
 const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -180,21 +182,31 @@ impl Quoted {
     /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
     pub async fn pay(self) -> Result<Paid, ClientError> {
         let started = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::new();
+        let mut uncertain = false;
         let transaction = loop {
-            match self.client.ledger.escrow(&self.quote).await {
+            let error = match within(self.client.ledger.escrow(&self.quote)).await {
                 Ok(transaction) => break transaction,
-                Err(error) if error.is_retryable() && unix_now() <= self.quote.expiry => {
-                    tracing::warn!(request = %self.quote.request_id, %error, "cannot see whether the payment was taken");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
+                Err(error) => error,
+            };
+            uncertain |= error.is_retryable();
+            // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
+            match self.escrow_state().await {
+                Ok(EscrowState::Escrowed { quote, transaction }) if quote == self.quote.struct_hash() => break transaction,
+                Ok(EscrowState::Completed { transaction }) => break transaction,
+                Ok(EscrowState::Refunded { transaction }) => {
+                    return Err(ClientError::Refunded { transaction, reason: error.to_string() });
                 }
-                Err(error) if error.is_retryable() => {
-                    let paid = Paid { quoted: self, paying: started.elapsed() };
-                    return Err(paid.take_back(error.to_string()).await);
-                }
-                Err(error) => return Err(error.into()),
+                // No try can have been taken, and this one is refused for good.
+                Ok(_) if !uncertain => return Err(error.into()),
+                _ => tracing::warn!(request = %self.request_id(), %error, "cannot see whether the payment was taken"),
             }
+            if unix_now() > self.quote.expiry {
+                let paid = Paid { quoted: self, paying: started.elapsed() };
+                // Should it have been paid out after all, `finish` brings the answer.
+                return paid.conclude(error.to_string(), &mut |_| ()).await.map(|_| paid.clone());
+            }
+            pauses.pause().await;
         };
         let paying = started.elapsed();
         let confirmation = PaymentConfirmation { request_id: self.quote.request_id, transaction };
@@ -204,6 +216,10 @@ impl Quoted {
             tracing::warn!(request = %self.quote.request_id, ?hint, "the gateway did not take the payment's hint");
         }
         Ok(Paid { quoted: self, paying })
+    }
+
+    async fn escrow_state(&self) -> Result<EscrowState, LedgerError> {
+        within(self.client.ledger.escrow_state(self.quote.client, self.quote.request_id)).await
     }
 }
 
@@ -233,7 +249,7 @@ impl Paid {
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
     pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::new();
         let reason = loop {
             let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
             match self.follow(left, &mut on_chunk).await {
@@ -241,23 +257,12 @@ impl Paid {
                 Ok(Ending::Failed(reason)) => break reason,
                 Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
                     tracing::warn!(request = %self.request_id(), %error, "lost the gateway; asking again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
+                    pauses.pause().await;
                 }
                 Err(error) => break error.to_string(),
             }
         };
-        // The chain may have paid everyone in the meantime: then the gateway owes the answer, and is asked for it once more.
-        if let Ok(EscrowState::Completed { .. }) = self.escrow_state().await
-            && let Ok(Ending::Answered(answer)) = self.follow(DELIVERY_PATIENCE, &mut on_chunk).await
-        {
-            return Ok(*answer);
-        }
-        Err(self.take_back(reason).await)
-    }
-
-    async fn escrow_state(&self) -> Result<EscrowState, LedgerError> {
-        self.quoted.client.ledger.escrow_state(self.quote().client, self.request_id()).await
+        self.conclude(reason, &mut on_chunk).await
     }
 
     /// Follows the updates once, for at most `patience`.
@@ -298,7 +303,7 @@ impl Paid {
         receipt.verify(&quoted.trust).map_err(|error| error.to_string())?;
         let client = quoted.quote.client;
         // What the gateway did while the client waited for its quote is reported as steps of its own.
-        let within: Duration = steps.iter().filter(|report| report.step < Step::Pay).map(|report| report.took).sum();
+        let within: Duration = steps.iter().take_while(|report| report.step < Step::Pay).map(|report| report.took).sum();
         steps.push(StepReport { step: Step::Submit, actor: client, took: quoted.submitting.saturating_sub(within) });
         steps.push(StepReport { step: Step::Pay, actor: client, took: self.paying });
         steps.push(StepReport { step: Step::Deliver, actor: client, took: started.elapsed() });
@@ -306,34 +311,65 @@ impl Paid {
         Ok(Answer { output, receipt, steps })
     }
 
-    /// Makes sure that the payment comes back: the gateway may have given it back already; past its expiry, anyone can. Returns how
-    /// the request ended for the client.
-    async fn take_back(&self, reason: String) -> ClientError {
+    /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
+    /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
+    async fn conclude(&self, reason: String, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Answer, ClientError> {
         let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
-        let patience = Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
-        let give_up = Instant::now() + patience;
-        let mut pause = FIRST_PAUSE;
+        let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
+        let mut paid_out = false;
+        let mut pauses = Pauses::new();
         loop {
-            let (problem, unpaid) = match self.escrow_state().await {
-                Ok(EscrowState::Refunded { transaction }) => return ClientError::Refunded { transaction, reason },
-                Ok(EscrowState::Completed { transaction }) => {
-                    return ClientError::ReceiptRejected(format!("paid out by {transaction}, but no valid receipt came: {reason}"));
+            // The chain's clock is what the contract goes by.
+            let expired = within(ledger.now()).await.is_ok_and(|now| now > quote.expiry);
+            let problem = match self.quoted.escrow_state().await {
+                Ok(EscrowState::Refunded { transaction }) => return Err(ClientError::Refunded { transaction, reason }),
+                Ok(EscrowState::Completed { .. }) => {
+                    // The gateway owes the answer, and is asked for it for a while.
+                    if !paid_out {
+                        (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
+                    }
+                    match self.follow(give_up.saturating_duration_since(Instant::now()), on_chunk).await {
+                        Ok(Ending::Answered(answer)) => return Ok(*answer),
+                        Ok(Ending::Failed(problem)) => problem,
+                        Err(error) => error.to_string(),
+                    }
                 }
-                // A chain that lags shows nothing yet; one that shows nothing past expiry never took the payment.
-                Ok(EscrowState::None) => ("the chain shows no payment".to_owned(), true),
-                Ok(EscrowState::Escrowed { .. }) => match ledger.refund(quote).await {
-                    Ok(transaction) => return ClientError::Refunded { transaction, reason },
-                    Err(error) => (error.to_string(), false),
+                Ok(EscrowState::None) if expired => return Err(ClientError::Refused(reason)),
+                Ok(EscrowState::None) => "the chain shows no payment".to_owned(),
+                Ok(EscrowState::Escrowed { .. }) if !expired => format!("the escrow can be refunded after {}", quote.expiry),
+                Ok(EscrowState::Escrowed { .. }) => match within(ledger.refund(quote)).await {
+                    Ok(transaction) => return Err(ClientError::Refunded { transaction, reason }),
+                    Err(error) => error.to_string(),
                 },
-                Err(error) => (error.to_string(), false),
+                Err(error) => error.to_string(),
             };
             if Instant::now() >= give_up {
                 let reason = format!("{reason}; {problem}");
-                return if unpaid { ClientError::Refused(reason) } else { ClientError::NotRefunded(reason) };
+                let rejected = || ClientError::ReceiptRejected(format!("paid out, but no valid receipt came: {reason}"));
+                return Err(if paid_out { rejected() } else { ClientError::NotRefunded(reason) });
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            pauses.pause().await;
         }
+    }
+}
+
+/// A call to the chain that does not hang for ever. Every one that moves money may be made again.
+async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    let late = |_| Err(LedgerError::Unreachable(format!("no answer within {LEDGER_TIMEOUT:?}")));
+    tokio::time::timeout(LEDGER_TIMEOUT, call).await.unwrap_or_else(late)
+}
+
+/// Pauses that grow.
+struct Pauses(Duration);
+
+impl Pauses {
+    const fn new() -> Self {
+        Self(FIRST_PAUSE)
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(MAX_PAUSE);
     }
 }
 

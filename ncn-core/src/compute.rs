@@ -81,12 +81,15 @@ impl ComputeError {
     }
 }
 
+/// The most bytes of an output: with its receipt, it has to fit one message on every wire.
+pub const MAX_OUTPUT_BYTES: usize = 8 << 20;
+
 /// A compute node, as its gateway sees it.
 ///
 /// # For the implementer
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
 /// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
-/// - The result names the confinement that was really reached.
+/// - The result names the confinement that was really reached, and its output has no more than [`MAX_OUTPUT_BYTES`].
 #[async_trait]
 pub trait Compute: Send + Sync {
     /// Who this is.

@@ -15,7 +15,7 @@ use futures::{StreamExt as _, stream};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
     LedgerError, Message as _, PaymentLedger, PaymentLedgerExt as _, RequestId, Reservation, Signed, UnixTime, Usage, Values,
-    compute::ComputeEvents,
+    compute::{ComputeEvents, MAX_OUTPUT_BYTES},
     executor::{ModelPackage, Outputs},
 };
 
@@ -24,8 +24,6 @@ use crate::{presence::Announcement, time::unix_now};
 /// How often, and with what pause, the chain is looked at for a payment.
 const PAYMENT_LOOKS: u32 = 10;
 const PAYMENT_PAUSE: Duration = Duration::from_millis(200);
-/// The most bytes of an output: with its receipt, it has to fit one message on every wire.
-const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// The longest that a place is held without being used.
 const MAX_LEASE_SECONDS: u64 = 10 * 60;
 
@@ -111,7 +109,8 @@ impl Compute for ComputeNode {
     }
 
     async fn release(&self, request_id: RequestId) {
-        self.leases.lock().remove(&request_id);
+        // A place in use is given back by the task that uses it.
+        self.leases.lock().retain(|id, held| *id != request_id || held.running);
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
@@ -169,6 +168,9 @@ impl Running {
             Some(Ok(chunk)) => match chunk.usage {
                 None => {
                     self.output.extend(chunk.values.clone());
+                    if let Err(error) = check_size(&self.output) {
+                        return Some((Err(error), None));
+                    }
                     Some((Ok(ComputeEvent::Chunk(chunk)), Some(self)))
                 }
                 Some(usage) => {
@@ -184,15 +186,19 @@ impl Running {
 
 impl Signing {
     async fn finish(self, output: Values, usage: Usage) -> Result<ComputeEvent, ComputeError> {
-        if output.size() > MAX_OUTPUT_BYTES {
-            let problem = format!("the output has {} bytes, at most {MAX_OUTPUT_BYTES} are delivered", output.size());
-            return Err(ComputeError::Failed(problem));
-        }
+        check_size(&output)?;
         let result = InferenceResult { output_hash: output.hash(), usage, ..self.unsigned };
         let result = Signed::sign(result, &self.domain, &*self.signer).await;
         let result = result.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
         Ok(ComputeEvent::Finished { output, result })
     }
+}
+
+fn check_size(output: &Values) -> Result<(), ComputeError> {
+    if output.size() <= MAX_OUTPUT_BYTES {
+        return Ok(());
+    }
+    Err(ComputeError::Failed(format!("the output has {} bytes, at most {MAX_OUTPUT_BYTES} are delivered", output.size())))
 }
 
 fn compute_error(error: ExecutorError) -> ComputeError {

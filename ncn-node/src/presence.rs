@@ -117,9 +117,12 @@ impl Keeper {
             ticks.tick().await;
             if let Err(error) = self.beat().await {
                 tracing::warn!(node = %self.signer.address(), %error, "a heartbeat failed");
-                // The registry may have restarted and know nobody.
-                if matches!(error, RegistryError::UnknownNode(_)) {
-                    self.renew_at = 0;
+                match error {
+                    // The registry may have restarted and know nobody.
+                    RegistryError::UnknownNode(_) => self.renew_at = 0,
+                    // This node's clock may have been set back.
+                    RegistryError::Stale { known, .. } => self.sequence = known,
+                    _ => {}
                 }
             }
         }

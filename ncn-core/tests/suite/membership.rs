@@ -42,6 +42,16 @@ async fn the_silent_and_the_expired_are_gone() {
 }
 
 #[tokio::test]
+async fn the_same_record_again_is_no_sign_of_life() {
+    let (domain, node) = (Scene::new().trust.domain, key());
+    let mut members = Membership::new(domain, Bounds::default());
+    let signed = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
+    members.register(signed.clone(), NOW).unwrap();
+    members.register(signed, NOW + LIVENESS_SECONDS).unwrap();
+    assert_eq!(members.discover(&NodeQuery::default(), NOW + LIVENESS_SECONDS + 1).len(), 0);
+}
+
+#[tokio::test]
 async fn a_departed_node_cannot_be_brought_back_by_its_old_record() {
     let (domain, node) = (Scene::new().trust.domain, key());
     let mut members = Membership::new(domain, Bounds::default());

@@ -53,11 +53,16 @@ impl WorkerProgram {
 /// Runs each model in a worker process of its own, started through a sandbox. A worker that dies takes only the requests with it
 /// that it was running; the next request starts another.
 pub struct WorkerExecutor {
+    starter: Arc<Starter>,
+    /// Each model's slot has a lock of its own, held while its worker starts: whoever needs that worker waits, nobody else.
+    slots: std::sync::Mutex<HashMap<B256, Arc<Slot>>>,
+}
+
+/// How workers are started.
+struct Starter {
     program: WorkerProgram,
     sandbox: Arc<dyn Sandbox>,
     at_least: Confinement,
-    /// Each model's slot has a lock of its own, held while its worker starts: whoever needs that worker waits, nobody else.
-    slots: std::sync::Mutex<HashMap<B256, Arc<Slot>>>,
 }
 
 struct Slot {
@@ -75,15 +80,25 @@ struct Worker {
 impl WorkerExecutor {
     /// Workers of this program, each started through `sandbox`; refuses to run anything less confined than `at_least`.
     pub fn new(program: WorkerProgram, sandbox: Arc<dyn Sandbox>, at_least: Confinement) -> Self {
-        Self { program, sandbox, at_least, slots: std::sync::Mutex::default() }
+        Self { starter: Arc::new(Starter { program, sandbox, at_least }), slots: std::sync::Mutex::default() }
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<B256, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The model's worker; started, with the model loaded, when there is none or it has died.
-    async fn worker(&self, slot: &Slot) -> Result<Worker, ExecutorError> {
+    /// The model's worker. It is started in a task of its own, so that a request that gives up waiting does not undo the start for
+    /// those that come after it.
+    async fn worker(&self, slot: &Arc<Slot>) -> Result<Worker, ExecutorError> {
+        let (starter, slot) = (self.starter.clone(), slot.clone());
+        let ready = tokio::spawn(async move { starter.ready(&slot).await }).await;
+        ready.map_err(|error| ExecutorError::Worker(error.to_string()))?
+    }
+}
+
+impl Starter {
+    /// The slot's worker; started, with the model loaded, when there is none or it has died.
+    async fn ready(&self, slot: &Slot) -> Result<Worker, ExecutorError> {
         let mut current = slot.worker.lock().await;
         if let Some(worker) = &*current
             && worker.process.is_alive()
@@ -92,10 +107,10 @@ impl WorkerExecutor {
         }
         *current = None;
         let worker = self.start(slot).await?;
-        let directory = std::path::absolute(&slot.package.directory)
-            .map_err(|error| ExecutorError::InvalidModel(format!("the package's directory: {error}")))?;
-        let load =
-            proto::LoadModel { manifest: slot.package.model.bytes().clone(), directory: directory.to_string_lossy().into_owned() };
+        let load = proto::LoadModel {
+            manifest: slot.package.model.bytes().clone(),
+            directory: slot.package.directory.to_string_lossy().into_owned(),
+        };
         let (_asked, mut answers) = worker.process.ask(to_worker::Message::Load(load)).await?;
         // A load that never ends must not hold up everyone who needs the model: the worker ends with it.
         let loaded = tokio::time::timeout(LOAD_TIMEOUT, answered(&mut answers)).await;
@@ -145,7 +160,7 @@ impl Executor for WorkerExecutor {
     }
 
     fn confinement(&self) -> Confinement {
-        self.sandbox.confinement()
+        self.starter.sandbox.confinement()
     }
 
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
@@ -155,7 +170,11 @@ impl Executor for WorkerExecutor {
             return Err(ExecutorError::UnsupportedFormat(format));
         }
         let slot = self.slots().get(&digest).cloned();
-        let slot = slot.unwrap_or_else(|| Arc::new(Slot { package: package.clone(), worker: Mutex::default() }));
+        // The worker starts elsewhere: a relative directory would lead it nowhere.
+        let directory = std::path::absolute(&package.directory)
+            .map_err(|error| ExecutorError::InvalidModel(format!("the package's directory: {error}")))?;
+        let package = ModelPackage { directory, ..package.clone() };
+        let slot = slot.unwrap_or_else(|| Arc::new(Slot { package, worker: Mutex::default() }));
         self.worker(&slot).await?;
         self.slots().entry(digest).or_insert(slot);
         Ok(())
@@ -172,7 +191,9 @@ impl Executor for WorkerExecutor {
         let limit = execution.time_limit;
         let deadline = tokio::time::Instant::now() + limit;
         let late = |_| ExecutorError::TimedOut(limit);
-        let worker = tokio::time::timeout_at(deadline, self.worker(&slot)).await.map_err(late)??;
+        // Not the model's fault: another node may have a worker that is ready.
+        let starting = |_| ExecutorError::Worker("was not ready in time".into());
+        let worker = tokio::time::timeout_at(deadline, self.worker(&slot)).await.map_err(starting)??;
         let run = proto::RunModel {
             model_digest: wire::bytes(digest),
             inputs: wire::values_to_proto(execution.inputs),

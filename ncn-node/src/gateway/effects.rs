@@ -9,7 +9,8 @@ use futures::StreamExt as _;
 use ncn_core::{
     B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event,
     Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt,
-    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot, receipt,
+    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot, compute::MAX_OUTPUT_BYTES,
+    receipt,
 };
 
 use super::{
@@ -99,20 +100,15 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
     Some(Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust) })
 }
 
-/// Reserves a place with any live node that has not been tried yet.
+/// Reserves a place with any live node; those that have not been tried yet come first.
 async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
     let model_digest = task.submission.request.message.model_digest;
     let started = Instant::now();
     let query =
         NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), model: Some(model_digest), node: None };
     let found = gateway.registry.discover(query).await.map_err(|error| format!("discovery: {error}"))?;
-    let mut nodes: Vec<_> = found
-        .iter()
-        .filter(|record| !task.has_tried(record.message.node))
-        .filter_map(|record| gateway.compute(record.message.node))
-        .collect();
-    task.report(Step::Discover, gateway.address(), started.elapsed());
-
+    let mut nodes: Vec<_> = found.iter().filter_map(|record| gateway.compute(record.message.node)).collect();
+    let discovering = started.elapsed();
     let started = Instant::now();
     // Whose turn it is, is decided by the request: load spreads without anyone counting.
     nodes.sort_unstable_by_key(|node| node.address());
@@ -121,11 +117,13 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result
         let turn = turn % nodes.len();
         nodes.rotate_left(turn);
     }
+    nodes.sort_by_key(|node| task.has_tried(node.address()));
     let reservation = Reservation { request_id: task.request_id, model_digest, expires_at };
     let mut reasons = Vec::new();
     for node in nodes {
         match reserve_at(&*node, reservation).await {
             Ok(()) => {
+                task.report(Step::Discover, gateway.address(), discovering);
                 task.report(Step::Reserve, gateway.address(), started.elapsed());
                 return Ok(node);
             }
@@ -233,7 +231,10 @@ async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) ->
         }
         match reserve_node(gateway, task, expires_at).await {
             Ok(compute) => return Ok(compute),
-            Err(reason) if started.elapsed() >= NODE_PATIENCE => return Err(reason),
+            Err(reason) if started.elapsed() >= NODE_PATIENCE => {
+                let before = task.progress().failure.map(|failure| format!("; before that: {failure}"));
+                return Err(reason + &before.unwrap_or_default());
+            }
             Err(_) => pauses.pause().await,
         }
     }
@@ -256,6 +257,7 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
                     && word.request_id == task.request_id
                     && word.model_digest == order.model_digest
                     && word.input_hash == order.input_hash
+                    && output.size() <= MAX_OUTPUT_BYTES
                     && word.output_hash == output.hash()
                     && result.verify(&gateway.domain).is_ok();
                 if !honest {

@@ -41,7 +41,9 @@ where
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        if let Err(error) = run(&gateway, messages, &sender).await {
+        let running = run(&gateway, messages, &sender);
+        let stopped = || Err(Status::unavailable("the gateway is stopping"));
+        if let Err(error) = gateway.stopped.run_until_cancelled(running).await.unwrap_or_else(stopped) {
             tracing::debug!(error = error.message(), "a compute node's stream ended");
             let _ = sender.send(Err(error)).await;
         }

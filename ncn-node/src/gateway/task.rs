@@ -64,7 +64,10 @@ impl Progress {
             Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
             Event::Approved(certificate) => self.completion = Some(certificate),
             Event::Paid(transaction) => self.payment = Some(transaction),
-            Event::Executed { output, result } => (self.output, self.result) = (Some(output), Some(*result)),
+            Event::Executed { output, result } => {
+                (self.output, self.result) = (Some(output), Some(*result));
+                self.failure = None;
+            }
             Event::Settled(transaction) => self.settlement = Some(transaction),
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
                 self.failure = Some(reason);

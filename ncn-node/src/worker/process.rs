@@ -6,7 +6,7 @@ use std::{
     process::Child,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use ncn_client::{
 };
 use ncn_core::ExecutorError;
 use prost::Message as _;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::{
     process::{ChildStdin, ChildStdout},
     sync::mpsc,
@@ -48,15 +48,31 @@ pub(crate) struct Process {
 struct Group {
     id: Option<Pid>,
     /// Once the worker has been reaped, its id may become another process's.
-    reaped: AtomicBool,
+    reaped: Mutex<bool>,
 }
 
 impl Group {
     fn kill(&self) {
-        if let Some(id) = self.id.filter(|_| !self.reaped.load(Ordering::Acquire)) {
+        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kill_unless(*reaped);
+    }
+
+    fn kill_unless(&self, reaped: bool) {
+        if let Some(id) = self.id.filter(|_| !reaped) {
             // It fails only when the group has ended by itself.
             let _ = kill_process_group(id, Signal::KILL);
         }
+    }
+
+    /// Waits for the worker to end, ends what it has left behind, and only then lets go of its id.
+    fn reap(&self, mut child: Child) {
+        if let Some(id) = self.id {
+            let _ = waitid(WaitId::Pid(id), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        }
+        let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kill_unless(*reaped);
+        let _ = child.wait();
+        *reaped = true;
     }
 }
 
@@ -73,18 +89,17 @@ impl Process {
     /// Takes charge of a worker that was just started, and waits until it is ready.
     pub(crate) async fn start(mut child: Child) -> Result<Self, ExecutorError> {
         let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let group = Arc::new(Group { id, reaped: AtomicBool::new(false) });
+        let group = Arc::new(Group { id, reaped: Mutex::new(false) });
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (messages, to_send) = mpsc::channel(QUEUE);
         // From here on, dropping this ends the process.
         let process = Self { messages, waiting: waiting.clone(), next: AtomicU64::new(1), group: group.clone() };
         // Reaps the child whenever it ends.
-        let reaped = group.clone();
+        let (reaper, gone_too) = (group.clone(), waiting.clone());
         tokio::task::spawn_blocking(move || {
-            let status = child.wait();
-            reaped.reaped.store(true, Ordering::Release);
-            status
+            reaper.reap(child);
+            *lock(&gone_too) = None;
         });
 
         let stdin = ChildStdin::from_std(stdin.ok_or_else(|| gone("has no standard input"))?).map_err(gone)?;

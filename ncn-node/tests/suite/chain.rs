@@ -1,5 +1,7 @@
 //! The embedded chain, and the payout rule on it.
 
+use std::sync::Arc;
+
 use alloy_primitives::{B256, Bytes};
 use ncn_client::evm::{EvmBackend as _, EvmError, LogFilter};
 use ncn_core::{
@@ -89,17 +91,20 @@ async fn nonsense_is_refused_with_a_reason() {
     assert_eq!(chain.head().await.unwrap().number, 0, "nothing of it made a block");
     // Where there is no contract, a call gives nothing.
     assert_eq!(chain.call(Address::repeat_byte(9), Bytes::new()).await.unwrap(), Bytes::new());
-    assert!(ncn_client::evm::EvmLedger::connect(std::sync::Arc::new(chain), Address::repeat_byte(9), key()).await.is_err());
+    assert!(ncn_client::evm::EvmLedger::connect(Arc::new(chain), Address::repeat_byte(9), key()).await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_transactions_of_one_account_at_once() {
-    let scene = Chain::new(3).await;
+    let scene = Arc::new(Chain::new(3).await);
     let to = Address::random();
-    let transfers = (0..40).map(|_| scene.deployer.transfer(to, tokens(1)));
+    let transfers = (0..200).map(|_| {
+        let scene = scene.clone();
+        tokio::spawn(async move { scene.deployer.transfer(to, tokens(1)).await.unwrap() })
+    });
     let hashes = futures::future::try_join_all(transfers).await.unwrap();
-    assert_eq!(hashes.iter().collect::<std::collections::HashSet<_>>().len(), 40);
-    assert_eq!(scene.deployer.balance(to).await.unwrap(), tokens(40));
+    assert_eq!(hashes.iter().collect::<std::collections::HashSet<_>>().len(), 200);
+    assert_eq!(scene.deployer.balance(to).await.unwrap(), tokens(200));
 }
 
 #[tokio::test]

@@ -10,8 +10,12 @@ use ncn_client::{
     },
     wire::MAX_MESSAGE_BYTES,
 };
-use ncn_core::{Executor, Value, memory::EchoExecutor};
-use ncn_node::{devnet::quickstart, worker};
+use ncn_core::{Address, Attachment, B256, Confinement, Executor, NodeRole, Signed, Value, memory::EchoExecutor};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    presence::Announcement,
+    worker,
+};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,7 +23,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::scene::network;
+use crate::scene::{key, network};
 
 /// Sends bytes to a port and returns once it has closed the connection, or said nothing more for a while.
 async fn throw(url: &str, bytes: &[u8]) {
@@ -81,15 +85,68 @@ async fn oversized_messages_are_refused() {
 async fn strangers_do_not_attach_as_compute_nodes() {
     let network = network().start().await.unwrap();
     let mut plane = GatewayComputeServiceClient::new(channel(&network.gateway_url()).unwrap());
-    let heartbeat = proto::compute_message::Message::Heartbeat(proto::Empty {});
-    let attachment = proto::Attachment { challenge: vec![1; 32].into(), ..proto::Attachment::default() };
-    for first in [heartbeat, proto::compute_message::Message::Attachment(attachment)] {
-        let message = proto::ComputeMessage { message: Some(first) };
-        let mut answers = plane.attach(tokio_stream::iter([message])).await.unwrap().into_inner();
-        let challenge = answers.message().await.unwrap().unwrap();
-        assert!(matches!(challenge.message, Some(proto::gateway_message::Message::Challenge(_))));
-        assert!(answers.message().await.is_err());
+    let mut refusals = Vec::new();
+    for lie in [Lie::None, Lie::Silence, Lie::Challenge, Lie::Gateway, Lie::Role, Lie::Subnet, Lie::Record, Lie::Signature] {
+        let (sender, messages) = tokio::sync::mpsc::channel(4);
+        let mut answers = plane.attach(tokio_stream::wrappers::ReceiverStream::new(messages)).await.unwrap().into_inner();
+        let Some(proto::gateway_message::Message::Challenge(challenge)) = answers.message().await.unwrap().unwrap().message else {
+            panic!("the first message is a challenge")
+        };
+        let message = proto::ComputeMessage { message: Some(answer(&network, &challenge, lie).await) };
+        sender.send(message).await.unwrap();
+        if lie == Lie::None {
+            // Taken: the stream stays open, and nothing comes.
+            let quiet = tokio::time::timeout(Duration::from_millis(200), answers.message()).await;
+            assert!(quiet.is_err(), "{quiet:?}");
+        } else {
+            let refused = answers.message().await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{lie:?}: {refused}");
+            refusals.push(refused.message().to_owned());
+        }
     }
+    assert!(refusals.iter().any(|refusal| refusal.starts_with("node.signature")), "{refusals:?}");
+    assert!(refusals.iter().any(|refusal| refusal.starts_with("attachment.signature")), "{refusals:?}");
+}
+
+/// What is wrong with an answer to the challenge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    None,
+    Silence,
+    Challenge,
+    Gateway,
+    Role,
+    Subnet,
+    Record,
+    Signature,
+}
+
+async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) -> proto::compute_message::Message {
+    if lie == Lie::Silence {
+        return proto::compute_message::Message::Heartbeat(proto::Empty {});
+    }
+    let (node, domain) = (key(), network.trust_root().await.unwrap().domain);
+    let subnet = network.gateway().models().await.unwrap()[0].subnet;
+    let announcement = Announcement {
+        role: if lie == Lie::Role { NodeRole::Validator } else { NodeRole::Compute },
+        subnet: if lie == Lie::Subnet { B256::ZERO } else { subnet },
+        endpoint: String::new(),
+        models: Vec::new(),
+        confinement: Confinement::None,
+    };
+    let mut record = announcement.record(&domain, &node, 1).await.unwrap();
+    let attachment = Attachment {
+        node: node.address(),
+        gateway: if lie == Lie::Gateway { node.address() } else { Address::from_slice(&challenge.gateway) },
+        challenge: if lie == Lie::Challenge { B256::ZERO } else { B256::from_slice(&challenge.challenge) },
+    };
+    let mut attachment = Signed::sign(attachment, &domain, &*node).await.unwrap();
+    match lie {
+        Lie::Record => record.message.sequence += 1,
+        Lie::Signature => attachment.signature = record.signature,
+        _ => {}
+    }
+    proto::compute_message::Message::Attachment(proto::Attachment::write(record, attachment))
 }
 
 /// What a worker does with these bytes on its standard input; it must end by itself.

@@ -9,5 +9,6 @@ mod conformance;
 mod digests;
 mod failures;
 mod hostile;
+mod liars;
 mod recovery;
 mod scene;

@@ -11,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger, RequestId, Signed,
-    Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _, Value, Values,
+    Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger, Registry,
+    RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _, Value, Values,
     conformance::LedgerFixture as _,
 };
 use ncn_node::{
@@ -73,15 +73,15 @@ impl Journal for CrashingJournal {
 }
 
 /// A network in one process whose gateway can be started again.
-struct Scene {
-    network: InProcess,
+pub(crate) struct Scene {
+    pub(crate) network: InProcess,
     gateway: DynSigner,
     compute: Arc<dyn Compute>,
     _presence: Presence,
 }
 
 impl Scene {
-    async fn new(directory: &Path) -> Self {
+    pub(crate) async fn new(directory: &Path) -> Self {
         let network = InProcess::new(&[Behaviour::Honest; 5]).await;
         let (gateway, compute) = (key(), key());
         let domain = network.trust.domain;
@@ -95,11 +95,15 @@ impl Scene {
     }
 
     async fn start(&self, journal: Arc<dyn Journal>) -> Arc<Gateway> {
+        self.start_with(journal, self.network.registry.clone()).await
+    }
+
+    pub(crate) async fn start_with(&self, journal: Arc<dyn Journal>, registry: Arc<dyn Registry>) -> Arc<Gateway> {
         let parts = GatewayParts {
             signer: self.gateway.clone(),
             subnet: subnet(&self.gateway),
             manifests: vec![quickstart::MANIFEST.into()],
-            registry: self.network.registry.clone(),
+            registry,
             ledger: self.network.chain.ledger(self.gateway.clone()),
             journal,
             options: GatewayOptions::default(),
@@ -117,14 +121,14 @@ fn subnet(owner: &DynSigner) -> Subnet {
 }
 
 /// One client's order, which it submits, pays and follows at whichever gateway is up.
-struct Client {
+pub(crate) struct Client {
     submission: Submission,
     access: Signed<TaskAccess>,
-    ledger: Arc<dyn PaymentLedger>,
+    pub(crate) ledger: Arc<dyn PaymentLedger>,
 }
 
 impl Client {
-    async fn new(scene: &Scene) -> Self {
+    pub(crate) async fn new(scene: &Scene) -> Self {
         let (key, model) = (key(), quickstart::model().unwrap());
         let ledger = scene.network.chain.account(key.clone(), Amount::TOKEN).await;
         let domain = scene.network.trust.domain;
@@ -145,7 +149,7 @@ impl Client {
         Self { submission: Submission { request, inputs }, access, ledger }
     }
 
-    async fn serve(&self, gateway: &dyn Transport) -> TaskUpdate {
+    pub(crate) async fn serve(&self, gateway: &dyn Transport) -> TaskUpdate {
         let status = gateway.submit(self.submission.clone()).await.unwrap();
         if let Some(quote) = &status.quote
             && status.outcome().is_none()

@@ -1,0 +1,229 @@
+//! Registries, chains and gateways that lie, or whose answers get lost: the client keeps its tokens or gets its answer.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
+use ncn_core::{
+    Address, Amount, Approval, B256, Certificate, CompletionRequest, Departure, EscrowState, Heartbeat, LedgerError, ModelInfo,
+    NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError,
+    RequestId, Settlement, Signed, Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot,
+    UnixTime, Value, ledger::LedgerEvents, transport::Updates,
+};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    gateway::journal::MemoryJournal,
+};
+
+use crate::{
+    recovery,
+    scene::{key, network},
+};
+
+/// A registry that makes up the approvals of one phase.
+struct LyingRegistry {
+    honest: Arc<dyn Registry>,
+    about_completion: bool,
+}
+
+async fn made_up() -> Certificate {
+    let mut approvals = Vec::new();
+    for _ in 0..3 {
+        approvals.push(Approval::sign(&B256::ZERO, &*key()).await.unwrap());
+    }
+    Certificate::new(approvals)
+}
+
+#[async_trait]
+impl Registry for LyingRegistry {
+    async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
+        self.honest.register(record).await
+    }
+
+    async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
+        self.honest.heartbeat(heartbeat).await
+    }
+
+    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+        self.honest.deregister(departure).await
+    }
+
+    async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
+        self.honest.discover(query).await
+    }
+
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        self.honest.register_subnet(subnet).await
+    }
+
+    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+        self.honest.subnet(id).await
+    }
+
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+        if self.about_completion { self.honest.preprocessing(request).await } else { Ok(made_up().await) }
+    }
+
+    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+        if self.about_completion { Ok(made_up().await) } else { self.honest.completion(request).await }
+    }
+}
+
+/// What becomes of a request, and of the client's tokens, with such a registry.
+async fn with_lies(about_completion: bool) -> (TaskUpdate, Amount) {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = recovery::Scene::new(directory.path()).await;
+    let client = recovery::Client::new(&scene).await;
+    let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), about_completion });
+    let gateway = scene.start_with(Arc::new(MemoryJournal::default()), registry).await;
+    let update = client.serve(&*gateway).await;
+    (update, client.ledger.balance(client.ledger.account()).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
+    let (update, left) = with_lies(false).await;
+    assert!(
+        matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refused, reason } if reason.contains("does not verify")),
+        "{update:?}"
+    );
+    assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_made_up_approval_of_the_result_pays_nobody() {
+    let (update, left) = with_lies(true).await;
+    assert!(
+        matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refunded, reason } if reason.contains("does not verify")),
+        "{update:?}"
+    );
+    assert_eq!(left, Amount::TOKEN);
+}
+
+/// A chain that takes the payment and loses the answer, and whose next answers come late.
+struct ForgetfulLedger {
+    honest: Arc<dyn PaymentLedger>,
+    late: Duration,
+    tries: AtomicUsize,
+}
+
+#[async_trait]
+impl PaymentLedger for ForgetfulLedger {
+    fn account(&self) -> Address {
+        self.honest.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.honest.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.honest.now().await
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        self.honest.balance(owner).await
+    }
+
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        let escrowed = self.honest.escrow(quote).await;
+        if self.tries.fetch_add(1, Ordering::SeqCst) == 0 {
+            escrowed.unwrap();
+            return Err(LedgerError::Unreachable("the connection broke".into()));
+        }
+        escrowed
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+        self.honest.settle(settlement).await
+    }
+
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.honest.refund(quote).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        tokio::time::sleep(self.late).await;
+        self.honest.escrow_state(client, request_id).await
+    }
+
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+        self.honest.events(from_block).await
+    }
+}
+
+/// A gateway that cannot be reached the first few times that it is asked for news.
+struct Flickering {
+    gateway: GrpcTransport,
+    outages: AtomicUsize,
+}
+
+#[async_trait]
+impl Transport for Flickering {
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        self.gateway.submit(submission).await
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        self.gateway.confirm_payment(confirmation).await
+    }
+
+    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+        let out = self.outages.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match out {
+            Ok(_) => Err(TransportError::Unreachable { endpoint: "gateway".into(), problem: "flickers".into() }),
+            Err(_) => self.gateway.updates(access).await,
+        }
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        self.gateway.status(request_id).await
+    }
+
+    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+        self.gateway.cancel(access).await
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        self.gateway.models().await
+    }
+}
+
+/// One inference through these, and what the client has left of its token.
+async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Result<Answer, ClientError>, Amount) {
+    let signer = key();
+    network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    let honest: Arc<dyn PaymentLedger> = Arc::new(network.ledger(signer.clone()));
+    let ledger = Arc::new(ForgetfulLedger { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
+    let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
+    let transport = Arc::new(Flickering { gateway, outages: AtomicUsize::new(outages) });
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build().unwrap();
+    let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
+    let left = honest.balance(honest.account()).await.unwrap();
+    (answer, left)
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_the_payment_costs_nothing() {
+    let network = network().start().await.unwrap();
+    // At once, the chain shows the escrow; later, the gateway has settled it already.
+    for late in [Duration::ZERO, Duration::from_secs(2)] {
+        let (answer, left) = infer(&network, late, 0).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.output.text("label"), Some("7"), "{late:?}");
+        assert_eq!(left.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN), "{late:?}: paid once");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_flickers_still_delivers() {
+    let network = network().start().await.unwrap();
+    let (answer, _) = infer(&network, Duration::ZERO, 4).await;
+    assert_eq!(answer.unwrap().output.text("label"), Some("7"));
+}
