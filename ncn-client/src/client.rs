@@ -17,11 +17,8 @@ use ncn_core::{
 };
 pub use order::Order;
 
-use crate::ClientError;
+use crate::{Backoff, ClientError};
 
-/// How long to wait before asking a gateway again that does not answer; doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long past expiry a refund is tried for before the caller is told that it is still to come.
 const REFUND_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a gateway that has been paid is asked for what it has not delivered yet.
@@ -182,7 +179,7 @@ impl Quoted {
     /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
     pub async fn pay(self) -> Result<Paid, ClientError> {
         let started = Instant::now();
-        let mut pauses = Pauses::new();
+        let mut backoff = Backoff::new();
         let mut uncertain = false;
         let transaction = loop {
             let error = match within(self.client.ledger.escrow(&self.quote)).await {
@@ -206,7 +203,7 @@ impl Quoted {
                 // Should it have been paid out after all, `finish` brings the answer.
                 return paid.conclude(error.to_string(), &mut |_| ()).await.map(|_| paid.clone());
             }
-            pauses.pause().await;
+            backoff.pause().await;
         };
         let paying = started.elapsed();
         let confirmation = PaymentConfirmation { request_id: self.quote.request_id, transaction };
@@ -249,7 +246,7 @@ impl Paid {
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
     pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
-        let mut pauses = Pauses::new();
+        let mut backoff = Backoff::new();
         let reason = loop {
             let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
             match self.follow(left, &mut on_chunk).await {
@@ -257,7 +254,7 @@ impl Paid {
                 Ok(Ending::Failed(reason)) => break reason,
                 Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
                     tracing::warn!(request = %self.request_id(), %error, "lost the gateway; asking again");
-                    pauses.pause().await;
+                    backoff.pause().await;
                 }
                 Err(error) => break error.to_string(),
             }
@@ -317,7 +314,7 @@ impl Paid {
         let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
         let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
         let mut paid_out = false;
-        let mut pauses = Pauses::new();
+        let mut backoff = Backoff::new();
         loop {
             // The chain's clock is what the contract goes by.
             let expired = within(ledger.now()).await.is_ok_and(|now| now > quote.expiry);
@@ -348,7 +345,7 @@ impl Paid {
                 let rejected = || ClientError::ReceiptRejected(format!("paid out, but no valid receipt came: {reason}"));
                 return Err(if paid_out { rejected() } else { ClientError::NotRefunded(reason) });
             }
-            pauses.pause().await;
+            backoff.pause().await;
         }
     }
 }
@@ -357,20 +354,6 @@ impl Paid {
 async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     let late = |_| Err(LedgerError::Unreachable(format!("no answer within {LEDGER_TIMEOUT:?}")));
     tokio::time::timeout(LEDGER_TIMEOUT, call).await.unwrap_or_else(late)
-}
-
-/// Pauses that grow.
-struct Pauses(Duration);
-
-impl Pauses {
-    const fn new() -> Self {
-        Self(FIRST_PAUSE)
-    }
-
-    async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(MAX_PAUSE);
-    }
 }
 
 fn unix_now() -> UnixTime {

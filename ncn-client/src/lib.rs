@@ -17,6 +17,7 @@
 //! [`grpc`] has the clients of gateways, registries and validators, [`evm`] the ledger on an EVM chain, [`wire`] and [`proto`]
 //! what travels between them.
 
+mod backoff;
 mod client;
 mod error;
 pub mod evm;
@@ -24,6 +25,7 @@ pub mod grpc;
 pub mod proto;
 pub mod wire;
 
+pub use backoff::Backoff;
 pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted};
 pub use error::ClientError;
 pub use ncn_core as core;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
+use ncn_client::Backoff;
 use ncn_core::{
     B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event,
     Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt,
@@ -19,9 +20,6 @@ use super::{
 };
 use crate::time::unix_now;
 
-/// How long to wait before something is tried again that may succeed later; doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often the validators are asked that give too few approvals: while the client waits for a quote, and once it has paid.
 const PREPROCESSING_TRIES: u32 = 3;
 const COMPLETION_TRIES: u32 = 20;
@@ -57,20 +55,6 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
             tracing::error!(request = %task.request_id, ?effect, "the journal is incomplete");
             futures::future::pending().await
         }
-    }
-}
-
-/// Pauses that grow.
-struct Pauses(Duration);
-
-impl Pauses {
-    const fn new() -> Self {
-        Self(FIRST_PAUSE)
-    }
-
-    async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(MAX_PAUSE);
     }
 }
 
@@ -159,7 +143,7 @@ where
     A: Fn() -> F,
     F: Future<Output = Result<Certificate, RegistryError>>,
 {
-    let mut pauses = Pauses::new();
+    let mut backoff = Backoff::new();
     let mut left = tries;
     loop {
         left -= 1;
@@ -173,7 +157,7 @@ where
         if !retryable || left == 0 {
             return Event::Refused(problem);
         }
-        pauses.pause().await;
+        backoff.pause().await;
     }
 }
 
@@ -220,7 +204,7 @@ async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: 
 async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Arc<dyn Compute>, String> {
     let Quote { request_id, model_digest, expiry: expires_at, .. } = *quote;
     let started = Instant::now();
-    let mut pauses = Pauses::new();
+    let mut backoff = Backoff::new();
     loop {
         // The lease may have run out while the client thought about paying: reserving again renews it.
         if attempt == 0
@@ -235,7 +219,7 @@ async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) ->
                 let before = task.progress().failure.map(|failure| format!("; before that: {failure}"));
                 return Err(reason + &before.unwrap_or_default());
             }
-            Err(_) => pauses.pause().await,
+            Err(_) => backoff.pause().await,
         }
     }
 }
@@ -290,7 +274,7 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
     let completion = Completion::new(&quote, &result.message);
     let settlement = Settlement { quote, completion, certificate: progress.completion.clone()? };
     let started = Instant::now();
-    let mut pauses = Pauses::new();
+    let mut backoff = Backoff::new();
     loop {
         let error = match gateway.ledger.settle(&settlement).await {
             Ok(transaction) => {
@@ -305,13 +289,13 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
             Ok(_) if !error.is_retryable() => return Some(Event::SettlementImpossible(error.to_string())),
             _ => tracing::warn!(request = %task.request_id, %error, "the chain does not settle; trying again"),
         }
-        pauses.pause().await;
+        backoff.pause().await;
     }
 }
 
 async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
     let quote = progress.quote.as_ref()?;
-    let mut pauses = Pauses::new();
+    let mut backoff = Backoff::new();
     loop {
         let error = match gateway.ledger.refund(quote).await {
             Ok(transaction) => return Some(Event::Refunded(transaction)),
@@ -322,7 +306,7 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
             Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
             _ => tracing::warn!(request = %quote.request_id, %error, "the chain does not refund; trying again"),
         }
-        pauses.pause().await;
+        backoff.pause().await;
     }
 }
 
@@ -334,13 +318,13 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
     let failed = |reason: String| TaskUpdate::Failed { outcome, reason };
     let update = if outcome == Outcome::Completed {
         let output = progress.output.clone().unwrap_or_default();
-        let mut pauses = Pauses::new();
+        let mut backoff = Backoff::new();
         let mut issued = issue(gateway, task, progress.clone()).await;
         for _ in 1..SEAL_TRIES {
             if issued.is_ok() {
                 break;
             }
-            pauses.pause().await;
+            backoff.pause().await;
             issued = issue(gateway, task, progress.clone()).await;
         }
         match issued {
