@@ -103,7 +103,15 @@ impl Receipt {
         if json.len() > MAX_RECEIPT_BYTES {
             return Err(ReceiptError::Format(format!("{} bytes, a receipt has at most {MAX_RECEIPT_BYTES}", json.len())));
         }
-        serde_json::from_slice(json).map_err(|error| ReceiptError::Format(error.to_string()))
+        let format = |error: serde_json::Error| ReceiptError::Format(error.to_string());
+        let receipt: Self = serde_json::from_slice(json).map_err(format)?;
+        // One spelling per receipt: hexadecimal digits could otherwise be written in either case, and a changed text would pass.
+        let (given, canonical): (serde_json::Value, _) =
+            (serde_json::from_slice(json).map_err(format)?, serde_json::to_value(&receipt).map_err(format)?);
+        if given != canonical {
+            return Err(ReceiptError::Format("hashes, addresses and signatures are written in lower case, with 0x".into()));
+        }
+        Ok(receipt)
     }
 
     /// The receipt as indented JSON.

@@ -5,7 +5,7 @@ mod verify;
 
 use std::{
     fmt,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -58,7 +58,26 @@ impl From<io::Error> for Failure {
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the program's own voice")]
+/// What may come from outside, as it can be shown on a terminal: control characters would be obeyed rather than seen.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 1_000;
+    let escape = |c: char| {
+        // U+202A.. and U+2066.. turn the direction of what follows around.
+        let disguise = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if disguise { c.escape_default().to_string() } else { c.to_string() }
+    };
+    let mut all: String = text.replace('\n', " ").chars().take(LONGEST).map(escape).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        all.push_str("...");
+    }
+    all
+}
+
+/// Says something on standard error, if anybody listens.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
@@ -71,6 +90,6 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Err(Failure::Input(problem)) => (problem, 2),
         Err(Failure::Failed(problem)) => (problem, 1),
     };
-    eprintln!("error: {}", problem.replace('\n', " "));
+    say(&format!("error: {}", shown(&problem)));
     ExitCode::from(status)
 }

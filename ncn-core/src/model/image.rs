@@ -14,11 +14,13 @@ pub(super) const MAX_SIDE: u32 = 16_384;
 pub(super) fn to_tensor(data: &[u8], size: (u32, u32), mode: ImageMode, scale: f32, offset: f32) -> Result<Tensor, String> {
     let ImageMode::Gray = mode;
     let (width, height) = size;
-    let broken =
-        |error: png::DecodingError| format!("is not a readable PNG image ({error}); send a PNG of {width}x{height} pixels");
+    let broken = |error: png::DecodingError| match error {
+        png::DecodingError::LimitsExceeded => format!("is a PNG with more than an image in it: send {width}x{height} plain pixels"),
+        _ => format!("is not a readable PNG image; send a PNG of {width}x{height} pixels"),
+    };
 
     // What the decoder may allocate: 64 KiB for itself, and the widest pixels (16-bit RGBA) of the size we take.
-    let budget = u64::from(width) * u64::from(height) * 8 + (64 << 10);
+    let budget = u64::from(width) * u64::from(height) * 8 + (1 << 20);
     let limits = Limits { bytes: usize::try_from(budget).unwrap_or(usize::MAX) };
     let mut decoder = Decoder::new_with_limits(Cursor::new(data), limits);
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);

@@ -81,8 +81,12 @@ async fn a_good_receipt_verifies_here_and_nowhere_else() {
     assert!(matches!(receipt.verify(&elsewhere.trust), Err(ReceiptError::UntrustedRoot { .. })));
     assert!(receipt.matches_output(&Values::from([("label", "7")])));
     assert!(!receipt.matches_output(&Values::from([("label", "1")])));
-    let again = Receipt::from_json(receipt.to_json().as_bytes()).unwrap();
-    assert_eq!(again, receipt);
+    let json = receipt.to_json();
+    assert_eq!(Receipt::from_json(json.as_bytes()).unwrap(), receipt);
+    let digit = json.find("0xcc").unwrap() + 2;
+    for other in [json[..digit].to_owned() + "CC" + &json[digit + 2..], json.replacen("0x", "", 1)] {
+        assert!(matches!(Receipt::from_json(other.as_bytes()), Err(ReceiptError::Format(_))), "another spelling of the same");
+    }
 }
 
 /// Every way to change one place of a JSON document: another value in a leaf; a leaf, entry or field gone; an entry twice; two

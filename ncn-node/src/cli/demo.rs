@@ -5,16 +5,18 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use alloy_primitives::Address;
-use ncn_client::{Answer, ClientError};
-use ncn_core::{Amount, Confinement, PaymentLedger as _, Recipient, Value};
+use ncn_client::Answer;
+use ncn_core::{Amount, Confinement, PaymentLedger as _, Receipt, Recipient, Value, Values};
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::json;
 
-use super::Failure;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, say, shown};
 
 /// The largest input file that is read.
 const MAX_INPUT_BYTES: u64 = 8 << 20;
@@ -44,54 +46,118 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => read_input(path)?,
         None => quickstart::SAMPLE.to_vec(),
     };
-    let inputs = [("image", Value::png(image))].into();
+    let inputs: Values = [("image", Value::png(image))].into();
     let model = quickstart::model().map_err(Failure::failed)?;
-    model.manifest().prepare(&inputs).map_err(|error| Failure::from(ClientError::from(error)))?;
-    // Only opened: a receipt that is there already stays until there is a new one.
-    File::options()
-        .append(true)
-        .create(true)
-        .open(&arguments.receipt)
-        .map_err(|error| Failure::Input(format!("--receipt: cannot write {}: {error}", arguments.receipt.display())))?;
+    let named = |problem: String| match &arguments.input {
+        Some(path) => Failure::Input(format!("--input {}: {problem}", path.display())),
+        None => Failure::Failed(problem),
+    };
+    model.manifest().prepare(&inputs).map_err(|error| named(error.problem))?;
+    let target = ReceiptFile::prepare(&arguments.receipt, arguments.input.as_deref())?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let started = Instant::now();
-        let network = LocalNetwork::start().await.map_err(Failure::failed)?;
-        note(&format!(
-            "network up in {} ms: chain, registry, {} validators, gateway, {} compute nodes",
-            started.elapsed().as_millis(),
-            network.validator_addresses().len(),
-            network.compute_addresses().len()
-        ));
-        note(match network.confinement() {
-            Confinement::None => "WARNING: models run unconfined, this system cannot confine them: for development only",
-            Confinement::Reduced => "models run confined: files, network, system calls and resources (level: reduced)",
-            Confinement::Full => "models run confined by every layer (level: full)",
-        });
-        let client = network.client().await.map_err(Failure::failed)?.build()?;
-        let accounts = Accounts::of(&network);
-        let before = accounts.balances(&network).await?;
-        let quoted = client.submit(ncn_client::Order::new(quickstart::NAME, inputs)).await?;
-        let payer = quoted.quote().client;
-        let payer_before = balance(&network, payer).await?;
-        let answer = quoted.pay().await?.finish().await?;
-        let after = accounts.balances(&network).await?;
-        let payer = Balance { before: payer_before, after: balance(&network, payer).await? };
-
-        let balances: BTreeMap<Address, Balance> = before
-            .into_iter()
-            .zip(after.into_values())
-            .map(|((address, before), after)| (address, Balance { before, after }))
-            .collect();
-        check_balances(&answer, &balances, &payer)?;
-        fs::write(&arguments.receipt, answer.receipt.to_json() + "\n")?;
-        if arguments.json {
-            print_json(&answer, &arguments.receipt)
-        } else {
-            print_text(&answer, &accounts, &balances, &payer, &arguments.receipt)
+        tokio::select! {
+            done = perform(arguments, inputs, target) => done,
+            // What was started is ended in order, and leaves nothing behind.
+            () = interrupted() => Err(Failure::Failed("interrupted".into())),
         }
     })
+}
+
+async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> Result<(), Failure> {
+    let started = Instant::now();
+    let network = LocalNetwork::start().await.map_err(Failure::failed)?;
+    say(&format!(
+        "network up in {} ms: chain, registry, {} validators, gateway, {} compute nodes",
+        started.elapsed().as_millis(),
+        network.validator_addresses().len(),
+        network.compute_addresses().len()
+    ));
+    say(match network.confinement() {
+        Confinement::None => "WARNING: models run unconfined, this system cannot confine them: for development only",
+        Confinement::Reduced => "models run confined: files, network, system calls and resources (level: reduced)",
+        Confinement::Full => "models run confined by every layer (level: full)",
+    });
+    let client = network.client().await.map_err(Failure::failed)?.build()?;
+    let accounts = Accounts::of(&network);
+    let before = accounts.balances(&network).await?;
+    let quoted = client.submit(ncn_client::Order::new(quickstart::NAME, inputs)).await?;
+    let payer = quoted.quote().client;
+    let payer_before = balance(&network, payer).await?;
+    let answer = quoted.pay().await?.finish().await?;
+    let after = accounts.balances(&network).await?;
+    let payer = Balance { before: payer_before, after: balance(&network, payer).await? };
+
+    let balances: BTreeMap<Address, Balance> = before
+        .into_iter()
+        .zip(after.into_values())
+        .map(|((address, before), after)| (address, Balance { before, after }))
+        .collect();
+    check_balances(&answer, &balances, &payer)?;
+    target.write(&answer.receipt)?;
+    if arguments.json {
+        print_json(&answer, &arguments.receipt)
+    } else {
+        print_text(&answer, &accounts, &balances, &payer, &arguments.receipt)
+    }
+}
+
+/// Where the receipt goes. A file is replaced in one step, so that there is a whole receipt at any time, the old one or the new; what
+/// is no file, such as a device or a pipe, is written to.
+struct ReceiptFile {
+    path: PathBuf,
+    replace: bool,
+}
+
+impl ReceiptFile {
+    /// Finds out now what would make writing fail later.
+    fn prepare(path: &Path, input: Option<&Path>) -> Result<Self, Failure> {
+        let refuse = |problem: String| Failure::Input(format!("--receipt {}: {problem}", path.display()));
+        let here = |path: &Path| fs::canonicalize(path).ok();
+        if input.is_some_and(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
+            return Err(refuse("is the input file: name another".into()));
+        }
+        let this = |replace| Self { path: path.into(), replace };
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => return Err(refuse("is a directory: name a file in it".into())),
+            Ok(there) if !there.is_file() => return Ok(this(false)),
+            // What could not be opened for writing must not be replaced either.
+            Ok(_) => drop(File::options().append(true).open(path).map_err(|error| refuse(format!("cannot write it: {error}")))?),
+            Err(_) => {}
+        }
+        drop(this(true).beside().map_err(|error| refuse(format!("cannot write there: {error}")))?);
+        Ok(this(true))
+    }
+
+    /// A new file in the same directory.
+    fn beside(&self) -> io::Result<tempfile::NamedTempFile> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        tempfile::Builder::new().prefix(".ncn-receipt").permissions(mode).tempfile_in(directory)
+    }
+
+    fn write(&self, receipt: &Receipt) -> Result<(), Failure> {
+        let json = receipt.to_json() + "\n";
+        let written = if self.replace {
+            self.beside().and_then(|mut file| {
+                file.write_all(json.as_bytes())?;
+                file.persist(&self.path).map(drop).map_err(|error| error.error)
+            })
+        } else {
+            fs::write(&self.path, json)
+        };
+        let path = self.path.display();
+        written.map_err(|error| Failure::Failed(format!("paid and served, but --receipt {path} cannot be written: {error}")))
+    }
 }
 
 fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -103,11 +169,6 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
         return Err(refuse(format!("has more than {MAX_INPUT_BYTES} bytes; give a PNG of 8x8 pixels")));
     }
     Ok(bytes)
-}
-
-#[allow(clippy::print_stderr, reason = "progress")]
-fn note(text: &str) {
-    eprintln!("{text}");
 }
 
 async fn balance(network: &LocalNetwork, owner: Address) -> Result<Amount, Failure> {
@@ -158,6 +219,11 @@ fn check_balances(answer: &Answer, balances: &BTreeMap<Address, Balance>, payer:
     Ok(())
 }
 
+/// To the microsecond, which is what is measured.
+fn milliseconds(took: Duration) -> f64 {
+    u32::try_from(took.as_micros()).map_or(f64::MAX, f64::from) / 1_000.0
+}
+
 fn role_name(role: Recipient) -> &'static str {
     match role {
         Recipient::Compute => "compute",
@@ -181,7 +247,7 @@ fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
             json!({
                 "name": report.step,
                 "actor": actor(report.actor),
-                "took_ms": report.took.as_secs_f64() * 1_000.0,
+                "took_ms": milliseconds(report.took),
             })
         })
         .collect();
@@ -197,7 +263,7 @@ fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
         "steps": steps,
         "payments": payments,
         "total": answer.receipt.payments.total,
-        "receipt": fs::canonicalize(receipt)?,
+        "receipt": fs::canonicalize(receipt).unwrap_or_else(|_| receipt.to_path_buf()).to_string_lossy(),
     });
     Ok(writeln!(io::stdout(), "{all:#}")?)
 }
@@ -213,8 +279,8 @@ fn print_text(
     writeln!(out, "request {}\n", answer.receipt.request_id())?;
     for report in &answer.steps {
         let (number, name) = (report.step as u8, report.step.to_string());
-        let milliseconds = report.took.as_secs_f64() * 1_000.0;
-        writeln!(out, "{number:>3}  {name:<14} {:<12} {milliseconds:>9.2} ms", accounts.name(report.actor))?;
+        let took = milliseconds(report.took);
+        writeln!(out, "{number:>3}  {name:<14} {:<12} {took:>9.2} ms", accounts.name(report.actor))?;
     }
     writeln!(out, "\nresult")?;
     for (name, value) in answer.output.iter() {
@@ -246,6 +312,6 @@ fn print_text(
         answer.receipt.payments.total,
         answer.receipt.payments.total.units()
     )?;
-    writeln!(out, "receipt {} (check it: ncn verify {0})", receipt.display())?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&receipt.display().to_string()))?;
     Ok(())
 }

@@ -22,16 +22,18 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let json = read(&arguments.receipt)?;
-    let receipt = Receipt::from_json(&json).map_err(Failure::failed)?;
+    let name = arguments.receipt.display();
+    let receipt = Receipt::from_json(&json).map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
     match &arguments.trust_root {
         Some(path) => {
-            let trust: TrustRoot = serde_json::from_slice(&read(path)?)
-                .map_err(|error| Failure::Input(format!("--trust-root {}: {error}", path.display())))?;
+            let refuse = |problem: String| Failure::Input(format!("--trust-root {}: {problem}", path.display()));
+            let trust: TrustRoot = serde_json::from_slice(&read(path)?).map_err(|error| refuse(error.to_string()))?;
+            trust.validate().map_err(|error| refuse(error.to_string()))?;
             receipt.verify(&trust)
         }
         None => receipt.verify_as_stated(),
     }
-    .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.receipt.display())))?;
+    .map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
 
     let mut out = io::stdout().lock();
     let trusted = if arguments.trust_root.is_some() { "trusted" } else { "as the receipt states it: compare" };
@@ -57,7 +59,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let refuse = |problem: String| Failure::Input(format!("cannot read {}: {problem}", path.display()));
     let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
     let mut bytes = Vec::new();
-    // One byte more than a receipt may have is enough to see that it has too many.
+    // One byte more than it may have is enough to see that it has too many.
     file.take(MAX_RECEIPT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
+    if bytes.len() > MAX_RECEIPT_BYTES {
+        return Err(refuse(format!("it has more than {MAX_RECEIPT_BYTES} bytes")));
+    }
     Ok(bytes)
 }

@@ -16,7 +16,7 @@ use landlock::{
     RulesetStatus, Scope, path_beneath_rules,
 };
 use ncn_core::Policy;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
 };
@@ -76,7 +76,9 @@ pub(super) fn confine(policy: &Policy, program: &Path) -> io::Result<()> {
 }
 
 fn limit_resources(policy: &Policy) -> io::Result<()> {
-    let limit = |resource, most: u64| {
+    let limit = |resource, wanted: u64| {
+        // A limit that is stricter already stays: raising it is not ours to do.
+        let most = getrlimit(resource).maximum.map_or(wanted, |hard| hard.min(wanted));
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
         setrlimit(resource, limit).map_err(io::Error::from)
     };

@@ -25,6 +25,7 @@ fn fails(arguments: &[&str], status: i32, says: &str) {
     assert_eq!(output.status.code(), Some(status), "{arguments:?}: {error}");
     assert!(error.lines().last().unwrap().starts_with("error: ") && error.contains(says), "{arguments:?}: {error}");
     assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+    assert!(!error.trim_end().contains(char::is_control), "{arguments:?}: {error:?}");
     assert_eq!(text(&output.stdout), "", "{arguments:?}");
 }
 
@@ -89,6 +90,12 @@ fn bad_input_says_what_to_do() {
     fails(&["demo", "--input", &path("truncated.png")], 2, "not a readable PNG");
     fails(&["demo", "--input", "/"], 2, "directory");
     fails(&["demo", "--receipt", &path("no/such/directory.json")], 2, "cannot write");
+    fails(&["demo", "--receipt", "/"], 2, "directory");
+    let input = path("input.png");
+    std::fs::copy(digit(7), &input).unwrap();
+    fails(&["demo", "--input", &input, "--receipt", &input], 2, "is the input file");
+    std::fs::write(path("escape.json"), "{\"a\u{1b}[2K\": 1}").unwrap();
+    fails(&["verify", &path("escape.json")], 1, "format");
     fails(&["verify", &path("missing.json")], 2, "No such file");
     fails(&["verify", &path("text.png")], 1, "format");
     for usage in [&["demo", "--inptu", "x"][..], &["verify"], &["frobnicate"], &[]] {
@@ -104,9 +111,10 @@ fn a_changed_receipt_is_caught() {
     assert!(run(&["demo", "--receipt", name], directory.path()).status.success());
     let good: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     // The core's tests change every place; here, that the program says which check failed.
-    let changes: [(&str, Value, &str); 4] = [
+    let changes: [(&str, Value, &str); 5] = [
         ("/quote/total", "1".into(), "seal"),
         ("/result/message/outputHash", format!("0x{}", "7".repeat(64)).into(), "result.signature"),
+        ("/request/message/nonce", format!("0x{}", "7".repeat(64)).into(), "request.signature"),
         ("/payments/payouts/0/amount", "1".into(), "payments"),
         ("/issuedAt", 5.into(), "seal"),
     ];
@@ -122,6 +130,10 @@ fn a_changed_receipt_is_caught() {
     let verified = run(&["verify", name, "--trust-root", trust.to_str().unwrap()], directory.path());
     assert!(text(&verified.stdout).contains("(trusted)"));
     let mut other = good["trustRoot"].clone();
+    other["threshold"] = 0.into();
+    std::fs::write(&trust, other.to_string()).unwrap();
+    fails(&["verify", name, "--trust-root", trust.to_str().unwrap()], 2, "threshold");
+    other = good["trustRoot"].clone();
     other["domain"]["chainId"] = 1.into();
     std::fs::write(&trust, other.to_string()).unwrap();
     fails(&["verify", name, "--trust-root", trust.to_str().unwrap()], 1, "not of the trusted");
