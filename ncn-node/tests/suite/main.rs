@@ -10,5 +10,6 @@ mod digests;
 mod failures;
 mod hostile;
 mod liars;
+mod load;
 mod recovery;
 mod scene;
