@@ -36,7 +36,7 @@ library MessageHash {
     bytes32 internal constant RECEIPT_SEAL = keccak256(
         "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,bytes32 paymentTransaction,bytes32 settlementTransaction,uint64 issuedAt)"
     );
-    bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId)");
+    bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId,uint8 purpose)");
     bytes32 internal constant NODE_RECORD = keccak256(
         "NodeRecord(address node,uint8 role,bytes32 subnet,string endpoint,bytes32[] models,uint8 confinement,uint64 sequence,uint64 expiresAt)"
     );

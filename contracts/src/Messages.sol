@@ -69,10 +69,11 @@ struct ReceiptSeal {
     uint64 issuedAt;
 }
 
-/// A client's permission to follow or cancel its own request.
+/// A client's permission to do one thing with its own request: 1 to follow it, 2 to cancel it.
 struct TaskAccess {
     address client;
     bytes32 requestId;
+    uint8 purpose;
 }
 
 /// A node's announcement of itself: newer sequence wins, gone after `expiresAt`.

@@ -21,7 +21,7 @@ contract MessageHashTest is Test {
     }
 
     function test_TypeReaderUnderstandsTheFile() public view {
-        vm.assertEq(typeOf("TaskAccess"), "TaskAccess(address client,bytes32 requestId)");
+        vm.assertEq(typeOf("TaskAccess"), "TaskAccess(address client,bytes32 requestId,uint8 purpose)");
         vm.assertEq(typeOf("Attachment"), "Attachment(address node,address gateway,bytes32 challenge)");
     }
 
@@ -140,7 +140,7 @@ contract MessageHashTest is Test {
         bytes32 departure = harness.hashDeparture(Departure(node, sequence));
         bytes32 heartbeat = harness.hashHeartbeat(Heartbeat(node, sequence, 0));
         vm.assertNotEq(departure, heartbeat);
-        vm.assertNotEq(harness.hashTaskAccess(TaskAccess(node, id)), keccak256(abi.encode(node, id)));
+        vm.assertNotEq(harness.hashTaskAccess(TaskAccess(node, id, 1)), keccak256(abi.encode(node, id, uint8(1))));
     }
 
     function testFuzz_DigestBindsChainAndContract(uint256 chain, address contract_, bytes32 hash) public view {

@@ -11,9 +11,9 @@ use std::{
 pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
-    B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk, PaymentConfirmation,
-    PaymentLedger, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport,
-    TransportError, TrustRoot, UnixTime, Values, validation::MAX_ESCROW_SECONDS,
+    AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk,
+    PaymentConfirmation, PaymentLedger, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus,
+    TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 
@@ -109,7 +109,7 @@ impl Client {
         let trust = self.trust_root().await?;
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
-        let access = TaskAccess { client: self.signer.address(), request_id };
+        let access = TaskAccess { client: self.signer.address(), request_id, purpose: AccessPurpose::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 
         let submission = Submission { request: request.clone(), inputs: order.inputs };
@@ -171,7 +171,9 @@ impl Quoted {
 
     /// Withdraws the order.
     pub async fn cancel(self) -> Result<(), ClientError> {
-        Ok(self.client.transport.cancel(self.access).await?)
+        let access = TaskAccess { purpose: AccessPurpose::Cancel, ..self.access.message };
+        let access = Signed::sign(access, &self.trust.domain, &*self.client.signer).await?;
+        Ok(self.client.transport.cancel(access).await?)
     }
 
     /// Escrows the quote's total and tells the gateway. Paying twice is paying once.

@@ -45,8 +45,8 @@ pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk,
 pub use ledger::{EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    Attachment, Completion, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
-    ReceiptSeal, Subnet, SubnetModel, TaskAccess,
+    AccessPurpose, Attachment, Completion, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord,
+    NodeRole, Quote, ReceiptSeal, Subnet, SubnetModel, TaskAccess,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};

@@ -158,7 +158,7 @@ pub struct ReceiptSeal {
     pub issued_at: UnixTime,
 }
 
-/// A client's permission to follow or cancel its own request. Request ids become public on chain; this keeps outputs private.
+/// A client's permission to do one thing with its own request. Request ids become public on chain; this keeps outputs private.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskAccess {
@@ -166,6 +166,19 @@ pub struct TaskAccess {
     pub client: Address,
     /// The client's request.
     pub request_id: RequestId,
+    /// What it may be used for.
+    pub purpose: AccessPurpose,
+}
+
+/// What a [`TaskAccess`] may be used for. Whoever sees one that follows cannot cancel with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum AccessPurpose {
+    /// To see updates and output.
+    Follow = 1,
+    /// To withdraw the request.
+    Cancel = 2,
 }
 
 /// What a node does on the network.

@@ -122,7 +122,7 @@ impl TransportError {
 /// # For the implementer
 /// - `submit` returns once the request can be paid or has ended, and refuses whatever could be refused later for the same reason:
 ///   after it has given a quote, only the network's failure may keep the client from a result.
-/// - `updates` and `cancel` check that the signer of the access is the request's client.
+/// - `updates` and `cancel` check that the signer of the access is the request's client, and that it is for this purpose.
 /// - `cancel` of a request that is already paid leads to a refund or to the result, never to both.
 #[async_trait]
 pub trait Transport: Send + Sync {

@@ -20,8 +20,8 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    Compute, Domain, DynSigner, EscrowState, Event, Message as _, ModelInfo, PaymentConfirmation, PaymentLedger, Registry,
-    RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError,
+    AccessPurpose, Compute, Domain, DynSigner, EscrowState, Event, Message as _, ModelInfo, PaymentConfirmation, PaymentLedger,
+    Registry, RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError,
     transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
@@ -219,11 +219,14 @@ impl Gateway {
         self.tasks().get(&request_id).cloned().ok_or(TransportError::UnknownTask(request_id))
     }
 
-    /// The task that an access is for, once it is sure that its client signed it.
-    fn accessed(&self, access: &Signed<TaskAccess>) -> Result<Arc<Task>, TransportError> {
+    /// The task that an access is for, once it is sure that its client signed it, for this purpose.
+    fn accessed(&self, access: &Signed<TaskAccess>, purpose: AccessPurpose) -> Result<Arc<Task>, TransportError> {
         let task = self.task(access.message.request_id)?;
         if access.message.client != task.submission.request.message.client {
             return Err(TransportError::Unauthorised("the request is another client's".into()));
+        }
+        if access.message.purpose != purpose {
+            return Err(TransportError::Unauthorised("the signature is for another purpose".into()));
         }
         access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
         Ok(task)
@@ -334,7 +337,7 @@ impl Transport for Gateway {
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
-        Ok(self.accessed(&access)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
+        Ok(self.accessed(&access, AccessPurpose::Follow)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
@@ -342,7 +345,7 @@ impl Transport for Gateway {
     }
 
     async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.accessed(&access)?.tell(Event::Cancelled);
+        self.accessed(&access, AccessPurpose::Cancel)?.tell(Event::Cancelled);
         Ok(())
     }
 

@@ -288,6 +288,9 @@ pub struct TaskId {
     pub client: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "3")]
     pub signature: ::prost::bytes::Bytes,
+    /// 1 to follow, 2 to cancel: what the signature is for.
+    #[prost(uint32, tag = "4")]
+    pub purpose: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceTaskStatus {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ncn_core::{
-    Attachment, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation, Reservation, Signed, State, Step,
-    StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
+    AccessPurpose, Attachment, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation, Reservation, Signed,
+    State, Step, StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
 };
 
 use super::{
@@ -132,7 +132,12 @@ impl TryFrom<proto::TransactionConfirmation> for PaymentConfirmation {
 
 impl From<Signed<TaskAccess>> for proto::TaskId {
     fn from(Signed { message, signature }: Signed<TaskAccess>) -> Self {
-        Self { request_id: bytes(message.request_id), client: bytes(message.client), signature: bytes(signature.as_bytes()) }
+        Self {
+            request_id: bytes(message.request_id),
+            client: bytes(message.client),
+            signature: bytes(signature.as_bytes()),
+            purpose: message.purpose as u32,
+        }
     }
 }
 
@@ -140,8 +145,13 @@ impl TryFrom<proto::TaskId> for Signed<TaskAccess> {
     type Error = WireError;
 
     fn try_from(id: proto::TaskId) -> Result<Self, WireError> {
-        let message =
-            TaskAccess { client: address("task_id.client", &id.client)?, request_id: hash("task_id.request_id", &id.request_id)? };
+        let purposes = [AccessPurpose::Follow, AccessPurpose::Cancel];
+        let purpose = purposes.into_iter().find(|purpose| *purpose as u32 == id.purpose);
+        let message = TaskAccess {
+            client: address("task_id.client", &id.client)?,
+            request_id: hash("task_id.request_id", &id.request_id)?,
+            purpose: purpose.ok_or_else(|| WireError::new("task_id.purpose", "is unknown"))?,
+        };
         Ok(Self { message, signature: signature("task_id.signature", &id.signature)? })
     }
 }

@@ -6,8 +6,9 @@ use futures::{StreamExt as _, future::join_all};
 
 use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
-    Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger, Signed, State, Step,
-    Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, UnixTime, Values,
+    AccessPurpose, Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger,
+    Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot,
+    UnixTime, Values,
 };
 
 /// What the suite for [`Transport`] needs: a network around the transport.
@@ -62,8 +63,8 @@ impl Scene<'_> {
         Submission { request: signed(order, &self.trust, &self.client).await, inputs: self.fixture.inputs() }
     }
 
-    async fn access(&self, request_id: B256, key: &DynSigner) -> Signed<TaskAccess> {
-        signed(TaskAccess { client: key.address(), request_id }, &self.trust, key).await
+    async fn access(&self, request_id: B256, key: &DynSigner, purpose: AccessPurpose) -> Signed<TaskAccess> {
+        signed(TaskAccess { client: key.address(), request_id, purpose }, &self.trust, key).await
     }
 }
 
@@ -156,16 +157,26 @@ async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Vio
 
 async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Result<(), Violation> {
     let (transport, id) = (&scene.transport, quoted.request_id);
-    let stranger = scene.access(id, &key()).await;
-    let followed = transport.updates(stranger.clone()).await.map(drop);
-    rules.check("strangers do not follow", matches!(followed, Err(TransportError::Unauthorised(_))), followed)?;
-    let cancelled = transport.cancel(stranger.clone()).await;
-    rules.check("strangers do not cancel", matches!(cancelled, Err(TransportError::Unauthorised(_))), cancelled)?;
-    let mut forged = stranger;
+    let denied = |result: &Result<(), TransportError>| matches!(result, Err(TransportError::Unauthorised(_)));
+    let stranger = key();
+    let access = scene.access(id, &stranger, AccessPurpose::Follow).await;
+    let followed = transport.updates(access.clone()).await.map(drop);
+    rules.check("strangers do not follow", denied(&followed), followed)?;
+    let cancelled = transport.cancel(scene.access(id, &stranger, AccessPurpose::Cancel).await).await;
+    rules.check("strangers do not cancel", denied(&cancelled), cancelled)?;
+    let mut forged = access;
     forged.message.client = scene.client.address();
     let followed = transport.updates(forged).await.map(drop);
-    rules.check("a forged access is refused", matches!(followed, Err(TransportError::Unauthorised(_))), followed)?;
-    let unknown = transport.updates(scene.access([9; 32].into(), &scene.client).await).await.map(drop);
+    rules.check("a forged access is refused", denied(&followed), followed)?;
+    let follow = scene.access(id, &scene.client, AccessPurpose::Follow).await;
+    let cancelled = transport.cancel(follow.clone()).await;
+    rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
+    let mut turned = follow;
+    turned.message.purpose = AccessPurpose::Cancel;
+    let cancelled = transport.cancel(turned).await;
+    rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
+    let unknown = scene.access([9; 32].into(), &scene.client, AccessPurpose::Follow).await;
+    let unknown = transport.updates(unknown).await.map(drop);
     rules.check("an unknown request is said so", matches!(unknown, Err(TransportError::UnknownTask(_))), unknown)?;
 
     // A hint without a payment leads nowhere.
@@ -181,7 +192,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let Some(quote) = &quoted.quote else {
         return Err(Violation { rule: "its quote is approved", what: "there is none".into() });
     };
-    let access = scene.access(id, &scene.client).await;
+    let access = scene.access(id, &scene.client, AccessPurpose::Follow).await;
     let before = scene.account.balance(scene.client.address()).await.unwrap_or_default();
     let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
     let transaction = rules.ok("a client escrows", scene.account.escrow(quote).await)?;
@@ -223,12 +234,13 @@ async fn cancels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     let transport = &scene.transport;
     let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
     let status = rules.ok("a good order is taken", transport.submit(submission.clone()).await)?;
-    let access = scene.access(status.request_id, &scene.client).await;
-    rules.ok("a client cancels", transport.cancel(access.clone()).await)?;
-    let last = rules.ok("the last update can be had", transport.last_update(access.clone()).await)?;
+    let access = scene.access(status.request_id, &scene.client, AccessPurpose::Follow).await;
+    let cancel = scene.access(status.request_id, &scene.client, AccessPurpose::Cancel).await;
+    rules.ok("a client cancels", transport.cancel(cancel.clone()).await)?;
+    let last = rules.ok("the last update can be had", transport.last_update(access).await)?;
     let cancelled = matches!(last, TaskUpdate::Failed { outcome: Outcome::Cancelled, .. });
     rules.check("a cancelled request ends so", cancelled, last)?;
-    rules.ok("cancelling again changes nothing", transport.cancel(access).await)?;
+    rules.ok("cancelling again changes nothing", transport.cancel(cancel).await)?;
     let status = rules.ok("the same order is the same request", transport.submit(submission).await)?;
     rules.check("a cancelled request stays cancelled", status.outcome() == Some(Outcome::Cancelled), status.state)
 }

@@ -101,7 +101,7 @@ impl ToSol for super::TaskAccess {
     type Sol = generated::TaskAccess;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::TaskAccess { client: self.client, requestId: self.request_id }
+        generated::TaskAccess { client: self.client, requestId: self.request_id, purpose: self.purpose as u8 }
     }
 }
 

@@ -6,8 +6,8 @@ use alloy_primitives::{Address, B256, Bytes, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
-    Amount, Attachment, Completion, Confinement, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult, Message,
-    NodeRecord, NodeRole, Quote, ReceiptSeal, Split, Subnet, SubnetModel, TaskAccess, Usage,
+    AccessPurpose, Amount, Attachment, Completion, Confinement, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult,
+    Message, NodeRecord, NodeRole, Quote, ReceiptSeal, Split, Subnet, SubnetModel, TaskAccess, Usage,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -144,7 +144,11 @@ async fn the_messages_of_a_request() {
             issued_at: any.number(),
         };
         any.agree(&seal, harness::hashReceiptSealCall::SELECTOR).await;
-        let access = TaskAccess { client: any.address(), request_id: any.hash() };
+        let access = TaskAccess {
+            client: any.address(),
+            request_id: any.hash(),
+            purpose: any.any(prop::sample::select(vec![AccessPurpose::Follow, AccessPurpose::Cancel])),
+        };
         any.agree(&access, harness::hashTaskAccessCall::SELECTOR).await;
     }
 }

@@ -11,9 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger, Registry,
-    RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _, Value, Values,
-    conformance::LedgerFixture as _,
+    AccessPurpose, Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger,
+    Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _,
+    Value, Values, conformance::LedgerFixture as _,
 };
 use ncn_node::{
     compute::ComputeNode,
@@ -143,7 +143,7 @@ impl Client {
             deadline: unix_now() + 60,
             nonce: B256::random(),
         };
-        let access = TaskAccess { client: key.address(), request_id: order.digest(&domain) };
+        let access = TaskAccess { client: key.address(), request_id: order.digest(&domain), purpose: AccessPurpose::Follow };
         let access = Signed::sign(access, &domain, &*key).await.unwrap();
         let request = Signed::sign(order, &domain, &*key).await.unwrap();
         Self { submission: Submission { request, inputs }, access, ledger }
