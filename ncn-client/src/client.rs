@@ -5,7 +5,7 @@ mod order;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 pub use builder::{ClientBuilder, Options};
@@ -13,11 +13,11 @@ use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk,
     PaymentConfirmation, PaymentLedger, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus,
-    TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Values, validation::MAX_ESCROW_SECONDS,
+    TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 
-use crate::{Backoff, ClientError};
+use crate::{Backoff, ClientError, unix_now};
 
 /// How long past expiry a refund is tried for before the caller is told that it is still to come.
 const REFUND_PATIENCE: Duration = Duration::from_secs(30);
@@ -356,8 +356,4 @@ impl Paid {
 async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     let late = |_| Err(LedgerError::Unreachable(format!("no answer within {LEDGER_TIMEOUT:?}")));
     tokio::time::timeout(LEDGER_TIMEOUT, call).await.unwrap_or_else(late)
-}
-
-fn unix_now() -> UnixTime {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -7,11 +7,14 @@ mod validator;
 use std::time::Duration;
 
 pub use registry::GrpcRegistry;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
-use crate::wire::RemoteError;
+use crate::wire::{self, RemoteError};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,9 +44,14 @@ pub fn channel(url: &str) -> Result<Channel, EndpointError> {
         .connect_lazy())
 }
 
-/// A whole call, answer and all, within [`CALL_TIMEOUT`]: tonic's own timeout ends at the answer's first byte.
-async fn bounded<T, E: RemoteError>(call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let late = |_| Err(E::unreachable(format!("no answer within {CALL_TIMEOUT:?}")));
-    // Boxed: generated clients make large futures, and every caller's would hold one.
-    tokio::time::timeout(CALL_TIMEOUT, Box::pin(call)).await.unwrap_or_else(late)
+/// A whole call, answer and all, within [`CALL_TIMEOUT`]: tonic's own timeout ends at the answer's first byte. A refusal comes back as
+/// the error that the service gave.
+fn bounded<T, E: RemoteError>(call: impl Future<Output = Result<T, Status>>) -> impl Future<Output = Result<T, E>> {
+    // Boxed at once: generated clients make large futures, and every caller's would hold one.
+    let call = Box::pin(call);
+    async {
+        let called = tokio::time::timeout(CALL_TIMEOUT, call).await;
+        let called = called.map_err(|_| E::unreachable(format!("no answer within {CALL_TIMEOUT:?}")))?;
+        called.map_err(|status| wire::from_status(&status))
+    }
 }

@@ -23,9 +23,11 @@ mod error;
 pub mod evm;
 pub mod grpc;
 pub mod proto;
+mod time;
 pub mod wire;
 
 pub use backoff::Backoff;
 pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted};
 pub use error::ClientError;
 pub use ncn_core as core;
+pub use time::unix_now;

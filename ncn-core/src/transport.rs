@@ -7,10 +7,7 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Amount, InferenceRequest, Model, RequestId, Signed, SubnetModel, TaskAccess, TaskStatus, TaskUpdate, Values,
-    model::ManifestError,
-};
+use crate::{Amount, InferenceRequest, Model, RequestId, Signed, TaskAccess, TaskStatus, TaskUpdate, Values};
 
 /// A signed order and what to run on.
 #[derive(Clone, Debug)]
@@ -39,13 +36,6 @@ pub struct ModelInfo {
     pub subnet: B256,
     /// What a request costs there.
     pub price: Amount,
-}
-
-impl ModelInfo {
-    /// The offer of a subnet's model whose manifest is `manifest`.
-    pub fn new(subnet: B256, listed: &SubnetModel, manifest: impl Into<bytes::Bytes>) -> Result<Self, ManifestError> {
-        Ok(Self { model: Model::parse(manifest)?, subnet, price: listed.price })
-    }
 }
 
 /// News of a request: from its beginning, in order, ending after a [`TaskUpdate::is_last`].

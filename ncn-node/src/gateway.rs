@@ -20,9 +20,9 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, Compute, Domain, DynSigner, EscrowState, Event, Message as _, ModelInfo, PaymentConfirmation, PaymentLedger,
-    Registry, RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError,
-    transport::Updates, validation,
+    AccessPurpose, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model, ModelInfo, PaymentConfirmation,
+    PaymentLedger, Registry, RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport,
+    TransportError, transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -129,9 +129,10 @@ impl Gateway {
         let domain = ledger.trust_root().await?.domain;
         let mut models = HashMap::new();
         for manifest in manifests {
-            let digest = ncn_core::Model::parse(manifest.clone())?.digest();
-            let listed = subnet.model(&digest).ok_or(GatewayError::Manifest(digest))?;
-            models.insert(digest, ModelInfo::new(subnet.id(), listed, manifest)?);
+            let model = Model::parse(manifest)?;
+            let digest = model.digest();
+            let price = subnet.model(&digest).ok_or(GatewayError::Manifest(digest))?.price;
+            models.insert(digest, ModelInfo { model, subnet: subnet.id(), price });
         }
         if let Some(missing) = subnet.models.iter().find(|model| !models.contains_key(&model.digest)) {
             return Err(GatewayError::Manifest(missing.digest));

@@ -1,10 +1,3 @@
-//! The one place where a node asks what time it is.
+//! What time it is.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use ncn_core::UnixTime;
-
-/// The system's time.
-pub fn unix_now() -> UnixTime {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
-}
+pub use ncn_client::unix_now;

@@ -100,7 +100,7 @@ impl EvmLedger {
         })
     }
 
-    /// Does what `call` says, unless `done` finds in the request's state that it has been done, before or in the meantime.
+    /// Does what `call` says, unless `done` finds in the request's state that it has been done already.
     async fn once<C: SolCall>(
         &self,
         quote: &Quote,
@@ -110,6 +110,16 @@ impl EvmLedger {
         if let Some(transaction) = done(&self.escrow_state(quote.client, quote.request_id).await?) {
             return Ok(transaction);
         }
+        self.attempt(quote, done, call).await
+    }
+
+    /// Does what `call` says; when that is refused because `done` finds it done in the meantime, that is as good.
+    async fn attempt<C: SolCall>(
+        &self,
+        quote: &Quote,
+        done: impl Fn(&EscrowState) -> Option<B256>,
+        call: C,
+    ) -> Result<B256, LedgerError> {
         match self.transact(self.payment, call).await {
             Ok(sent) => Ok(sent.hash),
             Err(error) => done(&self.escrow_state(quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error)),
@@ -204,6 +214,7 @@ impl PaymentLedger for EvmLedger {
             EscrowState::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
             _ => None,
         };
+        let _guard = self.spending.lock().await;
         // What the contract would refuse for good is refused before an allowance is given.
         let state = self.escrow_state(quote.client, quote.request_id).await?;
         if let Some(transaction) = done(&state) {
@@ -217,14 +228,13 @@ impl PaymentLedger for EvmLedger {
         if balance < needed {
             return Err(LedgerError::InsufficientFunds { owner, balance, needed });
         }
-        let _guard = self.spending.lock().await;
         let value = U256::from(needed.units());
         let allowance = NCNToken::allowanceCall { owner, spender: self.payment };
         if call(&*self.backend, self.token, allowance).await? < value {
             self.transact(self.token, NCNToken::approveCall { spender: self.payment, value }).await?;
         }
         let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
-        self.once(quote, done, initiate).await
+        self.attempt(quote, done, initiate).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {

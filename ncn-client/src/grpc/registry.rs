@@ -32,7 +32,7 @@ impl GrpcRegistry {
         &self,
         call: impl AsyncFnOnce(P2pRegistryServiceClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, RegistryError> {
-        bounded(async { call(self.client.clone()).await.map_err(|status| wire::from_status(&status)) }).await
+        bounded(call(self.client.clone())).await
     }
 }
 

@@ -35,8 +35,7 @@ impl GrpcTransport {
         &self,
         call: impl AsyncFnOnce(GatewayClientServiceClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, TransportError> {
-        let called = async { call(self.client.clone()).await.map_err(|status| wire::from_status(&status)) };
-        bounded(called).await.map_err(|error| self.located(error))
+        bounded(call(self.client.clone())).await.map_err(|error| self.located(error))
     }
 
     fn error(&self, status: &Status) -> TransportError {

@@ -3,10 +3,7 @@ use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, Regis
 use tonic::transport::Channel;
 
 use super::{EndpointError, bounded, channel};
-use crate::{
-    proto::{self, validator_service_client::ValidatorServiceClient},
-    wire,
-};
+use crate::proto::{self, validator_service_client::ValidatorServiceClient};
 
 /// One validator, called over gRPC.
 #[derive(Clone, Debug)]
@@ -30,19 +27,13 @@ impl Validator for GrpcValidator {
 
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
         let request = proto::InferenceRequest::from(request.clone());
-        bounded(async {
-            let reply = self.client.clone().approve_preprocessing(request).await;
-            Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
-        })
-        .await
+        let reply = bounded::<_, RegistryError>(self.client.clone().approve_preprocessing(request)).await?;
+        Ok(reply.into_inner().try_into()?)
     }
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let request = proto::CompletionRequest::from(request.clone());
-        bounded(async {
-            let reply = self.client.clone().approve_completion(request).await;
-            Ok(reply.map_err(|status| wire::from_status::<RegistryError>(&status))?.into_inner().try_into()?)
-        })
-        .await
+        let reply = bounded::<_, RegistryError>(self.client.clone().approve_completion(request)).await?;
+        Ok(reply.into_inner().try_into()?)
     }
 }

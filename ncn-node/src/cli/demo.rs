@@ -10,7 +10,7 @@ use std::{
 
 use alloy_primitives::Address;
 use ncn_client::Answer;
-use ncn_core::{Amount, Confinement, PaymentLedger as _, Receipt, Recipient, Value, Values};
+use ncn_core::{Amount, Confinement, PaymentLedger as _, Receipt, Value, Values};
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::json;
 
@@ -224,15 +224,6 @@ fn milliseconds(took: Duration) -> f64 {
     u32::try_from(took.as_micros()).map_or(f64::MAX, f64::from) / 1_000.0
 }
 
-fn role_name(role: Recipient) -> &'static str {
-    match role {
-        Recipient::Compute => "compute",
-        Recipient::Gateway => "gateway",
-        Recipient::Validator => "validator",
-        Recipient::Treasury => "treasury",
-    }
-}
-
 fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
     let quote = &answer.receipt.quote;
     let actor = |address: Address| match address {
@@ -256,7 +247,7 @@ fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
         .payments
         .payouts
         .iter()
-        .map(|payout| json!({ "role": role_name(payout.role), "address": payout.address, "amount": payout.amount }))
+        .map(|payout| json!({ "role": payout.role, "address": payout.address, "amount": payout.amount }))
         .collect();
     let all = json!({
         "output": answer.output.to_json(),
