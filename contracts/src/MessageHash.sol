@@ -3,17 +3,24 @@ pragma solidity ^0.8.28;
 
 import {
     Attachment,
+    ChannelCharge,
+    ChannelClose,
+    ChannelPayout,
+    ChannelSettlement,
     Completion,
     Departure,
+    DowntimeReport,
     Heartbeat,
     InferenceRequest,
     InferenceResult,
     NodeRecord,
     Quote,
     ReceiptSeal,
+    SettledCompletion,
     Subnet,
     SubnetModel,
-    TaskAccess
+    TaskAccess,
+    Voucher
 } from "./Messages.sol";
 
 /// @title The EIP-712 struct hash of every message in Messages.sol.
@@ -34,7 +41,7 @@ library MessageHash {
     bytes32 internal constant COMPLETION =
         keccak256("Completion(bytes32 requestId,bytes32 quote,bytes32 result,address compute)");
     bytes32 internal constant RECEIPT_SEAL = keccak256(
-        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,bytes32 paymentTransaction,bytes32 settlementTransaction,uint64 issuedAt)"
+        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
     );
     bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId,uint8 purpose)");
     bytes32 internal constant NODE_RECORD = keccak256(
@@ -47,6 +54,19 @@ library MessageHash {
     bytes32 internal constant SUBNET = keccak256(
         "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 price)"
     );
+    bytes32 internal constant VOUCHER =
+        keccak256("Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,uint128 amount,uint128 cumulative)");
+    bytes32 internal constant SETTLED_COMPLETION =
+        keccak256("SettledCompletion(bytes32 channel,bytes32 completion,uint128 amount,bytes32 resultSignature)");
+    bytes32 internal constant CHANNEL_CHARGE =
+        keccak256("ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)");
+    bytes32 internal constant CHANNEL_PAYOUT = keccak256("ChannelPayout(address account,uint128 amount)");
+    bytes32 internal constant CHANNEL_SETTLEMENT = keccak256(
+        "ChannelSettlement(bytes32 root,uint64 count,ChannelCharge[] charges,ChannelPayout[] payouts)ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)ChannelPayout(address account,uint128 amount)"
+    );
+    bytes32 internal constant CHANNEL_CLOSE = keccak256("ChannelClose(bytes32 channel,uint128 settled)");
+    bytes32 internal constant DOWNTIME_REPORT =
+        keccak256("DowntimeReport(address validator,uint64 since,uint64 until)");
 
     function hash(InferenceRequest calldata request) internal pure returns (bytes32) {
         return keccak256(
@@ -133,5 +153,49 @@ library MessageHash {
                 subnet.version
             )
         );
+    }
+
+    function hash(Voucher calldata voucher) internal pure returns (bytes32) {
+        return keccak256(abi.encode(VOUCHER, voucher));
+    }
+
+    function hash(SettledCompletion calldata settled) internal pure returns (bytes32) {
+        return keccak256(abi.encode(SETTLED_COMPLETION, settled));
+    }
+
+    function hash(ChannelCharge calldata charge) internal pure returns (bytes32) {
+        return keccak256(abi.encode(CHANNEL_CHARGE, charge));
+    }
+
+    function hash(ChannelPayout calldata payout) internal pure returns (bytes32) {
+        return keccak256(abi.encode(CHANNEL_PAYOUT, payout));
+    }
+
+    function hash(ChannelSettlement calldata settlement) internal pure returns (bytes32) {
+        bytes32[] memory charges = new bytes32[](settlement.charges.length);
+        for (uint256 i = 0; i < charges.length; ++i) {
+            charges[i] = hash(settlement.charges[i]);
+        }
+        bytes32[] memory payouts = new bytes32[](settlement.payouts.length);
+        for (uint256 i = 0; i < payouts.length; ++i) {
+            payouts[i] = hash(settlement.payouts[i]);
+        }
+        return keccak256(
+            abi.encode(
+                CHANNEL_SETTLEMENT,
+                settlement.root,
+                settlement.count,
+                keccak256(abi.encodePacked(charges)),
+                keccak256(abi.encodePacked(payouts))
+            )
+        );
+    }
+
+    function hash(ChannelClose memory close) internal pure returns (bytes32) {
+        return keccak256(abi.encode(CHANNEL_CLOSE, close));
+    }
+
+    function hash(DowntimeReport calldata report) internal pure returns (bytes32) {
+        return keccak256(abi.encode(DOWNTIME_REPORT, report));
     }
 }

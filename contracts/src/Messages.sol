@@ -2,7 +2,8 @@
 pragma solidity ^0.8.28;
 
 // Everything that is signed on the network, as EIP-712 structs under the domain
-// (name "NCN", version "1", chainId, verifyingContract = InferencePayment).
+// (name "NCN", version "1", chainId, verifyingContract = InferencePayment). Vouchers, settlements of channels and their closing have
+// PaymentChannel as verifyingContract.
 //
 // This file is the one definition: the contracts import it, and ncn-core generates its Rust types from it.
 // Fields are part of every digest, in this order; changing one is a new protocol version.
@@ -57,15 +58,16 @@ struct Completion {
 }
 
 /// A gateway's seal over a finished request. `quote` and `result` are struct hashes; `preprocessing` and `completion` are
-/// keccak256 of the certificates' concatenated 65-byte signatures.
+/// keccak256 of the certificates' concatenated 65-byte signatures. `payment` and `settlement` are the transactions of an escrow;
+/// out of a channel, `payment` is the voucher's digest and `settlement` is zero, because a batch follows.
 struct ReceiptSeal {
     bytes32 requestId;
     bytes32 quote;
     bytes32 result;
     bytes32 preprocessing;
     bytes32 completion;
-    bytes32 paymentTransaction;
-    bytes32 settlementTransaction;
+    bytes32 payment;
+    bytes32 settlement;
     uint64 issuedAt;
 }
 
@@ -124,4 +126,58 @@ struct Subnet {
     uint16 validatorsBps;
     uint16 treasuryBps;
     uint64 version;
+}
+
+/// A client's promise to pay for one request out of its channel. `amount` is the most that this request may cost. `cumulative` is the
+/// most that the channel may be charged altogether, from its opening on, with this request and all that are in flight with it.
+struct Voucher {
+    bytes32 channel;
+    bytes32 requestId;
+    bytes32 quote;
+    uint128 amount;
+    uint128 cumulative;
+}
+
+/// One request of a batch: a leaf of the settlement's Merkle tree. `completion` is a struct hash, `resultSignature` is keccak256 of
+/// the compute node's 65-byte signature over its InferenceResult.
+struct SettledCompletion {
+    bytes32 channel;
+    bytes32 completion;
+    uint128 amount;
+    bytes32 resultSignature;
+}
+
+/// What a settlement takes out of one channel. `settledBefore` is what the channel had been charged before, so that the same
+/// settlement cannot be made twice, and settlements of one channel follow each other.
+struct ChannelCharge {
+    bytes32 channel;
+    uint128 settledBefore;
+    uint128 settledAfter;
+}
+
+/// What one account gets out of a settlement, for all its requests.
+struct ChannelPayout {
+    address account;
+    uint128 amount;
+}
+
+/// What M of N validators approve before a batch of requests is settled. `root` is the Merkle root over `count` SettledCompletions.
+struct ChannelSettlement {
+    bytes32 root;
+    uint64 count;
+    ChannelCharge[] charges;
+    ChannelPayout[] payouts;
+}
+
+/// A gateway's word that it will charge a channel no more than `settled`: with it the client has the rest back at once.
+struct ChannelClose {
+    bytes32 channel;
+    uint128 settled;
+}
+
+/// What M of N validators approve when another one did not answer from `since` to `until`.
+struct DowntimeReport {
+    address validator;
+    uint64 since;
+    uint64 until;
 }

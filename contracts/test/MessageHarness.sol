@@ -56,6 +56,26 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashVoucher(Voucher calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
+    function hashSettledCompletion(SettledCompletion calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
+    function hashChannelSettlement(ChannelSettlement calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
+    function hashChannelClose(ChannelClose calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
+    function hashDowntimeReport(DowntimeReport calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     /// @notice The digest that is signed, for a payment contract at `payment` on chain `chainId`.
     function digest(uint256 chainId, address payment, bytes32 structHash) external pure returns (bytes32) {
         bytes32 domain = keccak256(

@@ -26,7 +26,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 12);
+        vm.assertEq(structs, 19);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -73,6 +73,33 @@ contract MessageHashTest is Test {
     function testFuzz_TaskAccess(TaskAccess calldata message) public view {
         bytes32 hash = harness.hashTaskAccess(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("TaskAccess"), abi.encode(message)));
+    }
+
+    function testFuzz_Voucher(Voucher calldata message) public view {
+        bytes32 hash = harness.hashVoucher(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Voucher"), abi.encode(message)));
+    }
+
+    function testFuzz_SettledCompletion(SettledCompletion calldata message) public view {
+        bytes32 hash = harness.hashSettledCompletion(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("SettledCompletion"), abi.encode(message)));
+    }
+
+    function testFuzz_ChannelSettlement(ChannelSettlement calldata message) public view {
+        bytes32 hash = harness.hashChannelSettlement(message);
+        string memory definition =
+            string.concat(typeOf("ChannelSettlement"), typeOf("ChannelCharge"), typeOf("ChannelPayout"));
+        vm.assertEq(hash, vm.eip712HashStruct(definition, abi.encode(message)));
+    }
+
+    function testFuzz_ChannelClose(ChannelClose calldata message) public view {
+        bytes32 hash = harness.hashChannelClose(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("ChannelClose"), abi.encode(message)));
+    }
+
+    function testFuzz_DowntimeReport(DowntimeReport calldata message) public view {
+        bytes32 hash = harness.hashDowntimeReport(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("DowntimeReport"), abi.encode(message)));
     }
 
     function testFuzz_NodeRecord(NodeRecord calldata message) public view {
