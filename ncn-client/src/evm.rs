@@ -4,43 +4,60 @@ mod contracts;
 mod deploy;
 mod errors;
 mod ledger;
+mod sender;
 
-use alloy_primitives::{Address, B256, Bytes};
+use alloy_primitives::{Address, B256, Bytes, TxKind};
 use async_trait::async_trait;
 pub use contracts::{InferencePayment, NCNToken, ValidatorRegistry};
 pub use deploy::{Genesis, create};
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
+pub use sender::SendOptions;
 
 /// A way to reach an EVM chain.
 ///
 /// # For the implementer
-/// What it reports is what it considers final: an [`EvmLedger`] believes it.
+/// - What [`head`](Self::head), [`call`](Self::call), [`logs`](Self::logs) and a confirmed [`inclusion`](Self::inclusion) report is what
+///   the implementation considers final: an [`EvmLedger`] believes it. When it changes all the same, [`block_hash`](Self::block_hash)
+///   of some block does.
+/// - Errors that another try may overcome are [`EvmError::Unreachable`].
 #[async_trait]
 pub trait EvmBackend: Send + Sync {
     /// The chain's id.
     async fn chain_id(&self) -> Result<u64, EvmError>;
 
-    /// The newest block.
+    /// The newest final block.
     async fn head(&self) -> Result<Head, EvmError>;
 
-    /// Waits until there is a block after this one, and returns the newest.
+    /// Waits until there is a final block after this one, and returns the newest.
     async fn head_after(&self, block: u64) -> Result<Head, EvmError>;
 
-    /// How many transactions an account has sent.
-    async fn nonce(&self, account: Address) -> Result<u64, EvmError>;
+    /// The hash of a block; none when there is no such block (any more).
+    async fn block_hash(&self, block: u64) -> Result<Option<B256>, EvmError>;
+
+    /// How many transactions of an account are in blocks, and how many there are with those that wait.
+    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError>;
 
     /// What a call would return, without sending it.
-    async fn call(&self, to: Address, data: Bytes) -> Result<Bytes, EvmError>;
+    async fn call(&self, call: &Call) -> Result<Bytes, EvmError>;
 
-    /// Sends a signed, EIP-2718 encoded transaction and waits until it is in a block.
-    async fn send(&self, transaction: Bytes) -> Result<SentTransaction, EvmError>;
+    /// How much gas a call would use as a transaction on top of the newest block; [`EvmError::Reverted`] when it would be refused.
+    async fn estimate(&self, call: &Call) -> Result<u64, EvmError>;
+
+    /// What gas costs at present.
+    async fn fees(&self) -> Result<Fees, EvmError>;
+
+    /// Hands in a signed, EIP-2718 encoded transaction, which is then waiting. One that is known already is taken again.
+    async fn submit(&self, transaction: Bytes) -> Result<(), EvmError>;
+
+    /// Where a transaction is, when it is in a block.
+    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError>;
 
     /// The logs that fit, in the chain's order.
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError>;
 }
 
-/// The newest block.
+/// A block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Its number.
@@ -49,7 +66,51 @@ pub struct Head {
     pub timestamp: UnixTime,
 }
 
-/// A transaction that is in a block and succeeded.
+/// A message to a contract, or the creation of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// From whom; zero when it does not matter.
+    pub from: Address,
+    /// To which contract.
+    pub to: TxKind,
+    /// What it says.
+    pub input: Bytes,
+}
+
+/// How many transactions an account has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonces {
+    /// Those in final blocks.
+    pub mined: u64,
+    /// With those that wait.
+    pub pending: u64,
+}
+
+/// What gas costs, in the chain's smallest unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fees {
+    /// What every transaction of the next block pays.
+    pub base: u128,
+    /// What it takes on top to be taken soon.
+    pub priority: u128,
+}
+
+/// A transaction in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inclusion {
+    /// In which.
+    pub block: u64,
+    /// Whether that block is final.
+    pub confirmed: bool,
+    /// Whether it did what it was meant to; false when it was reverted.
+    pub succeeded: bool,
+    /// What it used.
+    pub gas_used: u64,
+    /// The contract that it created, when it did.
+    pub created: Option<Address>,
+}
+
+/// A transaction that is in a final block and succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SentTransaction {
     /// Its hash.
@@ -91,17 +152,46 @@ pub enum EvmError {
     /// The contract refused, with this data.
     #[error("reverted with {0}")]
     Reverted(Bytes),
-    /// The account has sent another transaction in the meantime.
-    #[error("the nonce {given} is not the next one, {expected}")]
-    Nonce {
-        /// What was sent.
-        given: u64,
-        /// What it had to be.
+    /// Another transaction of the account has this nonce.
+    #[error("nonce: {0} is taken by another transaction of the account")]
+    Nonce(u64),
+    /// The account cannot pay for gas.
+    #[error("gas: {account} cannot pay for it ({problem}): give it some of the chain's own coin, or have a gateway relay")]
+    NoGas {
+        /// Whose transaction.
+        account: Address,
+        /// What the chain says.
+        problem: String,
+    },
+    /// Gas costs more than the caller allows.
+    #[error("gas: costs {needed} wei a unit now, the limit is {limit}: wait, or raise the limit")]
+    TooDear {
+        /// What it takes.
+        needed: u128,
+        /// What is allowed.
+        limit: u128,
+    },
+    /// Another chain than the one that was expected.
+    #[error("chain: {endpoint} is chain {actual}, not {expected}: use an endpoint of chain {expected}")]
+    WrongChain {
+        /// Who was asked.
+        endpoint: String,
+        /// The chain that it has.
+        actual: u64,
+        /// The chain that it had to have.
         expected: u64,
     },
     /// The transaction makes no sense to the chain.
     #[error("transaction: {0}")]
     InvalidTransaction(String),
+    /// The chain's answer makes no sense.
+    #[error("{method}: the chain's answer is malformed: {problem}")]
+    Malformed {
+        /// What was asked.
+        method: &'static str,
+        /// What is wrong with the answer.
+        problem: String,
+    },
     /// The chain does not answer.
     #[error("{0}")]
     Unreachable(String),

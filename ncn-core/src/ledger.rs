@@ -103,7 +103,10 @@ pub enum LedgerError {
     /// The contract refused for a reason that has no name here.
     #[error("the contract reverted: {0}")]
     Reverted(String),
-    /// The chain does not answer, or what it answers makes no sense.
+    /// The chain's answer makes no sense: use another endpoint.
+    #[error("the chain's answer is malformed: {0}")]
+    Malformed(String),
+    /// The chain does not answer.
     #[error("the chain is unreachable: {0}")]
     Unreachable(String),
 }

@@ -150,10 +150,10 @@ pub struct ReceiptSeal {
     pub preprocessing: B256,
     /// [`crate::Certificate::hash`] of the completion certificate.
     pub completion: B256,
-    /// The transaction that escrowed the payment.
-    pub payment_transaction: B256,
-    /// The transaction that paid it out.
-    pub settlement_transaction: B256,
+    /// The transaction that escrowed the payment; out of a channel, the voucher's digest.
+    pub payment: B256,
+    /// The transaction that paid it out; zero for a channel, which a batch settles later.
+    pub settlement: B256,
     /// When the gateway sealed it.
     pub issued_at: UnixTime,
 }

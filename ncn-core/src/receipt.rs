@@ -133,8 +133,8 @@ impl Receipt {
             result: self.result.message.struct_hash(),
             preprocessing: self.preprocessing.hash(),
             completion: self.completion.hash(),
-            payment_transaction: self.payment_transaction,
-            settlement_transaction: self.settlement_transaction,
+            payment: self.payment_transaction,
+            settlement: self.settlement_transaction,
             issued_at: self.issued_at,
         }
     }

@@ -6,7 +6,7 @@ use alloy_primitives::{Address, Bytes, TxKind, U256};
 use alloy_sol_types::SolConstructor;
 use ncn_core::{Amount, DynSigner, LedgerError};
 
-use super::{EvmBackend, EvmError, EvmLedger, InferencePayment, NCNToken, ValidatorRegistry, ledger::send};
+use super::{EvmBackend, EvmError, EvmLedger, InferencePayment, NCNToken, SendOptions, ValidatorRegistry, sender::Sender};
 
 /// How a network's contracts are set up.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +28,11 @@ pub struct Genesis {
 impl Genesis {
     /// Deploys token, validator registry and payment contract, and returns them as `deployer` sees them.
     pub async fn deploy(&self, backend: Arc<dyn EvmBackend>, deployer: &DynSigner) -> Result<EvmLedger, LedgerError> {
+        let options = SendOptions::default();
+        let sender = Sender::new(backend.clone(), deployer.clone(), backend.chain_id().await?, options);
         let owner = deployer.address();
         let token = NCNToken::constructorCall { owner, supply: U256::from(self.supply.units()) };
-        let token = create(&*backend, deployer, code(&NCNToken::BYTECODE, &token)).await?;
+        let token = create_by(&sender, code(&NCNToken::BYTECODE, &token)).await?;
         let registry = ValidatorRegistry::constructorCall {
             token_: token,
             owner,
@@ -39,17 +41,23 @@ impl Genesis {
             threshold_: self.threshold,
             committeeSize_: self.committee_size,
         };
-        let registry = create(&*backend, deployer, code(&ValidatorRegistry::BYTECODE, &registry)).await?;
+        let registry = create_by(&sender, code(&ValidatorRegistry::BYTECODE, &registry)).await?;
         let payment = InferencePayment::constructorCall { token_: token, registry_: registry, treasury_: self.treasury };
-        let payment = create(&*backend, deployer, code(&InferencePayment::BYTECODE, &payment)).await?;
-        EvmLedger::connect(backend, payment, deployer.clone()).await
+        let payment = create_by(&sender, code(&InferencePayment::BYTECODE, &payment)).await?;
+        EvmLedger::connect(backend, payment, deployer.clone(), options).await
     }
 }
 
 /// Creates a contract from its bytecode with the constructor's arguments behind it, and returns its address.
-pub async fn create(backend: &dyn EvmBackend, deployer: &DynSigner, code: Bytes) -> Result<Address, LedgerError> {
-    let created = send(backend, deployer, TxKind::Create, code).await?.created;
-    created.ok_or_else(|| EvmError::Unreachable("the creation's receipt names no contract".into()).into())
+pub async fn create(backend: Arc<dyn EvmBackend>, deployer: &DynSigner, code: Bytes) -> Result<Address, LedgerError> {
+    let chain_id = backend.chain_id().await?;
+    create_by(&Sender::new(backend, deployer.clone(), chain_id, SendOptions::default()), code).await
+}
+
+async fn create_by(sender: &Sender, code: Bytes) -> Result<Address, LedgerError> {
+    let created = sender.send(TxKind::Create, code).await?.created;
+    let problem = "the creation's receipt names no contract".into();
+    created.ok_or_else(|| EvmError::Malformed { method: "eth_getTransactionReceipt", problem }.into())
 }
 
 fn code(bytecode: &Bytes, constructor: &impl SolConstructor) -> Bytes {

@@ -16,7 +16,9 @@ impl From<EvmError> for LedgerError {
     fn from(error: EvmError) -> Self {
         match error {
             EvmError::Reverted(data) => reverted(&data),
-            EvmError::Nonce { .. } | EvmError::Unreachable(_) => Self::Unreachable(error.to_string()),
+            EvmError::Nonce(_) | EvmError::Unreachable(_) | EvmError::TooDear { .. } => Self::Unreachable(error.to_string()),
+            EvmError::Malformed { .. } => Self::Malformed(error.to_string()),
+            EvmError::NoGas { .. } | EvmError::WrongChain { .. } => Self::NotAllowed(error.to_string()),
             EvmError::InvalidTransaction(problem) => Self::Reverted(problem),
         }
     }

@@ -1,11 +1,10 @@
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
-use alloy_eips::eip2718::Encodable2718 as _;
-use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
+use alloy_primitives::{Address, B256, TxKind, U256};
 use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,74 +14,92 @@ use ncn_core::{
 };
 
 use super::{
-    EvmBackend, EvmError, LogEntry, LogFilter, SentTransaction,
+    Call, EvmBackend, EvmError, LogEntry, LogFilter, SendOptions, SentTransaction,
     contracts::{
         self,
         InferencePayment::{self, InferencePaymentEvents},
         NCNToken, ValidatorRegistry,
     },
     errors::amount,
+    sender::Sender,
 };
 
 /// How long a trust root is believed before the chain is asked again.
 const TRUST_ROOT_AGE: Duration = Duration::from_secs(5);
-/// How often a transaction is sent again because the account's nonce was taken by another one.
-const MAX_NONCE_RETRIES: u32 = 64;
-/// More than any call to the contracts takes.
-const GAS_LIMIT: u64 = 8_000_000;
 
 /// The network's contracts on an EVM chain, as one account sees them.
 pub struct EvmLedger {
+    network: Arc<Network>,
+    sender: Arc<Sender>,
+}
+
+/// What the ledgers of all accounts share.
+struct Network {
     backend: Arc<dyn EvmBackend>,
-    signer: DynSigner,
+    options: SendOptions,
+    chain_id: u64,
     payment: Address,
     token: Address,
     registry: Address,
     treasury: Address,
-    chain_id: u64,
     trust_root: Mutex<Option<(Instant, TrustRoot)>>,
-    /// Approving an allowance and spending it are two transactions: one escrow at a time, or they would spend each other's.
-    spending: tokio::sync::Mutex<()>,
+    /// One for each account, however many ledgers it has.
+    senders: Mutex<HashMap<Address, Arc<Sender>>>,
+}
+
+impl Network {
+    fn sender(&self, signer: DynSigner) -> Arc<Sender> {
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody uses any more have nothing under way.
+        senders.retain(|_, sender| Arc::strong_count(sender) > 1);
+        let new = || Arc::new(Sender::new(self.backend.clone(), signer.clone(), self.chain_id, self.options));
+        senders.entry(signer.address()).or_insert_with(new).clone()
+    }
 }
 
 impl EvmLedger {
     /// The contracts around the `InferencePayment` at `payment`; `signer` is the account.
-    pub async fn connect(backend: Arc<dyn EvmBackend>, payment: Address, signer: DynSigner) -> Result<Self, LedgerError> {
+    pub async fn connect(
+        backend: Arc<dyn EvmBackend>,
+        payment: Address,
+        signer: DynSigner,
+        options: SendOptions,
+    ) -> Result<Self, LedgerError> {
         let chain_id = backend.chain_id().await?;
         let token = call(&*backend, payment, InferencePayment::tokenCall {}).await?;
         let registry = call(&*backend, payment, InferencePayment::registryCall {}).await?;
         let treasury = call(&*backend, payment, InferencePayment::treasuryCall {}).await?;
-        let (trust_root, spending) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { backend, signer, payment, token, registry, treasury, chain_id, trust_root, spending })
+        let (trust_root, senders) = (Mutex::default(), Mutex::default());
+        let network = Arc::new(Network { backend, options, chain_id, payment, token, registry, treasury, trust_root, senders });
+        let sender = network.sender(signer);
+        Ok(Self { network, sender })
     }
 
     /// The same contracts, as another account sees them.
     #[must_use]
     pub fn with_signer(&self, signer: DynSigner) -> Self {
-        let (trust_root, spending) = (Mutex::default(), tokio::sync::Mutex::default());
-        let Self { payment, token, registry, treasury, chain_id, .. } = *self;
-        Self { backend: self.backend.clone(), signer, payment, token, registry, treasury, chain_id, trust_root, spending }
+        Self { network: self.network.clone(), sender: self.network.sender(signer) }
     }
 
     /// Sends tokens.
     pub async fn transfer(&self, to: Address, amount: Amount) -> Result<B256, LedgerError> {
         let value = U256::from(amount.units());
-        Ok(self.transact(self.token, NCNToken::transferCall { to, value }).await?.hash)
+        Ok(self.transact(self.network.token, NCNToken::transferCall { to, value }).await?.hash)
     }
 
     /// Makes this account a validator, or adds to its stake.
     pub async fn stake(&self, amount: Amount) -> Result<B256, LedgerError> {
         let amount = U256::from(amount.units());
-        let _guard = self.spending.lock().await;
-        self.transact(self.token, NCNToken::approveCall { spender: self.registry, value: amount }).await?;
-        let staked = self.transact(self.registry, ValidatorRegistry::registerValidatorCall { amount }).await?;
-        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let approve = NCNToken::approveCall { spender: self.network.registry, value: amount };
+        self.transact(self.network.token, approve).await?;
+        let staked = self.transact(self.network.registry, ValidatorRegistry::registerValidatorCall { amount }).await?;
+        *self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(staked.hash)
     }
 
     /// Sends a call to a contract.
     async fn transact<C: SolCall>(&self, to: Address, call: C) -> Result<SentTransaction, EvmError> {
-        send(&*self.backend, &self.signer, TxKind::Call(to), call.abi_encode().into()).await
+        self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
     }
 
     /// The state that an event brought a request to, when it is the one that the contract states.
@@ -92,8 +109,8 @@ impl EvmLedger {
         request_id: RequestId,
         is: impl Fn(&EscrowState) -> bool + Send,
     ) -> Result<EscrowState, LedgerError> {
-        let filter = LogFilter { address: self.payment, from_block: 0, topic1: Some(request_id) };
-        let logs = self.backend.logs(filter).await?;
+        let filter = LogFilter { address: self.network.payment, from_block: 0, topic1: Some(request_id) };
+        let logs = self.network.backend.logs(filter).await?;
         let mut events = logs.iter().filter_map(event).filter(|event| event.client == client);
         events.find(|event| is(&event.state)).map(|event| event.state).ok_or_else(|| {
             LedgerError::Unreachable(format!("the contract and the events of request {request_id} do not agree yet"))
@@ -120,7 +137,7 @@ impl EvmLedger {
         done: impl Fn(&EscrowState) -> Option<B256>,
         call: C,
     ) -> Result<B256, LedgerError> {
-        match self.transact(self.payment, call).await {
+        match self.transact(self.network.payment, call).await {
             Ok(sent) => Ok(sent.hash),
             Err(error) => done(&self.escrow_state(quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error)),
         }
@@ -129,33 +146,9 @@ impl EvmLedger {
 
 /// Asks a contract.
 async fn call<C: SolCall>(backend: &dyn EvmBackend, to: Address, call: C) -> Result<C::Return, LedgerError> {
-    let data = backend.call(to, call.abi_encode().into()).await?;
+    let data = backend.call(&Call { from: Address::ZERO, to: TxKind::Call(to), input: call.abi_encode().into() }).await?;
     C::abi_decode_returns(&data)
         .map_err(|error| LedgerError::Unreachable(format!("{} at {to} does not answer as it should: {error}", C::SIGNATURE)))
-}
-
-/// Signs a transaction with the account's next nonce and sends it.
-pub(crate) async fn send(
-    backend: &dyn EvmBackend,
-    signer: &DynSigner,
-    to: TxKind,
-    input: Bytes,
-) -> Result<SentTransaction, EvmError> {
-    let chain_id = backend.chain_id().await?;
-    for _ in 0..MAX_NONCE_RETRIES {
-        let nonce = backend.nonce(signer.address()).await?;
-        let transaction = TxEip1559 { chain_id, nonce, gas_limit: GAS_LIMIT, to, input: input.clone(), ..TxEip1559::default() };
-        let signature = signer
-            .sign_hash(&transaction.signature_hash())
-            .await
-            .map_err(|error| EvmError::InvalidTransaction(format!("signing failed: {error}")))?;
-        let envelope = TxEnvelope::from(transaction.into_signed(signature));
-        match backend.send(envelope.encoded_2718().into()).await {
-            Err(EvmError::Nonce { .. }) => {}
-            sent => return sent,
-        }
-    }
-    Err(EvmError::Unreachable(format!("the nonces of {} are taken by other transactions again and again", signer.address())))
 }
 
 /// The payment event that a log is.
@@ -177,35 +170,36 @@ fn event(entry: &LogEntry) -> Option<LedgerEvent> {
 #[async_trait]
 impl PaymentLedger for EvmLedger {
     fn account(&self) -> Address {
-        self.signer.address()
+        self.sender.address()
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        if let Some((at, trust_root)) = &*self.trust_root.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some((at, trust_root)) = &*self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner)
             && at.elapsed() < TRUST_ROOT_AGE
         {
             return Ok(trust_root.clone());
         }
-        let mut validators = call(&*self.backend, self.registry, ValidatorRegistry::activeValidatorsCall {}).await?;
+        let mut validators =
+            call(&*self.network.backend, self.network.registry, ValidatorRegistry::activeValidatorsCall {}).await?;
         validators.sort_unstable();
         let trust_root = TrustRoot {
-            domain: Domain { chain_id: self.chain_id, contract: self.payment },
+            domain: Domain { chain_id: self.network.chain_id, contract: self.network.payment },
             validators,
-            threshold: call(&*self.backend, self.registry, ValidatorRegistry::thresholdCall {}).await?,
-            committee_size: call(&*self.backend, self.registry, ValidatorRegistry::committeeSizeCall {}).await?,
-            treasury: self.treasury,
+            threshold: call(&*self.network.backend, self.network.registry, ValidatorRegistry::thresholdCall {}).await?,
+            committee_size: call(&*self.network.backend, self.network.registry, ValidatorRegistry::committeeSizeCall {}).await?,
+            treasury: self.network.treasury,
         };
         let cached = Some((Instant::now(), trust_root.clone()));
-        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = cached;
+        *self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = cached;
         Ok(trust_root)
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.backend.head().await?.timestamp)
+        Ok(self.network.backend.head().await?.timestamp)
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        call(&*self.backend, self.token, NCNToken::balanceOfCall { account: owner }).await.map(amount)
+        call(&*self.network.backend, self.network.token, NCNToken::balanceOfCall { account: owner }).await.map(amount)
     }
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
@@ -214,7 +208,6 @@ impl PaymentLedger for EvmLedger {
             EscrowState::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
             _ => None,
         };
-        let _guard = self.spending.lock().await;
         // What the contract would refuse for good is refused before an allowance is given.
         let state = self.escrow_state(quote.client, quote.request_id).await?;
         if let Some(transaction) = done(&state) {
@@ -229,9 +222,9 @@ impl PaymentLedger for EvmLedger {
             return Err(LedgerError::InsufficientFunds { owner, balance, needed });
         }
         let value = U256::from(needed.units());
-        let allowance = NCNToken::allowanceCall { owner, spender: self.payment };
-        if call(&*self.backend, self.token, allowance).await? < value {
-            self.transact(self.token, NCNToken::approveCall { spender: self.payment, value }).await?;
+        let allowance = NCNToken::allowanceCall { owner, spender: self.network.payment };
+        if call(&*self.network.backend, self.network.token, allowance).await? < value {
+            self.transact(self.network.token, NCNToken::approveCall { spender: self.network.payment, value }).await?;
         }
         let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
         self.attempt(quote, done, initiate).await
@@ -270,7 +263,7 @@ impl PaymentLedger for EvmLedger {
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
         let ask = InferencePayment::requestStateCall { client, requestId: request_id };
-        let commitment = call(&*self.backend, self.payment, ask).await?;
+        let commitment = call(&*self.network.backend, self.network.payment, ask).await?;
         // The contract's three markers; anything else is the hash of the escrowed quote.
         if commitment == B256::ZERO {
             Ok(EscrowState::None)
@@ -285,7 +278,7 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        let (backend, address) = (self.backend.clone(), self.payment);
+        let (backend, address) = (self.network.backend.clone(), self.network.payment);
         let batches = stream::try_unfold(from_block, move |next| {
             let backend = backend.clone();
             async move {

@@ -90,8 +90,8 @@ impl ToSol for super::ReceiptSeal {
             result: self.result,
             preprocessing: self.preprocessing,
             completion: self.completion,
-            paymentTransaction: self.payment_transaction,
-            settlementTransaction: self.settlement_transaction,
+            payment: self.payment,
+            settlement: self.settlement,
             issuedAt: self.issued_at,
         }
     }

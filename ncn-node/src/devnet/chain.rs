@@ -7,9 +7,9 @@ use std::{
 
 use alloy_consensus::{Transaction as _, TxEnvelope, transaction::SignerRecoverable as _};
 use alloy_eips::eip2718::Decodable2718 as _;
-use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use async_trait::async_trait;
-use ncn_client::evm::{EvmBackend, EvmError, Head, LogEntry, LogFilter, SentTransaction};
+use ncn_client::evm::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces};
 use ncn_core::UnixTime;
 use revm::{
     Context, ExecuteCommitEvm as _, ExecuteEvm as _, MainBuilder as _, MainContext as _,
@@ -39,12 +39,19 @@ struct State {
     logs: Vec<LogEntry>,
     /// Which logs have a value as their second topic: one request's are found without reading every other's.
     by_topic1: HashMap<B256, Vec<usize>>,
+    transactions: HashMap<B256, Inclusion>,
 }
 
 impl EmbeddedChain {
     /// A chain without any contracts.
     pub fn new(chain_id: u64) -> Self {
-        let state = State { database: CacheDB::default(), advanced: 0, logs: Vec::new(), by_topic1: HashMap::new() };
+        let state = State {
+            database: CacheDB::default(),
+            advanced: 0,
+            logs: Vec::new(),
+            by_topic1: HashMap::new(),
+            transactions: HashMap::new(),
+        };
         let head = watch::Sender::new(Head { number: 0, timestamp: crate::time::unix_now() });
         Self { chain_id, state: Mutex::new(state), head }
     }
@@ -62,7 +69,7 @@ impl EmbeddedChain {
     }
 
     /// Runs a transaction on top of the newest block. Never waits for anything.
-    fn execute(&self, raw: &[u8]) -> Result<SentTransaction, EvmError> {
+    fn execute(&self, raw: &[u8]) -> Result<(), EvmError> {
         let invalid = |problem: String| EvmError::InvalidTransaction(problem);
         if raw.len() > MAX_TRANSACTION_BYTES {
             return Err(invalid(format!("has {} bytes, at most {MAX_TRANSACTION_BYTES} are taken", raw.len())));
@@ -75,9 +82,15 @@ impl EmbeddedChain {
         let hash = *envelope.tx_hash();
 
         let mut state = self.lock();
+        if state.transactions.contains_key(&hash) {
+            return Ok(());
+        }
         let expected = state.account(caller).nonce;
-        if envelope.nonce() != expected {
-            return Err(EvmError::Nonce { given: envelope.nonce(), expected });
+        if envelope.nonce() < expected {
+            return Err(EvmError::Nonce(envelope.nonce()));
+        }
+        if envelope.nonce() > expected {
+            return Err(invalid(format!("has nonce {}, the account's next is {expected}", envelope.nonce())));
         }
         let (block, timestamp) = (self.head.borrow().number + 1, state.now());
         let transaction = TxEnv {
@@ -98,19 +111,46 @@ impl EmbeddedChain {
             .transact_commit(transaction)
             .map_err(|error| invalid(format!("{error:?}")))?;
         // Reverted or not, the transaction is in the block, and its nonce is used up.
-        let sent = match result {
-            ExecutionResult::Success { gas, logs, output, .. } => {
-                for log in logs {
-                    state.record(LogEntry { log, block, transaction: hash });
-                }
-                Ok(SentTransaction { hash, block, gas_used: gas.tx_gas_used(), created: output.address().copied() })
+        let gas_used = result.tx_gas_used();
+        let mut inclusion = Inclusion { block, confirmed: true, succeeded: result.is_success(), gas_used, created: None };
+        if let ExecutionResult::Success { logs, output, .. } = result {
+            inclusion.created = output.address().copied();
+            for log in logs {
+                state.record(LogEntry { log, block, transaction: hash });
             }
-            ExecutionResult::Revert { output, .. } => Err(EvmError::Reverted(output)),
-            ExecutionResult::Halt { reason, .. } => Err(invalid(format!("halted: {reason:?}"))),
-        };
+        }
+        state.transactions.insert(hash, inclusion);
         // Announced under the lock, so that nobody sees a block before what is in it, or blocks out of order.
         self.head.send_replace(Head { number: block, timestamp });
-        sent
+        Ok(())
+    }
+
+    /// Runs a call on top of the newest block, and forgets what it did.
+    fn simulate(&self, call: &Call) -> Result<ExecutionResult, EvmError> {
+        let mut state = self.lock();
+        let nonce = state.account(call.from).nonce;
+        let transaction = TxEnv {
+            caller: call.from,
+            gas_limit: GAS_LIMIT,
+            kind: call.to,
+            data: call.input.clone(),
+            nonce,
+            chain_id: Some(self.chain_id),
+            ..TxEnv::default()
+        };
+        let block = block_env(self.head.borrow().number + 1, state.now());
+        let executed = Context::mainnet()
+            .with_db(&mut state.database)
+            .with_block(block)
+            .modify_cfg_chained(|cfg| (cfg.chain_id, cfg.spec) = (self.chain_id, SpecId::PRAGUE))
+            .build_mainnet()
+            .transact(transaction)
+            .map_err(|error| EvmError::InvalidTransaction(format!("{error:?}")))?;
+        match executed.result {
+            ExecutionResult::Revert { output, .. } => Err(EvmError::Reverted(output)),
+            ExecutionResult::Halt { reason, .. } => Err(EvmError::InvalidTransaction(format!("halted: {reason:?}"))),
+            success @ ExecutionResult::Success { .. } => Ok(success),
+        }
     }
 }
 
@@ -159,31 +199,35 @@ impl EvmBackend for EmbeddedChain {
         newer.map(|head| *head).map_err(|error| EvmError::Unreachable(error.to_string()))
     }
 
-    async fn nonce(&self, account: Address) -> Result<u64, EvmError> {
-        Ok(self.lock().account(account).nonce)
+    async fn block_hash(&self, block: u64) -> Result<Option<B256>, EvmError> {
+        Ok((block <= self.head.borrow().number).then(|| alloy_primitives::keccak256(block.to_be_bytes())))
     }
 
-    async fn call(&self, to: Address, data: Bytes) -> Result<Bytes, EvmError> {
-        let transaction =
-            TxEnv { gas_limit: GAS_LIMIT, kind: TxKind::Call(to), data, chain_id: Some(self.chain_id), ..TxEnv::default() };
-        let mut state = self.lock();
-        let block = block_env(self.head.borrow().number, state.now());
-        let executed = Context::mainnet()
-            .with_db(&mut state.database)
-            .with_block(block)
-            .modify_cfg_chained(|cfg| (cfg.chain_id, cfg.spec) = (self.chain_id, SpecId::PRAGUE))
-            .build_mainnet()
-            .transact(transaction)
-            .map_err(|error| EvmError::InvalidTransaction(format!("{error:?}")))?;
-        match executed.result {
-            ExecutionResult::Success { output, .. } => Ok(output.into_data()),
-            ExecutionResult::Revert { output, .. } => Err(EvmError::Reverted(output)),
-            ExecutionResult::Halt { reason, .. } => Err(EvmError::InvalidTransaction(format!("halted: {reason:?}"))),
-        }
+    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
+        let mined = self.lock().account(account).nonce;
+        Ok(Nonces { mined, pending: mined })
     }
 
-    async fn send(&self, transaction: Bytes) -> Result<SentTransaction, EvmError> {
+    async fn call(&self, call: &Call) -> Result<Bytes, EvmError> {
+        Ok(self.simulate(call)?.into_output().unwrap_or_default())
+    }
+
+    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
+        let used = self.simulate(call)?;
+        // Refunds come after the work: it has to be paid for until then.
+        Ok(used.gas().total_gas_spent())
+    }
+
+    async fn fees(&self) -> Result<Fees, EvmError> {
+        Ok(Fees::default())
+    }
+
+    async fn submit(&self, transaction: Bytes) -> Result<(), EvmError> {
         self.execute(&transaction)
+    }
+
+    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError> {
+        Ok(self.lock().transactions.get(&transaction).copied())
     }
 
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use alloy_primitives::{B256, Bytes};
-use ncn_client::evm::{EvmBackend as _, EvmError, LogFilter};
+use alloy_primitives::{B256, Bytes, TxKind};
+use ncn_client::evm::{Call, EvmBackend as _, EvmError, LogFilter, SendOptions};
 use ncn_core::{
     Address, Amount, Approval, Certificate, Completion, EscrowState, InferenceResult, Message as _, PaymentLedger as _,
     PaymentTree, Quote, Recipient, Settlement, Split, Usage, conformance::LedgerFixture as _,
@@ -86,12 +86,15 @@ async fn solidity_pays_what_rust_computes() {
 async fn nonsense_is_refused_with_a_reason() {
     let chain = EmbeddedChain::new(7);
     for raw in [Bytes::new(), Bytes::from_static(b"no transaction"), vec![2; 200_000].into()] {
-        assert!(matches!(chain.send(raw).await, Err(EvmError::InvalidTransaction(_))));
+        assert!(matches!(chain.submit(raw).await, Err(EvmError::InvalidTransaction(_))));
     }
     assert_eq!(chain.head().await.unwrap().number, 0, "nothing of it made a block");
     // Where there is no contract, a call gives nothing.
-    assert_eq!(chain.call(Address::repeat_byte(9), Bytes::new()).await.unwrap(), Bytes::new());
-    assert!(ncn_client::evm::EvmLedger::connect(Arc::new(chain), Address::repeat_byte(9), key()).await.is_err());
+    let nothing = Call { from: Address::ZERO, to: TxKind::Call(Address::repeat_byte(9)), input: Bytes::new() };
+    assert_eq!(chain.call(&nothing).await.unwrap(), Bytes::new());
+    assert!(
+        ncn_client::evm::EvmLedger::connect(Arc::new(chain), Address::repeat_byte(9), key(), SendOptions::default()).await.is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

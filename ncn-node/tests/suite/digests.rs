@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alloy_primitives::{Address, B256, Bytes, U256};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
@@ -36,7 +36,7 @@ struct Any {
 impl Any {
     async fn new() -> Self {
         let chain = Arc::new(EmbeddedChain::new(1));
-        let contract = evm::create(&*chain, &key(), harness::BYTECODE.clone()).await.unwrap();
+        let contract = evm::create(chain.clone(), &key(), harness::BYTECODE.clone()).await.unwrap();
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
         Self { chain, contract, runner: TestRunner::new_with_rng(Config::default(), rng) }
     }
@@ -74,9 +74,13 @@ impl Any {
         self.any(prop::sample::select(vec![Confinement::None, Confinement::Reduced, Confinement::Full]))
     }
 
+    async fn call(&self, input: Bytes) -> Result<Bytes, evm::EvmError> {
+        self.chain.call(&evm::Call { from: Address::ZERO, to: TxKind::Call(self.contract), input }).await
+    }
+
     async fn ask(&self, selector: [u8; 4], arguments: Vec<u8>) -> B256 {
         let data = Bytes::from([&selector[..], &arguments].concat());
-        B256::from_slice(&self.chain.call(self.contract, data).await.unwrap())
+        B256::from_slice(&self.call(data).await.unwrap())
     }
 
     /// The contract's function computes Rust's struct hash, and the digest under a domain.
@@ -89,7 +93,7 @@ impl Any {
         assert_eq!(message.struct_hash(), struct_hash);
         let domain = Domain { chain_id: self.number(), contract: self.address() };
         let ask = harness::digestCall { chainId: U256::from(domain.chain_id), payment: domain.contract, structHash: struct_hash };
-        let digest = B256::from_slice(&self.chain.call(self.contract, ask.abi_encode().into()).await.unwrap());
+        let digest = B256::from_slice(&self.call(ask.abi_encode().into()).await.unwrap());
         assert_eq!(message.digest(&domain), digest);
     }
 }
@@ -139,8 +143,8 @@ async fn the_messages_of_a_request() {
             result: any.hash(),
             preprocessing: any.hash(),
             completion: any.hash(),
-            payment_transaction: any.hash(),
-            settlement_transaction: any.hash(),
+            payment: any.hash(),
+            settlement: any.hash(),
             issued_at: any.number(),
         };
         any.agree(&seal, harness::hashReceiptSealCall::SELECTOR).await;
