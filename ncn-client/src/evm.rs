@@ -4,6 +4,7 @@ mod contracts;
 mod deploy;
 mod errors;
 mod ledger;
+mod rpc;
 mod sender;
 
 use alloy_primitives::{Address, B256, Bytes, TxKind};
@@ -12,6 +13,7 @@ pub use contracts::{InferencePayment, NCNToken, ValidatorRegistry};
 pub use deploy::{Genesis, create};
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
+pub use rpc::{JsonRpc, RpcOptions};
 pub use sender::SendOptions;
 
 /// A way to reach an EVM chain.
@@ -156,13 +158,8 @@ pub enum EvmError {
     #[error("nonce: {0} is taken by another transaction of the account")]
     Nonce(u64),
     /// The account cannot pay for gas.
-    #[error("gas: {account} cannot pay for it ({problem}): give it some of the chain's own coin, or have a gateway relay")]
-    NoGas {
-        /// Whose transaction.
-        account: Address,
-        /// What the chain says.
-        problem: String,
-    },
+    #[error("gas: the account cannot pay for it ({0}): give it some of the chain's own coin, or have a gateway relay")]
+    NoGas(String),
     /// Gas costs more than the caller allows.
     #[error("gas: costs {needed} wei a unit now, the limit is {limit}: wait, or raise the limit")]
     TooDear {

@@ -72,7 +72,6 @@ impl Sender {
         self.signer.address()
     }
 
-    #[allow(dead_code)]
     pub(crate) const fn signer(&self) -> &DynSigner {
         &self.signer
     }

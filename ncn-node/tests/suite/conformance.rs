@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
+use ncn_client::evm::RpcOptions;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
     Amount, Confinement, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Policy, Quote, Registry, RequestId, Sandbox,
@@ -21,11 +22,20 @@ use ncn_node::{
     time::unix_now,
 };
 
+use crate::anvil::{Anvil, FAST, Remote};
 use crate::scene::{Behaviour, Chain, InProcess, digit, ncn, network};
 
 #[tokio::test]
 async fn the_ledger_on_the_embedded_chain() {
     let rules = conformance::ledger(&Chain::new(7).await).await.unwrap();
+    assert!(rules.len() > 30, "{rules:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_on_anvil() {
+    let anvil = Anvil::start(&[]);
+    let backend = anvil.backend(RpcOptions { poll: FAST, ..RpcOptions::default() }).await;
+    let rules = conformance::ledger(&Remote::new(&anvil.url, backend).await).await.unwrap();
     assert!(rules.len() > 30, "{rules:?}");
 }
 
