@@ -15,6 +15,9 @@ const SOURCES = {
   InferencePayment: 'src/InferencePayment.sol',
   MessageHarness: 'test/MessageHarness.sol',
   NCNToken: 'src/NCNToken.sol',
+  PaymentChannel: 'src/PaymentChannel.sol',
+  Slashing: 'src/Slashing.sol',
+  SubnetRegistry: 'src/SubnetRegistry.sol',
   ValidatorRegistry: 'src/ValidatorRegistry.sol',
 }
 

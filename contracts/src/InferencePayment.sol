@@ -2,25 +2,24 @@
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
 import {MessageHash} from "./MessageHash.sol";
 import {Completion, Quote} from "./Messages.sol";
 import {PaymentTree, Payout} from "./PaymentTree.sol";
+import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
 
 /// @title Holds a client's payment for one request until the validators release it or it goes back.
 /// @notice An escrow ends in one of two ways, once. Enough validators approve the completion by the quote's expiry, and the
 /// total is paid out. Or the gateway gives up, or the expiry passes, and the client has the total back.
 /// Nobody can keep the money here: after the expiry anyone may send it home.
-contract InferencePayment is EIP712, ReentrancyGuardTransient {
+contract InferencePayment is EIP712, TokenVault {
+    using Approvals for ValidatorRegistry;
     using ExactTransfer for IERC20;
     using MessageHash for Completion;
     using MessageHash for Quote;
-    using SafeERC20 for IERC20;
 
     /// @notice The longest a client's money can be bound.
     uint256 public constant MAX_ESCROW_TIME = 7 days;
@@ -29,9 +28,6 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
     /// @notice What `requestState` says of a request whose total went back to the client.
     bytes32 public constant REFUNDED = bytes32(uint256(2));
 
-    uint256 private constant SIGNATURE_LENGTH = 65;
-
-    IERC20 public immutable token;
     ValidatorRegistry public immutable registry;
     address public immutable treasury;
 
@@ -75,15 +71,9 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
     error QuoteMismatch(bytes32 escrowed, bytes32 presented);
     error Expired(uint64 expiry);
     error NotExpired(uint64 expiry);
-    error MalformedApprovals(uint256 length);
-    error InvalidApproval(uint256 index);
-    error UnsortedApproval(address signer);
-    error TooFewApprovals(uint256 have, uint256 need);
-    error TooManyApprovals(uint256 have, uint256 most);
 
-    constructor(IERC20 token_, ValidatorRegistry registry_, address treasury_) EIP712("NCN", "1") {
+    constructor(IERC20 token_, ValidatorRegistry registry_, address treasury_) EIP712("NCN", "1") TokenVault(token_) {
         if (treasury_ == address(0)) revert ZeroTreasury();
-        token = token_;
         registry = registry_;
         treasury = treasury_;
     }
@@ -91,23 +81,17 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
     /// @notice Puts the caller's `quote.total` (approved before) into escrow under the terms of the quote.
     function initiateInferenceRequest(Quote calldata quote) external nonReentrant {
         if (msg.sender != quote.client) revert WrongClient(quote.client, msg.sender);
-        if (quote.total == 0) revert ZeroAmount();
-        if (quote.gateway == address(0)) revert ZeroGateway();
-        if (quote.compute == address(0)) revert ZeroCompute();
-        uint256 basisPoints = uint256(quote.gatewayBps) + quote.validatorsBps + quote.treasuryBps;
-        if (basisPoints > PaymentTree.BASIS_POINTS) revert SplitTooLarge(basisPoints);
-
-        bytes32 commitment = quote.hash();
-        bytes32 state = _requests[msg.sender][quote.requestId];
-        if (state == commitment) revert AlreadyInitiated(quote.requestId);
-        if (state != 0) revert RequestIdUsed(quote.requestId, state);
-        // After the look at the state, so that a retry that comes late still learns that it was done.
-        uint256 latest = block.timestamp + MAX_ESCROW_TIME;
-        if (quote.expiry <= block.timestamp || quote.expiry > latest) revert ExpiryOutOfRange(quote.expiry, latest);
-
-        _requests[msg.sender][quote.requestId] = commitment;
-        emit RequestInitiated(quote.requestId, msg.sender, quote.gateway, quote.total, quote.expiry, commitment);
+        _initiate(quote);
         token.pull(msg.sender, quote.total);
+    }
+
+    /// @notice Puts the client's `quote.total` into escrow on its signature. Anyone may call, so that a client needs no gas.
+    /// @param v The signature is the client's ReceiveWithAuthorization (ERC-3009) under the token's domain: from the client to this
+    /// contract, `quote.total`, valid after 0 and before `quote.expiry`, and its nonce is the struct hash of the quote.
+    /// So it pays this quote, once, and nobody can present it elsewhere.
+    function initiateWithAuthorization(Quote calldata quote, uint8 v, bytes32 r, bytes32 s) external nonReentrant {
+        bytes32 commitment = _initiate(quote);
+        token.pull(quote.client, quote.total, ExactTransfer.Authorization(quote.expiry, commitment, v, r, s));
     }
 
     /// @notice Pays the escrow out. Anyone may call: what counts is the validators' approval of this result by this compute node
@@ -124,7 +108,7 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
         if (compute == address(0)) revert ZeroCompute();
         Completion memory completion =
             Completion({requestId: quote.requestId, quote: commitment, result: result, compute: compute});
-        address[] memory signers = _approvers(_hashTypedDataV4(completion.hash()), approvals);
+        address[] memory signers = registry.approvers(_hashTypedDataV4(completion.hash()), approvals);
         _distribute(quote, compute, signers);
     }
 
@@ -162,6 +146,26 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
         return _domainSeparatorV4();
     }
 
+    /// @dev Writes the escrow down; whoever calls takes the money in, or else reverts.
+    function _initiate(Quote calldata quote) private returns (bytes32 commitment) {
+        if (quote.total == 0) revert ZeroAmount();
+        if (quote.gateway == address(0)) revert ZeroGateway();
+        if (quote.compute == address(0)) revert ZeroCompute();
+        uint256 basisPoints = uint256(quote.gatewayBps) + quote.validatorsBps + quote.treasuryBps;
+        if (basisPoints > PaymentTree.BASIS_POINTS) revert SplitTooLarge(basisPoints);
+
+        commitment = quote.hash();
+        bytes32 state = _requests[quote.client][quote.requestId];
+        if (state == commitment) revert AlreadyInitiated(quote.requestId);
+        if (state != 0) revert RequestIdUsed(quote.requestId, state);
+        // After the look at the state, so that a retry that comes late still learns that it was done.
+        uint256 latest = block.timestamp + MAX_ESCROW_TIME;
+        if (quote.expiry <= block.timestamp || quote.expiry > latest) revert ExpiryOutOfRange(quote.expiry, latest);
+
+        _requests[quote.client][quote.requestId] = commitment;
+        emit RequestInitiated(quote.requestId, quote.client, quote.gateway, quote.total, quote.expiry, commitment);
+    }
+
     /// @dev Ends the escrow of `quote` before any token moves, and proves that it is this quote that was escrowed.
     function _close(Quote calldata quote, bytes32 end) private returns (bytes32 commitment) {
         commitment = _requests[quote.client][quote.requestId];
@@ -169,25 +173,6 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
         bytes32 presented = quote.hash();
         if (commitment != presented) revert QuoteMismatch(commitment, presented);
         _requests[quote.client][quote.requestId] = end;
-    }
-
-    /// @dev Recovers who signed `digest`. Signers have to ascend, which makes them distinct at the price of one comparison each.
-    function _approvers(bytes32 digest, bytes calldata approvals) private view returns (address[] memory signers) {
-        if (approvals.length % SIGNATURE_LENGTH != 0) revert MalformedApprovals(approvals.length);
-        uint256 count = approvals.length / SIGNATURE_LENGTH;
-        signers = new address[](count);
-        address previous = address(0);
-        for (uint256 i = 0; i < count; ++i) {
-            bytes calldata approval = approvals[i * SIGNATURE_LENGTH:(i + 1) * SIGNATURE_LENGTH];
-            (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, approval);
-            if (failure != ECDSA.RecoverError.NoError) revert InvalidApproval(i);
-            if (signer <= previous) revert UnsortedApproval(signer);
-            signers[i] = signer;
-            previous = signer;
-        }
-        (uint256 threshold, uint256 committeeSize) = registry.requireActive(signers);
-        if (count < threshold) revert TooFewApprovals(count, threshold);
-        if (count > committeeSize) revert TooManyApprovals(count, committeeSize);
     }
 
     function _distribute(Quote calldata quote, address compute, address[] memory signers) private {
@@ -214,9 +199,5 @@ contract InferencePayment is EIP712, ReentrancyGuardTransient {
     function _refund(Quote calldata quote, bool expired) private {
         emit RequestRefunded(quote.requestId, quote.client, quote.total, expired);
         _pay(quote.client, quote.total);
-    }
-
-    function _pay(address to, uint256 amount) private {
-        if (amount != 0) token.safeTransfer(to, amount);
     }
 }

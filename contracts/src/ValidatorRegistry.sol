@@ -4,6 +4,7 @@ pragma solidity ^0.8.28;
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
@@ -11,7 +12,9 @@ import {ExactTransfer} from "./ExactTransfer.sol";
 /// @title Who may approve requests, what they have at stake, and how many of them it takes.
 /// @notice A validator is in one of three states. It is active from `registerValidator` to `requestUnstake`, leaving until its
 /// stake is withdrawn, and unknown before and after. Only active validators count. The stake stays here while a validator is
-/// leaving, so that what it approved can still be held against it.
+/// leaving, so that what it approved can still be held against it: the slasher reaches both.
+/// @dev Who sets the slasher can take every stake for the treasury, so the owner is trusted with them. The slasher itself is meant
+/// to be {Slashing}, which asks for evidence.
 contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     using ExactTransfer for IERC20;
     using SafeCast for uint256;
@@ -29,14 +32,20 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     /// @notice Keeps the active list short enough to be read in one call.
     uint256 public constant MAX_VALIDATORS = 256;
 
+    uint256 private constant BASIS_POINTS = 10_000;
+
     IERC20 public immutable token;
     uint128 public immutable minimumStake;
     uint64 public immutable unstakeDelay;
+    /// @notice Where slashed stakes go.
+    address public immutable treasury;
 
     /// @notice M: how many approvals release a payment.
     uint16 public threshold;
     /// @notice N: how many validators are asked about a request, and the most that are paid for one.
     uint16 public committeeSize;
+    /// @notice Who may slash; nobody while it is zero.
+    address public slasher;
 
     address[] private _active;
     mapping(address account => Validator) private _validators;
@@ -44,16 +53,24 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     event ValidatorRegistered(address indexed validator, uint256 amount, uint256 stake);
     event UnstakeRequested(address indexed validator, uint256 stake, uint64 withdrawableAt);
     event StakeWithdrawn(address indexed validator, uint256 amount);
+    /// @notice `stake` is what is left. An active validator that keeps less than the minimum is leaving from here on, as the
+    /// UnstakeRequested that follows says; one that keeps nothing is unknown again, without a further event.
+    event ValidatorSlashed(address indexed validator, uint256 amount, uint256 stake, bytes32 indexed evidence);
+    event SlasherChanged(address indexed slasher);
     event QuorumChanged(uint16 threshold, uint16 committeeSize);
 
     error ZeroAmount();
     error ZeroMinimumStake();
+    error ZeroTreasury();
     error StakeBelowMinimum(uint256 stake, uint256 minimum);
     error TooManyValidators();
     error InactiveValidator(address validator);
     error NotLeaving(address validator);
     error WithdrawalTooEarly(uint64 withdrawableAt);
     error InvalidQuorum(uint16 threshold, uint16 committeeSize);
+    error NotSlasher(address slasher, address caller);
+    error InvalidBasisPoints(uint16 basisPoints);
+    error NoStake(address validator);
 
     constructor(
         IERC20 token_,
@@ -61,12 +78,15 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         uint128 minimumStake_,
         uint64 unstakeDelay_,
         uint16 threshold_,
-        uint16 committeeSize_
+        uint16 committeeSize_,
+        address treasury_
     ) Ownable(owner) {
         if (minimumStake_ == 0) revert ZeroMinimumStake();
+        if (treasury_ == address(0)) revert ZeroTreasury();
         token = token_;
         minimumStake = minimumStake_;
         unstakeDelay = unstakeDelay_;
+        treasury = treasury_;
         _setQuorum(threshold_, committeeSize_);
     }
 
@@ -92,17 +112,9 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     /// @notice Takes the caller out of the active set at once and starts the delay after which it may have its stake back.
     function requestUnstake() external {
         Validator storage validator = _validators[msg.sender];
-        uint16 position = validator.position;
-        if (position == 0) revert InactiveValidator(msg.sender);
-        address last = _active[_active.length - 1];
-        _active[position - 1] = last;
-        _validators[last].position = position;
-        _active.pop();
-        // After the line that moves the last one, because the last one may be the caller.
-        validator.position = 0;
-        uint64 ready = uint64(block.timestamp) + unstakeDelay;
-        validator.withdrawableAt = ready;
-        emit UnstakeRequested(msg.sender, validator.stake, ready);
+        if (validator.position == 0) revert InactiveValidator(msg.sender);
+        _deactivate(validator);
+        _startLeaving(msg.sender, validator);
     }
 
     /// @notice Pays the caller its stake back, once the delay is over.
@@ -113,6 +125,39 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         delete _validators[msg.sender];
         emit StakeWithdrawn(msg.sender, validator.stake);
         token.safeTransfer(msg.sender, validator.stake);
+    }
+
+    /// @notice Sends a part of the stake of `account`, active or leaving, to the treasury. The part is rounded up, so that a slashing
+    /// is never for nothing. Whoever is left with less than the minimum does not count any more.
+    /// @param evidence What the slasher acted on, for those who read the event.
+    function slash(address account, uint16 basisPoints, bytes32 evidence)
+        external
+        nonReentrant
+        returns (uint128 amount)
+    {
+        if (msg.sender != slasher) revert NotSlasher(slasher, msg.sender);
+        if (basisPoints == 0 || basisPoints > BASIS_POINTS) revert InvalidBasisPoints(basisPoints);
+        Validator storage validator = _validators[account];
+        uint128 stake = validator.stake;
+        if (stake == 0) revert NoStake(account);
+        // At most the stake, because the basis points are at most all of them; so it fits, too.
+        amount = uint128(Math.ceilDiv(uint256(stake) * basisPoints, BASIS_POINTS));
+        stake -= amount;
+        validator.stake = stake;
+        emit ValidatorSlashed(account, amount, stake, evidence);
+        if (stake < minimumStake && validator.position != 0) {
+            _deactivate(validator);
+            if (stake != 0) _startLeaving(account, validator);
+        }
+        // Nothing to come back for, whether it was active or leaving.
+        if (stake == 0) delete _validators[account];
+        token.safeTransfer(treasury, amount);
+    }
+
+    /// @notice Changes who may slash; zero ends it.
+    function setSlasher(address slasher_) external onlyOwner {
+        slasher = slasher_;
+        emit SlasherChanged(slasher_);
     }
 
     /// @notice Changes M and N. M must be more than half of N, so that no two certificates can contradict each other without a
@@ -153,6 +198,23 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     /// @notice When `account` may withdraw its stake; 0 for one that is not leaving.
     function withdrawableAt(address account) external view returns (uint64) {
         return _validators[account].withdrawableAt;
+    }
+
+    /// @dev Takes an active validator off the list; the last one moves to its place.
+    function _deactivate(Validator storage validator) private {
+        uint16 position = validator.position;
+        address last = _active[_active.length - 1];
+        _active[position - 1] = last;
+        _validators[last].position = position;
+        _active.pop();
+        // After the line that moves the last one, because the last one may be this one.
+        validator.position = 0;
+    }
+
+    function _startLeaving(address account, Validator storage validator) private {
+        uint64 ready = uint64(block.timestamp) + unstakeDelay;
+        validator.withdrawableAt = ready;
+        emit UnstakeRequested(account, validator.stake, ready);
     }
 
     function _setQuorum(uint16 threshold_, uint16 committeeSize_) private {

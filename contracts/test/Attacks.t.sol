@@ -5,6 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ExactTransfer} from "../src/ExactTransfer.sol";
+import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
@@ -35,7 +36,7 @@ contract ApprovalAttacks is Fixture {
     function test_OneApprovalCountedTwice() public thenHonestApprovalsPay {
         uint256[] memory signers = first(3);
         signers[2] = signers[1];
-        expectError(InferencePayment.UnsortedApproval.selector, abi.encode(vm.addr(signers[1])));
+        expectError(Approvals.UnsortedApproval.selector, abi.encode(vm.addr(signers[1])));
         complete(quote, approve(digest, signers));
     }
 
@@ -43,28 +44,28 @@ contract ApprovalAttacks is Fixture {
     function test_HighS() public thenHonestApprovalsPay {
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[2], digest);
         bytes memory mirrored = abi.encodePacked(r, CURVE_ORDER - uint256(s), v == 27 ? uint8(28) : uint8(27));
-        expectError(InferencePayment.InvalidApproval.selector, abi.encode(2));
+        expectError(Approvals.InvalidApproval.selector, abi.encode(2));
         complete(quote, bytes.concat(approve(digest, first(2)), mirrored));
     }
 
     function test_UnsortedApprovals() public thenHonestApprovalsPay {
         uint256[] memory signers = first(3);
         (signers[0], signers[1]) = (signers[1], signers[0]);
-        expectError(InferencePayment.UnsortedApproval.selector, abi.encode(vm.addr(keys[0])));
+        expectError(Approvals.UnsortedApproval.selector, abi.encode(vm.addr(keys[0])));
         complete(quote, approve(digest, signers));
     }
 
     /// Recovery answers with the zero address for what is no signature; that address must not become a signer.
     function test_ZeroAddress() public thenHonestApprovalsPay {
         bytes memory zeros = new bytes(65);
-        expectError(InferencePayment.InvalidApproval.selector, abi.encode(0));
+        expectError(Approvals.InvalidApproval.selector, abi.encode(0));
         complete(quote, bytes.concat(zeros, approve(digest, first(3))));
     }
 
     function test_WrongRecoveryByte() public thenHonestApprovalsPay {
         bytes memory approvals = approve(digest, first(3));
         approvals[64] = bytes1(uint8(approvals[64]) - 27);
-        expectError(InferencePayment.InvalidApproval.selector, abi.encode(0));
+        expectError(Approvals.InvalidApproval.selector, abi.encode(0));
         complete(quote, approvals);
     }
 
@@ -74,7 +75,7 @@ contract ApprovalAttacks is Fixture {
             (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[i], digest);
             approvals = abi.encodePacked(approvals, r, uint256(s) | uint256(v - 27) << 255);
         }
-        expectError(InferencePayment.MalformedApprovals.selector, abi.encode(192));
+        expectError(Approvals.MalformedApprovals.selector, abi.encode(192));
         complete(quote, approvals);
     }
 
@@ -204,7 +205,7 @@ contract ApprovalAttacks is Fixture {
             }
             address signer = ecrecover(expected, uint8(approvals[i * 65 + 64]), r, s);
             if (signer <= previous) {
-                return abi.encodeWithSelector(InferencePayment.UnsortedApproval.selector, signer);
+                return abi.encodeWithSelector(Approvals.UnsortedApproval.selector, signer);
             }
             if (i == 0) lowest = signer;
             previous = signer;
@@ -373,7 +374,7 @@ contract TokenAttacks is Fixture {
 
     /// The same network, paid in another token.
     function use(OpenToken other) private {
-        registry = new ValidatorRegistry(other, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 1, 1);
+        registry = new ValidatorRegistry(other, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 1, 1, treasury);
         payment = new InferencePayment(other, registry, treasury);
         other.mint(client, 1000 ether);
         vm.startPrank(client);

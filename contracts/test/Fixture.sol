@@ -33,7 +33,7 @@ abstract contract Fixture is Test {
         vm.warp(NOW);
         vm.chainId(CHAIN);
         token = new NCNToken(owner, SUPPLY);
-        registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5);
+        registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
         payment = new InferencePayment(token, registry, treasury);
         addValidators("validator ", 5);
         give(client, 1000 ether, address(payment));

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
@@ -225,9 +226,9 @@ contract InferencePaymentTest is Fixture {
     function test_CompleteRefusesTooFewApprovals() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(2));
-        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(2, 3));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(2, 3));
         complete(quote, approvals);
-        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(0, 3));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         complete(quote, "");
     }
 
@@ -235,14 +236,14 @@ contract InferencePaymentTest is Fixture {
         addValidators("more ", 1);
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(6));
-        expectError(InferencePayment.TooManyApprovals.selector, abi.encode(6, 5));
+        expectError(Approvals.TooManyApprovals.selector, abi.encode(6, 5));
         complete(quote, approvals);
     }
 
     function test_CompleteRefusesAPartOfASignature() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = bytes.concat(approve(digestOf(quote), first(3)), hex"00");
-        expectError(InferencePayment.MalformedApprovals.selector, abi.encode(196));
+        expectError(Approvals.MalformedApprovals.selector, abi.encode(196));
         complete(quote, approvals);
     }
 
@@ -259,7 +260,7 @@ contract InferencePaymentTest is Fixture {
         bytes32 digest = digestOf(quote);
         vm.prank(owner);
         registry.setQuorum(4, 5);
-        expectError(InferencePayment.TooFewApprovals.selector, abi.encode(3, 4));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(3, 4));
         complete(quote, approve(digest, first(3)));
         complete(quote, approve(digest, first(4)));
     }
@@ -281,8 +282,8 @@ contract InferencePaymentTest is Fixture {
         initiate(quote);
 
         bytes memory approvals = approve(digestOf(quote), first(count));
-        bytes4 few = InferencePayment.TooFewApprovals.selector;
-        bytes4 many = InferencePayment.TooManyApprovals.selector;
+        bytes4 few = Approvals.TooFewApprovals.selector;
+        bytes4 many = Approvals.TooManyApprovals.selector;
         if (count < threshold) expectError(few, abi.encode(count, threshold));
         else if (count > committeeSize) expectError(many, abi.encode(count, committeeSize));
         complete(quote, approvals);

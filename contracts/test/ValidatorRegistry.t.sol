@@ -47,12 +47,12 @@ contract ValidatorRegistryTest is Fixture {
 
     function test_ConstructorRefusesNoStake() public {
         expectError(ValidatorRegistry.ZeroMinimumStake.selector);
-        new ValidatorRegistry(token, owner, 0, UNSTAKE_DELAY, 3, 5);
+        new ValidatorRegistry(token, owner, 0, UNSTAKE_DELAY, 3, 5, treasury);
     }
 
     function test_ConstructorRefusesABadQuorum() public {
         expectError(ValidatorRegistry.InvalidQuorum.selector, abi.encode(2, 5));
-        new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 2, 5);
+        new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 2, 5, treasury);
     }
 
     // registerValidator

@@ -12,8 +12,8 @@ pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk,
-    PaymentConfirmation, PaymentLedger, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus,
-    TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
+    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess,
+    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 
@@ -208,7 +208,7 @@ impl Quoted {
             backoff.pause().await;
         };
         let paying = started.elapsed();
-        let confirmation = PaymentConfirmation { request_id: self.quote.request_id, transaction };
+        let confirmation = PaymentConfirmation { request_id: self.quote.request_id, proof: PaymentProof::Transaction(transaction) };
         // The gateway follows the chain by itself: a lost hint costs a moment, not the request.
         let hint = tokio::time::timeout(HINT_TIMEOUT, self.client.transport.confirm_payment(confirmation)).await;
         if !matches!(hint, Ok(Ok(()))) {

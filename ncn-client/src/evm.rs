@@ -1,18 +1,23 @@
 //! Money on an EVM chain: the ledger that speaks to the contracts, over any way to reach a chain.
 
+mod account;
+mod channels;
 mod contracts;
 mod deploy;
 mod errors;
 mod ledger;
+mod network;
 mod rpc;
 mod sender;
 
+pub use account::Stake;
 use alloy_primitives::{Address, B256, Bytes, TxKind};
 use async_trait::async_trait;
-pub use contracts::{InferencePayment, NCNToken, ValidatorRegistry};
+pub use contracts::{InferencePayment, NCNToken, PaymentChannel, Slashing, SubnetRegistry, ValidatorRegistry};
 pub use deploy::{Genesis, create};
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
+pub use network::Deployment;
 pub use rpc::{JsonRpc, RpcOptions};
 pub use sender::SendOptions;
 
@@ -134,6 +139,8 @@ pub struct LogFilter {
     pub from_block: u64,
     /// Whose second topic (the first indexed argument) is this.
     pub topic1: Option<B256>,
+    /// Only the newest are of interest: older ones may be left out when there are newer ones.
+    pub newest: bool,
 }
 
 /// A log and where it is.

@@ -20,6 +20,8 @@ use crate::wire::{self, RemoteError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that is answered at once; streams are not bound by it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long thousands of requests may take to be judged together, and then to be settled.
+const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// An address that cannot be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,14 +46,22 @@ pub fn channel(url: &str) -> Result<Channel, EndpointError> {
         .connect_lazy())
 }
 
-/// A whole call, answer and all, within [`CALL_TIMEOUT`]: tonic's own timeout ends at the answer's first byte. A refusal comes back as
-/// the error that the service gave.
+/// A whole call, answer and all, within [`CALL_TIMEOUT`].
 fn bounded<T, E: RemoteError>(call: impl Future<Output = Result<T, Status>>) -> impl Future<Output = Result<T, E>> {
+    within(CALL_TIMEOUT, call)
+}
+
+/// A whole call, answer and all, within a time: tonic's own timeout ends at the answer's first byte. A refusal comes back as the error
+/// that the service gave.
+fn within<T, E: RemoteError>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> impl Future<Output = Result<T, E>> {
     // Boxed at once: generated clients make large futures, and every caller's would hold one.
     let call = Box::pin(call);
-    async {
-        let called = tokio::time::timeout(CALL_TIMEOUT, call).await;
-        let called = called.map_err(|_| E::unreachable(format!("no answer within {CALL_TIMEOUT:?}")))?;
+    async move {
+        let called = tokio::time::timeout(timeout, call).await;
+        let called = called.map_err(|_| E::unreachable(format!("no answer within {timeout:?}")))?;
         called.map_err(|status| wire::from_status(&status))
     }
 }

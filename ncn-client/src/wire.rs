@@ -50,7 +50,8 @@ pub fn signature(field: &'static str, bytes: &[u8]) -> Result<Signature, WireErr
     Signature::try_from(bytes).map_err(|error| WireError::new(field, error.to_string()))
 }
 
-fn amount(field: &'static str, bytes: &[u8]) -> Result<Amount, WireError> {
+/// An amount from its bytes.
+pub fn amount(field: &'static str, bytes: &[u8]) -> Result<Amount, WireError> {
     let array = bytes.try_into().map_err(|_| WireError::new(field, format!("has {} bytes, an amount has 16", bytes.len())))?;
     Ok(Amount::new(u128::from_be_bytes(array)))
 }
@@ -64,6 +65,7 @@ pub fn bytes(value: impl AsRef<[u8]>) -> Bytes {
     Bytes::copy_from_slice(value.as_ref())
 }
 
-fn amount_bytes(amount: Amount) -> Bytes {
+/// An amount as bytes.
+pub fn amount_bytes(amount: Amount) -> Bytes {
     bytes(amount.units().to_be_bytes())
 }

@@ -84,17 +84,21 @@ impl Certificate {
 
     /// Checks that at least M distinct members of the request's committee signed `digest`, and nobody else is listed.
     pub fn verify(&self, digest: &B256, request_id: &RequestId, trust: &TrustRoot) -> Result<(), CertificateError> {
-        let need = usize::from(trust.threshold);
+        self.verify_by(digest, &trust.committee(request_id), trust.threshold)
+    }
+
+    /// Checks that at least `threshold` distinct ones of these validators signed `digest`, and nobody else is listed.
+    pub fn verify_by(&self, digest: &B256, validators: &[Address], threshold: u16) -> Result<(), CertificateError> {
+        let need = usize::from(threshold);
         if self.0.len() < need {
             return Err(CertificateError::TooFew { have: self.0.len(), need });
         }
-        let committee = trust.committee(request_id);
         let mut previous = None;
         for Approval { validator, signature } in &self.0 {
             if previous.is_some_and(|previous| previous >= *validator) {
                 return Err(CertificateError::Unsorted(*validator));
             }
-            if !committee.contains(validator) {
+            if !validators.contains(validator) {
                 return Err(CertificateError::NotInCommittee(*validator));
             }
             signature.verify(digest, *validator).map_err(|_| CertificateError::BadSignature(*validator))?;

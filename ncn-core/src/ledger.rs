@@ -5,9 +5,13 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, Certificate, Completion, Quote, RequestId, TrustRoot, UnixTime};
+use crate::{
+    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, Quote, RequestId, Signature, TrustRoot,
+    UnixTime,
+    channel::{CertifiedBatch, VoucherError},
+};
 
-/// What the chain says of a request's payment. `transaction` is the one that brought it there.
+/// Where a request's payment is. `transaction` is the one that brought it there; out of a channel, it is the voucher's digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EscrowState {
     /// Never paid.
@@ -72,6 +76,16 @@ pub enum LedgerError {
         /// What it takes.
         needed: Amount,
     },
+    /// A contract may not take the tokens.
+    #[error("{spender} may take {allowance} of the account's tokens, {needed} are needed: approve it first")]
+    InsufficientAllowance {
+        /// The contract.
+        spender: Address,
+        /// What it may take.
+        allowance: Amount,
+        /// What it takes.
+        needed: Amount,
+    },
     /// The request is not in the state that this takes; it will not get there by trying again.
     #[error("the payment of {request_id} is {actual}")]
     WrongState {
@@ -100,6 +114,20 @@ pub enum LedgerError {
         /// Why, and what to do.
         problem: String,
     },
+    /// The voucher does not pay the quote.
+    #[error(transparent)]
+    Voucher(#[from] VoucherError),
+    /// The channel is not in the state that this takes.
+    #[error("channel {channel}: {problem}")]
+    Channel {
+        /// Which.
+        channel: B256,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// This ledger cannot do that.
+    #[error("this ledger does not {0}")]
+    Unsupported(&'static str),
     /// The contract refused for a reason that has no name here.
     #[error("the contract reverted: {0}")]
     Reverted(String),
@@ -153,8 +181,44 @@ pub trait PaymentLedger: Send + Sync {
     /// Where a request's payment is.
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError>;
 
-    /// Every change from this block on: those that have been, then those to come.
+    /// Every change from this block on: those that have been, then those to come. When the chain takes blocks back, the changes of
+    /// those that replace them are told again, from a block before them.
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError>;
+
+    /// Takes what a client signed to pay this quote: brings a transfer to the chain, or holds a voucher's amount in its channel.
+    /// Returns what [`EscrowState`] then names. The same authorisation again is as good as once.
+    async fn accept(&self, _quote: &Quote, _authorisation: &Authorisation) -> Result<B256, LedgerError> {
+        Err(LedgerError::Unsupported("take authorisations: pay into escrow"))
+    }
+
+    /// The voucher that pays a request, when one does.
+    async fn voucher(&self, _request_id: RequestId) -> Result<Option<ChannelPayment>, LedgerError> {
+        Ok(None)
+    }
+
+    /// What the chain holds of a channel.
+    async fn channel(&self, _id: B256) -> Result<Option<Channel>, LedgerError> {
+        Err(LedgerError::Unsupported("know channels"))
+    }
+
+    /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`.
+    async fn fund_channel(&self, _terms: &ChannelTerms, _deposit: Amount, _expiry: UnixTime) -> Result<B256, LedgerError> {
+        Err(LedgerError::Unsupported("fund channels"))
+    }
+
+    /// Charges channels for a batch of requests and pays everyone.
+    async fn settle_batch(&self, _batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        Err(LedgerError::Unsupported("settle batches"))
+    }
+
+    /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
+    /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
+    async fn close_channel(&self, _terms: &ChannelTerms, _agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        Err(LedgerError::Unsupported("close channels"))
+    }
+
+    /// The request is over, as its client sees it; `paid` says whether it was served. What a ledger holds for it, it lets go of.
+    async fn conclude(&self, _quote: &Quote, _paid: bool) {}
 }
 
 /// Conveniences on every [`PaymentLedger`].

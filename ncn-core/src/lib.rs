@@ -14,6 +14,7 @@
 
 pub mod amount;
 pub mod certificate;
+pub mod channel;
 pub mod compute;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -39,14 +40,16 @@ pub mod value;
 pub use alloy_primitives::{Address, B256};
 pub use amount::Amount;
 pub use certificate::{Approval, Certificate, CertificateError};
+pub use channel::{Authorisation, Channel, ChannelPayment, ChannelTerms};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
 pub use ledger::{EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    AccessPurpose, Attachment, Completion, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord,
-    NodeRole, Quote, ReceiptSeal, Subnet, SubnetModel, TaskAccess,
+    AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Departure, Domain,
+    DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote, ReceiptSeal,
+    SettledCompletion, Subnet, SubnetModel, TaskAccess, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};
@@ -55,7 +58,7 @@ pub use registry::{CompletionRequest, NodeQuery, PreprocessingRequest, Registry,
 pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};
-pub use transport::{ModelInfo, PaymentConfirmation, Submission, Transport, TransportError, TransportExt};
+pub use transport::{ModelInfo, PaymentConfirmation, PaymentProof, Submission, Transport, TransportError, TransportExt};
 pub use trust::TrustRoot;
 pub use value::{Value, Values};
 

@@ -17,6 +17,7 @@
 //! | Settling | SettlementImpossible | Refunding |
 //! | Settling, Refunding | Settled | Ended(Completed) |
 //! | Settling, Refunding | Refunded | Ended(Refunded) |
+//! | Settling, Refunding | PaymentLost | Ended(Expired) |
 //! | Reserving, Preprocessing | Refused | Ended(Refused) |
 //! | Reserving, Preprocessing, AwaitingPayment | Cancelled / Expired | Ended(Cancelled / Expired) |
 //! | Executing, Completing | Cancelled, Expired | Refunding |
@@ -25,7 +26,7 @@
 use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, InferenceResult, Quote, Signed, TrustRoot, Values};
+use crate::{Certificate, ChannelPayment, InferenceResult, Quote, Signed, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -92,8 +93,13 @@ pub enum Event {
     Approved(Certificate),
     /// Nobody took it, or the validators refused.
     Refused(String),
-    /// The chain holds the quote's total, by this transaction.
-    Paid(B256),
+    /// The chain holds the quote's total, or a channel the promise of it.
+    Paid {
+        /// What [`crate::EscrowState`] names: the transaction, or the voucher's digest.
+        transaction: B256,
+        /// The voucher, when it is one that pays.
+        voucher: Option<Box<ChannelPayment>>,
+    },
     /// A compute node gave a result.
     Executed {
         /// What the client gets.
@@ -114,6 +120,8 @@ pub enum Event {
     SettlementImpossible(String),
     /// The chain has paid the client back, by this transaction.
     Refunded(B256),
+    /// The chain has taken the payment back with the blocks that held it, and it did not come again before the quote expired.
+    PaymentLost,
     /// The client withdraws.
     Cancelled,
     /// The quote's expiry has passed, or is too near to finish.
@@ -198,7 +206,7 @@ impl Lifecycle {
             (Reserving | Preprocessing, Event::Refused(_)) => Ended(Refused),
             (Reserving | Preprocessing | AwaitingPayment, Event::Cancelled) => Ended(Cancelled),
             (Reserving | Preprocessing | AwaitingPayment, Event::Expired) => Ended(Expired),
-            (AwaitingPayment, Event::Paid(_)) => Executing,
+            (AwaitingPayment, Event::Paid { .. }) => Executing,
             (Executing, Event::Executed { .. }) => Completing,
             (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
                 attempt += 1;
@@ -211,8 +219,9 @@ impl Lifecycle {
             | (Executing | Completing, Event::Cancelled | Event::Expired) => Refunding,
             (Settling | Refunding, Event::Settled(_)) => Ended(Completed),
             (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
+            (Settling | Refunding, Event::PaymentLost) => Ended(Expired),
             // The client paid when we had already let go: give it back at once rather than at expiry.
-            (Ended(outcome), Event::Paid(_)) if outcome.is_unpaid() => Refunding,
+            (Ended(outcome), Event::Paid { .. }) if outcome.is_unpaid() => Refunding,
             (state, _) => return Err(Unexpected { state }),
         };
         let next = Self { state, attempt };

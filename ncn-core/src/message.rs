@@ -3,10 +3,12 @@
 //! Each type here is the Rust face of one struct of that file. [`Message::digest`] is what is signed; it binds the chain and the
 //! payment contract through the [`Domain`], the phase through the struct's type, and the request through its id.
 
+mod channel;
 mod sol;
 
 use alloy_primitives::{Address, B256, keccak256};
 use alloy_sol_types::{SolStruct, SolValue, eip712_domain};
+pub use channel::{ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettledCompletion, Voucher};
 use serde::{Deserialize, Serialize};
 
 use crate::{Amount, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
@@ -179,6 +181,8 @@ pub enum AccessPurpose {
     Follow = 1,
     /// To withdraw the request.
     Cancel = 2,
+    /// To have the channel closed whose id stands in the request id's place.
+    CloseChannel = 3,
 }
 
 /// What a node does on the network.
@@ -278,10 +282,15 @@ pub struct Subnet {
     pub version: u64,
 }
 
+/// The id of an owner's subnet: keccak256(abi.encode(owner, name)), so only its owner can define it.
+pub fn subnet_id(owner: Address, name: &str) -> B256 {
+    keccak256((owner, name).abi_encode_params())
+}
+
 impl Subnet {
-    /// The subnet's id: keccak256(abi.encode(owner, name)), so only its owner can define it.
+    /// The subnet's id.
     pub fn id(&self) -> B256 {
-        keccak256((self.owner, self.name.as_str()).abi_encode_params())
+        subnet_id(self.owner, &self.name)
     }
 
     /// The offered model with this digest.

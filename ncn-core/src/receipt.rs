@@ -4,14 +4,48 @@ use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Certificate, CertificateError, Completion, InferenceRequest, InferenceResult, Message as _, PaymentTree, Quote, ReceiptSeal,
-    RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values, payment::SplitError, trust::TrustRootError,
+    Certificate, CertificateError, ChannelPayment, Completion, InferenceRequest, InferenceResult, Message as _, PaymentTree, Quote,
+    ReceiptSeal, RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values, channel::VoucherError,
+    payment::SplitError, trust::TrustRootError,
 };
 
 /// The version that this code writes and reads.
 pub const VERSION: u32 = 1;
 /// The most bytes that a receipt's JSON may have; a real one has about 6,000.
 pub const MAX_RECEIPT_BYTES: usize = 1 << 20;
+
+/// How a request was paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Payment {
+    /// Into escrow, and out of it.
+    Escrow {
+        /// The transaction that escrowed the total.
+        transaction: B256,
+        /// The transaction that paid everyone.
+        settlement: B256,
+    },
+    /// Out of a channel, by this voucher. The channel pays everyone in a later batch.
+    Channel(Box<ChannelPayment>),
+}
+
+impl Payment {
+    /// What identifies it: the escrow's transaction, or the voucher's digest.
+    pub fn reference(&self, trust: &TrustRoot) -> B256 {
+        match self {
+            Self::Escrow { transaction, .. } => *transaction,
+            Self::Channel(payment) => payment.reference(trust),
+        }
+    }
+
+    /// The transaction that paid everyone; zero when a batch is yet to do it.
+    pub const fn settlement(&self) -> B256 {
+        match self {
+            Self::Escrow { settlement, .. } => *settlement,
+            Self::Channel(_) => B256::ZERO,
+        }
+    }
+}
 
 /// Who ordered what from whom, what came out, who approved it, and who was paid for it.
 ///
@@ -30,14 +64,12 @@ pub struct Receipt {
     pub quote: Quote,
     /// The validators' approval of the quote.
     pub preprocessing: Certificate,
-    /// The transaction that escrowed the payment.
-    pub payment_transaction: B256,
+    /// How it was paid.
+    pub payment: Payment,
     /// The compute node's signed result.
     pub result: Signed<InferenceResult>,
     /// The validators' approval of the result.
     pub completion: Certificate,
-    /// The transaction that paid everyone.
-    pub settlement_transaction: B256,
     /// Who was paid what.
     pub payments: PaymentTree,
     /// When the gateway sealed it.
@@ -78,6 +110,9 @@ pub enum ReceiptError {
         /// What is wrong with it.
         error: SignatureError,
     },
+    /// The client did not promise to pay this out of its channel.
+    #[error("payment: {0}")]
+    Voucher(#[from] VoucherError),
     /// Too few validators approved, or the wrong ones.
     #[error("{phase}: {error}")]
     Certificate {
@@ -133,8 +168,8 @@ impl Receipt {
             result: self.result.message.struct_hash(),
             preprocessing: self.preprocessing.hash(),
             completion: self.completion.hash(),
-            payment: self.payment_transaction,
-            settlement: self.settlement_transaction,
+            payment: self.payment.reference(&self.trust_root),
+            settlement: self.payment.settlement(),
             issued_at: self.issued_at,
         }
     }
@@ -166,6 +201,9 @@ impl Receipt {
         self.result.verify(domain).map_err(signature("result.signature"))?;
         self.seal.verify(&self.sealed().digest(domain), self.quote.gateway).map_err(signature("seal"))?;
 
+        if let Payment::Channel(payment) = &self.payment {
+            payment.verify(&self.quote, trust)?;
+        }
         let certificate = |phase| move |error| ReceiptError::Certificate { phase, error };
         let request_id = self.quote.request_id;
         self.preprocessing.verify(&self.quote.digest(domain), &request_id, trust).map_err(certificate("preprocessing"))?;

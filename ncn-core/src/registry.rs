@@ -1,12 +1,14 @@
 //! The port to the P2P registry: who is on the network, and the validators' word.
 
+use std::sync::Arc;
+
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, Certificate, Departure, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole, Quote, SignatureError,
-    Signed, Subnet,
+    Approval, Certificate, ChannelPayment, Departure, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole, Quote,
+    SignatureError, Signed, Subnet, channel::Batch,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -40,6 +42,8 @@ pub struct CompletionRequest {
     pub quote: Quote,
     /// What the compute node says it ran.
     pub result: Signed<InferenceResult>,
+    /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
+    pub voucher: Option<ChannelPayment>,
 }
 
 /// Why the registry does not answer, or a validator does not approve.
@@ -144,6 +148,9 @@ pub trait Registry: Send + Sync {
 
     /// M of N validators approve a result before it is paid out.
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError>;
+
+    /// M of N validators approve a batch of served requests before it is settled. Its committee is that of the batch's root.
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError>;
 }
 
 /// Conveniences on every [`Registry`].
@@ -160,7 +167,7 @@ impl<R: Registry + ?Sized> RegistryExt for R {}
 
 /// One validator: a registry node with a key and an on-chain stake. The node implements it, and so does its client.
 ///
-/// An approval is a signature over the digest of the quote, or of the completion, and nothing else.
+/// An approval is a signature over the digest of the quote, of the completion or of the settlement, and nothing else.
 #[async_trait]
 pub trait Validator: Send + Sync {
     /// Who this is.
@@ -171,4 +178,7 @@ pub trait Validator: Send + Sync {
 
     /// Approves a result, or says why not.
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError>;
+
+    /// Approves a batch of requests for settlement, or says why not.
+    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError>;
 }

@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, InferenceRequest, Model, RequestId, Signed, TaskAccess, TaskStatus, TaskUpdate, Values};
+use crate::{
+    Amount, Authorisation, InferenceRequest, Model, RequestId, Signature, Signed, TaskAccess, TaskStatus, TaskUpdate, TrustRoot,
+    Values,
+};
 
 /// A signed order and what to run on.
 #[derive(Clone, Debug)]
@@ -18,13 +21,23 @@ pub struct Submission {
     pub inputs: Values,
 }
 
-/// A client's hint that it has paid. The gateway believes the chain, not the hint.
+/// How a client has paid, or how it can be made to pay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PaymentConfirmation {
     /// For which request.
     pub request_id: RequestId,
-    /// The transaction that escrowed the payment.
-    pub transaction: B256,
+    /// How.
+    pub proof: PaymentProof,
+}
+
+/// What a client tells its gateway of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "passed once a request")]
+pub enum PaymentProof {
+    /// A hint: the transaction that escrowed the payment. The gateway believes the chain, not the hint.
+    Transaction(B256),
+    /// What the client signed, for the gateway to bring to the chain or to keep until a batch is settled.
+    Authorisation(Authorisation),
 }
 
 /// A model that the gateway offers.
@@ -133,6 +146,16 @@ pub trait Transport: Send + Sync {
 
     /// What the gateway offers.
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError>;
+
+    /// The network that the gateway is of, for a client without a chain to read it from; whether to trust it, the client decides.
+    async fn network(&self) -> Result<TrustRoot, TransportError>;
+
+    /// Asks the gateway to settle what it has earned out of a channel and to let go of the rest: its signature over a
+    /// [`crate::ChannelClose`], and what it says was settled. From then on the gateway takes no voucher of the channel. The access is
+    /// the client's, with the channel's id as its request id.
+    async fn close_channel(&self, _access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+        Err(TransportError::Refused("this gateway has no channels".into()))
+    }
 }
 
 /// Conveniences on every [`Transport`].

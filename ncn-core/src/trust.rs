@@ -14,6 +14,10 @@ use crate::{Domain, RequestId};
 pub struct TrustRoot {
     /// The chain and the payment contract.
     pub domain: Domain,
+    /// The token in which requests are paid.
+    pub token: Address,
+    /// The contract that holds channels.
+    pub channels: Address,
     /// The active validators, strictly ascending.
     pub validators: Vec<Address>,
     /// M: how many approvals make a certificate.
@@ -57,12 +61,17 @@ impl TrustRoot {
         Ok(())
     }
 
-    /// keccak256(abi.encode(chainId, contract, validators, threshold, committeeSize, treasury)).
+    /// keccak256(abi.encode(chainId, contract, token, channels, validators, threshold, committeeSize, treasury)).
     pub fn hash(&self) -> B256 {
-        let Self { domain, validators, threshold, committee_size, treasury } = self;
-        keccak256(
-            (domain.chain_id, domain.contract, validators.clone(), *threshold, *committee_size, *treasury).abi_encode_params(),
-        )
+        let Self { domain, token, channels, validators, threshold, committee_size, treasury } = self;
+        let Domain { chain_id, contract } = *domain;
+        let encoded = (chain_id, contract, *token, *channels, validators.clone(), *threshold, *committee_size, *treasury);
+        keccak256(encoded.abi_encode_params())
+    }
+
+    /// Under which vouchers, settlements of channels and their closing are signed.
+    pub const fn channel_domain(&self) -> Domain {
+        Domain { chain_id: self.domain.chain_id, contract: self.channels }
     }
 
     /// The validators that judge a request: the `committee_size` whose keccak256(request id, address) is smallest.
@@ -95,6 +104,8 @@ mod tests {
     fn root(validators: u8, threshold: u16, committee_size: u16) -> TrustRoot {
         TrustRoot {
             domain: Domain { chain_id: 1, contract: Address::ZERO },
+            token: Address::ZERO,
+            channels: Address::ZERO,
             validators: (1..=validators).map(Address::repeat_byte).collect(),
             threshold,
             committee_size,

@@ -5,8 +5,9 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet,
-    TrustRoot, UnixTime,
+    Channel, ChannelPayment, CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote,
+    RegistryError, Subnet, TrustRoot, UnixTime,
+    channel::{Batch, VoucherError},
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
@@ -50,10 +51,10 @@ pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Resul
     able(quote, facts)
 }
 
-/// Judges a result: the compute node's signature, and that every digest is the order's. Payment is the chain's to confirm: the
-/// caller compares [`crate::EscrowState`].
+/// Judges a result: the compute node's signature, and that every digest is the order's. An escrow is the chain's to confirm: the
+/// caller compares [`crate::EscrowState`], or for a voucher asks [`voucher`].
 pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
-    let CompletionRequest { request: order, quote, result } = request;
+    let CompletionRequest { request: order, quote, result, voucher } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
     if order.digest(&facts.trust.domain) != quote.request_id {
@@ -61,6 +62,9 @@ pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), 
     }
     terms(order, quote, facts)?;
     result.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
+    if let Some(voucher) = voucher {
+        voucher.verify(quote, facts.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
+    }
     let result = &result.message;
     let checks = [
         (result.request_id == quote.request_id, "result.requestId: is another request"),
@@ -73,6 +77,33 @@ pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), 
         return refuse(*reason);
     }
     able(quote, facts)
+}
+
+/// Judges a batch, but for its signatures ([`crate::channel::BatchEntry::verify`]) and whether any of its requests has been settled
+/// before, which the caller knows.
+pub fn settlement(batch: &Batch, trust: &TrustRoot) -> Result<(), RegistryError> {
+    batch.check(trust.treasury).map_err(|error| RegistryError::Refused(error.to_string()))
+}
+
+/// Judges a voucher by what the chain holds of its channel. Whether the client promised it, [`crate::ChannelPayment::verify`] says.
+pub fn voucher(payment: &ChannelPayment, channel: Option<&Channel>, quote: &Quote) -> Result<(), VoucherError> {
+    let Some(channel) = channel else {
+        return Err(VoucherError::new("channel", "was never opened: open it first"));
+    };
+    let cumulative = payment.voucher.cumulative;
+    let checks = [
+        (channel.open, "channel", "is closed: open another".to_owned()),
+        (quote.expiry < channel.expiry, "channel", format!("expires at {}, before the quote: extend it", channel.expiry)),
+        (
+            cumulative <= channel.deposit,
+            "cumulative",
+            format!("{cumulative} is more than the deposit of {}: top the channel up", channel.deposit),
+        ),
+    ];
+    match checks.into_iter().find(|(good, ..)| !good) {
+        Some((_, field, problem)) => Err(VoucherError::new(field, problem)),
+        None => Ok(()),
+    }
 }
 
 /// Do order and quote agree with each other, the subnet and the network?

@@ -20,9 +20,9 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model, ModelInfo, PaymentConfirmation,
-    PaymentLedger, Registry, RegistryError, RequestId, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport,
-    TransportError, transport::Updates, validation,
+    AccessPurpose, Authorisation, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model, ModelInfo,
+    PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signed, State, Submission, Subnet,
+    TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -269,6 +269,29 @@ impl Gateway {
             .map_err(|error| TransportError::invalid("request.signature", error.to_string()))
     }
 
+    /// Takes what pays an order, once: when it is paid already, there is nothing to take.
+    async fn take(&self, task: &Task, authorisation: &Authorisation) -> Result<(), TransportError> {
+        let status = task.status();
+        let Some(quote) = status.quote else {
+            return Err(TransportError::Refused("the order has no approved quote to pay".into()));
+        };
+        match status.state {
+            State::AwaitingPayment => {}
+            State::Ended(outcome) if outcome.is_unpaid() => {
+                return Err(TransportError::Refused(status.failure.unwrap_or_else(|| "the order has ended".into())));
+            }
+            _ => return Ok(()),
+        }
+        if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
+            return Err(TransportError::Refused("the quote has expired".into()));
+        }
+        match self.ledger.accept(&quote, authorisation).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_retryable() => Err(TransportError::Internal(error.to_string())),
+            Err(error) => Err(TransportError::invalid("payment", error.to_string())),
+        }
+    }
+
     /// Takes a request in, unless somebody else just has.
     fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
         let this = self.this.upgrade().filter(|_| !self.stopped.is_cancelled());
@@ -333,7 +356,11 @@ impl Transport for Gateway {
     }
 
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.task(confirmation.request_id)?.hint();
+        let task = self.task(confirmation.request_id)?;
+        if let PaymentProof::Authorisation(authorisation) = confirmation.proof {
+            self.take(&task, &authorisation).await?;
+        }
+        task.hint();
         Ok(())
     }
 
@@ -352,5 +379,9 @@ impl Transport for Gateway {
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
         Ok(self.models.values().cloned().collect())
+    }
+
+    async fn network(&self) -> Result<TrustRoot, TransportError> {
+        self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))
     }
 }

@@ -1,5 +1,6 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
+mod record;
 mod serve;
 mod validator;
 
@@ -16,6 +17,7 @@ use ncn_client::grpc::GrpcValidator;
 use ncn_core::{
     Approval, Certificate, Completion, CompletionRequest, Departure, Domain, Heartbeat, Message as _, NodeQuery, NodeRecord,
     NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, Validator,
+    channel::Batch,
     membership::{Bounds, Membership},
 };
 pub use serve::{registry_service, validator_service};
@@ -25,6 +27,8 @@ use crate::time::unix_now;
 
 /// How long a validator may take to answer.
 const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one may take to judge thousands of requests.
+const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
 
 /// Makes a way to the validator that a record announces.
 pub type Dial = dyn Fn(&NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> + Send + Sync;
@@ -92,14 +96,21 @@ impl RegistryNode {
     }
 
     /// Asks the committee in parallel; the first M good approvals win.
-    async fn certify<A>(&self, trust: &TrustRoot, request_id: &B256, digest: B256, ask: A) -> Result<Certificate, RegistryError>
+    async fn certify<A>(
+        &self,
+        trust: &TrustRoot,
+        request_id: &B256,
+        digest: B256,
+        timeout: Duration,
+        ask: A,
+    ) -> Result<Certificate, RegistryError>
     where
         A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
     {
         let need = usize::from(trust.threshold);
         let asked = self.committee(trust, request_id).into_iter().map(|validator| {
             let (address, answer) = (validator.address(), ask(validator));
-            async move { (address, tokio::time::timeout(VALIDATOR_TIMEOUT, answer).await) }
+            async move { (address, tokio::time::timeout(timeout, answer).await) }
         });
         let mut answers: FuturesUnordered<_> = asked.collect();
         let mut approvals: Vec<Approval> = Vec::with_capacity(need);
@@ -112,7 +123,7 @@ impl RegistryNode {
                 }
                 Ok(Ok(approval)) => approvals.push(approval),
                 Ok(Err(error)) => reasons.push(format!("{validator}: {error}")),
-                Err(_) => reasons.push(format!("{validator}: no answer in {VALIDATOR_TIMEOUT:?}")),
+                Err(_) => reasons.push(format!("{validator}: no answer in {timeout:?}")),
             }
             if approvals.len() == need {
                 return Ok(Certificate::new(approvals));
@@ -173,7 +184,7 @@ impl Registry for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.preprocessing(&request).await })
         };
-        self.certify(&trust, &request_id, digest, ask).await
+        self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
@@ -185,6 +196,16 @@ impl Registry for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.completion(&request).await })
         };
-        self.certify(&trust, &request_id, digest, ask).await
+        self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
+    }
+
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+        let trust = trust_root(&*self.ledger).await?;
+        let (root, digest) = (batch.settlement.root, batch.settlement.digest(&trust.channel_domain()));
+        let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
+            let batch = batch.clone();
+            Box::pin(async move { validator.settlement(&batch).await })
+        };
+        self.certify(&trust, &root, digest, SETTLEMENT_TIMEOUT, ask).await
     }
 }

@@ -4,13 +4,45 @@
 mod generated {
     use alloy_sol_types::sol;
 
-    sol!(InferencePayment, "../contracts/artifacts/InferencePayment.json");
-    sol!(NCNToken, "../contracts/artifacts/NCNToken.json");
-    sol!(ValidatorRegistry, "../contracts/artifacts/ValidatorRegistry.json");
+    sol!(
+        #[sol(all_derives)]
+        InferencePayment,
+        "../contracts/artifacts/InferencePayment.json"
+    );
+    sol!(
+        #[sol(all_derives)]
+        NCNToken,
+        "../contracts/artifacts/NCNToken.json"
+    );
+    sol!(
+        #[sol(all_derives)]
+        PaymentChannel,
+        "../contracts/artifacts/PaymentChannel.json"
+    );
+    sol!(
+        #[sol(all_derives)]
+        Slashing,
+        "../contracts/artifacts/Slashing.json"
+    );
+    sol!(
+        #[sol(all_derives)]
+        SubnetRegistry,
+        "../contracts/artifacts/SubnetRegistry.json"
+    );
+    sol!(
+        #[sol(all_derives)]
+        ValidatorRegistry,
+        "../contracts/artifacts/ValidatorRegistry.json"
+    );
 }
 
-use generated::InferencePayment::Quote;
-pub use generated::{InferencePayment, NCNToken, ValidatorRegistry};
+use alloy_primitives::B256;
+pub use generated::{InferencePayment, NCNToken, PaymentChannel, Slashing, SubnetRegistry, ValidatorRegistry};
+use generated::{
+    InferencePayment::Quote,
+    PaymentChannel::{ChannelPayout, ChannelTerms, Charge},
+};
+use ncn_core::{Signature, channel::CertifiedBatch};
 
 /// The quote, as the contracts take it.
 pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
@@ -27,4 +59,39 @@ pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
         expiry: quote.expiry,
         trustRoot: quote.trust_root,
     }
+}
+
+/// The terms, as the contract takes them.
+pub(super) const fn terms(terms: &ncn_core::ChannelTerms) -> ChannelTerms {
+    ChannelTerms { client: terms.client, gateway: terms.gateway, salt: terms.salt }
+}
+
+/// A batch's settlement, as the contract takes it.
+pub(super) fn settle(batch: &CertifiedBatch) -> PaymentChannel::settleCall {
+    let settlement = &batch.settlement;
+    let charges = settlement.charges.iter().zip(&batch.vouchers).map(|(charge, payment)| Charge {
+        terms: terms(&payment.terms),
+        settledBefore: charge.settled_before.units(),
+        settledAfter: charge.settled_after.units(),
+        requestId: payment.voucher.request_id,
+        quote: payment.voucher.quote,
+        amount: payment.voucher.amount.units(),
+        cumulative: payment.voucher.cumulative.units(),
+        signature: payment.signature.as_bytes().to_vec().into(),
+    });
+    let payout = |payout: &ncn_core::ChannelPayout| ChannelPayout { account: payout.account, amount: payout.amount.units() };
+    PaymentChannel::settleCall {
+        root: settlement.root,
+        count: settlement.count,
+        charges: charges.collect(),
+        payouts: settlement.payouts.iter().map(payout).collect(),
+        approvals: batch.certificate.packed().into(),
+    }
+}
+
+/// A signature in the parts that the contracts take: v, r, s.
+pub(super) fn parts(signature: &Signature) -> (u8, B256, B256) {
+    let (r, rest) = signature.as_bytes().split_at(32);
+    let (s, v) = rest.split_at(32);
+    (v.first().copied().unwrap_or_default(), B256::from_slice(r), B256::from_slice(s))
 }

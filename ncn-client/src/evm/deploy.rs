@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use alloy_primitives::{Address, Bytes, TxKind, U256};
-use alloy_sol_types::SolConstructor;
+use alloy_sol_types::{SolCall as _, SolConstructor};
 use ncn_core::{Amount, DynSigner, LedgerError};
 
-use super::{EvmBackend, EvmError, EvmLedger, InferencePayment, NCNToken, SendOptions, ValidatorRegistry, sender::Sender};
+use super::{
+    Deployment, EvmBackend, EvmError, EvmLedger, InferencePayment, NCNToken, PaymentChannel, SendOptions, Slashing, SubnetRegistry,
+    ValidatorRegistry, sender::Sender,
+};
 
 /// How a network's contracts are set up.
 #[derive(Clone, Copy, Debug)]
@@ -23,10 +26,12 @@ pub struct Genesis {
     pub committee_size: u16,
     /// Who gets the treasury's part.
     pub treasury: Address,
+    /// What registering a subnet costs.
+    pub subnet_fee: Amount,
 }
 
 impl Genesis {
-    /// Deploys token, validator registry and payment contract, and returns them as `deployer` sees them.
+    /// Deploys all of the network's contracts, and returns them as `deployer` sees them.
     pub async fn deploy(&self, backend: Arc<dyn EvmBackend>, deployer: &DynSigner) -> Result<EvmLedger, LedgerError> {
         let options = SendOptions::default();
         let sender = Sender::new(backend.clone(), deployer.clone(), backend.chain_id().await?, options);
@@ -40,11 +45,22 @@ impl Genesis {
             unstakeDelay_: self.unstake_delay,
             threshold_: self.threshold,
             committeeSize_: self.committee_size,
+            treasury_: self.treasury,
         };
         let registry = create_by(&sender, code(&ValidatorRegistry::BYTECODE, &registry)).await?;
         let payment = InferencePayment::constructorCall { token_: token, registry_: registry, treasury_: self.treasury };
         let payment = create_by(&sender, code(&InferencePayment::BYTECODE, &payment)).await?;
-        EvmLedger::connect(backend, payment, deployer.clone(), options).await
+        let channels = PaymentChannel::constructorCall { token_: token, registry_: registry };
+        let channels = create_by(&sender, code(&PaymentChannel::BYTECODE, &channels)).await?;
+        let (treasury_, fee) = (self.treasury, self.subnet_fee.units());
+        let subnets = SubnetRegistry::constructorCall { token_: token, treasury_, owner, creationFee_: fee };
+        let subnets = create_by(&sender, code(&SubnetRegistry::BYTECODE, &subnets)).await?;
+        let slashing = Slashing::constructorCall { registry_: registry, payment_: payment, channel_: channels };
+        let slashing = create_by(&sender, code(&Slashing::BYTECODE, &slashing)).await?;
+        let slasher = ValidatorRegistry::setSlasherCall { slasher_: slashing };
+        sender.send(TxKind::Call(registry), slasher.abi_encode().into()).await?;
+        let deployment = Deployment { payment, channels, subnets, slashing };
+        EvmLedger::connect(backend, deployment, deployer.clone(), options).await
     }
 }
 

@@ -1,14 +1,17 @@
 //! The contracts' refusals, as the ledger's errors.
 
-use alloy_primitives::U256;
+use std::fmt::Debug;
+
+use alloy_primitives::{B256, U256, hex};
 use alloy_sol_types::SolInterface as _;
-use ncn_core::{Amount, LedgerError};
+use ncn_core::{Amount, LedgerError, channel::VoucherError};
 
 use super::{
     EvmError,
     contracts::{
         InferencePayment::InferencePaymentErrors as Payment, NCNToken::NCNTokenErrors as Token,
-        ValidatorRegistry::ValidatorRegistryErrors as Registry,
+        PaymentChannel::PaymentChannelErrors as Channel, Slashing::SlashingErrors as Slashing,
+        SubnetRegistry::SubnetRegistryErrors as Subnets, ValidatorRegistry::ValidatorRegistryErrors as Registry,
     },
 };
 
@@ -24,30 +27,65 @@ impl From<EvmError> for LedgerError {
     }
 }
 
+/// What a contract means. Where two have an error of the same name, it means the same.
 fn reverted(data: &[u8]) -> LedgerError {
     if let Ok(error) = Payment::abi_decode(data) {
         return payment(error);
     }
-    if let Ok(Token::ERC20InsufficientBalance(error)) = Token::abi_decode(data) {
-        return LedgerError::InsufficientFunds {
-            owner: error.sender,
-            balance: amount(error.balance),
-            needed: amount(error.needed),
-        };
+    if let Ok(error) = Channel::abi_decode(data) {
+        return channel(error);
     }
-    if let Ok(Registry::InactiveValidator(error)) = Registry::abi_decode(data) {
-        return LedgerError::Certificate(format!("{} is no active validator", error.validator));
+    if let Ok(error) = Token::abi_decode(data) {
+        return token(error);
+    }
+    if let Ok(error) = Registry::abi_decode(data) {
+        return registry(error);
+    }
+    if let Ok(error) = Subnets::abi_decode(data) {
+        return LedgerError::Reverted(named(&error));
+    }
+    if let Ok(error) = Slashing::abi_decode(data) {
+        return LedgerError::Reverted(named(&error));
     }
     let shown = data.get(..data.len().min(256)).unwrap_or_default();
-    LedgerError::Reverted(if shown.is_empty() { "without a reason".into() } else { alloy_primitives::hex::encode_prefixed(shown) })
+    LedgerError::Reverted(if shown.is_empty() { "without a reason".into() } else { hex::encode_prefixed(shown) })
+}
+
+/// A custom error with its values: its name stands twice, once for the set it is of.
+fn named(error: &impl Debug) -> String {
+    let text = format!("{error:?}");
+    text.split_once('(').and_then(|(_, inner)| inner.strip_suffix(')')).map_or_else(|| text.clone(), str::to_owned)
+}
+
+fn token(error: Token) -> LedgerError {
+    match error {
+        Token::ERC20InsufficientBalance(error) => {
+            LedgerError::InsufficientFunds { owner: error.sender, balance: amount(error.balance), needed: amount(error.needed) }
+        }
+        // The token names only the spender; whose tokens they are, the caller knows.
+        Token::ERC20InsufficientAllowance(error) => LedgerError::InsufficientAllowance {
+            spender: error.spender,
+            allowance: amount(error.allowance),
+            needed: amount(error.needed),
+        },
+        Token::ERC3009InvalidSignature(_) => LedgerError::NotAllowed("transfer: is not the client's signature".into()),
+        Token::ERC3009UsedAuthorization(_) => LedgerError::NotAllowed("transfer: was used before, or withdrawn".into()),
+        Token::ERC3009InvalidAuthorizationTime(_) => LedgerError::NotAllowed("transfer: is not valid any more".into()),
+        other => LedgerError::Reverted(named(&other)),
+    }
+}
+
+fn registry(error: Registry) -> LedgerError {
+    match error {
+        Registry::InactiveValidator(error) => LedgerError::Certificate(format!("{} is no active validator", error.validator)),
+        other => LedgerError::Reverted(named(&other)),
+    }
 }
 
 fn payment(error: Payment) -> LedgerError {
     let invalid = |field: &str, problem: String| LedgerError::InvalidQuote { field: field.into(), problem };
     match error {
-        Payment::WrongClient(error) => {
-            LedgerError::NotAllowed(format!("client: {} cannot escrow for {}", error.caller, error.client))
-        }
+        Payment::WrongClient(error) => LedgerError::NotAllowed(format!("client: {} cannot pay for {}", error.caller, error.client)),
         Payment::NotGateway(error) => LedgerError::NotAllowed(format!(
             "gateway: only {} can give the payment back before it expires, not {}",
             error.gateway, error.caller
@@ -76,7 +114,32 @@ fn payment(error: Payment) -> LedgerError {
         Payment::MalformedApprovals(error) => LedgerError::Certificate(format!("{} bytes are no signatures", error.length)),
         Payment::InvalidApproval(error) => LedgerError::Certificate(format!("number {} is no signature", error.index)),
         Payment::UnsortedApproval(error) => LedgerError::Certificate(format!("{} is out of order or twice", error.signer)),
-        other => LedgerError::Reverted(alloy_primitives::hex::encode_prefixed(other.abi_encode())),
+        other => LedgerError::Reverted(named(&other)),
+    }
+}
+
+fn channel(error: Channel) -> LedgerError {
+    let of = |channel: B256, problem: String| LedgerError::Channel { channel, problem };
+    match error {
+        Channel::AlreadyOpen(error) => of(error.channel, format!("is open already, with a deposit of {}", error.deposit)),
+        Channel::NotOpen(error) => of(error.channel, "was never opened".into()),
+        Channel::Closed(error) => of(error.channel, "is closed: open another with a new salt".into()),
+        Channel::Expired(error) => of(error.channel, format!("expired at {}", error.expiry)),
+        Channel::NotExpired(error) => {
+            of(error.channel, format!("is open until {}: ask its gateway to close it, or wait until then", error.expiry))
+        }
+        Channel::SettlementMismatch(error) => of(error.channel, format!("was charged {}, not {}", error.settled, error.stated)),
+        Channel::NothingCharged(error) => {
+            of(error.channel, format!("settledAfter: {} is no more than {}", error.settledAfter, error.settledBefore))
+        }
+        Channel::OverDeposit(error) => of(error.channel, format!("has {}, not {}", error.deposit, error.settledAfter)),
+        Channel::OverAuthorised(error) => {
+            let problem = format!("allows {}, not {}", error.cumulative, error.settledAfter);
+            LedgerError::Voucher(VoucherError::new("cumulative", problem))
+        }
+        Channel::InvalidVoucher(_) => LedgerError::Voucher(VoucherError::new("signature", "is not the client's")),
+        Channel::InvalidClose(error) => of(error.channel, "the signature to close it is not its gateway's".into()),
+        other => LedgerError::Reverted(named(&other)),
     }
 }
 

@@ -1,76 +1,46 @@
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, TxKind, U256};
 use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
-    Amount, Domain, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, Quote, RequestId, Settlement,
-    TrustRoot, UnixTime, ledger::LedgerEvents,
+    Amount, Authorisation, Channel, ChannelTerms, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger,
+    Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    channel::{CertifiedBatch, escrow_digest},
+    ledger::LedgerEvents,
 };
 
 use super::{
-    Call, EvmBackend, EvmError, LogEntry, LogFilter, SendOptions, SentTransaction,
+    Deployment, EvmBackend, EvmError, LogEntry, LogFilter, SendOptions, SentTransaction,
     contracts::{
         self,
         InferencePayment::{self, InferencePaymentEvents},
-        NCNToken, ValidatorRegistry,
+        NCNToken, parts,
     },
     errors::amount,
+    network::Network,
     sender::Sender,
 };
 
-/// How long a trust root is believed before the chain is asked again.
-const TRUST_ROOT_AGE: Duration = Duration::from_secs(5);
+/// How many blocks are read again when the chain has taken some back.
+const REORG_DEPTH: u64 = 64;
 
 /// The network's contracts on an EVM chain, as one account sees them.
 pub struct EvmLedger {
-    network: Arc<Network>,
-    sender: Arc<Sender>,
-}
-
-/// What the ledgers of all accounts share.
-struct Network {
-    backend: Arc<dyn EvmBackend>,
-    options: SendOptions,
-    chain_id: u64,
-    payment: Address,
-    token: Address,
-    registry: Address,
-    treasury: Address,
-    trust_root: Mutex<Option<(Instant, TrustRoot)>>,
-    /// One for each account, however many ledgers it has.
-    senders: Mutex<HashMap<Address, Arc<Sender>>>,
-}
-
-impl Network {
-    fn sender(&self, signer: DynSigner) -> Arc<Sender> {
-        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody uses any more have nothing under way.
-        senders.retain(|_, sender| Arc::strong_count(sender) > 1);
-        let new = || Arc::new(Sender::new(self.backend.clone(), signer.clone(), self.chain_id, self.options));
-        senders.entry(signer.address()).or_insert_with(new).clone()
-    }
+    pub(super) network: Arc<Network>,
+    pub(super) sender: Arc<Sender>,
 }
 
 impl EvmLedger {
-    /// The contracts around the `InferencePayment` at `payment`; `signer` is the account.
+    /// These contracts, as the signer's account sees them.
     pub async fn connect(
         backend: Arc<dyn EvmBackend>,
-        payment: Address,
+        deployment: Deployment,
         signer: DynSigner,
         options: SendOptions,
     ) -> Result<Self, LedgerError> {
-        let chain_id = backend.chain_id().await?;
-        let token = call(&*backend, payment, InferencePayment::tokenCall {}).await?;
-        let registry = call(&*backend, payment, InferencePayment::registryCall {}).await?;
-        let treasury = call(&*backend, payment, InferencePayment::treasuryCall {}).await?;
-        let (trust_root, senders) = (Mutex::default(), Mutex::default());
-        let network = Arc::new(Network { backend, options, chain_id, payment, token, registry, treasury, trust_root, senders });
+        let network = Arc::new(Network::connect(backend, deployment, options).await?);
         let sender = network.sender(signer);
         Ok(Self { network, sender })
     }
@@ -81,24 +51,19 @@ impl EvmLedger {
         Self { network: self.network.clone(), sender: self.network.sender(signer) }
     }
 
-    /// Sends tokens.
-    pub async fn transfer(&self, to: Address, amount: Amount) -> Result<B256, LedgerError> {
-        let value = U256::from(amount.units());
-        Ok(self.transact(self.network.token, NCNToken::transferCall { to, value }).await?.hash)
+    /// Where the contracts are.
+    pub fn deployment(&self) -> Deployment {
+        self.network.deployment
     }
 
-    /// Makes this account a validator, or adds to its stake.
-    pub async fn stake(&self, amount: Amount) -> Result<B256, LedgerError> {
-        let amount = U256::from(amount.units());
-        let approve = NCNToken::approveCall { spender: self.network.registry, value: amount };
-        self.transact(self.network.token, approve).await?;
-        let staked = self.transact(self.network.registry, ValidatorRegistry::registerValidatorCall { amount }).await?;
-        *self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(staked.hash)
+    /// This account's signature.
+    pub(super) async fn sign(&self, digest: &B256) -> Result<Signature, LedgerError> {
+        let signed = Signature::sign(digest, &**self.sender.signer()).await;
+        signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))
     }
 
     /// Sends a call to a contract.
-    async fn transact<C: SolCall>(&self, to: Address, call: C) -> Result<SentTransaction, EvmError> {
+    pub(super) async fn transact<C: SolCall>(&self, to: Address, call: C) -> Result<SentTransaction, EvmError> {
         self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
     }
 
@@ -107,14 +72,11 @@ impl EvmLedger {
         &self,
         client: Address,
         request_id: RequestId,
-        is: impl Fn(&EscrowState) -> bool + Send,
+        is: impl Fn(&EscrowState) -> bool + Send + Sync,
     ) -> Result<EscrowState, LedgerError> {
-        let filter = LogFilter { address: self.network.payment, from_block: 0, topic1: Some(request_id) };
-        let logs = self.network.backend.logs(filter).await?;
-        let mut events = logs.iter().filter_map(event).filter(|event| event.client == client);
-        events.find(|event| is(&event.state)).map(|event| event.state).ok_or_else(|| {
-            LedgerError::Unreachable(format!("the contract and the events of request {request_id} do not agree yet"))
-        })
+        let found = |entry: &LogEntry| event(entry).is_some_and(|event| event.client == client && is(&event.state));
+        let log = self.network.newest_log(self.network.deployment.payment, request_id, found).await?;
+        event(&log).map(|event| event.state).ok_or_else(|| LedgerError::Unreachable("the log has changed".into()))
     }
 
     /// Does what `call` says, unless `done` finds in the request's state that it has been done already.
@@ -137,18 +99,11 @@ impl EvmLedger {
         done: impl Fn(&EscrowState) -> Option<B256>,
         call: C,
     ) -> Result<B256, LedgerError> {
-        match self.transact(self.network.payment, call).await {
+        match self.transact(self.network.deployment.payment, call).await {
             Ok(sent) => Ok(sent.hash),
             Err(error) => done(&self.escrow_state(quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error)),
         }
     }
-}
-
-/// Asks a contract.
-async fn call<C: SolCall>(backend: &dyn EvmBackend, to: Address, call: C) -> Result<C::Return, LedgerError> {
-    let data = backend.call(&Call { from: Address::ZERO, to: TxKind::Call(to), input: call.abi_encode().into() }).await?;
-    C::abi_decode_returns(&data)
-        .map_err(|error| LedgerError::Unreachable(format!("{} at {to} does not answer as it should: {error}", C::SIGNATURE)))
 }
 
 /// The payment event that a log is.
@@ -162,7 +117,7 @@ fn event(entry: &LogEntry) -> Option<LedgerEvent> {
             (event.client, event.requestId, EscrowState::Completed { transaction })
         }
         InferencePaymentEvents::RequestRefunded(event) => (event.client, event.requestId, EscrowState::Refunded { transaction }),
-        InferencePaymentEvents::EIP712DomainChanged(_) => return None,
+        _ => return None,
     };
     Some(LedgerEvent { client, request_id, state, block: entry.block })
 }
@@ -174,24 +129,7 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        if let Some((at, trust_root)) = &*self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner)
-            && at.elapsed() < TRUST_ROOT_AGE
-        {
-            return Ok(trust_root.clone());
-        }
-        let mut validators =
-            call(&*self.network.backend, self.network.registry, ValidatorRegistry::activeValidatorsCall {}).await?;
-        validators.sort_unstable();
-        let trust_root = TrustRoot {
-            domain: Domain { chain_id: self.network.chain_id, contract: self.network.payment },
-            validators,
-            threshold: call(&*self.network.backend, self.network.registry, ValidatorRegistry::thresholdCall {}).await?,
-            committee_size: call(&*self.network.backend, self.network.registry, ValidatorRegistry::committeeSizeCall {}).await?,
-            treasury: self.network.treasury,
-        };
-        let cached = Some((Instant::now(), trust_root.clone()));
-        *self.network.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = cached;
-        Ok(trust_root)
+        self.network.trust_root().await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -199,7 +137,7 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        call(&*self.network.backend, self.network.token, NCNToken::balanceOfCall { account: owner }).await.map(amount)
+        self.network.ask(self.network.token, NCNToken::balanceOfCall { account: owner }).await.map(amount)
     }
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
@@ -221,13 +159,29 @@ impl PaymentLedger for EvmLedger {
         if balance < needed {
             return Err(LedgerError::InsufficientFunds { owner, balance, needed });
         }
-        let value = U256::from(needed.units());
-        let allowance = NCNToken::allowanceCall { owner, spender: self.network.payment };
-        if call(&*self.network.backend, self.network.token, allowance).await? < value {
-            self.transact(self.network.token, NCNToken::approveCall { spender: self.network.payment, value }).await?;
+        // A standing allowance is the cheapest way; else one signature does in one transaction what approving first takes two for.
+        if self.allowance(self.network.deployment.payment).await? >= U256::from(needed.units()) {
+            let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
+            return self.attempt(quote, done, initiate).await;
         }
-        let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
-        self.attempt(quote, done, initiate).await
+        let signature = self.sign(&escrow_digest(&self.trust_root().await?, quote)).await?;
+        self.attempt(quote, done, initiate(quote, &signature)).await
+    }
+
+    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
+        let Authorisation::Transfer(signature) = authorisation else {
+            return Err(LedgerError::Unsupported("keep vouchers: pay into escrow"));
+        };
+        // Checked here, where a refusal has a name and costs no question.
+        let digest = escrow_digest(&self.trust_root().await?, quote);
+        let signed = signature.verify(&digest, quote.client);
+        signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
+        let hash = quote.struct_hash();
+        let done = |state: &EscrowState| match state {
+            EscrowState::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
+            _ => None,
+        };
+        self.once(quote, done, initiate(quote, signature)).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
@@ -263,7 +217,7 @@ impl PaymentLedger for EvmLedger {
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
         let ask = InferencePayment::requestStateCall { client, requestId: request_id };
-        let commitment = call(&*self.network.backend, self.network.payment, ask).await?;
+        let commitment = self.network.ask(self.network.deployment.payment, ask).await?;
         // The contract's three markers; anything else is the hash of the escrowed quote.
         if commitment == B256::ZERO {
             Ok(EscrowState::None)
@@ -278,21 +232,53 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        let (backend, address) = (self.network.backend.clone(), self.network.payment);
-        let batches = stream::try_unfold(from_block, move |next| {
+        let (backend, address) = (self.network.backend.clone(), self.network.deployment.payment);
+        // Where to go on, and the last block that was read with its hash: another hash there means that blocks were taken back.
+        let start = (from_block, None::<(u64, B256)>);
+        let batches = stream::try_unfold(start, move |(mut next, read)| {
             let backend = backend.clone();
             async move {
-                let head = match next.checked_sub(1) {
+                let mut head = match next.checked_sub(1) {
                     Some(seen) => backend.head_after(seen).await?,
                     None => backend.head().await?,
                 };
-                let logs = backend.logs(LogFilter { address, from_block: next, topic1: None }).await?;
+                if let Some((block, hash)) = read
+                    && backend.block_hash(block).await? != Some(hash)
+                {
+                    tracing::warn!(block, "the chain has taken blocks back; reading them again");
+                    next = block.saturating_sub(REORG_DEPTH);
+                    head = backend.head().await?;
+                }
+                let logs = backend.logs(LogFilter { address, from_block: next, ..LogFilter::default() }).await?;
                 // A block may have come between the two questions: go on after the last one that was really read.
-                let read = logs.last().map_or(head.number, |log| log.block.max(head.number));
+                let last = logs.last().map_or(head.number, |log| log.block.max(head.number));
+                let hash = backend.block_hash(last).await?;
                 let events: Vec<_> = logs.iter().filter_map(event).map(Ok).collect();
-                Ok::<_, LedgerError>(Some((stream::iter(events), read + 1)))
+                Ok::<_, LedgerError>(Some((stream::iter(events), (last + 1, hash.map(|hash| (last, hash))))))
             }
         });
         Ok(batches.try_flatten().boxed())
     }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        self.channel_state(id).await
+    }
+
+    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        self.fund(terms, deposit, expiry).await
+    }
+
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        self.settle_channels(batch).await
+    }
+
+    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        self.close(terms, agreement).await
+    }
+}
+
+/// The call that escrows a quote on its client's authorisation.
+fn initiate(quote: &Quote, signature: &Signature) -> InferencePayment::initiateWithAuthorizationCall {
+    let (v, r, s) = parts(signature);
+    InferencePayment::initiateWithAuthorizationCall { quote: contracts::quote(quote), v, r, s }
 }

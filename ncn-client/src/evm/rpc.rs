@@ -193,11 +193,9 @@ impl EvmBackend for JsonRpc {
         let (first, last) = (filter.from_block.max(self.options.first_block), self.final_block().await?);
         let mut range = self.options.log_range;
         let mut found = Vec::new();
-        // One request's logs are looked for from the newest on: its last state is what counts, and it is usually new.
-        let backwards = filter.topic1.is_some();
         let (mut low, mut high) = (first, last);
         while low <= high {
-            let (from, to) = if backwards {
+            let (from, to) = if filter.newest {
                 (high.saturating_sub(range - 1).max(low), high)
             } else {
                 (low, low.saturating_add(range - 1).min(high))
@@ -211,7 +209,7 @@ impl EvmBackend for JsonRpc {
                 }
                 Err(error) => return Err(error),
             }
-            if backwards {
+            if filter.newest {
                 match from.checked_sub(1) {
                     Some(next) if found.is_empty() => high = next,
                     _ => break,

@@ -1,12 +1,14 @@
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
     B256, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest, Registry,
-    RegistryError, Signed, Subnet,
+    RegistryError, Signed, Subnet, channel::Batch,
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, bounded, channel};
+use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
 use crate::{
     proto::{self, p2p_registry_service_client::P2pRegistryServiceClient},
     wire::{self, MAX_MESSAGE_BYTES},
@@ -24,7 +26,9 @@ pub struct GrpcRegistry {
 impl GrpcRegistry {
     /// The registry node at this URL. It is called when it is first used.
     pub fn new(url: &str) -> Result<Self, EndpointError> {
-        let client = P2pRegistryServiceClient::new(channel(url)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let client = P2pRegistryServiceClient::new(channel(url)?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client })
     }
 
@@ -94,5 +98,12 @@ impl Registry for GrpcRegistry {
             .await?
             .into_inner()
             .try_into()?)
+    }
+
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+        let mut client = self.client.clone();
+        let judged = client.request_settlement_validation(proto::SettlementBatch::from(&*batch));
+        let judged = within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?;
+        Ok(judged.into_inner().try_into()?)
     }
 }

@@ -1,12 +1,12 @@
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
-    ModelInfo, PaymentConfirmation, RequestId, Signed, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError,
-    transport::Updates,
+    Amount, ModelInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess, TaskStatus, TaskUpdate,
+    Transport, TransportError, TrustRoot, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, bounded, channel};
+use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
 use crate::{
     proto::{self, gateway_client_service_client::GatewayClientServiceClient},
     wire::{self, MAX_MESSAGE_BYTES},
@@ -93,5 +93,18 @@ impl Transport for GrpcTransport {
             })
             .await?;
         Ok(models.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
+    async fn network(&self) -> Result<TrustRoot, TransportError> {
+        let network = self.call(async |mut client| client.get_network(proto::Empty {}).await).await?;
+        Ok(network.into_inner().try_into()?)
+    }
+
+    async fn close_channel(&self, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+        let mut client = self.client.clone();
+        let closing = client.close_channel(proto::TaskId::from(access));
+        let closing = within::<_, TransportError>(SETTLEMENT_TIMEOUT, closing).await.map_err(|error| self.located(error))?;
+        let closing = closing.into_inner();
+        Ok((wire::amount("settled", &closing.settled)?, wire::signature("signature", &closing.signature)?))
     }
 }

@@ -1,9 +1,12 @@
 use async_trait::async_trait;
-use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, RegistryError, Validator};
+use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, RegistryError, Validator, channel::Batch};
 use tonic::transport::Channel;
 
-use super::{EndpointError, bounded, channel};
-use crate::proto::{self, validator_service_client::ValidatorServiceClient};
+use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
+use crate::{
+    proto::{self, validator_service_client::ValidatorServiceClient},
+    wire::MAX_MESSAGE_BYTES,
+};
 
 /// One validator, called over gRPC.
 #[derive(Clone, Debug)]
@@ -15,7 +18,7 @@ pub struct GrpcValidator {
 impl GrpcValidator {
     /// The validator `address` at this URL. It is called when it is first used.
     pub fn new(address: Address, url: &str) -> Result<Self, EndpointError> {
-        Ok(Self { address, client: ValidatorServiceClient::new(channel(url)?) })
+        Ok(Self { address, client: ValidatorServiceClient::new(channel(url)?).max_encoding_message_size(MAX_MESSAGE_BYTES) })
     }
 }
 
@@ -35,5 +38,11 @@ impl Validator for GrpcValidator {
         let request = proto::CompletionRequest::from(request.clone());
         let reply = bounded::<_, RegistryError>(self.client.clone().approve_completion(request)).await?;
         Ok(reply.into_inner().try_into()?)
+    }
+
+    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError> {
+        let mut client = self.client.clone();
+        let judged = client.approve_settlement(proto::SettlementBatch::from(batch));
+        Ok(within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?.into_inner().try_into()?)
     }
 }

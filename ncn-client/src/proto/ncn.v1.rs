@@ -144,6 +144,32 @@ pub struct CompletionValidation {
     #[prost(message, repeated, tag = "1")]
     pub approvals: ::prost::alloc::vec::Vec<ValidatorSignature>,
 }
+/// M of N approvals of a batch.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SettlementValidation {
+    #[prost(message, repeated, tag = "1")]
+    pub approvals: ::prost::alloc::vec::Vec<ValidatorSignature>,
+}
+/// A client's voucher: the payment of one request out of a channel.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelPayment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub gateway: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub salt: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub request_id: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub quote: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub amount: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub cumulative: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "8")]
+    pub signature: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Payout {
     /// compute, gateway, validator, treasury, counted from 1.
@@ -180,6 +206,17 @@ pub struct TrustRoot {
     pub committee_size: u32,
     #[prost(bytes = "bytes", tag = "5")]
     pub treasury: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub token: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub channels: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EscrowPayment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub transaction: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub settlement: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Receipt {
@@ -193,20 +230,28 @@ pub struct Receipt {
     pub quote: ::core::option::Option<Quote>,
     #[prost(message, optional, tag = "5")]
     pub preprocessing: ::core::option::Option<PreprocessingValidation>,
-    #[prost(bytes = "bytes", tag = "6")]
-    pub payment_transaction: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "7")]
     pub result: ::core::option::Option<ComputeCompletion>,
     #[prost(message, optional, tag = "8")]
     pub completion: ::core::option::Option<CompletionValidation>,
-    #[prost(bytes = "bytes", tag = "9")]
-    pub settlement_transaction: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "10")]
     pub payments: ::core::option::Option<PaymentTree>,
     #[prost(uint64, tag = "11")]
     pub issued_at: u64,
     #[prost(bytes = "bytes", tag = "12")]
     pub seal: ::prost::bytes::Bytes,
+    #[prost(oneof = "receipt::Payment", tags = "6, 9")]
+    pub payment: ::core::option::Option<receipt::Payment>,
+}
+/// Nested message and enum types in `Receipt`.
+pub mod receipt {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Payment {
+        #[prost(message, tag = "6")]
+        Escrow(super::EscrowPayment),
+        #[prost(message, tag = "9")]
+        Channel(super::ChannelPayment),
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeInfo {
@@ -288,7 +333,7 @@ pub struct TaskId {
     pub client: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "3")]
     pub signature: ::prost::bytes::Bytes,
-    /// 1 to follow, 2 to cancel: what the signature is for.
+    /// 1 to follow, 2 to cancel, 3 to close a channel: what the signature is for.
     #[prost(uint32, tag = "4")]
     pub purpose: u32,
 }
@@ -309,8 +354,30 @@ pub struct InferenceTaskStatus {
 pub struct TransactionConfirmation {
     #[prost(bytes = "bytes", tag = "1")]
     pub request_id: ::prost::bytes::Bytes,
+    #[prost(oneof = "transaction_confirmation::Proof", tags = "2, 3, 4")]
+    pub proof: ::core::option::Option<transaction_confirmation::Proof>,
+}
+/// Nested message and enum types in `TransactionConfirmation`.
+pub mod transaction_confirmation {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Proof {
+        /// A hint: the transaction that escrowed the payment.
+        #[prost(bytes, tag = "2")]
+        Transaction(::prost::bytes::Bytes),
+        /// The client's ERC-3009 signature, for the gateway to bring to the chain.
+        #[prost(bytes, tag = "3")]
+        Transfer(::prost::bytes::Bytes),
+        #[prost(message, tag = "4")]
+        Voucher(super::ChannelPayment),
+    }
+}
+/// A gateway's word that it will charge a channel no more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelClosing {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub settled: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
-    pub transaction: ::prost::bytes::Bytes,
+    pub signature: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelInfo {
@@ -667,6 +734,29 @@ pub mod gateway_client_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetSupportedModels"));
             self.inner.server_streaming(req, path, codec).await
         }
+        pub async fn get_network(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::TrustRoot>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetNetwork");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetNetwork"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The channel's id stands in the request id's place.
+        pub async fn close_channel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TaskId>,
+        ) -> std::result::Result<tonic::Response<super::ChannelClosing>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/CloseChannel");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "CloseChannel"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -708,6 +798,15 @@ pub mod gateway_client_service_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<Self::GetSupportedModelsStream>, tonic::Status>;
+        async fn get_network(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::TrustRoot>, tonic::Status>;
+        /// The channel's id stands in the request id's place.
+        async fn close_channel(
+            &self,
+            request: tonic::Request<super::TaskId>,
+        ) -> std::result::Result<tonic::Response<super::ChannelClosing>, tonic::Status>;
     }
     /// A client's way to a gateway.
     #[derive(Debug)]
@@ -946,6 +1045,62 @@ pub mod gateway_client_service_server {
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayClientService/GetNetwork" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetNetworkSvc<T: GatewayClientService>(pub Arc<T>);
+                    impl<T: GatewayClientService> tonic::server::UnaryService<super::Empty> for GetNetworkSvc<T> {
+                        type Response = super::TrustRoot;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayClientService>::get_network(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetNetworkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayClientService/CloseChannel" => {
+                    #[allow(non_camel_case_types)]
+                    struct CloseChannelSvc<T: GatewayClientService>(pub Arc<T>);
+                    impl<T: GatewayClientService> tonic::server::UnaryService<super::TaskId> for CloseChannelSvc<T> {
+                        type Response = super::ChannelClosing;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::TaskId>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayClientService>::close_channel(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CloseChannelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -1279,6 +1434,50 @@ pub struct CompletionRequest {
     pub quote: ::core::option::Option<Quote>,
     #[prost(message, optional, tag = "3")]
     pub result: ::core::option::Option<ComputeCompletion>,
+    /// When it is paid out of a channel.
+    #[prost(message, optional, tag = "4")]
+    pub voucher: ::core::option::Option<ChannelPayment>,
+}
+/// Served requests, and what settles them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SettlementBatch {
+    /// By ascending request id.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<BatchEntry>,
+    /// The Merkle root over them.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub root: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub charges: ::prost::alloc::vec::Vec<ChannelCharge>,
+    #[prost(message, repeated, tag = "4")]
+    pub payouts: ::prost::alloc::vec::Vec<ChannelPayout>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BatchEntry {
+    #[prost(message, optional, tag = "1")]
+    pub quote: ::core::option::Option<Quote>,
+    #[prost(message, optional, tag = "2")]
+    pub result: ::core::option::Option<ComputeCompletion>,
+    #[prost(message, optional, tag = "3")]
+    pub completion: ::core::option::Option<CompletionValidation>,
+    #[prost(message, optional, tag = "4")]
+    pub payment: ::core::option::Option<ChannelPayment>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelCharge {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub channel: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub settled_before: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub settled_after: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelPayout {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub account: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub amount: ::prost::bytes::Bytes,
 }
 /// Generated client implementations.
 pub mod p2p_registry_service_client {
@@ -1437,6 +1636,17 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestCompletionValidation"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn request_settlement_validation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SettlementBatch>,
+        ) -> std::result::Result<tonic::Response<super::SettlementValidation>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RequestSettlementValidation");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestSettlementValidation"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1482,6 +1692,10 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::CompletionRequest>,
         ) -> std::result::Result<tonic::Response<super::CompletionValidation>, tonic::Status>;
+        async fn request_settlement_validation(
+            &self,
+            request: tonic::Request<super::SettlementBatch>,
+        ) -> std::result::Result<tonic::Response<super::SettlementValidation>, tonic::Status>;
     }
     /// Who is on the network, and the validators' word.
     #[derive(Debug)]
@@ -1781,6 +1995,35 @@ pub mod p2p_registry_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/ncn.v1.P2PRegistryService/RequestSettlementValidation" => {
+                    #[allow(non_camel_case_types)]
+                    struct RequestSettlementValidationSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::SettlementBatch> for RequestSettlementValidationSvc<T> {
+                        type Response = super::SettlementValidation;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SettlementBatch>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut =
+                                async move { <T as P2pRegistryService>::request_settlement_validation(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RequestSettlementValidationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
@@ -1900,6 +2143,17 @@ pub mod validator_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveCompletion"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn approve_settlement(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SettlementBatch>,
+        ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.ValidatorService/ApproveSettlement");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveSettlement"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1916,6 +2170,10 @@ pub mod validator_service_server {
         async fn approve_completion(
             &self,
             request: tonic::Request<super::CompletionRequest>,
+        ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status>;
+        async fn approve_settlement(
+            &self,
+            request: tonic::Request<super::SettlementBatch>,
         ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status>;
     }
     /// One validator's judgement, as registry nodes ask for it.
@@ -2036,6 +2294,34 @@ pub mod validator_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApproveCompletionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.ValidatorService/ApproveSettlement" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApproveSettlementSvc<T: ValidatorService>(pub Arc<T>);
+                    impl<T: ValidatorService> tonic::server::UnaryService<super::SettlementBatch> for ApproveSettlementSvc<T> {
+                        type Response = super::ValidatorSignature;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SettlementBatch>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as ValidatorService>::approve_settlement(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApproveSettlementSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ncn_core::{
-    AccessPurpose, Attachment, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation, Reservation, Signed,
-    State, Step, StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
+    AccessPurpose, Attachment, Authorisation, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation,
+    PaymentProof, Reservation, Signed, State, Step, StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
 };
 
 use super::{
@@ -115,7 +115,13 @@ impl TryFrom<proto::InferenceTaskStatus> for TaskStatus {
 
 impl From<PaymentConfirmation> for proto::TransactionConfirmation {
     fn from(confirmation: PaymentConfirmation) -> Self {
-        Self { request_id: bytes(confirmation.request_id), transaction: bytes(confirmation.transaction) }
+        use proto::transaction_confirmation::Proof;
+        let proof = match confirmation.proof {
+            PaymentProof::Transaction(transaction) => Proof::Transaction(bytes(transaction)),
+            PaymentProof::Authorisation(Authorisation::Transfer(signature)) => Proof::Transfer(bytes(signature.as_bytes())),
+            PaymentProof::Authorisation(Authorisation::Voucher(payment)) => Proof::Voucher(payment.into()),
+        };
+        Self { request_id: bytes(confirmation.request_id), proof: Some(proof) }
     }
 }
 
@@ -123,10 +129,15 @@ impl TryFrom<proto::TransactionConfirmation> for PaymentConfirmation {
     type Error = WireError;
 
     fn try_from(confirmation: proto::TransactionConfirmation) -> Result<Self, WireError> {
-        Ok(Self {
-            request_id: hash("confirmation.request_id", &confirmation.request_id)?,
-            transaction: hash("confirmation.transaction", &confirmation.transaction)?,
-        })
+        use proto::transaction_confirmation::Proof;
+        let proof = match required("confirmation.proof", confirmation.proof)? {
+            Proof::Transaction(transaction) => PaymentProof::Transaction(hash("confirmation.transaction", &transaction)?),
+            Proof::Transfer(transfer) => {
+                PaymentProof::Authorisation(Authorisation::Transfer(signature("confirmation.transfer", &transfer)?))
+            }
+            Proof::Voucher(payment) => PaymentProof::Authorisation(Authorisation::Voucher(payment.try_into()?)),
+        };
+        Ok(Self { request_id: hash("confirmation.request_id", &confirmation.request_id)?, proof })
     }
 }
 
@@ -145,7 +156,7 @@ impl TryFrom<proto::TaskId> for Signed<TaskAccess> {
     type Error = WireError;
 
     fn try_from(id: proto::TaskId) -> Result<Self, WireError> {
-        let purposes = [AccessPurpose::Follow, AccessPurpose::Cancel];
+        let purposes = [AccessPurpose::Follow, AccessPurpose::Cancel, AccessPurpose::CloseChannel];
         let purpose = purposes.into_iter().find(|purpose| *purpose as u32 == id.purpose);
         let message = TaskAccess {
             client: address("task_id.client", &id.client)?,

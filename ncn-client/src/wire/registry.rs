@@ -1,7 +1,9 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, B256, CompletionRequest, Departure, Heartbeat, NodeQuery, PreprocessingRequest, Signed, Subnet, SubnetModel,
+    Address, B256, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionRequest, Departure, Heartbeat, NodeQuery,
+    PreprocessingRequest, Signed, Subnet, SubnetModel,
+    channel::{Batch, BatchEntry},
 };
 use prost::bytes::Bytes;
 
@@ -136,7 +138,12 @@ impl TryFrom<proto::InferenceRequest> for PreprocessingRequest {
 
 impl From<CompletionRequest> for proto::CompletionRequest {
     fn from(request: CompletionRequest) -> Self {
-        Self { request: Some(request.request.into()), quote: Some(request.quote.into()), result: Some(request.result.into()) }
+        Self {
+            request: Some(request.request.into()),
+            quote: Some(request.quote.into()),
+            result: Some(request.result.into()),
+            voucher: request.voucher.map(Into::into),
+        }
     }
 }
 
@@ -148,6 +155,67 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
             request: required("request", request.request)?.try_into()?,
             quote: required("quote", request.quote)?.try_into()?,
             result: required("result", request.result)?.try_into()?,
+            voucher: request.voucher.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl From<&Batch> for proto::SettlementBatch {
+    fn from(batch: &Batch) -> Self {
+        let entry = |entry: &BatchEntry| proto::BatchEntry {
+            quote: Some(entry.quote.clone().into()),
+            result: Some(entry.result.clone().into()),
+            completion: Some(entry.completion.clone().into()),
+            payment: Some(entry.payment.into()),
+        };
+        let charge = |charge: &ChannelCharge| proto::ChannelCharge {
+            channel: bytes(charge.channel),
+            settled_before: amount_bytes(charge.settled_before),
+            settled_after: amount_bytes(charge.settled_after),
+        };
+        let payout =
+            |payout: &ChannelPayout| proto::ChannelPayout { account: bytes(payout.account), amount: amount_bytes(payout.amount) };
+        Self {
+            entries: batch.entries.iter().map(entry).collect(),
+            root: bytes(batch.settlement.root),
+            charges: batch.settlement.charges.iter().map(charge).collect(),
+            payouts: batch.settlement.payouts.iter().map(payout).collect(),
+        }
+    }
+}
+
+impl TryFrom<proto::SettlementBatch> for Batch {
+    type Error = WireError;
+
+    fn try_from(batch: proto::SettlementBatch) -> Result<Self, WireError> {
+        let entry = |entry: proto::BatchEntry| {
+            Ok(BatchEntry {
+                quote: required("entries.quote", entry.quote)?.try_into()?,
+                result: required("entries.result", entry.result)?.try_into()?,
+                completion: required("entries.completion", entry.completion)?.try_into()?,
+                payment: required("entries.payment", entry.payment)?.try_into()?,
+            })
+        };
+        let charge = |charge: proto::ChannelCharge| {
+            Ok(ChannelCharge {
+                channel: hash("charges.channel", &charge.channel)?,
+                settled_before: amount("charges.settled_before", &charge.settled_before)?,
+                settled_after: amount("charges.settled_after", &charge.settled_after)?,
+            })
+        };
+        let payout = |payout: proto::ChannelPayout| {
+            Ok(ChannelPayout {
+                account: address("payouts.account", &payout.account)?,
+                amount: amount("payouts.amount", &payout.amount)?,
+            })
+        };
+        let settlement = ChannelSettlement {
+            root: hash("root", &batch.root)?,
+            count: batch.entries.len() as u64,
+            charges: batch.charges.into_iter().map(charge).collect::<Result<_, WireError>>()?,
+            payouts: batch.payouts.into_iter().map(payout).collect::<Result<_, WireError>>()?,
+        };
+        let entries = batch.entries.into_iter().map(entry).collect::<Result<_, WireError>>()?;
+        Ok(Self { entries, settlement })
     }
 }

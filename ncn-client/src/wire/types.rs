@@ -1,8 +1,9 @@
 //! The messages that several services share.
 
 use ncn_core::{
-    Approval, Certificate, Confinement, DataType, Domain, InferenceRequest, InferenceResult, NodeRecord, NodeRole, OutputChunk,
-    PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, Tensor, TrustRoot, Usage, Value, Values,
+    Approval, Certificate, ChannelPayment, ChannelTerms, Confinement, DataType, Domain, InferenceRequest, InferenceResult,
+    NodeRecord, NodeRole, OutputChunk, PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, Tensor, TrustRoot, Usage,
+    Value, Values, Voucher, receipt::Payment,
 };
 use prost::bytes::Bytes;
 
@@ -257,6 +258,55 @@ impl TryFrom<proto::CompletionValidation> for Certificate {
     }
 }
 
+impl From<Certificate> for proto::SettlementValidation {
+    fn from(certificate: Certificate) -> Self {
+        Self { approvals: approvals(&certificate) }
+    }
+}
+
+impl TryFrom<proto::SettlementValidation> for Certificate {
+    type Error = WireError;
+
+    fn try_from(validation: proto::SettlementValidation) -> Result<Self, WireError> {
+        certificate(validation.approvals)
+    }
+}
+
+impl From<ChannelPayment> for proto::ChannelPayment {
+    fn from(ChannelPayment { terms, voucher, signature }: ChannelPayment) -> Self {
+        Self {
+            client: bytes(terms.client),
+            gateway: bytes(terms.gateway),
+            salt: bytes(terms.salt),
+            request_id: bytes(voucher.request_id),
+            quote: bytes(voucher.quote),
+            amount: amount_bytes(voucher.amount),
+            cumulative: amount_bytes(voucher.cumulative),
+            signature: bytes(signature.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<proto::ChannelPayment> for ChannelPayment {
+    type Error = WireError;
+
+    fn try_from(payment: proto::ChannelPayment) -> Result<Self, WireError> {
+        let terms = ChannelTerms {
+            client: address("voucher.client", &payment.client)?,
+            gateway: address("voucher.gateway", &payment.gateway)?,
+            salt: hash("voucher.salt", &payment.salt)?,
+        };
+        let voucher = Voucher {
+            channel: terms.id(),
+            request_id: hash("voucher.request_id", &payment.request_id)?,
+            quote: hash("voucher.quote", &payment.quote)?,
+            amount: amount("voucher.amount", &payment.amount)?,
+            cumulative: amount("voucher.cumulative", &payment.cumulative)?,
+        };
+        Ok(Self { terms, voucher, signature: signature("voucher.signature", &payment.signature)? })
+    }
+}
+
 const RECIPIENTS: [Recipient; 4] = [Recipient::Compute, Recipient::Gateway, Recipient::Validator, Recipient::Treasury];
 
 impl From<Payout> for proto::Payout {
@@ -309,6 +359,8 @@ impl From<TrustRoot> for proto::TrustRoot {
             threshold: trust.threshold.into(),
             committee_size: trust.committee_size.into(),
             treasury: bytes(trust.treasury),
+            token: bytes(trust.token),
+            channels: bytes(trust.channels),
         }
     }
 }
@@ -325,6 +377,8 @@ impl TryFrom<proto::TrustRoot> for TrustRoot {
             threshold: small("trust_root.threshold", trust.threshold)?,
             committee_size: small("trust_root.committee_size", trust.committee_size)?,
             treasury: address("trust_root.treasury", &trust.treasury)?,
+            token: address("trust_root.token", &trust.token)?,
+            channels: address("trust_root.channels", &trust.channels)?,
         })
     }
 }
@@ -337,10 +391,15 @@ impl From<Receipt> for proto::Receipt {
             request: Some(receipt.request.into()),
             quote: Some(receipt.quote.into()),
             preprocessing: Some(receipt.preprocessing.into()),
-            payment_transaction: bytes(receipt.payment_transaction),
+            payment: Some(match receipt.payment {
+                Payment::Escrow { transaction, settlement } => {
+                    let escrow = proto::EscrowPayment { transaction: bytes(transaction), settlement: bytes(settlement) };
+                    proto::receipt::Payment::Escrow(escrow)
+                }
+                Payment::Channel(payment) => proto::receipt::Payment::Channel((*payment).into()),
+            }),
             result: Some(receipt.result.into()),
             completion: Some(receipt.completion.into()),
-            settlement_transaction: bytes(receipt.settlement_transaction),
             payments: Some(receipt.payments.into()),
             issued_at: receipt.issued_at,
             seal: bytes(receipt.seal.as_bytes()),
@@ -358,10 +417,15 @@ impl TryFrom<proto::Receipt> for Receipt {
             request: required("receipt.request", receipt.request)?.try_into()?,
             quote: required("receipt.quote", receipt.quote)?.try_into()?,
             preprocessing: required("receipt.preprocessing", receipt.preprocessing)?.try_into()?,
-            payment_transaction: hash("receipt.payment_transaction", &receipt.payment_transaction)?,
+            payment: match required("receipt.payment", receipt.payment)? {
+                proto::receipt::Payment::Escrow(escrow) => Payment::Escrow {
+                    transaction: hash("receipt.escrow.transaction", &escrow.transaction)?,
+                    settlement: hash("receipt.escrow.settlement", &escrow.settlement)?,
+                },
+                proto::receipt::Payment::Channel(payment) => Payment::Channel(Box::new(payment.try_into()?)),
+            },
             result: required("receipt.result", receipt.result)?.try_into()?,
             completion: required("receipt.completion", receipt.completion)?.try_into()?,
-            settlement_transaction: hash("receipt.settlement_transaction", &receipt.settlement_transaction)?,
             payments: required("receipt.payments", receipt.payments)?.try_into()?,
             issued_at: receipt.issued_at,
             seal: signature("receipt.seal", &receipt.seal)?,

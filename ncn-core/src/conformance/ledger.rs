@@ -69,6 +69,8 @@ pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
         stranger: fixture.account(key(), Amount::ZERO).await,
         trust: TrustRoot {
             domain: crate::Domain { chain_id: 0, contract: alloy_primitives::Address::ZERO },
+            token: alloy_primitives::Address::ZERO,
+            channels: alloy_primitives::Address::ZERO,
             validators: Vec::new(),
             threshold: 0,
             committee_size: 0,

@@ -206,7 +206,7 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let PreprocessingRequest { request, quote } = scene.request(&client).await;
     scene.fixture.pay(&client, &quote).await;
     let result = result(&request.message, &quote, &scene.trust, &scene.compute).await;
-    let good = CompletionRequest { request, quote, result };
+    let good = CompletionRequest { request, quote, result, voucher: None };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = Completion::new(&good.quote, &good.result.message).digest(&scene.trust.domain);
     let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);

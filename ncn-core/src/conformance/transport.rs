@@ -7,8 +7,8 @@ use futures::{StreamExt as _, future::join_all};
 use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
     AccessPurpose, Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger,
-    Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot,
-    UnixTime, Values,
+    PaymentProof, Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError,
+    TransportExt as _, TrustRoot, UnixTime, Values,
 };
 
 /// What the suite for [`Transport`] needs: a network around the transport.
@@ -123,7 +123,8 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
 
     let unknown = transport.status(id).await;
     rules.check("a refused request is not known", unknown == Err(TransportError::UnknownTask(id)), unknown)?;
-    let confirmed = transport.confirm_payment(PaymentConfirmation { request_id: id, transaction: [1; 32].into() }).await;
+    let confirmed =
+        transport.confirm_payment(PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction([1; 32].into()) }).await;
     rules.check("an unknown request cannot be paid", confirmed == Err(TransportError::UnknownTask(id)), confirmed)?;
     let after = scene.account.balance(scene.client.address()).await;
     rules.check("refusals cost nothing", before == after, after)
@@ -180,7 +181,7 @@ async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     rules.check("an unknown request is said so", matches!(unknown, Err(TransportError::UnknownTask(_))), unknown)?;
 
     // A hint without a payment leads nowhere.
-    let hint = PaymentConfirmation { request_id: id, transaction: [1; 32].into() };
+    let hint = PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction([1; 32].into()) };
     rules.ok("a hint is taken", transport.confirm_payment(hint).await)?;
     let status = transport.status(id).await;
     let waits = matches!(&status, Ok(status) if status.state == State::AwaitingPayment);
@@ -196,7 +197,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let before = scene.account.balance(scene.client.address()).await.unwrap_or_default();
     let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
     let transaction = rules.ok("a client escrows", scene.account.escrow(quote).await)?;
-    let confirmation = PaymentConfirmation { request_id: id, transaction };
+    let confirmation = PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction(transaction) };
     rules.ok("a payment is confirmed", transport.confirm_payment(confirmation).await)?;
     rules.ok("confirming again changes nothing", transport.confirm_payment(confirmation).await)?;
 
@@ -223,7 +224,11 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     rules.check("the receipt verifies", verified.is_ok(), verified)?;
     rules.check("the receipt is of the output", receipt.matches_output(&output), &output)?;
     rules.check("the receipt is of the request", receipt.request_id() == id && receipt.quote == *quote, receipt.request_id())?;
-    rules.check("the receipt names the payment", receipt.payment_transaction == transaction, receipt.payment_transaction)?;
+    rules.check(
+        "the receipt names the payment",
+        receipt.payment.reference(&receipt.trust_root) == transaction,
+        &receipt.payment,
+    )?;
     let status = rules.ok("a finished request is remembered", transport.status(id).await)?;
     rules.check("it has completed", status.outcome() == Some(Outcome::Completed), status.state)?;
     let after = scene.account.balance(scene.client.address()).await.unwrap_or_default();

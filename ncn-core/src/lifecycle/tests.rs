@@ -11,7 +11,7 @@ fn events() -> impl Strategy<Value = Event> {
         reserved(),
         Event::Approved(Certificate::default()),
         Event::Refused(String::new()),
-        Event::Paid(B256::ZERO),
+        Event::Paid { transaction: B256::ZERO, voucher: None },
         failed(true),
         failed(false),
         Event::Settled(B256::ZERO),
@@ -25,7 +25,8 @@ fn events() -> impl Strategy<Value = Event> {
 
 fn reserved() -> Event {
     let domain = Domain { chain_id: 1, contract: Address::ZERO };
-    let trust_root = TrustRoot { domain, validators: Vec::new(), threshold: 0, committee_size: 0, treasury: Address::ZERO };
+    let (token, channels, treasury) = (Address::ZERO, Address::ZERO, Address::ZERO);
+    let trust_root = TrustRoot { domain, token, channels, validators: Vec::new(), threshold: 0, committee_size: 0, treasury };
     let quote = Quote {
         request_id: B256::ZERO,
         client: Address::ZERO,
@@ -78,7 +79,7 @@ fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {
             chain.escrowed = true;
-            Event::Paid(B256::ZERO)
+            Event::Paid { transaction: B256::ZERO, voucher: None }
         }
         (Effect::Dispatch { .. }, 0) => Event::ExecutionFailed { reason: String::new(), retryable: true },
         (Effect::Dispatch { .. }, 1) => Event::ExecutionFailed { reason: String::new(), retryable: false },
@@ -149,7 +150,8 @@ proptest! {
             executed |= matches!(event, Event::Executed { .. });
             prop_assert!(effect != Effect::Settle || executed);
             if let State::Ended(outcome) = before {
-                prop_assert!(outcome.is_unpaid() && matches!(event, Event::Paid(_)) && effect == Effect::Refund);
+                let late = matches!(event, Event::Paid { .. });
+                prop_assert!(outcome.is_unpaid() && late && effect == Effect::Refund);
             }
             if matches!(next.state(), State::Ended(Outcome::Completed | Outcome::Refunded)) {
                 settled_or_refunded += 1;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use crate::{
     Approval, Certificate, Completion, CompletionRequest, Departure, DynSigner, Heartbeat, InferenceRequest, Message as _,
     NodeQuery, NodeRecord, PreprocessingRequest, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
+    channel::Batch,
     membership::{Bounds, Membership},
     validation::{self, Facts},
 };
@@ -100,5 +101,14 @@ impl Registry for MemoryRegistry {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
         self.judge(order, result.compute, |facts| validation::completion(&request, facts))?;
         self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
+    }
+
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+        validation::settlement(&batch, &self.trust)?;
+        for entry in &batch.entries {
+            entry.verify(&self.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
+        }
+        let settlement = &batch.settlement;
+        self.certify(&settlement.root, &settlement.digest(&self.trust.channel_domain())).await
     }
 }

@@ -165,3 +165,66 @@ impl ToSol for super::Subnet {
         }
     }
 }
+
+impl ToSol for super::Voucher {
+    type Sol = generated::Voucher;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Voucher {
+            channel: self.channel,
+            requestId: self.request_id,
+            quote: self.quote,
+            amount: self.amount.units(),
+            cumulative: self.cumulative.units(),
+        }
+    }
+}
+
+impl ToSol for super::SettledCompletion {
+    type Sol = generated::SettledCompletion;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::SettledCompletion {
+            channel: self.channel,
+            completion: self.completion,
+            amount: self.amount.units(),
+            resultSignature: self.result_signature,
+        }
+    }
+}
+
+impl ToSol for super::ChannelSettlement {
+    type Sol = generated::ChannelSettlement;
+
+    fn to_sol(&self) -> Self::Sol {
+        let charge = |charge: &super::ChannelCharge| generated::ChannelCharge {
+            channel: charge.channel,
+            settledBefore: charge.settled_before.units(),
+            settledAfter: charge.settled_after.units(),
+        };
+        let payout =
+            |payout: &super::ChannelPayout| generated::ChannelPayout { account: payout.account, amount: payout.amount.units() };
+        generated::ChannelSettlement {
+            root: self.root,
+            count: self.count,
+            charges: self.charges.iter().map(charge).collect(),
+            payouts: self.payouts.iter().map(payout).collect(),
+        }
+    }
+}
+
+impl ToSol for super::ChannelClose {
+    type Sol = generated::ChannelClose;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::ChannelClose { channel: self.channel, settled: self.settled.units() }
+    }
+}
+
+impl ToSol for super::DowntimeReport {
+    type Sol = generated::DowntimeReport;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::DowntimeReport { validator: self.validator, since: self.since, until: self.until }
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ncn_core::channel::Batch;
 use ncn_core::{
     Address, Amount, B256, Certificate, CompletionRequest, Confinement, Departure, DynSigner, EscrowState, Execution, Executor,
     ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, Registry,
@@ -147,6 +148,10 @@ impl Registry for BrokenRegistry {
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
         self.scene.registry.completion(request).await
+    }
+
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+        self.scene.registry.settlement(batch).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! A receipt proves what it says, and nothing else passes for it.
 
+use ncn_core::receipt::Payment;
 use ncn_core::{
     Amount, Approval, B256, Certificate, Completion, Confinement, InferenceRequest, InferenceResult, Message as _, PaymentTree,
     Quote, Receipt, ReceiptError, Signature, Signed, Split, TrustRoot, Usage, Values, receipt,
@@ -62,11 +63,10 @@ async fn receipt(scene: &Scene) -> Receipt {
         payments: PaymentTree::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
         request,
         quote,
-        payment_transaction: [5; 32].into(),
+        payment: Payment::Escrow { transaction: [5; 32].into(), settlement: [6; 32].into() },
         seal: result.signature,
         result,
         completion: approved,
-        settlement_transaction: [6; 32].into(),
         issued_at: NOW,
     };
     receipt.seal = Signature::sign(&receipt.sealed().digest(&domain), &*gateway).await.unwrap();

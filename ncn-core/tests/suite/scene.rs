@@ -31,6 +31,8 @@ impl Scene {
         addresses.sort_unstable();
         let trust = TrustRoot {
             domain: Domain { chain_id: 31_337, contract: Address::repeat_byte(0xcc) },
+            token: Address::repeat_byte(0xa1),
+            channels: Address::repeat_byte(0xa2),
             validators: addresses,
             threshold: 3,
             committee_size: 5,

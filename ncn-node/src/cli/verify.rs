@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ncn_core::{Receipt, TrustRoot, receipt::MAX_RECEIPT_BYTES};
+use ncn_core::{
+    Receipt, TrustRoot,
+    receipt::{MAX_RECEIPT_BYTES, Payment},
+};
 
 use super::Failure;
 
@@ -50,8 +53,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (before, after) = (receipt.preprocessing.approvals().len(), receipt.completion.approvals().len());
     let committee = receipt.trust_root.committee_size;
     writeln!(out, "  approvals   {before} of {committee} before payment, {after} of {committee} after")?;
-    writeln!(out, "  paid        {} by {}", receipt.payments.total, receipt.payment_transaction)?;
-    writeln!(out, "  settled     {}", receipt.settlement_transaction)?;
+    let total = receipt.payments.total;
+    match &receipt.payment {
+        Payment::Escrow { transaction, settlement } => {
+            writeln!(out, "  paid        {total} by {transaction}")?;
+            writeln!(out, "  settled     {settlement}")?;
+        }
+        Payment::Channel(payment) => {
+            writeln!(out, "  paid        {total} out of channel {}", payment.voucher.channel)?;
+            writeln!(out, "  settled     with a batch of the channel")?;
+        }
+    }
     Ok(())
 }
 

@@ -172,6 +172,7 @@ impl LocalNetworkBuilder {
             threshold: 3,
             committee_size: 5,
             treasury,
+            subnet_fee: Amount::new(10 * Amount::TOKEN.units()),
         };
         let deployer = genesis.deploy(chain.clone(), &new_key()).await?;
         let keys: Vec<DynSigner> = (0..self.validators).map(|_| new_key()).collect();

@@ -10,8 +10,9 @@ use ncn_client::Backoff;
 use ncn_core::{
     B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event,
     Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt,
-    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot, compute::MAX_OUTPUT_BYTES,
-    receipt,
+    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot,
+    compute::MAX_OUTPUT_BYTES,
+    receipt::{self, Payment},
 };
 
 use super::{
@@ -167,10 +168,13 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     loop {
         let started = Instant::now();
         match gateway.ledger.payment_of(&quote).await {
-            Ok(Some(transaction)) => {
-                task.report(Step::Confirm, gateway.address(), started.elapsed());
-                return Event::Paid(transaction);
-            }
+            Ok(Some(transaction)) => match gateway.ledger.voucher(task.request_id).await {
+                Ok(voucher) => {
+                    task.report(Step::Confirm, gateway.address(), started.elapsed());
+                    return Event::Paid { transaction, voucher: voucher.map(Box::new) };
+                }
+                Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see how the request is paid"),
+            },
             Ok(None) => {}
             Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see whether the request is paid"),
         }
@@ -261,7 +265,8 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
     let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
-    let request = CompletionRequest { request: task.submission.request.clone(), quote, result };
+    let voucher = progress.voucher.clone();
+    let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher };
     let started = Instant::now();
     let ask = || gateway.registry.completion(request.clone());
     let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, ask).await;
@@ -286,6 +291,9 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
         match gateway.ledger.escrow_state(settlement.quote.client, task.request_id).await {
             Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
             Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
+            // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
+            Ok(EscrowState::None) if unix_now() > settlement.quote.expiry => return Some(Event::PaymentLost),
+            Ok(EscrowState::None) => tracing::warn!(request = %task.request_id, "the chain has taken the payment back; waiting"),
             Ok(_) if !error.is_retryable() => return Some(Event::SettlementImpossible(error.to_string())),
             _ => tracing::warn!(request = %task.request_id, %error, "the chain does not settle; trying again"),
         }
@@ -304,6 +312,7 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
         match gateway.ledger.escrow_state(quote.client, quote.request_id).await {
             Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
             Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
+            Ok(EscrowState::None) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
             _ => tracing::warn!(request = %quote.request_id, %error, "the chain does not refund; trying again"),
         }
         backoff.pause().await;
@@ -348,10 +357,11 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         quote: Some(quote),
         trust_root: Some(trust_root),
         preprocessing: Some(preprocessing),
-        payment: Some(payment_transaction),
+        payment: Some(transaction),
+        voucher,
         result: Some(result),
         completion: Some(completion),
-        settlement: Some(settlement_transaction),
+        settlement: Some(settlement),
         ..
     } = progress
     else {
@@ -364,10 +374,12 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         request: task.submission.request.clone(),
         quote,
         preprocessing,
-        payment_transaction,
+        payment: match voucher {
+            Some(voucher) => Payment::Channel(Box::new(voucher)),
+            None => Payment::Escrow { transaction, settlement },
+        },
         result,
         completion,
-        settlement_transaction,
         payments: payments.map_err(|error| error.to_string())?,
         issued_at: unix_now(),
         seal: task.submission.request.signature,

@@ -83,6 +83,16 @@ impl GatewayClientService for ClientAdapter {
         self.0.confirm_payment(read(request)?).await.map(ack).map_err(status)
     }
 
+    async fn get_network(&self, _: Request<proto::Empty>) -> Result<Response<proto::TrustRoot>, Status> {
+        Ok(Response::new(self.0.network().await.map_err(status)?.into()))
+    }
+
+    async fn close_channel(&self, request: Request<proto::TaskId>) -> Result<Response<proto::ChannelClosing>, Status> {
+        let (settled, signature) = self.0.close_channel(read(request)?).await.map_err(status)?;
+        let (settled, signature) = (wire::amount_bytes(settled), wire::bytes(signature.as_bytes()));
+        Ok(Response::new(proto::ChannelClosing { settled, signature }))
+    }
+
     async fn get_supported_models(&self, _: Request<proto::Empty>) -> Result<Response<Self::GetSupportedModelsStream>, Status> {
         let models = self.0.models().await.map_err(status)?;
         Ok(Response::new(stream::iter(models.into_iter().map(|info| Ok(info.into()))).boxed()))

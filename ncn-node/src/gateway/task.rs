@@ -11,8 +11,8 @@ use std::{
 use alloy_primitives::{Address, B256};
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Certificate, Effect, Event, InferenceResult, Lifecycle, OutputChunk, Quote, RequestId, Signed, State, Step, StepReport,
-    Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, OutputChunk, Quote, RequestId, Signed, State, Step,
+    StepReport, Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -46,6 +46,7 @@ pub(super) struct Progress {
     pub(super) trust_root: Option<TrustRoot>,
     pub(super) preprocessing: Option<Certificate>,
     pub(super) payment: Option<B256>,
+    pub(super) voucher: Option<ChannelPayment>,
     pub(super) output: Option<Values>,
     pub(super) result: Option<Signed<InferenceResult>>,
     pub(super) completion: Option<Certificate>,
@@ -63,7 +64,9 @@ impl Progress {
             Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
             Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
             Event::Approved(certificate) => self.completion = Some(certificate),
-            Event::Paid(transaction) => self.payment = Some(transaction),
+            Event::Paid { transaction, voucher } => {
+                (self.payment, self.voucher) = (Some(transaction), voucher.map(|voucher| *voucher));
+            }
             Event::Executed { output, result } => {
                 (self.output, self.result) = (Some(output), Some(*result));
                 self.failure = None;
@@ -72,6 +75,7 @@ impl Progress {
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
                 self.failure = Some(reason);
             }
+            Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
             Event::Cancelled => self.failure = Some("the client withdrew it".into()),
             Event::Expired => self.failure = Some("it was not done in time".into()),
             _ => {}

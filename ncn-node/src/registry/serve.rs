@@ -97,6 +97,13 @@ impl P2pRegistryService for RegistryAdapter {
     ) -> Result<Response<proto::CompletionValidation>, Status> {
         Ok(Response::new(self.0.completion(read(request)?).await.map_err(status)?.into()))
     }
+
+    async fn request_settlement_validation(
+        &self,
+        request: Request<proto::SettlementBatch>,
+    ) -> Result<Response<proto::SettlementValidation>, Status> {
+        Ok(Response::new(self.0.settlement(Arc::new(read(request)?)).await.map_err(status)?.into()))
+    }
 }
 
 #[async_trait]
@@ -113,5 +120,12 @@ impl ValidatorService for ValidatorAdapter {
         request: Request<proto::CompletionRequest>,
     ) -> Result<Response<proto::ValidatorSignature>, Status> {
         Ok(Response::new(self.0.completion(&read(request)?).await.map_err(status)?.into()))
+    }
+
+    async fn approve_settlement(
+        &self,
+        request: Request<proto::SettlementBatch>,
+    ) -> Result<Response<proto::ValidatorSignature>, Status> {
+        Ok(Response::new(self.0.settlement(&read(request)?).await.map_err(status)?.into()))
     }
 }

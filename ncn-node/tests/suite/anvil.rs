@@ -81,6 +81,7 @@ impl Remote {
             threshold: 3,
             committee_size: 5,
             treasury: Address::repeat_byte(0xee),
+            subnet_fee: tokens(10),
         };
         let deployer = key();
         give_coin(url, deployer.address()).await;

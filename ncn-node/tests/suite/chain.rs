@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes, TxKind};
-use ncn_client::evm::{Call, EvmBackend as _, EvmError, LogFilter, SendOptions};
+use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
 use ncn_core::{
     Address, Amount, Approval, Certificate, Completion, EscrowState, InferenceResult, Message as _, PaymentLedger as _,
     PaymentTree, Quote, Recipient, Settlement, Split, Usage, conformance::LedgerFixture as _,
@@ -93,7 +93,14 @@ async fn nonsense_is_refused_with_a_reason() {
     let nothing = Call { from: Address::ZERO, to: TxKind::Call(Address::repeat_byte(9)), input: Bytes::new() };
     assert_eq!(chain.call(&nothing).await.unwrap(), Bytes::new());
     assert!(
-        ncn_client::evm::EvmLedger::connect(Arc::new(chain), Address::repeat_byte(9), key(), SendOptions::default()).await.is_err()
+        ncn_client::evm::EvmLedger::connect(
+            Arc::new(chain),
+            Deployment::first_of(Address::repeat_byte(9)),
+            key(),
+            SendOptions::default()
+        )
+        .await
+        .is_err()
     );
 }
 

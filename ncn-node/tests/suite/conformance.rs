@@ -276,6 +276,10 @@ impl Transport for BrokenTransport {
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
         self.0.models().await
     }
+
+    async fn network(&self) -> Result<TrustRoot, TransportError> {
+        self.0.network().await
+    }
 }
 
 #[tokio::test]

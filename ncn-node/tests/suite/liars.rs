@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
+use ncn_core::channel::Batch;
 use ncn_core::{
     Address, Amount, Approval, B256, Certificate, CompletionRequest, Departure, EscrowState, Heartbeat, LedgerError, ModelInfo,
     NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError,
@@ -72,6 +73,10 @@ impl Registry for LyingRegistry {
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
         if self.about_completion { Ok(made_up().await) } else { self.honest.completion(request).await }
+    }
+
+    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+        self.honest.settlement(batch).await
     }
 }
 
@@ -192,6 +197,10 @@ impl Transport for Flickering {
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
         self.gateway.models().await
+    }
+
+    async fn network(&self) -> Result<TrustRoot, TransportError> {
+        self.gateway.network().await
     }
 }
 

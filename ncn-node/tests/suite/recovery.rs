@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use ncn_core::{
     AccessPurpose, Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger,
-    Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _,
-    Value, Values, conformance::LedgerFixture as _,
+    PaymentProof, Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
+    TransportExt as _, Value, Values, conformance::LedgerFixture as _,
 };
 use ncn_node::{
     compute::ComputeNode,
@@ -156,7 +156,10 @@ impl Client {
             && let Ok(transaction) = self.ledger.escrow(quote).await
         {
             let request_id = status.request_id;
-            gateway.confirm_payment(PaymentConfirmation { request_id, transaction }).await.unwrap();
+            gateway
+                .confirm_payment(PaymentConfirmation { request_id, proof: PaymentProof::Transaction(transaction) })
+                .await
+                .unwrap();
         }
         gateway.last_update(self.access.clone()).await.unwrap()
     }

@@ -10,6 +10,7 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, Genesis};
+use ncn_core::channel::Batch;
 use ncn_core::{
     Amount, Approval, B256, CompletionRequest, Confinement, DynSigner, NodeRole, PaymentLedger, PreprocessingRequest, Quote,
     Registry, RegistryError, TrustRoot, UnixTime, Validator,
@@ -63,6 +64,7 @@ impl Chain {
             threshold: 3,
             committee_size: 5,
             treasury: Address::repeat_byte(0xee),
+            subnet_fee: tokens(10),
         };
         let deployer = genesis.deploy(chain.clone(), &key()).await.unwrap();
         let validators: Vec<_> = (0..validators).map(|_| key()).collect();
@@ -135,6 +137,10 @@ impl Validator for Behaving {
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         self.behave(self.honest.completion(request).await).await
+    }
+
+    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.settlement(batch).await).await
     }
 }
 

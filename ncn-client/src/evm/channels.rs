@@ -1,0 +1,119 @@
+//! Channels on the chain.
+
+use alloy_primitives::{B256, U256};
+use alloy_sol_types::SolEvent as _;
+use ncn_core::{
+    Amount, Channel, ChannelTerms, LedgerError, PaymentLedger as _, Signature, UnixTime,
+    channel::{CertifiedBatch, transfer_digest},
+};
+
+use super::{
+    EvmLedger, LogFilter, PaymentChannel,
+    contracts::{self, parts},
+};
+
+impl EvmLedger {
+    pub(super) async fn channel_state(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        let channel = self.network.ask(self.network.deployment.channels, PaymentChannel::channelCall { id }).await?;
+        Ok((channel.state != 0).then_some(Channel {
+            deposit: Amount::new(channel.deposit),
+            settled: Amount::new(channel.settled),
+            expiry: channel.expiry,
+            open: channel.state == 1,
+        }))
+    }
+
+    pub(super) async fn fund(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        let (id, contract) = (terms.id(), self.network.deployment.channels);
+        let known = self.channel_state(id).await?;
+        if terms.client != self.account() {
+            return Err(LedgerError::NotAllowed("client: only the client itself can fund its channel".into()));
+        }
+        let (before, present) = match known {
+            Some(channel) if !channel.open => {
+                return Err(LedgerError::Channel { channel: id, problem: "is closed: open another with a new salt".into() });
+            }
+            Some(channel) => (channel.deposit, channel.expiry),
+            None => (Amount::ZERO, 0),
+        };
+        let (amount, expiry) = (deposit.checked_sub(before).unwrap_or_default(), expiry.max(present));
+        if amount.is_zero() && known.is_some() && expiry == present {
+            let funding = [PaymentChannel::ChannelOpened::SIGNATURE_HASH, PaymentChannel::ChannelToppedUp::SIGNATURE_HASH];
+            let log = self.network.newest_log(contract, id, |log| log.log.topics().first().is_some_and(|t| funding.contains(t)));
+            return Ok(log.await?.transaction);
+        }
+        let balance = self.balance(terms.client).await?;
+        if balance < amount {
+            return Err(LedgerError::InsufficientFunds { owner: terms.client, balance, needed: amount });
+        }
+        let sent = if amount.is_zero() || self.allowance(contract).await? >= U256::from(amount.units()) {
+            let (terms, amount) = (contracts::terms(terms), amount.units());
+            if known.is_none() {
+                self.transact(contract, PaymentChannel::openCall { terms, amount, expiry }).await?
+            } else {
+                self.transact(contract, PaymentChannel::topUpCall { terms, amount, expiry }).await?
+            }
+        } else {
+            // One transaction instead of two, and no allowance that another payment could spend.
+            let trust = self.trust_root().await?;
+            let nonce = terms.funding_nonce(before, amount, expiry);
+            let digest = transfer_digest(&trust, terms.client, contract, amount, expiry, nonce);
+            let (v, r, s) = parts(&self.sign(&digest).await?);
+            let (terms, deposit, amount) = (contracts::terms(terms), before.units(), amount.units());
+            let fund = PaymentChannel::fundWithAuthorizationCall { terms, depositBefore: deposit, amount, expiry, v, r, s };
+            self.transact(contract, fund).await?
+        };
+        Ok(sent.hash)
+    }
+
+    pub(super) async fn settle_channels(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        let settlement = &batch.settlement;
+        if settlement.charges.len() != batch.vouchers.len() {
+            return Err(LedgerError::Certificate("vouchers: there has to be one for each charge, in their order".into()));
+        }
+        if let Some(transaction) = self.settled(batch).await? {
+            return Ok(transaction);
+        }
+        match self.transact(self.network.deployment.channels, contracts::settle(batch)).await {
+            Ok(sent) => Ok(sent.hash),
+            Err(error) => self.settled(batch).await?.ok_or_else(|| error.into()),
+        }
+    }
+
+    /// The transaction that settled a batch, when one did: it has charged its first channel, and with this root.
+    async fn settled(&self, batch: &CertifiedBatch) -> Result<Option<B256>, LedgerError> {
+        let Some(charge) = batch.settlement.charges.first() else { return Ok(None) };
+        let channel = self.channel_state(charge.channel).await?;
+        if channel.is_none_or(|channel| channel.settled < charge.settled_after) {
+            return Ok(None);
+        }
+        let contract = self.network.deployment.channels;
+        let filter = LogFilter { address: contract, topic1: Some(charge.channel), ..LogFilter::default() };
+        let logs = self.network.backend.logs(filter).await?;
+        let ours = logs.iter().rev().find(|entry| {
+            PaymentChannel::ChannelCharged::decode_log(&entry.log).is_ok_and(|event| event.root == batch.settlement.root)
+        });
+        Ok(ours.map(|entry| entry.transaction))
+    }
+
+    pub(super) async fn close(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        let (id, contract) = (terms.id(), self.network.deployment.channels);
+        let Some(channel) = self.channel_state(id).await? else {
+            return Err(LedgerError::Channel { channel: id, problem: "was never opened".into() });
+        };
+        if !channel.open {
+            let closed = PaymentChannel::ChannelClosed::SIGNATURE_HASH;
+            let log = self.network.newest_log(contract, id, |log| log.log.topics().first() == Some(&closed)).await?;
+            return Ok(log.transaction);
+        }
+        let (settled, signature) = (channel.settled.units(), agreement.map(|agreement| agreement.as_bytes().to_vec()));
+        let terms = contracts::terms(terms);
+        let sent = if signature.is_some() || terms.gateway == self.account() {
+            let signature = signature.unwrap_or_default().into();
+            self.transact(contract, PaymentChannel::closeCall { terms, settled, gatewaySignature: signature }).await?
+        } else {
+            self.transact(contract, PaymentChannel::refundExpiredCall { terms }).await?
+        };
+        Ok(sent.hash)
+    }
+}

@@ -1,0 +1,143 @@
+//! The network's contracts on one chain, and what the ledgers of all accounts share.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use alloy_primitives::{Address, B256, TxKind};
+use alloy_sol_types::SolCall;
+use ncn_core::{Domain, DynSigner, LedgerError, TrustRoot};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Call, EvmBackend, EvmError, InferencePayment, LogEntry, LogFilter, PaymentChannel, SendOptions, SubnetRegistry,
+    ValidatorRegistry, sender::Sender,
+};
+
+/// How long a trust root is believed before the chain is asked again.
+const TRUST_ROOT_AGE: Duration = Duration::from_secs(5);
+
+/// Where a network's contracts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Deployment {
+    /// `InferencePayment`, which knows the token, the validators and the treasury.
+    pub payment: Address,
+    /// `PaymentChannel`.
+    pub channels: Address,
+    /// `SubnetRegistry`.
+    pub subnets: Address,
+    /// `Slashing`.
+    pub slashing: Address,
+}
+
+impl Deployment {
+    /// Where [`super::Genesis::deploy`] puts the contracts when they are the first that `deployer` creates.
+    pub fn first_of(deployer: Address) -> Self {
+        Self {
+            payment: deployer.create(2),
+            channels: deployer.create(3),
+            subnets: deployer.create(4),
+            slashing: deployer.create(5),
+        }
+    }
+}
+
+pub(super) struct Network {
+    pub(super) backend: Arc<dyn EvmBackend>,
+    pub(super) deployment: Deployment,
+    pub(super) chain_id: u64,
+    pub(super) token: Address,
+    pub(super) registry: Address,
+    treasury: Address,
+    options: SendOptions,
+    trust_root: Mutex<Option<(Instant, TrustRoot)>>,
+    /// One for each account, however many ledgers it has.
+    senders: Mutex<HashMap<Address, Arc<Sender>>>,
+}
+
+impl Network {
+    pub(super) async fn connect(
+        backend: Arc<dyn EvmBackend>,
+        deployment: Deployment,
+        options: SendOptions,
+    ) -> Result<Self, LedgerError> {
+        let chain_id = backend.chain_id().await?;
+        let Deployment { payment, channels, subnets, .. } = deployment;
+        let token = call(&*backend, payment, InferencePayment::tokenCall {}).await?;
+        let registry = call(&*backend, payment, InferencePayment::registryCall {}).await?;
+        let treasury = call(&*backend, payment, InferencePayment::treasuryCall {}).await?;
+        let same = call(&*backend, channels, PaymentChannel::tokenCall {}).await? == token
+            && call(&*backend, channels, PaymentChannel::registryCall {}).await? == registry
+            && call(&*backend, subnets, SubnetRegistry::tokenCall {}).await? == token;
+        if !same {
+            let problem = "payment, channels and subnets are contracts of different networks: check their addresses";
+            return Err(LedgerError::NotAllowed(format!("deployment: {problem}")));
+        }
+        let (trust_root, senders) = (Mutex::default(), Mutex::default());
+        Ok(Self { backend, deployment, chain_id, token, registry, treasury, options, trust_root, senders })
+    }
+
+    pub(super) fn sender(&self, signer: DynSigner) -> Arc<Sender> {
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody uses any more have nothing under way.
+        senders.retain(|_, sender| Arc::strong_count(sender) > 1);
+        let new = || Arc::new(Sender::new(self.backend.clone(), signer.clone(), self.chain_id, self.options));
+        senders.entry(signer.address()).or_insert_with(new).clone()
+    }
+
+    /// Asks a contract.
+    pub(super) async fn ask<C: SolCall>(&self, to: Address, question: C) -> Result<C::Return, LedgerError> {
+        call(&*self.backend, to, question).await
+    }
+
+    pub(super) async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        if let Some((at, trust_root)) = &*self.trust_root.lock().unwrap_or_else(PoisonError::into_inner)
+            && at.elapsed() < TRUST_ROOT_AGE
+        {
+            return Ok(trust_root.clone());
+        }
+        let mut validators = self.ask(self.registry, ValidatorRegistry::activeValidatorsCall {}).await?;
+        validators.sort_unstable();
+        let trust_root = TrustRoot {
+            domain: Domain { chain_id: self.chain_id, contract: self.deployment.payment },
+            token: self.token,
+            channels: self.deployment.channels,
+            validators,
+            threshold: self.ask(self.registry, ValidatorRegistry::thresholdCall {}).await?,
+            committee_size: self.ask(self.registry, ValidatorRegistry::committeeSizeCall {}).await?,
+            treasury: self.treasury,
+        };
+        let cached = Some((Instant::now(), trust_root.clone()));
+        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = cached;
+        Ok(trust_root)
+    }
+
+    /// Has the trust root read anew: this process has changed it.
+    pub(super) fn forget_trust_root(&self) {
+        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The newest log of a contract about `subject` (its first indexed argument) that is one of those.
+    pub(super) async fn newest_log(
+        &self,
+        address: Address,
+        subject: B256,
+        is: impl Fn(&LogEntry) -> bool + Send,
+    ) -> Result<LogEntry, LedgerError> {
+        let logs = self.backend.logs(LogFilter { address, topic1: Some(subject), newest: true, ..LogFilter::default() }).await?;
+        logs.into_iter().rev().find(|log| is(log)).ok_or_else(|| {
+            LedgerError::Unreachable(format!("the contract at {address} and its logs of {subject} do not agree yet"))
+        })
+    }
+}
+
+async fn call<C: SolCall>(backend: &dyn EvmBackend, to: Address, question: C) -> Result<C::Return, LedgerError> {
+    let question = Call { from: Address::ZERO, to: TxKind::Call(to), input: question.abi_encode().into() };
+    let answer = backend.call(&question).await?;
+    // No contract is there, or another one.
+    let problem = |error: alloy_sol_types::Error| format!("{} at {to}: {error}: check the contract's address", C::SIGNATURE);
+    C::abi_decode_returns(&answer).map_err(|error| EvmError::Malformed { method: "eth_call", problem: problem(error) }.into())
+}

@@ -1,0 +1,94 @@
+//! What is signed around channels, under the domain of `PaymentChannel` ([`crate::TrustRoot::channel_domain`]).
+
+use alloy_primitives::{Address, B256};
+use serde::{Deserialize, Serialize};
+
+use crate::{Amount, RequestId, UnixTime};
+
+/// A client's promise to pay for one request out of its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Voucher {
+    /// The channel's id.
+    pub channel: B256,
+    /// For which request.
+    pub request_id: RequestId,
+    /// Struct hash of its [`crate::Quote`].
+    pub quote: B256,
+    /// The most that this request may cost.
+    pub amount: Amount,
+    /// The most that the channel may be charged altogether, with this request and all that are in flight with it.
+    pub cumulative: Amount,
+}
+
+/// One request of a batch: a leaf of the settlement's Merkle tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SettledCompletion {
+    /// The channel that is charged.
+    pub channel: B256,
+    /// Struct hash of the [`crate::Completion`].
+    pub completion: B256,
+    /// What it is charged.
+    pub amount: Amount,
+    /// keccak256 of the compute node's signature over its result: who approves a batch vouches for it.
+    pub result_signature: B256,
+}
+
+/// What a settlement takes out of one channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChannelCharge {
+    /// The channel's id.
+    pub channel: B256,
+    /// What it had been charged before: no settlement can be made twice.
+    pub settled_before: Amount,
+    /// What it will have been charged.
+    pub settled_after: Amount,
+}
+
+/// What one account gets out of a settlement, for all its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChannelPayout {
+    /// Who.
+    pub account: Address,
+    /// How much.
+    pub amount: Amount,
+}
+
+/// What M of N validators approve before a batch of requests is settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChannelSettlement {
+    /// Merkle root over the batch's [`SettledCompletion`]s.
+    pub root: B256,
+    /// How many they are.
+    pub count: u64,
+    /// By ascending channel.
+    pub charges: Vec<ChannelCharge>,
+    /// By ascending account; together what is charged.
+    pub payouts: Vec<ChannelPayout>,
+}
+
+/// A gateway's word that it will charge a channel no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChannelClose {
+    /// The channel's id.
+    pub channel: B256,
+    /// What it has been charged.
+    pub settled: Amount,
+}
+
+/// What M of N validators approve when another one did not answer. Under the network's own domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DowntimeReport {
+    /// Who did not answer.
+    pub validator: Address,
+    /// From when.
+    pub since: UnixTime,
+    /// Until when.
+    pub until: UnixTime,
+}
