@@ -162,9 +162,8 @@ contract PaymentChannel is EIP712, TokenVault {
         bytes32 s
     ) external nonReentrant {
         bytes32 id = channelId(terms);
-        uint8 state = _channels[id].state;
+        (uint8 state, uint128 deposit) = (_channels[id].state, _channels[id].deposit);
         if (state == CLOSED) revert Closed(id);
-        uint128 deposit = _channels[id].deposit;
         if (deposit != depositBefore) revert DepositMismatch(deposit, depositBefore);
         if (amount == 0) revert ZeroAmount();
         if (state == NONE) _open(id, terms, amount, expiry);
@@ -191,8 +190,9 @@ contract PaymentChannel is EIP712, TokenVault {
         uint128 total = 0;
         bytes32[] memory hashes = new bytes32[](charges.length);
         for (uint256 i = 0; i < charges.length; ++i) {
-            hashes[i] = _charge(charges[i], root);
-            total += charges[i].settledAfter - charges[i].settledBefore;
+            Charge calldata charge = charges[i];
+            hashes[i] = _charge(charge, root);
+            total += charge.settledAfter - charge.settledBefore;
         }
         bytes32 settlement = keccak256(
             abi.encode(
@@ -218,23 +218,22 @@ contract PaymentChannel is EIP712, TokenVault {
         nonReentrant
     {
         bytes32 id = channelId(terms);
-        _requireOpen(id);
-        if (_channels[id].settled != settled) revert SettlementMismatch(id, _channels[id].settled, settled);
+        Channel memory channel_ = _opened(id);
+        if (channel_.settled != settled) revert SettlementMismatch(id, channel_.settled, settled);
         if (msg.sender != terms.gateway) {
             bytes32 digest = _hashTypedDataV4(ChannelClose(id, settled).hash());
             if (!_signed(terms.gateway, digest, gatewaySignature)) revert InvalidClose(id);
         }
-        _close(id, terms, false);
+        _close(id, terms, channel_, false);
     }
 
     /// @notice Sends the rest of the deposit back to the client once the channel has expired. Anyone may call, so a client needs no
     /// gateway for it.
     function refundExpired(ChannelTerms calldata terms) external nonReentrant {
         bytes32 id = channelId(terms);
-        _requireOpen(id);
-        uint64 expiry = _channels[id].expiry;
-        if (block.timestamp <= expiry) revert NotExpired(id, expiry);
-        _close(id, terms, true);
+        Channel memory channel_ = _opened(id);
+        if (block.timestamp <= channel_.expiry) revert NotExpired(id, channel_.expiry);
+        _close(id, terms, channel_, true);
     }
 
     /// @return deposit All that was ever paid in.
@@ -299,11 +298,11 @@ contract PaymentChannel is EIP712, TokenVault {
     }
 
     function _topUp(bytes32 id, uint128 amount, uint64 expiry) private {
-        uint64 present = _requireOpen(id);
-        if (block.timestamp > present) revert Expired(id, present);
-        if (expiry < present) revert ExpiryShortened(present, expiry);
+        Channel memory channel_ = _opened(id);
+        if (block.timestamp > channel_.expiry) revert Expired(id, channel_.expiry);
+        if (expiry < channel_.expiry) revert ExpiryShortened(channel_.expiry, expiry);
         _checkExpiry(expiry);
-        uint128 deposit = _channels[id].deposit + amount;
+        uint128 deposit = channel_.deposit + amount;
         _channels[id].deposit = deposit;
         _channels[id].expiry = expiry;
         emit ChannelToppedUp(id, amount, deposit, expiry);
@@ -313,14 +312,13 @@ contract PaymentChannel is EIP712, TokenVault {
     /// start from the wrong sum.
     function _charge(Charge calldata charge, bytes32 root) private returns (bytes32) {
         bytes32 id = channelId(charge.terms);
-        uint64 expiry = _requireOpen(id);
-        if (block.timestamp > expiry) revert Expired(id, expiry);
-        (uint128 deposit, uint128 settled) = (_channels[id].deposit, _channels[id].settled);
+        Channel memory channel_ = _opened(id);
+        if (block.timestamp > channel_.expiry) revert Expired(id, channel_.expiry);
         (uint128 settledBefore, uint128 settledAfter) = (charge.settledBefore, charge.settledAfter);
-        if (settled != settledBefore) revert SettlementMismatch(id, settled, settledBefore);
+        if (channel_.settled != settledBefore) revert SettlementMismatch(id, channel_.settled, settledBefore);
         if (settledAfter <= settledBefore) revert NothingCharged(id, settledBefore, settledAfter);
         if (settledAfter > charge.cumulative) revert OverAuthorised(id, settledAfter, charge.cumulative);
-        if (settledAfter > deposit) revert OverDeposit(id, settledAfter, deposit);
+        if (settledAfter > channel_.deposit) revert OverDeposit(id, settledAfter, channel_.deposit);
         bytes32 voucher = keccak256(
             abi.encode(MessageHash.VOUCHER, id, charge.requestId, charge.quote, charge.amount, charge.cumulative)
         );
@@ -330,19 +328,17 @@ contract PaymentChannel is EIP712, TokenVault {
         return keccak256(abi.encode(MessageHash.CHANNEL_CHARGE, id, settledBefore, settledAfter));
     }
 
-    function _close(bytes32 id, ChannelTerms calldata terms, bool expired) private {
+    function _close(bytes32 id, ChannelTerms calldata terms, Channel memory channel_, bool expired) private {
         _channels[id].state = CLOSED;
-        uint128 settled = _channels[id].settled;
-        uint128 rest = _channels[id].deposit - settled;
-        emit ChannelClosed(id, terms.client, terms.gateway, settled, rest, expired);
+        uint128 rest = channel_.deposit - channel_.settled;
+        emit ChannelClosed(id, terms.client, terms.gateway, channel_.settled, rest, expired);
         _pay(terms.client, rest);
     }
 
-    function _requireOpen(bytes32 id) private view returns (uint64 expiry) {
-        uint8 state = _channels[id].state;
-        if (state == NONE) revert NotOpen(id);
-        if (state == CLOSED) revert Closed(id);
-        return _channels[id].expiry;
+    function _opened(bytes32 id) private view returns (Channel memory channel_) {
+        channel_ = _channels[id];
+        if (channel_.state == NONE) revert NotOpen(id);
+        if (channel_.state == CLOSED) revert Closed(id);
     }
 
     function _checkExpiry(uint64 expiry) private view {
@@ -355,11 +351,12 @@ contract PaymentChannel is EIP712, TokenVault {
         uint256 sum = 0;
         address previous = address(0);
         for (uint256 i = 0; i < payouts.length; ++i) {
-            if (payouts[i].account <= previous) revert UnsortedPayout(payouts[i].account);
-            if (payouts[i].amount == 0) revert ZeroAmount();
-            previous = payouts[i].account;
-            sum += payouts[i].amount;
-            hashes[i] = payouts[i].hash();
+            ChannelPayout calldata payout = payouts[i];
+            if (payout.account <= previous) revert UnsortedPayout(payout.account);
+            if (payout.amount == 0) revert ZeroAmount();
+            previous = payout.account;
+            sum += payout.amount;
+            hashes[i] = payout.hash();
         }
         if (sum != total) revert PayoutMismatch(total, sum);
         return keccak256(abi.encodePacked(hashes));

@@ -38,8 +38,8 @@ abstract contract TokenVault is ReentrancyGuardTransient {
     }
 
     /// @dev A caller that brings too little gas can at most have a payment booked that would have gone through: deferred, never
-    /// lost. Even that is hardly possible. To book a payment takes 5,000 gas out of the 64th part that a failed call leaves, so the
-    /// transfer had 63 times as much, or all of {TRANSFER_GAS}.
+    /// lost. Even that takes a strange token. Booking costs 1,600 gas or more out of the 64th part that a failed call leaves, so the
+    /// transfer had no less than 100,000.
     function _pay(address to, uint256 amount) internal {
         if (amount == 0 || _transfer(to, amount)) return;
         owed[to] += amount;

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
-import {ExactTransfer} from "../src/ExactTransfer.sol";
 import {Approvals} from "../src/Approvals.sol";
+import {ExactTransfer} from "../src/ExactTransfer.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
+import {ChannelTerms, PaymentChannel} from "../src/PaymentChannel.sol";
+import {TokenVault} from "../src/TokenVault.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
-import {Fixture} from "./Fixture.sol";
+import {Authorisation, Fixture} from "./Fixture.sol";
 import {FeeToken, HookToken, OpenToken, RefusingToken} from "./Tokens.sol";
 
 /// Forged and misused approvals. Each attack starts from an escrow that three honest approvals would release, and each ends with
 /// exactly that, to show that nothing but the attack was in the way.
 contract ApprovalAttacks is Fixture {
-    uint256 private constant CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
-
     Quote private quote;
     bytes32 private digest;
 
@@ -42,10 +43,8 @@ contract ApprovalAttacks is Fixture {
 
     /// The same signature in its other form would be a second one if it were accepted.
     function test_HighS() public thenHonestApprovalsPay {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[2], digest);
-        bytes memory mirrored = abi.encodePacked(r, CURVE_ORDER - uint256(s), v == 27 ? uint8(28) : uint8(27));
         expectError(Approvals.InvalidApproval.selector, abi.encode(2));
-        complete(quote, bytes.concat(approve(digest, first(2)), mirrored));
+        complete(quote, bytes.concat(approve(digest, first(2)), mirrored(digest, keys[2])));
     }
 
     function test_UnsortedApprovals() public thenHonestApprovalsPay {
@@ -191,27 +190,6 @@ contract ApprovalAttacks is Fixture {
         expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(ecrecover(digest, v, r, s)));
         complete(quote, approvals);
     }
-
-    /// What the contract has to say to signatures that recover to strangers: the first that does not ascend, or else the first.
-    function refusal(bytes32 expected, bytes memory approvals) private pure returns (bytes memory) {
-        address lowest;
-        address previous;
-        for (uint256 i = 0; i < approvals.length / 65; ++i) {
-            bytes32 r;
-            bytes32 s;
-            assembly ("memory-safe") {
-                r := mload(add(add(approvals, 32), mul(i, 65)))
-                s := mload(add(add(approvals, 64), mul(i, 65)))
-            }
-            address signer = ecrecover(expected, uint8(approvals[i * 65 + 64]), r, s);
-            if (signer <= previous) {
-                return abi.encodeWithSelector(Approvals.UnsortedApproval.selector, signer);
-            }
-            if (i == 0) lowest = signer;
-            previous = signer;
-        }
-        return abi.encodeWithSelector(ValidatorRegistry.InactiveValidator.selector, lowest);
-    }
 }
 
 /// Attempts to be paid twice, to be paid on other terms, and to lock others out.
@@ -288,6 +266,29 @@ contract EscrowAttacks is Fixture {
         else payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(address(payment)), 0);
         vm.assertEq(token.balanceOf(client), time <= quote.expiry ? 990 ether : 1000 ether);
+    }
+
+    /// Two transactions in one block: the first of them ends the request, whichever it is.
+    function test_CompleteAgainstRefundInOneBlock() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        vm.warp(quote.expiry);
+        complete(quote, approvals);
+        expectError(InferencePayment.NotEscrowed.selector, abi.encode(quote.requestId, payment.COMPLETED()));
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+
+        quote.requestId = keccak256("another request");
+        vm.warp(NOW);
+        initiate(quote);
+        approvals = approve(digestOf(quote), first(3));
+        vm.warp(quote.expiry);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        expectError(InferencePayment.NotEscrowed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
+        complete(quote, approvals);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+        vm.assertEq(token.balanceOf(client), 990 ether);
     }
 
     function test_OtherTermsThanEscrowed() public {
@@ -368,6 +369,103 @@ contract EscrowAttacks is Fixture {
     }
 }
 
+/// A stranger sees the client's signature before it is mined, and presents it first.
+contract FrontRunning is Fixture {
+    address private thief = accountOf("thief");
+
+    function test_PermitSubmittedByAnother() public {
+        vm.prank(client);
+        token.approve(address(payment), 0);
+        bytes32 kind = keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
+        bytes32 hash = keccak256(abi.encode(kind, client, address(payment), 10 ether, 0, NOW));
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(clientKey, typedDigest(address(token), hash));
+        vm.prank(thief);
+        token.permit(client, address(payment), 10 ether, NOW, v, r, s);
+        // All that the client loses is its own permit; the allowance is there, and only it can use it.
+        Quote memory quote = newQuote();
+        expectError(InferencePayment.WrongClient.selector, abi.encode(client, thief));
+        vm.prank(thief);
+        payment.initiateInferenceRequest(quote);
+        initiate(quote);
+        vm.assertEq(token.balanceOf(address(payment)), 10 ether);
+    }
+
+    function test_AuthorisationPresentedToTheToken() public {
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(quote);
+        bytes32 nonce = hashOf(quote);
+        expectError(IERC20Errors.ERC20InvalidReceiver.selector, abi.encode(payment));
+        vm.prank(thief);
+        token.receiveWithAuthorization(client, address(payment), 10 ether, 0, quote.expiry, nonce, a.v, a.r, a.s);
+        expectError(ERC3009.ERC3009InvalidSignature.selector);
+        vm.prank(thief);
+        token.transferWithAuthorization(client, address(payment), 10 ether, 0, quote.expiry, nonce, a.v, a.r, a.s);
+        expectError(ERC3009.ERC3009InvalidSignature.selector);
+        vm.prank(thief);
+        token.receiveWithAuthorization(client, thief, 10 ether, 0, quote.expiry, nonce, a.v, a.r, a.s);
+        relay(quote, a);
+    }
+
+    function test_AuthorisationRelayedByAnother() public {
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(quote);
+        vm.prank(thief);
+        relay(quote, a);
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        vm.prank(gateway);
+        relay(quote, a);
+        vm.assertEq(payment.requestState(client, quote.requestId), hashOf(quote));
+        vm.assertEq(token.balanceOf(client), 990 ether);
+        vm.warp(quote.expiry + 1);
+        payment.handleExpiredRequest(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    function test_AuthorisationForAnotherContract() public {
+        Quote memory quote = newQuote();
+        InferencePayment other = new InferencePayment(token, registry, treasury);
+        Authorisation memory a = authorise(quote);
+        expectError(ERC3009.ERC3009InvalidSignature.selector);
+        other.initiateWithAuthorization(quote, a.v, a.r, a.s);
+        vm.chainId(CHAIN + 1);
+        expectError(ERC3009.ERC3009InvalidSignature.selector);
+        relay(quote, a);
+    }
+
+    function test_FundingPresentedToTheToken() public {
+        ChannelTerms memory terms = newTerms();
+        Authorisation memory a = authorise(terms, 0, 100 ether, CHANNEL_EXPIRY);
+        bytes32 nonce = nonceOf(terms, 0, 100 ether, CHANNEL_EXPIRY);
+        expectError(IERC20Errors.ERC20InvalidReceiver.selector, abi.encode(channels));
+        vm.prank(thief);
+        token.receiveWithAuthorization(client, address(channels), 100 ether, 0, CHANNEL_EXPIRY, nonce, a.v, a.r, a.s);
+        fund(terms, 0, 100 ether, CHANNEL_EXPIRY, a);
+    }
+
+    function test_FundingRelayedByAnother() public {
+        ChannelTerms memory terms = newTerms();
+        Authorisation memory a = authorise(terms, 0, 100 ether, CHANNEL_EXPIRY);
+        vm.prank(thief);
+        fund(terms, 0, 100 ether, CHANNEL_EXPIRY, a);
+        expectError(PaymentChannel.DepositMismatch.selector, abi.encode(100 ether, 0));
+        vm.prank(gateway);
+        fund(terms, 0, 100 ether, CHANNEL_EXPIRY, a);
+        (uint128 deposit,,,) = channels.channel(idOf(terms));
+        vm.assertEq(deposit, 100 ether);
+        vm.assertEq(token.balanceOf(client), 900 ether);
+    }
+
+    /// Two authorisations from the same deposit: one of them adds to the channel, the other is void.
+    function test_FundingFromOneDepositTwice() public {
+        ChannelTerms memory terms = newChannel();
+        Authorisation memory some = authorise(terms, 100 ether, 10 ether, CHANNEL_EXPIRY);
+        Authorisation memory more = authorise(terms, 100 ether, 20 ether, CHANNEL_EXPIRY);
+        fund(terms, 100 ether, 20 ether, CHANNEL_EXPIRY, more);
+        expectError(PaymentChannel.DepositMismatch.selector, abi.encode(120 ether, 100 ether));
+        fund(terms, 100 ether, 10 ether, CHANNEL_EXPIRY, some);
+    }
+}
+
 /// Tokens that misbehave.
 contract TokenAttacks is Fixture {
     HookToken private hooked = new HookToken();
@@ -417,6 +515,10 @@ contract TokenAttacks is Fixture {
         expectError(ExactTransfer.ShortTransfer.selector, abi.encode(99 ether, 100 ether));
         vm.prank(client);
         registry.registerValidator(100 ether);
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(clientKey, fee, address(payment), 10 ether, quote.expiry, hashOf(quote));
+        expectError(ExactTransfer.ShortTransfer.selector, abi.encode(9.9 ether, 10 ether));
+        relay(quote, a);
         vm.assertEq(fee.balanceOf(client), 1000 ether);
     }
 
@@ -425,10 +527,14 @@ contract TokenAttacks is Fixture {
         use(refusing);
         Quote memory quote = newEscrow();
         refusing.refuse();
-        expectError(SafeERC20.SafeERC20FailedOperation.selector, abi.encode(refusing));
+        vm.expectEmit(address(payment));
+        emit TokenVault.PaymentDeferred(client, 10 ether);
         vm.prank(gateway);
         payment.markRequestFailed(quote);
-        vm.assertEq(payment.requestState(client, quote.requestId), completionOf(quote).quote);
+        vm.assertEq(payment.owed(client), 10 ether);
+        expectError(SafeERC20.SafeERC20FailedOperation.selector, abi.encode(refusing));
+        payment.withdraw(client);
+        vm.assertEq(payment.owed(client), 10 ether);
         quote.requestId = keccak256("another request");
         expectError(SafeERC20.SafeERC20FailedOperation.selector, abi.encode(refusing));
         initiate(quote);
@@ -439,6 +545,24 @@ contract TokenAttacks is Fixture {
         inner.requestId = keccak256("another request");
         hooked.hook(address(payment), abi.encodeCall(payment.initiateInferenceRequest, (inner)));
         newEscrow();
+        assertHookWasRefused();
+        vm.assertEq(hooked.balanceOf(address(payment)), 20 ether);
+    }
+
+    function test_ReentrantInitiateWithAuthorisation() public {
+        (Quote memory inner,) = useHooked();
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(clientKey, hooked, address(payment), 10 ether, quote.expiry, hashOf(quote));
+        // From an authorised escrow into another one, and into a refund of the first.
+        hooked.hook(address(payment), abi.encodeCall(payment.initiateWithAuthorization, (inner, 27, 0, 0)));
+        relay(quote, a);
+        assertHookWasRefused();
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        quote.requestId = keccak256("another request");
+        a = authorise(clientKey, hooked, address(payment), 10 ether, quote.expiry, hashOf(quote));
+        hooked.hook(address(payment), abi.encodeCall(payment.markRequestFailed, (inner)));
+        relay(quote, a);
         assertHookWasRefused();
         vm.assertEq(hooked.balanceOf(address(payment)), 20 ether);
     }

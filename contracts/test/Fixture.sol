@@ -2,21 +2,90 @@
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Quote} from "../src/Messages.sol";
+import {MessageHash} from "../src/MessageHash.sol";
+import {
+    ChannelCharge,
+    ChannelClose,
+    ChannelPayout,
+    ChannelSettlement,
+    Completion,
+    Quote,
+    SettledCompletion,
+    Voucher
+} from "../src/Messages.sol";
 import {NCNToken} from "../src/NCNToken.sol";
+import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Test} from "./Test.sol";
 
-/// A network of five validators that need three approvals, and one client with money.
-abstract contract Fixture is Test {
+/// A settlement as it goes into a transaction, without the approvals.
+struct Batch {
+    bytes32 root;
+    uint64 count;
+    Charge[] charges;
+    ChannelPayout[] payouts;
+}
+
+/// A client's signature that moves its tokens (ERC-3009).
+struct Authorisation {
+    uint8 v;
+    bytes32 r;
+    bytes32 s;
+}
+
+/// Signatures, and what they are under. Made by hand, so that no call comes between an expectation and what is expected.
+abstract contract Signing is Test {
+    uint256 internal constant CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
+
+    function approve(bytes32 digest, uint256 signer) internal pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(signer, digest);
+        return abi.encodePacked(r, s, v);
+    }
+
+    /// The same signature in its other form.
+    function mirrored(bytes32 digest, uint256 signer) internal pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(signer, digest);
+        return abi.encodePacked(r, CURVE_ORDER - uint256(s), v == 27 ? uint8(28) : uint8(27));
+    }
+
+    /// The test tokens have the same domain name as the contracts.
+    function typedDigest(address contract_, bytes32 hash) internal view returns (bytes32) {
+        bytes32 kind = keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+        bytes32 domain = keccak256(abi.encode(kind, keccak256("NCN"), keccak256("1"), block.chainid, contract_));
+        return keccak256(abi.encodePacked(hex"1901", domain, hash));
+    }
+
+    function authorise(uint256 key, IERC20 token_, address to, uint256 value, uint256 validBefore, bytes32 nonce)
+        internal
+        view
+        returns (Authorisation memory authorisation)
+    {
+        bytes32 kind = keccak256(
+            "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+        );
+        bytes32 hash = keccak256(abi.encode(kind, vm.addr(key), to, value, 0, validBefore, nonce));
+        (authorisation.v, authorisation.r, authorisation.s) = vm.sign(key, typedDigest(address(token_), hash));
+    }
+
+    function hashOf(Quote memory quote) internal pure returns (bytes32) {
+        return keccak256(abi.encode(MessageHash.QUOTE, quote));
+    }
+}
+
+/// Names and places of a network, and what its members do.
+abstract contract Network is Signing {
     uint256 internal constant NOW = 1_800_000_000;
     uint256 internal constant CHAIN = 42_161;
     uint128 internal constant SUPPLY = 1_000_000 ether;
     uint128 internal constant MINIMUM_STAKE = 100 ether;
     uint64 internal constant UNSTAKE_DELAY = 3 days;
+    uint64 internal constant CHANNEL_EXPIRY = uint64(NOW + 30 days);
     bytes32 internal constant RESULT = keccak256("result");
 
+    uint256 internal clientKey = keyOf("client");
+    uint256 internal gatewayKey = keyOf("gateway");
     address internal owner = accountOf("owner");
     address internal client = accountOf("client");
     address internal gateway = accountOf("gateway");
@@ -28,16 +97,7 @@ abstract contract Fixture is Test {
     NCNToken internal token;
     ValidatorRegistry internal registry;
     InferencePayment internal payment;
-
-    function setUp() public virtual {
-        vm.warp(NOW);
-        vm.chainId(CHAIN);
-        token = new NCNToken(owner, SUPPLY);
-        registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
-        payment = new InferencePayment(token, registry, treasury);
-        addValidators("validator ", 5);
-        give(client, 1000 ether, address(payment));
-    }
+    PaymentChannel internal channels;
 
     function addValidators(string memory prefix, uint256 count) internal {
         for (uint256 i = 0; i < count; ++i) {
@@ -123,8 +183,237 @@ abstract contract Fixture is Test {
         }
     }
 
-    function approve(bytes32 digest, uint256 signer) internal pure returns (bytes memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(signer, digest);
-        return abi.encodePacked(r, s, v);
+    /// What the contract has to say to signatures that recover to strangers: the first that does not ascend, or else the first.
+    function refusal(bytes32 expected, bytes memory approvals) internal pure returns (bytes memory) {
+        address lowest;
+        address previous;
+        for (uint256 i = 0; i < approvals.length / 65; ++i) {
+            bytes32 r;
+            bytes32 s;
+            assembly ("memory-safe") {
+                r := mload(add(add(approvals, 32), mul(i, 65)))
+                s := mload(add(add(approvals, 64), mul(i, 65)))
+            }
+            address signer = ecrecover(expected, uint8(approvals[i * 65 + 64]), r, s);
+            if (signer <= previous) {
+                return abi.encodeWithSelector(Approvals.UnsortedApproval.selector, signer);
+            }
+            if (i == 0) lowest = signer;
+            previous = signer;
+        }
+        return abi.encodeWithSelector(ValidatorRegistry.InactiveValidator.selector, lowest);
+    }
+
+    // Token authorisations
+
+    function authorise(Quote memory quote) internal view returns (Authorisation memory) {
+        return authorise(clientKey, token, address(payment), quote.total, quote.expiry, hashOf(quote));
+    }
+
+    function relay(Quote memory quote, Authorisation memory a) internal {
+        payment.initiateWithAuthorization(quote, a.v, a.r, a.s);
+    }
+
+    // Channels
+
+    function newTerms() internal view returns (ChannelTerms memory) {
+        return ChannelTerms({client: client, gateway: gateway, salt: keccak256("salt")});
+    }
+
+    function idOf(ChannelTerms memory terms) internal pure returns (bytes32) {
+        return keccak256(abi.encode(terms.client, terms.gateway, terms.salt));
+    }
+
+    function open(ChannelTerms memory terms, uint128 amount) internal {
+        vm.prank(terms.client);
+        channels.open(terms, amount, CHANNEL_EXPIRY);
+    }
+
+    /// A hundred tokens for thirty days.
+    function newChannel() internal returns (ChannelTerms memory terms) {
+        terms = newTerms();
+        open(terms, 100 ether);
+    }
+
+    function nonceOf(ChannelTerms memory terms, uint128 depositBefore, uint128 amount, uint64 expiry)
+        internal
+        pure
+        returns (bytes32)
+    {
+        return keccak256(abi.encode(idOf(terms), depositBefore, amount, expiry));
+    }
+
+    function authorise(ChannelTerms memory terms, uint128 depositBefore, uint128 amount, uint64 expiry)
+        internal
+        view
+        returns (Authorisation memory)
+    {
+        bytes32 nonce = nonceOf(terms, depositBefore, amount, expiry);
+        return authorise(clientKey, channels.token(), address(channels), amount, expiry, nonce);
+    }
+
+    function fund(
+        ChannelTerms memory terms,
+        uint128 depositBefore,
+        uint128 amount,
+        uint64 expiry,
+        Authorisation memory a
+    ) internal {
+        channels.fundWithAuthorization(terms, depositBefore, amount, expiry, a.v, a.r, a.s);
+    }
+
+    function newVoucher(ChannelTerms memory terms, uint128 cumulative) internal pure returns (Voucher memory) {
+        return Voucher({
+            channel: idOf(terms),
+            requestId: keccak256("request"),
+            quote: keccak256("quote"),
+            amount: 10 ether,
+            cumulative: cumulative
+        });
+    }
+
+    function digestOf(Voucher memory voucher) internal view returns (bytes32) {
+        return typedDigest(address(channels), keccak256(abi.encode(MessageHash.VOUCHER, voucher)));
+    }
+
+    function digestOf(ChannelClose memory close) internal view returns (bytes32) {
+        return typedDigest(address(channels), keccak256(abi.encode(MessageHash.CHANNEL_CLOSE, close)));
+    }
+
+    /// A charge on the client's voucher for all of it.
+    function newCharge(ChannelTerms memory terms, uint128 settledBefore, uint128 settledAfter)
+        internal
+        view
+        returns (Charge memory)
+    {
+        return newCharge(terms, settledBefore, settledAfter, newVoucher(terms, settledAfter), clientKey);
+    }
+
+    function newCharge(
+        ChannelTerms memory terms,
+        uint128 settledBefore,
+        uint128 settledAfter,
+        Voucher memory voucher,
+        uint256 key
+    ) internal view returns (Charge memory) {
+        return Charge({
+            terms: terms,
+            settledBefore: settledBefore,
+            settledAfter: settledAfter,
+            requestId: voucher.requestId,
+            quote: voucher.quote,
+            amount: voucher.amount,
+            cumulative: voucher.cumulative,
+            signature: approve(digestOf(voucher), key)
+        });
+    }
+
+    /// One channel is charged; compute gets nine tenths and the gateway the rest, if there is one.
+    function newBatch(Charge memory charge) internal view returns (Batch memory batch) {
+        batch.root = keccak256("root");
+        batch.count = 7;
+        batch.charges = new Charge[](1);
+        batch.charges[0] = charge;
+        uint128 total = charge.settledAfter > charge.settledBefore ? charge.settledAfter - charge.settledBefore : 1;
+        batch.payouts = new ChannelPayout[](total < 10 ? 1 : 2);
+        batch.payouts[0] = ChannelPayout(compute, total - total / 10);
+        if (total >= 10) batch.payouts[1] = ChannelPayout(gateway, total / 10);
+        sort(batch.payouts);
+    }
+
+    function newBatch(ChannelTerms memory terms, uint128 settledBefore, uint128 settledAfter)
+        internal
+        view
+        returns (Batch memory)
+    {
+        return newBatch(newCharge(terms, settledBefore, settledAfter));
+    }
+
+    function sort(ChannelPayout[] memory payouts) internal pure {
+        for (uint256 i = 1; i < payouts.length; ++i) {
+            for (uint256 j = i; j > 0 && payouts[j - 1].account > payouts[j].account; --j) {
+                (payouts[j - 1], payouts[j]) = (payouts[j], payouts[j - 1]);
+            }
+        }
+    }
+
+    function settlementOf(Batch memory batch) internal pure returns (ChannelSettlement memory settlement) {
+        settlement.root = batch.root;
+        settlement.count = batch.count;
+        settlement.payouts = batch.payouts;
+        settlement.charges = new ChannelCharge[](batch.charges.length);
+        for (uint256 i = 0; i < batch.charges.length; ++i) {
+            Charge memory charge = batch.charges[i];
+            settlement.charges[i] = ChannelCharge(idOf(charge.terms), charge.settledBefore, charge.settledAfter);
+        }
+    }
+
+    function digestOf(Batch memory batch) internal view returns (bytes32) {
+        return channels.settlementDigest(settlementOf(batch));
+    }
+
+    function settle(Batch memory batch, bytes memory approvals) internal {
+        channels.settle(batch.root, batch.count, batch.charges, batch.payouts, approvals);
+    }
+
+    /// As three validators approve it.
+    function settle(Batch memory batch) internal {
+        settle(batch, approve(digestOf(batch), first(3)));
+    }
+
+    function settledOf(ChannelTerms memory terms) internal view returns (uint128 settled) {
+        (, settled,,) = channels.channel(idOf(terms));
+    }
+
+    // Merkle trees
+
+    function hashOf(SettledCompletion memory leaf) internal pure returns (bytes32) {
+        return keccak256(abi.encode(MessageHash.SETTLED_COMPLETION, leaf));
+    }
+
+    /// The level above: pairs are hashed in ascending order, and what is left over goes up as it is.
+    function levelAbove(bytes32[] memory nodes) internal pure returns (bytes32[] memory above) {
+        above = new bytes32[]((nodes.length + 1) / 2);
+        for (uint256 i = 0; i < above.length; ++i) {
+            if (2 * i + 1 == nodes.length) above[i] = nodes[2 * i];
+            else above[i] = pair(nodes[2 * i], nodes[2 * i + 1]);
+        }
+    }
+
+    function pair(bytes32 left, bytes32 right) internal pure returns (bytes32) {
+        return keccak256(left < right ? abi.encodePacked(left, right) : abi.encodePacked(right, left));
+    }
+
+    function rootOf(bytes32[] memory nodes) internal pure returns (bytes32) {
+        while (nodes.length > 1) nodes = levelAbove(nodes);
+        return nodes[0];
+    }
+
+    function proofOf(bytes32[] memory nodes, uint256 place) internal pure returns (bytes32[] memory proof) {
+        proof = new bytes32[](16);
+        uint256 length = 0;
+        for (; nodes.length > 1; place /= 2) {
+            if (place ^ 1 < nodes.length) proof[length++] = nodes[place ^ 1];
+            nodes = levelAbove(nodes);
+        }
+        assembly ("memory-safe") {
+            mstore(proof, length)
+        }
+    }
+}
+
+/// A network of five validators that need three approvals, and one client with money.
+abstract contract Fixture is Network {
+    function setUp() public virtual {
+        vm.warp(NOW);
+        vm.chainId(CHAIN);
+        token = new NCNToken(owner, SUPPLY);
+        registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
+        payment = new InferencePayment(token, registry, treasury);
+        channels = new PaymentChannel(token, registry);
+        addValidators("validator ", 5);
+        give(client, 1000 ether, address(payment));
+        vm.prank(client);
+        token.approve(address(channels), type(uint256).max);
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {Quote} from "../src/Messages.sol";
-import {Fixture} from "./Fixture.sol";
+import {ChannelPayout, Quote} from "../src/Messages.sol";
+import {ChannelTerms} from "../src/PaymentChannel.sol";
+import {Authorisation, Batch, Fixture} from "./Fixture.sol";
 
 /// What a transaction costs, with its base fee and calldata, and with storage as cold as at its start.
 /// The ceilings are about 1 % above what was measured: room for another compiler, none for another storage slot. Who makes something
@@ -16,6 +17,7 @@ contract GasTest is Fixture {
     function setUp() public override {
         super.setUp();
         newEscrow();
+        newChannel();
         give(compute, 1, address(1));
         give(gateway, 1, address(1));
         give(treasury, 1, address(1));
@@ -29,6 +31,14 @@ contract GasTest is Fixture {
     function test_GasOfInitiate() public {
         initiate(quote);
         assertCost(72_500);
+    }
+
+    /// The token keeps the authorisation's nonce, which is a new slot.
+    function test_GasOfInitiateWithAuthorization() public {
+        Authorisation memory a = authorise(quote);
+        vm.prank(gateway);
+        relay(quote, a);
+        assertCost(100_700);
     }
 
     function test_GasOfComplete() public {
@@ -59,6 +69,64 @@ contract GasTest is Fixture {
         vm.warp(quote.expiry + 1);
         payment.handleExpiredRequest(quote);
         assertCost(49_500);
+    }
+
+    function newOne() private view returns (ChannelTerms memory) {
+        return ChannelTerms(client, gateway, keccak256("measured"));
+    }
+
+    function test_GasOfOpen() public {
+        open(newOne(), 100 ether);
+        assertCost(92_700);
+    }
+
+    function test_GasOfFundWithAuthorization() public {
+        Authorisation memory a = authorise(newOne(), 0, 100 ether, CHANNEL_EXPIRY);
+        vm.prank(gateway);
+        fund(newOne(), 0, 100 ether, CHANNEL_EXPIRY, a);
+        assertCost(121_100);
+    }
+
+    /// Adding to a channel that is there.
+    function test_GasOfTopUpWithAuthorization() public {
+        Authorisation memory a = authorise(newTerms(), 100 ether, 100 ether, CHANNEL_EXPIRY);
+        vm.prank(gateway);
+        fund(newTerms(), 100 ether, 100 ether, CHANNEL_EXPIRY, a);
+        assertCost(83_700);
+    }
+
+    /// One channel, three approvals, six accounts that are paid, and it does not matter for how many requests.
+    function test_GasOfSettle() public {
+        Batch memory batch = batchForSix();
+        approvals = approve(digestOf(batch), first(3));
+        settle(batch, approvals);
+        assertCost(150_500);
+        uint256 cost = vm.lastCallGas().gasTotalUsed;
+        batch.charges[0] = newCharge(newTerms(), 10 ether, 20 ether);
+        batch.count = type(uint64).max;
+        approvals = approve(digestOf(batch), first(3));
+        settle(batch, approvals);
+        // A few bytes of calldata.
+        vm.assertLe(vm.lastCallGas().gasTotalUsed, cost + 500, "the number of requests counts");
+    }
+
+    function batchForSix() private view returns (Batch memory batch) {
+        batch = newBatch(newTerms(), 0, 10 ether);
+        batch.count = 1;
+        batch.payouts = new ChannelPayout[](6);
+        batch.payouts[0] = ChannelPayout(compute, 8 ether);
+        batch.payouts[1] = ChannelPayout(gateway, 1 ether);
+        batch.payouts[2] = ChannelPayout(treasury, 0.4 ether);
+        for (uint256 i = 0; i < 3; ++i) {
+            batch.payouts[3 + i] = ChannelPayout(vm.addr(keys[i]), 0.2 ether);
+        }
+        sort(batch.payouts);
+    }
+
+    function test_GasOfClose() public {
+        vm.prank(gateway);
+        channels.close(newTerms(), 0, "");
+        assertCost(46_100);
     }
 
     function assertCost(uint256 ceiling) private view {

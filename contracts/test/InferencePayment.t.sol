@@ -2,11 +2,13 @@
 pragma solidity ^0.8.28;
 
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
-import {Fixture} from "./Fixture.sol";
+import {Authorisation, Fixture} from "./Fixture.sol";
 import {MessageHarness} from "./MessageHarness.sol";
 
 contract InferencePaymentTest is Fixture {
@@ -162,6 +164,114 @@ contract InferencePaymentTest is Fixture {
         for (uint256 i = 1; i < writes.length; ++i) {
             vm.assertEq(writes[i], writes[0]);
         }
+    }
+
+    // initiateWithAuthorization
+
+    function test_AnyoneRelaysTheClientsAuthorisation() public {
+        vm.prank(client);
+        token.approve(address(payment), 0);
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(quote);
+        bytes32 hash = harness.hashQuote(quote);
+        vm.expectEmit(address(payment));
+        emit InferencePayment.RequestInitiated(quote.requestId, client, gateway, 10 ether, quote.expiry, hash);
+        vm.prank(gateway);
+        relay(quote, a);
+        vm.assertEq(payment.requestState(client, quote.requestId), hash);
+        vm.assertEq(token.balanceOf(address(payment)), 10 ether);
+        vm.assertEq(token.balanceOf(client), 990 ether);
+        complete(quote, approve(digestOf(quote), first(3)));
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+    }
+
+    function test_AuthorisationHasTheSameChecks() public {
+        Quote memory quote = newQuote();
+        quote.total = 0;
+        refuseRelay(quote, InferencePayment.ZeroAmount.selector, "");
+        quote = newQuote();
+        quote.gateway = address(0);
+        refuseRelay(quote, InferencePayment.ZeroGateway.selector, "");
+        quote = newQuote();
+        quote.compute = address(0);
+        refuseRelay(quote, InferencePayment.ZeroCompute.selector, "");
+        quote = newQuote();
+        quote.treasuryBps = 10_000;
+        refuseRelay(quote, InferencePayment.SplitTooLarge.selector, abi.encode(11_500));
+        quote = newQuote();
+        quote.expiry = uint64(NOW);
+        refuseRelay(quote, InferencePayment.ExpiryOutOfRange.selector, abi.encode(NOW, NOW + 7 days));
+        quote.expiry = uint64(NOW + 7 days + 1);
+        refuseRelay(quote, InferencePayment.ExpiryOutOfRange.selector, abi.encode(NOW + 7 days + 1, NOW + 7 days));
+    }
+
+    /// One signature, one quote: whatever is changed in it makes another nonce.
+    function test_AuthorisationIsForOneQuote() public {
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(quote);
+        bytes4 invalid = ERC3009.ERC3009InvalidSignature.selector;
+        quote.gateway = accountOf("thief");
+        refuseRelay(quote, a, invalid, "");
+        quote = newQuote();
+        quote.compute = accountOf("thief");
+        refuseRelay(quote, a, invalid, "");
+        quote = newQuote();
+        quote.total += 1;
+        refuseRelay(quote, a, invalid, "");
+        quote = newQuote();
+        quote.expiry += 1;
+        refuseRelay(quote, a, invalid, "");
+        quote = newQuote();
+        quote.client = accountOf("another client");
+        refuseRelay(quote, a, invalid, "");
+        quote = newQuote();
+        quote.requestId = keccak256("another request");
+        refuseRelay(quote, a, invalid, "");
+        refuseRelay(newQuote(), authorise(gatewayKey, token, address(payment), 10 ether, quote.expiry, 0), invalid, "");
+        refuseRelay(newQuote(), Authorisation(0, 0, 0), ECDSA.ECDSAInvalidSignature.selector, "");
+    }
+
+    function test_AuthorisationPaysOnce() public {
+        Quote memory quote = newQuote();
+        Authorisation memory a = authorise(quote);
+        relay(quote, a);
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        relay(quote, a);
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        initiate(quote);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote);
+        expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
+        relay(quote, a);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    /// A client that signed and then pays by itself pays once.
+    function test_AuthorisationAfterADirectEscrow() public {
+        Quote memory quote = newEscrow();
+        Authorisation memory a = authorise(quote);
+        expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
+        relay(quote, a);
+        vm.assertEq(token.balanceOf(client), 990 ether);
+    }
+
+    function test_AuthorisationNeedsTheMoney() public {
+        Quote memory quote = newQuote();
+        quote.total = 1001 ether;
+        bytes memory fields = abi.encode(client, 1000 ether, 1001 ether);
+        refuseRelay(quote, IERC20Errors.ERC20InsufficientBalance.selector, fields);
+    }
+
+    function refuseRelay(Quote memory quote, bytes4 selector, bytes memory fields) private {
+        refuseRelay(quote, authorise(quote), selector, fields);
+    }
+
+    function refuseRelay(Quote memory quote, Authorisation memory a, bytes4 selector, bytes memory fields) private {
+        expectError(selector, fields);
+        vm.prank(gateway);
+        relay(quote, a);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+        vm.assertEq(payment.requestState(quote.client, quote.requestId), 0);
     }
 
     // completeInferenceRequest

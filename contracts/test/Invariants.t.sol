@@ -5,12 +5,11 @@ import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {NCNToken} from "../src/NCNToken.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
-import {Fixture} from "./Fixture.sol";
-import {Test} from "./Test.sol";
+import {Authorisation, Fixture, Signing} from "./Fixture.sol";
 
 /// What forge calls at random. Every action knows whether it has to succeed, so a call that is let through or turned away against
 /// the rules fails at once; the invariants look at the sums.
-contract Schedule is Test {
+contract Schedule is Signing {
     struct Request {
         Quote quote;
         uint8 ended;
@@ -30,6 +29,7 @@ contract Schedule is Test {
     /// What each client has been charged and has been given back.
     mapping(address client => uint256 amount) public paid;
     mapping(address client => uint256 amount) public refunded;
+    uint256 public relays;
     uint256 public completions;
     uint256 public expiries;
     uint256 public failures;
@@ -46,7 +46,7 @@ contract Schedule is Test {
         (token, registry, payment, keys) = (token_, registry_, payment_, keys_);
         holders = others;
         for (uint256 i = 0; i < CLIENTS; ++i) {
-            clients.push(vm.addr(uint256(keccak256(abi.encode("client", i)))));
+            clients.push(vm.addr(clientKey(i)));
             holders.push(clients[i]);
             vm.prank(clients[i]);
             token.approve(address(payment), type(uint256).max);
@@ -58,24 +58,28 @@ contract Schedule is Test {
     }
 
     function initiate(uint256 seed, uint128 total, uint64 time, uint16[3] calldata parts) external {
-        address client = clients[seed % CLIENTS];
-        uint256 balance = token.balanceOf(client);
-        if (balance == 0) return;
-        Quote memory quote;
-        quote.requestId = keccak256(abi.encode(requests.length));
-        quote.client = client;
-        quote.gateway = holders[1];
-        quote.compute = holders[2];
-        // Often so small that most parts are nothing.
-        quote.total = uint128(within(total, 1, seed % 2 == 0 && balance > 1000 ? 1000 : balance));
-        quote.gatewayBps = uint16(within(parts[0], 0, 10_000));
-        quote.validatorsBps = uint16(within(parts[1], 0, 10_000 - quote.gatewayBps));
-        quote.treasuryBps = uint16(within(parts[2], 0, 10_000 - quote.gatewayBps - quote.validatorsBps));
-        quote.expiry = uint64(within(time, block.timestamp + 1, block.timestamp + 2 hours));
-        vm.prank(client);
+        Quote memory quote = newQuote(seed, total, time, parts);
+        if (quote.total == 0) return;
+        vm.prank(quote.client);
         payment.initiateInferenceRequest(quote);
-        requests.push(Request(quote, 0));
-        paid[client] += quote.total;
+        initiated(quote);
+    }
+
+    /// Somebody relays the client's signature; in one of a few cases it is not the client's, or not of this quote.
+    function initiateWithAuthorization(uint256 seed, uint128 total, uint64 time, uint16[3] calldata parts) external {
+        Quote memory quote = newQuote(seed, total, time, parts);
+        if (quote.total == 0) return;
+        bytes32 nonce = seed % 5 == 0 ? bytes32(seed) : hashOf(quote);
+        uint256 key = clientKey(seed % 7 == 0 ? (seed + 1) % CLIENTS : seed % CLIENTS);
+        Authorisation memory a = authorise(key, token, address(payment), quote.total, quote.expiry, nonce);
+        bool allowed = seed % 5 != 0 && seed % 7 != 0;
+        try payment.initiateWithAuthorization(quote, a.v, a.r, a.s) {
+            vm.assertTrue(allowed, "initiated without the client");
+            initiated(quote);
+            ++relays;
+        } catch {
+            vm.assertFalse(allowed);
+        }
     }
 
     function initiateAgain(uint256 seed) external {
@@ -84,6 +88,11 @@ contract Schedule is Test {
         vm.prank(quote.client);
         try payment.initiateInferenceRequest(quote) {
             vm.assertTrue(false, "initiated twice");
+        } catch {}
+        uint256 key = clientKey(quote.client == clients[0] ? 0 : quote.client == clients[1] ? 1 : 2);
+        Authorisation memory a = authorise(key, token, address(payment), quote.total, quote.expiry, hashOf(quote));
+        try payment.initiateWithAuthorization(quote, a.v, a.r, a.s) {
+            vm.assertTrue(false, "relayed twice");
         } catch {}
     }
 
@@ -180,6 +189,36 @@ contract Schedule is Test {
         vm.stopPrank();
     }
 
+    /// A total of 0 stands for a client that has nothing left.
+    function newQuote(uint256 seed, uint128 total, uint64 time, uint16[3] calldata parts)
+        private
+        view
+        returns (Quote memory quote)
+    {
+        address client = clients[seed % CLIENTS];
+        uint256 balance = token.balanceOf(client);
+        if (balance == 0) return quote;
+        quote.requestId = keccak256(abi.encode(requests.length));
+        quote.client = client;
+        quote.gateway = holders[1];
+        quote.compute = holders[2];
+        // Often so small that most parts are nothing.
+        quote.total = uint128(within(total, 1, seed % 2 == 0 && balance > 1000 ? 1000 : balance));
+        quote.gatewayBps = uint16(within(parts[0], 0, 10_000));
+        quote.validatorsBps = uint16(within(parts[1], 0, 10_000 - quote.gatewayBps));
+        quote.treasuryBps = uint16(within(parts[2], 0, 10_000 - quote.gatewayBps - quote.validatorsBps));
+        quote.expiry = uint64(within(time, block.timestamp + 1, block.timestamp + 2 hours));
+    }
+
+    function initiated(Quote memory quote) private {
+        requests.push(Request(quote, 0));
+        paid[quote.client] += quote.total;
+    }
+
+    function clientKey(uint256 i) private pure returns (uint256) {
+        return uint256(keccak256(abi.encode("client", i)));
+    }
+
     /// Signatures of the validators whose bit is set, and how many there are if all of them are active (0 if one is not).
     function approve(Quote memory quote, uint256 signers, address compute)
         private
@@ -269,9 +308,9 @@ contract Invariants is Fixture {
             uint256 seed = uint256(keccak256(abi.encode(i)));
             uint256 other = uint256(keccak256(abi.encode(seed)));
             uint256 action = i % 9;
-            if (action == 0) {
-                schedule.initiate(seed, uint128(other), uint64(other), [uint16(seed), uint16(other), 100]);
-            }
+            uint16[3] memory parts = [uint16(seed), uint16(other), 100];
+            if (i % 18 == 0) schedule.initiate(seed, uint128(other), uint64(other), parts);
+            if (i % 18 == 9) schedule.initiateWithAuthorization(seed, uint128(other), uint64(other), parts);
             if (action == 1) schedule.initiateAgain(seed);
             if (action == 2) schedule.complete(seed, other, address(uint160(seed)));
             if (action == 3) schedule.expire(seed);
@@ -281,6 +320,7 @@ contract Invariants is Fixture {
             if (action == 7) schedule.withdraw(seed);
             if (action == 8) schedule.register(seed, other);
         }
+        vm.assertTrue(schedule.relays() > 0, "none relayed");
         vm.assertTrue(schedule.completions() > 0, "none completed");
         vm.assertTrue(schedule.expiries() > 0, "none expired");
         vm.assertTrue(schedule.failures() > 0, "none failed");

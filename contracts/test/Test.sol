@@ -18,6 +18,7 @@ interface Vm {
 
     function warp(uint256 timestamp) external;
     function chainId(uint256 id) external;
+    function etch(address account, bytes calldata code) external;
     function prank(address caller) external;
     function startPrank(address caller) external;
     function stopPrank() external;

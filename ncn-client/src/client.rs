@@ -248,10 +248,19 @@ impl Paid {
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
     pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
+        let ended = self.end(&mut on_chunk).await;
+        // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
+        if ended.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
+            self.quoted.client.ledger.conclude(self.quote(), ended.is_ok()).await;
+        }
+        ended
+    }
+
+    async fn end(&self, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Answer, ClientError> {
         let mut backoff = Backoff::new();
         let reason = loop {
             let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
-            match self.follow(left, &mut on_chunk).await {
+            match self.follow(left, on_chunk).await {
                 Ok(Ending::Answered(answer)) => return Ok(*answer),
                 Ok(Ending::Failed(reason)) => break reason,
                 Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
@@ -261,7 +270,7 @@ impl Paid {
                 Err(error) => break error.to_string(),
             }
         };
-        self.conclude(reason, &mut on_chunk).await
+        self.conclude(reason, on_chunk).await
     }
 
     /// Follows the updates once, for at most `patience`.

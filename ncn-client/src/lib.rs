@@ -18,16 +18,20 @@
 //! what travels between them.
 
 mod backoff;
+mod channel;
 mod client;
 mod error;
 pub mod evm;
 pub mod grpc;
 pub mod proto;
+mod relay;
 mod time;
 pub mod wire;
 
 pub use backoff::Backoff;
+pub use channel::{ChannelSums, ClientChannel};
 pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted};
 pub use error::ClientError;
 pub use ncn_core as core;
+pub use relay::RelayedLedger;
 pub use time::unix_now;

@@ -6,8 +6,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, Quote, RequestId, Signature, TrustRoot,
-    UnixTime,
+    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, InferenceResult, Quote, RequestId,
+    Signature, Signed, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
@@ -40,10 +40,17 @@ pub enum EscrowState {
 pub struct Settlement {
     /// What was escrowed.
     pub quote: Quote,
-    /// What the validators approved.
-    pub completion: Completion,
-    /// Their approval.
+    /// What the compute node says it ran.
+    pub result: Signed<InferenceResult>,
+    /// The validators' approval of the completion.
     pub certificate: Certificate,
+}
+
+impl Settlement {
+    /// What the validators approved.
+    pub fn completion(&self) -> Completion {
+        Completion::new(&self.quote, &self.result.message)
+    }
 }
 
 /// A change of a request's payment.
@@ -134,6 +141,12 @@ pub enum LedgerError {
     /// The chain's answer makes no sense: use another endpoint.
     #[error("the chain's answer is malformed: {0}")]
     Malformed(String),
+    /// It could not be written down, so it was not done.
+    #[error("cannot be kept: {0}")]
+    Storage(String),
+    /// Too much to do at present.
+    #[error("busy: {0}")]
+    Busy(String),
     /// The chain does not answer.
     #[error("the chain is unreachable: {0}")]
     Unreachable(String),
@@ -142,7 +155,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// True when the same call may succeed on another try.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Storage(_) | Self::Busy(_))
     }
 }
 
@@ -215,6 +228,12 @@ pub trait PaymentLedger: Send + Sync {
     /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
     async fn close_channel(&self, _terms: &ChannelTerms, _agreement: Option<Signature>) -> Result<B256, LedgerError> {
         Err(LedgerError::Unsupported("close channels"))
+    }
+
+    /// As a gateway: settles what it has earned out of a channel, takes no more vouchers of it, and gives its signature over the
+    /// [`crate::ChannelClose`] with what was settled.
+    async fn agree_to_close(&self, _terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        Err(LedgerError::Unsupported("keep vouchers"))
     }
 
     /// The request is over, as its client sees it; `paid` says whether it was served. What a ledger holds for it, it lets go of.

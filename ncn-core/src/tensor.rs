@@ -63,11 +63,29 @@ impl fmt::Display for DataType {
 }
 
 /// A dense tensor, row-major, little-endian. Its data is shared, not copied, when it is cloned.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
 pub struct Tensor {
     data_type: DataType,
     shape: Vec<usize>,
     data: Bytes,
+}
+
+/// A tensor as it is read, before anyone knows whether its bytes fit its shape.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    data_type: DataType,
+    shape: Vec<usize>,
+    data: Bytes,
+}
+
+impl TryFrom<Parts> for Tensor {
+    type Error = TensorError;
+
+    fn try_from(parts: Parts) -> Result<Self, TensorError> {
+        Self::new(parts.data_type, parts.shape, parts.data)
+    }
 }
 
 /// Why bytes are no tensor.

@@ -8,12 +8,12 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, InferenceRequest, Model, RequestId, Signature, Signed, TaskAccess, TaskStatus, TaskUpdate, TrustRoot,
-    Values,
+    Amount, Authorisation, ChannelTerms, InferenceRequest, Model, RequestId, Signature, Signed, TaskAccess, TaskStatus, TaskUpdate,
+    TrustRoot, Values,
 };
 
 /// A signed order and what to run on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {
     /// The order.
     pub request: Signed<InferenceRequest>,
@@ -153,7 +153,11 @@ pub trait Transport: Send + Sync {
     /// Asks the gateway to settle what it has earned out of a channel and to let go of the rest: its signature over a
     /// [`crate::ChannelClose`], and what it says was settled. From then on the gateway takes no voucher of the channel. The access is
     /// the client's, with the channel's id as its request id.
-    async fn close_channel(&self, _access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+    async fn close_channel(
+        &self,
+        _terms: ChannelTerms,
+        _access: Signed<TaskAccess>,
+    ) -> Result<(Amount, Signature), TransportError> {
         Err(TransportError::Refused("this gateway has no channels".into()))
     }
 }

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use alloy_primitives::B256;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::{DataType, Tensor};
 
 /// One input or output.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Value {
     /// Numbers.
@@ -71,7 +73,8 @@ impl From<&str> for Value {
 }
 
 /// Named values, in the order of their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Values(BTreeMap<String, Value>);
 
 impl Values {

@@ -20,9 +20,9 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, Authorisation, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model, ModelInfo,
-    PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signed, State, Submission, Subnet,
-    TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, transport::Updates, validation,
+    AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model,
+    ModelInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature, Signed, State,
+    Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -379,6 +379,22 @@ impl Transport for Gateway {
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
         Ok(self.models.values().cloned().collect())
+    }
+
+    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+        let unauthorised = |problem: &str| TransportError::Unauthorised(problem.to_owned());
+        if access.message.purpose != AccessPurpose::CloseChannel {
+            return Err(unauthorised("the signature is for another purpose"));
+        }
+        if (terms.id(), terms.client) != (access.message.request_id, access.message.client) {
+            return Err(unauthorised("the signature is for another channel"));
+        }
+        access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
+        match self.ledger.agree_to_close(&terms).await {
+            Ok(agreed) => Ok(agreed),
+            Err(error) if error.is_retryable() => Err(TransportError::Internal(error.to_string())),
+            Err(error) => Err(TransportError::Refused(error.to_string())),
+        }
     }
 
     async fn network(&self) -> Result<TrustRoot, TransportError> {

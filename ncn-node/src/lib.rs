@@ -1,5 +1,6 @@
 //! Everything of the NCN network that serves.
 
+pub mod channel;
 pub mod compute;
 pub mod devnet;
 pub mod executor;
@@ -8,5 +9,6 @@ pub mod presence;
 pub mod registry;
 pub mod sandbox;
 pub mod server;
+pub mod store;
 pub mod time;
 pub mod worker;

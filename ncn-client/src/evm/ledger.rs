@@ -185,10 +185,8 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        let Settlement { quote, completion, certificate } = settlement;
-        if (completion.request_id, completion.quote) != (quote.request_id, quote.struct_hash()) {
-            return Err(LedgerError::Certificate("the completion is of another quote".into()));
-        }
+        let Settlement { quote, certificate, .. } = settlement;
+        let completion = settlement.completion();
         let complete = InferencePayment::completeInferenceRequestCall {
             quote: contracts::quote(quote),
             result: completion.result,

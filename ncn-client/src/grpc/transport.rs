@@ -1,8 +1,8 @@
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
-    Amount, ModelInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess, TaskStatus, TaskUpdate,
-    Transport, TransportError, TrustRoot, transport::Updates,
+    Amount, ChannelTerms, ModelInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess, TaskStatus,
+    TaskUpdate, Transport, TransportError, TrustRoot, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
@@ -100,9 +100,10 @@ impl Transport for GrpcTransport {
         Ok(network.into_inner().try_into()?)
     }
 
-    async fn close_channel(&self, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
         let mut client = self.client.clone();
-        let closing = client.close_channel(proto::TaskId::from(access));
+        let (salt, gateway) = (wire::bytes(terms.salt), wire::bytes(terms.gateway));
+        let closing = client.close_channel(proto::CloseChannelRequest { access: Some(access.into()), salt, gateway });
         let closing = within::<_, TransportError>(SETTLEMENT_TIMEOUT, closing).await.map_err(|error| self.located(error))?;
         let closing = closing.into_inner();
         Ok((wire::amount("settled", &closing.settled)?, wire::signature("signature", &closing.signature)?))

@@ -371,6 +371,16 @@ pub mod transaction_confirmation {
         Voucher(super::ChannelPayment),
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloseChannelRequest {
+    /// The client's permission, with the channel's id in the request id's place.
+    #[prost(message, optional, tag = "1")]
+    pub access: ::core::option::Option<TaskId>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub salt: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub gateway: ::prost::bytes::Bytes,
+}
 /// A gateway's word that it will charge a channel no more.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelClosing {
@@ -745,10 +755,9 @@ pub mod gateway_client_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetNetwork"));
             self.inner.unary(req, path, codec).await
         }
-        /// The channel's id stands in the request id's place.
         pub async fn close_channel(
             &mut self,
-            request: impl tonic::IntoRequest<super::TaskId>,
+            request: impl tonic::IntoRequest<super::CloseChannelRequest>,
         ) -> std::result::Result<tonic::Response<super::ChannelClosing>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
@@ -802,10 +811,9 @@ pub mod gateway_client_service_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::TrustRoot>, tonic::Status>;
-        /// The channel's id stands in the request id's place.
         async fn close_channel(
             &self,
-            request: tonic::Request<super::TaskId>,
+            request: tonic::Request<super::CloseChannelRequest>,
         ) -> std::result::Result<tonic::Response<super::ChannelClosing>, tonic::Status>;
     }
     /// A client's way to a gateway.
@@ -1080,10 +1088,10 @@ pub mod gateway_client_service_server {
                 "/ncn.v1.GatewayClientService/CloseChannel" => {
                     #[allow(non_camel_case_types)]
                     struct CloseChannelSvc<T: GatewayClientService>(pub Arc<T>);
-                    impl<T: GatewayClientService> tonic::server::UnaryService<super::TaskId> for CloseChannelSvc<T> {
+                    impl<T: GatewayClientService> tonic::server::UnaryService<super::CloseChannelRequest> for CloseChannelSvc<T> {
                         type Response = super::ChannelClosing;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::TaskId>) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::CloseChannelRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as GatewayClientService>::close_channel(&inner, request).await };
                             Box::pin(fut)

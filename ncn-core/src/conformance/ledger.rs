@@ -50,7 +50,7 @@ impl Scene<'_> {
         let result = result(&order, quote, &self.trust, &self.compute).await;
         let completion = Completion::new(quote, &result.message);
         let certificate = certificate(&completion, &self.trust, &self.fixture.validators(), approvals).await;
-        Settlement { quote: quote.clone(), completion, certificate }
+        Settlement { quote: quote.clone(), result, certificate }
     }
 
     async fn balance(&self, owner: &DynSigner) -> Amount {
@@ -152,7 +152,7 @@ async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation>
     let few = scene.settling.settle(&scene.settlement(&quote, threshold - 1).await).await;
     rules.refused("too few approvals do not settle", few, LedgerError::is_retryable)?;
     let mut moved = scene.settlement(&quote, threshold).await;
-    moved.completion.compute = scene.stranger.account();
+    moved.result.message.compute = scene.stranger.account();
     rules.refused("approvals bind the payee", scene.settling.settle(&moved).await, LedgerError::is_retryable)?;
     let mut changed = scene.settlement(&quote, threshold).await;
     changed.quote.gateway = scene.stranger.account();
@@ -165,7 +165,7 @@ async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation>
 
     let settlement = scene.settlement(&quote, threshold).await;
     let payees = settlement.certificate.validators();
-    let tree = PaymentTree::new(&quote, settlement.completion.compute, &payees, scene.trust.treasury);
+    let tree = PaymentTree::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
     let tree = rules.ok("a payment can be split", tree)?;
     let mut before = Vec::new();
     for payout in &tree.payouts {

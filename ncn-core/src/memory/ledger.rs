@@ -150,7 +150,8 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        let Settlement { quote, completion, certificate } = settlement;
+        let Settlement { quote, certificate, .. } = settlement;
+        let completion = settlement.completion();
         let mut ledger = self.chain.lock();
         if let EscrowState::Completed { transaction } = ledger.escrow_state(quote) {
             return Ok(transaction);
@@ -158,9 +159,6 @@ impl PaymentLedger for MemoryLedger {
         ledger.escrowed(quote)?;
         if ledger.now > quote.expiry {
             return Err(LedgerError::Expired(quote.expiry));
-        }
-        if (completion.request_id, completion.quote) != (quote.request_id, quote.struct_hash()) {
-            return Err(LedgerError::Certificate("the completion is of another quote".into()));
         }
         let trust = ledger.trust.clone();
         certificate

@@ -1,4 +1,10 @@
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
@@ -15,16 +21,18 @@ use ncn_core::{
 
 use super::{EmbeddedChain, quickstart};
 use crate::{
+    channel::{ChannelLedger, SettleOptions},
     compute::{Attachments, ComputeNode},
     executor::{WorkerExecutor, WorkerProgram},
     gateway::{
         Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
-        journal::{Journal, MemoryJournal},
+        journal::{Journal, StoredJournal},
     },
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
     sandbox,
     server::GrpcServer,
+    store::{Store, StoreError},
 };
 
 /// The chain's id, the one that development chains have by custom.
@@ -34,6 +42,8 @@ const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net
 const PLACES: usize = 256;
 /// What a new client gets.
 const POCKET_MONEY: Amount = Amount::new(10 * Amount::TOKEN.units());
+/// What registering a subnet costs.
+const SUBNET_FEE: Amount = Amount::new(10 * Amount::TOKEN.units());
 /// How long the network may take until everyone has found everyone.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -53,6 +63,9 @@ pub enum DevnetError {
     /// A compute node's models.
     #[error("compute node: {0}")]
     Executor(#[from] ExecutorError),
+    /// The gateway's store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A port or a file.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -72,7 +85,9 @@ pub struct LocalNetworkBuilder {
     program: Option<WorkerProgram>,
     executor: Option<Arc<dyn Executor>>,
     options: GatewayOptions,
-    journal: Arc<dyn Journal>,
+    journal: Option<Arc<dyn Journal>>,
+    settle: SettleOptions,
+    state: Option<PathBuf>,
 }
 
 /// A running network; everything ends when it is dropped.
@@ -89,7 +104,8 @@ pub struct LocalNetwork {
     gateway_server: GrpcServer,
     compute_nodes: Vec<ComputeHandle>,
     _gateway_presence: Presence,
-    _models: tempfile::TempDir,
+    channels: ChannelLedger,
+    _files: tempfile::TempDir,
 }
 
 struct ValidatorHandle {
@@ -113,7 +129,9 @@ impl Default for LocalNetworkBuilder {
             program: None,
             executor: None,
             options: GatewayOptions::default(),
-            journal: Arc::new(MemoryJournal::default()),
+            journal: None,
+            settle: SettleOptions::default(),
+            state: None,
         }
     }
 }
@@ -154,10 +172,24 @@ impl LocalNetworkBuilder {
         self
     }
 
-    /// Where the gateway keeps its events.
+    /// Where the gateway keeps its events, instead of in its store.
     #[must_use]
     pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        self.journal = journal;
+        self.journal = Some(journal);
+        self
+    }
+
+    /// When the gateway settles what it has earned out of channels.
+    #[must_use]
+    pub const fn settle_options(mut self, settle: SettleOptions) -> Self {
+        self.settle = settle;
+        self
+    }
+
+    /// The directory in which the gateway keeps its store, instead of one that goes with the network.
+    #[must_use]
+    pub fn state_directory(mut self, directory: PathBuf) -> Self {
+        self.state = Some(directory);
         self
     }
 
@@ -172,7 +204,7 @@ impl LocalNetworkBuilder {
             threshold: 3,
             committee_size: 5,
             treasury,
-            subnet_fee: Amount::new(10 * Amount::TOKEN.units()),
+            subnet_fee: SUBNET_FEE,
         };
         let deployer = genesis.deploy(chain.clone(), &new_key()).await?;
         let keys: Vec<DynSigner> = (0..self.validators).map(|_| new_key()).collect();
@@ -191,9 +223,10 @@ impl LocalNetworkBuilder {
         let url = registry_server.url();
         let validators = try_join_all(keys.into_iter().map(|key| start_validator(&deployer, domain, &url, key))).await?;
 
-        let models = tempfile::tempdir()?;
-        let package = quickstart::unpack(models.path())?;
-        let gateway = self.start_gateway(&deployer, &url, &package).await?;
+        let files = tempfile::tempdir()?;
+        let package = quickstart::unpack(files.path())?;
+        let state = self.state.as_deref().unwrap_or(files.path());
+        let (gateway, channels) = self.start_gateway(&deployer, &url, &package, state).await?;
         let gateway_server = GrpcServer::start(LOOPBACK, |routes| {
             routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
         })
@@ -221,7 +254,8 @@ impl LocalNetworkBuilder {
             gateway_server,
             compute_nodes,
             _gateway_presence: presence,
-            _models: models,
+            channels,
+            _files: files,
         };
         tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
         Ok(network)
@@ -232,7 +266,8 @@ impl LocalNetworkBuilder {
         deployer: &EvmLedger,
         registry_url: &str,
         package: &ModelPackage,
-    ) -> Result<Arc<Gateway>, DevnetError> {
+        state: &Path,
+    ) -> Result<(Arc<Gateway>, ChannelLedger), DevnetError> {
         let signer = new_key();
         let (model, manifest) = (&package.model, package.model.manifest());
         let subnet = Subnet {
@@ -242,16 +277,24 @@ impl LocalNetworkBuilder {
             split: Split::default(),
             version: 1,
         };
+        let account = deployer.with_signer(signer.clone());
+        deployer.transfer(signer.address(), SUBNET_FEE).await?;
+        account.create_subnet(&subnet.name).await?;
+        let registry: Arc<dyn Registry> = Arc::new(GrpcRegistry::new(registry_url)?);
+        let store = Store::open(&state.join("gateway.redb"))?;
+        let stored = || Arc::new(StoredJournal::new(store.clone())) as Arc<dyn Journal>;
+        let journal = self.journal.clone().unwrap_or_else(stored);
+        let channels = ChannelLedger::start(Arc::new(account), registry.clone(), signer.clone(), store, self.settle)?;
         let parts = GatewayParts {
-            ledger: Arc::new(deployer.with_signer(signer.clone())),
+            ledger: Arc::new(channels.clone()),
             signer,
             subnet,
             manifests: vec![model.bytes().clone()],
-            registry: Arc::new(GrpcRegistry::new(registry_url)?),
-            journal: self.journal.clone(),
+            registry,
+            journal,
             options: self.options.clone(),
         };
-        Ok(Gateway::start(parts).await?)
+        Ok((Gateway::start(parts).await?, channels))
     }
 
     async fn start_compute(
@@ -363,6 +406,11 @@ impl LocalNetwork {
         self.registry_server.url()
     }
 
+    /// The gateway's channels.
+    pub const fn channels(&self) -> &ChannelLedger {
+        &self.channels
+    }
+
     /// The gateway itself, without a wire.
     pub fn gateway(&self) -> Arc<dyn Transport> {
         self.gateway.clone()
@@ -419,5 +467,6 @@ impl LocalNetwork {
 impl Drop for LocalNetwork {
     fn drop(&mut self) {
         self.gateway.stop();
+        self.channels.stop();
     }
 }

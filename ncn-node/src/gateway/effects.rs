@@ -275,9 +275,8 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
 }
 
 async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
-    let (quote, result) = (progress.quote.clone()?, progress.result.as_ref()?);
-    let completion = Completion::new(&quote, &result.message);
-    let settlement = Settlement { quote, completion, certificate: progress.completion.clone()? };
+    let (quote, result, certificate) = (progress.quote.clone()?, progress.result.clone()?, progress.completion.clone()?);
+    let settlement = Settlement { quote, result, certificate };
     let started = Instant::now();
     let mut backoff = Backoff::new();
     loop {

@@ -1,11 +1,14 @@
 //! Where a gateway keeps what happened, so that it can go on after a crash.
 
+mod durable;
+
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
+pub use durable::StoredJournal;
 use ncn_core::{Event, RequestId, Submission};
 
 /// Why something could not be kept or read.

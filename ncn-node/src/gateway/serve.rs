@@ -12,7 +12,7 @@ use ncn_client::{
     },
     wire::{self, MAX_MESSAGE_BYTES, WireError},
 };
-use ncn_core::{Transport, TransportError};
+use ncn_core::{ChannelTerms, Signed, TaskAccess, Transport, TransportError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -87,8 +87,15 @@ impl GatewayClientService for ClientAdapter {
         Ok(Response::new(self.0.network().await.map_err(status)?.into()))
     }
 
-    async fn close_channel(&self, request: Request<proto::TaskId>) -> Result<Response<proto::ChannelClosing>, Status> {
-        let (settled, signature) = self.0.close_channel(read(request)?).await.map_err(status)?;
+    async fn close_channel(&self, request: Request<proto::CloseChannelRequest>) -> Result<Response<proto::ChannelClosing>, Status> {
+        let request = request.into_inner();
+        let access: Signed<TaskAccess> = wire::required("access", request.access)?.try_into()?;
+        let terms = ChannelTerms {
+            client: access.message.client,
+            gateway: wire::address("gateway", &request.gateway)?,
+            salt: wire::hash("salt", &request.salt)?,
+        };
+        let (settled, signature) = self.0.close_channel(terms, access).await.map_err(status)?;
         let (settled, signature) = (wire::amount_bytes(settled), wire::bytes(signature.as_bytes()));
         Ok(Response::new(proto::ChannelClosing { settled, signature }))
     }

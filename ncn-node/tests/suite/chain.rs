@@ -6,7 +6,7 @@ use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
 use ncn_core::{
     Address, Amount, Approval, Certificate, Completion, EscrowState, InferenceResult, Message as _, PaymentLedger as _,
-    PaymentTree, Quote, Recipient, Settlement, Split, Usage, conformance::LedgerFixture as _,
+    PaymentTree, Quote, Recipient, Settlement, Signed, Split, Usage, conformance::LedgerFixture as _,
 };
 use ncn_node::{devnet::EmbeddedChain, time::unix_now};
 
@@ -27,7 +27,8 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
         expiry: unix_now() + 3_600,
         trust_root: trust.hash(),
     };
-    let compute = Address::random();
+    let worker = key();
+    let compute = worker.address();
     let result = InferenceResult {
         request_id: quote.request_id,
         compute,
@@ -37,7 +38,8 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
         usage: Usage::default(),
         confinement: ncn_core::Confinement::None,
     };
-    let completion = Completion::new(&quote, &result);
+    let result = Signed::sign(result, &trust.domain, &*worker).await.unwrap();
+    let completion = Completion::new(&quote, &result.message);
     let committee = trust.committee(&quote.request_id);
     let mut signed = Vec::new();
     for judge in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
@@ -53,7 +55,7 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
         before.push(account.balance(payout.address).await.unwrap());
     }
     let ledger = scene.ledger(gateway);
-    ledger.settle(&Settlement { quote: quote.clone(), completion, certificate }).await.unwrap();
+    ledger.settle(&Settlement { quote: quote.clone(), result, certificate }).await.unwrap();
     for (payout, before) in tree.payouts.iter().zip(before) {
         let after = account.balance(payout.address).await.unwrap();
         assert_eq!(after.checked_sub(before), Some(payout.amount), "{payout:?} of {total} by {split:?}");

@@ -1,0 +1,216 @@
+//! A client's own channel: what it has promised, what that came to, and the next voucher.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use ncn_core::{
+    Amount, ChannelPayment, ChannelTerms, DynSigner, LedgerError, Quote, RequestId, TrustRoot, UnixTime, channel::VoucherError,
+};
+use serde::{Deserialize, Serialize};
+
+/// How many requests may be in flight on one channel.
+const MAX_IN_FLIGHT: usize = 100_000;
+
+/// What a client knows of its channel, kept in a file when it has one: it must not forget what it has promised.
+///
+/// Many requests can be in flight: each has its maximum set aside, and what is not spent is free again once it has ended.
+#[derive(Debug)]
+pub struct ClientChannel {
+    terms: ChannelTerms,
+    file: Option<PathBuf>,
+    state: Mutex<State>,
+    /// What is being signed for at this moment. Locked after `state`.
+    signing: Mutex<Amount>,
+}
+
+/// What a voucher starts from.
+enum Begun<'a> {
+    /// It is there already.
+    Known(ChannelPayment),
+    /// It is to be signed, for this much altogether.
+    New(Signing<'a>, Amount),
+}
+
+/// An amount that is set aside while it is being signed for.
+struct Signing<'a> {
+    total: &'a Mutex<Amount>,
+    amount: Amount,
+}
+
+impl Drop for Signing<'_> {
+    fn drop(&mut self) {
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        *total = total.checked_sub(self.amount).unwrap_or_default();
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    terms: ChannelTerms,
+    deposit: Amount,
+    expiry: UnixTime,
+    /// What served requests came to.
+    spent: Amount,
+    /// The vouchers of requests in flight.
+    held: HashMap<RequestId, ChannelPayment>,
+}
+
+impl State {
+    fn reserved(&self) -> Amount {
+        Amount::checked_sum(self.held.values().map(|payment| payment.voucher.amount)).unwrap_or(Amount::new(u128::MAX))
+    }
+}
+
+/// What a channel comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelSums {
+    /// All that was paid in.
+    pub deposit: Amount,
+    /// What served requests came to.
+    pub spent: Amount,
+    /// What requests in flight may come to.
+    pub reserved: Amount,
+    /// The last second in which the channel can be charged.
+    pub expiry: UnixTime,
+}
+
+impl ChannelSums {
+    /// What is free.
+    pub fn available(&self) -> Amount {
+        let bound = Amount::checked_sum([self.spent, self.reserved]).unwrap_or(self.deposit);
+        self.deposit.checked_sub(bound).unwrap_or_default()
+    }
+}
+
+impl ClientChannel {
+    /// A channel in memory: for a program that ends with it.
+    pub fn new(terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> Self {
+        let state = State { terms, deposit, expiry, spent: Amount::ZERO, held: HashMap::new() };
+        Self { terms, file: None, state: Mutex::new(state), signing: Mutex::default() }
+    }
+
+    /// A channel that is kept in this file, which must not exist yet.
+    pub fn create(path: &Path, terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> io::Result<Self> {
+        File::create_new(path)?;
+        let this = Self { file: Some(path.to_owned()), ..Self::new(terms, deposit, expiry) };
+        this.save(&this.lock())?;
+        Ok(this)
+    }
+
+    /// The channel that is kept in this file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let state: State = serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)?;
+        let file = Some(path.to_owned());
+        Ok(Self { terms: state.terms, file, state: Mutex::new(state), signing: Mutex::default() })
+    }
+
+    /// Which channel.
+    pub const fn terms(&self) -> &ChannelTerms {
+        &self.terms
+    }
+
+    /// What it comes to.
+    pub fn sums(&self) -> ChannelSums {
+        let state = self.lock();
+        ChannelSums { deposit: state.deposit, spent: state.spent, reserved: state.reserved(), expiry: state.expiry }
+    }
+
+    /// Requests whose end is not known: after a restart, their gateway can be asked.
+    pub fn in_flight(&self) -> Vec<RequestId> {
+        self.lock().held.keys().copied().collect()
+    }
+
+    /// The channel has been topped up, or extended.
+    pub fn funded(&self, deposit: Amount, expiry: UnixTime) -> Result<(), LedgerError> {
+        self.change(|state| {
+            (state.deposit, state.expiry) = (deposit, expiry);
+            Ok(())
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The voucher that pays this quote: the same one each time it is asked for. It is kept before anyone sees it.
+    pub async fn pay(&self, quote: &Quote, trust: &TrustRoot, signer: &DynSigner) -> Result<ChannelPayment, LedgerError> {
+        let (signing, cumulative) = match self.begin(quote)? {
+            Begun::Known(payment) => return Ok(payment),
+            Begun::New(signing, cumulative) => (signing, cumulative),
+        };
+        let signed = ChannelPayment::sign(self.terms, quote, cumulative, trust, signer).await;
+        let payment = signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
+        // From here on the amount is counted by the voucher that is held.
+        let kept = self.change(|state| Ok(*state.held.entry(quote.request_id).or_insert(payment)));
+        drop(signing);
+        kept
+    }
+
+    /// Sets a quote's total aside, so that whatever is signed at the same time covers it too.
+    fn begin(&self, quote: &Quote) -> Result<Begun<'_>, LedgerError> {
+        let state = self.lock();
+        if let Some(payment) = state.held.get(&quote.request_id) {
+            payment.matches(quote)?;
+            return Ok(Begun::Known(*payment));
+        }
+        if quote.gateway != self.terms.gateway {
+            return Err(VoucherError::new("channel", "is with another gateway").into());
+        }
+        if quote.expiry >= state.expiry {
+            return Err(VoucherError::new("channel", format!("expires at {}: extend it by a top-up", state.expiry)).into());
+        }
+        if state.held.len() >= MAX_IN_FLIGHT {
+            return Err(LedgerError::Busy(format!("{MAX_IN_FLIGHT} requests are in flight on this channel")));
+        }
+        let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = Amount::checked_sum([state.spent, state.reserved(), *signing]).unwrap_or(Amount::new(u128::MAX));
+        let needed = Amount::checked_sum([bound, quote.total]).filter(|needed| *needed <= state.deposit);
+        let cumulative = needed.ok_or_else(|| LedgerError::InsufficientFunds {
+            owner: self.terms.client,
+            balance: state.deposit.checked_sub(bound).unwrap_or_default(),
+            needed: quote.total,
+        })?;
+        *signing = [*signing, quote.total].into_iter().sum();
+        Ok(Begun::New(Signing { total: &self.signing, amount: quote.total }, cumulative))
+    }
+
+    /// A request has ended: what it cost is spent, or free again.
+    pub fn conclude(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
+        self.change(|state| {
+            if let Some(payment) = state.held.remove(&request_id)
+                && paid
+            {
+                state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes the state when the change can be kept.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        let mut state = self.lock();
+        let mut next = state.clone();
+        let value = change(&mut next)?;
+        self.save(&next).map_err(|error| LedgerError::Storage(error.to_string()))?;
+        *state = next;
+        Ok(value)
+    }
+
+    /// Replaces the file in one step: after a crash it holds the old state or the new one.
+    fn save(&self, state: &State) -> io::Result<()> {
+        let Some(path) = &self.file else { return Ok(()) };
+        let beside = path.with_extension("new");
+        let mut file = File::create(&beside)?;
+        file.write_all(&serde_json::to_vec(state)?)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory)?.sync_all()
+    }
+}

@@ -1,0 +1,312 @@
+//! The gateway's side of channels: vouchers are checked without the chain and kept before they count; what they paid for is settled in
+//! batches.
+//!
+//! [`ChannelLedger`] is a [`PaymentLedger`] around another one: what is paid by a voucher is its own, all else is the other's.
+
+mod book;
+mod records;
+mod settler;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use book::{Book, Hold, Stage};
+use ncn_client::Backoff;
+use ncn_core::{
+    Address, Amount, Authorisation, B256, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, EscrowState, LedgerError,
+    Message as _, PaymentLedger, Quote, Registry, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    channel::{BatchEntry, CertifiedBatch},
+    ledger::LedgerEvents,
+};
+use records::Change;
+pub(crate) use records::{decode, encode};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    store::{Store, StoreError},
+    time::unix_now,
+};
+
+/// How long a client's wish to close its channel waits for requests in flight and their settlement.
+const CLOSE_PATIENCE: Duration = Duration::from_mins(4);
+
+/// When earned vouchers are settled.
+#[derive(Clone, Copy, Debug)]
+pub struct SettleOptions {
+    /// Once there are this many.
+    pub max_requests: usize,
+    /// Once the oldest is this old.
+    pub max_age: Duration,
+    /// Once they come to this much: what the gateway is willing to lose with its own disk.
+    pub max_value: Amount,
+    /// How long before a channel's expiry everything has to be settled. No voucher is taken whose quote ends later than that.
+    pub expiry_margin: Duration,
+}
+
+impl Default for SettleOptions {
+    fn default() -> Self {
+        Self {
+            max_requests: 1_000,
+            max_age: Duration::from_mins(1),
+            max_value: Amount::new(100 * Amount::TOKEN.units()),
+            expiry_margin: Duration::from_hours(1),
+        }
+    }
+}
+
+/// A ledger that takes vouchers too.
+#[derive(Clone)]
+pub struct ChannelLedger(Arc<Inner>);
+
+struct Inner {
+    chain: Arc<dyn PaymentLedger>,
+    registry: Arc<dyn Registry>,
+    signer: DynSigner,
+    store: Store,
+    options: SettleOptions,
+    book: Mutex<Book>,
+    /// Something is to be settled, or has been.
+    changed: Notify,
+    /// Settle without waiting for more.
+    flush: Notify,
+    settled: Notify,
+    stopped: CancellationToken,
+}
+
+impl ChannelLedger {
+    /// Takes up what the file holds, and settles what is due from now on. `chain` is the gateway's account, `signer` its key.
+    pub fn start(
+        chain: Arc<dyn PaymentLedger>,
+        registry: Arc<dyn Registry>,
+        signer: DynSigner,
+        store: Store,
+        options: SettleOptions,
+    ) -> Result<Self, StoreError> {
+        let book = Mutex::new(records::load(&store)?);
+        let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
+        let stopped = CancellationToken::new();
+        let inner = Arc::new(Inner { chain, registry, signer, store, options, book, changed, flush, settled, stopped });
+        let (settling, stopped) = (inner.clone(), inner.stopped.clone());
+        tokio::spawn(async move { stopped.run_until_cancelled_owned(settler::settle_for_ever(&settling)).await });
+        Ok(Self(inner))
+    }
+
+    /// The same, in a file of its own.
+    pub fn open(
+        chain: Arc<dyn PaymentLedger>,
+        registry: Arc<dyn Registry>,
+        signer: DynSigner,
+        path: &Path,
+        options: SettleOptions,
+    ) -> Result<Self, StoreError> {
+        Self::start(chain, registry, signer, Store::open(path)?, options)
+    }
+
+    /// Ends the settling, at once. Another process can take up what the file holds.
+    pub fn stop(&self) {
+        self.0.stopped.cancel();
+    }
+
+    /// Settles what is earned without waiting for more.
+    pub fn flush(&self) {
+        self.0.flush.notify_one();
+    }
+
+    /// How many earned requests wait for their settlement.
+    pub fn unsettled(&self) -> usize {
+        self.0.book().earned_count()
+    }
+
+    /// Makes sure that the book knows enough of the voucher's channel to judge it. The chain is asked when a channel is new, and when
+    /// what is known does not suffice: it may have been topped up.
+    async fn learn(&self, payment: &ChannelPayment, quote: &Quote) -> Result<(), LedgerError> {
+        let inner = &self.0;
+        if inner.book().knows_enough(payment, quote) {
+            return Ok(());
+        }
+        let channel = payment.voucher.channel;
+        let problem = || LedgerError::Channel { channel, problem: "was never opened: open it first".into() };
+        let chain = inner.chain.channel(channel).await?.ok_or_else(problem)?;
+        inner.book().learn(payment, chain);
+        Ok(())
+    }
+
+    fn hold(&self, request_id: RequestId) -> Option<Hold> {
+        self.0.book().hold(request_id).copied()
+    }
+
+    async fn reference(&self, payment: &ChannelPayment) -> Result<B256, LedgerError> {
+        Ok(payment.reference(&self.0.chain.trust_root().await?))
+    }
+}
+
+impl Inner {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the book, and returns once the change survives a crash. What is kept is in the order of the changes.
+    async fn change<T>(&self, change: impl FnOnce(&mut Book) -> Result<(T, Change), LedgerError> + Send) -> Result<T, LedgerError> {
+        let storage = |error: StoreError| LedgerError::Storage(error.to_string());
+        let slot = self.store.slot().await.map_err(storage)?;
+        let (value, kept) = {
+            let mut book = self.book();
+            let (value, change) = change(&mut book)?;
+            (value, slot.write(move |transaction| change.apply(transaction)))
+        };
+        kept.await.map_err(storage)?;
+        Ok(value)
+    }
+}
+
+#[async_trait]
+impl PaymentLedger for ChannelLedger {
+    fn account(&self) -> Address {
+        self.0.chain.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.0.chain.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.0.chain.now().await
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        self.0.chain.balance(owner).await
+    }
+
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.0.chain.escrow(quote).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+        let Settlement { quote, result, certificate } = settlement;
+        let Some(hold) = self.hold(quote.request_id) else { return self.0.chain.settle(settlement).await };
+        hold.payment.matches(quote)?;
+        let entry =
+            BatchEntry { quote: quote.clone(), result: result.clone(), completion: certificate.clone(), payment: hold.payment };
+        let now = unix_now();
+        self.0
+            .change(move |book| {
+                let hold = book.earn(quote.request_id, now)?;
+                // What is settled needs no proof any more.
+                let entry = matches!(hold.stage, Stage::Earned(_)).then(|| Box::new(entry));
+                Ok(((), Change { holds: vec![hold], entry, ..Change::default() }))
+            })
+            .await?;
+        self.0.changed.notify_one();
+        self.reference(&hold.payment).await
+    }
+
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        let Some(hold) = self.hold(quote.request_id) else { return self.0.chain.refund(quote).await };
+        let request = quote.request_id;
+        let release = |book: &mut Book| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
+        self.0.change(release).await?;
+        self.reference(&hold.payment).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
+            return self.0.chain.escrow_state(client, request_id).await;
+        };
+        let transaction = self.reference(&hold.payment).await?;
+        Ok(match hold.stage {
+            Stage::Reserved => EscrowState::Escrowed { quote: hold.payment.voucher.quote, transaction },
+            Stage::Earned(_) | Stage::Settled => EscrowState::Completed { transaction },
+            Stage::Released => EscrowState::Refunded { transaction },
+        })
+    }
+
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+        self.0.chain.events(from_block).await
+    }
+
+    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
+        let payment = match authorisation {
+            Authorisation::Voucher(payment) => payment,
+            Authorisation::Transfer(_) => return self.0.chain.accept(quote, authorisation).await,
+        };
+        let trust = self.0.chain.trust_root().await?;
+        if payment.terms.gateway != self.account() {
+            return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
+        }
+        // The signature of a voucher that is held has been checked.
+        if self.hold(quote.request_id).is_none_or(|hold| hold.payment != *payment) {
+            payment.verify(quote, &trust)?;
+        }
+        self.learn(payment, quote).await?;
+        let margin = self.0.options.expiry_margin.as_secs();
+        self.0
+            .change(|book| {
+                let (account, hold) = book.reserve(payment, quote, margin)?;
+                Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
+            })
+            .await?;
+        Ok(payment.reference(&trust))
+    }
+
+    async fn voucher(&self, request_id: RequestId) -> Result<Option<ChannelPayment>, LedgerError> {
+        Ok(self.hold(request_id).map(|hold| hold.payment))
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        self.0.chain.channel(id).await
+    }
+
+    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        self.0.chain.fund_channel(terms, deposit, expiry).await
+    }
+
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        self.0.chain.settle_batch(batch).await
+    }
+
+    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        self.0.chain.close_channel(terms, agreement).await
+    }
+
+    async fn agree_to_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        let (inner, channel) = (&self.0, terms.id());
+        if terms.gateway != self.account() {
+            return Err(LedgerError::NotAllowed("gateway: the channel is with another one".into()));
+        }
+        let trust = inner.chain.trust_root().await?;
+        let refuse = |problem: &str| LedgerError::Channel { channel, problem: problem.into() };
+        let Some(known) = inner.chain.channel(channel).await? else { return Err(refuse("was never opened")) };
+        if !known.open {
+            return Err(refuse("is closed already"));
+        }
+        let set = |closing| {
+            move |book: &mut Book| {
+                let accounts = book.set_closing(channel, closing).into_iter().collect();
+                Ok(((), Change { accounts, ..Change::default() }))
+            }
+        };
+        inner.change(set(true)).await?;
+        let idle = async {
+            let mut backoff = Backoff::new();
+            while !inner.book().is_idle(channel) {
+                self.flush();
+                let _ = tokio::time::timeout(Duration::from_secs(1), inner.settled.notified()).await;
+                backoff.pause().await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_PATIENCE, idle).await.is_err() {
+            inner.change(set(false)).await?;
+            return Err(LedgerError::Busy("requests of the channel are in flight: close it once they have ended".into()));
+        }
+        // What the chain has been charged, now that all is settled.
+        let settled = inner.chain.channel(channel).await?.map(|known| known.settled).unwrap_or_default();
+        let close = ChannelClose { channel, settled };
+        let signature = Signature::sign(&close.digest(&trust.channel_domain()), &*inner.signer).await;
+        Ok((settled, signature.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?))
+    }
+}

@@ -1,0 +1,262 @@
+//! Who has promised how much, and who has earned it: the sums of every channel. Pure; the driver keeps what it says.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ncn_core::{Amount, B256, Channel, ChannelPayment, LedgerError, Quote, RequestId, UnixTime, channel::VoucherError, validation};
+use serde::{Deserialize, Serialize};
+
+/// How many requests are known at once, ended ones included.
+const MAX_HOLDS: usize = 1_000_000;
+
+/// One channel, as its gateway sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Account {
+    /// The voucher that allows most.
+    pub(super) highest: ChannelPayment,
+    /// What the chain held when it was last asked.
+    pub(super) chain: Channel,
+    /// What was charged in batches. In step with the holds, where the chain may be a batch ahead.
+    pub(super) settled: Amount,
+    /// No vouchers any more: its client wants the rest back.
+    pub(super) closing: bool,
+    /// What requests in flight may cost.
+    #[serde(skip)]
+    reserved: Amount,
+    /// What is earned and not yet settled.
+    #[serde(skip)]
+    earned: Amount,
+}
+
+/// What a voucher's amount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stage {
+    /// Kept for a request in flight.
+    Reserved,
+    /// Earned since then, and to be settled.
+    Earned(UnixTime),
+    /// Charged on the chain.
+    Settled,
+    /// Given back: the request was not served.
+    Released,
+}
+
+/// One request's part of a channel.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Hold {
+    pub(super) payment: ChannelPayment,
+    pub(super) expiry: UnixTime,
+    pub(super) stage: Stage,
+}
+
+/// All channels of a gateway.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    accounts: HashMap<B256, Account>,
+    holds: HashMap<RequestId, Hold>,
+    /// What is earned, the oldest first.
+    earned: BTreeMap<(UnixTime, RequestId), Amount>,
+}
+
+fn refuse(channel: B256, problem: impl Into<String>) -> LedgerError {
+    LedgerError::Channel { channel, problem: problem.into() }
+}
+
+fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
+    Amount::checked_sum(amounts).unwrap_or(Amount::new(u128::MAX))
+}
+
+impl Book {
+    /// The book as it was kept.
+    pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>) -> Self {
+        let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
+        let mut book = Self { accounts, ..Self::default() };
+        for hold in holds {
+            book.count(&hold, true);
+            if let Some(account) = book.accounts.get_mut(&hold.payment.voucher.channel)
+                && hold.payment.voucher.cumulative > account.highest.voucher.cumulative
+            {
+                account.highest = hold.payment;
+            }
+            book.holds.insert(hold.payment.voucher.request_id, hold);
+        }
+        book
+    }
+
+    pub(super) fn account(&self, channel: B256) -> Option<&Account> {
+        self.accounts.get(&channel)
+    }
+
+    pub(super) fn hold(&self, request_id: RequestId) -> Option<&Hold> {
+        self.holds.get(&request_id)
+    }
+
+    /// Adds a hold to its channel's sums, or takes it out of them.
+    fn count(&mut self, hold: &Hold, add: bool) {
+        let voucher = &hold.payment.voucher;
+        let Some(account) = self.accounts.get_mut(&voucher.channel) else { return };
+        let change = |total: Amount| {
+            if add { sum([total, voucher.amount]) } else { total.checked_sub(voucher.amount).unwrap_or_default() }
+        };
+        match hold.stage {
+            Stage::Reserved => account.reserved = change(account.reserved),
+            Stage::Earned(since) => {
+                account.earned = change(account.earned);
+                let key = (since, voucher.request_id);
+                if add {
+                    self.earned.insert(key, voucher.amount);
+                } else {
+                    self.earned.remove(&key);
+                }
+            }
+            Stage::Settled | Stage::Released => {}
+        }
+    }
+
+    /// Brings a hold into another stage; returns it as it is then.
+    fn turn(&mut self, request_id: RequestId, stage: Stage) -> Option<Hold> {
+        let before = *self.holds.get(&request_id)?;
+        let after = Hold { stage, ..before };
+        self.count(&before, false);
+        self.count(&after, true);
+        self.holds.insert(request_id, after);
+        Some(after)
+    }
+
+    /// Whether a voucher can be judged by what the book knows; if not, the chain has to be asked.
+    pub(super) fn knows_enough(&self, payment: &ChannelPayment, quote: &Quote) -> bool {
+        let account = self.accounts.get(&payment.voucher.channel);
+        account.is_some_and(|account| validation::voucher(payment, Some(&account.chain), quote).is_ok())
+    }
+
+    /// Takes in what the chain holds of a channel.
+    pub(super) fn learn(&mut self, payment: &ChannelPayment, chain: Channel) {
+        let new = || Account {
+            highest: *payment,
+            chain,
+            settled: chain.settled,
+            closing: false,
+            reserved: Amount::ZERO,
+            earned: Amount::ZERO,
+        };
+        self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
+    }
+
+    /// Holds a voucher's amount for its request; the signature has been checked. The same voucher again changes nothing.
+    ///
+    /// `margin` is how long before the channel's expiry the gateway wants to have everything settled.
+    pub(super) fn reserve(&mut self, payment: &ChannelPayment, quote: &Quote, margin: u64) -> Result<(Account, Hold), LedgerError> {
+        let voucher = &payment.voucher;
+        let channel = voucher.channel;
+        if let Some(hold) = self.holds.get(&voucher.request_id) {
+            let same = hold.payment == *payment;
+            return match (self.accounts.get(&channel), hold.stage) {
+                (Some(account), Stage::Reserved | Stage::Earned(_) | Stage::Settled) if same => Ok((account.clone(), *hold)),
+                (_, stage) => {
+                    let actual = format!("paid by {} voucher, {stage:?}", if same { "this" } else { "another" });
+                    Err(LedgerError::WrongState { request_id: voucher.request_id, actual })
+                }
+            };
+        }
+        if self.holds.len() >= MAX_HOLDS {
+            return Err(LedgerError::Busy("too many vouchers are kept: try again later".into()));
+        }
+        let account = self.accounts.get_mut(&channel).ok_or_else(|| refuse(channel, "was never opened: open it first"))?;
+        validation::voucher(payment, Some(&account.chain), quote)?;
+        if account.closing {
+            return Err(refuse(channel, "is being closed: open another with a new salt"));
+        }
+        if quote.expiry.saturating_add(margin) >= account.chain.expiry {
+            let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", account.chain.expiry);
+            return Err(refuse(channel, problem));
+        }
+        let needed = sum([account.settled, account.earned, account.reserved, voucher.amount]);
+        let allowed = account.highest.voucher.cumulative.max(voucher.cumulative);
+        if allowed < needed {
+            let problem = format!("{allowed} is less than {needed}, which all requests so far and this one come to");
+            return Err(VoucherError::new("cumulative", problem).into());
+        }
+        if needed > account.chain.deposit {
+            let problem = format!("has a deposit of {}, {needed} are needed: top it up", account.chain.deposit);
+            return Err(refuse(channel, problem));
+        }
+        if voucher.cumulative > account.highest.voucher.cumulative {
+            account.highest = *payment;
+        }
+        let account = account.clone();
+        let hold = Hold { payment: *payment, expiry: quote.expiry, stage: Stage::Reserved };
+        self.count(&hold, true);
+        self.holds.insert(voucher.request_id, hold);
+        Ok((account, hold))
+    }
+
+    /// The request was served.
+    pub(super) fn earn(&mut self, request_id: RequestId, now: UnixTime) -> Result<Hold, LedgerError> {
+        match self.holds.get(&request_id).copied() {
+            Some(Hold { stage: Stage::Reserved, .. }) => {
+                self.turn(request_id, Stage::Earned(now)).ok_or_else(|| unknown(request_id))
+            }
+            Some(hold) if matches!(hold.stage, Stage::Earned(_) | Stage::Settled) => Ok(hold),
+            Some(hold) => Err(LedgerError::WrongState { request_id, actual: format!("{:?}", hold.stage) }),
+            None => Err(unknown(request_id)),
+        }
+    }
+
+    /// The request was not served.
+    pub(super) fn release(&mut self, request_id: RequestId) -> Result<Hold, LedgerError> {
+        match self.holds.get(&request_id).copied() {
+            Some(Hold { stage: Stage::Reserved, .. }) => self.turn(request_id, Stage::Released).ok_or_else(|| unknown(request_id)),
+            Some(hold) if hold.stage == Stage::Released => Ok(hold),
+            Some(hold) => Err(LedgerError::WrongState { request_id, actual: format!("{:?}", hold.stage) }),
+            None => Err(unknown(request_id)),
+        }
+    }
+
+    /// The chain has been charged for these requests of these channels.
+    pub(super) fn settle(&mut self, requests: &[RequestId], settled: &[(B256, Amount)]) -> (Vec<Account>, Vec<Hold>) {
+        let holds = requests.iter().filter_map(|request| self.turn(*request, Stage::Settled)).collect();
+        let mut accounts = Vec::new();
+        for (channel, settled) in settled {
+            if let Some(account) = self.accounts.get_mut(channel) {
+                account.settled = *settled;
+                accounts.push(account.clone());
+            }
+        }
+        (accounts, holds)
+    }
+
+    /// Takes no more vouchers of a channel, or takes them again.
+    pub(super) fn set_closing(&mut self, channel: B256, closing: bool) -> Option<Account> {
+        let account = self.accounts.get_mut(&channel)?;
+        account.closing = closing;
+        Some(account.clone())
+    }
+
+    /// Whether nothing of a channel is in flight, and nothing is to be settled.
+    pub(super) fn is_idle(&self, channel: B256) -> bool {
+        self.accounts.get(&channel).is_none_or(|account| account.reserved.is_zero() && account.earned.is_zero())
+    }
+
+    /// What is to be settled, the oldest first.
+    pub(super) fn earned(&self) -> impl Iterator<Item = (&(UnixTime, RequestId), &Amount)> {
+        self.earned.iter()
+    }
+
+    /// How much is to be settled.
+    pub(super) fn earned_count(&self) -> usize {
+        self.earned.len()
+    }
+
+    /// Forgets ended requests whose quotes have expired: none of them can come back. Returns which.
+    pub(super) fn forget(&mut self, before: UnixTime) -> Vec<RequestId> {
+        let ended = |hold: &Hold| matches!(hold.stage, Stage::Settled | Stage::Released) && hold.expiry < before;
+        let old: Vec<_> = self.holds.iter().filter(|(_, hold)| ended(hold)).map(|(request, _)| *request).collect();
+        for request in &old {
+            self.holds.remove(request);
+        }
+        old
+    }
+}
+
+fn unknown(request_id: RequestId) -> LedgerError {
+    LedgerError::WrongState { request_id, actual: "not paid by a voucher".into() }
+}

@@ -1,0 +1,113 @@
+//! Where the book is kept.
+
+use ncn_core::{
+    B256, Certificate, RequestId,
+    channel::{Batch, BatchEntry},
+};
+use redb::{ReadableTable as _, TableDefinition, TableError, WriteTransaction};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::book::{Account, Book, Hold};
+use crate::store::{Store, StoreError};
+
+type Table = TableDefinition<'static, [u8; 32], &'static [u8]>;
+
+const ACCOUNTS: Table = TableDefinition::new("channel.accounts");
+const HOLDS: Table = TableDefinition::new("channel.holds");
+/// What proves an earned request, until it is settled.
+const ENTRIES: Table = TableDefinition::new("channel.entries");
+/// The batch that is being settled, at most one.
+const BATCH: TableDefinition<'static, (), &'static [u8]> = TableDefinition::new("channel.batch");
+
+/// A batch on its way to the chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub(super) batch: Batch,
+    pub(super) certificate: Option<Certificate>,
+}
+
+/// A value as it is kept.
+pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    rmp_serde::to_vec_named(value).map_err(StoreError::new)
+}
+
+/// A value as it was kept.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+    rmp_serde::from_slice(bytes).map_err(StoreError::new)
+}
+
+/// Changes that belong together.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) accounts: Vec<Account>,
+    pub(super) holds: Vec<Hold>,
+    pub(super) entry: Option<Box<BatchEntry>>,
+    pub(super) batch: Option<Option<Box<Pending>>>,
+    pub(super) settled: Vec<RequestId>,
+    pub(super) forgotten: Vec<RequestId>,
+}
+
+impl Change {
+    pub(super) fn apply(&self, transaction: &WriteTransaction) -> Result<(), StoreError> {
+        let mut accounts = transaction.open_table(ACCOUNTS)?;
+        for account in &self.accounts {
+            accounts.insert(account.highest.voucher.channel.0, encode(account)?.as_slice())?;
+        }
+        let mut holds = transaction.open_table(HOLDS)?;
+        for hold in &self.holds {
+            holds.insert(hold.payment.voucher.request_id.0, encode(hold)?.as_slice())?;
+        }
+        for request in &self.forgotten {
+            holds.remove(request.0)?;
+        }
+        let mut entries = transaction.open_table(ENTRIES)?;
+        if let Some(entry) = &self.entry {
+            entries.insert(entry.quote.request_id.0, encode(entry)?.as_slice())?;
+        }
+        for request in &self.settled {
+            entries.remove(request.0)?;
+        }
+        if let Some(batch) = &self.batch {
+            let mut table = transaction.open_table(BATCH)?;
+            match batch {
+                Some(pending) => drop(table.insert((), encode(pending)?.as_slice())?),
+                None => drop(table.remove(())?),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything in a table; nothing when there is none yet.
+fn all<T: DeserializeOwned>(store: &Store, table: Table) -> Result<Vec<T>, StoreError> {
+    store.read(|transaction| {
+        let table = match transaction.open_table(table) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table?,
+        };
+        table.iter()?.map(|row| decode(row?.1.value())).collect()
+    })
+}
+
+/// The book as it was kept.
+pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
+    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?))
+}
+
+/// The batch that was being settled.
+pub(super) fn pending(store: &Store) -> Result<Option<Pending>, StoreError> {
+    store.read(|transaction| match transaction.open_table(BATCH) {
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        table => table?.get(())?.map(|row| decode(row.value())).transpose(),
+    })
+}
+
+/// What proves these requests.
+pub(super) fn entries(store: &Store, requests: &[B256]) -> Result<Vec<BatchEntry>, StoreError> {
+    store.read(|transaction| {
+        let table = transaction.open_table(ENTRIES)?;
+        let missing = |request: &B256| StoreError::new(format!("request {request} was earned, but its proof is missing"));
+        let entry = |request: &B256| decode(table.get(request.0)?.ok_or_else(|| missing(request))?.value());
+        requests.iter().map(entry).collect()
+    })
+}
