@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, UnixTime, Values};
+use crate::{ChannelPayment, InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, UnixTime, Values};
 
 /// A wish to hold a place for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct ComputeTask {
     pub request: Signed<InferenceRequest>,
     /// What was approved and escrowed.
     pub quote: Quote,
+    /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
+    pub voucher: Option<ChannelPayment>,
     /// What to run on; hashes to the order's `input_hash`.
     pub inputs: Values,
 }

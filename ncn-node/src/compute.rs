@@ -14,12 +14,16 @@ pub use attach::Attachments;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
-    LedgerError, Message as _, PaymentLedger, PaymentLedgerExt as _, RequestId, Reservation, Signed, UnixTime, Usage, Values,
+    Message as _, PaymentLedger, RequestId, Reservation, Signed, UnixTime, Usage, Values,
     compute::{ComputeEvents, MAX_OUTPUT_BYTES},
     executor::{ModelPackage, Outputs},
 };
 
-use crate::{presence::Announcement, time::unix_now};
+use crate::{
+    payments::{Payments, Unpaid},
+    presence::Announcement,
+    time::unix_now,
+};
 
 /// How often, and with what pause, the chain is looked at for a payment.
 const PAYMENT_LOOKS: u32 = 10;
@@ -34,6 +38,7 @@ pub struct ComputeNode {
     subnet: B256,
     executor: Arc<dyn Executor>,
     ledger: Arc<dyn PaymentLedger>,
+    payments: Payments,
     models: HashMap<B256, ModelPackage>,
     leases: Arc<Leases>,
 }
@@ -49,7 +54,8 @@ impl ComputeNode {
         places: usize,
     ) -> Self {
         let leases = Arc::new(Leases { places, held: Mutex::default() });
-        Self { signer, domain, subnet, executor, ledger, models: HashMap::new(), leases }
+        let payments = Payments::new(ledger.clone());
+        Self { signer, domain, subnet, executor, ledger, payments, models: HashMap::new(), leases }
     }
 
     /// Makes a model ready to run.
@@ -83,15 +89,21 @@ impl ComputeNode {
         if task.inputs.hash() != order.input_hash {
             return invalid("inputs: do not hash to the request's inputHash");
         }
-        for _ in 0..PAYMENT_LOOKS {
-            match self.ledger.payment_of(quote).await {
-                Ok(Some(_)) => return Ok(()),
+        if let Some(voucher) = &task.voucher {
+            let trust = self.ledger.trust_root().await.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
+            voucher.verify(quote, &trust).map_err(|error| ComputeError::InvalidTask(error.to_string()))?;
+        }
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match self.payments.check(quote, task.voucher.as_ref()).await {
+                Ok(()) => return Ok(()),
                 // This node's view of the chain may be a block behind the gateway's.
-                Ok(None) | Err(LedgerError::Unreachable(_)) => tokio::time::sleep(PAYMENT_PAUSE).await,
-                Err(error) => return invalid(&format!("payment: {error}")),
+                Err(Unpaid::NotYet(_)) if looks < PAYMENT_LOOKS => tokio::time::sleep(PAYMENT_PAUSE).await,
+                Err(error @ Unpaid::NotYet(_)) => return Err(ComputeError::Unavailable(error.to_string())),
+                Err(error @ Unpaid::Refused(_)) => return invalid(&error.to_string()),
             }
         }
-        Err(ComputeError::Unavailable("the chain does not hold this quote's payment".into()))
     }
 }
 

@@ -4,6 +4,8 @@
 mod chain;
 mod network;
 pub mod quickstart;
+mod rpc;
 
-pub use chain::EmbeddedChain;
+pub use chain::{EmbeddedChain, Mining, TooDeep};
 pub use network::{DevnetError, LocalNetwork, LocalNetworkBuilder};
+pub use rpc::RpcServer;

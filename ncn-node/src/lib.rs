@@ -5,6 +5,7 @@ pub mod compute;
 pub mod devnet;
 pub mod executor;
 pub mod gateway;
+mod payments;
 pub mod presence;
 pub mod registry;
 pub mod sandbox;

@@ -30,6 +30,9 @@ pub struct InferenceRequest {
     /// Set in a task for a compute node.
     #[prost(message, optional, tag = "11")]
     pub quote: ::core::option::Option<Quote>,
+    /// In such a task, when it is paid out of a channel.
+    #[prost(message, optional, tag = "12")]
+    pub voucher: ::core::option::Option<ChannelPayment>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {

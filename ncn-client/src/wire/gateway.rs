@@ -30,7 +30,8 @@ impl TryFrom<proto::InferenceRequest> for Submission {
 
 impl From<ComputeTask> for proto::InferenceRequest {
     fn from(task: ComputeTask) -> Self {
-        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), ..task.request.into() }
+        let voucher = task.voucher.map(Into::into);
+        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), voucher, ..task.request.into() }
     }
 }
 
@@ -40,7 +41,8 @@ impl TryFrom<proto::InferenceRequest> for ComputeTask {
     fn try_from(mut task: proto::InferenceRequest) -> Result<Self, WireError> {
         let inputs = values_from_proto(std::mem::take(&mut task.inputs))?;
         let quote = required("task.quote", task.quote.take())?.try_into()?;
-        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, inputs })
+        let voucher = task.voucher.take().map(TryInto::try_into).transpose()?;
+        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs })
     }
 }
 

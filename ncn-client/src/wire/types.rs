@@ -147,6 +147,7 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             signature: bytes(signature.as_bytes()),
             inputs: Vec::new(),
             quote: None,
+            voucher: None,
         }
     }
 }

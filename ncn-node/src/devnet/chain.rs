@@ -1,248 +1,281 @@
-//! An EVM chain in memory: the contracts' real bytecode, run by revm, one transaction a block.
+//! An EVM chain in memory: the contracts' real bytecode, run by revm, in blocks that can be reorganised.
+
+mod backend;
+mod block;
+mod core;
+mod execution;
+mod mempool;
+mod refusal;
+mod state;
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
-use alloy_consensus::{Transaction as _, TxEnvelope, transaction::SignerRecoverable as _};
+use alloy_consensus::{
+    Header, Transaction as _, TxEnvelope,
+    transaction::{Recovered, SignerRecoverable as _},
+};
 use alloy_eips::eip2718::Decodable2718 as _;
 use alloy_primitives::{Address, B256, Bytes, U256};
-use async_trait::async_trait;
-use ncn_client::evm::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces};
-use ncn_core::UnixTime;
-use revm::{
-    Context, ExecuteCommitEvm as _, ExecuteEvm as _, MainBuilder as _, MainContext as _,
-    context::{BlockEnv, TxEnv, result::ExecutionResult},
-    database::{CacheDB, EmptyDB},
-    primitives::hardfork::SpecId,
-    state::AccountInfo,
-};
-use tokio::sync::watch;
+use ncn_client::evm::Head;
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::task::AbortOnDropHandle;
 
-/// The gas that a call may use; blocks hold as much.
-const GAS_LIMIT: u64 = 30_000_000;
+use self::core::Core;
+pub(crate) use self::{
+    block::{Block, PlacedLog},
+    execution::{BLOCK_GAS_LIMIT, Request},
+    refusal::{CallError, Refusal},
+};
+
 /// The largest transaction that is taken: a contract's creation is far below it.
-const MAX_TRANSACTION_BYTES: usize = 128 << 10;
+const MAX_TRANSACTION_BYTES: usize = 256 << 10;
 
 /// A chain of its own, for development and tests: gas is free, time can be advanced, nothing is kept. Many fit in a process.
 pub struct EmbeddedChain {
-    chain_id: u64,
-    state: Mutex<State>,
+    pub(crate) chain_id: u64,
+    core: Mutex<Core>,
     head: watch::Sender<Head>,
 }
 
-struct State {
-    database: CacheDB<EmptyDB>,
-    /// How far the chain's clock is ahead of the system's.
-    advanced: u64,
-    logs: Vec<LogEntry>,
-    /// Which logs have a value as their second topic: one request's are found without reading every other's.
-    by_topic1: HashMap<B256, Vec<usize>>,
-    transactions: HashMap<B256, Inclusion>,
+/// When blocks are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mining {
+    /// At once, for each transaction that can be next.
+    Auto,
+    /// Regularly, of what waits; empty ones too.
+    Every(Duration),
+    /// When [`EmbeddedChain::mine`] is called.
+    Manual,
+}
+
+/// A reorganisation reaches further back than the chain remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("depth: {depth} blocks cannot be taken back, only the newest {kept} can")]
+pub struct TooDeep {
+    /// How many blocks were to go.
+    pub depth: usize,
+    /// How many can.
+    pub kept: usize,
+}
+
+/// Which blocks took the place of others since some block.
+pub(crate) struct Since {
+    /// Those that are gone, the newest first.
+    pub(crate) removed: Vec<Arc<Block>>,
+    /// Those that are new, the oldest first.
+    pub(crate) added: Vec<Arc<Block>>,
+    /// The newest now.
+    pub(crate) newest: Arc<Block>,
 }
 
 impl EmbeddedChain {
     /// A chain without any contracts.
     pub fn new(chain_id: u64) -> Self {
-        let state = State {
-            database: CacheDB::default(),
-            advanced: 0,
-            logs: Vec::new(),
-            by_topic1: HashMap::new(),
-            transactions: HashMap::new(),
-        };
-        let head = watch::Sender::new(Head { number: 0, timestamp: crate::time::unix_now() });
-        Self { chain_id, state: Mutex::new(state), head }
+        let core = Core::new(chain_id);
+        let head = watch::Sender::new(Head { number: 0, timestamp: core.now() });
+        Self { chain_id, core: Mutex::new(core), head }
     }
 
     /// Lets time pass: the next block is this much later.
     pub fn advance(&self, seconds: u64) {
-        let mut state = self.lock();
-        state.advanced += seconds;
-        let timestamp = state.now();
-        self.head.send_modify(|head| head.timestamp = timestamp);
+        let mut core = self.lock();
+        core.advanced = core.advanced.saturating_add(seconds);
+        self.announce(&core);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives an account some of the chain's own coin, which survives reorganisations.
+    pub fn fund(&self, account: Address, wei: U256) {
+        self.lock().state.adjust_balance(account, |balance| balance.saturating_add(wei));
     }
 
-    /// Runs a transaction on top of the newest block. Never waits for anything.
-    fn execute(&self, raw: &[u8]) -> Result<(), EvmError> {
-        let invalid = |problem: String| EvmError::InvalidTransaction(problem);
-        if raw.len() > MAX_TRANSACTION_BYTES {
-            return Err(invalid(format!("has {} bytes, at most {MAX_TRANSACTION_BYTES} are taken", raw.len())));
-        }
-        let envelope = TxEnvelope::decode_2718_exact(raw).map_err(|error| invalid(error.to_string()))?;
-        if envelope.chain_id() != Some(self.chain_id) {
-            return Err(invalid(format!("is for chain {:?}, this is chain {}", envelope.chain_id(), self.chain_id)));
-        }
-        let caller = envelope.recover_signer().map_err(|error| invalid(error.to_string()))?;
-        let hash = *envelope.tx_hash();
-
-        let mut state = self.lock();
-        if state.transactions.contains_key(&hash) {
-            return Ok(());
-        }
-        let expected = state.account(caller).nonce;
-        if envelope.nonce() < expected {
-            return Err(EvmError::Nonce(envelope.nonce()));
-        }
-        if envelope.nonce() > expected {
-            return Err(invalid(format!("has nonce {}, the account's next is {expected}", envelope.nonce())));
-        }
-        let (block, timestamp) = (self.head.borrow().number + 1, state.now());
-        let transaction = TxEnv {
-            caller,
-            gas_limit: envelope.gas_limit().min(GAS_LIMIT),
-            kind: envelope.kind(),
-            value: envelope.value(),
-            data: envelope.input().clone(),
-            nonce: expected,
-            chain_id: Some(self.chain_id),
-            ..TxEnv::default()
-        };
-        let result = Context::mainnet()
-            .with_db(&mut state.database)
-            .with_block(block_env(block, timestamp))
-            .modify_cfg_chained(|cfg| (cfg.chain_id, cfg.spec) = (self.chain_id, SpecId::PRAGUE))
-            .build_mainnet()
-            .transact_commit(transaction)
-            .map_err(|error| invalid(format!("{error:?}")))?;
-        // Reverted or not, the transaction is in the block, and its nonce is used up.
-        let gas_used = result.tx_gas_used();
-        let mut inclusion = Inclusion { block, confirmed: true, succeeded: result.is_success(), gas_used, created: None };
-        if let ExecutionResult::Success { logs, output, .. } = result {
-            inclusion.created = output.address().copied();
-            for log in logs {
-                state.record(LogEntry { log, block, transaction: hash });
+    /// Changes when blocks are made. [`Mining::Every`] has to be called in a Tokio runtime.
+    pub fn set_mining(self: &Arc<Self>, mining: Mining) {
+        let mut core = self.lock();
+        core.mining = mining;
+        core.miner = match mining {
+            Mining::Every(period) => {
+                let mining = mine_regularly(Arc::downgrade(self), period);
+                Some(AbortOnDropHandle::new(tokio::spawn(mining)))
             }
+            Mining::Auto | Mining::Manual => None,
+        };
+        if mining == Mining::Auto {
+            core.mine_ready();
+            self.announce(&core);
         }
-        state.transactions.insert(hash, inclusion);
-        // Announced under the lock, so that nobody sees a block before what is in it, or blocks out of order.
-        self.head.send_replace(Head { number: block, timestamp });
+    }
+
+    /// Makes a block of the transactions that wait, of none when none do.
+    pub fn mine(&self) {
+        let mut core = self.lock();
+        core.mine(usize::MAX);
+        self.announce(&core);
+    }
+
+    /// Replaces the newest `depth` blocks by `depth + 1` others, as a reorganisation does. What they did is undone. Their
+    /// transactions are in the first of the new blocks as far as they fit, unless they are dropped.
+    pub fn reorg(&self, depth: usize, drop_transactions: bool) -> Result<(), TooDeep> {
+        let mut core = self.lock();
+        let kept = core.state.kept();
+        if depth > kept {
+            return Err(TooDeep { depth, kept });
+        }
+        core.reorganise(depth, drop_transactions);
+        self.announce(&core);
         Ok(())
     }
 
-    /// Runs a call on top of the newest block, and forgets what it did.
-    fn simulate(&self, call: &Call) -> Result<ExecutionResult, EvmError> {
-        let mut state = self.lock();
-        let nonce = state.account(call.from).nonce;
-        let transaction = TxEnv {
-            caller: call.from,
-            gas_limit: GAS_LIMIT,
-            kind: call.to,
-            data: call.input.clone(),
-            nonce,
-            chain_id: Some(self.chain_id),
-            ..TxEnv::default()
-        };
-        let block = block_env(self.head.borrow().number + 1, state.now());
-        let executed = Context::mainnet()
-            .with_db(&mut state.database)
-            .with_block(block)
-            .modify_cfg_chained(|cfg| (cfg.chain_id, cfg.spec) = (self.chain_id, SpecId::PRAGUE))
-            .build_mainnet()
-            .transact(transaction)
-            .map_err(|error| EvmError::InvalidTransaction(format!("{error:?}")))?;
-        match executed.result {
-            ExecutionResult::Revert { output, .. } => Err(EvmError::Reverted(output)),
-            ExecutionResult::Halt { reason, .. } => Err(EvmError::InvalidTransaction(format!("halted: {reason:?}"))),
-            success @ ExecutionResult::Success { .. } => Ok(success),
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called under the lock, so that nobody sees a block before what is in it, or blocks out of order.
+    fn announce(&self, core: &Core) {
+        self.head.send_replace(Head { number: core.blocks.head(), timestamp: core.now() });
+    }
+
+    /// Takes a signed transaction. Never waits for anything.
+    pub(crate) fn send(&self, raw: &[u8]) -> Result<B256, Refusal> {
+        let transaction = self.decode(raw)?;
+        let hash = *transaction.tx_hash();
+        let mut core = self.lock();
+        if core.mempool.get(hash).is_some() || core.blocks.transaction(hash).is_some() {
+            return Err(Refusal::AlreadyKnown);
         }
-    }
-}
-
-fn block_env(number: u64, timestamp: UnixTime) -> BlockEnv {
-    BlockEnv {
-        number: U256::from(number),
-        timestamp: U256::from(timestamp),
-        gas_limit: GAS_LIMIT,
-        prevrandao: Some(B256::ZERO),
-        ..BlockEnv::default()
-    }
-}
-
-impl State {
-    fn now(&self) -> UnixTime {
-        crate::time::unix_now() + self.advanced
-    }
-
-    fn account(&mut self, address: Address) -> AccountInfo {
-        // An empty database never fails.
-        self.database.load_account(address).ok().and_then(|account| account.info()).unwrap_or_default()
-    }
-
-    fn record(&mut self, entry: LogEntry) {
-        if let Some(topic) = entry.log.topics().get(1) {
-            self.by_topic1.entry(*topic).or_default().push(self.logs.len());
+        let next = core.state.nonce(transaction.signer());
+        if transaction.nonce() < next {
+            return Err(Refusal::NonceTooLow { given: transaction.nonce(), next });
         }
-        self.logs.push(entry);
+        core.next().check(&transaction)?;
+        core.mempool.insert(transaction)?;
+        if core.mining == Mining::Auto {
+            core.mine_ready();
+            self.announce(&core);
+        }
+        Ok(hash)
+    }
+
+    fn decode(&self, raw: &[u8]) -> Result<Recovered<TxEnvelope>, Refusal> {
+        if raw.len() > MAX_TRANSACTION_BYTES {
+            return Err(Refusal::TooLarge { size: raw.len(), limit: MAX_TRANSACTION_BYTES });
+        }
+        let envelope = TxEnvelope::decode_2718_exact(raw).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        if !execution::is_supported(envelope.tx_type()) {
+            return Err(Refusal::Type);
+        }
+        if envelope.chain_id() != Some(self.chain_id) {
+            return Err(Refusal::ChainId { given: envelope.chain_id(), ours: self.chain_id });
+        }
+        envelope.try_into_recovered().map_err(|error| Refusal::Malformed(error.to_string()))
+    }
+
+    /// Changes a balance; the change survives reorganisations.
+    pub(crate) fn set_balance(&self, account: Address, wei: U256) {
+        let mut core = self.lock();
+        let balance = core.state.account(account).map_or(U256::ZERO, |info| info.balance);
+        let (more, less) = (wei.saturating_sub(balance), balance.saturating_sub(wei));
+        core.state.adjust_balance(account, |balance| balance.saturating_add(more).saturating_sub(less));
+    }
+
+    /// How far the chain's clock is ahead.
+    pub(crate) fn advanced(&self) -> u64 {
+        self.lock().advanced
+    }
+
+    /// The newest block's number.
+    pub(crate) fn number(&self) -> u64 {
+        self.head.borrow().number
+    }
+
+    /// The newest block.
+    pub(crate) fn newest(&self) -> Arc<Block> {
+        self.lock().blocks.newest().clone()
+    }
+
+    /// This block of the chain.
+    pub(crate) fn block(&self, number: u64) -> Option<Arc<Block>> {
+        self.lock().blocks.get(number).cloned()
+    }
+
+    /// A block of the chain, or one that recently was.
+    pub(crate) fn block_by_hash(&self, hash: B256) -> Option<Arc<Block>> {
+        self.lock().blocks.by_hash(hash).cloned()
+    }
+
+    /// The blocks in this range whose headers fit.
+    pub(crate) fn blocks(&self, from: u64, to: u64, fits: impl Fn(&Header) -> bool) -> Vec<Arc<Block>> {
+        let core = self.lock();
+        let blocks = core.blocks.since(from).iter().take_while(|block| block.header.number <= to);
+        blocks.filter(|block| fits(&block.header)).cloned().collect()
+    }
+
+    /// What has become of the chain since this block was its newest.
+    pub(crate) fn since(&self, block: &Arc<Block>) -> Since {
+        let core = self.lock();
+        let mut removed = Vec::new();
+        let mut last = block.clone();
+        while !core.blocks.contains(last.header.hash()) {
+            let parent = core.blocks.by_hash(last.header.parent_hash).cloned();
+            removed.push(last.clone());
+            let Some(parent) = parent else { break };
+            last = parent;
+        }
+        // The genesis stays, and a block whose parent is forgotten is older than what is remembered of reorganisations.
+        let added = core.blocks.since(last.header.number.saturating_add(1)).to_vec();
+        Since { removed, added, newest: core.blocks.newest().clone() }
+    }
+
+    /// The block that a transaction is in, and where in it.
+    pub(crate) fn mined(&self, hash: B256) -> Option<(Arc<Block>, usize)> {
+        self.lock().blocks.transaction(hash).map(|(block, index)| (block.clone(), index))
+    }
+
+    /// How many transactions an account has sent, with those that wait.
+    pub(crate) fn pending_nonce(&self, account: Address) -> u64 {
+        let core = self.lock();
+        core.mempool.next_nonce(account, core.state.nonce(account))
+    }
+
+    /// A transaction that waits.
+    pub(crate) fn waiting(&self, hash: B256) -> Option<Recovered<TxEnvelope>> {
+        self.lock().mempool.get(hash).cloned()
+    }
+
+    /// An account's balance, nonce and code after this block.
+    pub(crate) fn account(&self, address: Address, block: u64) -> Result<revm::state::AccountInfo, CallError> {
+        Ok(self.lock().at(block)?.view.account(address).unwrap_or_default())
+    }
+
+    /// A slot of an account's storage after this block.
+    pub(crate) fn storage(&self, address: Address, slot: U256, block: u64) -> Result<U256, CallError> {
+        Ok(self.lock().at(block)?.view.slot(address, slot))
+    }
+
+    /// What a call returns after this block; in the block that comes next, when none is said.
+    pub(crate) fn run(&self, request: &Request, block: Option<u64>) -> Result<Bytes, CallError> {
+        let core = self.lock();
+        let environment = block.map_or_else(|| Ok(core.next()), |number| core.at(number))?;
+        Ok(environment.call(request)?.into_output().unwrap_or_default())
+    }
+
+    /// The gas limit that a transaction of the next block needs.
+    pub(crate) fn gas_needed(&self, request: &Request) -> Result<u64, CallError> {
+        self.lock().next().estimate(request)
     }
 }
 
-#[async_trait]
-impl EvmBackend for EmbeddedChain {
-    async fn chain_id(&self) -> Result<u64, EvmError> {
-        Ok(self.chain_id)
-    }
-
-    async fn head(&self) -> Result<Head, EvmError> {
-        let number = self.head.borrow().number;
-        Ok(Head { number, timestamp: self.lock().now() })
-    }
-
-    async fn head_after(&self, block: u64) -> Result<Head, EvmError> {
-        let mut head = self.head.subscribe();
-        let newer = head.wait_for(|head| head.number > block).await;
-        newer.map(|head| *head).map_err(|error| EvmError::Unreachable(error.to_string()))
-    }
-
-    async fn block_hash(&self, block: u64) -> Result<Option<B256>, EvmError> {
-        Ok((block <= self.head.borrow().number).then(|| alloy_primitives::keccak256(block.to_be_bytes())))
-    }
-
-    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
-        let mined = self.lock().account(account).nonce;
-        Ok(Nonces { mined, pending: mined })
-    }
-
-    async fn call(&self, call: &Call) -> Result<Bytes, EvmError> {
-        Ok(self.simulate(call)?.into_output().unwrap_or_default())
-    }
-
-    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
-        let used = self.simulate(call)?;
-        // Refunds come after the work: it has to be paid for until then.
-        Ok(used.gas().total_gas_spent())
-    }
-
-    async fn fees(&self) -> Result<Fees, EvmError> {
-        Ok(Fees::default())
-    }
-
-    async fn submit(&self, transaction: Bytes) -> Result<(), EvmError> {
-        self.execute(&transaction)
-    }
-
-    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError> {
-        Ok(self.lock().transactions.get(&transaction).copied())
-    }
-
-    async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {
-        let state = self.lock();
-        let fits = |entry: &&LogEntry| entry.log.address == filter.address && entry.block >= filter.from_block;
-        let found = match filter.topic1 {
-            Some(topic) => {
-                let indices = state.by_topic1.get(&topic).map(Vec::as_slice).unwrap_or_default();
-                indices.iter().filter_map(|index| state.logs.get(*index)).filter(fits).cloned().collect()
-            }
-            None => {
-                let start = state.logs.partition_point(|entry| entry.block < filter.from_block);
-                state.logs.get(start..).unwrap_or_default().iter().filter(fits).cloned().collect()
-            }
-        };
-        Ok(found)
+async fn mine_regularly(chain: Weak<EmbeddedChain>, period: Duration) {
+    // A period of nothing would never let anything else run.
+    let mut ticks = tokio::time::interval(period.max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let Some(chain) = chain.upgrade() else { return };
+        chain.mine();
     }
 }

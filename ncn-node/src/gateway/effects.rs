@@ -230,8 +230,12 @@ async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) ->
 
 async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Compute) -> Result<Event, ComputeError> {
     let order = &task.submission.request.message;
-    let job =
-        ComputeTask { request: task.submission.request.clone(), quote: quote.clone(), inputs: task.submission.inputs.clone() };
+    let job = ComputeTask {
+        request: task.submission.request.clone(),
+        quote: quote.clone(),
+        voucher: task.progress().voucher,
+        inputs: task.submission.inputs.clone(),
+    };
     let started = Instant::now();
     let mut events = compute.execute(job).await?;
     task.report(Step::Dispatch, gateway.address(), started.elapsed());

@@ -1,40 +1,34 @@
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::Address;
 use async_trait::async_trait;
 use ncn_core::{
-    Approval, Channel, ChannelPayment, Completion, CompletionRequest, DynSigner, EscrowState, InferenceRequest, Message as _,
-    NodeRecord, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Subnet, TrustRoot,
-    Validator,
+    Approval, Completion, CompletionRequest, DynSigner, InferenceRequest, Message as _, NodeRecord, PaymentLedger,
+    PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Subnet, TrustRoot, Validator,
     channel::Batch,
     validation::{self, Facts},
 };
 
 use super::{record::Record, trust_root};
-use crate::time::unix_now;
-
-/// How long what the chain said of a channel is believed.
-const CHANNEL_AGE: Duration = Duration::from_secs(5);
-/// Of how many channels that is kept.
-const MAX_CHANNELS: usize = 10_000;
+use crate::{
+    payments::{Payments, Unpaid},
+    time::unix_now,
+};
 
 /// A validator: judges by what registry and chain say, and signs what passes.
 pub struct ValidatorNode {
     signer: DynSigner,
     registry: Arc<dyn Registry>,
     ledger: Arc<dyn PaymentLedger>,
-    channels: Mutex<HashMap<B256, (Instant, Channel)>>,
+    payments: Payments,
     record: Arc<Mutex<Record>>,
 }
 
 impl ValidatorNode {
     /// The validator with this key.
     pub fn new(signer: DynSigner, registry: Arc<dyn Registry>, ledger: Arc<dyn PaymentLedger>) -> Self {
-        Self { signer, registry, ledger, channels: Mutex::default(), record: Arc::default() }
+        let payments = Payments::new(ledger.clone());
+        Self { signer, registry, ledger, payments, record: Arc::default() }
     }
 
     /// What there is to know about a request; asked for together, since no answer needs another. The registry is believed only as
@@ -56,42 +50,6 @@ impl ValidatorNode {
         record.verify(&trust.domain).map_err(unsigned("node"))?;
         Ok((trust, subnet.message, record.message))
     }
-
-    /// Does the chain hold exactly this quote's payment, or enough of a deposit for its voucher?
-    async fn paid(&self, quote: &Quote, voucher: Option<&ChannelPayment>) -> Result<(), RegistryError> {
-        if let Some(payment) = voucher {
-            return self.promised(quote, payment).await;
-        }
-        let state = self.ledger.escrow_state(quote.client, quote.request_id).await;
-        match state.map_err(|error| RegistryError::Unreachable(error.to_string()))? {
-            EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
-            other => Err(RegistryError::Refused(format!("payment: the chain does not hold this quote's payment ({other:?})"))),
-        }
-    }
-
-    /// Can the channel bear what the voucher promises? What was known of it a moment ago is enough when it says yes.
-    async fn promised(&self, quote: &Quote, payment: &ChannelPayment) -> Result<(), RegistryError> {
-        let id = payment.voucher.channel;
-        let known = self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
-        if let Some((at, channel)) = known
-            && at.elapsed() < CHANNEL_AGE
-            && validation::voucher(payment, Some(&channel), quote).is_ok()
-        {
-            return Ok(());
-        }
-        let channel = self.ledger.channel(id).await.map_err(|error| RegistryError::Unreachable(error.to_string()))?;
-        if let Some(channel) = channel {
-            let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-            if channels.len() >= MAX_CHANNELS {
-                channels.retain(|_, (at, _)| at.elapsed() < CHANNEL_AGE);
-            }
-            if channels.len() < MAX_CHANNELS {
-                channels.insert(id, (Instant::now(), channel));
-            }
-        }
-        let judged = validation::voucher(payment, channel.as_ref(), quote);
-        judged.map_err(|error| RegistryError::Refused(format!("payment: {error}")))
-    }
 }
 
 #[async_trait]
@@ -109,11 +67,15 @@ impl Validator for ValidatorNode {
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        let (known, paid) = tokio::join!(self.known(quote, order, result.compute), self.paid(quote, request.voucher.as_ref()));
+        let (known, paid) =
+            tokio::join!(self.known(quote, order, result.compute), self.payments.check(quote, request.voucher.as_ref()));
         let (trust, subnet, compute) = known?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::completion(request, &facts)?;
-        paid?;
+        paid.map_err(|error| match error {
+            Unpaid::NotYet(problem) => RegistryError::Unreachable(problem),
+            Unpaid::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
+        })?;
         Ok(Approval::sign(&Completion::new(quote, result).digest(&trust.domain), &*self.signer).await?)
     }
 

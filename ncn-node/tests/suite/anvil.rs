@@ -38,11 +38,6 @@ impl Anvil {
         Self { process, url: format!("http://{address}") }
     }
 
-    /// Asks the node something that is no part of the ledger.
-    pub(crate) async fn ask(&self, method: &str, params: Value) -> Value {
-        ask(&self.url, method, params).await
-    }
-
     pub(crate) async fn backend(&self, options: RpcOptions) -> Arc<JsonRpc> {
         Arc::new(JsonRpc::connect(&[self.url.clone()], None, options).await.unwrap())
     }

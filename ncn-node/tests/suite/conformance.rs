@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use ncn_client::evm::RpcOptions;
+use ncn_client::evm::{JsonRpc, RpcOptions};
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
     Amount, Confinement, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Policy, Quote, Registry, RequestId, Sandbox,
@@ -13,6 +13,7 @@ use ncn_core::{
     executor::ModelPackage,
     transport::Updates,
 };
+use ncn_node::devnet::{EmbeddedChain, RpcServer};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
@@ -28,6 +29,15 @@ use crate::scene::{Behaviour, Chain, InProcess, digit, ncn, network};
 #[tokio::test]
 async fn the_ledger_on_the_embedded_chain() {
     let rules = conformance::ledger(&Chain::new(7).await).await.unwrap();
+    assert!(rules.len() > 30, "{rules:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_on_the_embedded_chain_over_json_rpc() {
+    let server = RpcServer::start(Arc::new(EmbeddedChain::new(31_337)), "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let options = RpcOptions { poll: FAST, ..RpcOptions::default() };
+    let backend = Arc::new(JsonRpc::connect(&[server.url()], None, options).await.unwrap());
+    let rules = conformance::ledger(&Remote::new(&server.url(), backend).await).await.unwrap();
     assert!(rules.len() > 30, "{rules:?}");
 }
 

@@ -5,6 +5,7 @@
 
 mod anvil;
 mod chain;
+mod channels;
 mod cli;
 mod conformance;
 mod digests;
@@ -13,4 +14,5 @@ mod hostile;
 mod liars;
 mod load;
 mod recovery;
+mod rpc;
 mod scene;

@@ -1,0 +1,113 @@
+//! The embedded chain behind the Ethereum JSON-RPC API, for wallets, libraries and tools during development.
+
+mod answers;
+mod errors;
+mod eth;
+mod faults;
+mod filters;
+mod knobs;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use jsonrpsee::{
+    RpcModule,
+    core::{RegisterMethodError, middleware::RpcServiceBuilder},
+    server::{BatchRequestConfig, HttpResponse, Server, ServerConfig, ServerHandle, middleware::http::HostFilterLayer},
+    types::{ErrorObjectOwned, params::ParamsSequence},
+};
+use serde::Serialize;
+use tower_http::cors::CorsLayer;
+
+use self::{
+    faults::{FaultLayer, Faults},
+    filters::Filters,
+};
+use super::EmbeddedChain;
+
+/// The largest call or batch: some transactions of the largest size, in hexadecimal digits.
+const MAX_REQUEST_BYTES: u32 = 4 << 20;
+/// The largest answer: as many logs as one may ask for.
+const MAX_RESPONSE_BYTES: u32 = 32 << 20;
+const MAX_CONNECTIONS: u32 = 256;
+/// The most calls in a batch, which is the most that libraries send.
+const MAX_BATCH: u32 = 1_000;
+/// Whom browsers may mean when they come here. Another name was made to point here by somebody who may not reach this machine.
+const HOSTS: [&str; 3] = ["localhost:*", "127.0.0.1:*", "[::1]:*"];
+
+type Answer<R> = Result<R, ErrorObjectOwned>;
+
+/// A listening server; it stops when this is dropped.
+///
+/// Beside the usual methods there are some for development: `evm_increaseTime`, `evm_mine`, `evm_setAutomine`,
+/// `evm_setIntervalMining`, `anvil_mine`, `anvil_setBalance`, `ncn_reorg` (depth, whether transactions are dropped) and
+/// `ncn_fault` (an object: `mode` is one of `error`, `timeout`, `lost` and `garbage`, `count` says how many calls it concerns, and
+/// `method`, where it is given, of which).
+pub struct RpcServer {
+    address: SocketAddr,
+    _handle: ServerHandle,
+}
+
+/// What the methods work on.
+struct Api {
+    chain: Arc<EmbeddedChain>,
+    filters: Filters,
+    faults: Arc<Faults>,
+}
+
+impl RpcServer {
+    /// Serves a chain on this loopback address, over HTTP and WebSocket; port 0 takes a free one.
+    pub async fn start(chain: Arc<EmbeddedChain>, address: SocketAddr) -> io::Result<Self> {
+        if !address.ip().is_loopback() {
+            let problem =
+                format!("address: {address} can be reached from outside, and this is for development only: use 127.0.0.1");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        let faults = Arc::new(Faults::default());
+        let module = module(Api { chain, filters: Filters::default(), faults: faults.clone() }).map_err(io::Error::other)?;
+        let config = ServerConfig::builder()
+            .max_request_body_size(MAX_REQUEST_BYTES)
+            .max_response_body_size(MAX_RESPONSE_BYTES)
+            .max_connections(MAX_CONNECTIONS)
+            .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
+            .set_tcp_no_delay(true)
+            .build();
+        let http = tower::ServiceBuilder::new()
+            .layer(HostFilterLayer::new(HOSTS).map_err(io::Error::other)?)
+            .layer(CorsLayer::permissive())
+            .map_response(|response: HttpResponse| faults::lose(response));
+        let server = Server::builder()
+            .set_config(config)
+            .set_http_middleware(http)
+            .set_rpc_middleware(RpcServiceBuilder::new().layer(FaultLayer(faults)))
+            .build(address)
+            .await?;
+        Ok(Self { address: server.local_addr()?, _handle: server.start(module) })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How it is called.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+fn module(api: Api) -> Result<RpcModule<Api>, RegisterMethodError> {
+    let mut module = RpcModule::new(api);
+    eth::register(&mut module)?;
+    filters::register(&mut module)?;
+    knobs::register(&mut module)?;
+    Ok(module)
+}
+
+/// Adds a method. It runs where it may take its time: another call may hold the chain while a contract runs.
+fn method<R: Serialize + Clone + Send + 'static>(
+    module: &mut RpcModule<Api>,
+    name: &'static str,
+    answer: fn(&Api, &mut ParamsSequence<'_>) -> Answer<R>,
+) -> Result<(), RegisterMethodError> {
+    module.register_blocking_method(name, move |params, api, _| answer(&api, &mut params.sequence())).map(drop)
+}

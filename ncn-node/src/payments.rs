@@ -1,0 +1,76 @@
+//! Whether a request is paid, as a validator or a compute node sees it: neither takes a gateway's word.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ncn_core::{B256, Channel, ChannelPayment, EscrowState, LedgerError, Message as _, PaymentLedger, Quote, validation};
+
+/// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
+const CHANNEL_AGE: Duration = Duration::from_secs(5);
+/// Of how many channels that is kept.
+const MAX_CHANNELS: usize = 10_000;
+
+/// Looks payments up.
+pub(crate) struct Payments {
+    ledger: Arc<dyn PaymentLedger>,
+    channels: Mutex<HashMap<B256, (Instant, Channel)>>,
+}
+
+/// Why a request does not count as paid.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unpaid {
+    /// It may be in a moment: the chain does not answer, or this node's view of it is behind.
+    #[error("payment: {0}")]
+    NotYet(String),
+    /// It is not.
+    #[error("payment: {0}")]
+    Refused(String),
+}
+
+impl Payments {
+    pub(crate) fn new(ledger: Arc<dyn PaymentLedger>) -> Self {
+        Self { ledger, channels: Mutex::default() }
+    }
+
+    /// Does the chain hold exactly this quote's payment, or enough of a deposit for its voucher? The voucher's signature is the
+    /// caller's to check.
+    pub(crate) async fn check(&self, quote: &Quote, voucher: Option<&ChannelPayment>) -> Result<(), Unpaid> {
+        let unknown = |error: LedgerError| {
+            if error.is_retryable() { Unpaid::NotYet(error.to_string()) } else { Unpaid::Refused(error.to_string()) }
+        };
+        if let Some(payment) = voucher {
+            return self.promised(quote, payment).await.map_err(unknown);
+        }
+        match self.ledger.escrow_state(quote.client, quote.request_id).await.map_err(unknown)? {
+            EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
+            EscrowState::None => Err(Unpaid::NotYet("the chain does not hold this quote's payment".into())),
+            other => Err(Unpaid::Refused(format!("the chain does not hold this quote's payment ({other:?})"))),
+        }
+    }
+
+    /// Can the channel bear what the voucher promises? What was known of it a moment ago is enough when it says yes.
+    async fn promised(&self, quote: &Quote, payment: &ChannelPayment) -> Result<(), LedgerError> {
+        let id = payment.voucher.channel;
+        let known = self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        if let Some((at, channel)) = known
+            && at.elapsed() < CHANNEL_AGE
+            && validation::voucher(payment, Some(&channel), quote).is_ok()
+        {
+            return Ok(());
+        }
+        let channel = self.ledger.channel(id).await?;
+        if let Some(channel) = channel {
+            let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            if channels.len() >= MAX_CHANNELS {
+                channels.retain(|_, (at, _)| at.elapsed() < CHANNEL_AGE);
+            }
+            if channels.len() < MAX_CHANNELS {
+                channels.insert(id, (Instant::now(), channel));
+            }
+        }
+        Ok(validation::voucher(payment, channel.as_ref(), quote)?)
+    }
+}

@@ -1,0 +1,182 @@
+//! Requests paid out of a channel, by vouchers, with everything real.
+
+use std::{sync::Arc, time::Duration};
+
+use alloy_primitives::B256;
+use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
+use ncn_core::{
+    AccessPurpose, Amount, ChannelTerms, DynSigner, Message as _, PaymentLedger as _, Recipient, Signed, TaskAccess,
+    Transport as _, Value, receipt::Payment,
+};
+use ncn_node::{channel::SettleOptions, devnet::LocalNetwork};
+
+use crate::scene::{digit, key, network, tokens};
+
+const WEEK: u64 = 7 * 24 * 3_600;
+
+/// A client with an open channel.
+struct Scene {
+    network: LocalNetwork,
+    signer: DynSigner,
+    transport: Arc<GrpcTransport>,
+    channel: Arc<ClientChannel>,
+}
+
+impl Scene {
+    async fn new(deposit: Amount) -> Self {
+        // Nothing is settled unless the test says so.
+        let settle = SettleOptions { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..SettleOptions::default() };
+        let network = network().settle_options(settle).start().await.unwrap();
+        let signer = key();
+        network.treasurer().transfer(signer.address(), deposit).await.unwrap();
+        let terms = ChannelTerms { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
+        let expiry = unix_now() + WEEK;
+        let account = network.ledger(signer.clone());
+        let opened = account.fund_channel(&terms, deposit, expiry).await.unwrap();
+        assert_eq!(account.fund_channel(&terms, deposit, expiry).await.unwrap(), opened, "opening again is the same transaction");
+        let channel = Arc::new(ClientChannel::new(terms, deposit, expiry));
+        let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+        Self { network, signer, transport, channel }
+    }
+
+    async fn client(&self) -> Client {
+        let trust = self.transport.network().await.unwrap();
+        assert_eq!(trust, self.network.trust_root().await.unwrap());
+        let ledger = RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
+        let client = Client::builder().transport(self.transport.clone()).ledger(Arc::new(ledger)).signer(self.signer.clone());
+        client.build().unwrap()
+    }
+
+    fn id(&self) -> B256 {
+        self.channel.terms().id()
+    }
+
+    /// What the chain has charged.
+    async fn settled(&self) -> Amount {
+        self.network.treasurer().channel(self.id()).await.unwrap().unwrap().settled
+    }
+
+    async fn settle(&self) {
+        self.network.channels().flush();
+        tokio::time::timeout(Duration::from_secs(60), async {
+            while self.network.channels().unsettled() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+fn image(n: u8) -> [(&'static str, Value); 1] {
+    [("image", Value::png(std::fs::read(digit(n)).unwrap()))]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_requests_in_flight_on_one_channel() {
+    let price = ncn_node::devnet::quickstart::model().unwrap().manifest().price;
+    let scene = Scene::new(Amount::new(price.units() * 64)).await;
+    let client = scene.client().await;
+    let mut running = Vec::new();
+    for n in 0..64u8 {
+        let client = client.clone();
+        running.push(tokio::spawn(async move { client.infer("digits", image(n % 10)).await }));
+    }
+    let mut paid = std::collections::BTreeMap::<_, u128>::new();
+    for (n, answer) in running.into_iter().enumerate() {
+        let answer = answer.await.unwrap().unwrap_or_else(|error| panic!("request {n}: {error}"));
+        assert_eq!(answer.output.text("label"), Some((n % 10).to_string().as_str()));
+        assert!(matches!(answer.receipt.payment, Payment::Channel(_)));
+        for payout in &answer.receipt.payments.payouts {
+            *paid.entry((payout.address, payout.role == Recipient::Treasury)).or_default() += payout.amount.units();
+        }
+    }
+    assert_eq!(scene.channel.sums().available(), Amount::ZERO, "every unit of the deposit was of use");
+    assert_eq!(scene.settled().await, Amount::ZERO, "no chain was needed so far");
+
+    let mut before = Vec::new();
+    for (address, _) in paid.keys() {
+        before.push(scene.network.treasurer().balance(*address).await.unwrap());
+    }
+    scene.settle().await;
+    assert_eq!(scene.settled().await.units(), price.units() * 64);
+    for (((address, _), expected), before) in paid.iter().zip(before) {
+        let after = scene.network.treasurer().balance(*address).await.unwrap();
+        assert_eq!(after.units() - before.units(), *expected, "{address} got the sum of its receipts");
+    }
+    // The deposit is used up: that is said before anything is sent.
+    let refused = client.infer("digits", image(1)).await.unwrap_err();
+    assert!(refused.to_string().contains("0"), "{refused}");
+    assert!(!refused.is_paid());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_closed_by_agreement() {
+    let scene = Scene::new(tokens(1)).await;
+    let client = scene.client().await;
+    let answer = client.infer("digits", image(7)).await.unwrap();
+    let price = answer.receipt.payments.total;
+
+    let trust = scene.transport.network().await.unwrap();
+    let terms = *scene.channel.terms();
+    let access = |signer: &DynSigner, purpose| {
+        let access = TaskAccess { client: signer.address(), request_id: terms.id(), purpose };
+        let (trust, signer) = (trust.clone(), signer.clone());
+        async move { Signed::sign(access, &trust.domain, &*signer).await.unwrap() }
+    };
+    let stranger = access(&key(), AccessPurpose::CloseChannel).await;
+    assert!(scene.transport.close_channel(terms, stranger).await.is_err(), "only its client closes a channel");
+    let other = access(&scene.signer, AccessPurpose::Follow).await;
+    assert!(scene.transport.close_channel(terms, other).await.is_err(), "a signature to follow does not close");
+
+    let close = access(&scene.signer, AccessPurpose::CloseChannel).await;
+    let (settled, agreement) = scene.transport.close_channel(terms, close).await.unwrap();
+    assert_eq!(settled, price, "what was earned was settled first");
+    // No voucher counts from here on.
+    let late = client.infer("digits", image(1)).await.unwrap_err();
+    assert!(late.to_string().contains("closed"), "{late}");
+
+    let account = scene.network.ledger(scene.signer.clone());
+    let closed = account.close_channel(&terms, Some(agreement)).await.unwrap();
+    assert_eq!(account.close_channel(&terms, Some(agreement)).await.unwrap(), closed, "closing again is the same transaction");
+    let back = account.balance(scene.signer.address()).await.unwrap();
+    assert_eq!(back.units(), tokens(1).units() - price.units());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_channel_comes_back_after_its_expiry() {
+    let scene = Scene::new(tokens(1)).await;
+    let terms = *scene.channel.terms();
+    let account = scene.network.ledger(scene.signer.clone());
+    let early = account.close_channel(&terms, None).await.unwrap_err();
+    assert!(early.to_string().contains("open until"), "{early}");
+    scene.network.chain().advance(WEEK + 60);
+    account.close_channel(&terms, None).await.unwrap();
+    assert_eq!(account.balance(scene.signer.address()).await.unwrap(), tokens(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_chain_pays_by_its_signature() {
+    let network = network().start().await.unwrap();
+    let signer = key();
+    network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
+    let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+    let trust = transport.network().await.unwrap();
+    let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust.clone(), signer.clone()));
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer.clone()).build().unwrap();
+    let answer = client.infer("digits", image(7)).await.unwrap();
+    assert_eq!(answer.output.text("label"), Some("7"));
+    let Payment::Escrow { transaction, .. } = answer.receipt.payment else { panic!("paid by an escrow") };
+    assert_ne!(transaction, answer.receipt.quote.struct_hash());
+    let left = network.treasurer().balance(signer.address()).await.unwrap();
+    assert_eq!(tokens(1).checked_sub(left), Some(answer.receipt.payments.total));
+
+    // Without tokens the gateway's chain refuses, before anything is spent.
+    let poor = key();
+    let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+    let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust, poor.clone()));
+    let client = Client::builder().transport(transport).ledger(ledger).signer(poor).build().unwrap();
+    let refused = client.infer("digits", image(7)).await.unwrap_err();
+    assert!(refused.to_string().contains("fund it first"), "{refused}");
+    assert!(!refused.is_paid());
+}
