@@ -77,7 +77,7 @@ contract GasTest is Fixture {
 
     function test_GasOfOpen() public {
         open(newOne(), 100 ether);
-        assertCost(92_700);
+        assertCost(92_600);
     }
 
     function test_GasOfFundWithAuthorization() public {
@@ -100,7 +100,7 @@ contract GasTest is Fixture {
         Batch memory batch = batchForSix();
         approvals = approve(digestOf(batch), first(3));
         settle(batch, approvals);
-        assertCost(150_500);
+        assertCost(148_600);
         uint256 cost = vm.lastCallGas().gasTotalUsed;
         batch.charges[0] = newCharge(newTerms(), 10 ether, 20 ether);
         batch.count = type(uint64).max;
@@ -126,7 +126,7 @@ contract GasTest is Fixture {
     function test_GasOfClose() public {
         vm.prank(gateway);
         channels.close(newTerms(), 0, "");
-        assertCost(46_100);
+        assertCost(46_000);
     }
 
     function assertCost(uint256 ceiling) private view {

@@ -23,6 +23,7 @@ mod client;
 mod error;
 pub mod evm;
 pub mod grpc;
+pub mod keystore;
 pub mod proto;
 mod relay;
 mod time;

@@ -58,7 +58,9 @@ pub use registry::{CompletionRequest, NodeQuery, PreprocessingRequest, Registry,
 pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};
-pub use transport::{ModelInfo, PaymentConfirmation, PaymentProof, Submission, Transport, TransportError, TransportExt};
+pub use transport::{
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentProof, Submission, Transport, TransportError, TransportExt,
+};
 pub use trust::TrustRoot;
 pub use value::{Value, Values};
 

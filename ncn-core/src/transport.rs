@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,15 @@ pub enum PaymentProof {
     Transaction(B256),
     /// What the client signed, for the gateway to bring to the chain or to keep until a batch is settled.
     Authorisation(Authorisation),
+}
+
+/// What a gateway says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkInfo {
+    /// Its address.
+    pub gateway: Address,
+    /// Its network.
+    pub trust_root: TrustRoot,
 }
 
 /// A model that the gateway offers.
@@ -147,8 +156,9 @@ pub trait Transport: Send + Sync {
     /// What the gateway offers.
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError>;
 
-    /// The network that the gateway is of, for a client without a chain to read it from; whether to trust it, the client decides.
-    async fn network(&self) -> Result<TrustRoot, TransportError>;
+    /// Which gateway this is, and of which network, for a client without a chain to read it from; whether to trust it, the client
+    /// decides.
+    async fn network(&self) -> Result<NetworkInfo, TransportError>;
 
     /// Asks the gateway to settle what it has earned out of a channel and to let go of the rest: its signature over a
     /// [`crate::ChannelClose`], and what it says was settled. From then on the gateway takes no voucher of the channel. The access is

@@ -1,7 +1,17 @@
 //! The command line: parses, composes, prints.
 
+mod account;
+mod channel;
+mod contracts;
 mod demo;
+mod devnet;
+mod files;
+mod gateway;
+mod infer;
+mod output;
+mod validator;
 mod verify;
+mod wallet;
 
 use std::{
     fmt,
@@ -11,6 +21,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use ncn_client::ClientError;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// Paid, validated, receipted AI inference.
@@ -25,8 +36,26 @@ pub(crate) struct Arguments {
 enum Command {
     /// Start a whole network on this machine and run one paid inference through it
     Demo(demo::Arguments),
+    /// Keep a whole network running on this machine, for development
+    Devnet(devnet::Arguments),
+    /// Run one paid inference through a gateway
+    Infer(Box<infer::Arguments>),
     /// Check a receipt, offline
     Verify(verify::Arguments),
+    /// Keys and tokens
+    #[command(subcommand)]
+    Wallet(wallet::Command),
+    /// A deposit at one gateway, for many requests
+    #[command(subcommand)]
+    Channel(channel::Command),
+    /// The stake behind a validator's word
+    #[command(subcommand)]
+    Validator(validator::Command),
+    /// A network's contracts
+    #[command(subcommand)]
+    Contracts(contracts::Command),
+    /// Run a gateway
+    Gateway(gateway::Arguments),
 }
 
 /// Why a command failed: printed on one line, and the exit status.
@@ -73,6 +102,36 @@ fn shown(text: &str) -> String {
     all
 }
 
+/// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
+fn block_on(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = doing => done,
+            () = interrupted() => Err(Failure::Failed("interrupted".into())),
+        }
+    })
+}
+
+/// The same for what runs until it is interrupted, which is its good end.
+fn serving(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = doing => done,
+            () = interrupted() => Ok(()),
+        }
+    })
+}
+
+async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
+        _ = terminate.recv() => {}
+    }
+}
+
 /// Says something on standard error, if anybody listens.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
@@ -83,7 +142,14 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
     let done = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Devnet(arguments) => devnet::run(&arguments),
+        Command::Infer(arguments) => infer::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Wallet(command) => wallet::run(&command),
+        Command::Channel(command) => channel::run(&command),
+        Command::Validator(command) => validator::run(&command),
+        Command::Contracts(command) => contracts::run(&command),
+        Command::Gateway(arguments) => gateway::run(&arguments),
     };
     let (problem, status) = match done {
         Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,

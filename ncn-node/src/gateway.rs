@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model,
-    ModelInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature, Signed, State,
-    Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, transport::Updates, validation,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature,
+    Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -397,7 +397,8 @@ impl Transport for Gateway {
         }
     }
 
-    async fn network(&self) -> Result<TrustRoot, TransportError> {
-        self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        let trust_root = self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))?;
+        Ok(NetworkInfo { gateway: self.address(), trust_root })
     }
 }

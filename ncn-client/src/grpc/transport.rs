@@ -1,8 +1,8 @@
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
-    Amount, ChannelTerms, ModelInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess, TaskStatus,
-    TaskUpdate, Transport, TransportError, TrustRoot, transport::Updates,
+    Amount, ChannelTerms, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess,
+    TaskStatus, TaskUpdate, Transport, TransportError, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
@@ -95,9 +95,12 @@ impl Transport for GrpcTransport {
         Ok(models.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 
-    async fn network(&self) -> Result<TrustRoot, TransportError> {
-        let network = self.call(async |mut client| client.get_network(proto::Empty {}).await).await?;
-        Ok(network.into_inner().try_into()?)
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        let network = self.call(async |mut client| client.get_network(proto::Empty {}).await).await?.into_inner();
+        Ok(NetworkInfo {
+            gateway: wire::address("gateway", &network.gateway)?,
+            trust_root: wire::required("trust_root", network.trust_root)?.try_into()?,
+        })
     }
 
     async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {

@@ -375,6 +375,13 @@ pub mod transaction_confirmation {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkInfo {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub gateway: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub trust_root: ::core::option::Option<TrustRoot>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseChannelRequest {
     /// The client's permission, with the channel's id in the request id's place.
     #[prost(message, optional, tag = "1")]
@@ -750,7 +757,7 @@ pub mod gateway_client_service_client {
         pub async fn get_network(
             &mut self,
             request: impl tonic::IntoRequest<super::Empty>,
-        ) -> std::result::Result<tonic::Response<super::TrustRoot>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<super::NetworkInfo>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetNetwork");
@@ -813,7 +820,7 @@ pub mod gateway_client_service_server {
         async fn get_network(
             &self,
             request: tonic::Request<super::Empty>,
-        ) -> std::result::Result<tonic::Response<super::TrustRoot>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::NetworkInfo>, tonic::Status>;
         async fn close_channel(
             &self,
             request: tonic::Request<super::CloseChannelRequest>,
@@ -1064,7 +1071,7 @@ pub mod gateway_client_service_server {
                     #[allow(non_camel_case_types)]
                     struct GetNetworkSvc<T: GatewayClientService>(pub Arc<T>);
                     impl<T: GatewayClientService> tonic::server::UnaryService<super::Empty> for GetNetworkSvc<T> {
-                        type Response = super::TrustRoot;
+                        type Response = super::NetworkInfo;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
                             let inner = Arc::clone(&self.0);

@@ -2,24 +2,24 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read as _, Write as _},
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use alloy_primitives::Address;
 use ncn_client::Answer;
-use ncn_core::{Amount, Confinement, PaymentLedger as _, Receipt, Value, Values};
+use ncn_core::{Amount, Confinement, PaymentLedger as _, Value, Values};
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::json;
 
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::{Failure, say, shown};
-
-/// The largest input file that is read.
-const MAX_INPUT_BYTES: u64 = 8 << 20;
+use super::{
+    Failure, block_on,
+    files::{ReceiptFile, read_input},
+    output::print_output,
+    say, shown,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -55,22 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     model.manifest().prepare(&inputs).map_err(|error| named(error.problem))?;
     let target = ReceiptFile::prepare(&arguments.receipt, arguments.input.as_deref())?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            done = perform(arguments, inputs, target) => done,
-            // What was started is ended in order, and leaves nothing behind.
-            () = interrupted() => Err(Failure::Failed("interrupted".into())),
-        }
-    })
-}
-
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
-        _ = terminate.recv() => {}
-    }
+    block_on(perform(arguments, inputs, target))
 }
 
 async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> Result<(), Failure> {
@@ -109,66 +94,6 @@ async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> 
     } else {
         print_text(&answer, &accounts, &balances, &payer, &arguments.receipt)
     }
-}
-
-/// Where the receipt goes. A file is replaced in one step, so that there is a whole receipt at any time, the old one or the new; what
-/// is no file, such as a device or a pipe, is written to.
-struct ReceiptFile {
-    path: PathBuf,
-    replace: bool,
-}
-
-impl ReceiptFile {
-    /// Finds out now what would make writing fail later.
-    fn prepare(path: &Path, input: Option<&Path>) -> Result<Self, Failure> {
-        let refuse = |problem: String| Failure::Input(format!("--receipt {}: {problem}", path.display()));
-        let here = |path: &Path| fs::canonicalize(path).ok();
-        if input.is_some_and(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
-            return Err(refuse("is the input file: name another".into()));
-        }
-        let this = |replace| Self { path: path.into(), replace };
-        match fs::metadata(path) {
-            Ok(there) if there.is_dir() => return Err(refuse("is a directory: name a file in it".into())),
-            Ok(there) if !there.is_file() => return Ok(this(false)),
-            // What could not be opened for writing must not be replaced either.
-            Ok(_) => drop(File::options().append(true).open(path).map_err(|error| refuse(format!("cannot write it: {error}")))?),
-            Err(_) => {}
-        }
-        drop(this(true).beside().map_err(|error| refuse(format!("cannot write there: {error}")))?);
-        Ok(this(true))
-    }
-
-    /// A new file in the same directory.
-    fn beside(&self) -> io::Result<tempfile::NamedTempFile> {
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        tempfile::Builder::new().prefix(".ncn-receipt").permissions(mode).tempfile_in(directory)
-    }
-
-    fn write(&self, receipt: &Receipt) -> Result<(), Failure> {
-        let json = receipt.to_json() + "\n";
-        let written = if self.replace {
-            self.beside().and_then(|mut file| {
-                file.write_all(json.as_bytes())?;
-                file.persist(&self.path).map(drop).map_err(|error| error.error)
-            })
-        } else {
-            fs::write(&self.path, json)
-        };
-        let path = self.path.display();
-        written.map_err(|error| Failure::Failed(format!("paid and served, but --receipt {path} cannot be written: {error}")))
-    }
-}
-
-fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
-    let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", path.display()));
-    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
-    if bytes.len() as u64 > MAX_INPUT_BYTES {
-        return Err(refuse(format!("has more than {MAX_INPUT_BYTES} bytes; give a PNG of 8x8 pixels")));
-    }
-    Ok(bytes)
 }
 
 async fn balance(network: &LocalNetwork, owner: Address) -> Result<Amount, Failure> {
@@ -274,19 +199,7 @@ fn print_text(
         writeln!(out, "{number:>3}  {name:<14} {:<12} {took:>9.2} ms", accounts.name(report.actor))?;
     }
     writeln!(out, "\nresult")?;
-    for (name, value) in answer.output.iter() {
-        match value {
-            Value::Text(text) => writeln!(out, "  {name}: {text}")?,
-            Value::Tensor(tensor) => match tensor.to_f32() {
-                Ok(values) => {
-                    let values: Vec<_> = values.iter().map(|value| format!("{value:.4}")).collect();
-                    writeln!(out, "  {name}: [{}]", values.join(", "))?;
-                }
-                Err(_) => writeln!(out, "  {name}: {tensor:?}")?,
-            },
-            other => writeln!(out, "  {name}: {} bytes", other.size())?,
-        }
-    }
+    print_output(&mut out, &answer.output)?;
     writeln!(out, "\n{:<12} {:<42} {:>24} {:>24}", "paid", "address", "before", "after")?;
     let mut line = |name: &str, address: Address, balance: &Balance| {
         writeln!(out, "{name:<12} {address} {:>24} {:>24}", balance.before.to_string(), balance.after.to_string())

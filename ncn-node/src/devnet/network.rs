@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// The chain's id, the one that development chains have by custom.
-const CHAIN_ID: u64 = 31_337;
+pub const CHAIN_ID: u64 = 31_337;
 const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
 /// How many requests a compute node runs or holds places for at once.
 const PLACES: usize = 256;
@@ -88,6 +88,10 @@ pub struct LocalNetworkBuilder {
     journal: Option<Arc<dyn Journal>>,
     settle: SettleOptions,
     state: Option<PathBuf>,
+    chain: Option<Arc<EmbeddedChain>>,
+    well_known: bool,
+    gateway: SocketAddr,
+    registry: SocketAddr,
 }
 
 /// A running network; everything ends when it is dropped.
@@ -132,6 +136,10 @@ impl Default for LocalNetworkBuilder {
             journal: None,
             settle: SettleOptions::default(),
             state: None,
+            chain: None,
+            well_known: false,
+            gateway: LOOPBACK,
+            registry: LOOPBACK,
         }
     }
 }
@@ -193,10 +201,35 @@ impl LocalNetworkBuilder {
         self
     }
 
+    /// A chain that is there already, and empty.
+    #[must_use]
+    pub fn chain(mut self, chain: Arc<EmbeddedChain>) -> Self {
+        self.chain = Some(chain);
+        self
+    }
+
+    /// Keys that everybody knows ([`super::well_known_key`]), so that every such network has the same addresses: for development.
+    #[must_use]
+    pub const fn well_known_keys(mut self) -> Self {
+        self.well_known = true;
+        self
+    }
+
+    /// Where gateway and registry node listen; any free port of this machine by default.
+    #[must_use]
+    pub const fn listen(mut self, gateway: SocketAddr, registry: SocketAddr) -> Self {
+        (self.gateway, self.registry) = (gateway, registry);
+        self
+    }
+
+    fn key(&self, role: &str, number: usize) -> DynSigner {
+        if self.well_known { super::well_known_key(role, number) } else { new_key() }
+    }
+
     /// Starts the network and waits until everyone has found everyone.
     pub async fn start(self) -> Result<LocalNetwork, DevnetError> {
-        let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
-        let treasury = PrivateKeySigner::random().address();
+        let chain = self.chain.clone().unwrap_or_else(|| Arc::new(EmbeddedChain::new(CHAIN_ID)));
+        let treasury = self.key("treasury", 0).address();
         let genesis = Genesis {
             supply: Amount::new(1_000_000_000 * Amount::TOKEN.units()),
             minimum_stake: Amount::new(1_000 * Amount::TOKEN.units()),
@@ -206,8 +239,8 @@ impl LocalNetworkBuilder {
             treasury,
             subnet_fee: SUBNET_FEE,
         };
-        let deployer = genesis.deploy(chain.clone(), &new_key()).await?;
-        let keys: Vec<DynSigner> = (0..self.validators).map(|_| new_key()).collect();
+        let deployer = genesis.deploy(chain.clone(), &self.key("deployer", 0)).await?;
+        let keys: Vec<DynSigner> = (0..self.validators).map(|number| self.key("validator", number)).collect();
         for key in &keys {
             deployer.transfer(key.address(), genesis.minimum_stake).await?;
             deployer.with_signer(key.clone()).stake(genesis.minimum_stake).await?;
@@ -215,7 +248,7 @@ impl LocalNetworkBuilder {
         let domain = deployer.trust_root().await?.domain;
 
         let registry = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(new_key()))).await?);
-        let registry_server = GrpcServer::start(LOOPBACK, |routes| {
+        let registry_server = GrpcServer::start(self.registry, |routes| {
             routes.add_service(registry_service(registry));
         })
         .await?;
@@ -227,7 +260,7 @@ impl LocalNetworkBuilder {
         let package = quickstart::unpack(files.path())?;
         let state = self.state.as_deref().unwrap_or(files.path());
         let (gateway, channels) = self.start_gateway(&deployer, &url, &package, state).await?;
-        let gateway_server = GrpcServer::start(LOOPBACK, |routes| {
+        let gateway_server = GrpcServer::start(self.gateway, |routes| {
             routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
         })
         .await?;
@@ -240,8 +273,8 @@ impl LocalNetworkBuilder {
         };
         let presence = Presence::start(registry.clone(), gateway.signer(), domain, announcement).await?;
 
-        let starting =
-            (0..self.compute_nodes).map(|_| self.start_compute(&deployer, domain, &gateway, &gateway_server, &url, &package));
+        let starting = (0..self.compute_nodes)
+            .map(|number| self.start_compute(number, &deployer, domain, &gateway, &gateway_server, &url, &package));
         let compute_nodes = try_join_all(starting).await?;
         let network = LocalNetwork {
             chain,
@@ -268,7 +301,7 @@ impl LocalNetworkBuilder {
         package: &ModelPackage,
         state: &Path,
     ) -> Result<(Arc<Gateway>, ChannelLedger), DevnetError> {
-        let signer = new_key();
+        let signer = self.key("gateway", 0);
         let (model, manifest) = (&package.model, package.model.manifest());
         let subnet = Subnet {
             owner: signer.address(),
@@ -299,6 +332,7 @@ impl LocalNetworkBuilder {
 
     async fn start_compute(
         &self,
+        number: usize,
         deployer: &EvmLedger,
         domain: Domain,
         gateway: &Arc<Gateway>,
@@ -314,7 +348,7 @@ impl LocalNetworkBuilder {
                 Arc::new(WorkerExecutor::new(program, sandbox, Confinement::None))
             }
         };
-        let signer = new_key();
+        let signer = self.key("compute", number);
         let ledger = Arc::new(deployer.with_signer(signer.clone()));
         let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
         node.add_model(package.clone()).await?;

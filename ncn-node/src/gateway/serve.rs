@@ -83,8 +83,10 @@ impl GatewayClientService for ClientAdapter {
         self.0.confirm_payment(read(request)?).await.map(ack).map_err(status)
     }
 
-    async fn get_network(&self, _: Request<proto::Empty>) -> Result<Response<proto::TrustRoot>, Status> {
-        Ok(Response::new(self.0.network().await.map_err(status)?.into()))
+    async fn get_network(&self, _: Request<proto::Empty>) -> Result<Response<proto::NetworkInfo>, Status> {
+        let network = self.0.network().await.map_err(status)?;
+        let (gateway, trust_root) = (wire::bytes(network.gateway), Some(network.trust_root.into()));
+        Ok(Response::new(proto::NetworkInfo { gateway, trust_root }))
     }
 
     async fn close_channel(&self, request: Request<proto::CloseChannelRequest>) -> Result<Response<proto::ChannelClosing>, Status> {

@@ -40,7 +40,7 @@ impl Scene {
     }
 
     async fn client(&self) -> Client {
-        let trust = self.transport.network().await.unwrap();
+        let trust = self.transport.network().await.unwrap().trust_root;
         assert_eq!(trust, self.network.trust_root().await.unwrap());
         let ledger = RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
         let client = Client::builder().transport(self.transport.clone()).ledger(Arc::new(ledger)).signer(self.signer.clone());
@@ -117,7 +117,7 @@ async fn a_channel_is_closed_by_agreement() {
     let answer = client.infer("digits", image(7)).await.unwrap();
     let price = answer.receipt.payments.total;
 
-    let trust = scene.transport.network().await.unwrap();
+    let trust = scene.transport.network().await.unwrap().trust_root;
     let terms = *scene.channel.terms();
     let access = |signer: &DynSigner, purpose| {
         let access = TaskAccess { client: signer.address(), request_id: terms.id(), purpose };
@@ -161,7 +161,7 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     let signer = key();
     network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
-    let trust = transport.network().await.unwrap();
+    let trust = transport.network().await.unwrap().trust_root;
     let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust.clone(), signer.clone()));
     let client = Client::builder().transport(transport).ledger(ledger).signer(signer.clone()).build().unwrap();
     let answer = client.infer("digits", image(7)).await.unwrap();

@@ -287,7 +287,7 @@ impl Transport for BrokenTransport {
         self.0.models().await
     }
 
-    async fn network(&self) -> Result<TrustRoot, TransportError> {
+    async fn network(&self) -> Result<ncn_core::NetworkInfo, TransportError> {
         self.0.network().await
     }
 }

@@ -199,7 +199,7 @@ impl Transport for Flickering {
         self.gateway.models().await
     }
 
-    async fn network(&self) -> Result<TrustRoot, TransportError> {
+    async fn network(&self) -> Result<ncn_core::NetworkInfo, TransportError> {
         self.gateway.network().await
     }
 }

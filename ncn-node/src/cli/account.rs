@@ -1,0 +1,122 @@
+//! Keys and chains, as commands are given them.
+
+use std::{
+    env, fs,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ncn_client::{
+    evm::{Deployment, EvmLedger, JsonRpc, RpcOptions, SendOptions},
+    keystore::{self, KeystoreError},
+};
+use ncn_core::{Amount, DynSigner};
+use ncn_node::devnet;
+
+use super::Failure;
+
+/// Where a keystore's password is looked for before anyone is asked.
+const PASSWORD_VARIABLE: &str = "NCN_PASSWORD";
+
+#[derive(clap::Args)]
+pub(crate) struct KeyArguments {
+    /// The account's key: a keystore, or a file with 64 hexadecimal digits. A keystore's password is taken from NCN_PASSWORD or
+    /// asked for
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+impl KeyArguments {
+    pub(crate) fn open(&self) -> Result<DynSigner, Failure> {
+        Ok(keystore::open(&self.key, || password("password: "))?)
+    }
+}
+
+/// A password: from the environment, or from whoever sits there.
+pub(crate) fn password(prompt: &str) -> Option<String> {
+    env::var(PASSWORD_VARIABLE).ok().or_else(|| {
+        let asked = io::stdin().is_terminal().then(|| rpassword::prompt_password(prompt));
+        asked.and_then(Result::ok)
+    })
+}
+
+impl From<KeystoreError> for Failure {
+    fn from(error: KeystoreError) -> Self {
+        let hint = if matches!(error, KeystoreError::PasswordMissing(_)) { " in NCN_PASSWORD" } else { "" };
+        Self::Input(format!("--key {error}{hint}"))
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ChainArguments {
+    /// The chain's JSON-RPC endpoint; several, separated by commas, are asked one after the other
+    #[arg(long, value_name = "URL", value_delimiter = ',', env = "NCN_RPC", hide_env_values = true)]
+    rpc: Vec<String>,
+    /// Where the network's contracts are, as `ncn contracts deploy` wrote it; those of `ncn devnet` by default
+    #[arg(long, value_name = "FILE")]
+    contracts: Option<PathBuf>,
+    /// How many blocks make a transaction final
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1)]
+    confirmations: u64,
+}
+
+impl ChainArguments {
+    pub(crate) fn is_given(&self) -> bool {
+        !self.rpc.is_empty()
+    }
+
+    pub(crate) async fn backend(&self) -> Result<Arc<JsonRpc>, Failure> {
+        if self.rpc.is_empty() {
+            return Err(Failure::Input("--rpc is missing: give the URL of the chain".into()));
+        }
+        let options = RpcOptions { confirmations: self.confirmations, ..RpcOptions::default() };
+        let backend = JsonRpc::connect(&self.rpc, None, options).await;
+        Ok(Arc::new(backend.map_err(|error| Failure::Failed(format!("--rpc: {error}")))?))
+    }
+
+    /// The network's contracts, as the key's account sees them.
+    pub(crate) async fn ledger(&self, signer: DynSigner) -> Result<EvmLedger, Failure> {
+        let deployment = self.deployment()?;
+        let backend = self.backend().await?;
+        let ledger = EvmLedger::connect(backend, deployment, signer, SendOptions::default()).await;
+        ledger.map_err(|error| match self.contracts {
+            Some(_) => Failure::failed(error),
+            None => Failure::Failed(format!("{error} (no --contracts given: those of `ncn devnet` were looked for)")),
+        })
+    }
+
+    fn deployment(&self) -> Result<Deployment, Failure> {
+        let Some(path) = &self.contracts else { return Ok(devnet::well_known_deployment()) };
+        let refuse = |problem: String| Failure::Input(format!("--contracts {}: {problem}", path.display()));
+        let json = fs::read(path).map_err(|error| refuse(error.to_string()))?;
+        serde_json::from_slice(&json).map_err(|error| refuse(error.to_string()))
+    }
+}
+
+/// An amount in tokens, such as `1.5`.
+pub(crate) fn tokens(text: &str) -> Result<Amount, String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let problem = || format!("`{text}` is no amount of tokens: write for example 1.5");
+    let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 18 || text.ends_with('.') {
+        return Err(problem());
+    }
+    let units = format!("{whole}{fraction:0<18}").parse().map_err(|_| problem())?;
+    Ok(Amount::new(units))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_exact() {
+        assert_eq!(tokens("1").unwrap(), Amount::TOKEN);
+        assert_eq!(tokens("0.000000000000000001").unwrap(), Amount::new(1));
+        assert_eq!(tokens("12.5").unwrap(), Amount::new(12_500_000_000_000_000_000));
+        for bad in ["", ".", "1.", ".5", "-1", "1e3", "1,5", "0.0000000000000000001", "999999999999999999999999"] {
+            assert!(tokens(bad).is_err(), "{bad}");
+        }
+    }
+}

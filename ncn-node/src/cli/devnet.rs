@@ -1,0 +1,107 @@
+//! `ncn devnet`: the demo's network, kept running.
+
+use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use alloy_primitives::U256;
+use ncn_core::Amount;
+use ncn_node::{
+    channel::SettleOptions,
+    devnet::{self, CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer},
+};
+
+use super::{Failure, serving};
+
+/// How many accounts are given tokens.
+const ACCOUNTS: usize = 3;
+/// How many tokens each of them gets.
+const TOKENS: Amount = Amount::new(1_000 * Amount::TOKEN.units());
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Serve the chain's JSON-RPC there, on this machine only; the chain is for development
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    rpc: Option<SocketAddr>,
+    /// Where the gateway listens
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
+    gateway: SocketAddr,
+    /// Where the registry node listens
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    registry: SocketAddr,
+    /// Seconds between blocks; by default each transaction has its own block at once
+    #[arg(long, value_name = "SECONDS")]
+    block_time: Option<u64>,
+    /// Seconds until requests that were paid out of channels are settled
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    settle_after: u64,
+    /// Write the funded accounts' keys into this directory, one file each
+    #[arg(long, value_name = "DIRECTORY")]
+    keys: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    serving(serve(arguments))
+}
+
+async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+    let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
+    let rpc = match arguments.rpc {
+        Some(address) => {
+            let server = RpcServer::start(chain.clone(), address).await;
+            Some(server.map_err(|error| Failure::Input(format!("--rpc {address}: {error}")))?)
+        }
+        None => None,
+    };
+    let settle = SettleOptions { max_age: Duration::from_secs(arguments.settle_after), ..SettleOptions::default() };
+    let network = LocalNetwork::builder()
+        .chain(chain.clone())
+        .well_known_keys()
+        .settle_options(settle)
+        .listen(arguments.gateway, arguments.registry)
+        .start()
+        .await
+        .map_err(Failure::failed)?;
+    for number in 0..ACCOUNTS {
+        let account = devnet::well_known_key("client", number).address();
+        network.treasurer().transfer(account, TOKENS).await.map_err(Failure::failed)?;
+        chain.fund(account, U256::from(10_u64.pow(18)) * U256::from(1_000));
+    }
+    if let Some(seconds) = arguments.block_time {
+        chain.set_mining(Mining::Every(Duration::from_secs(seconds.max(1))));
+    }
+    print(arguments, &network, rpc.as_ref()).await?;
+    // Until it is interrupted, which ends everything in order.
+    std::future::pending().await
+}
+
+async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcServer>) -> Result<(), Failure> {
+    let trust = network.trust_root().await.map_err(Failure::failed)?;
+    let deployment = network.treasurer().deployment();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "gateway     {}", network.gateway_url())?;
+    writeln!(out, "registry    {}", network.registry_url())?;
+    match rpc {
+        Some(rpc) => writeln!(out, "chain       {} (id {CHAIN_ID}, gas is free)", rpc.url())?,
+        None => writeln!(out, "chain       in this process only; serve it with --rpc 127.0.0.1:8545")?,
+    }
+    writeln!(out, "network     {}", trust.hash())?;
+    writeln!(out, "\ntoken       {}", trust.token)?;
+    writeln!(out, "payment     {}", deployment.payment)?;
+    writeln!(out, "channels    {}", deployment.channels)?;
+    writeln!(out, "subnets     {}", deployment.subnets)?;
+    writeln!(out, "slashing    {}", deployment.slashing)?;
+    writeln!(out, "\naccounts with {TOKENS} each; everybody knows these keys, they are for development")?;
+    if let Some(directory) = &arguments.keys {
+        let refuse = |error: std::io::Error| Failure::Input(format!("--keys {}: {error}", directory.display()));
+        fs::create_dir_all(directory).map_err(refuse)?;
+        for number in 0..ACCOUNTS {
+            let secret = devnet::well_known_secret("client", number);
+            fs::write(directory.join(format!("client-{number}.key")), format!("{secret}\n")).map_err(refuse)?;
+        }
+    }
+    for number in 0..ACCOUNTS {
+        let account = devnet::well_known_key("client", number).address();
+        writeln!(out, "  {account} {}", devnet::well_known_secret("client", number))?;
+    }
+    writeln!(out, "\nready; stop with Ctrl-C")?;
+    Ok(out.flush()?)
+}

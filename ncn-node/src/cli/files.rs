@@ -1,0 +1,75 @@
+//! Files that commands read and write.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use ncn_core::Receipt;
+
+use super::Failure;
+
+/// The largest input file that is read.
+const MAX_INPUT_BYTES: u64 = 8 << 20;
+
+/// Where the receipt goes. A file is replaced in one step, so that there is a whole receipt at any time, the old one or the new; what
+/// is no file, such as a device or a pipe, is written to.
+pub(super) struct ReceiptFile {
+    path: PathBuf,
+    replace: bool,
+}
+
+impl ReceiptFile {
+    /// Finds out now what would make writing fail later.
+    pub(super) fn prepare(path: &Path, input: Option<&Path>) -> Result<Self, Failure> {
+        let refuse = |problem: String| Failure::Input(format!("--receipt {}: {problem}", path.display()));
+        let here = |path: &Path| fs::canonicalize(path).ok();
+        if input.is_some_and(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
+            return Err(refuse("is the input file: name another".into()));
+        }
+        let this = |replace| Self { path: path.into(), replace };
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => return Err(refuse("is a directory: name a file in it".into())),
+            Ok(there) if !there.is_file() => return Ok(this(false)),
+            // What could not be opened for writing must not be replaced either.
+            Ok(_) => drop(File::options().append(true).open(path).map_err(|error| refuse(format!("cannot write it: {error}")))?),
+            Err(_) => {}
+        }
+        drop(this(true).beside().map_err(|error| refuse(format!("cannot write there: {error}")))?);
+        Ok(this(true))
+    }
+
+    /// A new file in the same directory.
+    fn beside(&self) -> io::Result<tempfile::NamedTempFile> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        tempfile::Builder::new().prefix(".ncn-receipt").permissions(mode).tempfile_in(directory)
+    }
+
+    pub(super) fn write(&self, receipt: &Receipt) -> Result<(), Failure> {
+        let json = receipt.to_json() + "\n";
+        let written = if self.replace {
+            self.beside().and_then(|mut file| {
+                file.write_all(json.as_bytes())?;
+                file.persist(&self.path).map(drop).map_err(|error| error.error)
+            })
+        } else {
+            fs::write(&self.path, json)
+        };
+        let path = self.path.display();
+        written.map_err(|error| Failure::Failed(format!("paid and served, but --receipt {path} cannot be written: {error}")))
+    }
+}
+
+/// What to run a model on.
+pub(super) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", path.display()));
+    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
+    if bytes.len() as u64 > MAX_INPUT_BYTES {
+        return Err(refuse(format!("has more than {MAX_INPUT_BYTES} bytes")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,148 @@
+//! `ncn gateway`: a gateway of its own.
+
+use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use ncn_client::grpc::GrpcRegistry;
+use ncn_core::{Amount, Confinement, Model, NodeRole, PaymentLedger as _, Registry, Split, Subnet, SubnetModel};
+use ncn_node::{
+    channel::{ChannelLedger, SettleOptions},
+    devnet::quickstart,
+    gateway::{Gateway, GatewayOptions, GatewayParts, client_service, compute_service, journal::StoredJournal},
+    presence::{Announcement, Presence},
+    server::GrpcServer,
+    store::Store,
+};
+
+use super::{
+    Failure,
+    account::{ChainArguments, KeyArguments, tokens},
+    serving,
+};
+
+/// How long an earlier gateway may take to let go of the store.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where clients and compute nodes reach it
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
+    listen: SocketAddr,
+    /// The registry node
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
+    registry: String,
+    #[command(flatten)]
+    chain: ChainArguments,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// The directory in which it keeps what must survive a crash
+    #[arg(long, value_name = "DIRECTORY")]
+    state: PathBuf,
+    /// Its subnet's name
+    #[arg(long, value_name = "NAME", default_value = "quickstart")]
+    subnet: String,
+    /// A model's manifest; several may be given. The built-in quickstart model by default
+    #[arg(long, value_name = "FILE")]
+    manifest: Vec<PathBuf>,
+    /// Settle channels once this many requests wait
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1_000)]
+    settle_requests: usize,
+    /// Settle channels once the oldest request has waited this long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    settle_after: u64,
+    /// Settle channels once requests of this much wait, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "100")]
+    settle_value: Amount,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut manifests = Vec::new();
+    for path in &arguments.manifest {
+        let refuse = |error: String| Failure::Input(format!("--manifest {}: {error}", path.display()));
+        let manifest = Bytes::from(fs::read(path).map_err(|error| refuse(error.to_string()))?);
+        Model::parse(manifest.clone()).map_err(|error| refuse(error.to_string()))?;
+        manifests.push(manifest);
+    }
+    if manifests.is_empty() {
+        manifests.push(Bytes::from_static(quickstart::MANIFEST));
+    }
+    serving(serve(arguments, manifests))
+}
+
+async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failure> {
+    let signer = arguments.key.open()?;
+    let account = arguments.chain.ledger(signer.clone()).await?;
+    account.create_subnet(&arguments.subnet).await.map_err(|error| Failure::Failed(format!("subnet: {error}")))?;
+    let domain = account.trust_root().await.map_err(Failure::failed)?.domain;
+    let registry = GrpcRegistry::new(&arguments.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
+    let registry: Arc<dyn Registry> = Arc::new(registry);
+    let store = open_store(arguments).await?;
+    let settle = SettleOptions {
+        max_requests: arguments.settle_requests,
+        max_age: Duration::from_secs(arguments.settle_after),
+        max_value: arguments.settle_value,
+        ..SettleOptions::default()
+    };
+    let journal = Arc::new(StoredJournal::new(store.clone()));
+    let ledger = ChannelLedger::start(Arc::new(account), registry.clone(), signer.clone(), store, settle);
+    let ledger = ledger.map_err(Failure::failed)?;
+    let models = manifests.iter().map(|manifest| {
+        let model = Model::parse(manifest.clone()).map_err(Failure::failed)?;
+        Ok(SubnetModel { name: model.manifest().name.clone(), digest: model.digest(), price: model.manifest().price })
+    });
+    let subnet = Subnet {
+        owner: signer.address(),
+        name: arguments.subnet.clone(),
+        models: models.collect::<Result<_, Failure>>()?,
+        split: Split::default(),
+        version: 1,
+    };
+    let options = GatewayOptions::default();
+    let parts = GatewayParts {
+        signer: signer.clone(),
+        subnet,
+        manifests,
+        registry: registry.clone(),
+        ledger: Arc::new(ledger),
+        journal,
+        options,
+    };
+    let gateway = Gateway::start(parts).await.map_err(Failure::failed)?;
+    let server = GrpcServer::start(arguments.listen, |routes| {
+        routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
+    });
+    let server = server.await.map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?;
+    let announcement = Announcement {
+        role: NodeRole::Gateway,
+        subnet: gateway.subnet_id(),
+        endpoint: server.url(),
+        models: Vec::new(),
+        confinement: Confinement::None,
+    };
+    let _presence = Presence::start(registry, signer, domain, announcement).await.map_err(Failure::failed)?;
+    let mut out = std::io::stdout();
+    writeln!(out, "gateway {} listens at {}", gateway.address(), server.url())?;
+    out.flush()?;
+    std::future::pending().await
+}
+
+/// A gateway that was just ended may hold its store for a moment longer.
+async fn open_store(arguments: &Arguments) -> Result<Store, Failure> {
+    let refuse = |error: String| Failure::Input(format!("--state {}: {error}", arguments.state.display()));
+    fs::create_dir_all(&arguments.state).map_err(|error| refuse(error.to_string()))?;
+    let path = arguments.state.join("gateway.redb");
+    let opening = async {
+        let mut backoff = ncn_client::Backoff::new();
+        loop {
+            match Store::open(&path) {
+                Ok(store) => return store,
+                Err(error) => tracing::debug!(%error, "the store is not free yet"),
+            }
+            backoff.pause().await;
+        }
+    };
+    match tokio::time::timeout(STORE_PATIENCE, opening).await {
+        Ok(store) => Ok(store),
+        Err(_) => Store::open(&path).map_err(|error| refuse(error.to_string())),
+    }
+}

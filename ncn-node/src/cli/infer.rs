@@ -1,0 +1,203 @@
+//! `ncn infer`: one request to any gateway.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
+use ncn_core::{
+    Amount, B256, DynSigner, Model, PaymentLedger, Receipt, Tensor, Transport, TransportExt as _, TrustRoot, Value, Values,
+    model::{Dimension, Preprocessing},
+    receipt::Payment,
+};
+use ncn_node::devnet::{self, CHAIN_ID};
+use serde_json::json;
+
+use super::{
+    Failure,
+    account::{ChainArguments, KeyArguments, tokens},
+    block_on,
+    files::{ReceiptFile, read_input},
+    output::print_output,
+    say, shown,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The gateway
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    gateway: String,
+    #[command(flatten)]
+    key: KeyArguments,
+    #[command(flatten)]
+    chain: ChainArguments,
+    /// Use no chain: pay by a signature that the gateway brings to it
+    #[arg(long, conflicts_with_all = ["rpc", "channel"])]
+    relayed: bool,
+    /// Use no chain: pay out of the channel in this file, as `ncn channel open` wrote it
+    #[arg(long, value_name = "FILE", conflicts_with = "rpc")]
+    channel: Option<PathBuf>,
+    /// The hash of the network to trust, where no chain says it
+    #[arg(long, value_name = "HASH")]
+    network: Option<B256>,
+    /// The model's name
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// What to run it on
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// The most to pay, in tokens; the listed price by default
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    max_price: Option<Amount>,
+    /// How long to wait for the answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    patience: u64,
+    /// Where to write the receipt
+    #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
+    receipt: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let file = read_input(&arguments.input)?;
+    let target = ReceiptFile::prepare(&arguments.receipt, Some(&arguments.input))?;
+    let signer = arguments.key.open()?;
+    block_on(async {
+        let answer = infer(arguments, file, signer).await?;
+        target.write(&answer.receipt)?;
+        print(arguments, &answer)
+    })
+}
+
+async fn infer(arguments: &Arguments, file: Vec<u8>, signer: DynSigner) -> Result<Answer, Failure> {
+    let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
+    let transport: Arc<dyn Transport> =
+        Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
+    let ledger = ledger(arguments, &transport, &signer).await?;
+    let offered = transport.model_named(&arguments.model).await.map_err(Failure::failed)?;
+    let inputs = match offered {
+        Some(info) => inputs(&info.model, file, &arguments.input)?,
+        // The client says what is offered instead.
+        None => Values::new(),
+    };
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
+    let mut order = Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience));
+    if let Some(limit) = arguments.max_price {
+        order = order.max_price(limit);
+    }
+    Ok(client.submit(order).await?.pay().await?.finish().await?)
+}
+
+/// How the request is paid.
+async fn ledger(
+    arguments: &Arguments,
+    transport: &Arc<dyn Transport>,
+    signer: &DynSigner,
+) -> Result<Arc<dyn PaymentLedger>, Failure> {
+    if arguments.chain.is_given() {
+        let ledger = arguments.chain.ledger(signer.clone()).await?;
+        return Ok(Arc::new(ledger));
+    }
+    let channel = match &arguments.channel {
+        Some(path) => Some(super::channel::open_file(path)?),
+        None if arguments.relayed => None,
+        None => return Err(Failure::Input("give --rpc URL to pay on the chain, or --relayed, or --channel FILE".into())),
+    };
+    let trust = trusted(arguments, &**transport).await?;
+    Ok(Arc::new(match channel {
+        Some(channel) => {
+            forget_ended(&channel, &**transport).await?;
+            RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel)
+        }
+        None => RelayedLedger::new(transport.clone(), trust, signer.clone()),
+    }))
+}
+
+/// The network that the gateway states, when there is reason to believe it: its hash was given, or it is a development network, whose
+/// contracts everybody knows.
+async fn trusted(arguments: &Arguments, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
+    let stated = transport.network().await.map_err(Failure::failed)?.trust_root;
+    stated.validate().map_err(|error| Failure::Failed(format!("the gateway's network: {error}")))?;
+    let hash = stated.hash();
+    let known = devnet::well_known_deployment();
+    let development =
+        stated.domain.chain_id == CHAIN_ID && (stated.domain.contract, stated.channels) == (known.payment, known.channels);
+    match arguments.network {
+        Some(expected) if expected != hash => {
+            Err(Failure::Failed(format!("the gateway is of network {hash}, not of {expected}: nothing was signed")))
+        }
+        Some(_) => Ok(stated),
+        None if development => {
+            say("network: a development network, as the gateway states it");
+            Ok(stated)
+        }
+        None => Err(Failure::Input(format!(
+            "--network is missing: without a chain you have to say which network you trust; the gateway states {hash}"
+        ))),
+    }
+}
+
+/// Requests that were in flight when an earlier run ended.
+async fn forget_ended(channel: &ClientChannel, transport: &dyn Transport) -> Result<(), Failure> {
+    for request_id in channel.in_flight() {
+        if let Ok(status) = transport.status(request_id).await
+            && let Some(outcome) = status.outcome()
+        {
+            let paid = outcome == ncn_core::Outcome::Completed;
+            channel.conclude(request_id, paid).map_err(Failure::failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The file as the model's only input.
+fn inputs(model: &Model, file: Vec<u8>, path: &Path) -> Result<Values, Failure> {
+    let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", shown(&path.display().to_string())));
+    let [input] = model.manifest().inputs.as_slice() else {
+        return Err(refuse(format!("the model takes {} inputs; this command gives one", model.manifest().inputs.len())));
+    };
+    let value = match &input.from {
+        Some(Preprocessing::Image { .. }) => Value::png(file),
+        _ => {
+            let fixed = |dimension: &Dimension| match dimension {
+                Dimension::Fixed(size) => Ok(*size),
+                Dimension::Named(name) => Err(refuse(format!("the size of `{name}` is not known for a file of plain numbers"))),
+            };
+            let shape = input.shape.iter().map(fixed).collect::<Result<_, _>>()?;
+            Tensor::new(input.dtype, shape, file).map_err(|error| refuse(error.to_string()))?.into()
+        }
+    };
+    let inputs: Values = [(input.name.as_str(), value)].into();
+    model.manifest().prepare(&inputs).map_err(|error| refuse(error.problem))?;
+    Ok(inputs)
+}
+
+fn print(arguments: &Arguments, answer: &Answer) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let receipt: &Receipt = &answer.receipt;
+    if arguments.json {
+        let all = json!({
+            "request": receipt.request_id(),
+            "output": answer.output.to_json(),
+            "payment": receipt.payment,
+            "payments": receipt.payments.payouts,
+            "total": receipt.payments.total,
+            "receipt": arguments.receipt.to_string_lossy(),
+        });
+        return Ok(writeln!(out, "{all:#}")?);
+    }
+    writeln!(out, "request {}\n\nresult", receipt.request_id())?;
+    print_output(&mut out, &answer.output)?;
+    let how = match &receipt.payment {
+        Payment::Escrow { transaction, .. } => format!("by {transaction}"),
+        Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),
+    };
+    writeln!(out, "\npaid {} {how}", receipt.payments.total)?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&arguments.receipt.display().to_string()))?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `ncn wallet`: keys and tokens.
+
+use std::{io::Write as _, path::PathBuf};
+
+use ncn_client::keystore;
+use ncn_core::{Address, Amount, PaymentLedger as _};
+
+use super::{
+    Failure,
+    account::{ChainArguments, KeyArguments, password, tokens},
+    block_on,
+};
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make a new key and keep it, encrypted, in a file
+    New {
+        /// The file to write; it must not exist yet
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Show a key's address
+    Show {
+        #[command(flatten)]
+        key: KeyArguments,
+    },
+    /// Show how many tokens an account has
+    Balance {
+        #[command(flatten)]
+        chain: ChainArguments,
+        /// The account
+        #[arg(long, value_name = "ADDRESS")]
+        account: Address,
+    },
+    /// Send tokens to an account
+    Fund {
+        #[command(flatten)]
+        chain: ChainArguments,
+        #[command(flatten)]
+        key: KeyArguments,
+        /// Who gets them
+        #[arg(long, value_name = "ADDRESS")]
+        to: Address,
+        /// How many
+        #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+        amount: Amount,
+    },
+}
+
+pub(crate) fn run(command: &Command) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    match command {
+        Command::New { key } => {
+            let missing = || Failure::Input("a password is needed: set NCN_PASSWORD, or run this on a terminal".into());
+            let password = password("new password: ").filter(|password| !password.is_empty()).ok_or_else(missing)?;
+            let signer = keystore::create(key, &password)?;
+            Ok(writeln!(out, "{}", signer.address())?)
+        }
+        Command::Show { key } => Ok(writeln!(out, "{}", key.open()?.address())?),
+        Command::Balance { chain, account } => block_on(async {
+            // Nothing is signed: any key reads.
+            let ledger = chain.ledger(ncn_node::devnet::well_known_key("reader", 0)).await?;
+            Ok(writeln!(out, "{}", ledger.balance(*account).await.map_err(Failure::failed)?)?)
+        }),
+        Command::Fund { chain, key, to, amount } => block_on(async {
+            if *to == Address::ZERO {
+                return Err(Failure::Input("--to: is zero: tokens would be lost".into()));
+            }
+            let ledger = chain.ledger(key.open()?).await?;
+            let transaction = ledger.transfer(*to, *amount).await.map_err(Failure::failed)?;
+            Ok(writeln!(out, "sent {amount} to {to}: {transaction}")?)
+        }),
+    }
+}
