@@ -30,12 +30,23 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Kill processes at random points under load, and check that nothing is lost
+    Chaos {
+        #[command(subcommand)]
+        what: Chaos,
+    },
     /// Compile the contracts and write contracts/artifacts/
     Artifacts {
         /// Only compare: fail when a committed file is not what the sources compile to
         #[arg(long)]
         check: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum Chaos {
+    /// The gateway, which settles: every request ends settled or refunded, once
+    Money,
 }
 
 #[allow(clippy::print_stderr, reason = "the program's own voice")]
@@ -53,6 +64,10 @@ fn perform() -> Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
         Task::Codegen { check } => codegen::run(check),
+        Task::Chaos { what: Chaos::Money } => {
+            let test = ["test", "-p", "ncn-node", "--test", "suite", "--", "--ignored", "--nocapture", "chaos::money"];
+            run("cargo", &test, &root())
+        }
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })

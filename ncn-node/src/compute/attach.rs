@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use alloy_primitives::{Address, B256};
 use futures::StreamExt as _;
 use ncn_client::{
+    Backoff,
     grpc::{EndpointError, channel},
     proto::{
         self, ComputeMessage, GatewayMessage, compute_message, gateway_compute_service_client::GatewayComputeServiceClient,
@@ -25,9 +26,6 @@ use tonic::{Status, transport::Channel};
 use super::ComputeNode;
 use crate::presence::next_sequence;
 
-/// How long to wait before a broken stream is opened again; doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
 
@@ -48,16 +46,13 @@ impl Attachments {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let url = url.to_owned();
         self.0.spawn(async move {
-            let mut pause = FIRST_PAUSE;
+            let mut backoff = Backoff::new();
             loop {
-                let started = tokio::time::Instant::now();
-                match attach(&node, gateway, client.clone()).await {
+                match attach(&node, gateway, client.clone(), &mut backoff).await {
                     Ok(()) => tracing::info!(gateway = url, "the gateway closed the stream"),
                     Err(error) => tracing::warn!(gateway = url, error = error.message(), "the stream to the gateway broke"),
                 }
-                // A stream that held for a while starts over with short pauses.
-                pause = if started.elapsed() > MAX_PAUSE { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
-                tokio::time::sleep(pause).await;
+                backoff.pause().await;
             }
         });
         Ok(())
@@ -65,7 +60,12 @@ impl Attachments {
 }
 
 /// One stream, until it ends.
-async fn attach(node: &Arc<ComputeNode>, gateway: Address, mut client: GatewayComputeServiceClient<Channel>) -> Result<(), Status> {
+async fn attach(
+    node: &Arc<ComputeNode>,
+    gateway: Address,
+    mut client: GatewayComputeServiceClient<Channel>,
+    backoff: &mut Backoff,
+) -> Result<(), Status> {
     let (answers, to_send) = mpsc::channel(QUEUE);
     let mut messages = client.attach(ReceiverStream::new(to_send)).await?.into_inner();
     let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new() };
@@ -74,7 +74,11 @@ async fn attach(node: &Arc<ComputeNode>, gateway: Address, mut client: GatewayCo
     loop {
         tokio::select! {
             message = messages.next() => match message {
-                Some(message) => stream.handle(message?).await?,
+                Some(message) => {
+                    stream.handle(message?).await?;
+                    // A gateway that speaks is worth a quick return.
+                    *backoff = Backoff::new();
+                }
                 None => return Ok(()),
             },
             _ = heartbeats.tick() => stream.send(compute_message::Message::Heartbeat(proto::Empty {})).await?,

@@ -6,8 +6,9 @@ use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
-    AccessPurpose, Amount, Attachment, Completion, Confinement, Departure, Domain, Heartbeat, InferenceRequest, InferenceResult,
-    Message, NodeRecord, NodeRole, Quote, ReceiptSeal, Split, Subnet, SubnetModel, TaskAccess, Usage,
+    AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Confinement,
+    Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
+    ReceiptSeal, SettledCompletion, Split, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -182,5 +183,37 @@ async fn the_messages_of_the_network() {
         let models = models.collect();
         let subnet = Subnet { owner: any.address(), name: any.text(), models, split: any.split(), version: any.number() };
         any.agree(&subnet, harness::hashSubnetCall::SELECTOR).await;
+    }
+}
+
+#[tokio::test]
+async fn the_messages_of_channels() {
+    let mut any = Any::new().await;
+    for round in 0..ROUNDS {
+        let voucher = Voucher {
+            channel: any.hash(),
+            request_id: any.hash(),
+            quote: any.hash(),
+            amount: any.amount(),
+            cumulative: any.amount(),
+        };
+        any.agree(&voucher, harness::hashVoucherCall::SELECTOR).await;
+        let leaf =
+            SettledCompletion { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signature: any.hash() };
+        any.agree(&leaf, harness::hashSettledCompletionCall::SELECTOR).await;
+        let charge =
+            |any: &mut Any| ChannelCharge { channel: any.hash(), settled_before: any.amount(), settled_after: any.amount() };
+        let payout = |any: &mut Any| ChannelPayout { account: any.address(), amount: any.amount() };
+        let settlement = ChannelSettlement {
+            root: any.hash(),
+            count: any.number(),
+            charges: (0..round % 4).map(|_| charge(&mut any)).collect(),
+            payouts: (0..round % 7).map(|_| payout(&mut any)).collect(),
+        };
+        any.agree(&settlement, harness::hashChannelSettlementCall::SELECTOR).await;
+        let close = ChannelClose { channel: any.hash(), settled: any.amount() };
+        any.agree(&close, harness::hashChannelCloseCall::SELECTOR).await;
+        let report = DowntimeReport { validator: any.address(), since: any.number(), until: any.number() };
+        any.agree(&report, harness::hashDowntimeReportCall::SELECTOR).await;
     }
 }

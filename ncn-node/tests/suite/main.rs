@@ -6,6 +6,7 @@
 mod anvil;
 mod chain;
 mod channels;
+mod chaos;
 mod cli;
 mod conformance;
 mod digests;
@@ -13,6 +14,7 @@ mod failures;
 mod hostile;
 mod liars;
 mod load;
+mod once;
 mod recovery;
 mod rpc;
 mod scene;

@@ -1,0 +1,224 @@
+//! One authorisation, presented again and again, pays once and serves once.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use alloy_primitives::B256;
+use async_trait::async_trait;
+use ncn_client::{ClientChannel, evm::EvmLedger, grpc::GrpcRegistry, unix_now};
+use ncn_core::{
+    AccessPurpose, Amount, Authorisation, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError,
+    InferenceRequest, PaymentConfirmation, PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel,
+    TaskAccess, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
+    executor::{ModelPackage, Outputs},
+    model::ModelFormat,
+};
+use ncn_node::{
+    channel::{ChannelLedger, SettleOptions},
+    devnet::{LocalNetwork, quickstart},
+    executor::OnnxExecutor,
+    gateway::{Gateway, GatewayOptions, GatewayParts, journal::MemoryJournal},
+};
+
+use crate::scene::{key, tokens};
+
+/// How often the authorisation is presented, half of the times at the wrong gateway.
+const REPLAYS: usize = 250;
+
+/// Counts how often a model is run.
+#[derive(Default)]
+struct Counting {
+    onnx: OnnxExecutor,
+    runs: AtomicUsize,
+}
+
+#[async_trait]
+impl Executor for Counting {
+    fn formats(&self) -> Vec<ModelFormat> {
+        self.onnx.formats()
+    }
+
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
+        self.onnx.load(package).await
+    }
+
+    async fn unload(&self, digest: &B256) -> Result<(), ExecutorError> {
+        self.onnx.unload(digest).await
+    }
+
+    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        self.onnx.run(execution).await
+    }
+}
+
+struct Scene {
+    network: LocalNetwork,
+    executor: Arc<Counting>,
+    other: Arc<Gateway>,
+    trust: TrustRoot,
+    client: DynSigner,
+    account: EvmLedger,
+    _files: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let executor = Arc::new(Counting::default());
+        let settle = SettleOptions { max_requests: 1, ..SettleOptions::default() };
+        let network = LocalNetwork::builder().executor(executor.clone()).settle_options(settle).start().await.unwrap();
+        let files = tempfile::tempdir().unwrap();
+        let other = second_gateway(&network, files.path()).await;
+        let client = key();
+        network.treasurer().transfer(client.address(), tokens(1)).await.unwrap();
+        let (trust, account) = (network.trust_root().await.unwrap(), network.ledger(client.clone()));
+        Self { network, executor, other, trust, client, account, _files: files }
+    }
+
+    /// An order that the first gateway has quoted.
+    async fn quoted(&self) -> (Submission, Quote) {
+        let gateway = self.network.gateway();
+        let info = gateway.model_named(quickstart::NAME).await.unwrap().unwrap();
+        let inputs = Values::from([("image", Value::png(quickstart::SAMPLE))]);
+        let order = InferenceRequest {
+            client: self.client.address(),
+            subnet: info.subnet,
+            model_digest: info.model.digest(),
+            input_hash: inputs.hash(),
+            parameters: "{}".into(),
+            max_price: info.price,
+            deadline: unix_now() + 60,
+            nonce: B256::random(),
+        };
+        let request = Signed::sign(order, &self.trust.domain, &*self.client).await.unwrap();
+        let submission = Submission { request, inputs };
+        let quote = gateway.submit(submission.clone()).await.unwrap().quote.unwrap();
+        (submission, quote)
+    }
+
+    /// Presents the authorisation to both gateways, all at once, and the order with it; returns who took it.
+    async fn replay(&self, submission: &Submission, quote: &Quote, authorisation: Authorisation) {
+        let confirmation = PaymentConfirmation { request_id: quote.request_id, proof: PaymentProof::Authorisation(authorisation) };
+        let other: Arc<dyn Transport> = self.other.clone();
+        let presented = (0..REPLAYS).map(|n| {
+            let (right, submission) = (n % 2 == 0, submission.clone());
+            let gateway = if right { self.network.gateway() } else { other.clone() };
+            tokio::spawn(async move {
+                // The same order is the same request; at the wrong gateway it is none.
+                let submitted = gateway.submit(submission).await;
+                assert_eq!(submitted.is_ok(), right, "{submitted:?}");
+                (right, gateway.confirm_payment(confirmation).await)
+            })
+        });
+        for answer in futures::future::join_all(presented).await {
+            match answer.unwrap() {
+                (true, answer) => assert_eq!(answer, Ok(()), "a replay is as good as the first"),
+                (false, answer) => assert!(matches!(answer, Err(TransportError::UnknownTask(_))), "{answer:?}"),
+            }
+        }
+    }
+
+    /// What came of it.
+    async fn served(&self, quote: &Quote) {
+        let access = TaskAccess { client: self.client.address(), request_id: quote.request_id, purpose: AccessPurpose::Follow };
+        let access = Signed::sign(access, &self.trust.domain, &*self.client).await.unwrap();
+        let last = self.network.gateway().last_update(access).await.unwrap();
+        let TaskUpdate::Delivered { receipt, .. } = last else { panic!("{last:?}") };
+        receipt.verify(&self.trust).unwrap();
+        assert_eq!(self.executor.runs.load(Ordering::SeqCst), 1, "one grant");
+    }
+}
+
+/// A gateway beside the network's own, with a subnet of the same model.
+async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
+    let signer = key();
+    let model = quickstart::model().unwrap();
+    let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
+    let subnet =
+        Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: Split::default(), version: 1 };
+    network.treasurer().transfer(signer.address(), tokens(10)).await.unwrap();
+    let account = network.ledger(signer.clone());
+    account.create_subnet(&subnet.name).await.unwrap();
+    let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
+    let path = files.join("other.redb");
+    let options = SettleOptions::default();
+    let ledger = ChannelLedger::open(Arc::new(account), registry.clone(), signer.clone(), &path, options).unwrap();
+    let parts = GatewayParts {
+        signer,
+        subnet,
+        manifests: vec![quickstart::MANIFEST.into()],
+        registry,
+        ledger: Arc::new(ledger),
+        journal: Arc::new(MemoryJournal::default()),
+        options: GatewayOptions::default(),
+    };
+    Gateway::start(parts).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voucher_presented_250_times_to_two_gateways() {
+    let scene = Scene::new().await;
+    let terms = ChannelTerms { client: scene.client.address(), gateway: scene.network.gateway_address(), salt: B256::random() };
+    let expiry = unix_now() + 7 * 24 * 3_600;
+    scene.account.fund_channel(&terms, tokens(1), expiry).await.unwrap();
+    let channel = ClientChannel::new(terms, tokens(1), expiry);
+    let (submission, quote) = scene.quoted().await;
+    let payment = channel.pay(&quote, &scene.trust, &scene.client).await.unwrap();
+    assert_eq!(channel.pay(&quote, &scene.trust, &scene.client).await.unwrap(), payment, "a retry presents the same voucher");
+    scene.replay(&submission, &quote, Authorisation::Voucher(payment)).await;
+    scene.served(&quote).await;
+
+    // After it was settled, too.
+    let settled = async || scene.account.channel(terms.id()).await.unwrap().unwrap().settled;
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while settled().await.is_zero() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    scene.replay(&submission, &quote, Authorisation::Voucher(payment)).await;
+    scene.served(&quote).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(settled().await, quote.total, "one charge");
+
+    // The voucher of one request does not pay another.
+    let (_, another) = scene.quoted().await;
+    let proof = PaymentProof::Authorisation(Authorisation::Voucher(payment));
+    let confirmation = PaymentConfirmation { request_id: another.request_id, proof };
+    let refused = scene.network.gateway().confirm_payment(confirmation).await;
+    assert!(
+        matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("requestId")),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_presented_250_times_to_two_gateways() {
+    let scene = Scene::new().await;
+    let (submission, quote) = scene.quoted().await;
+    let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+    assert_eq!(Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap(), transfer, "a retry presents the same");
+    scene.replay(&submission, &quote, transfer).await;
+    scene.served(&quote).await;
+    scene.replay(&submission, &quote, transfer).await;
+    let left = scene.account.balance(scene.client.address()).await.unwrap();
+    assert_eq!(tokens(1).checked_sub(left), Some(quote.total), "one charge");
+    assert_eq!(scene.account.balance(scene.trust.domain.contract).await.unwrap(), Amount::ZERO);
+
+    // The authorisation of one quote does not pay another.
+    let (_, another) = scene.quoted().await;
+    let confirmation = PaymentConfirmation { request_id: another.request_id, proof: PaymentProof::Authorisation(transfer) };
+    let refused = scene.network.gateway().confirm_payment(confirmation).await;
+    assert!(matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("transfer")), "{refused:?}");
+}
