@@ -230,6 +230,11 @@ pub trait PaymentLedger: Send + Sync {
         Err(LedgerError::Unsupported("close channels"))
     }
 
+    /// Who has created a subnet, and paid for it.
+    async fn subnet_owner(&self, _subnet: B256) -> Result<Option<Address>, LedgerError> {
+        Err(LedgerError::Unsupported("know subnets"))
+    }
+
     /// As a gateway: settles what it has earned out of a channel, takes no more vouchers of it, and gives its signature over the
     /// [`crate::ChannelClose`] with what was settled.
     async fn agree_to_close(&self, _terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {

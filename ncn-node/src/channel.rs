@@ -257,6 +257,10 @@ impl PaymentLedger for ChannelLedger {
         Ok(self.hold(request_id).map(|hold| hold.payment))
     }
 
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        self.0.chain.subnet_owner(subnet).await
+    }
+
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
         self.0.chain.channel(id).await
     }

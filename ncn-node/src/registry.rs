@@ -2,6 +2,7 @@
 
 mod record;
 mod serve;
+mod subnets;
 mod validator;
 
 use std::{
@@ -21,6 +22,7 @@ use ncn_core::{
     membership::{Bounds, Membership},
 };
 pub use serve::{registry_service, validator_service};
+use subnets::Subnets;
 pub use validator::ValidatorNode;
 
 use crate::time::unix_now;
@@ -38,6 +40,7 @@ type Dialled = (String, Arc<dyn Validator>);
 /// A registry node: membership in memory, and the validators' approvals collected in parallel.
 pub struct RegistryNode {
     ledger: Arc<dyn PaymentLedger>,
+    subnets: Subnets,
     domain: Domain,
     membership: Mutex<Membership>,
     /// The ways to validators that were called before, with the endpoint that each leads to.
@@ -55,7 +58,8 @@ impl RegistryNode {
     pub async fn with_dial(ledger: Arc<dyn PaymentLedger>, dial: Box<Dial>) -> Result<Self, RegistryError> {
         let domain = trust_root(&*ledger).await?.domain;
         let membership = Mutex::new(Membership::new(domain, Bounds::default()));
-        Ok(Self { ledger, domain, membership, validators: Mutex::default(), dial })
+        let subnets = Subnets::new(ledger.clone());
+        Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial })
     }
 
     fn membership(&self) -> MutexGuard<'_, Membership> {
@@ -168,6 +172,9 @@ impl Registry for RegistryNode {
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        // Whoever only claims to be the owner does not make this node ask the chain.
+        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        self.subnets.check(&subnet.message).await?;
         self.membership().register_subnet(subnet)
     }
 

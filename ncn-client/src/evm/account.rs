@@ -1,7 +1,7 @@
 //! What an account does with its tokens beside paying for requests.
 
 use alloy_primitives::{Address, B256, U256};
-use ncn_core::{Amount, LedgerError, UnixTime};
+use ncn_core::{Amount, LedgerError, PaymentLedger as _, UnixTime};
 
 use super::{EvmLedger, NCNToken, SubnetRegistry, ValidatorRegistry, errors::amount};
 
@@ -73,12 +73,6 @@ impl EvmLedger {
         }
         self.transact(subnets, SubnetRegistry::createSubnetCall { name: name.to_owned() }).await?;
         Ok(())
-    }
-
-    /// Who has registered a subnet, if anyone.
-    pub async fn subnet_owner(&self, id: B256) -> Result<Option<Address>, LedgerError> {
-        let owner = self.network.ask(self.network.deployment.subnets, SubnetRegistry::ownerOfCall { id }).await?;
-        Ok((owner != Address::ZERO).then_some(owner))
     }
 
     /// Lets one of the network's contracts take this much.

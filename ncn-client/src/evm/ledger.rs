@@ -16,7 +16,7 @@ use super::{
     contracts::{
         self,
         InferencePayment::{self, InferencePaymentEvents},
-        NCNToken, parts,
+        NCNToken, SubnetRegistry, parts,
     },
     errors::amount,
     network::Network,
@@ -256,6 +256,12 @@ impl PaymentLedger for EvmLedger {
             }
         });
         Ok(batches.try_flatten().boxed())
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        let (subnets, id) = (self.network.deployment.subnets, subnet);
+        let owner = self.network.ask(subnets, SubnetRegistry::ownerOfCall { id }).await?;
+        Ok((owner != Address::ZERO).then_some(owner))
     }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {

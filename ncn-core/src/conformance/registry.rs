@@ -21,6 +21,9 @@ pub trait RegistryFixture: Send + Sync {
 
     /// Escrows a quote on the registry's chain, as this client. Registries that do not look at the chain do nothing.
     async fn pay(&self, client: &DynSigner, quote: &Quote);
+
+    /// Creates a subnet on the registry's chain and pays for it, where that is needed.
+    async fn create_subnet(&self, _owner: &DynSigner, _name: &str) {}
 }
 
 const MODEL: [u8; 32] = [0x42; 32];
@@ -93,6 +96,7 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
         model.price = Amount::new(1);
     }
     rules.refused("a forged subnet is refused", registry.register_subnet(forged).await, RegistryError::is_retryable)?;
+    scene.fixture.create_subnet(&scene.gateway, &scene.subnet.name).await;
     rules.ok("an owner defines its subnet", registry.register_subnet(signed.clone()).await)?;
     rules.ok("defining it again changes nothing", registry.register_subnet(signed.clone()).await)?;
     let found = registry.subnet(id).await;

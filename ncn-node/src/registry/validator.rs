@@ -9,7 +9,7 @@ use ncn_core::{
     validation::{self, Facts},
 };
 
-use super::{record::Record, trust_root};
+use super::{record::Record, subnets::Subnets, trust_root};
 use crate::{
     payments::{Payments, Unpaid},
     time::unix_now,
@@ -21,14 +21,15 @@ pub struct ValidatorNode {
     registry: Arc<dyn Registry>,
     ledger: Arc<dyn PaymentLedger>,
     payments: Payments,
+    subnets: Subnets,
     record: Arc<Mutex<Record>>,
 }
 
 impl ValidatorNode {
     /// The validator with this key.
     pub fn new(signer: DynSigner, registry: Arc<dyn Registry>, ledger: Arc<dyn PaymentLedger>) -> Self {
-        let payments = Payments::new(ledger.clone());
-        Self { signer, registry, ledger, payments, record: Arc::default() }
+        let (payments, subnets) = (Payments::new(ledger.clone()), Subnets::new(ledger.clone()));
+        Self { signer, registry, ledger, payments, subnets, record: Arc::default() }
     }
 
     /// What there is to know about a request; asked for together, since no answer needs another. The registry is believed only as
@@ -47,6 +48,7 @@ impl ValidatorNode {
         }
         let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
         subnet.verify(&trust.domain).map_err(unsigned("subnet"))?;
+        self.subnets.check(&subnet.message).await?;
         record.verify(&trust.domain).map_err(unsigned("node"))?;
         Ok((trust, subnet.message, record.message))
     }

@@ -75,6 +75,10 @@ impl RegistryFixture for OverGrpc {
     async fn pay(&self, client: &DynSigner, quote: &Quote) {
         self.0.pay(client, quote).await;
     }
+
+    async fn create_subnet(&self, owner: &DynSigner, name: &str) {
+        self.0.create_subnet(owner, name).await;
+    }
 }
 
 #[tokio::test]

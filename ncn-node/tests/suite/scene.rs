@@ -75,6 +75,12 @@ impl Chain {
         Self { chain, deployer, validators }
     }
 
+    /// Creates a subnet for its owner, fee and all.
+    pub(crate) async fn create_subnet(&self, owner: &DynSigner, name: &str) {
+        self.deployer.transfer(owner.address(), tokens(10)).await.unwrap();
+        self.deployer.with_signer(owner.clone()).create_subnet(name).await.unwrap();
+    }
+
     pub(crate) fn ledger(&self, signer: DynSigner) -> Arc<EvmLedger> {
         Arc::new(self.deployer.with_signer(signer))
     }
@@ -195,5 +201,9 @@ impl RegistryFixture for InProcess {
 
     async fn pay(&self, client: &DynSigner, quote: &Quote) {
         self.chain.account(client.clone(), quote.total).await.escrow(quote).await.unwrap();
+    }
+
+    async fn create_subnet(&self, owner: &DynSigner, name: &str) {
+        self.chain.create_subnet(owner, name).await;
     }
 }
