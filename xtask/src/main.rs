@@ -35,12 +35,23 @@ enum Task {
         #[command(subcommand)]
         what: Chaos,
     },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Compile the contracts and write contracts/artifacts/
     Artifacts {
         /// Only compare: fail when a committed file is not what the sources compile to
         #[arg(long)]
         check: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What checking and keeping a voucher takes
+    Money,
 }
 
 #[derive(Subcommand)]
@@ -64,15 +75,18 @@ fn perform() -> Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
         Task::Codegen { check } => codegen::run(check),
-        Task::Chaos { what: Chaos::Money } => {
-            let test = ["test", "-p", "ncn-node", "--test", "suite", "--", "--ignored", "--nocapture", "chaos::money"];
-            run("cargo", &test, &root())
-        }
+        Task::Chaos { what: Chaos::Money } => long_test("chaos::money"),
+        Task::Bench { what: Bench::Money } => long_test("channels::latency"),
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
         }
     }
+}
+
+/// One of the tests that the suite leaves out.
+fn long_test(name: &str) -> Result<()> {
+    run("cargo", &["test", "-p", "ncn-node", "--test", "suite", "--", "--ignored", "--nocapture", name], &root())
 }
 
 /// The workspace's directory, wherever the task was called from.

@@ -1,16 +1,24 @@
 //! Requests paid out of a channel, by vouchers, with everything real.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use alloy_primitives::B256;
+use futures::{StreamExt as _, stream};
 use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, ChannelTerms, DynSigner, Message as _, PaymentLedger as _, Recipient, Signed, TaskAccess,
-    Transport as _, Value, receipt::Payment,
+    AccessPurpose, Amount, Authorisation, ChannelPayment, ChannelTerms, DynSigner, Message as _, PaymentLedger as _, Quote,
+    Recipient, Signed, Split, TaskAccess, Transport as _, Value, conformance::LedgerFixture as _, memory::MemoryRegistry,
+    receipt::Payment,
 };
-use ncn_node::{channel::SettleOptions, devnet::LocalNetwork};
+use ncn_node::{
+    channel::{ChannelLedger, SettleOptions},
+    devnet::LocalNetwork,
+};
 
-use crate::scene::{digit, key, network, tokens};
+use crate::scene::{Chain, digit, key, network, tokens};
 
 const WEEK: u64 = 7 * 24 * 3_600;
 
@@ -179,4 +187,75 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     let refused = client.infer("digits", image(7)).await.unwrap_err();
     assert!(refused.to_string().contains("fund it first"), "{refused}");
     assert!(!refused.is_paid());
+}
+
+/// Prints what checking and keeping a voucher takes. Run it with `cargo xtask bench money`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures: cargo xtask bench money"]
+async fn latency() {
+    const COUNT: usize = 4_000;
+    let chain = Chain::new(5).await;
+    let (client, gateway) = (key(), key());
+    let trust = chain.deployer.trust_root().await.unwrap();
+    let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+    let expiry = unix_now() + WEEK;
+    let account = chain.account(client.clone(), tokens(1)).await;
+    account.fund_channel(&terms, tokens(1), expiry).await.unwrap();
+    let channel = ClientChannel::new(terms, tokens(1), expiry);
+    let mut vouchers = Vec::new();
+    for _ in 0..COUNT {
+        let quote = Quote {
+            request_id: B256::random(),
+            client: client.address(),
+            gateway: gateway.address(),
+            compute: gateway.address(),
+            model_digest: B256::ZERO,
+            total: Amount::new(1),
+            split: Split::default(),
+            expiry: unix_now() + 3_600,
+            trust_root: trust.hash(),
+        };
+        let payment = channel.pay(&quote, &trust, &client).await.unwrap();
+        vouchers.push((quote, payment));
+    }
+    let files = tempfile::tempdir().unwrap();
+    let registry = Arc::new(MemoryRegistry::new(trust.clone(), Vec::new(), Arc::new(unix_now)));
+    let settle = SettleOptions { max_requests: usize::MAX, ..SettleOptions::default() };
+    let path = files.path().join("gateway.redb");
+    let ledger = ChannelLedger::open(chain.ledger(gateway.clone()), registry, gateway, &path, settle).unwrap();
+
+    let print = |what: &str, mut took: Vec<Duration>| {
+        took.sort_unstable();
+        let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1_000.0;
+        println!("{what:<44} p50 {:>7.3} ms   p99 {:>7.3} ms", at(50), at(99));
+        at(50)
+    };
+    let timed = |(quote, payment): &(Quote, ChannelPayment)| {
+        let started = Instant::now();
+        payment.verify(quote, &trust).unwrap();
+        started.elapsed()
+    };
+    let check = print("check (signature, terms, sums)", vouchers.iter().map(timed).collect());
+    let (one, many) = vouchers.split_at(COUNT / 4);
+    let mut took = Vec::new();
+    for (quote, payment) in one {
+        let started = Instant::now();
+        ledger.accept(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+        took.push(started.elapsed());
+    }
+    print("check and keep on disk, one at a time", took);
+    let started = Instant::now();
+    let accepted = stream::iter(many).map(|(quote, payment)| {
+        let ledger = ledger.clone();
+        async move {
+            let started = Instant::now();
+            ledger.accept(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+            started.elapsed()
+        }
+    });
+    let took: Vec<_> = accepted.buffer_unordered(64).collect().await;
+    let rate = many.len() as f64 / started.elapsed().as_secs_f64();
+    print("check and keep on disk, 64 at a time", took);
+    println!("{:<44} {rate:>11.0} vouchers a second", "64 at a time");
+    assert!(check < 0.2, "a voucher's check takes more than 0.2 ms: {check}");
 }

@@ -1,0 +1,169 @@
+//! What validators approve for settlement, and what they do not.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use alloy_primitives::B256;
+use ncn_client::unix_now;
+use ncn_core::{
+    Amount, Approval, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult, Message as _,
+    Quote, RegistryError, RequestId, Signature, Signed, Split, Usage,
+    channel::{Batch, BatchEntry},
+};
+
+use crate::scene::{Behaviour, InProcess, key};
+
+const PRICE: Amount = Amount::new(1_000_003);
+
+struct Scene {
+    network: InProcess,
+    client: DynSigner,
+    gateway: DynSigner,
+    compute: DynSigner,
+    terms: ChannelTerms,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let network = InProcess::new(&[Behaviour::Honest; 5]).await;
+        let (client, gateway, compute) = (key(), key(), key());
+        let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+        Self { network, client, gateway, compute, terms }
+    }
+
+    fn quote(&self) -> Quote {
+        Quote {
+            request_id: B256::random(),
+            client: self.client.address(),
+            gateway: self.gateway.address(),
+            compute: self.compute.address(),
+            model_digest: B256::repeat_byte(7),
+            total: PRICE,
+            split: Split::default(),
+            expiry: unix_now() + 3_600,
+            trust_root: self.network.trust.hash(),
+        }
+    }
+
+    async fn result(&self, quote: &Quote) -> Signed<InferenceResult> {
+        let result = InferenceResult {
+            request_id: quote.request_id,
+            compute: self.compute.address(),
+            model_digest: quote.model_digest,
+            input_hash: B256::ZERO,
+            output_hash: B256::ZERO,
+            usage: Usage::default(),
+            confinement: Confinement::None,
+        };
+        Signed::sign(result, &self.network.trust.domain, &*self.compute).await.unwrap()
+    }
+
+    async fn certify(&self, digest: &B256, request: &RequestId, approvals: usize) -> Certificate {
+        let committee = self.network.trust.committee(request);
+        let mut signed = Vec::new();
+        let judges = self.network.chain.validators.iter().filter(|judge| committee.contains(&judge.address()));
+        for judge in judges.take(approvals) {
+            signed.push(Approval::sign(digest, &**judge).await.unwrap());
+        }
+        Certificate::new(signed)
+    }
+
+    async fn entry(&self, cumulative: u128) -> BatchEntry {
+        let quote = self.quote();
+        let result = self.result(&quote).await;
+        let digest = Completion::new(&quote, &result.message).digest(&self.network.trust.domain);
+        let completion = self.certify(&digest, &quote.request_id, 3).await;
+        let cumulative = Amount::new(PRICE.units() * cumulative);
+        let payment = ChannelPayment::sign(self.terms, &quote, cumulative, &self.network.trust, &self.client).await.unwrap();
+        BatchEntry { quote, result, completion, payment }
+    }
+
+    fn batch(&self, entries: Vec<BatchEntry>, settled: Amount) -> Batch {
+        let settled = BTreeMap::from([(self.terms.id(), settled)]);
+        Batch::new(entries, &settled, self.network.trust.treasury).unwrap()
+    }
+
+    async fn judge(&self, batch: Batch) -> Result<Certificate, RegistryError> {
+        self.network.registry.settlement(Arc::new(batch)).await
+    }
+
+    async fn refuses(&self, batch: Batch, says: &str) {
+        let refused = self.judge(batch).await.unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_honest_batch_is_approved_and_again_until_it_is_settled() {
+    let scene = Scene::new().await;
+    let entries = vec![scene.entry(1).await, scene.entry(2).await, scene.entry(3).await];
+    let batch = scene.batch(entries.clone(), Amount::ZERO);
+    let trust = &scene.network.trust;
+    let digest = batch.settlement.digest(&trust.channel_domain());
+    let certificate = scene.judge(batch.clone()).await.unwrap();
+    certificate.verify(&digest, &batch.settlement.root, trust).unwrap();
+    // A gateway that lost the answer, or puts the same requests together in another way, starts from the same sum.
+    scene.judge(batch).await.unwrap();
+    scene.judge(scene.batch(entries[..2].to_vec(), Amount::ZERO)).await.unwrap();
+    // Another sum means that one of those batches was settled: none of its requests may come again.
+    let again = vec![entries[0].clone(), scene.entry(4).await];
+    scene.refuses(scene.batch(again, PRICE), "was settled in an earlier batch").await;
+}
+
+#[tokio::test]
+async fn what_does_not_belong_together_is_not_approved() {
+    let scene = Scene::new().await;
+    let good = scene.entry(1).await;
+    let other = scene.entry(2).await;
+    let alone = |entry: BatchEntry| scene.batch(vec![entry], Amount::ZERO);
+
+    let mut few = good.clone();
+    few.completion = Certificate::new(good.completion.approvals()[..2].to_vec());
+    scene.refuses(alone(few), "2 approvals").await;
+    let mut foreign = good.clone();
+    foreign.completion = other.completion.clone();
+    scene.refuses(alone(foreign), "completion").await;
+    let mut forged = good.clone();
+    forged.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
+    scene.refuses(alone(forged), "result").await;
+    let mut moved = good.clone();
+    moved.result.message.compute = scene.gateway.address();
+    scene.refuses(alone(moved), "result").await;
+    let mut unpaid = good.clone();
+    unpaid.payment = other.payment;
+    scene.refuses(alone(unpaid), "voucher.requestId").await;
+    let mut unsigned = good.clone();
+    unsigned.payment.voucher.cumulative = Amount::new(PRICE.units() * 9);
+    scene.refuses(alone(unsigned), "voucher.signature").await;
+    let mut dear = good.clone();
+    dear.quote.total = Amount::new(PRICE.units() * 2);
+    scene.refuses(alone(dear), "voucher.quote").await;
+
+    // A settlement that is not what its requests lead to.
+    let honest = alone(good.clone());
+    let mut greedy = honest.clone();
+    greedy.settlement.charges[0].settled_after = Amount::new(PRICE.units() * 2);
+    scene.refuses(greedy, "is not what its requests lead to").await;
+    let mut thief = honest.clone();
+    thief.settlement.payouts[0].account = scene.client.address();
+    scene.refuses(thief, "is not what its requests lead to").await;
+    let mut more = honest.clone();
+    more.settlement.count = 2;
+    scene.refuses(more, "is not what its requests lead to").await;
+    let mut twice = honest.clone();
+    twice.entries.push(good);
+    scene.refuses(twice, "twice").await;
+    scene.judge(honest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
+    let scene = Scene::new().await;
+    let mut quote = scene.quote();
+    quote.expiry = unix_now() - 8 * 24 * 3_600;
+    let result = scene.result(&quote).await;
+    let digest = Completion::new(&quote, &result.message).digest(&scene.network.trust.domain);
+    let completion = scene.certify(&digest, &quote.request_id, 3).await;
+    let payment = ChannelPayment::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
+    let old = BatchEntry { quote, result, completion, payment };
+    scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
+}
