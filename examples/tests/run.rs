@@ -26,6 +26,16 @@ fn quickstart() {
 }
 
 #[test]
+fn channel() {
+    assert_eq!(run("channel"), "1\n2\n3\nspent 0.03 NCN of 1 NCN\n");
+}
+
+#[test]
+fn relayed() {
+    assert_eq!(run("relayed"), "7 (paid 0.01 NCN)\n");
+}
+
+#[test]
 fn the_readme_shows_the_quickstart() {
     let program = std::fs::read_to_string(root().join("examples/examples/quickstart.rs")).unwrap();
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
