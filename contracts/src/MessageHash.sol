@@ -17,6 +17,7 @@ import {
     Quote,
     ReceiptSeal,
     SettledCompletion,
+    SettlementRequest,
     Subnet,
     SubnetModel,
     TaskAccess,
@@ -64,6 +65,7 @@ library MessageHash {
     bytes32 internal constant CHANNEL_SETTLEMENT = keccak256(
         "ChannelSettlement(bytes32 root,uint64 count,ChannelCharge[] charges,ChannelPayout[] payouts)ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)ChannelPayout(address account,uint128 amount)"
     );
+    bytes32 internal constant SETTLEMENT_REQUEST = keccak256("SettlementRequest(address gateway,bytes32 settlement)");
     bytes32 internal constant CHANNEL_CLOSE = keccak256("ChannelClose(bytes32 channel,uint128 settled)");
     bytes32 internal constant DOWNTIME_REPORT =
         keccak256("DowntimeReport(address validator,uint64 since,uint64 until)");
@@ -189,6 +191,10 @@ library MessageHash {
                 keccak256(abi.encodePacked(payouts))
             )
         );
+    }
+
+    function hash(SettlementRequest calldata request) internal pure returns (bytes32) {
+        return keccak256(abi.encode(SETTLEMENT_REQUEST, request));
     }
 
     function hash(ChannelClose memory close) internal pure returns (bytes32) {

@@ -169,6 +169,13 @@ struct ChannelSettlement {
     ChannelPayout[] payouts;
 }
 
+/// A gateway's wish to have a batch settled: validators judge only what the gateway itself brings. `settlement` is the struct hash of
+/// the ChannelSettlement.
+struct SettlementRequest {
+    address gateway;
+    bytes32 settlement;
+}
+
 /// A gateway's word that it will charge a channel no more than `settled`: with it the client has the rest back at once.
 struct ChannelClose {
     bytes32 channel;

@@ -68,6 +68,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashSettlementRequest(SettlementRequest calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashChannelClose(ChannelClose calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

@@ -26,7 +26,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 19);
+        vm.assertEq(structs, 20);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -90,6 +90,11 @@ contract MessageHashTest is Test {
         string memory definition =
             string.concat(typeOf("ChannelSettlement"), typeOf("ChannelCharge"), typeOf("ChannelPayout"));
         vm.assertEq(hash, vm.eip712HashStruct(definition, abi.encode(message)));
+    }
+
+    function testFuzz_SettlementRequest(SettlementRequest calldata message) public view {
+        bytes32 hash = harness.hashSettlementRequest(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("SettlementRequest"), abi.encode(message)));
     }
 
     function testFuzz_ChannelClose(ChannelClose calldata message) public view {

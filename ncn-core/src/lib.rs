@@ -49,7 +49,7 @@ pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Departure, Domain,
     DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote, ReceiptSeal,
-    SettledCompletion, Subnet, SubnetModel, TaskAccess, Voucher,
+    SettledCompletion, SettlementRequest, Subnet, SubnetModel, TaskAccess, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};

@@ -8,7 +8,9 @@ mod sol;
 
 use alloy_primitives::{Address, B256, keccak256};
 use alloy_sol_types::{SolStruct, SolValue, eip712_domain};
-pub use channel::{ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettledCompletion, Voucher};
+pub use channel::{
+    ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettledCompletion, SettlementRequest, Voucher,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Amount, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
@@ -316,6 +318,7 @@ authored! {
     Heartbeat => node,
     Departure => node,
     Attachment => node,
+    SettlementRequest => gateway,
     TaskAccess => client,
     Subnet => owner,
 }

@@ -71,6 +71,16 @@ pub struct ChannelSettlement {
     pub payouts: Vec<ChannelPayout>,
 }
 
+/// A gateway's wish to have a batch settled: validators judge only what the gateway itself brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SettlementRequest {
+    /// Whose requests they are.
+    pub gateway: Address,
+    /// Struct hash of the [`ChannelSettlement`].
+    pub settlement: B256,
+}
+
 /// A gateway's word that it will charge a channel no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

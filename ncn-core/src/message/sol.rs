@@ -213,6 +213,14 @@ impl ToSol for super::ChannelSettlement {
     }
 }
 
+impl ToSol for super::SettlementRequest {
+    type Sol = generated::SettlementRequest;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::SettlementRequest { gateway: self.gateway, settlement: self.settlement }
+    }
+}
+
 impl ToSol for super::ChannelClose {
     type Sol = generated::ChannelClose;
 

@@ -8,7 +8,7 @@ use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
     AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Confinement,
     Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
-    ReceiptSeal, SettledCompletion, Split, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
+    ReceiptSeal, SettledCompletion, SettlementRequest, Split, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -211,6 +211,8 @@ async fn the_messages_of_channels() {
             payouts: (0..round % 7).map(|_| payout(&mut any)).collect(),
         };
         any.agree(&settlement, harness::hashChannelSettlementCall::SELECTOR).await;
+        let request = SettlementRequest { gateway: any.address(), settlement: any.hash() };
+        any.agree(&request, harness::hashSettlementRequestCall::SELECTOR).await;
         let close = ChannelClose { channel: any.hash(), settled: any.amount() };
         any.agree(&close, harness::hashChannelCloseCall::SELECTOR).await;
         let report = DowntimeReport { validator: any.address(), since: any.number(), until: any.number() };
