@@ -55,6 +55,8 @@ pub trait EvmBackend: Send + Sync {
     async fn fees(&self) -> Result<Fees, EvmError>;
 
     /// Hands in a signed, EIP-2718 encoded transaction, which is then waiting. One that is known already is taken again.
+    /// [`EvmError::Nonce`] and other refusals say that it certainly was not taken, [`EvmError::Unreachable`] and
+    /// [`EvmError::Malformed`] that it may have been.
     async fn submit(&self, transaction: Bytes) -> Result<(), EvmError>;
 
     /// Where a transaction is, when it is in a block.
@@ -137,6 +139,8 @@ pub struct LogFilter {
     pub address: Address,
     /// From this block on.
     pub from_block: u64,
+    /// Up to this block, which there has to be; up to the newest, when none is said.
+    pub to_block: Option<u64>,
     /// Whose second topic (the first indexed argument) is this.
     pub topic1: Option<B256>,
     /// Only the newest are of interest: older ones may be left out when there are newer ones.

@@ -247,12 +247,13 @@ impl PaymentLedger for EvmLedger {
                     next = block.saturating_sub(REORG_DEPTH);
                     head = backend.head().await?;
                 }
-                let logs = backend.logs(LogFilter { address, from_block: next, ..LogFilter::default() }).await?;
-                // A block may have come between the two questions: go on after the last one that was really read.
-                let last = logs.last().map_or(head.number, |log| log.block.max(head.number));
-                let hash = backend.block_hash(last).await?;
+                // Asked for before the logs: when they come from other blocks than this one, it will be another's hash by then.
+                let hash = backend.block_hash(head.number).await?;
+                let filter = LogFilter { address, from_block: next, to_block: Some(head.number), ..LogFilter::default() };
+                let logs = backend.logs(filter).await?;
                 let events: Vec<_> = logs.iter().filter_map(event).map(Ok).collect();
-                Ok::<_, LedgerError>(Some((stream::iter(events), (last + 1, hash.map(|hash| (last, hash))))))
+                let read = (head.number, hash.unwrap_or_default());
+                Ok::<_, LedgerError>(Some((stream::iter(events), (read.0.saturating_add(1), Some(read)))))
             }
         });
         Ok(batches.try_flatten().boxed())

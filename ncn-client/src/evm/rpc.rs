@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use alloy_consensus::{Transaction as _, TxEnvelope};
 use alloy_eips::eip2718::Decodable2718 as _;
-use alloy_primitives::{Address, B256, Bytes, U64, U128};
-use answers::{Block, Receipt, log_entry};
+use alloy_primitives::{Address, B256, Bytes, U64, U128, keccak256};
+use answers::{Block, Receipt, logs, submitted};
 use async_trait::async_trait;
 use endpoints::Endpoints;
 use serde_json::{Value, json};
@@ -51,46 +51,62 @@ pub struct JsonRpc {
 }
 
 impl JsonRpc {
-    /// A chain behind these URLs, all of which have to be of chain `chain_id`; of the one that answers first when none is given.
+    /// A chain behind these URLs, all of which have to be of chain `chain_id`, or of that of the first that answers when none is given:
+    /// [`EvmError::WrongChain`] names one that is not. At least one has to answer now.
     pub async fn connect(urls: &[String], chain_id: Option<u64>, options: RpcOptions) -> Result<Self, EvmError> {
         let options = RpcOptions { confirmations: options.confirmations.max(1), log_range: options.log_range.max(1), ..options };
         let endpoints = Endpoints::connect(urls, chain_id, options.timeout).await?;
         Ok(Self { endpoints, options, latest: tokio::sync::Mutex::default() })
     }
 
-    /// The newest block's number, at most half a poll old.
+    /// The newest block's number, at most half a poll old: for those who wait.
     async fn latest(&self) -> Result<u64, EvmError> {
         let mut latest = self.latest.lock().await;
         match *latest {
             Some((seen, number)) if seen.elapsed() < self.options.poll / 2 => Ok(number),
             _ => {
-                let number = self.endpoints.ask::<U64>("eth_blockNumber", json!([])).await?.to();
+                let number = self.newest().await?;
                 *latest = Some((Instant::now(), number));
                 Ok(number)
             }
         }
     }
 
-    /// The newest final block's number.
-    async fn final_block(&self) -> Result<u64, EvmError> {
-        Ok(self.latest().await?.saturating_sub(self.options.confirmations - 1))
+    /// The newest block's number now.
+    async fn newest(&self) -> Result<u64, EvmError> {
+        Ok(self.endpoints.ask::<U64>("eth_blockNumber", json!([])).await?.to())
+    }
+
+    /// The number of the newest block that is final when this is the newest block.
+    const fn final_of(&self, newest: u64) -> u64 {
+        newest.saturating_sub(self.options.confirmations - 1)
+    }
+
+    /// The newest final block's number; none when that is just the newest one.
+    async fn final_number(&self) -> Result<Option<u64>, EvmError> {
+        Ok(if self.options.confirmations == 1 { None } else { Some(self.final_of(self.latest().await?)) })
     }
 
     /// The final state, as a parameter.
     async fn final_tag(&self) -> Result<Value, EvmError> {
-        Ok(if self.options.confirmations == 1 { json!("latest") } else { json!(U64::from(self.final_block().await?)) })
+        Ok(tag(self.final_number().await?))
     }
 
-    async fn block(&self, tag: Value) -> Result<Option<Block>, EvmError> {
-        self.endpoints.ask("eth_getBlockByNumber", json!([tag, false])).await
+    /// The block of this number, or the newest.
+    async fn block(&self, number: Option<u64>) -> Result<Option<Block>, EvmError> {
+        let params = json!([tag(number), false]);
+        self.endpoints.read("eth_getBlockByNumber", params, |answer| Block::read(answer, number)).await.answer
     }
 
     async fn logs_within(&self, filter: &LogFilter, from: u64, to: u64) -> Result<Vec<LogEntry>, EvmError> {
         let topics = filter.topic1.map_or_else(|| json!([]), |topic| json!([null, topic]));
         let ask = json!([{ "address": filter.address, "topics": topics, "fromBlock": U64::from(from), "toBlock": U64::from(to) }]);
-        let logs: Vec<Value> = self.endpoints.ask("eth_getLogs", ask).await?;
-        logs.into_iter().filter_map(|log| log_entry(log, filter, from, to).transpose()).collect()
+        self.endpoints.read("eth_getLogs", ask, |answer| logs(answer, filter, from, to)).await.answer
     }
+}
+
+fn tag(number: Option<u64>) -> Value {
+    number.map_or_else(|| json!("latest"), |number| json!(U64::from(number)))
 }
 
 fn transaction(call: &Call) -> Value {
@@ -113,21 +129,26 @@ impl EvmBackend for JsonRpc {
     }
 
     async fn head(&self) -> Result<Head, EvmError> {
-        let tag = self.final_tag().await?;
-        let problem = "there is no such block".into();
-        let block = self.block(tag).await?.ok_or(EvmError::Malformed { method: "eth_getBlockByNumber", problem })?;
-        Ok(Head { number: block.number.to(), timestamp: block.timestamp.to() })
+        let block = self.block(self.final_number().await?).await?;
+        // An endpoint that took the place of another may be behind it.
+        let block = block.ok_or_else(|| EvmError::Unreachable("the endpoint does not have the newest block yet".into()))?;
+        Ok(Head { number: block.number, timestamp: block.timestamp })
     }
 
     async fn head_after(&self, block: u64) -> Result<Head, EvmError> {
-        while self.final_block().await? <= block {
+        loop {
+            if self.final_of(self.latest().await?) > block {
+                let head = self.head().await?;
+                if head.number > block {
+                    return Ok(head);
+                }
+            }
             tokio::time::sleep(self.options.poll).await;
         }
-        self.head().await
     }
 
     async fn block_hash(&self, block: u64) -> Result<Option<B256>, EvmError> {
-        Ok(self.block(json!(U64::from(block))).await?.map(|block| block.hash))
+        Ok(self.block(Some(block)).await?.map(|block| block.hash))
     }
 
     async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
@@ -145,9 +166,9 @@ impl EvmBackend for JsonRpc {
     }
 
     async fn fees(&self) -> Result<Fees, EvmError> {
-        let base = self.block(json!("latest")).await?.and_then(|block| block.base_fee_per_gas);
+        let base = self.block(None).await?.and_then(|block| block.base_fee_per_gas);
         let base = match base {
-            Some(base) => base.to(),
+            Some(base) => base,
             None => self.endpoints.ask::<U128>("eth_gasPrice", json!([])).await?.to(),
         };
         // Chains without a market for priority do not know the question.
@@ -160,37 +181,47 @@ impl EvmBackend for JsonRpc {
     }
 
     async fn submit(&self, raw: Bytes) -> Result<(), EvmError> {
-        let sent = self.endpoints.ask::<B256>("eth_sendRawTransaction", json!([raw])).await;
-        let Err(EvmError::InvalidTransaction(problem)) = sent else { return sent.map(drop) };
-        let nonce = || TxEnvelope::decode_2718_exact(&raw).map(|envelope| envelope.nonce()).unwrap_or_default();
+        let hash = keccak256(&raw);
+        let sent = self.endpoints.read("eth_sendRawTransaction", json!([raw]), |answer| submitted(answer, hash)).await;
+        let problem = match sent.answer {
+            Err(EvmError::InvalidTransaction(problem)) => problem,
+            done => return done,
+        };
         let says = problem.to_lowercase();
         let any = |phrases: &[&str]| phrases.iter().any(|phrase| says.contains(phrase));
-        if any(&["already known", "already imported", "known transaction", "already in the mempool"]) {
-            Ok(())
-        } else if any(&["nonce too low", "nonce is too low", "invalid nonce", "underpriced"]) {
-            Err(EvmError::Nonce(nonce()))
-        } else {
-            Err(EvmError::InvalidTransaction(problem))
+        if any(&["already known", "alreadyknown", "already imported", "known transaction", "already in the mempool"]) {
+            return Ok(());
         }
+        if any(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce", "replacement"]) {
+            // One that seemed to fail may have taken this very transaction.
+            if sent.doubtful {
+                return Err(EvmError::Unreachable(format!("it may have been taken without an answer: {problem}")));
+            }
+            let nonce = TxEnvelope::decode_2718_exact(&raw).map(|envelope| envelope.nonce()).unwrap_or_default();
+            return Err(EvmError::Nonce(nonce));
+        }
+        // It can be taken once gas is cheaper, or with a higher offer.
+        if any(&["underpriced", "block base fee", "feetoolow"]) {
+            return Err(EvmError::Unreachable(format!("gas: the offer is too low: {problem}")));
+        }
+        Err(EvmError::InvalidTransaction(problem))
     }
 
     async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError> {
-        let receipt: Option<Receipt> = self.endpoints.ask("eth_getTransactionReceipt", json!([transaction])).await?;
-        let Some((receipt, block)) = receipt.and_then(|receipt| receipt.block_number.map(|block| (receipt, block))) else {
-            return Ok(None);
-        };
-        if receipt.transaction_hash != transaction {
-            let problem = format!("transactionHash: is {}, not {transaction}", receipt.transaction_hash);
-            return Err(EvmError::Malformed { method: "eth_getTransactionReceipt", problem });
-        }
-        let block = block.to();
-        let confirmed = self.options.confirmations == 1 || block <= self.final_block().await?;
-        let (succeeded, gas_used) = (receipt.status == U64::from(1), receipt.gas_used.to());
-        Ok(Some(Inclusion { block, confirmed, succeeded, gas_used, created: receipt.contract_address }))
+        let read = |answer: &Value| Receipt::read(answer, transaction);
+        let receipt = self.endpoints.read("eth_getTransactionReceipt", json!([transaction]), read).await.answer?;
+        let Some(Receipt { block, succeeded, gas_used, created }) = receipt else { return Ok(None) };
+        let confirmed = self.options.confirmations == 1 || block <= self.final_of(self.latest().await?);
+        Ok(Some(Inclusion { block, confirmed, succeeded, gas_used, created }))
     }
 
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {
-        let (first, last) = (filter.from_block.max(self.options.first_block), self.final_block().await?);
+        // Not a number that was seen before: what a call has just found in the newest block has its logs there.
+        let newest = self.final_of(self.newest().await?);
+        let (first, last) = (filter.from_block.max(self.options.first_block), filter.to_block.unwrap_or(newest));
+        if last > newest {
+            return Err(EvmError::Unreachable(format!("the endpoint has blocks up to {newest}, not {last}")));
+        }
         let mut range = self.options.log_range;
         let mut found = Vec::new();
         let (mut low, mut high) = (first, last);

@@ -1,10 +1,9 @@
 //! Sends one account's transactions: nonces in order, fees that rise until a transaction is taken, confirmation.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::BTreeSet,
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,8 +16,17 @@ use super::{Call, EvmBackend, EvmError, Fees, Inclusion, SentTransaction};
 
 /// How often a transaction is made anew because its nonce was taken by one that somebody else sent from the same account.
 const MAX_NONCE_RETRIES: u32 = 64;
+/// How much longer to wait each time before that.
+const NONCE_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait for a block before the transaction is looked for again.
 const LOOK: Duration = Duration::from_secs(2);
+/// The least of that, however soon a fee is to rise.
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+/// How long to wait for a chain that does not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a used nonce may come without a receipt of ours before it counts as another transaction's: behind one address there may be
+/// several nodes, not all of which have the newest block.
+const DOUBT: Duration = LOOK;
 /// A replacement has to offer at least a tenth more than what it replaces, by the rule that nodes agree on; this is an eighth.
 const BUMP_DIVISOR: u128 = 8;
 
@@ -45,18 +53,19 @@ pub(crate) struct Sender {
     signer: DynSigner,
     chain_id: u64,
     options: SendOptions,
-    /// The nonce after the last one that was handed in. Held while a transaction is handed in, which keeps an account's transactions
-    /// in order and without gaps: there is nothing that two of them could do at the same time.
-    next: tokio::sync::Mutex<u64>,
-    /// How many transactions wait. While there are any, the chain may not count them yet.
-    waiting: AtomicUsize,
+    /// Held while a transaction gets its nonce and is handed in, which keeps an account's transactions in order: there is nothing that
+    /// two of them could do at the same time.
+    turn: tokio::sync::Mutex<()>,
+    /// The nonces of the transactions that are waited for: the chain may not count them yet, or not any more. What is free between
+    /// them is given to the next transaction, so that a transaction that was given up leaves no gap for ever.
+    nonces: Mutex<BTreeSet<u64>>,
 }
 
 /// A transaction that was handed in.
-struct Pending {
+struct Pending<'a> {
     call: Call,
     gas_limit: u64,
-    nonce: u64,
+    nonce: Nonce<'a>,
     fees: Fees,
     raw: Bytes,
     /// Of every version that was handed in: any of them may be taken.
@@ -65,7 +74,7 @@ struct Pending {
 
 impl Sender {
     pub(crate) fn new(backend: Arc<dyn EvmBackend>, signer: DynSigner, chain_id: u64, options: SendOptions) -> Self {
-        Self { backend, signer, chain_id, options, next: tokio::sync::Mutex::default(), waiting: AtomicUsize::new(0) }
+        Self { backend, signer, chain_id, options, turn: tokio::sync::Mutex::default(), nonces: Mutex::default() }
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -80,11 +89,15 @@ impl Sender {
     pub(crate) async fn send(&self, to: TxKind, input: Bytes) -> Result<SentTransaction, EvmError> {
         let call = Call { from: self.address(), to, input };
         let started = Instant::now();
-        for _ in 0..MAX_NONCE_RETRIES {
+        for retry in 1..=MAX_NONCE_RETRIES {
             let gas = self.backend.estimate(&call).await?;
-            // A quarter more, for what other transactions may change until this one's turn.
-            match self.attempt(call.clone(), gas.saturating_add(gas / 4), started).await {
-                Err(EvmError::Nonce(_)) => {}
+            // A quarter more, for what other transactions may change until this one's turn, and a little that tells it from the same
+            // call of another process: sent with the same nonce, the two would be one transaction, and both would think it theirs.
+            let [salt, salter, ..] = B256::random().0;
+            let gas_limit = gas.saturating_add(gas / 4).saturating_add(u16::from_be_bytes([salt, salter]).into());
+            match self.attempt(call.clone(), gas_limit, started).await {
+                // The other one's transactions may come in a row, and the chain's count of them late.
+                Err(EvmError::Nonce(_)) => tokio::time::sleep(NONCE_PAUSE * retry).await,
                 done => return done,
             }
         }
@@ -93,78 +106,92 @@ impl Sender {
 
     async fn attempt(&self, call: Call, gas_limit: u64, started: Instant) -> Result<SentTransaction, EvmError> {
         let fees = self.backend.fees().await?;
-        let _waiting = Waiting::new(&self.waiting);
         let pending = {
-            let mut next = self.next.lock().await;
-            let counted = self.backend.nonces(self.address()).await?.pending;
-            // Only this transaction waits: what the chain counts is all there is, and an older figure may be of a lost transaction.
-            let alone = self.waiting.load(Ordering::Relaxed) == 1;
-            let nonce = if alone { counted } else { counted.max(*next) };
+            let _turn = self.turn.lock().await;
+            let nonce = Nonce::take(&self.nonces, self.backend.nonces(self.address()).await?.pending);
             let mut pending = Pending { call, gas_limit, nonce, fees, raw: Bytes::new(), hashes: Vec::new() };
-            self.sign(&mut pending).await?;
-            match self.backend.submit(pending.raw.clone()).await {
-                // Without an answer it may have been taken: it is watched, and handed in again.
-                Ok(()) | Err(EvmError::Unreachable(_)) => *next = nonce + 1,
-                Err(error) => return Err(error),
-            }
+            self.offer(&mut pending, fees).await?;
             pending
         };
         self.watch(pending, started).await
     }
 
     /// Waits for a transaction, and sends it again when it is not taken or has gone from the chain.
-    async fn watch(&self, mut pending: Pending, started: Instant) -> Result<SentTransaction, EvmError> {
+    async fn watch(&self, mut pending: Pending<'_>, started: Instant) -> Result<SentTransaction, EvmError> {
         let mut offered = Instant::now();
-        let mut seen = 0;
+        let (mut seen, mut doubt, mut problem, mut told) = (0, None, None, None);
         loop {
-            match self.look(&pending).await {
+            // It has been handed in, and may be taken whatever goes wrong from here on: only what settles its fate ends the wait.
+            let looked = self.look(&pending).await;
+            if !matches!(looked, Err(EvmError::Nonce(_))) {
+                doubt = None;
+            }
+            match looked {
                 Ok(Some((hash, inclusion))) if inclusion.confirmed => return self.outcome(&pending.call, hash, inclusion).await,
                 // In a block that is not final yet: a reorganisation may take it out again, and then it is handed in again below.
-                Ok(Some(_)) => offered = Instant::now(),
+                Ok(Some(_)) => (offered, problem) = (Instant::now(), None),
                 Ok(None) if offered.elapsed() >= self.options.bump_after => {
                     offered = Instant::now();
-                    match self.bump(&mut pending).await {
-                        // What is handed in may still be taken, at the price that was offered.
-                        Err(error @ EvmError::TooDear { .. }) => {
-                            tracing::warn!(%error, "a transaction waits for gas to become cheaper")
-                        }
-                        done => done?,
-                    }
+                    problem = self.bump(&mut pending).await.err().or(problem);
                 }
                 Ok(None) => match self.backend.submit(pending.raw.clone()).await {
                     // Told apart by the next look: this one may have been taken, or another one with its nonce.
-                    Ok(()) | Err(EvmError::Unreachable(_) | EvmError::Nonce(_)) => {}
-                    Err(error) => return Err(error),
+                    Ok(()) | Err(EvmError::Nonce(_)) => {}
+                    Err(error @ (EvmError::Unreachable(_) | EvmError::Malformed { .. })) => problem = Some(error),
+                    // Refused for good, unless it has been taken just now.
+                    Err(error) => match self.find(&pending).await {
+                        Ok(None) => return Err(error),
+                        _ => problem = Some(error),
+                    },
                 },
-                Err(EvmError::Unreachable(problem)) => tracing::warn!(%problem, "cannot see whether a transaction was taken"),
-                Err(error) => return Err(error),
+                Err(error @ EvmError::Nonce(_)) => {
+                    if doubt.get_or_insert_with(Instant::now).elapsed() >= DOUBT {
+                        return Err(error);
+                    }
+                }
+                Err(error) => problem = Some(error),
             }
+            if let Some(problem) = &problem
+                && Some(problem) != told.as_ref()
+            {
+                tracing::warn!(account = %self.address(), nonce = *pending.nonce, %problem, "a transaction is not taken yet");
+            }
+            told.clone_from(&problem);
             if started.elapsed() >= self.options.patience {
-                let hash = pending.hashes.last().copied().unwrap_or_default();
-                let problem = format!("transaction {hash} was not taken within {:?}", self.options.patience);
-                return Err(EvmError::Unreachable(problem));
+                return Err(self.given_up(&pending, problem));
             }
-            match tokio::time::timeout(LOOK, self.backend.head_after(seen)).await {
+            let wait = self.options.bump_after.clamp(SHORTEST_LOOK, LOOK);
+            match tokio::time::timeout(wait, self.backend.head_after(seen)).await {
                 Ok(Ok(head)) => seen = head.number,
-                Ok(Err(_)) => tokio::time::sleep(LOOK).await,
+                Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
                 Err(_) => {}
             }
         }
     }
 
+    fn given_up(&self, pending: &Pending<'_>, problem: Option<EvmError>) -> EvmError {
+        let hash = pending.hashes.last().copied().unwrap_or_default();
+        let given_up = format!("transaction {hash} was not taken within {:?}", self.options.patience);
+        match problem {
+            None => EvmError::Unreachable(given_up),
+            Some(malformed @ EvmError::Malformed { .. }) => malformed,
+            Some(problem) => EvmError::Unreachable(format!("{given_up}: {problem}")),
+        }
+    }
+
     /// Which version of a transaction is in a block.
-    async fn look(&self, pending: &Pending) -> Result<Option<(B256, Inclusion)>, EvmError> {
+    async fn look(&self, pending: &Pending<'_>) -> Result<Option<(B256, Inclusion)>, EvmError> {
         if let Some(found) = self.find(pending).await? {
             return Ok(Some(found));
         }
-        if self.backend.nonces(self.address()).await?.mined <= pending.nonce {
+        if self.backend.nonces(self.address()).await?.mined <= *pending.nonce {
             return Ok(None);
         }
         // Some transaction with this nonce is final. It may have come between the two questions.
-        self.find(pending).await?.map(Some).ok_or(EvmError::Nonce(pending.nonce))
+        self.find(pending).await?.map(Some).ok_or(EvmError::Nonce(*pending.nonce))
     }
 
-    async fn find(&self, pending: &Pending) -> Result<Option<(B256, Inclusion)>, EvmError> {
+    async fn find(&self, pending: &Pending<'_>) -> Result<Option<(B256, Inclusion)>, EvmError> {
         for hash in pending.hashes.iter().rev() {
             if let Some(inclusion) = self.backend.inclusion(*hash).await? {
                 return Ok(Some((*hash, inclusion)));
@@ -173,22 +200,34 @@ impl Sender {
         Ok(None)
     }
 
-    /// Offers more for the same transaction.
-    async fn bump(&self, pending: &mut Pending) -> Result<(), EvmError> {
+    /// Offers more for the same transaction. When that fails, what was offered before stands.
+    async fn bump(&self, pending: &mut Pending<'_>) -> Result<(), EvmError> {
         let more = |fee: u128| fee.saturating_add((fee / BUMP_DIVISOR).max(1));
-        let now = self.backend.fees().await?;
-        pending.fees =
-            Fees { base: more(pending.fees.base).max(now.base), priority: more(pending.fees.priority).max(now.priority) };
-        tracing::info!(account = %self.address(), nonce = pending.nonce, "a transaction is not taken: offering a higher fee");
-        self.sign(pending).await?;
-        match self.backend.submit(pending.raw.clone()).await {
-            Ok(()) | Err(EvmError::Unreachable(_) | EvmError::Nonce(_)) => Ok(()),
+        let (old, now) = (pending.fees, self.backend.fees().await?);
+        let fees = Fees { base: more(old.base).max(now.base), priority: more(old.priority).max(now.priority) };
+        tracing::info!(account = %self.address(), nonce = *pending.nonce, "a transaction is not taken: offering a higher fee");
+        match self.offer(pending, fees).await {
+            // Taken just now, or the limit leaves no room for a replacement.
+            Err(EvmError::Nonce(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Hands a transaction in at this price.
+    async fn offer(&self, pending: &mut Pending<'_>, fees: Fees) -> Result<(), EvmError> {
+        let (hash, raw) = self.sign(pending, fees).await?;
+        match self.backend.submit(raw.clone()).await {
+            // Without an answer that makes sense it may have been taken: it is watched, and handed in again.
+            Ok(()) | Err(EvmError::Unreachable(_) | EvmError::Malformed { .. }) => {
+                pending.hashes.push(hash);
+                (pending.fees, pending.raw) = (fees, raw);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
 
-    async fn sign(&self, pending: &mut Pending) -> Result<(), EvmError> {
-        let Fees { base, priority } = pending.fees;
+    async fn sign(&self, pending: &Pending<'_>, Fees { base, priority }: Fees) -> Result<(B256, Bytes), EvmError> {
         // The base fee can double within six blocks; what is not needed is not paid.
         let (needed, limit) = (base.saturating_add(priority), self.options.max_fee_per_gas);
         if needed > limit {
@@ -196,7 +235,7 @@ impl Sender {
         }
         let transaction = TxEip1559 {
             chain_id: self.chain_id,
-            nonce: pending.nonce,
+            nonce: *pending.nonce,
             gas_limit: pending.gas_limit,
             max_fee_per_gas: needed.saturating_add(base).min(limit),
             max_priority_fee_per_gas: priority,
@@ -207,9 +246,7 @@ impl Sender {
         let signed = self.signer.sign_hash(&transaction.signature_hash()).await;
         let signature = signed.map_err(|error| EvmError::InvalidTransaction(format!("signing failed: {error}")))?;
         let envelope = TxEnvelope::from(transaction.into_signed(signature));
-        pending.hashes.push(*envelope.tx_hash());
-        pending.raw = envelope.encoded_2718().into();
-        Ok(())
+        Ok((*envelope.tx_hash(), envelope.encoded_2718().into()))
     }
 
     async fn outcome(&self, call: &Call, hash: B256, inclusion: Inclusion) -> Result<SentTransaction, EvmError> {
@@ -225,18 +262,36 @@ impl Sender {
     }
 }
 
-/// Counts a transaction while it is under way.
-struct Waiting<'a>(&'a AtomicUsize);
+/// A nonce that nobody else of this process uses while this is there.
+struct Nonce<'a> {
+    value: u64,
+    taken: &'a Mutex<BTreeSet<u64>>,
+}
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+impl<'a> Nonce<'a> {
+    /// The first free one from `counted` on, which is how many transactions the chain knows of.
+    fn take(taken: &'a Mutex<BTreeSet<u64>>, counted: u64) -> Self {
+        let mut nonces = lock(taken);
+        let value = nonces.range(counted..).fold(counted, |free, nonce| if *nonce == free { free.saturating_add(1) } else { free });
+        nonces.insert(value);
+        Self { value, taken }
     }
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl Deref for Nonce<'_> {
+    type Target = u64;
+
+    fn deref(&self) -> &u64 {
+        &self.value
     }
+}
+
+impl Drop for Nonce<'_> {
+    fn drop(&mut self) {
+        lock(self.taken).remove(&self.value);
+    }
+}
+
+fn lock(nonces: &Mutex<BTreeSet<u64>>) -> MutexGuard<'_, BTreeSet<u64>> {
+    nonces.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
 use ncn_core::{
-    Address, Amount, Approval, Certificate, Completion, EscrowState, InferenceResult, Message as _, PaymentLedger as _,
-    PaymentTree, Quote, Recipient, Settlement, Signed, Split, Usage, conformance::LedgerFixture as _,
+    Address, Amount, EscrowState, PaymentLedger as _, PaymentTree, Quote, Recipient, Split, conformance::LedgerFixture as _,
 };
 use ncn_node::{devnet::EmbeddedChain, time::unix_now};
 
-use crate::scene::{Chain, key, tokens};
+use crate::scene::{Chain, key, settlement, tokens};
 
 /// Settles a payment of this size and split, approved by the first `approvals` validators, and compares every balance with the tree.
 async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals: usize) {
@@ -29,24 +28,8 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
     };
     let worker = key();
     let compute = worker.address();
-    let result = InferenceResult {
-        request_id: quote.request_id,
-        compute,
-        model_digest: quote.model_digest,
-        input_hash: B256::ZERO,
-        output_hash: B256::ZERO,
-        usage: Usage::default(),
-        confinement: ncn_core::Confinement::None,
-    };
-    let result = Signed::sign(result, &trust.domain, &*worker).await.unwrap();
-    let completion = Completion::new(&quote, &result.message);
-    let committee = trust.committee(&quote.request_id);
-    let mut signed = Vec::new();
-    for judge in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
-        signed.push(Approval::sign(&completion.digest(&trust.domain), &**judge).await.unwrap());
-    }
-    let certificate = Certificate::new(signed);
-    let tree = PaymentTree::new(&quote, compute, &certificate.validators(), trust.treasury).unwrap();
+    let settlement = settlement(&quote, &worker, &trust, &scene.validators, approvals).await;
+    let tree = PaymentTree::new(&quote, compute, &settlement.certificate.validators(), trust.treasury).unwrap();
 
     let account = scene.account(client, quote.total).await;
     account.escrow(&quote).await.unwrap();
@@ -55,7 +38,7 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
         before.push(account.balance(payout.address).await.unwrap());
     }
     let ledger = scene.ledger(gateway);
-    ledger.settle(&Settlement { quote: quote.clone(), result, certificate }).await.unwrap();
+    ledger.settle(&settlement).await.unwrap();
     for (payout, before) in tree.payouts.iter().zip(before) {
         let after = account.balance(payout.address).await.unwrap();
         assert_eq!(after.checked_sub(before), Some(payout.amount), "{payout:?} of {total} by {split:?}");

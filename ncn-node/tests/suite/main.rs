@@ -11,6 +11,7 @@ mod chaos;
 mod cli;
 mod conformance;
 mod digests;
+mod evm;
 mod failures;
 mod hostile;
 mod liars;

@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, Genesis};
 use ncn_core::channel::Batch;
 use ncn_core::{
-    Amount, Approval, B256, CompletionRequest, Confinement, DynSigner, NodeRole, PaymentLedger, PreprocessingRequest, Quote,
-    Registry, RegistryError, TrustRoot, UnixTime, Validator,
+    Amount, Approval, B256, Certificate, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _,
+    NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage,
+    Validator,
     conformance::{LedgerFixture, RegistryFixture},
 };
 use ncn_node::{
@@ -45,6 +46,33 @@ pub(crate) fn network() -> LocalNetworkBuilder {
 /// The digit `n`, as someone wrote it.
 pub(crate) fn digit(n: u8) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../examples/data/{n}.png"))
+}
+
+/// What settles a quote: a made-up result of `worker`, approved by so many of the validators.
+pub(crate) async fn settlement(
+    quote: &Quote,
+    worker: &DynSigner,
+    trust: &TrustRoot,
+    validators: &[DynSigner],
+    approvals: usize,
+) -> Settlement {
+    let result = InferenceResult {
+        request_id: quote.request_id,
+        compute: worker.address(),
+        model_digest: quote.model_digest,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        usage: Usage::default(),
+        confinement: Confinement::None,
+    };
+    let result = Signed::sign(result, &trust.domain, &**worker).await.unwrap();
+    let digest = Completion::new(quote, &result.message).digest(&trust.domain);
+    let committee = trust.committee(&quote.request_id);
+    let mut signed = Vec::new();
+    for judge in validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
+        signed.push(Approval::sign(&digest, &**judge).await.unwrap());
+    }
+    Settlement { quote: quote.clone(), result, certificate: Certificate::new(signed) }
 }
 
 /// A chain with the contracts on it.

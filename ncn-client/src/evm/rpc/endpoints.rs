@@ -12,9 +12,11 @@ use alloy_json_rpc::{ErrorPayload, RpcError};
 use alloy_primitives::{Bytes, U64};
 use alloy_rpc_client::RpcClient;
 use alloy_transport::TransportError;
+use futures::future::join_all;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::answers::{Read, whole};
 use crate::evm::EvmError;
 
 /// How much of a node's own words is repeated.
@@ -37,6 +39,13 @@ struct Endpoint {
     checked: AtomicBool,
 }
 
+/// What came of a question.
+pub(super) struct Asked<T> {
+    pub(super) answer: Result<T, EvmError>,
+    /// Whether an endpoint failed before the one that this is of: it may have done what it was asked.
+    pub(super) doubtful: bool,
+}
+
 /// Why an endpoint has no answer.
 enum Refusal {
     /// Another one would say the same.
@@ -50,7 +59,7 @@ impl Endpoints {
         // Once per process, unless the program has chosen itself.
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-        let http = reqwest::Client::builder().timeout(timeout).tcp_nodelay(true).redirect(reqwest::redirect::Policy::none());
+        let http = reqwest::Client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none());
         let http = http.build().map_err(|error| EvmError::Unreachable(format!("HTTP: {error}")))?;
         let mut all = Vec::new();
         for url in urls {
@@ -59,55 +68,59 @@ impl Endpoints {
         if all.is_empty() {
             return Err(EvmError::Unreachable("no endpoint is given: give the URL of one".into()));
         }
-        let mut this = Self { all, current: AtomicUsize::new(0), chain_id: 0, timeout };
-        this.chain_id = match chain_id {
-            Some(chain_id) => chain_id,
-            None => this.first_chain_id().await?,
+        let this = Self { all, current: AtomicUsize::new(0), chain_id: 0, timeout };
+        // All of them, at once: one of another chain is a mistake that is better found now than when the others fail.
+        let chain_ids = join_all(this.all.iter().map(|endpoint| endpoint.chain_id(timeout))).await;
+        let first = chain_ids.iter().find_map(|id| id.as_ref().ok().copied());
+        let Some(expected) = first.map(|first| chain_id.unwrap_or(first)) else {
+            return Err(together(chain_ids.into_iter().filter_map(Result::err).map(Refusal::into_error).collect()));
         };
-        // Says at once when no endpoint is usable.
-        this.ask::<U64>("eth_blockNumber", json!([])).await?;
-        Ok(this)
-    }
-
-    async fn first_chain_id(&self) -> Result<u64, EvmError> {
-        let mut problems = Vec::new();
-        for endpoint in &self.all {
-            match endpoint.chain_id(self.timeout).await {
-                Ok(chain_id) => return Ok(chain_id),
-                Err(Refusal::Final(error) | Refusal::Passing(error)) => problems.push(error),
+        for (endpoint, actual) in this.all.iter().zip(chain_ids) {
+            match actual {
+                Ok(actual) => endpoint.expect(actual, expected)?,
+                Err(refusal) => tracing::warn!(error = %refusal.into_error(), "an endpoint fails; it is tried when others do too"),
             }
         }
-        Err(together(problems))
+        Ok(Self { chain_id: expected, ..this })
     }
 
     pub(super) const fn chain_id(&self) -> u64 {
         self.chain_id
     }
 
-    /// The first answer.
+    /// The first answer that is one value.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, EvmError> {
+        self.read(method, params, whole).await.answer
+    }
+
+    /// The first answer that can be read.
+    pub(super) async fn read<T>(&self, method: &'static str, params: Value, read: impl Fn(&Value) -> Read<T>) -> Asked<T> {
         let start = self.current.load(Ordering::Relaxed);
         let mut problems = Vec::new();
         for turn in 0..self.all.len() {
             let index = (start + turn) % self.all.len();
             let Some(endpoint) = self.all.get(index) else { continue };
-            match endpoint.checked(self.chain_id, self.timeout, method, &params).await {
-                Ok(answer) => {
-                    self.current.store(index, Ordering::Relaxed);
-                    let problem = |error: serde_json::Error| EvmError::Malformed { method, problem: error.to_string() };
-                    return serde_json::from_value(answer).map_err(problem);
-                }
-                Err(Refusal::Final(error)) => {
-                    self.current.store(index, Ordering::Relaxed);
-                    return Err(error);
-                }
+            let answer = match endpoint.checked(self.chain_id, self.timeout, method, &params, &read).await {
+                Ok(answer) => Ok(answer),
+                Err(Refusal::Final(error)) => Err(error),
                 Err(Refusal::Passing(error)) => {
                     tracing::debug!(%error, method, "an endpoint fails; asking the next one");
                     problems.push(error);
+                    continue;
                 }
-            }
+            };
+            self.current.store(index, Ordering::Relaxed);
+            return Asked { answer, doubtful: !problems.is_empty() };
         }
-        Err(together(problems))
+        Asked { answer: Err(together(problems)), doubtful: true }
+    }
+}
+
+impl Refusal {
+    fn into_error(self) -> EvmError {
+        match self {
+            Self::Final(error) | Self::Passing(error) => error,
+        }
     }
 }
 
@@ -130,17 +143,20 @@ impl Endpoint {
         Ok(Self { name, client: RpcClient::new_http_with_client(http, parsed), checked: AtomicBool::new(false) })
     }
 
-    /// Asks, once it is sure that this is the right chain.
-    async fn checked(&self, chain_id: u64, timeout: Duration, method: &'static str, params: &Value) -> Result<Value, Refusal> {
+    /// Asks, once it is sure that this is the right chain, and reads the answer.
+    async fn checked<T>(
+        &self,
+        chain_id: u64,
+        timeout: Duration,
+        method: &'static str,
+        params: &Value,
+        read: impl Fn(&Value) -> Read<T>,
+    ) -> Result<T, Refusal> {
         if !self.checked.load(Ordering::Relaxed) {
-            let actual = self.chain_id(timeout).await?;
-            if actual != chain_id {
-                let error = EvmError::WrongChain { endpoint: self.name.clone(), actual, expected: chain_id };
-                return Err(Refusal::Passing(error));
-            }
-            self.checked.store(true, Ordering::Relaxed);
+            self.expect(self.chain_id(timeout).await?, chain_id).map_err(Refusal::Passing)?;
         }
         let answer = self.ask(timeout, method, params).await;
+        let answer = answer.and_then(|answer| read(&answer).map_err(|problem| self.malformed(method, &problem)));
         if matches!(answer, Err(Refusal::Passing(_))) {
             // What answers at this address next may be something else.
             self.checked.store(false, Ordering::Relaxed);
@@ -148,10 +164,23 @@ impl Endpoint {
         answer
     }
 
+    /// Whether its chain is the right one.
+    fn expect(&self, actual: u64, expected: u64) -> Result<(), EvmError> {
+        if actual != expected {
+            return Err(EvmError::WrongChain { endpoint: self.name.clone(), actual, expected });
+        }
+        self.checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn chain_id(&self, timeout: Duration) -> Result<u64, Refusal> {
         let answer = self.ask(timeout, "eth_chainId", &json!([])).await?;
-        let malformed = |error: serde_json::Error| EvmError::Malformed { method: "eth_chainId", problem: error.to_string() };
-        serde_json::from_value::<U64>(answer).map(|id| id.to()).map_err(|error| Refusal::Passing(malformed(error)))
+        let id: Read<U64> = whole(&answer);
+        id.map(|id| id.to()).map_err(|problem| self.malformed("eth_chainId", &problem))
+    }
+
+    fn malformed(&self, method: &'static str, problem: &str) -> Refusal {
+        Refusal::Passing(EvmError::Malformed { method, problem: format!("{} ({})", words(problem), self.name) })
     }
 
     async fn ask(&self, timeout: Duration, method: &'static str, params: &Value) -> Result<Value, Refusal> {
@@ -159,19 +188,21 @@ impl Endpoint {
         match tokio::time::timeout(timeout, self.client.request::<_, Value>(method, params)).await {
             Err(_) => Err(unreachable(format!("no answer to {method} within {timeout:?}"))),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(RpcError::ErrorResp(payload))) => Err(refusal(&self.name, &payload)),
-            Ok(Err(RpcError::DeserError { err, .. })) => {
-                let problem = format!("{}: {err}", self.name);
-                Err(Refusal::Passing(EvmError::Malformed { method, problem }))
-            }
+            Ok(Err(RpcError::ErrorResp(payload))) => Err(refusal(&self.name, method, &payload)),
+            Ok(Err(RpcError::DeserError { err, .. })) => Err(self.malformed(method, &format!("result: {err}"))),
             // Of transport errors only their kind is repeated: their text may have the URL in it.
             Ok(Err(error)) => Err(unreachable(cause(&error))),
         }
     }
 }
 
-/// What failed, without the URL.
+/// What failed, without the URL, which a proxy may have put into its page too.
 fn cause(error: &TransportError) -> String {
+    if let RpcError::Transport(kind) = error
+        && let Some(http) = kind.as_http_error()
+    {
+        return format!("HTTP status {}", http.status);
+    }
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
@@ -184,7 +215,7 @@ fn words(text: &str) -> String {
 }
 
 /// What a node's own refusal means.
-fn refusal(name: &str, payload: &ErrorPayload) -> Refusal {
+fn refusal(name: &str, method: &str, payload: &ErrorPayload) -> Refusal {
     if let Some(data) = payload.as_revert_data() {
         return Refusal::Final(EvmError::Reverted(data));
     }
@@ -196,9 +227,10 @@ fn refusal(name: &str, payload: &ErrorPayload) -> Refusal {
     if any(&["insufficient funds", "gas required exceeds allowance"]) {
         return Refusal::Final(EvmError::NoGas(words(&payload.message)));
     }
-    // Internal failures, limits on how often one may ask, and blocks that this node has not seen yet.
-    let passing = matches!(payload.code, -32603 | -32005 | -32001 | 429)
-        || any(&["rate limit", "too many requests", "header not found", "unknown block", "timeout", "timed out"]);
+    // Internal failures, limits on how often one may ask, and blocks that this node has not seen yet. Of logs, the limit is on how many.
+    let passing = matches!(payload.code, -32603 | -32001 | 429)
+        || (payload.code == -32005 && method != "eth_getLogs")
+        || any(&["rate limit", "too many requests", "header not found", "unknown block", "timeout", "timed out", "pool is full"]);
     if passing {
         Refusal::Passing(EvmError::Unreachable(format!("{name}: {}", words(&payload.message))))
     } else {

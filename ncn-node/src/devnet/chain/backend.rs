@@ -87,14 +87,16 @@ impl EvmBackend for EmbeddedChain {
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {
         let core = self.lock();
         let fits = |placed: &PlacedLog<'_>| placed.log.address == filter.address;
+        let wanted = filter.from_block..=filter.to_block.unwrap_or(u64::MAX);
         let found = match filter.topic1 {
             Some(topic) => {
                 let placed = core.blocks.by_topic1(topic);
-                let placed = placed.filter(|(block, placed)| block.header.number >= filter.from_block && fits(placed));
+                let placed = placed.filter(|(block, placed)| wanted.contains(&block.header.number) && fits(placed));
                 placed.filter_map(|(block, placed)| entry(block, &placed)).collect()
             }
             None => {
                 let blocks = core.blocks.since(filter.from_block).iter();
+                let blocks = blocks.take_while(|block| wanted.contains(&block.header.number));
                 blocks.flat_map(|block| block.logs().filter(fits).filter_map(|placed| entry(block, &placed))).collect()
             }
         };

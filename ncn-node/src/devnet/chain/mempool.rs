@@ -46,7 +46,9 @@ impl Mempool {
     pub(super) fn insert(&mut self, transaction: Recovered<TxEnvelope>) -> Result<(), Refusal> {
         let waiting = self.accounts.get(&transaction.signer()).and_then(|waiting| waiting.get(&transaction.nonce()));
         match waiting {
-            Some(replaced) if !outbids(&transaction, &replaced.transaction) => Err(Refusal::Underpriced),
+            Some(replaced) if !outbids(&transaction, &replaced.transaction) => {
+                Err(Refusal::Underpriced { nonce: transaction.nonce() })
+            }
             None if self.hashes.len() >= MAX_TRANSACTIONS || self.bytes >= MAX_BYTES => Err(Refusal::PoolFull),
             Some(_) | None => {
                 self.restore(transaction);

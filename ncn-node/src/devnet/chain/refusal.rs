@@ -22,7 +22,7 @@ pub(crate) enum Refusal {
     #[error("nonce too low: next nonce {next}, tx nonce {given}")]
     NonceTooLow { given: u64, next: u64 },
     #[error("replacement transaction underpriced")]
-    Underpriced,
+    Underpriced { nonce: u64 },
     #[error("txpool is full")]
     PoolFull,
     #[error("insufficient funds for gas * price + value: balance {balance}, tx cost {cost}")]
@@ -55,7 +55,7 @@ impl Refusal {
 impl From<Refusal> for EvmError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NonceTooLow { given, .. } => Self::Nonce(given),
+            Refusal::NonceTooLow { given: nonce, .. } | Refusal::Underpriced { nonce } => Self::Nonce(nonce),
             Refusal::Funds { .. } => Self::NoGas(refusal.to_string()),
             Refusal::PoolFull => Self::Unreachable(refusal.to_string()),
             other => Self::InvalidTransaction(other.to_string()),
