@@ -1,5 +1,6 @@
 //! The ports in memory: for tests, for examples, and as the simplest possible reading of each contract.
 
+mod channels;
 mod executor;
 mod ledger;
 mod registry;

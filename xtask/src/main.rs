@@ -1,6 +1,7 @@
 //! The project's task runner: `cargo xtask <task>`.
 
 mod codegen;
+mod gas;
 mod setup;
 mod test;
 
@@ -46,6 +47,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Measure what the network's transactions cost, print it, and write docs/gas.md
+    Gas,
 }
 
 #[derive(Subcommand)]
@@ -81,6 +84,7 @@ fn perform() -> Result<()> {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
         }
+        Task::Gas => gas::run(),
     }
 }
 

@@ -80,7 +80,7 @@ impl EvmLedger {
         }
     }
 
-    /// The transaction that settled a batch, when one did: it has charged its first channel, and with this root.
+    /// The transaction that settled a batch, when one did: it has charged its first channel just so, and with this root.
     async fn settled(&self, batch: &CertifiedBatch) -> Result<Option<B256>, LedgerError> {
         let Some(charge) = batch.settlement.charges.first() else { return Ok(None) };
         let channel = self.channel_state(charge.channel).await?;
@@ -91,7 +91,11 @@ impl EvmLedger {
         let filter = LogFilter { address: contract, topic1: Some(charge.channel), ..LogFilter::default() };
         let logs = self.network.backend.logs(filter).await?;
         let ours = logs.iter().rev().find(|entry| {
-            PaymentChannel::ChannelCharged::decode_log(&entry.log).is_ok_and(|event| event.root == batch.settlement.root)
+            let charged = PaymentChannel::ChannelCharged::decode_log(&entry.log);
+            charged.is_ok_and(|event| {
+                let wanted = (batch.settlement.root, charge.settled_before.units(), charge.settled_after.units());
+                (event.root, event.settledBefore, event.settledAfter) == wanted
+            })
         });
         Ok(ours.map(|entry| entry.transaction))
     }

@@ -206,3 +206,152 @@ fn settlement_of(
         payouts: payouts.into_iter().map(|(account, amount)| ChannelPayout { account, amount }).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::{Approval, ChannelTerms, Confinement, Signature, Split, Usage, Voucher};
+
+    const TREASURY: Address = Address::repeat_byte(0xdd);
+
+    fn account(role: u8, number: u8) -> Address {
+        Address::left_padding_from(&[role, number])
+    }
+
+    /// Nothing here looks at a signature.
+    fn signature(byte: u8) -> Signature {
+        let mut bytes = [byte; 65];
+        (bytes[32], bytes[64]) = (0, 27);
+        Signature::try_from(&bytes[..]).unwrap()
+    }
+
+    /// What differs from one request to another.
+    #[derive(Clone, Debug)]
+    struct Request {
+        total: u128,
+        split: Split,
+        channel: u8,
+        node: u8,
+        validators: Range<u8>,
+    }
+
+    fn requests() -> impl Strategy<Value = Vec<Request>> {
+        let basis_points = || 0u16..=3_333;
+        let split = (basis_points(), basis_points(), basis_points())
+            .prop_map(|(gateway_bps, validators_bps, treasury_bps)| Split { gateway_bps, validators_bps, treasury_bps });
+        let validators = (0u8..8, 1u8..8).prop_map(|(first, count)| first..first + count);
+        let request = (1u128..1 << 100, split, 0u8..4, 0u8..4, validators);
+        let request =
+            request.prop_map(|(total, split, channel, node, validators)| Request { total, split, channel, node, validators });
+        vec(request, 1..8)
+    }
+
+    fn entry(number: u8, request: &Request) -> BatchEntry {
+        let terms = ChannelTerms { client: account(1, request.channel), gateway: account(2, 0), salt: B256::ZERO };
+        let quote = Quote {
+            request_id: B256::repeat_byte(number),
+            client: terms.client,
+            gateway: terms.gateway,
+            compute: account(3, request.node),
+            model_digest: B256::ZERO,
+            total: Amount::new(request.total),
+            split: request.split,
+            expiry: 0,
+            trust_root: B256::ZERO,
+        };
+        let message = InferenceResult {
+            request_id: quote.request_id,
+            compute: quote.compute,
+            model_digest: B256::ZERO,
+            input_hash: B256::ZERO,
+            output_hash: B256::repeat_byte(number),
+            usage: Usage::default(),
+            confinement: Confinement::None,
+        };
+        let (channel, hash) = (terms.id(), quote.struct_hash());
+        let voucher = Voucher { channel, request_id: quote.request_id, quote: hash, amount: quote.total, cumulative: quote.total };
+        let approval = |number| Approval { validator: account(4, number), signature: signature(number) };
+        BatchEntry {
+            result: Signed { message, signature: signature(number) },
+            completion: Certificate::new(request.validators.clone().map(approval).collect()),
+            payment: ChannelPayment { terms, voucher, signature: signature(0) },
+            quote,
+        }
+    }
+
+    fn batch(requests: &[Request], settled: u128) -> Batch {
+        let entries: Vec<_> = (1..).zip(requests).map(|(number, request)| entry(number, request)).collect();
+        let settled = entries.iter().map(|entry| (entry.payment.voucher.channel, Amount::new(settled))).collect();
+        Batch::new(entries, &settled, TREASURY).unwrap()
+    }
+
+    fn one_more(amount: &mut Amount) {
+        *amount = amount.checked_add(Amount::new(1)).unwrap();
+    }
+
+    proptest! {
+        // Hashing is slow in a debug build.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_is_charged_is_paid(requests in requests(), settled in 0u128..1 << 100) {
+            let Batch { settlement, .. } = batch(&requests, settled);
+            let charged = settlement.charges.iter().map(|charge| charge.settled_after.checked_sub(charge.settled_before).unwrap());
+            let charged = Amount::checked_sum(charged);
+            prop_assert_eq!(charged, Amount::checked_sum(settlement.payouts.iter().map(|payout| payout.amount)));
+            prop_assert_eq!(charged, Amount::checked_sum(requests.iter().map(|request| Amount::new(request.total))));
+            prop_assert!(settlement.payouts.iter().all(|payout| !payout.amount.is_zero()));
+            prop_assert!(settlement.payouts.is_sorted_by(|a, b| a.account < b.account));
+            prop_assert!(settlement.charges.is_sorted_by(|a, b| a.channel < b.channel));
+        }
+
+        #[test]
+        fn a_changed_settlement_is_refused(requests in requests(), settled in 0u128..1 << 100, any: prop::sample::Index) {
+            let good = batch(&requests, settled);
+            prop_assert_eq!(good.check(TREASURY), Ok(()));
+            let (charge, payout) = (any.index(good.settlement.charges.len()), any.index(good.settlement.payouts.len()));
+            let changes: [&dyn Fn(&mut ChannelSettlement); 10] = [
+                &|settlement| settlement.root = keccak256(settlement.root),
+                &|settlement| settlement.count += 1,
+                &|settlement| settlement.charges[charge].channel = B256::repeat_byte(0xff),
+                &|settlement| one_more(&mut settlement.charges[charge].settled_before),
+                &|settlement| one_more(&mut settlement.charges[charge].settled_after),
+                &|settlement| settlement.charges.truncate(charge),
+                &|settlement| settlement.payouts[payout].account = account(9, 9),
+                &|settlement| one_more(&mut settlement.payouts[payout].amount),
+                &|settlement| settlement.payouts.truncate(payout),
+                &|settlement| settlement.payouts.push(ChannelPayout { account: account(9, 9), amount: Amount::new(1) }),
+            ];
+            for (number, change) in changes.into_iter().enumerate() {
+                let mut changed = good.clone();
+                change(&mut changed.settlement);
+                prop_assert!(changed.check(TREASURY).is_err(), "change {}: {:?}", number, changed.settlement);
+            }
+        }
+
+        #[test]
+        fn changed_requests_are_refused(requests in requests(), any: prop::sample::Index) {
+            let good = batch(&requests, 0);
+            let changed = any.index(good.entries.len());
+            let changes: [&dyn Fn(&mut BatchEntry); 5] = [
+                &|entry| one_more(&mut entry.quote.total),
+                &|entry| entry.quote.gateway = account(9, 9),
+                &|entry| entry.result.message.compute = account(9, 9),
+                &|entry| entry.result.signature = signature(0xee),
+                &|entry| entry.payment.voucher.channel = B256::repeat_byte(0xff),
+            ];
+            for (number, change) in changes.into_iter().enumerate() {
+                let mut batch = good.clone();
+                change(&mut batch.entries[changed]);
+                prop_assert!(batch.check(TREASURY).is_err(), "change {}", number);
+            }
+            let mut fewer = good.clone();
+            fewer.entries.remove(changed);
+            prop_assert!(fewer.check(TREASURY).is_err());
+        }
+    }
+}

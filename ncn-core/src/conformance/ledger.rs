@@ -1,18 +1,18 @@
+mod channel;
+mod escrow;
+mod retries;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
 
 use super::{Rules, Verdict, Violation, certificate, key, order, quote, result};
-use crate::{
-    Amount, Completion, DynSigner, EscrowState, LedgerError, Message as _, PaymentLedger, PaymentLedgerExt as _, PaymentTree,
-    Quote, Settlement, TrustRoot,
-};
+use crate::{Amount, Authorisation, Completion, DynSigner, PaymentLedger, Quote, Settlement, TrustRoot};
 
 /// What the suite for [`PaymentLedger`] needs.
 #[async_trait]
 pub trait LedgerFixture: Send + Sync {
-    /// The ledger as this account sees it, with these tokens.
+    /// The ledger as this account sees it, with these tokens on top of what it has. The same signer again is as after a restart.
     async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger>;
 
     /// The keys of the validators.
@@ -25,8 +25,14 @@ pub trait LedgerFixture: Send + Sync {
 /// How long an escrow of the suite can be settled.
 const LIFETIME: u64 = 3_600;
 const PRICE: Amount = Amount::new(1_000_003);
+/// What a client of the suite has at first.
+const PURSE: Amount = times(10);
 
-/// One client, gateway and compute node.
+const fn times(count: u128) -> Amount {
+    Amount::new(PRICE.units() * count)
+}
+
+/// One client, gateway and compute node, new to the ledger.
 struct Scene<'a> {
     fixture: &'a dyn LedgerFixture,
     trust: TrustRoot,
@@ -38,10 +44,31 @@ struct Scene<'a> {
     stranger: Arc<dyn PaymentLedger>,
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    async fn new(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
+        let (client, gateway) = (key(), key());
+        Self {
+            fixture,
+            trust: trust.clone(),
+            paying: fixture.account(client.clone(), PURSE).await,
+            settling: fixture.account(gateway.clone(), Amount::ZERO).await,
+            stranger: fixture.account(key(), Amount::ZERO).await,
+            client,
+            gateway,
+            compute: key(),
+        }
+    }
+
+    fn threshold(&self) -> usize {
+        usize::from(self.trust.threshold)
+    }
+
+    async fn now(&self) -> Result<u64, Violation> {
+        self.paying.now().await.map_err(|error| Violation { rule: "the chain has a time", what: error.to_string() })
+    }
+
     async fn quote(&self) -> Result<Quote, Violation> {
-        let now = self.paying.now().await.map_err(|error| Violation { rule: "the chain has a time", what: error.to_string() })?;
-        let order = order(self.client.address(), [1; 32].into(), [2; 32].into(), PRICE, now + LIFETIME);
+        let order = order(self.client.address(), [1; 32].into(), [2; 32].into(), PRICE, self.now().await? + LIFETIME);
         Ok(quote(&order, &self.trust, self.gateway.address(), self.compute.address(), PRICE))
     }
 
@@ -53,6 +80,11 @@ impl Scene<'_> {
         Settlement { quote: quote.clone(), result, certificate }
     }
 
+    #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+    async fn authorisation(&self, quote: &Quote) -> Authorisation {
+        Authorisation::transfer(&self.trust, quote, &self.client).await.expect("a local key signs")
+    }
+
     async fn balance(&self, owner: &DynSigner) -> Amount {
         self.paying.balance(owner.address()).await.unwrap_or_default()
     }
@@ -61,187 +93,23 @@ impl Scene<'_> {
 /// Runs the suite for [`PaymentLedger`].
 pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
     let mut rules = Rules::default();
-    let (client, gateway, compute) = (key(), key(), key());
-    let purse = Amount::new(PRICE.units() * 10);
-    let scene = Scene {
-        paying: fixture.account(client.clone(), purse).await,
-        settling: fixture.account(gateway.clone(), Amount::ZERO).await,
-        stranger: fixture.account(key(), Amount::ZERO).await,
-        trust: TrustRoot {
-            domain: crate::Domain { chain_id: 0, contract: alloy_primitives::Address::ZERO },
-            token: alloy_primitives::Address::ZERO,
-            channels: alloy_primitives::Address::ZERO,
-            validators: Vec::new(),
-            threshold: 0,
-            committee_size: 0,
-            treasury: alloy_primitives::Address::ZERO,
-        },
-        fixture,
-        client,
-        gateway,
-        compute,
-    };
-    let trust = rules.ok("the trust root can be read", scene.paying.trust_root().await)?;
+    let reader = fixture.account(key(), Amount::ZERO).await;
+    let trust = rules.ok("the trust root can be read", reader.trust_root().await)?;
     rules.check("the trust root is valid", trust.validate().is_ok(), trust.validate())?;
-    let scene = Scene { trust, ..scene };
+    let scene = Scene::new(fixture, &trust).await;
     rules.check("an account is its signer's", scene.paying.account() == scene.client.address(), scene.paying.account())?;
-    rules.check("a balance is what was given", scene.balance(&scene.client).await == purse, scene.balance(&scene.client).await)?;
+    rules.check("a balance is what was given", scene.balance(&scene.client).await == PURSE, scene.balance(&scene.client).await)?;
 
-    pays_in(&mut rules, &scene).await?;
-    pays_out(&mut rules, &scene).await?;
-    pays_back(&mut rules, &scene).await?;
-    tells(&mut rules, &scene).await?;
+    escrow::pays_in(&mut rules, &scene).await?;
+    escrow::pays_out(&mut rules, &scene).await?;
+    escrow::pays_back(&mut rules, &scene).await?;
+    escrow::tells(&mut rules, &scene).await?;
+    escrow::accepts(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::funds(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::charges(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::closes(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::expires(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    retries::escrows(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    retries::channels(&mut rules, &Scene::new(fixture, &trust).await).await?;
     Ok(rules.0)
-}
-
-async fn pays_in(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let quote = scene.quote().await?;
-    let state = scene.paying.escrow_state(quote.client, quote.request_id).await;
-    rules.check("an unpaid request has no escrow", state == Ok(EscrowState::None), state)?;
-
-    let mut foreign = quote.clone();
-    foreign.client = scene.stranger.account();
-    rules.refused("nobody escrows for another", scene.paying.escrow(&foreign).await, LedgerError::is_retryable)?;
-    let mut nothing = quote.clone();
-    nothing.total = Amount::ZERO;
-    rules.refused("nothing cannot be escrowed", scene.paying.escrow(&nothing).await, LedgerError::is_retryable)?;
-    let mut late = quote.clone();
-    late.expiry = 1;
-    rules.refused("an expired quote is not escrowed", scene.paying.escrow(&late).await, LedgerError::is_retryable)?;
-    let mut long = quote.clone();
-    long.expiry += crate::validation::MAX_ESCROW_SECONDS + 1;
-    rules.refused("an escrow is not locked for ever", scene.paying.escrow(&long).await, LedgerError::is_retryable)?;
-    let mut greedy = quote.clone();
-    greedy.split.treasury_bps = 9_000;
-    rules.refused("a split is no more than the whole", scene.paying.escrow(&greedy).await, LedgerError::is_retryable)?;
-    let mut dear = quote.clone();
-    dear.total = Amount::new(PRICE.units() * 1_000);
-    let refused = scene.paying.escrow(&dear).await;
-    let poor = matches!(&refused, Err(LedgerError::InsufficientFunds { needed, .. }) if *needed == dear.total);
-    rules.check("lack of funds is said so", poor, refused)?;
-    let before = scene.balance(&scene.client).await;
-    rules.check("what is refused costs nothing", before == Amount::new(PRICE.units() * 10), before)?;
-
-    let transaction = rules.ok("a client escrows", scene.paying.escrow(&quote).await)?;
-    let expected = EscrowState::Escrowed { quote: quote.struct_hash(), transaction };
-    let state = scene.stranger.escrow_state(quote.client, quote.request_id).await;
-    rules.check("everyone sees the escrow and its transaction", state == Ok(expected), state)?;
-    let paid = scene.settling.payment_of(&quote).await;
-    rules.check("the payment of the quote is found", paid == Ok(Some(transaction)), paid)?;
-    let again = scene.paying.escrow(&quote).await;
-    rules.check("escrowing again is the same transaction", again == Ok(transaction), again)?;
-    let after = scene.balance(&scene.client).await;
-    rules.check("escrowing takes the total, once", before.checked_sub(after) == Some(PRICE), after)?;
-
-    let mut other = quote.clone();
-    other.gateway = scene.stranger.account();
-    rules.refused("one request has one escrow", scene.paying.escrow(&other).await, LedgerError::is_retryable)?;
-    let paid = scene.settling.payment_of(&other).await;
-    rules.check("another quote is not paid by it", paid == Ok(None), paid)?;
-    let squatted = scene.stranger.escrow_state(scene.stranger.account(), quote.request_id).await;
-    rules.check("a request id is its client's own", squatted == Ok(EscrowState::None), squatted)
-}
-
-async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let threshold = usize::from(scene.trust.threshold);
-    let quote = scene.quote().await?;
-    let unpaid = scene.settling.settle(&scene.settlement(&quote, threshold).await).await;
-    rules.refused("what is not paid is not settled", unpaid, LedgerError::is_retryable)?;
-    rules.ok("a client escrows", scene.paying.escrow(&quote).await)?;
-
-    let few = scene.settling.settle(&scene.settlement(&quote, threshold - 1).await).await;
-    rules.refused("too few approvals do not settle", few, LedgerError::is_retryable)?;
-    let mut moved = scene.settlement(&quote, threshold).await;
-    moved.result.message.compute = scene.stranger.account();
-    rules.refused("approvals bind the payee", scene.settling.settle(&moved).await, LedgerError::is_retryable)?;
-    let mut changed = scene.settlement(&quote, threshold).await;
-    changed.quote.gateway = scene.stranger.account();
-    rules.refused("approvals bind the quote", scene.settling.settle(&changed).await, LedgerError::is_retryable)?;
-    let other = scene.quote().await?;
-    let mut replayed = scene.settlement(&quote, threshold).await;
-    replayed.certificate = scene.settlement(&other, threshold).await.certificate;
-    let refused = scene.settling.settle(&replayed).await;
-    rules.refused("another request's approvals do not settle", refused, LedgerError::is_retryable)?;
-
-    let settlement = scene.settlement(&quote, threshold).await;
-    let payees = settlement.certificate.validators();
-    let tree = PaymentTree::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
-    let tree = rules.ok("a payment can be split", tree)?;
-    let mut before = Vec::new();
-    for payout in &tree.payouts {
-        before.push(rules.ok("balances can be read", scene.paying.balance(payout.address).await)?);
-    }
-    let transaction = rules.ok("an approved completion settles", scene.settling.settle(&settlement).await)?;
-    for (payout, before) in tree.payouts.iter().zip(before) {
-        let after = rules.ok("balances can be read", scene.paying.balance(payout.address).await)?;
-        rules.check(
-            "everyone gets its part, to the unit",
-            after.checked_sub(before) == Some(payout.amount),
-            (payout, before, after),
-        )?;
-    }
-    let state = scene.paying.escrow_state(quote.client, quote.request_id).await;
-    rules.check("a settled request is completed", state == Ok(EscrowState::Completed { transaction }), state)?;
-    let again = scene.settling.settle(&settlement).await;
-    rules.check("settling again is the same transaction", again == Ok(transaction), again)?;
-    let gateway = scene.balance(&scene.gateway).await;
-    rules.refused("what is settled is not refunded", scene.settling.refund(&quote).await, LedgerError::is_retryable)?;
-    rules.refused("what is settled is not escrowed again", scene.paying.escrow(&quote).await, LedgerError::is_retryable)?;
-    rules.check("settling pays once", scene.balance(&scene.gateway).await == gateway, gateway)
-}
-
-async fn pays_back(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let threshold = usize::from(scene.trust.threshold);
-    let given_up = scene.quote().await?;
-    rules.ok("a client escrows", scene.paying.escrow(&given_up).await)?;
-    let before = scene.balance(&scene.client).await;
-    let early = scene.stranger.refund(&given_up).await;
-    rules.refused("before expiry only the gateway gives back", early, LedgerError::is_retryable)?;
-    let transaction = rules.ok("the gateway gives back at any time", scene.settling.refund(&given_up).await)?;
-    let after = scene.balance(&scene.client).await;
-    rules.check("a refund is the whole total", after.checked_sub(before) == Some(PRICE), after)?;
-    let state = scene.paying.escrow_state(given_up.client, given_up.request_id).await;
-    rules.check("a refunded request is refunded", state == Ok(EscrowState::Refunded { transaction }), state)?;
-    let again = scene.settling.refund(&given_up).await;
-    rules.check("refunding again is the same transaction", again == Ok(transaction), again)?;
-    let late = scene.settling.settle(&scene.settlement(&given_up, threshold).await).await;
-    rules.refused("what is refunded is not settled", late, LedgerError::is_retryable)?;
-    rules.refused("what is refunded is not escrowed again", scene.paying.escrow(&given_up).await, LedgerError::is_retryable)?;
-    rules.check("refunding pays once", scene.balance(&scene.client).await == after, after)?;
-
-    let expired = scene.quote().await?;
-    rules.ok("a client escrows", scene.paying.escrow(&expired).await)?;
-    let before = scene.balance(&scene.client).await;
-    scene.fixture.advance(LIFETIME + 60).await;
-    let late = scene.settling.settle(&scene.settlement(&expired, threshold).await).await;
-    rules.check("past expiry nothing settles", matches!(late, Err(LedgerError::Expired(_))), late)?;
-    rules.ok("past expiry anyone gives back", scene.stranger.refund(&expired).await)?;
-    let after = scene.balance(&scene.client).await;
-    rules.check("an expired refund goes to the client", after.checked_sub(before) == Some(PRICE), after)
-}
-
-async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let mut events = rules.ok("events can be followed", scene.stranger.events(0).await)?;
-    let quote = scene.quote().await?;
-    let transaction = rules.ok("a client escrows", scene.paying.escrow(&quote).await)?;
-    let wanted = EscrowState::Escrowed { quote: quote.struct_hash(), transaction };
-    let mut seen = 0;
-    let mut last = 0;
-    // The suite itself has made fewer changes than this.
-    while seen < 64 {
-        let Some(event) = events.next().await else {
-            return rules.check("events come from the first to the newest", false, format!("ended after {seen}"));
-        };
-        let event = rules.ok("events can be read", event)?;
-        seen += 1;
-        rules.check("events come in the chain's order", event.block >= last, event)?;
-        last = event.block;
-        if event.request_id == quote.request_id {
-            rules.check("an event says what happened", (event.client, event.state) == (quote.client, wanted), event)?;
-            let mut resumed = rules.ok("events can be followed from a block", scene.stranger.events(event.block).await)?;
-            let first = resumed.next().await;
-            return rules.check("following starts at the block", first == Some(Ok(event)), first);
-        }
-    }
-    rules.check("events come from the first to the newest", false, "64 others")
 }

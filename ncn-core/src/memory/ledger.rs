@@ -8,9 +8,13 @@ use alloy_primitives::{Address, B256, keccak256};
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 
+use super::channels::Channels;
 use crate::{
-    Amount, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, PaymentTree, Quote, RequestId, Settlement,
-    TrustRoot, UnixTime, ledger::LedgerEvents, validation::MAX_ESCROW_SECONDS,
+    Amount, Authorisation, Channel, ChannelTerms, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, PaymentTree,
+    Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    channel::{CertifiedBatch, escrow_digest},
+    ledger::LedgerEvents,
+    validation::MAX_ESCROW_SECONDS,
 };
 
 /// The contracts' rules in a few lines of Rust: a chain of one transaction a block, shared by the ledgers that look at it.
@@ -20,11 +24,14 @@ pub struct MemoryChain {
 }
 
 #[derive(Debug)]
-struct Ledger {
-    trust: TrustRoot,
-    now: UnixTime,
+pub(super) struct Ledger {
+    pub(super) trust: TrustRoot,
+    pub(super) now: UnixTime,
+    /// How many transactions there were.
+    blocks: u64,
     balances: HashMap<Address, Amount>,
     escrows: HashMap<(Address, RequestId), EscrowState>,
+    pub(super) channels: Channels,
     events: Vec<LedgerEvent>,
     waiting: Vec<Waker>,
 }
@@ -32,8 +39,16 @@ struct Ledger {
 impl MemoryChain {
     /// An empty chain of the network `trust`, at this time.
     pub fn new(trust: TrustRoot, now: UnixTime) -> Arc<Self> {
-        let ledger =
-            Ledger { trust, now, balances: HashMap::new(), escrows: HashMap::new(), events: Vec::new(), waiting: Vec::new() };
+        let ledger = Ledger {
+            trust,
+            now,
+            blocks: 0,
+            balances: HashMap::new(),
+            escrows: HashMap::new(),
+            channels: Channels::default(),
+            events: Vec::new(),
+            waiting: Vec::new(),
+        };
         Arc::new(Self { state: Mutex::new(ledger) })
     }
 
@@ -63,9 +78,23 @@ impl Ledger {
         self.balances.get(&owner).copied().unwrap_or_default()
     }
 
-    fn credit(&mut self, owner: Address, amount: Amount) {
+    pub(super) fn credit(&mut self, owner: Address, amount: Amount) {
         let balance = self.balances.entry(owner).or_default();
         *balance = [*balance, amount].into_iter().sum();
+    }
+
+    pub(super) fn debit(&mut self, owner: Address, needed: Amount) -> Result<(), LedgerError> {
+        let balance = self.balance(owner);
+        let rest = balance.checked_sub(needed).ok_or(LedgerError::InsufficientFunds { owner, balance, needed })?;
+        self.balances.insert(owner, rest);
+        Ok(())
+    }
+
+    /// The next block, and the transaction that it is made of.
+    pub(super) fn mine(&mut self) -> (u64, B256) {
+        let block = self.blocks;
+        self.blocks += 1;
+        (block, keccak256(block.to_be_bytes()))
     }
 
     fn escrow_state(&self, quote: &Quote) -> EscrowState {
@@ -74,13 +103,37 @@ impl Ledger {
 
     /// Moves a request on by a transaction of its own.
     fn transact(&mut self, quote: &Quote, state: impl FnOnce(B256) -> EscrowState) -> B256 {
-        let block = self.events.len() as u64;
-        let transaction = keccak256(block.to_be_bytes());
+        let (block, transaction) = self.mine();
         let state = state(transaction);
         self.escrows.insert((quote.client, quote.request_id), state);
         self.events.push(LedgerEvent { client: quote.client, request_id: quote.request_id, state, block });
         self.waiting.drain(..).for_each(Waker::wake);
         transaction
+    }
+
+    /// Escrows a quote that its client agrees to.
+    fn escrow(&mut self, quote: &Quote) -> Result<B256, LedgerError> {
+        let hash = quote.struct_hash();
+        match self.escrow_state(quote) {
+            EscrowState::None => {}
+            EscrowState::Escrowed { quote, transaction } if quote == hash => return Ok(transaction),
+            other => return Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
+        }
+        let invalid = |field: &str, problem: &str| Err(LedgerError::InvalidQuote { field: field.into(), problem: problem.into() });
+        if quote.total.is_zero() {
+            return invalid("total", "is zero");
+        }
+        if quote.gateway == Address::ZERO || quote.compute == Address::ZERO {
+            return invalid("gateway, compute", "must not be zero");
+        }
+        if !quote.split.is_valid() {
+            return invalid("split", "is more than the whole");
+        }
+        if quote.expiry <= self.now || quote.expiry - self.now > MAX_ESCROW_SECONDS {
+            return invalid("expiry", "has to be in the future, and within a week");
+        }
+        self.debit(quote.client, quote.total)?;
+        Ok(self.transact(quote, |transaction| EscrowState::Escrowed { quote: hash, transaction }))
     }
 
     /// The escrow of exactly this quote, or why there is none.
@@ -118,35 +171,20 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        let mut ledger = self.chain.lock();
-        let hash = quote.struct_hash();
-        match ledger.escrow_state(quote) {
-            EscrowState::None => {}
-            EscrowState::Escrowed { quote, transaction } if quote == hash => return Ok(transaction),
-            other => return Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
-        }
-        let invalid = |field: &str, problem: &str| Err(LedgerError::InvalidQuote { field: field.into(), problem: problem.into() });
         if quote.client != self.account {
             return Err(LedgerError::NotAllowed("client: only the client itself can escrow for its request".into()));
         }
-        if quote.total.is_zero() {
-            return invalid("total", "is zero");
-        }
-        if quote.gateway == Address::ZERO || quote.compute == Address::ZERO {
-            return invalid("gateway, compute", "must not be zero");
-        }
-        if !quote.split.is_valid() {
-            return invalid("split", "is more than the whole");
-        }
-        if quote.expiry <= ledger.now || quote.expiry - ledger.now > MAX_ESCROW_SECONDS {
-            return invalid("expiry", "has to be in the future, and within a week");
-        }
-        let balance = ledger.balance(self.account);
-        let Some(rest) = balance.checked_sub(quote.total) else {
-            return Err(LedgerError::InsufficientFunds { owner: self.account, balance, needed: quote.total });
+        self.chain.lock().escrow(quote)
+    }
+
+    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
+        let Authorisation::Transfer(signature) = authorisation else {
+            return Err(LedgerError::Unsupported("keep vouchers: pay into escrow"));
         };
-        ledger.balances.insert(self.account, rest);
-        Ok(ledger.transact(quote, |transaction| EscrowState::Escrowed { quote: hash, transaction }))
+        let mut ledger = self.chain.lock();
+        let signed = signature.verify(&escrow_digest(&ledger.trust, quote), quote.client);
+        signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
+        ledger.escrow(quote)
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
@@ -191,7 +229,7 @@ impl PaymentLedger for MemoryLedger {
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
         let chain = self.chain.clone();
-        let mut next = usize::try_from(from_block).unwrap_or(usize::MAX);
+        let mut next = chain.lock().events.partition_point(|event| event.block < from_block);
         let events = stream::poll_fn(move |context| {
             let mut ledger = chain.lock();
             let Some(event) = ledger.events.get(next).copied() else {
@@ -202,5 +240,21 @@ impl PaymentLedger for MemoryLedger {
             Poll::Ready(Some(Ok(event)))
         });
         Ok(events.boxed())
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        Ok(self.chain.lock().channels.get(id))
+    }
+
+    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        self.chain.lock().fund_channel(self.account, terms, deposit, expiry)
+    }
+
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        self.chain.lock().settle_batch(batch)
+    }
+
+    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        self.chain.lock().close_channel(self.account, terms, agreement)
     }
 }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ncn_core::channel::Batch;
+use ncn_core::channel::{Batch, CertifiedBatch};
 use ncn_core::{
-    Address, Amount, B256, Certificate, CompletionRequest, Confinement, Departure, DynSigner, EscrowState, Execution, Executor,
-    ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, Registry,
-    RegistryError, RequestId, Settlement, Signed, Subnet, TrustRoot, UnixTime,
+    Address, Amount, Authorisation, B256, Certificate, Channel, ChannelTerms, CompletionRequest, Confinement, Departure, DynSigner,
+    EscrowState, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, PaymentLedger,
+    PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
     conformance::{self, LedgerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     ledger::LedgerEvents,
-    memory::EchoExecutor,
+    memory::{EchoExecutor, MemoryChain},
     model::ModelFormat,
 };
 
@@ -24,30 +24,39 @@ enum Fault {
     RefundsEarly,
     ForgetsRefunds,
     ReportsAnotherTransaction,
+    AcceptsAnySignature,
+    OpensAnew,
+    PaysBatchesTwice,
+    TakesOtherBatchesForDone,
+    ClosesForAnyone,
 }
 
-struct BrokenLedger(Arc<dyn PaymentLedger>, Fault);
+struct BrokenLedger {
+    ledger: Arc<dyn PaymentLedger>,
+    fault: Fault,
+    chain: Arc<MemoryChain>,
+}
 
 #[async_trait]
 impl PaymentLedger for BrokenLedger {
     fn account(&self) -> Address {
-        self.0.account()
+        self.ledger.account()
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.0.trust_root().await
+        self.ledger.trust_root().await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        self.0.now().await
+        self.ledger.now().await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        self.0.balance(owner).await
+        self.ledger.balance(owner).await
     }
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        match (self.1, self.0.escrow(quote).await) {
+        match (self.fault, self.ledger.escrow(quote).await) {
             (Fault::EscrowsForAnyone, Err(LedgerError::NotAllowed(_))) => Ok(B256::ZERO),
             (Fault::ReportsAnotherTransaction, Ok(_)) => Ok(B256::repeat_byte(1)),
             (_, result) => result,
@@ -55,25 +64,65 @@ impl PaymentLedger for BrokenLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        self.0.settle(settlement).await
+        self.ledger.settle(settlement).await
     }
 
     async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        match (self.1, self.0.refund(quote).await) {
+        match (self.fault, self.ledger.refund(quote).await) {
             (Fault::RefundsEarly, Err(LedgerError::NotExpired(_))) => Ok(B256::ZERO),
             (_, result) => result,
         }
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        match (self.1, self.0.escrow_state(client, request_id).await) {
+        match (self.fault, self.ledger.escrow_state(client, request_id).await) {
             (Fault::ForgetsRefunds, Ok(EscrowState::Refunded { .. })) => Ok(EscrowState::None),
             (_, result) => result,
         }
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.0.events(from_block).await
+        self.ledger.events(from_block).await
+    }
+
+    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
+        match (self.fault, self.ledger.accept(quote, authorisation).await) {
+            (Fault::AcceptsAnySignature, Err(LedgerError::NotAllowed(_))) => Ok(B256::ZERO),
+            (_, result) => result,
+        }
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        self.ledger.channel(id).await
+    }
+
+    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        match (self.fault, self.ledger.fund_channel(terms, deposit, expiry).await) {
+            (Fault::OpensAnew, Ok(_)) => Ok(B256::random()),
+            (_, result) => result,
+        }
+    }
+
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        let charge = batch.settlement.charges[0];
+        let charged = self.ledger.channel(charge.channel).await?.is_some_and(|channel| channel.settled >= charge.settled_after);
+        match (self.fault, self.ledger.settle_batch(batch).await) {
+            (Fault::PaysBatchesTwice, Ok(transaction)) if charged => {
+                batch.settlement.payouts.iter().for_each(|payout| self.chain.mint(payout.account, payout.amount));
+                Ok(transaction)
+            }
+            (Fault::TakesOtherBatchesForDone, Err(_)) if charged => Ok(B256::ZERO),
+            (_, result) => result,
+        }
+    }
+
+    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+        match (self.fault, self.ledger.close_channel(terms, agreement).await) {
+            (Fault::ClosesForAnyone, Err(LedgerError::Channel { .. })) if self.ledger.channel(terms.id()).await?.is_some() => {
+                Ok(B256::ZERO)
+            }
+            (_, result) => result,
+        }
     }
 }
 
@@ -82,7 +131,8 @@ struct BrokenChain(Scene, Fault);
 #[async_trait]
 impl LedgerFixture for BrokenChain {
     async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
-        Arc::new(BrokenLedger(self.0.account(signer, tokens).await, self.1))
+        let ledger = self.0.account(signer, tokens).await;
+        Arc::new(BrokenLedger { ledger, fault: self.1, chain: self.0.chain.clone() })
     }
 
     fn validators(&self) -> Vec<DynSigner> {
@@ -101,6 +151,11 @@ async fn broken_ledgers_are_caught() {
         (Fault::RefundsEarly, "before expiry only the gateway gives back"),
         (Fault::ForgetsRefunds, "a refunded request is refunded"),
         (Fault::ReportsAnotherTransaction, "everyone sees the escrow and its transaction"),
+        (Fault::AcceptsAnySignature, "an authorisation pays its own quote"),
+        (Fault::OpensAnew, "opening again is the same transaction"),
+        (Fault::PaysBatchesTwice, "a batch is paid once"),
+        (Fault::TakesOtherBatchesForDone, "another settlement of the same requests is not the same"),
+        (Fault::ClosesForAnyone, "a stranger closes no channel"),
     ];
     for (fault, rule) in caught {
         let violation = conformance::ledger(&BrokenChain(Scene::new(), fault)).await.unwrap_err();

@@ -13,6 +13,7 @@ mod conformance;
 mod digests;
 mod evm;
 mod failures;
+mod gas;
 mod hostile;
 mod liars;
 mod load;

@@ -109,7 +109,7 @@ fn transfers(nonce: u64, token: Address, to: Address, amount: u64) -> TxEip1559 
     TxEip1559 { gas_limit: 200_000, to: TxKind::Call(token), input, ..free(nonce) }
 }
 
-async fn signed(signer: &DynSigner, transaction: impl Into<TypedTransaction>) -> Bytes {
+pub(crate) async fn signed(signer: &DynSigner, transaction: impl Into<TypedTransaction>) -> Bytes {
     let transaction = transaction.into();
     let signature = signer.sign_hash(&transaction.signature_hash()).await.unwrap();
     TxEnvelope::from(transaction.into_signed(signature)).encoded_2718().into()

@@ -84,13 +84,17 @@ pub(crate) struct Chain {
 
 impl Chain {
     pub(crate) async fn new(validators: usize) -> Self {
+        Self::with_quorum(validators, 3, 5).await
+    }
+
+    pub(crate) async fn with_quorum(validators: usize, threshold: u16, committee_size: u16) -> Self {
         let chain = Arc::new(EmbeddedChain::new(1_337));
         let genesis = Genesis {
             supply: tokens(1_000_000),
             minimum_stake: tokens(100),
             unstake_delay: 3_600,
-            threshold: 3,
-            committee_size: 5,
+            threshold,
+            committee_size,
             treasury: Address::repeat_byte(0xee),
             subnet_fee: tokens(10),
         };

@@ -1,0 +1,355 @@
+//! Many requests out of one deposit.
+
+use std::collections::BTreeMap;
+
+use alloy_primitives::{Address, B256};
+
+use super::{LIFETIME, PRICE, PURSE, Scene, times};
+use crate::{
+    Amount, Approval, Certificate, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, LedgerError, Message as _,
+    PaymentTree, Settlement, Signature, UnixTime,
+    channel::{Batch, BatchEntry, CertifiedBatch, MAX_CHANNEL_SECONDS},
+    conformance::{Rules, Violation, key, rand_bytes},
+};
+
+/// How long a channel of the suite can be charged: longer than any of its quotes.
+const OPEN: u64 = 4 * LIFETIME;
+
+type Checked = Result<(), Violation>;
+
+#[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+impl Scene<'_> {
+    /// A channel that is not open yet.
+    pub(super) fn terms(&self) -> ChannelTerms {
+        ChannelTerms { client: self.client.address(), gateway: self.gateway.address(), salt: rand_bytes().into() }
+    }
+
+    /// A channel with this deposit.
+    pub(super) async fn opened(&self, rules: &mut Rules, deposit: Amount) -> Result<ChannelTerms, Violation> {
+        let (terms, expiry) = (self.terms(), self.now().await? + OPEN);
+        rules.ok("a client opens a channel", self.paying.fund_channel(&terms, deposit, expiry).await)?;
+        Ok(terms)
+    }
+
+    /// What the ledger has of a channel that was opened.
+    async fn channel(&self, terms: &ChannelTerms) -> Result<Channel, Violation> {
+        let channel = self.stranger.channel(terms.id()).await;
+        let found = channel.clone().ok().flatten();
+        found.ok_or_else(|| Violation { rule: "everyone sees a channel", what: format!("{channel:?}") })
+    }
+
+    /// A served request of this price, by a voucher that `signer` signed.
+    async fn request(
+        &self,
+        terms: &ChannelTerms,
+        (total, cumulative): (Amount, Amount),
+        signer: &DynSigner,
+    ) -> Result<BatchEntry, Violation> {
+        let mut quote = self.quote().await?;
+        quote.total = total;
+        let Settlement { quote, result, certificate } = self.settlement(&quote, self.threshold()).await;
+        let payment = ChannelPayment::sign(*terms, &quote, cumulative, &self.trust, signer).await.expect("a local key signs");
+        Ok(BatchEntry { quote, result, completion: certificate, payment })
+    }
+
+    /// Served requests, with the vouchers number `from` to `to` of their channel.
+    pub(super) async fn requests(&self, terms: &ChannelTerms, from: u128, to: u128) -> Result<Vec<BatchEntry>, Violation> {
+        let mut entries = Vec::new();
+        for number in from..=to {
+            entries.push(self.request(terms, (PRICE, times(number)), &self.client).await?);
+        }
+        Ok(entries)
+    }
+
+    /// Requests as a gateway hands them in, approved by this many validators.
+    pub(super) async fn certified(
+        &self,
+        entries: Vec<BatchEntry>,
+        settled: &[(&ChannelTerms, Amount)],
+        approvals: usize,
+    ) -> CertifiedBatch {
+        let settled = settled.iter().map(|(terms, settled)| (terms.id(), *settled)).collect();
+        let batch = Batch::new(entries, &settled, self.trust.treasury).expect("the suite's requests make a batch");
+        let vouchers = batch.vouchers().into_values().collect();
+        let mut certified = CertifiedBatch { settlement: batch.settlement, vouchers, certificate: Certificate::default() };
+        self.approve(&mut certified, approvals).await;
+        certified
+    }
+
+    /// Has this many validators approve what is in the batch now.
+    async fn approve(&self, batch: &mut CertifiedBatch, approvals: usize) {
+        let digest = batch.settlement.digest(&self.trust.channel_domain());
+        let mut signed = Vec::new();
+        for validator in self.fixture.validators().iter().take(approvals) {
+            signed.push(Approval::sign(&digest, &**validator).await.expect("a local key signs"));
+        }
+        batch.certificate = Certificate::new(signed);
+    }
+
+    /// The signature of `gateway` to close a channel that was charged this much.
+    async fn agreement(&self, terms: &ChannelTerms, settled: Amount, gateway: &DynSigner) -> Signature {
+        let close = ChannelClose { channel: terms.id(), settled };
+        Signature::sign(&close.digest(&self.trust.channel_domain()), &**gateway).await.expect("a local key signs")
+    }
+
+    /// The tokens of these accounts.
+    async fn balances(&self, accounts: impl IntoIterator<Item = &Address>) -> Result<BTreeMap<Address, Amount>, Violation> {
+        let mut balances = BTreeMap::new();
+        for account in accounts {
+            let balance = self.paying.balance(*account).await;
+            let balance = balance.map_err(|error| Violation { rule: "balances can be read", what: error.to_string() })?;
+            balances.insert(*account, balance);
+        }
+        Ok(balances)
+    }
+
+    /// What these requests pay, by the rule for each of them.
+    fn shares(&self, rules: &mut Rules, entries: &[BatchEntry]) -> Result<BTreeMap<Address, Amount>, Violation> {
+        let mut shares: BTreeMap<Address, Amount> = BTreeMap::new();
+        for BatchEntry { quote, result, completion, .. } in entries {
+            let tree = PaymentTree::new(quote, result.message.compute, &completion.validators(), self.trust.treasury);
+            for payout in rules.ok("a payment can be split", tree)?.payouts {
+                let share = shares.entry(payout.address).or_default();
+                *share = [*share, payout.amount].into_iter().sum();
+            }
+        }
+        Ok(shares)
+    }
+}
+
+pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
+    let (terms, expiry) = (scene.terms(), scene.now().await? + OPEN);
+    let (deposit, paying) = (times(3), &scene.paying);
+    let unknown = paying.channel(terms.id()).await;
+    rules.check("a channel that was never opened is not known", unknown == Ok(None), unknown)?;
+    let refused = scene.settling.close_channel(&terms, None).await;
+    rules.refused("what was never opened is not closed", refused, LedgerError::is_retryable)?;
+    for (rule, ledger, deposit, expiry) in [
+        ("only its client opens a channel", &scene.settling, deposit, expiry),
+        ("a channel is not opened without a deposit", paying, Amount::ZERO, expiry),
+        ("a channel is not opened in the past", paying, deposit, 1),
+        ("a deposit is not locked for ever", paying, deposit, expiry + MAX_CHANNEL_SECONDS),
+    ] {
+        rules.refused(rule, ledger.fund_channel(&terms, deposit, expiry).await, LedgerError::is_retryable)?;
+    }
+    let poor = paying.fund_channel(&terms, times(11), expiry).await;
+    let said = matches!(&poor, Err(LedgerError::InsufficientFunds { needed, .. }) if *needed == times(11));
+    rules.check("lack of a deposit is said so", said, poor)?;
+    let left = scene.balance(&scene.client).await;
+    rules.check("a channel that is not opened costs nothing", left == PURSE, left)?;
+
+    let transaction = rules.ok("a client opens a channel", paying.fund_channel(&terms, deposit, expiry).await)?;
+    stands(rules, scene, &terms, (deposit, expiry)).await?;
+    let again = paying.fund_channel(&terms, deposit, expiry).await;
+    rules.check("opening again is the same transaction", again == Ok(transaction), again)?;
+    let less = paying.fund_channel(&terms, PRICE, expiry - 60).await;
+    rules.check("neither deposit nor expiry is lowered", less == Ok(transaction), less)?;
+    stands(rules, scene, &terms, (deposit, expiry)).await?;
+
+    let raised = rules.ok("a client tops its channel up", paying.fund_channel(&terms, times(5), expiry).await)?;
+    rules.check("topping up is a transaction of its own", raised != transaction, raised)?;
+    stands(rules, scene, &terms, (times(5), expiry)).await?;
+    let again = paying.fund_channel(&terms, times(5), expiry).await;
+    rules.check("topping up again is the same transaction", again == Ok(raised), again)?;
+    let refused = scene.settling.fund_channel(&terms, times(6), expiry).await;
+    rules.refused("only its client tops a channel up", refused, LedgerError::is_retryable)?;
+    rules.ok("a client extends its channel", paying.fund_channel(&terms, times(5), expiry + 60).await)?;
+    stands(rules, scene, &terms, (times(5), expiry + 60)).await?;
+    rules.ok("a client does both at once", paying.fund_channel(&terms, times(6), expiry + 120).await)?;
+    stands(rules, scene, &terms, (times(6), expiry + 120)).await
+}
+
+/// The channel is as it was stated, and its client's only one.
+async fn stands(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, (deposit, expiry): (Amount, UnixTime)) -> Checked {
+    let channel = scene.channel(terms).await?;
+    let wanted = Channel { deposit, settled: Amount::ZERO, expiry, open: true };
+    rules.check("deposit and expiry are as stated", channel == wanted, channel)?;
+    let left = scene.balance(&scene.client).await;
+    rules.check("a channel costs its deposit", PURSE.checked_sub(left) == Some(deposit), left)
+}
+
+pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
+    let (terms, second) = (scene.opened(rules, times(4)).await?, scene.opened(rules, times(2)).await?);
+    refuses(rules, scene, &terms, &second).await?;
+
+    let entries = scene.requests(&terms, 1, 2).await?;
+    let first = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
+    let shares = scene.shares(rules, &entries)?;
+    let before = scene.balances(shares.keys()).await?;
+    let transaction = rules.ok("an approved batch settles", scene.settling.settle_batch(&first).await)?;
+    let paid = scene.balances(shares.keys()).await?;
+    pays(rules, &before, &shares, &paid)?;
+    let channel = scene.channel(&terms).await?;
+    rules.check("a channel is charged what was served", channel.settled == times(2), channel)?;
+    for ledger in [&scene.settling, &scene.stranger] {
+        let again = ledger.settle_batch(&first).await;
+        rules.check("settling a batch again is the same transaction", again == Ok(transaction), again)?;
+    }
+    let after = scene.balances(shares.keys()).await?;
+    rules.check("a batch is paid once", after == paid, (&paid, after))?;
+    let again = scene.channel(&terms).await?;
+    rules.check("a batch is charged once", again == channel, again)?;
+
+    let mut other = first.clone();
+    for charge in &mut other.settlement.charges {
+        charge.settled_after = PRICE;
+    }
+    scene.approve(&mut other, scene.threshold()).await;
+    let refused = scene.settling.settle_batch(&other).await;
+    rules.refused("another settlement of the same requests is not the same", refused, LedgerError::is_retryable)?;
+    let entries = scene.requests(&terms, 3, 3).await?;
+    let stale = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
+    let refused = scene.settling.settle_batch(&stale).await;
+    rules.refused("a settlement starts from what was charged", refused, LedgerError::is_retryable)?;
+    let after = scene.balances(shares.keys()).await?;
+    rules.check("a batch that is refused pays nothing", after == paid, after)?;
+
+    let entries = [entries, scene.requests(&second, 1, 1).await?].concat();
+    let charged = [(&terms, times(2)), (&second, Amount::ZERO)];
+    let next = scene.certified(entries.clone(), &charged, scene.threshold()).await;
+    let shares = scene.shares(rules, &entries)?;
+    let before = scene.balances(shares.keys()).await?;
+    // Whoever brings it: what counts is the approval.
+    rules.ok("one batch charges several channels", scene.stranger.settle_batch(&next).await)?;
+    pays(rules, &before, &shares, &scene.balances(shares.keys()).await?)?;
+    let settled = (scene.channel(&terms).await?.settled, scene.channel(&second).await?.settled);
+    rules.check("each channel is charged for its own requests", settled == (times(3), PRICE), settled)?;
+    let again = scene.settling.settle_batch(&first).await;
+    rules.check("an earlier batch again is its own transaction", again == Ok(transaction), again)
+}
+
+/// Everyone has got its part, between two looks at the balances.
+fn pays(
+    rules: &mut Rules,
+    before: &BTreeMap<Address, Amount>,
+    shares: &BTreeMap<Address, Amount>,
+    after: &BTreeMap<Address, Amount>,
+) -> Checked {
+    for (account, share) in shares {
+        let of = |balances: &BTreeMap<Address, Amount>| balances.get(account).copied().unwrap_or_default();
+        let gained = of(after).checked_sub(of(before));
+        rules.check("everyone gets its part of a batch, to the unit", gained == Some(*share), (account, share, gained))?;
+    }
+    Ok(())
+}
+
+/// What must not be settled, while `terms` and `second` are open and uncharged.
+async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, second: &ChannelTerms) -> Checked {
+    let (threshold, none) = (scene.threshold(), Amount::ZERO);
+    let entries = scene.requests(terms, 1, 2).await?;
+    let good = scene.certified(entries.clone(), &[(terms, none)], threshold).await;
+    let of_another = scene.requests(second, 1, 1).await?;
+    let mut cases: Vec<(&'static str, CertifiedBatch)> = Vec::new();
+    let few = scene.certified(entries.clone(), &[(terms, none)], threshold - 1).await;
+    cases.push(("too few approvals settle no batch", few));
+    let mut replayed = good.clone();
+    replayed.certificate = scene.certified(of_another.clone(), &[(second, none)], threshold).await.certificate;
+    cases.push(("another settlement's approvals settle no batch", replayed));
+    let mut diverted = good.clone();
+    for payout in &mut diverted.settlement.payouts {
+        if payout.account == scene.compute.address() {
+            payout.account = scene.stranger.account();
+        }
+    }
+    diverted.settlement.payouts.sort_unstable_by_key(|payout| payout.account);
+    cases.push(("approvals bind a batch's payees", diverted));
+    let mut larger = good.clone();
+    for payout in &mut larger.settlement.payouts {
+        payout.amount = [payout.amount, Amount::new(1)].into_iter().sum();
+    }
+    scene.approve(&mut larger, threshold).await;
+    cases.push(("a batch pays what it charges", larger));
+    let mut overspent = good.clone();
+    overspent.vouchers = entries.iter().map(|entry| entry.payment).filter(|payment| payment.voucher.cumulative == PRICE).collect();
+    cases.push(("no more is charged than the voucher allows", overspent));
+    let mut elsewhere = good.clone();
+    elsewhere.vouchers = of_another.iter().map(|entry| entry.payment).collect();
+    cases.push(("another channel's voucher charges nothing", elsewhere));
+    let mut missing = good.clone();
+    missing.vouchers.clear();
+    cases.push(("nothing is charged without a voucher", missing));
+    let forged = vec![scene.request(terms, (PRICE, PRICE), &key()).await?];
+    cases.push(("only the client's voucher charges", scene.certified(forged, &[(terms, none)], threshold).await));
+    let much = vec![scene.request(terms, (times(5), times(5)), &scene.client).await?];
+    cases.push(("no more is charged than the deposit", scene.certified(much, &[(terms, none)], threshold).await));
+    let unknown = scene.terms();
+    let unopened = scene.requests(&unknown, 1, 1).await?;
+    cases.push(("what was never opened is not charged", scene.certified(unopened, &[(&unknown, none)], threshold).await));
+    for (rule, batch) in cases {
+        rules.refused(rule, scene.settling.settle_batch(&batch).await, LedgerError::is_retryable)?;
+        let settled = scene.channel(terms).await?.settled;
+        rules.check("a batch that is refused charges nothing", settled.is_zero(), (rule, settled))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
+    let (terms, deposit) = (scene.opened(rules, times(4)).await?, times(4));
+    let none = scene.agreement(&terms, Amount::ZERO, &scene.gateway).await;
+    let batch = scene.certified(scene.requests(&terms, 1, 1).await?, &[(&terms, Amount::ZERO)], scene.threshold()).await;
+    rules.ok("an approved batch settles", scene.settling.settle_batch(&batch).await)?;
+
+    let forged = scene.agreement(&terms, PRICE, &key()).await;
+    let elsewhere = scene.agreement(&scene.terms(), PRICE, &scene.gateway).await;
+    for (rule, ledger, agreement) in [
+        ("a stranger closes no channel", &scene.stranger, None),
+        ("a client does not close alone before the expiry", &scene.paying, None),
+        ("only the gateway's signature closes", &scene.paying, Some(forged)),
+        ("another channel's agreement does not close", &scene.paying, Some(elsewhere)),
+        ("an agreement ends with the next settlement", &scene.paying, Some(none)),
+    ] {
+        rules.refused(rule, ledger.close_channel(&terms, agreement).await, LedgerError::is_retryable)?;
+    }
+    let channel = scene.channel(&terms).await?;
+    rules.check("what does not close changes nothing", (channel.open, channel.deposit) == (true, deposit), channel)?;
+
+    let agreement = Some(scene.agreement(&terms, PRICE, &scene.gateway).await);
+    let transaction = rules.ok("a client closes by agreement", scene.paying.close_channel(&terms, agreement).await)?;
+    closed(rules, scene, &terms, PRICE, transaction).await?;
+    let left = scene.balance(&scene.client).await;
+    rules.check("the rest of a deposit goes back to the client", PURSE.checked_sub(left) == Some(PRICE), left)?;
+    let again = scene.paying.close_channel(&terms, agreement).await;
+    rules.check("closing again is the same transaction", again == Ok(transaction), again)?;
+    let expiry = channel.expiry + 60;
+    let refused = scene.paying.fund_channel(&terms, times(5), expiry).await;
+    rules.refused("what is closed is not funded", refused, LedgerError::is_retryable)?;
+    let late = scene.certified(scene.requests(&terms, 2, 2).await?, &[(&terms, PRICE)], scene.threshold()).await;
+    let refused = scene.settling.settle_batch(&late).await;
+    rules.refused("what is closed is not charged", refused, LedgerError::is_retryable)?;
+    let after = scene.balance(&scene.client).await;
+    rules.check("a channel is closed once", after == left, after)?;
+
+    let unused = scene.opened(rules, deposit).await?;
+    let transaction = rules.ok("a gateway closes alone", scene.settling.close_channel(&unused, None).await)?;
+    closed(rules, scene, &unused, Amount::ZERO, transaction).await?;
+    let after = scene.balance(&scene.client).await;
+    rules.check("an unused deposit goes back whole", after == left, after)
+}
+
+/// A closed channel says so, and closing it again does nothing, whoever asks.
+async fn closed(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, settled: Amount, transaction: B256) -> Checked {
+    let channel = scene.channel(terms).await?;
+    rules.check("a closed channel says so", (channel.open, channel.settled) == (false, settled), channel)?;
+    let again = scene.settling.close_channel(terms, None).await;
+    rules.check("closing again is the same transaction", again == Ok(transaction), again)
+}
+
+pub(super) async fn expires(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
+    let terms = scene.opened(rules, times(4)).await?;
+    let none = &[(&terms, Amount::ZERO)];
+    let first = scene.certified(scene.requests(&terms, 1, 1).await?, none, scene.threshold()).await;
+    rules.ok("an approved batch settles", scene.settling.settle_batch(&first).await)?;
+    let early = scene.stranger.close_channel(&terms, None).await;
+    rules.refused("a stranger closes no channel", early, LedgerError::is_retryable)?;
+    scene.fixture.advance(OPEN + 60).await;
+    let late = scene.certified(scene.requests(&terms, 2, 2).await?, &[(&terms, PRICE)], scene.threshold()).await;
+    let refused = scene.settling.settle_batch(&late).await;
+    rules.refused("past its expiry a channel is not charged", refused, LedgerError::is_retryable)?;
+    let expiry = scene.now().await? + OPEN;
+    let refused = scene.paying.fund_channel(&terms, times(5), expiry).await;
+    rules.refused("past its expiry a channel is not funded", refused, LedgerError::is_retryable)?;
+    let transaction = rules.ok("past its expiry anyone closes a channel", scene.stranger.close_channel(&terms, None).await)?;
+    closed(rules, scene, &terms, PRICE, transaction).await?;
+    let left = scene.balance(&scene.client).await;
+    rules.check("an expired deposit's rest goes to the client", PURSE.checked_sub(left) == Some(PRICE), left)
+}

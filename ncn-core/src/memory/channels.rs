@@ -1,0 +1,173 @@
+//! The rules of `PaymentChannel` in a few lines of Rust.
+
+use std::collections::HashMap;
+
+use alloy_primitives::{Address, B256};
+
+use super::ledger::Ledger;
+use crate::{
+    Amount, Channel, ChannelClose, ChannelPayment, ChannelPayout, ChannelTerms, LedgerError, Message as _, Signature, TrustRoot,
+    UnixTime,
+    channel::{CertifiedBatch, MAX_CHANNEL_SECONDS, MAX_CHARGES, MAX_PAYOUTS, VoucherError},
+};
+
+/// All channels there ever were, and the transactions that made them what they are.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    channels: HashMap<B256, Channel>,
+    funded: HashMap<B256, B256>,
+    closed: HashMap<B256, B256>,
+    /// By the settlement's struct hash.
+    settled: HashMap<B256, B256>,
+}
+
+fn refused(channel: B256, problem: impl Into<String>) -> LedgerError {
+    LedgerError::Channel { channel, problem: problem.into() }
+}
+
+impl Channels {
+    pub(super) fn get(&self, id: B256) -> Option<Channel> {
+        self.channels.get(&id).copied()
+    }
+
+    fn open(&self, id: B256) -> Result<Channel, LedgerError> {
+        let channel = self.get(id).ok_or_else(|| refused(id, "was never opened: open it first"))?;
+        if channel.open { Ok(channel) } else { Err(refused(id, "is closed: open another with a new salt")) }
+    }
+}
+
+impl Ledger {
+    pub(super) fn fund_channel(
+        &mut self,
+        account: Address,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError> {
+        let id = terms.id();
+        if terms.client != account {
+            return Err(LedgerError::NotAllowed("client: only the client itself can fund its channel".into()));
+        }
+        let mut channel = match self.channels.get(id) {
+            Some(_) => self.channels.open(id)?,
+            None => Channel { deposit: Amount::ZERO, settled: Amount::ZERO, expiry: 0, open: true },
+        };
+        let (amount, expiry) = (deposit.checked_sub(channel.deposit).unwrap_or_default(), expiry.max(channel.expiry));
+        if let Some(transaction) = self.channels.funded.get(&id) {
+            if amount.is_zero() && expiry == channel.expiry {
+                return Ok(*transaction);
+            }
+            if self.now > channel.expiry {
+                return Err(refused(id, format!("expired at {}: close it, and open another", channel.expiry)));
+            }
+        } else if amount.is_zero() || terms.gateway == Address::ZERO {
+            return Err(refused(id, "deposit, gateway: must not be zero"));
+        }
+        if expiry <= self.now || expiry - self.now > MAX_CHANNEL_SECONDS {
+            return Err(refused(id, "expiry: has to be in the future, and within 180 days"));
+        }
+        self.debit(account, amount)?;
+        channel.deposit = [channel.deposit, amount].into_iter().sum();
+        channel.expiry = expiry;
+        let (_, transaction) = self.mine();
+        self.channels.channels.insert(id, channel);
+        self.channels.funded.insert(id, transaction);
+        Ok(transaction)
+    }
+
+    pub(super) fn settle_batch(&mut self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        let CertifiedBatch { settlement, vouchers, certificate } = batch;
+        let hash = settlement.struct_hash();
+        if let Some(transaction) = self.channels.settled.get(&hash) {
+            return Ok(*transaction);
+        }
+        if settlement.charges.len() != vouchers.len() {
+            return Err(LedgerError::Certificate("vouchers: there has to be one for each charge, in their order".into()));
+        }
+        let (charges, payouts) = (settlement.charges.len(), settlement.payouts.len());
+        if settlement.count == 0 || charges == 0 || charges > MAX_CHARGES || payouts > MAX_PAYOUTS {
+            return Err(LedgerError::Reverted("charges, payouts: there are none, or too many for one settlement".into()));
+        }
+        // What is charged is written down only when nothing of the batch is refused.
+        let mut charged = HashMap::new();
+        let mut total = Amount::ZERO;
+        for (charge, payment) in settlement.charges.iter().zip(vouchers) {
+            let id = charge.channel;
+            let mut channel = charged.get(&id).copied().map_or_else(|| self.channels.open(id), Ok)?;
+            if self.now > channel.expiry {
+                return Err(refused(id, format!("expired at {}", channel.expiry)));
+            }
+            if channel.settled != charge.settled_before {
+                return Err(refused(id, format!("was charged {}, not {}", channel.settled, charge.settled_before)));
+            }
+            let amount = charge.settled_after.checked_sub(charge.settled_before).filter(|amount| !amount.is_zero());
+            let amount = amount.ok_or_else(|| refused(id, "settledAfter: is no more than settledBefore"))?;
+            if charge.settled_after > channel.deposit {
+                return Err(refused(id, format!("has {}, not {}", channel.deposit, charge.settled_after)));
+            }
+            allows(payment, id, charge.settled_after, &self.trust)?;
+            channel.settled = charge.settled_after;
+            charged.insert(id, channel);
+            total = [total, amount].into_iter().sum();
+        }
+        let payouts = &settlement.payouts;
+        let sum = Amount::checked_sum(payouts.iter().map(|payout| payout.amount));
+        let some = payouts.iter().all(|payout| !payout.amount.is_zero());
+        if sum != Some(total) || !some || !payouts.is_sorted_by(|a, b| a.account < b.account) {
+            return Err(LedgerError::Reverted("payouts: have to ascend by account and come to what is charged".into()));
+        }
+        let digest = settlement.digest(&self.trust.channel_domain());
+        let approved = certificate.verify_by(&digest, &self.trust.validators, self.trust.threshold);
+        approved.map_err(|error| LedgerError::Certificate(error.to_string()))?;
+        if certificate.approvals().len() > usize::from(self.trust.committee_size) {
+            return Err(LedgerError::Certificate("there are more than a committee's".into()));
+        }
+        self.channels.channels.extend(charged);
+        for ChannelPayout { account, amount } in payouts {
+            self.credit(*account, *amount);
+        }
+        let (_, transaction) = self.mine();
+        self.channels.settled.insert(hash, transaction);
+        Ok(transaction)
+    }
+
+    pub(super) fn close_channel(
+        &mut self,
+        account: Address,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError> {
+        let id = terms.id();
+        if let Some(transaction) = self.channels.closed.get(&id) {
+            return Ok(*transaction);
+        }
+        let mut channel = self.channels.open(id)?;
+        if let Some(agreement) = agreement.filter(|_| account != terms.gateway) {
+            let close = ChannelClose { channel: id, settled: channel.settled };
+            let signed = agreement.verify(&close.digest(&self.trust.channel_domain()), terms.gateway);
+            signed.map_err(|_| refused(id, "the signature to close it is not its gateway's"))?;
+        } else if account != terms.gateway && self.now <= channel.expiry {
+            let problem = format!("is open until {}: ask its gateway to close it, or wait until then", channel.expiry);
+            return Err(refused(id, problem));
+        }
+        channel.open = false;
+        self.credit(terms.client, channel.deposit.checked_sub(channel.settled).unwrap_or_default());
+        let (_, transaction) = self.mine();
+        self.channels.channels.insert(id, channel);
+        self.channels.closed.insert(id, transaction);
+        Ok(transaction)
+    }
+}
+
+/// Whether a voucher lets its channel be charged this much altogether.
+fn allows(payment: &ChannelPayment, channel: B256, charged: Amount, trust: &TrustRoot) -> Result<(), VoucherError> {
+    let ChannelPayment { terms, voucher, signature } = payment;
+    if (terms.id(), voucher.channel) != (channel, channel) {
+        return Err(VoucherError::new("channel", "is another one than is charged"));
+    }
+    if charged > voucher.cumulative {
+        return Err(VoucherError::new("cumulative", format!("allows {}, not {charged}", voucher.cumulative)));
+    }
+    let signed = signature.verify(&payment.reference(trust), terms.client);
+    signed.map_err(|_| VoucherError::new("signature", "is not the client's"))
+}
