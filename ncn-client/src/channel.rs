@@ -22,10 +22,27 @@ const MAX_IN_FLIGHT: usize = 100_000;
 #[derive(Debug)]
 pub struct ClientChannel {
     terms: ChannelTerms,
-    file: Option<PathBuf>,
+    file: Option<Kept>,
     state: Mutex<State>,
     /// What is being signed for at this moment. Locked after `state`.
     signing: Mutex<Amount>,
+}
+
+/// A channel's file. Two programs on one channel would promise the same money twice: the one that comes second is turned away.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    /// Beside the file, because that is replaced with every change.
+    _lock: File,
+}
+
+impl Kept {
+    fn new(path: &Path) -> io::Result<Self> {
+        let lock = File::create(path.with_extension("lock"))?;
+        let busy = |_| io::Error::new(io::ErrorKind::WouldBlock, "another program uses this channel: wait until it has ended");
+        lock.try_lock().map_err(busy)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
 }
 
 /// What a voucher starts from.
@@ -97,16 +114,19 @@ impl ClientChannel {
 
     /// A channel that is kept in this file, which must not exist yet.
     pub fn create(path: &Path, terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> io::Result<Self> {
+        let file = Some(Kept::new(path)?);
         File::create_new(path)?;
-        let this = Self { file: Some(path.to_owned()), ..Self::new(terms, deposit, expiry) };
+        let this = Self { file, ..Self::new(terms, deposit, expiry) };
         this.save(&this.lock())?;
         Ok(this)
     }
 
     /// The channel that is kept in this file.
     pub fn open(path: &Path) -> io::Result<Self> {
+        // A name that is wrong leaves no lock behind.
+        fs::metadata(path)?;
+        let file = Some(Kept::new(path)?);
         let state: State = serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)?;
-        let file = Some(path.to_owned());
         Ok(Self { terms: state.terms, file, state: Mutex::new(state), signing: Mutex::default() })
     }
 
@@ -204,7 +224,7 @@ impl ClientChannel {
 
     /// Replaces the file in one step: after a crash it holds the old state or the new one.
     fn save(&self, state: &State) -> io::Result<()> {
-        let Some(path) = &self.file else { return Ok(()) };
+        let Some(Kept { path, .. }) = &self.file else { return Ok(()) };
         let beside = path.with_extension("new");
         let mut file = File::create(&beside)?;
         file.write_all(&serde_json::to_vec(state)?)?;

@@ -180,6 +180,17 @@ impl Quoted {
     ///
     /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
     pub async fn pay(self) -> Result<Paid, ClientError> {
+        let (ledger, quote) = (self.client.ledger.clone(), self.quote.clone());
+        let paid = self.try_to_pay().await;
+        if let Err(error) = &paid
+            && !error.is_paid()
+        {
+            ledger.conclude(&quote, false).await;
+        }
+        paid
+    }
+
+    async fn try_to_pay(self) -> Result<Paid, ClientError> {
         let started = Instant::now();
         let mut backoff = Backoff::new();
         let mut uncertain = false;

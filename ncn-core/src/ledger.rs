@@ -230,6 +230,16 @@ pub trait PaymentLedger: Send + Sync {
         Err(LedgerError::Unsupported("close channels"))
     }
 
+    /// The root of the batch that charged a channel from `settled_before` on, when one has.
+    async fn charged_root(&self, _channel: B256, _settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        Err(LedgerError::Unsupported("know what channels were charged for"))
+    }
+
+    /// Whether an account has something at stake as a validator, active or leaving.
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        Ok(self.trust_root().await?.validators.contains(&account))
+    }
+
     /// Who has created a subnet, and paid for it.
     async fn subnet_owner(&self, _subnet: B256) -> Result<Option<Address>, LedgerError> {
         Err(LedgerError::Unsupported("know subnets"))

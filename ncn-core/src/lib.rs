@@ -54,7 +54,9 @@ pub use message::{
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};
 pub use receipt::{Receipt, ReceiptError};
-pub use registry::{CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator};
+pub use registry::{
+    BatchRequest, CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator,
+};
 pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};

@@ -20,7 +20,8 @@
 //! | Settling, Refunding | PaymentLost | Ended(Expired) |
 //! | Reserving, Preprocessing | Refused | Ended(Refused) |
 //! | Reserving, Preprocessing, AwaitingPayment | Cancelled / Expired | Ended(Cancelled / Expired) |
-//! | Executing, Completing | Cancelled, Expired | Refunding |
+//! | Executing | Cancelled | Refunding |
+//! | Executing, Completing | Expired | Refunding |
 //! | Ended without payment | Paid | Refunding: late money goes back |
 
 use alloy_primitives::B256;
@@ -217,7 +218,8 @@ impl Lifecycle {
             (Executing, Event::ExecutionFailed { .. })
             | (Completing, Event::Refused(_))
             | (Settling, Event::SettlementImpossible(_))
-            | (Executing | Completing, Event::Cancelled | Event::Expired) => Refunding,
+            | (Executing, Event::Cancelled)
+            | (Executing | Completing, Event::Expired) => Refunding,
             (Settling | Refunding, Event::Settled(_)) => Ended(Completed),
             (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
             (Settling | Refunding, Event::PaymentLost) => Ended(Expired),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Approval, Certificate, ChannelPayment, Departure, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole, Quote,
-    SignatureError, Signed, Subnet, channel::Batch,
+    SignatureError, Signed, Subnet, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -44,6 +44,22 @@ pub struct CompletionRequest {
     pub result: Signed<InferenceResult>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<ChannelPayment>,
+}
+
+/// What validators are shown to judge a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchRequest {
+    /// The requests, and what settles them.
+    pub batch: Batch,
+    /// The gateway's word that it wants this settled, under the channels' domain.
+    pub request: Signed<SettlementRequest>,
+}
+
+impl BatchRequest {
+    /// Whose committee judges it: the gateway's, always the same, so that who judges a batch has judged those before it.
+    pub fn committee_id(&self) -> B256 {
+        self.request.message.gateway.into_word()
+    }
 }
 
 /// Why the registry does not answer, or a validator does not approve.
@@ -149,8 +165,8 @@ pub trait Registry: Send + Sync {
     /// M of N validators approve a result before it is paid out.
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError>;
 
-    /// M of N validators approve a batch of served requests before it is settled. Its committee is that of the batch's root.
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError>;
+    /// M of N validators approve a batch of served requests before it is settled. Its committee is [`BatchRequest::committee_id`]'s.
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError>;
 }
 
 /// Conveniences on every [`Registry`].
@@ -180,5 +196,5 @@ pub trait Validator: Send + Sync {
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError>;
 
     /// Approves a batch of requests for settlement, or says why not.
-    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError>;
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError>;
 }

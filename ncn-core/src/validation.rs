@@ -5,9 +5,9 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    Channel, ChannelPayment, CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote,
-    RegistryError, Subnet, TrustRoot, UnixTime,
-    channel::{Batch, VoucherError},
+    BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole,
+    PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
+    channel::{BatchEntry, VoucherError},
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
@@ -79,10 +79,37 @@ pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), 
     able(quote, facts)
 }
 
-/// Judges a batch, but for its signatures ([`crate::channel::BatchEntry::verify`]) and whether any of its requests has been settled
-/// before, which the caller knows.
-pub fn settlement(batch: &Batch, trust: &TrustRoot) -> Result<(), RegistryError> {
+/// Judges a batch by what it says of itself and its gateway's signature, but not its requests' signatures
+/// ([`crate::channel::BatchEntry::verify`]), nor whether any of them has been settled before, which the caller knows.
+pub fn settlement(request: &BatchRequest, trust: &TrustRoot) -> Result<(), RegistryError> {
+    let BatchRequest { batch, request } = request;
+    let gateway = request.message.gateway;
+    if request.message.settlement != batch.settlement.struct_hash() {
+        return refuse("request.settlement: is another one");
+    }
+    let own = |entry: &BatchEntry| entry.quote.gateway == gateway && entry.payment.terms.gateway == gateway;
+    if !batch.entries.iter().all(own) {
+        return refuse("request.gateway: has not served all of these requests");
+    }
+    request.verify(&trust.channel_domain()).map_err(|error| RegistryError::Refused(format!("request: {error}")))?;
     batch.check(trust.treasury).map_err(|error| RegistryError::Refused(error.to_string()))
+}
+
+/// Judges what a settlement charges a channel by what the chain holds of it.
+pub fn charge(charge: &ChannelCharge, channel: Option<&Channel>, now: UnixTime) -> Result<(), RegistryError> {
+    let id = charge.channel;
+    let Some(channel) = channel else { return refuse(format!("channel {id}: was never opened")) };
+    let Channel { deposit, settled, expiry, open } = *channel;
+    let checks = [
+        (open, "is closed".to_owned()),
+        (settled == charge.settled_before, format!("was charged {settled}, not {}", charge.settled_before)),
+        (charge.settled_after <= deposit, format!("has {deposit}, not {}", charge.settled_after)),
+        (now <= expiry, format!("expired at {expiry}")),
+    ];
+    match checks.into_iter().find(|(good, _)| !good) {
+        Some((_, problem)) => refuse(format!("channel {id}: {problem}")),
+        None => Ok(()),
+    }
 }
 
 /// Judges a voucher by what the chain holds of its channel. Whether the client promised it, [`crate::ChannelPayment::verify`] says.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use book::{Book, Hold, Stage};
+use book::{Book, Closing, Hold, Limits, Stage};
 use ncn_client::Backoff;
 use ncn_core::{
     Address, Amount, Authorisation, B256, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, EscrowState, LedgerError,
@@ -34,6 +34,11 @@ use crate::{
 
 /// How long a client's wish to close its channel waits for requests in flight and their settlement.
 const CLOSE_PATIENCE: Duration = Duration::from_mins(4);
+
+/// How often is looked whether a channel that is to be closed has come to rest.
+const CLOSE_LOOK: Duration = Duration::from_secs(5);
+/// How often the value at which the gateway settles may be earned without being settled before it takes no more vouchers.
+const UNSETTLED_FACTOR: u128 = 10;
 
 /// When earned vouchers are settled.
 #[derive(Clone, Copy, Debug)]
@@ -196,9 +201,10 @@ impl PaymentLedger for ChannelLedger {
         self.0
             .change(move |book| {
                 let hold = book.earn(quote.request_id, now)?;
+                let accounts = book.account_of(&hold).into_iter().collect();
                 // What is settled needs no proof any more.
                 let entry = matches!(hold.stage, Stage::Earned(_)).then(|| Box::new(entry));
-                Ok(((), Change { holds: vec![hold], entry, ..Change::default() }))
+                Ok(((), Change { accounts, holds: vec![hold], entry, ..Change::default() }))
             })
             .await?;
         self.0.changed.notify_one();
@@ -243,10 +249,12 @@ impl PaymentLedger for ChannelLedger {
             payment.verify(quote, &trust)?;
         }
         self.learn(payment, quote).await?;
-        let margin = self.0.options.expiry_margin.as_secs();
+        let options = &self.0.options;
+        let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
+        let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
         self.0
             .change(|book| {
-                let (account, hold) = book.reserve(payment, quote, margin)?;
+                let (account, hold) = book.reserve(payment, quote, &limits)?;
                 Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
             })
             .await?;
@@ -288,25 +296,31 @@ impl PaymentLedger for ChannelLedger {
         if !known.open {
             return Err(refuse("is closed already"));
         }
-        let set = |closing| {
-            move |book: &mut Book| {
-                let accounts = book.set_closing(channel, closing).into_iter().collect();
-                Ok(((), Change { accounts, ..Change::default() }))
-            }
-        };
-        inner.change(set(true)).await?;
+        let keep = |closing: Closing| Change { closing: Some((channel, closing)), ..Change::default() };
+        inner
+            .change(|book| {
+                let closing = book.close(channel);
+                Ok(((), keep(closing)))
+            })
+            .await?;
         let idle = async {
             let mut backoff = Backoff::new();
             while !inner.book().is_idle(channel) {
-                self.flush();
-                let _ = tokio::time::timeout(Duration::from_secs(1), inner.settled.notified()).await;
+                if inner.book().has_earned(channel) {
+                    self.flush();
+                }
+                let _ = tokio::time::timeout(CLOSE_LOOK, inner.settled.notified()).await;
                 backoff.pause().await;
             }
         };
-        if tokio::time::timeout(CLOSE_PATIENCE, idle).await.is_err() {
-            inner.change(set(false)).await?;
-            return Err(LedgerError::Busy("requests of the channel are in flight: close it once they have ended".into()));
-        }
+        // However long it takes: the channel stays shut, and its client may ask again.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, idle).await;
+        inner
+            .change(|book| {
+                let closing = book.agree(channel)?;
+                Ok(((), keep(closing)))
+            })
+            .await?;
         // What the chain has been charged, now that all is settled.
         let settled = inner.chain.channel(channel).await?.map(|known| known.settled).unwrap_or_default();
         let close = ChannelClose { channel, settled };

@@ -21,8 +21,9 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model,
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature,
-    Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates, validation,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentLedgerExt as _, PaymentProof, Registry, RegistryError,
+    RequestId, Signature, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates,
+    validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -285,7 +286,15 @@ impl Gateway {
         if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
-        match self.ledger.accept(&quote, authorisation).await {
+        // Whoever has paid in another way does not pay again.
+        if let Ok(Some(_)) = self.ledger.payment_of(&quote).await {
+            return Ok(());
+        }
+        // On its own: a client that hangs up must not leave a transaction to itself that others of this account wait for.
+        let (ledger, authorisation) = (self.ledger.clone(), *authorisation);
+        let accepting = tokio::spawn(async move { ledger.accept(&quote, &authorisation).await });
+        let accepted = accepting.await.unwrap_or_else(|error| Err(ncn_core::LedgerError::Busy(error.to_string())));
+        match accepted {
             Ok(_) => Ok(()),
             Err(error) if error.is_retryable() => Err(TransportError::Internal(error.to_string())),
             Err(error) => Err(TransportError::invalid("payment", error.to_string())),
@@ -373,7 +382,11 @@ impl Transport for Gateway {
     }
 
     async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.accessed(&access, AccessPurpose::Cancel)?.tell(Event::Cancelled);
+        let task = self.accessed(&access, AccessPurpose::Cancel)?;
+        // Who has seen a part of the output pays for it.
+        if !task.has_streamed() {
+            task.tell(Event::Cancelled);
+        }
         Ok(())
     }
 

@@ -16,10 +16,11 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{
-    Approval, Certificate, Completion, CompletionRequest, Departure, Domain, Heartbeat, Message as _, NodeQuery, NodeRecord,
-    NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, Validator,
-    channel::Batch,
+    Approval, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Domain, Heartbeat, Message as _, NodeQuery,
+    NodeRecord, NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot,
+    Validator,
     membership::{Bounds, Membership},
+    validation,
 };
 pub use serve::{registry_service, validator_service};
 use subnets::Subnets;
@@ -206,13 +207,15 @@ impl Registry for RegistryNode {
         self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
     }
 
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
-        let (root, digest) = (batch.settlement.root, batch.settlement.digest(&trust.channel_domain()));
+        // Whoever is not the gateway does not make validators check thousands of signatures.
+        validation::settlement(&request, &trust)?;
+        let (committee, digest) = (request.committee_id(), request.batch.settlement.digest(&trust.channel_domain()));
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
-            let batch = batch.clone();
-            Box::pin(async move { validator.settlement(&batch).await })
+            let request = request.clone();
+            Box::pin(async move { validator.settlement(&request).await })
         };
-        self.certify(&trust, &root, digest, SETTLEMENT_TIMEOUT, ask).await
+        self.certify(&trust, &committee, digest, SETTLEMENT_TIMEOUT, ask).await
     }
 }

@@ -100,6 +100,15 @@ impl EvmLedger {
         Ok(ours.map(|entry| entry.transaction))
     }
 
+    /// The root of the batch that charged a channel from this sum on.
+    pub(super) async fn root_of(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        let address = self.network.deployment.channels;
+        let logs = self.network.backend.logs(LogFilter { address, topic1: Some(channel), ..LogFilter::default() }).await?;
+        let charged = logs.iter().filter_map(|entry| PaymentChannel::ChannelCharged::decode_log(&entry.log).ok());
+        let mut roots = charged.filter(|event| event.settledBefore == settled_before.units()).map(|event| event.root);
+        Ok(roots.next())
+    }
+
     pub(super) async fn close(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
         let (id, contract) = (terms.id(), self.network.deployment.channels);
         let Some(channel) = self.channel_state(id).await? else {

@@ -259,6 +259,14 @@ impl PaymentLedger for EvmLedger {
         Ok(batches.try_flatten().boxed())
     }
 
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        self.root_of(channel, settled_before).await
+    }
+
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        Ok(!self.stake_of(account).await?.amount.is_zero())
+    }
+
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
         let (subnets, id) = (self.network.deployment.subnets, subnet);
         let owner = self.network.ask(subnets, SubnetRegistry::ownerOfCall { id }).await?;

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
-    B256, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest, Registry,
-    RegistryError, Signed, Subnet, channel::Batch,
+    B256, BatchRequest, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest,
+    Registry, RegistryError, Signed, Subnet,
 };
 use tonic::{Status, transport::Channel};
 
@@ -100,9 +100,9 @@ impl Registry for GrpcRegistry {
             .try_into()?)
     }
 
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
         let mut client = self.client.clone();
-        let judged = client.request_settlement_validation(proto::SettlementBatch::from(&*batch));
+        let judged = client.request_settlement_validation(proto::SettlementBatch::from(&*request));
         let judged = within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?;
         Ok(judged.into_inner().try_into()?)
     }

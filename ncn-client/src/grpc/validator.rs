@@ -1,5 +1,5 @@
 use async_trait::async_trait;
-use ncn_core::{Address, Approval, CompletionRequest, PreprocessingRequest, RegistryError, Validator, channel::Batch};
+use ncn_core::{Address, Approval, BatchRequest, CompletionRequest, PreprocessingRequest, RegistryError, Validator};
 use tonic::transport::Channel;
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
@@ -40,9 +40,9 @@ impl Validator for GrpcValidator {
         Ok(reply.into_inner().try_into()?)
     }
 
-    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError> {
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         let mut client = self.client.clone();
-        let judged = client.approve_settlement(proto::SettlementBatch::from(batch));
+        let judged = client.approve_settlement(proto::SettlementBatch::from(request));
         Ok(within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?.into_inner().try_into()?)
     }
 }

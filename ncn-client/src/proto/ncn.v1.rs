@@ -1469,6 +1469,11 @@ pub struct SettlementBatch {
     pub charges: ::prost::alloc::vec::Vec<ChannelCharge>,
     #[prost(message, repeated, tag = "4")]
     pub payouts: ::prost::alloc::vec::Vec<ChannelPayout>,
+    /// Who wants them settled, with its signature.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub gateway: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub signature: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchEntry {

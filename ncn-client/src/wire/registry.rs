@@ -1,8 +1,8 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, B256, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionRequest, Departure, Heartbeat, NodeQuery,
-    PreprocessingRequest, Signed, Subnet, SubnetModel,
+    Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionRequest, Departure, Heartbeat,
+    Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet, SubnetModel,
     channel::{Batch, BatchEntry},
 };
 use prost::bytes::Bytes;
@@ -160,8 +160,8 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
     }
 }
 
-impl From<&Batch> for proto::SettlementBatch {
-    fn from(batch: &Batch) -> Self {
+impl From<&BatchRequest> for proto::SettlementBatch {
+    fn from(BatchRequest { batch, request }: &BatchRequest) -> Self {
         let entry = |entry: &BatchEntry| proto::BatchEntry {
             quote: Some(entry.quote.clone().into()),
             result: Some(entry.result.clone().into()),
@@ -180,11 +180,13 @@ impl From<&Batch> for proto::SettlementBatch {
             root: bytes(batch.settlement.root),
             charges: batch.settlement.charges.iter().map(charge).collect(),
             payouts: batch.settlement.payouts.iter().map(payout).collect(),
+            gateway: bytes(request.message.gateway),
+            signature: bytes(request.signature.as_bytes()),
         }
     }
 }
 
-impl TryFrom<proto::SettlementBatch> for Batch {
+impl TryFrom<proto::SettlementBatch> for BatchRequest {
     type Error = WireError;
 
     fn try_from(batch: proto::SettlementBatch) -> Result<Self, WireError> {
@@ -215,7 +217,9 @@ impl TryFrom<proto::SettlementBatch> for Batch {
             charges: batch.charges.into_iter().map(charge).collect::<Result<_, WireError>>()?,
             payouts: batch.payouts.into_iter().map(payout).collect::<Result<_, WireError>>()?,
         };
+        let message = SettlementRequest { gateway: address("gateway", &batch.gateway)?, settlement: settlement.struct_hash() };
+        let request = Signed { message, signature: signature("signature", &batch.signature)? };
         let entries = batch.entries.into_iter().map(entry).collect::<Result<_, WireError>>()?;
-        Ok(Self { entries, settlement })
+        Ok(Self { batch: Batch { entries, settlement }, request })
     }
 }

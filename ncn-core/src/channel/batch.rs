@@ -48,9 +48,9 @@ impl BatchEntry {
         }
     }
 
-    /// Checks everything that the entry says of itself, every signature included. The approvals have to be of validators that are
-    /// active now; the set may have changed since they were given.
-    pub fn verify(&self, trust: &TrustRoot) -> Result<(), BatchError> {
+    /// Checks everything that the entry says of itself, every signature included. The approvals have to be of `validators`: the active
+    /// ones, and those that have left since and still have something at stake.
+    pub fn verify(&self, trust: &TrustRoot, validators: &[Address]) -> Result<(), BatchError> {
         let request_id = self.quote.request_id;
         let entry = |problem: String| BatchError::Entry { request_id, problem };
         let result = &self.result.message;
@@ -64,7 +64,7 @@ impl BatchEntry {
         self.payment.verify(&self.quote, trust).map_err(|error: VoucherError| entry(error.to_string()))?;
         self.result.verify(&trust.domain).map_err(|error: SignatureError| entry(format!("result: {error}")))?;
         let digest = self.completion().digest(&trust.domain);
-        let certificate = self.completion.verify_by(&digest, &trust.validators, trust.threshold);
+        let certificate = self.completion.verify_by(&digest, validators, trust.threshold);
         certificate.map_err(|error: CertificateError| entry(format!("completion: {error}")))
     }
 }

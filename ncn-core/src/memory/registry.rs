@@ -4,9 +4,8 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 
 use crate::{
-    Approval, Certificate, Completion, CompletionRequest, Departure, DynSigner, Heartbeat, InferenceRequest, Message as _,
-    NodeQuery, NodeRecord, PreprocessingRequest, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
-    channel::Batch,
+    Approval, BatchRequest, Certificate, Completion, CompletionRequest, Departure, DynSigner, Heartbeat, InferenceRequest,
+    Message as _, NodeQuery, NodeRecord, PreprocessingRequest, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
     membership::{Bounds, Membership},
     validation::{self, Facts},
 };
@@ -103,12 +102,13 @@ impl Registry for MemoryRegistry {
         self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
     }
 
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
-        validation::settlement(&batch, &self.trust)?;
-        for entry in &batch.entries {
-            entry.verify(&self.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+        validation::settlement(&request, &self.trust)?;
+        for entry in &request.batch.entries {
+            let verified = entry.verify(&self.trust, &self.trust.validators);
+            verified.map_err(|error| RegistryError::Refused(error.to_string()))?;
         }
-        let settlement = &batch.settlement;
-        self.certify(&settlement.root, &settlement.digest(&self.trust.channel_domain())).await
+        let digest = request.batch.settlement.digest(&self.trust.channel_domain());
+        self.certify(&request.committee_id(), &digest).await
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ncn_core::channel::{Batch, CertifiedBatch};
+use ncn_core::BatchRequest;
+use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
     Address, Amount, Authorisation, B256, Certificate, Channel, ChannelTerms, CompletionRequest, Confinement, Departure, DynSigner,
     EscrowState, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, PaymentLedger,
@@ -205,8 +206,8 @@ impl Registry for BrokenRegistry {
         self.scene.registry.completion(request).await
     }
 
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
-        self.scene.registry.settlement(batch).await
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+        self.scene.registry.settlement(request).await
     }
 }
 

@@ -17,8 +17,6 @@ pub(super) struct Account {
     pub(super) chain: Channel,
     /// What was charged in batches. In step with the holds, where the chain may be a batch ahead.
     pub(super) settled: Amount,
-    /// No vouchers any more: its client wants the rest back.
-    pub(super) closing: bool,
     /// What requests in flight may cost.
     #[serde(skip)]
     reserved: Amount,
@@ -48,6 +46,25 @@ pub(super) struct Hold {
     pub(super) stage: Stage,
 }
 
+/// How far a client's wish to close its channel has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Closing {
+    /// No vouchers any more; what is in flight comes to its end.
+    Wanted,
+    /// The gateway has signed that it charges no more.
+    Agreed,
+}
+
+/// What a gateway takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How long before a channel's expiry everything has to be settled, in seconds.
+    pub(super) margin: u64,
+    /// How much may be earned and unsettled.
+    pub(super) unsettled: Amount,
+    pub(super) now: UnixTime,
+}
+
 /// All channels of a gateway.
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -55,6 +72,9 @@ pub(super) struct Book {
     holds: HashMap<RequestId, Hold>,
     /// What is earned, the oldest first.
     earned: BTreeMap<(UnixTime, RequestId), Amount>,
+    earned_sum: Amount,
+    /// Of channels that the book may not know otherwise, too: who never paid out of a channel may have it back as well.
+    closing: HashMap<B256, Closing>,
 }
 
 fn refuse(channel: B256, problem: impl Into<String>) -> LedgerError {
@@ -67,9 +87,9 @@ fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
 
 impl Book {
     /// The book as it was kept.
-    pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>) -> Self {
+    pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>) -> Self {
         let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
-        let mut book = Self { accounts, ..Self::default() };
+        let mut book = Self { accounts, closing, ..Self::default() };
         for hold in holds {
             book.count(&hold, true);
             if let Some(account) = book.accounts.get_mut(&hold.payment.voucher.channel)
@@ -104,8 +124,10 @@ impl Book {
                 let key = (since, voucher.request_id);
                 if add {
                     self.earned.insert(key, voucher.amount);
+                    self.earned_sum = sum([self.earned_sum, voucher.amount]);
                 } else {
                     self.earned.remove(&key);
+                    self.earned_sum = self.earned_sum.checked_sub(voucher.amount).unwrap_or_default();
                 }
             }
             Stage::Settled | Stage::Released => {}
@@ -130,21 +152,17 @@ impl Book {
 
     /// Takes in what the chain holds of a channel.
     pub(super) fn learn(&mut self, payment: &ChannelPayment, chain: Channel) {
-        let new = || Account {
-            highest: *payment,
-            chain,
-            settled: chain.settled,
-            closing: false,
-            reserved: Amount::ZERO,
-            earned: Amount::ZERO,
-        };
+        let new = || Account { highest: *payment, chain, settled: chain.settled, reserved: Amount::ZERO, earned: Amount::ZERO };
         self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
     }
 
     /// Holds a voucher's amount for its request; the signature has been checked. The same voucher again changes nothing.
-    ///
-    /// `margin` is how long before the channel's expiry the gateway wants to have everything settled.
-    pub(super) fn reserve(&mut self, payment: &ChannelPayment, quote: &Quote, margin: u64) -> Result<(Account, Hold), LedgerError> {
+    pub(super) fn reserve(
+        &mut self,
+        payment: &ChannelPayment,
+        quote: &Quote,
+        limits: &Limits,
+    ) -> Result<(Account, Hold), LedgerError> {
         let voucher = &payment.voucher;
         let channel = voucher.channel;
         if let Some(hold) = self.holds.get(&voucher.request_id) {
@@ -160,12 +178,18 @@ impl Book {
         if self.holds.len() >= MAX_HOLDS {
             return Err(LedgerError::Busy("too many vouchers are kept: try again later".into()));
         }
-        let account = self.accounts.get_mut(&channel).ok_or_else(|| refuse(channel, "was never opened: open it first"))?;
-        validation::voucher(payment, Some(&account.chain), quote)?;
-        if account.closing {
+        if self.closing.contains_key(&channel) {
             return Err(refuse(channel, "is being closed: open another with a new salt"));
         }
-        if quote.expiry.saturating_add(margin) >= account.chain.expiry {
+        if self.earned_sum > limits.unsettled {
+            return Err(LedgerError::Busy("what is earned is not settled in time: try again later".into()));
+        }
+        if quote.expiry <= limits.now {
+            return Err(LedgerError::Expired(quote.expiry));
+        }
+        let account = self.accounts.get_mut(&channel).ok_or_else(|| refuse(channel, "was never opened: open it first"))?;
+        validation::voucher(payment, Some(&account.chain), quote)?;
+        if quote.expiry.saturating_add(limits.margin) >= account.chain.expiry {
             let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", account.chain.expiry);
             return Err(refuse(channel, problem));
         }
@@ -187,6 +211,11 @@ impl Book {
         self.count(&hold, true);
         self.holds.insert(voucher.request_id, hold);
         Ok((account, hold))
+    }
+
+    /// The account that a hold is of.
+    pub(super) fn account_of(&self, hold: &Hold) -> Option<Account> {
+        self.accounts.get(&hold.payment.voucher.channel).cloned()
     }
 
     /// The request was served.
@@ -224,11 +253,23 @@ impl Book {
         (accounts, holds)
     }
 
-    /// Takes no more vouchers of a channel, or takes them again.
-    pub(super) fn set_closing(&mut self, channel: B256, closing: bool) -> Option<Account> {
-        let account = self.accounts.get_mut(&channel)?;
-        account.closing = closing;
-        Some(account.clone())
+    /// Takes no more vouchers of a channel, from here on and for ever.
+    pub(super) fn close(&mut self, channel: B256) -> Closing {
+        *self.closing.entry(channel).or_insert(Closing::Wanted)
+    }
+
+    /// Says that nothing will be charged any more, once that is true.
+    pub(super) fn agree(&mut self, channel: B256) -> Result<Closing, LedgerError> {
+        if !self.closing.contains_key(&channel) || !self.is_idle(channel) {
+            return Err(LedgerError::Busy("requests of the channel are in flight: close it once they have ended".into()));
+        }
+        self.closing.insert(channel, Closing::Agreed);
+        Ok(Closing::Agreed)
+    }
+
+    /// Whether something of a channel is to be settled.
+    pub(super) fn has_earned(&self, channel: B256) -> bool {
+        self.accounts.get(&channel).is_some_and(|account| !account.earned.is_zero())
     }
 
     /// Whether nothing of a channel is in flight, and nothing is to be settled.
@@ -246,14 +287,23 @@ impl Book {
         self.earned.len()
     }
 
-    /// Forgets ended requests whose quotes have expired: none of them can come back. Returns which.
+    /// Forgets ended requests whose quotes have expired: none of them can come back. What nobody ended until then was not served.
     pub(super) fn forget(&mut self, before: UnixTime) -> Vec<RequestId> {
-        let ended = |hold: &Hold| matches!(hold.stage, Stage::Settled | Stage::Released) && hold.expiry < before;
-        let old: Vec<_> = self.holds.iter().filter(|(_, hold)| ended(hold)).map(|(request, _)| *request).collect();
+        let over = |hold: &Hold| !matches!(hold.stage, Stage::Earned(_)) && hold.expiry < before;
+        let old: Vec<_> = self.holds.iter().filter(|(_, hold)| over(hold)).map(|(request, _)| *request).collect();
         for request in &old {
-            self.holds.remove(request);
+            if let Some(hold) = self.holds.remove(request) {
+                self.count(&hold, false);
+            }
         }
         old
+    }
+
+    /// What the chain holds of a channel now.
+    pub(super) fn refresh(&mut self, channel: B256, chain: Channel) {
+        if let Some(account) = self.accounts.get_mut(&channel) {
+            account.chain = chain;
+        }
     }
 }
 

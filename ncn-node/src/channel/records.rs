@@ -1,5 +1,7 @@
 //! Where the book is kept.
 
+use std::collections::HashMap;
+
 use ncn_core::{
     B256, Certificate, RequestId,
     channel::{Batch, BatchEntry},
@@ -7,13 +9,15 @@ use ncn_core::{
 use redb::{ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::book::{Account, Book, Hold};
+use super::book::{Account, Book, Closing, Hold};
 use crate::store::{Store, StoreError};
 
 type Table = TableDefinition<'static, [u8; 32], &'static [u8]>;
 
 const ACCOUNTS: Table = TableDefinition::new("channel.accounts");
 const HOLDS: Table = TableDefinition::new("channel.holds");
+/// The channels that are being closed, or are.
+const CLOSING: Table = TableDefinition::new("channel.closing");
 /// What proves an earned request, until it is settled.
 const ENTRIES: Table = TableDefinition::new("channel.entries");
 /// The batch that is being settled, at most one.
@@ -45,6 +49,7 @@ pub(super) struct Change {
     pub(super) batch: Option<Option<Box<Pending>>>,
     pub(super) settled: Vec<RequestId>,
     pub(super) forgotten: Vec<RequestId>,
+    pub(super) closing: Option<(B256, Closing)>,
 }
 
 impl Change {
@@ -59,6 +64,9 @@ impl Change {
         }
         for request in &self.forgotten {
             holds.remove(request.0)?;
+        }
+        if let Some((channel, closing)) = &self.closing {
+            transaction.open_table(CLOSING)?.insert(channel.0, encode(closing)?.as_slice())?;
         }
         let mut entries = transaction.open_table(ENTRIES)?;
         if let Some(entry) = &self.entry {
@@ -91,7 +99,18 @@ fn all<T: DeserializeOwned>(store: &Store, table: Table) -> Result<Vec<T>, Store
 
 /// The book as it was kept.
 pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
-    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?))
+    let closing = store.read(|transaction| {
+        let table = match transaction.open_table(CLOSING) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
+            table => table?,
+        };
+        let row = |row: Result<(redb::AccessGuard<'_, [u8; 32]>, redb::AccessGuard<'_, &[u8]>), redb::StorageError>| {
+            let (channel, closing) = row?;
+            Ok((B256::from(channel.value()), decode(closing.value())?))
+        };
+        table.iter()?.map(row).collect()
+    })?;
+    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing))
 }
 
 /// The batch that was being settled.
@@ -102,12 +121,16 @@ pub(super) fn pending(store: &Store) -> Result<Option<Pending>, StoreError> {
     })
 }
 
-/// What proves these requests.
+/// What proves these requests. One that was earned a moment ago may not be there yet: it comes with the next batch.
 pub(super) fn entries(store: &Store, requests: &[B256]) -> Result<Vec<BatchEntry>, StoreError> {
     store.read(|transaction| {
         let table = transaction.open_table(ENTRIES)?;
-        let missing = |request: &B256| StoreError::new(format!("request {request} was earned, but its proof is missing"));
-        let entry = |request: &B256| decode(table.get(request.0)?.ok_or_else(|| missing(request))?.value());
-        requests.iter().map(entry).collect()
+        let mut entries = Vec::with_capacity(requests.len());
+        for request in requests {
+            if let Some(entry) = table.get(request.0)? {
+                entries.push(decode(entry.value())?);
+            }
+        }
+        Ok(entries)
     })
 }

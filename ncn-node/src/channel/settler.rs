@@ -1,11 +1,16 @@
 //! Settles what is earned: in batches, by count, age and value. Every step is kept before the next, so that a crash at any point
 //! leads to the same settlement, once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ncn_client::Backoff;
 use ncn_core::{
-    Amount, B256, ChannelPayment, LedgerError, RegistryError, RequestId,
+    Amount, B256, BatchRequest, Certificate, ChannelPayment, LedgerError, Message as _, RegistryError, RequestId,
+    SettlementRequest, SignatureError, Signed,
     channel::{Batch, BatchEntry, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
 };
 
@@ -17,8 +22,10 @@ use crate::{store::StoreError, time::unix_now};
 
 /// How often is looked whether something has become due.
 const TICK: Duration = Duration::from_millis(500);
-/// How often a batch is presented that is refused for good, before its requests are put together anew.
-const TRIES: u32 = 5;
+/// How often a batch is presented that the validators or the chain refuse, before its requests are put together anew, fewer at a time.
+const TRIES: u32 = 6;
+/// How long a request is left alone that was refused on its own.
+const SET_ASIDE: Duration = Duration::from_mins(1);
 /// How long ended requests are remembered after their quotes' expiry, in seconds.
 const MEMORY: u64 = 3_600;
 
@@ -33,31 +40,39 @@ enum Failure {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Batch(#[from] ncn_core::channel::BatchError),
+    #[error("key: {0}")]
+    Signature(#[from] SignatureError),
     /// The chain has been charged otherwise than the batch starts from.
     #[error("the channel was charged in another way: putting the batch together anew")]
     Outdated,
 }
 
 impl Failure {
-    const fn is_retryable(&self) -> bool {
+    /// True when it may be the batch's own fault: that ends after some tries. Everything else is waited for, however long it takes.
+    const fn is_refusal(&self) -> bool {
         match self {
-            Self::Store(_) => true,
-            Self::Registry(error) => error.is_retryable(),
-            Self::Ledger(error) => error.is_retryable(),
-            Self::Batch(_) | Self::Outdated => false,
+            Self::Registry(error) => !matches!(error, RegistryError::Unreachable(_) | RegistryError::Overloaded(_)),
+            Self::Batch(_) | Self::Outdated => true,
+            Self::Ledger(error) => {
+                let circumstances = matches!(error, LedgerError::NotAllowed(_) | LedgerError::Malformed(_));
+                !circumstances && !error.is_retryable()
+            }
+            Self::Store(_) | Self::Signature(_) => false,
         }
     }
 }
+
+/// Requests that were refused on their own, and when. They hold nobody up, and are tried again.
+type Aside = HashMap<RequestId, Instant>;
 
 pub(super) async fn settle_for_ever(inner: &Inner) {
     let mut backoff = Backoff::new();
     // How many requests go into a batch: fewer after one was refused, so that a bad one ends up alone.
     let mut limit = MAX_BATCH;
-    // Requests that were refused alone. They are kept for people to look at, and hold nobody up.
-    let mut refused: Vec<RequestId> = Vec::new();
+    let mut aside = Aside::new();
     let mut flushing = false;
     loop {
-        match next(inner, limit, &refused, flushing).await {
+        match next(inner, limit, &mut aside, flushing).await {
             Ok(Some(pending)) => match conclude(inner, pending).await {
                 Ok(()) => {
                     (limit, backoff) = ((limit * 2).min(MAX_BATCH), Backoff::new());
@@ -68,7 +83,7 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
                     let size = pending.batch.entries.len();
                     tracing::error!(%error, requests = size, "a batch is not settled; its requests are put together anew");
                     if let (1, Some(entry)) = (size, pending.batch.entries.first()) {
-                        refused.push(entry.quote.request_id);
+                        aside.insert(entry.quote.request_id, Instant::now());
                     }
                     limit = (size / 2).max(1);
                     if let Err(error) = discard(inner).await {
@@ -94,34 +109,49 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
 }
 
 /// The batch to settle now: the one that was begun, or a new one when something is due.
-async fn next(inner: &Inner, limit: usize, refused: &[RequestId], flushing: bool) -> Result<Option<Pending>, Failure> {
+async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) -> Result<Option<Pending>, Failure> {
     if let Some(pending) = records::pending(&inner.store)? {
         return Ok(Some(pending));
     }
     forget(inner).await?;
-    if !is_due(inner, refused, flushing) {
+    aside.retain(|_, since| since.elapsed() < SET_ASIDE);
+    if !is_due(inner, aside, flushing) {
         return Ok(None);
     }
     let requests: Vec<RequestId> = {
         let book = inner.book();
-        book.earned().map(|((_, request), _)| *request).filter(|request| !refused.contains(request)).take(limit).collect()
+        book.earned().map(|((_, request), _)| *request).filter(|request| !aside.contains_key(request)).take(limit).collect()
     };
-    let entries = choose(records::entries(&inner.store, &requests)?);
+    let store = inner.store.clone();
+    let read = tokio::task::spawn_blocking(move || records::entries(&store, &requests));
+    let mut entries = choose(read.await.map_err(StoreError::new)??);
     let mut settled = BTreeMap::new();
-    for entry in &entries {
-        let channel = entry.payment.voucher.channel;
-        if settled.contains_key(&channel) {
+    for channel in entries.iter().map(|entry| entry.payment.voucher.channel).collect::<BTreeSet<_>>() {
+        let Some(chain) = inner.chain.channel(channel).await? else { continue };
+        let known = inner.book().account(channel).map(|account| account.settled).unwrap_or_default();
+        inner.book().refresh(channel, chain);
+        if !chain.open || unix_now() > chain.expiry {
+            tracing::error!(%channel, "a channel ended before what it owes was settled");
             continue;
         }
-        let known = inner.book().account(channel).map(|account| account.settled);
-        let chain = inner.chain.channel(channel).await?.map(|chain| chain.settled);
-        if known != chain {
+        if chain.settled < known {
+            return Err(LedgerError::Unreachable(format!("channel {channel}: the chain's answer is older than the book")).into());
+        }
+        if chain.settled > known {
             // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
-            tracing::warn!(%channel, ?known, ?chain, "the chain has been charged otherwise than the book says; following the chain");
-            let sums = [(channel, chain.unwrap_or_default())];
+            tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the book says");
+            let sums = [(channel, chain.settled)];
             inner.change(|book| Ok(((), Change { accounts: book.settle(&[], &sums).0, ..Change::default() }))).await?;
         }
-        settled.insert(channel, chain.unwrap_or_default());
+        settled.insert(channel, chain.settled);
+    }
+    // What can never be settled holds nobody up.
+    for entry in entries.iter().filter(|entry| !settled.contains_key(&entry.payment.voucher.channel)) {
+        aside.insert(entry.quote.request_id, Instant::now());
+    }
+    entries.retain(|entry| settled.contains_key(&entry.payment.voucher.channel));
+    if entries.is_empty() {
+        return Ok(None);
     }
     let batch = Batch::new(entries, &settled, inner.chain.trust_root().await?.treasury)?;
     let pending = Pending { batch, certificate: None };
@@ -129,9 +159,9 @@ async fn next(inner: &Inner, limit: usize, refused: &[RequestId], flushing: bool
     Ok(Some(pending))
 }
 
-fn is_due(inner: &Inner, refused: &[RequestId], flushing: bool) -> bool {
+fn is_due(inner: &Inner, aside: &Aside, flushing: bool) -> bool {
     let book = inner.book();
-    let mut waiting = book.earned().filter(|((_, request), _)| !refused.contains(request)).peekable();
+    let mut waiting = book.earned().filter(|((_, request), _)| !aside.contains_key(request)).peekable();
     let Some(((oldest, _), _)) = waiting.peek() else { return false };
     let options = &inner.options;
     let now = unix_now();
@@ -148,7 +178,7 @@ fn is_due(inner: &Inner, refused: &[RequestId], flushing: bool) -> bool {
 
 /// As many of the requests as one settlement can charge and pay.
 fn choose(entries: Vec<BatchEntry>) -> Vec<BatchEntry> {
-    let (mut channels, mut payees) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    let (mut channels, mut payees) = (BTreeSet::new(), BTreeSet::new());
     let fits = |entry: &BatchEntry| {
         channels.insert(entry.payment.voucher.channel);
         payees.extend(entry.completion.validators());
@@ -171,7 +201,7 @@ async fn conclude(inner: &Inner, mut pending: Pending) -> Result<(), (Pending, F
         if matches!(error, Failure::Outdated) {
             return Err((pending, error));
         }
-        if !error.is_retryable() {
+        if error.is_refusal() {
             tries += 1;
             // The validators may have changed since they approved.
             pending.certificate = None;
@@ -189,7 +219,7 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
         let certificate = match &pending.certificate {
             Some(certificate) => certificate.clone(),
             None => {
-                let certificate = inner.registry.settlement(std::sync::Arc::new(pending.batch.clone())).await?;
+                let certificate = certify(inner, &pending.batch).await?;
                 pending.certificate = Some(certificate.clone());
                 keep(inner, Some(pending)).await?;
                 certificate
@@ -207,6 +237,19 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
         Ok(((), Change { accounts, holds, batch: Some(None), settled: requests.clone(), ..Change::default() }))
     };
     Ok(inner.change(settle).await?)
+}
+
+/// Has the validators approve a batch. What the registry brings is believed only when it verifies.
+async fn certify(inner: &Inner, batch: &Batch) -> Result<Certificate, Failure> {
+    let trust = inner.chain.trust_root().await?;
+    let message = SettlementRequest { gateway: inner.signer.address(), settlement: batch.settlement.struct_hash() };
+    let request = Signed::sign(message, &trust.channel_domain(), &*inner.signer).await?;
+    let request = Arc::new(BatchRequest { batch: batch.clone(), request });
+    let certificate = inner.registry.settlement(request.clone()).await?;
+    let digest = batch.settlement.digest(&trust.channel_domain());
+    let verified = certificate.verify(&digest, &request.committee_id(), &trust);
+    verified.map_err(|error| RegistryError::Malformed(format!("the certificate does not verify: {error}")))?;
+    Ok(certificate)
 }
 
 /// Whether the chain has been charged for this batch. It is charged for all of it or nothing.

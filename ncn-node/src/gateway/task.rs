@@ -196,6 +196,11 @@ impl Task {
         self.publish(TaskUpdate::Step(StepReport { step, actor, took }));
     }
 
+    /// Whether a part of the output has been given away.
+    pub(super) fn has_streamed(&self) -> bool {
+        self.chunk_bytes.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn chunk(&self, chunk: OutputChunk) {
         self.publish(TaskUpdate::Chunk(chunk));
     }

@@ -10,22 +10,19 @@ use ncn_client::{
         p2p_registry_service_server::{P2pRegistryService, P2pRegistryServiceServer},
         validator_service_server::{ValidatorService, ValidatorServiceServer},
     },
-    wire::{self, WireError},
+    wire::{self, MAX_MESSAGE_BYTES, WireError},
 };
 use ncn_core::{Registry, RegistryError, Validator};
 use tonic::{Request, Response, Status};
 
-/// The most bytes of a message to the registry: no inputs or outputs travel here.
-const MAX_REGISTRY_MESSAGE_BYTES: usize = 512 << 10;
-
 /// Serves a registry.
 pub fn registry_service(registry: Arc<dyn Registry>) -> P2pRegistryServiceServer<impl P2pRegistryService> {
-    P2pRegistryServiceServer::new(RegistryAdapter(registry)).max_decoding_message_size(MAX_REGISTRY_MESSAGE_BYTES)
+    P2pRegistryServiceServer::new(RegistryAdapter(registry)).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// Serves a validator.
 pub fn validator_service(validator: Arc<dyn Validator>) -> ValidatorServiceServer<impl ValidatorService> {
-    ValidatorServiceServer::new(ValidatorAdapter(validator)).max_decoding_message_size(MAX_REGISTRY_MESSAGE_BYTES)
+    ValidatorServiceServer::new(ValidatorAdapter(validator)).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 struct RegistryAdapter(Arc<dyn Registry>);

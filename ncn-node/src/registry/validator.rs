@@ -1,10 +1,13 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use alloy_primitives::Address;
 use async_trait::async_trait;
 use ncn_core::{
-    Approval, Completion, CompletionRequest, DynSigner, InferenceRequest, Message as _, NodeRecord, PaymentLedger,
-    PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Subnet, TrustRoot, Validator,
+    Approval, BatchRequest, Completion, CompletionRequest, DynSigner, InferenceRequest, LedgerError, Message as _, NodeRecord,
+    PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Subnet, TrustRoot, Validator,
     channel::Batch,
     validation::{self, Facts},
 };
@@ -15,6 +18,9 @@ use crate::{
     time::unix_now,
 };
 
+/// How many approvers of a batch may have left.
+const MAX_LEFT: usize = 64;
+
 /// A validator: judges by what registry and chain say, and signs what passes.
 pub struct ValidatorNode {
     signer: DynSigner,
@@ -22,14 +28,14 @@ pub struct ValidatorNode {
     ledger: Arc<dyn PaymentLedger>,
     payments: Payments,
     subnets: Subnets,
-    record: Arc<Mutex<Record>>,
+    record: Mutex<Record>,
 }
 
 impl ValidatorNode {
     /// The validator with this key.
     pub fn new(signer: DynSigner, registry: Arc<dyn Registry>, ledger: Arc<dyn PaymentLedger>) -> Self {
         let (payments, subnets) = (Payments::new(ledger.clone()), Subnets::new(ledger.clone()));
-        Self { signer, registry, ledger, payments, subnets, record: Arc::default() }
+        Self { signer, registry, ledger, payments, subnets, record: Mutex::default() }
     }
 
     /// What there is to know about a request; asked for together, since no answer needs another. The registry is believed only as
@@ -52,6 +58,27 @@ impl ValidatorNode {
         record.verify(&trust.domain).map_err(unsigned("node"))?;
         Ok((trust, subnet.message, record.message))
     }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose approvals of requests count: the active validators', and those of validators that have left since and can still be
+    /// punished for them.
+    async fn staked(&self, batch: &Batch, trust: &TrustRoot) -> Result<Vec<Address>, RegistryError> {
+        let mut validators = trust.validators.clone();
+        let approvers: BTreeSet<_> = batch.entries.iter().flat_map(|entry| entry.completion.validators()).collect();
+        let left: Vec<_> = approvers.into_iter().filter(|approver| !validators.contains(approver)).collect();
+        if left.len() > MAX_LEFT {
+            return Err(RegistryError::Refused(format!("{} approvers are no active validators", left.len())));
+        }
+        for approver in left {
+            if self.ledger.has_stake(approver).await.map_err(unreachable)? {
+                validators.push(approver);
+            }
+        }
+        Ok(validators)
+    }
 }
 
 #[async_trait]
@@ -69,34 +96,51 @@ impl Validator for ValidatorNode {
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        let (known, paid) =
-            tokio::join!(self.known(quote, order, result.compute), self.payments.check(quote, request.voucher.as_ref()));
-        let (trust, subnet, compute) = known?;
+        let (trust, subnet, compute) = self.known(quote, order, result.compute).await?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::completion(request, &facts)?;
-        paid.map_err(|error| match error {
+        // Last, so that nobody makes this node ask the chain for nothing.
+        self.payments.check(quote, request.voucher.as_ref()).await.map_err(|error| match error {
             Unpaid::NotYet(problem) => RegistryError::Unreachable(problem),
             Unpaid::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
         })?;
         Ok(Approval::sign(&Completion::new(quote, result).digest(&trust.domain), &*self.signer).await?)
     }
 
-    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError> {
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
-        if !trust.committee(&batch.settlement.root).contains(&self.address()) {
-            return Err(RegistryError::Refused("this validator is not in the batch's committee".into()));
+        if !trust.committee(&request.committee_id()).contains(&self.address()) {
+            return Err(RegistryError::Refused("this validator is not in the gateway's committee".into()));
         }
-        validation::settlement(batch, &trust)?;
+        validation::settlement(request, &trust)?;
+        let batch = &request.batch;
+        for charge in &batch.settlement.charges {
+            let channel = self.ledger.channel(charge.channel).await.map_err(unreachable)?;
+            validation::charge(charge, channel.as_ref(), unix_now())?;
+        }
+        let validators = self.staked(batch, &trust).await?;
         let digest = batch.settlement.digest(&trust.channel_domain());
         // Thousands of signatures: not on a thread that others wait for.
-        let (batch, record) = (batch.clone(), self.record.clone());
-        let judged = tokio::task::spawn_blocking(move || {
-            for entry in &batch.entries {
-                entry.verify(&trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
-            }
-            record.lock().unwrap_or_else(PoisonError::into_inner).enter(&batch, unix_now())
+        let entries = batch.entries.clone();
+        let verified = tokio::task::spawn_blocking(move || {
+            entries.iter().try_for_each(|entry| entry.verify(&trust, &validators)).map_err(|error| error.to_string())
         });
-        judged.await.map_err(|error| RegistryError::Unreachable(error.to_string()))??;
+        verified.await.map_err(|error| RegistryError::Unreachable(error.to_string()))?.map_err(RegistryError::Refused)?;
+        // Which of the batches that were approved before the chain was charged for.
+        let earlier = self.record().earlier(batch);
+        let mut charged = HashSet::new();
+        for approved in earlier {
+            let root = self.ledger.charged_root(approved.channel, approved.settled_before).await.map_err(unreachable)?;
+            if root == Some(approved.root) {
+                charged.insert(approved);
+            }
+        }
+        self.record().enter(batch, &charged, unix_now())?;
         Ok(Approval::sign(&digest, &*self.signer).await?)
     }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unreachable(error: LedgerError) -> RegistryError {
+    RegistryError::Unreachable(error.to_string())
 }

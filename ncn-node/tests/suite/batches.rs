@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use alloy_primitives::B256;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Approval, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult, Message as _,
-    Quote, RegistryError, RequestId, Signature, Signed, Split, Usage,
-    channel::{Batch, BatchEntry},
+    Amount, Approval, BatchRequest, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult,
+    Message as _, PaymentLedger as _, Quote, RegistryError, RequestId, SettlementRequest, Signature, Signed, Split, Usage,
+    channel::{Batch, BatchEntry, CertifiedBatch},
+    conformance::LedgerFixture as _,
 };
 
 use crate::scene::{Behaviour, InProcess, key};
@@ -27,6 +28,9 @@ impl Scene {
         let network = InProcess::new(&[Behaviour::Honest; 5]).await;
         let (client, gateway, compute) = (key(), key(), key());
         let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+        let deposit = Amount::new(PRICE.units() * 10);
+        let account = network.chain.account(client.clone(), deposit).await;
+        account.fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
         Self { network, client, gateway, compute, terms }
     }
 
@@ -83,7 +87,21 @@ impl Scene {
     }
 
     async fn judge(&self, batch: Batch) -> Result<Certificate, RegistryError> {
-        self.network.registry.settlement(Arc::new(batch)).await
+        self.judge_for(&self.gateway, batch).await
+    }
+
+    /// The same batch, brought by somebody.
+    async fn judge_for(&self, who: &DynSigner, batch: Batch) -> Result<Certificate, RegistryError> {
+        let message = SettlementRequest { gateway: who.address(), settlement: batch.settlement.struct_hash() };
+        let request = Signed::sign(message, &self.network.trust.channel_domain(), &**who).await.unwrap();
+        self.network.registry.settlement(Arc::new(BatchRequest { batch, request })).await
+    }
+
+    /// Has the chain charge a batch that was approved.
+    async fn settle(&self, batch: &Batch, certificate: Certificate) {
+        let vouchers = batch.vouchers().into_values().collect();
+        let batch = CertifiedBatch { settlement: batch.settlement.clone(), vouchers, certificate };
+        self.network.chain.ledger(self.gateway.clone()).settle_batch(&batch).await.unwrap();
     }
 
     async fn refuses(&self, batch: Batch, says: &str) {
@@ -93,20 +111,47 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn an_honest_batch_is_approved_and_again_until_it_is_settled() {
+async fn an_honest_batch_is_approved_again_until_it_is_settled() {
     let scene = Scene::new().await;
     let entries = vec![scene.entry(1).await, scene.entry(2).await, scene.entry(3).await];
     let batch = scene.batch(entries.clone(), Amount::ZERO);
     let trust = &scene.network.trust;
     let digest = batch.settlement.digest(&trust.channel_domain());
     let certificate = scene.judge(batch.clone()).await.unwrap();
-    certificate.verify(&digest, &batch.settlement.root, trust).unwrap();
+    certificate.verify(&digest, &scene.gateway.address().into_word(), trust).unwrap();
     // A gateway that lost the answer, or puts the same requests together in another way, starts from the same sum.
     scene.judge(batch).await.unwrap();
-    scene.judge(scene.batch(entries[..2].to_vec(), Amount::ZERO)).await.unwrap();
-    // Another sum means that one of those batches was settled: none of its requests may come again.
-    let again = vec![entries[0].clone(), scene.entry(4).await];
-    scene.refuses(scene.batch(again, PRICE), "was settled in an earlier batch").await;
+    let part = scene.batch(entries[..2].to_vec(), Amount::ZERO);
+    let certificate = scene.judge(part.clone()).await.unwrap();
+    scene.settle(&part, certificate).await;
+
+    // What was settled must not come again; what was only approved with it may.
+    let settled = part.settlement.charges[0].settled_after;
+    scene.refuses(scene.batch(entries.clone(), settled), "was settled in an earlier batch").await;
+    let rest = scene.batch(entries[2..].to_vec(), settled);
+    let certificate = scene.judge(rest.clone()).await.unwrap();
+    scene.settle(&rest, certificate).await;
+    scene.refuses(scene.batch(entries[2..].to_vec(), rest.settlement.charges[0].settled_after), "was settled").await;
+}
+
+#[tokio::test]
+async fn only_the_gateway_itself_brings_a_batch_and_only_from_where_the_channel_is() {
+    let scene = Scene::new().await;
+    let batch = scene.batch(vec![scene.entry(1).await], Amount::ZERO);
+    // The client has everything that a batch takes: quote, result, approvals and voucher.
+    let brought = scene.judge_for(&scene.client, batch.clone()).await.unwrap_err();
+    assert!(brought.to_string().contains("request.gateway"), "{brought}");
+    let mut forged = batch.clone();
+    forged.settlement.count += 1;
+    let message = SettlementRequest { gateway: scene.gateway.address(), settlement: forged.settlement.struct_hash() };
+    let request = Signed::sign(message, &scene.network.trust.channel_domain(), &*scene.client).await;
+    assert!(request.is_err() || request.unwrap().verify(&scene.network.trust.channel_domain()).is_err());
+
+    let invented = scene.batch(vec![scene.entry(1).await], Amount::new(12_345));
+    scene.refuses(invented, "was charged 0").await;
+    // Nothing of that stands in the way of the real one.
+    let certificate = scene.judge(batch.clone()).await.unwrap();
+    scene.settle(&batch, certificate).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
-use ncn_core::channel::Batch;
+use ncn_core::BatchRequest;
 use ncn_core::{
     Address, Amount, Approval, B256, Certificate, CompletionRequest, Departure, EscrowState, Heartbeat, LedgerError, ModelInfo,
     NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError,
@@ -75,8 +75,8 @@ impl Registry for LyingRegistry {
         if self.about_completion { Ok(made_up().await) } else { self.honest.completion(request).await }
     }
 
-    async fn settlement(&self, batch: Arc<Batch>) -> Result<Certificate, RegistryError> {
-        self.honest.settlement(batch).await
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+        self.honest.settlement(request).await
     }
 }
 

@@ -10,7 +10,7 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, Genesis};
-use ncn_core::channel::Batch;
+use ncn_core::BatchRequest;
 use ncn_core::{
     Amount, Approval, B256, Certificate, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _,
     NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage,
@@ -177,8 +177,8 @@ impl Validator for Behaving {
         self.behave(self.honest.completion(request).await).await
     }
 
-    async fn settlement(&self, batch: &Batch) -> Result<Approval, RegistryError> {
-        self.behave(self.honest.settlement(batch).await).await
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.settlement(request).await).await
     }
 }
 
