@@ -71,7 +71,8 @@ struct ReceiptSeal {
     uint64 issuedAt;
 }
 
-/// A client's permission to do one thing with its own request: 1 to follow it, 2 to cancel it.
+/// A client's permission to do one thing with its own request: 1 to follow it, 2 to cancel it, 3 to
+/// close the channel whose id stands in the request id's place.
 struct TaskAccess {
     address client;
     bytes32 requestId;

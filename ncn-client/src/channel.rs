@@ -3,7 +3,8 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -13,6 +14,8 @@ use ncn_core::{
 };
 use serde::{Deserialize, Serialize};
 
+/// The largest file that is read: as many vouchers as may be in flight take less.
+const MAX_BYTES: u64 = 128 << 20;
 /// How many requests may be in flight on one channel.
 const MAX_IN_FLIGHT: usize = 100_000;
 
@@ -46,6 +49,7 @@ impl Kept {
 }
 
 /// What a voucher starts from.
+#[allow(clippy::large_enum_variant, reason = "lives for a moment")]
 enum Begun<'a> {
     /// It is there already.
     Known(ChannelPayment),
@@ -126,7 +130,10 @@ impl ClientChannel {
         // A name that is wrong leaves no lock behind.
         fs::metadata(path)?;
         let file = Some(Kept::new(path)?);
-        let state: State = serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)?;
+        let mut json = Vec::new();
+        File::open(path)?.take(MAX_BYTES).read_to_end(&mut json)?;
+        let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, format!("is no channel's file, or damaged: {error}"));
+        let state: State = serde_json::from_slice(&json).map_err(damaged)?;
         Ok(Self { terms: state.terms, file, state: Mutex::new(state), signing: Mutex::default() })
     }
 
@@ -179,6 +186,9 @@ impl ClientChannel {
             payment.matches(quote)?;
             return Ok(Begun::Known(*payment));
         }
+        if quote.client != self.terms.client {
+            return Err(VoucherError::new("channel", format!("is {}'s: use its key", self.terms.client)).into());
+        }
         if quote.gateway != self.terms.gateway {
             return Err(VoucherError::new("channel", "is with another gateway").into());
         }
@@ -191,10 +201,10 @@ impl ClientChannel {
         let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
         let bound = Amount::checked_sum([state.spent, state.reserved(), *signing]).unwrap_or(Amount::new(u128::MAX));
         let needed = Amount::checked_sum([bound, quote.total]).filter(|needed| *needed <= state.deposit);
-        let cumulative = needed.ok_or_else(|| LedgerError::InsufficientFunds {
-            owner: self.terms.client,
-            balance: state.deposit.checked_sub(bound).unwrap_or_default(),
-            needed: quote.total,
+        let cumulative = needed.ok_or_else(|| {
+            let left = state.deposit.checked_sub(bound).unwrap_or_default();
+            let problem = format!("has {left} left, {} are needed: top it up", quote.total);
+            LedgerError::Channel { channel: self.terms.id(), problem }
         })?;
         *signing = [*signing, quote.total].into_iter().sum();
         Ok(Begun::New(Signing { total: &self.signing, amount: quote.total }, cumulative))
@@ -226,7 +236,8 @@ impl ClientChannel {
     fn save(&self, state: &State) -> io::Result<()> {
         let Some(Kept { path, .. }) = &self.file else { return Ok(()) };
         let beside = path.with_extension("new");
-        let mut file = File::create(&beside)?;
+        // Who reads vouchers knows what the client does.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(&serde_json::to_vec(state)?)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

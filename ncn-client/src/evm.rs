@@ -189,6 +189,9 @@ pub enum EvmError {
         /// The chain that it had to have.
         expected: u64,
     },
+    /// An endpoint that cannot be called.
+    #[error("endpoint: {0}")]
+    InvalidEndpoint(String),
     /// The transaction makes no sense to the chain.
     #[error("transaction: {0}")]
     InvalidTransaction(String),

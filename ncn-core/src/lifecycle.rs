@@ -207,7 +207,9 @@ impl Lifecycle {
             (Preprocessing, Event::Approved(_)) => AwaitingPayment,
             (Reserving | Preprocessing, Event::Refused(_)) => Ended(Refused),
             (Reserving | Preprocessing | AwaitingPayment, Event::Cancelled) => Ended(Cancelled),
-            (Reserving | Preprocessing | AwaitingPayment, Event::Expired) => Ended(Expired),
+            (Reserving | Preprocessing | AwaitingPayment, Event::Expired) | (Settling | Refunding, Event::PaymentLost) => {
+                Ended(Expired)
+            }
             (AwaitingPayment, Event::Paid { .. }) => Executing,
             (Executing, Event::Executed { .. }) => Completing,
             (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
@@ -215,14 +217,11 @@ impl Lifecycle {
                 Executing
             }
             (Completing, Event::Approved(_)) => Settling,
-            (Executing, Event::ExecutionFailed { .. })
-            | (Completing, Event::Refused(_))
-            | (Settling, Event::SettlementImpossible(_))
-            | (Executing, Event::Cancelled)
-            | (Executing | Completing, Event::Expired) => Refunding,
+            (Executing, Event::ExecutionFailed { .. } | Event::Cancelled | Event::Expired)
+            | (Completing, Event::Refused(_) | Event::Expired)
+            | (Settling, Event::SettlementImpossible(_)) => Refunding,
             (Settling | Refunding, Event::Settled(_)) => Ended(Completed),
             (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
-            (Settling | Refunding, Event::PaymentLost) => Ended(Expired),
             // The client paid when we had already let go: give it back at once rather than at expiry.
             (Ended(outcome), Event::Paid { .. }) if outcome.is_unpaid() => Refunding,
             (state, _) => return Err(Unexpected { state }),

@@ -265,6 +265,14 @@ impl PaymentLedger for ChannelLedger {
         Ok(self.hold(request_id).map(|hold| hold.payment))
     }
 
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        self.0.chain.charged_root(channel, settled_before).await
+    }
+
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        self.0.chain.has_stake(account).await
+    }
+
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
         self.0.chain.subnet_owner(subnet).await
     }

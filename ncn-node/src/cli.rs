@@ -139,6 +139,8 @@ fn say(text: &str) {
 
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    // It would say whole URLs, which may hold secrets.
+    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
     let done = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),

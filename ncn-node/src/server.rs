@@ -24,7 +24,8 @@ pub struct GrpcServer {
 impl GrpcServer {
     /// Serves on this address; port 0 takes a free one.
     pub async fn start(address: SocketAddr, routes: impl FnOnce(&mut RoutesBuilder)) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let listener = TcpListener::bind(address).await.map_err(named)?;
         let address = listener.local_addr()?;
         let mut builder = Routes::builder();
         routes(&mut builder);

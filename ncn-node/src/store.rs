@@ -15,6 +15,7 @@ pub struct StoreError(String);
 
 impl StoreError {
     /// What went wrong.
+    #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
     pub fn new(problem: impl ToString) -> Self {
         Self(problem.to_string())
     }

@@ -25,6 +25,8 @@ pub(crate) fn run() -> Result<()> {
     step("formats", || cargo(&["fmt", "--all", "--check"]))?;
     step("generated code", || codegen::run(true))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
+    // The Rust tests start a chain that comes with the contracts' tools.
+    step("contracts: set up", setup::contracts)?;
     step("Rust tests", || counted(&mut count, "cargo", &["test", "--workspace", "--locked"], "."))?;
     step("light build", || cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
     step("documentation", || {
@@ -36,7 +38,6 @@ pub(crate) fn run() -> Result<()> {
         if status.success() { Ok(()) } else { bail!("cargo doc failed") }
     })?;
 
-    step("contracts: set up", setup::contracts)?;
     step("contracts: formats", || npm(&["run", "--silent", "fmt:check"]))?;
     step("contracts: artifacts", || npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
     step("contracts: tests", || counted(&mut count, "npm", &["test", "--silent"], "contracts"))?;

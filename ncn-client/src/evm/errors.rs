@@ -21,7 +21,7 @@ impl From<EvmError> for LedgerError {
             EvmError::Reverted(data) => reverted(&data),
             EvmError::Nonce(_) | EvmError::Unreachable(_) | EvmError::TooDear { .. } => Self::Unreachable(error.to_string()),
             EvmError::Malformed { .. } => Self::Malformed(error.to_string()),
-            EvmError::NoGas(_) | EvmError::WrongChain { .. } => Self::NotAllowed(error.to_string()),
+            EvmError::NoGas(_) | EvmError::WrongChain { .. } | EvmError::InvalidEndpoint(_) => Self::NotAllowed(error.to_string()),
             EvmError::InvalidTransaction(problem) => Self::Reverted(problem),
         }
     }

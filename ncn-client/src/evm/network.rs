@@ -84,8 +84,9 @@ impl Network {
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody uses any more have nothing under way.
         senders.retain(|_, sender| Arc::strong_count(sender) > 1);
-        let new = || Arc::new(Sender::new(self.backend.clone(), signer.clone(), self.chain_id, self.options));
-        senders.entry(signer.address()).or_insert_with(new).clone()
+        let address = signer.address();
+        let new = || Arc::new(Sender::new(self.backend.clone(), signer, self.chain_id, self.options));
+        senders.entry(address).or_insert_with(new).clone()
     }
 
     /// Asks a contract.

@@ -28,7 +28,7 @@ impl GrpcTransport {
         let client = GatewayClientServiceClient::new(channel(url)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { url: url.to_owned(), client })
+        Ok(Self { url: origin(url), client })
     }
 
     async fn call<T>(
@@ -52,6 +52,14 @@ impl GrpcTransport {
             error => error,
         }
     }
+}
+
+/// Scheme, host and port: what else a URL has may be secret.
+fn origin(url: &str) -> String {
+    url.parse::<tonic::transport::Uri>()
+        .ok()
+        .and_then(|uri| Some(format!("{}://{}:{}", uri.scheme_str()?, uri.host()?, uri.port_u16().unwrap_or(80))))
+        .unwrap_or_default()
 }
 
 #[async_trait]

@@ -40,13 +40,19 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError>
     rmp_serde::from_slice(bytes).map_err(StoreError::new)
 }
 
+/// What becomes of the batch that is being settled.
+pub(super) enum BatchChange {
+    Keep(Box<Pending>),
+    Drop,
+}
+
 /// Changes that belong together.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) accounts: Vec<Account>,
     pub(super) holds: Vec<Hold>,
     pub(super) entry: Option<Box<BatchEntry>>,
-    pub(super) batch: Option<Option<Box<Pending>>>,
+    pub(super) batch: Option<BatchChange>,
     pub(super) settled: Vec<RequestId>,
     pub(super) forgotten: Vec<RequestId>,
     pub(super) closing: Option<(B256, Closing)>,
@@ -78,8 +84,8 @@ impl Change {
         if let Some(batch) = &self.batch {
             let mut table = transaction.open_table(BATCH)?;
             match batch {
-                Some(pending) => drop(table.insert((), encode(pending)?.as_slice())?),
-                None => drop(table.remove(())?),
+                BatchChange::Keep(pending) => drop(table.insert((), encode(pending)?.as_slice())?),
+                BatchChange::Drop => drop(table.remove(())?),
             }
         }
         Ok(())
@@ -104,11 +110,12 @@ pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
             Err(TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
             table => table?,
         };
-        let row = |row: Result<(redb::AccessGuard<'_, [u8; 32]>, redb::AccessGuard<'_, &[u8]>), redb::StorageError>| {
-            let (channel, closing) = row?;
-            Ok((B256::from(channel.value()), decode(closing.value())?))
-        };
-        table.iter()?.map(row).collect()
+        let mut closing = HashMap::new();
+        for row in table.iter()? {
+            let (channel, stage) = row?;
+            closing.insert(B256::from(channel.value()), decode(stage.value())?);
+        }
+        Ok(closing)
     })?;
     Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing))
 }

@@ -16,7 +16,7 @@ use ncn_core::{
 
 use super::{
     Inner,
-    records::{self, Change, Pending},
+    records::{self, BatchChange, Change, Pending},
 };
 use crate::{store::StoreError, time::unix_now};
 
@@ -77,7 +77,6 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
                 Ok(()) => {
                     (limit, backoff) = ((limit * 2).min(MAX_BATCH), Backoff::new());
                     inner.settled.notify_waiters();
-                    continue;
                 }
                 Err((pending, error)) => {
                     let size = pending.batch.entries.len();
@@ -234,7 +233,7 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
     let sums: Vec<_> = pending.batch.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_after)).collect();
     let settle = |book: &mut super::Book| {
         let (accounts, holds) = book.settle(&requests, &sums);
-        Ok(((), Change { accounts, holds, batch: Some(None), settled: requests.clone(), ..Change::default() }))
+        Ok(((), Change { accounts, holds, batch: Some(BatchChange::Drop), settled: requests.clone(), ..Change::default() }))
     };
     Ok(inner.change(settle).await?)
 }
@@ -275,7 +274,7 @@ fn vouchers(inner: &Inner, batch: &Batch) -> Vec<ChannelPayment> {
 }
 
 async fn keep(inner: &Inner, pending: Option<&Pending>) -> Result<(), Failure> {
-    let batch = Some(pending.cloned().map(Box::new));
+    let batch = Some(pending.map_or(BatchChange::Drop, |pending| BatchChange::Keep(Box::new(pending.clone()))));
     Ok(inner.change(move |_| Ok(((), Change { batch, ..Change::default() }))).await?)
 }
 

@@ -8,10 +8,10 @@ use std::{
 };
 
 use ncn_client::{
-    evm::{Deployment, EvmLedger, JsonRpc, RpcOptions, SendOptions},
+    evm::{Deployment, EvmError, EvmLedger, JsonRpc, RpcOptions, SendOptions},
     keystore::{self, KeystoreError},
 };
-use ncn_core::{Amount, DynSigner};
+use ncn_core::{Address, Amount, DynSigner};
 use ncn_node::devnet;
 
 use super::Failure;
@@ -29,6 +29,11 @@ pub(crate) struct KeyArguments {
 
 impl KeyArguments {
     pub(crate) fn open(&self) -> Result<DynSigner, Failure> {
+        let text = self.key.to_string_lossy();
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        if digits.len() == 64 && digits.chars().all(|c| c.is_ascii_hexdigit()) && !self.key.exists() {
+            return Err(Failure::Input("--key: is a key itself: write it into a file, and name that".into()));
+        }
         Ok(keystore::open(&self.key, || password("password: "))?)
     }
 }
@@ -39,6 +44,33 @@ pub(crate) fn password(prompt: &str) -> Option<String> {
         let asked = io::stdin().is_terminal().then(|| rpassword::prompt_password(prompt));
         asked.and_then(Result::ok)
     })
+}
+
+/// A new password: typed twice where somebody types it.
+pub(crate) fn new_password() -> Result<String, Failure> {
+    let given = env::var(PASSWORD_VARIABLE).ok();
+    let typed = given.is_none();
+    let first = given.or_else(|| password("new password: ")).filter(|password| !password.trim().is_empty());
+    let first = first.ok_or_else(|| Failure::Input("a password is needed: set NCN_PASSWORD, or run this on a terminal".into()))?;
+    if typed && password("again: ").as_ref() != Some(&first) {
+        return Err(Failure::Input("the two passwords differ: nothing was made".into()));
+    }
+    Ok(first)
+}
+
+/// An address. One in mixed case carries a checksum (EIP-55), which has to be right.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let problem = || "an address has 40 hexadecimal digits".to_owned();
+    if digits.len() != 40 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(problem());
+    }
+    let mixed = digits.chars().any(|c| c.is_ascii_lowercase()) && digits.chars().any(|c| c.is_ascii_uppercase());
+    if mixed {
+        return Address::parse_checksummed(format!("0x{digits}"), None)
+            .map_err(|_| "its checksum (upper and lower case) is wrong: check it for a typing error".to_owned());
+    }
+    digits.parse().map_err(|_| problem())
 }
 
 impl From<KeystoreError> for Failure {
@@ -57,22 +89,25 @@ pub(crate) struct ChainArguments {
     #[arg(long, value_name = "FILE")]
     contracts: Option<PathBuf>,
     /// How many blocks make a transaction final
-    #[arg(long, value_name = "BLOCKS", default_value_t = 1)]
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     confirmations: u64,
 }
 
 impl ChainArguments {
     pub(crate) fn is_given(&self) -> bool {
-        !self.rpc.is_empty()
+        self.rpc.iter().any(|url| !url.is_empty())
     }
 
     pub(crate) async fn backend(&self) -> Result<Arc<JsonRpc>, Failure> {
-        if self.rpc.is_empty() {
+        if !self.is_given() {
             return Err(Failure::Input("--rpc is missing: give the URL of the chain".into()));
         }
         let options = RpcOptions { confirmations: self.confirmations, ..RpcOptions::default() };
         let backend = JsonRpc::connect(&self.rpc, None, options).await;
-        Ok(Arc::new(backend.map_err(|error| Failure::Failed(format!("--rpc: {error}")))?))
+        Ok(Arc::new(backend.map_err(|error| match error {
+            EvmError::InvalidEndpoint(_) => Failure::Input(format!("--rpc {error}")),
+            error => Failure::Failed(format!("--rpc: {error}")),
+        })?))
     }
 
     /// The network's contracts, as the key's account sees them.

@@ -96,7 +96,14 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 if file.channel.exists() {
                     return Err(Failure::Input(format!("--channel {}: exists already", file.channel.display())));
                 }
+                if deposit.is_zero() {
+                    return Err(Failure::Input("--deposit: is zero".into()));
+                }
                 let ledger = chain.ledger(key.open()?).await?;
+                let balance = ledger.balance(ledger.account()).await.map_err(Failure::failed)?;
+                if balance < *deposit {
+                    return Err(Failure::Failed(format!("{} has {balance}, {deposit} are to be deposited", ledger.account())));
+                }
                 let network = transport(gateway)?.network().await.map_err(Failure::failed)?;
                 // Another network's gateway could not be paid out of this chain's channels.
                 if network.trust_root != ledger.trust_root().await.map_err(Failure::failed)? {
@@ -104,13 +111,14 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
                 let terms = ChannelTerms { client: ledger.account(), gateway: network.gateway, salt: B256::random() };
                 let expiry = end(*days);
-                // Kept before it is paid for: without its salt the deposit could not be had back.
+                // Kept before it is paid for, so that nothing is in a channel that nobody knows of.
                 let write = |error| Failure::Input(format!("--channel {}: {error}", file.channel.display()));
                 ClientChannel::create(&file.channel, terms, *deposit, expiry).map_err(write)?;
                 let opened = ledger.fund_channel(&terms, *deposit, expiry).await.map_err(|error| {
                     Failure::Failed(format!("{error}; the channel's file is kept: `ncn channel show` says whether it was opened"))
                 })?;
                 writeln!(out, "opened channel {} with {deposit}: {opened}", terms.id())?;
+                writeln!(out, "keep {}: it takes that file to pay out of the channel and to close it", file.channel.display())?;
             }
             Command::Show { file, chain } => {
                 let channel = open_file(&file.channel)?;
@@ -134,6 +142,9 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
             }
             Command::Topup { file, chain, key, amount, days } => {
+                if amount.is_zero() && days.is_none() {
+                    return Err(Failure::Input("nothing to do: give --amount, or --days, or both".into()));
+                }
                 let channel = open_file(&file.channel)?;
                 let ledger = chain.ledger(key.open()?).await?;
                 let problem = || Failure::Failed("the channel was never opened: open another".into());

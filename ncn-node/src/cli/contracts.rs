@@ -7,7 +7,7 @@ use ncn_core::{Address, Amount};
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments, tokens},
+    account::{ChainArguments, KeyArguments, address, tokens},
     block_on,
 };
 
@@ -24,7 +24,7 @@ pub(crate) struct Deploy {
     #[command(flatten)]
     key: KeyArguments,
     /// Who gets the treasury's part of every payment; the deployer by default
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     treasury: Option<Address>,
     /// How many tokens there are; the deployer gets all of them
     #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "1000000000")]

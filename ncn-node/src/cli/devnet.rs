@@ -1,6 +1,6 @@
 //! `ncn devnet`: the demo's network, kept running.
 
-use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use alloy_primitives::U256;
 use ncn_core::Amount;
@@ -95,7 +95,9 @@ async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcSe
         fs::create_dir_all(directory).map_err(refuse)?;
         for number in 0..ACCOUNTS {
             let secret = devnet::well_known_secret("client", number);
-            fs::write(directory.join(format!("client-{number}.key")), format!("{secret}\n")).map_err(refuse)?;
+            let path = directory.join(format!("client-{number}.key"));
+            let file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+            file.and_then(|mut file| writeln!(file, "{secret}")).map_err(refuse)?;
         }
     }
     for number in 0..ACCOUNTS {

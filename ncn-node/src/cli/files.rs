@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ncn_core::Receipt;
+use ncn_core::{Receipt, receipt::MAX_RECEIPT_BYTES};
 
 use super::Failure;
 
@@ -32,6 +32,10 @@ impl ReceiptFile {
         match fs::metadata(path) {
             Ok(there) if there.is_dir() => return Err(refuse("is a directory: name a file in it".into())),
             Ok(there) if !there.is_file() => return Ok(this(false)),
+            // A key or a channel's file that was named by mistake would be gone.
+            Ok(there) if there.len() > 0 && !is_receipt(path) => {
+                return Err(refuse("holds something else than a receipt: name another file".into()));
+            }
             // What could not be opened for writing must not be replaced either.
             Ok(_) => drop(File::options().append(true).open(path).map_err(|error| refuse(format!("cannot write it: {error}")))?),
             Err(_) => {}
@@ -72,4 +76,11 @@ pub(super) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
         return Err(refuse(format!("has more than {MAX_INPUT_BYTES} bytes")));
     }
     Ok(bytes)
+}
+
+/// Whether a file holds a receipt, of any worth.
+fn is_receipt(path: &Path) -> bool {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_RECEIPT_BYTES as u64 + 1).read_to_end(&mut bytes));
+    read.is_ok() && serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|json| json.get("seal").is_some())
 }

@@ -1,6 +1,13 @@
 //! `ncn gateway`: a gateway of its own.
 
-use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use ncn_client::grpc::GrpcRegistry;
@@ -38,7 +45,7 @@ pub(crate) struct Arguments {
     /// The directory in which it keeps what must survive a crash
     #[arg(long, value_name = "DIRECTORY")]
     state: PathBuf,
-    /// Its subnet's name
+    /// Its subnet's name. Creating a subnet costs a fee in tokens, once
     #[arg(long, value_name = "NAME", default_value = "quickstart")]
     subnet: String,
     /// A model's manifest; several may be given. The built-in quickstart model by default
@@ -56,6 +63,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let printable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if arguments.subnet.is_empty() || arguments.subnet.len() > 64 || !arguments.subnet.chars().all(printable) {
+        return Err(Failure::Input("--subnet: takes 1 to 64 letters, digits, `-`, `_` and `.`".into()));
+    }
     let mut manifests = Vec::new();
     for path in &arguments.manifest {
         let refuse = |error: String| Failure::Input(format!("--manifest {}: {error}", path.display()));
@@ -72,11 +83,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
-    account.create_subnet(&arguments.subnet).await.map_err(|error| Failure::Failed(format!("subnet: {error}")))?;
     let domain = account.trust_root().await.map_err(Failure::failed)?.domain;
     let registry = GrpcRegistry::new(&arguments.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
     let registry: Arc<dyn Registry> = Arc::new(registry);
     let store = open_store(arguments).await?;
+    drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
+    // Last of all that can be refused: creating a subnet costs a fee, once.
+    account.create_subnet(&arguments.subnet).await.map_err(|error| Failure::Failed(format!("subnet: {error}")))?;
     let settle = SettleOptions {
         max_requests: arguments.settle_requests,
         max_age: Duration::from_secs(arguments.settle_after),
@@ -95,7 +108,8 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         name: arguments.subnet.clone(),
         models: models.collect::<Result<_, Failure>>()?,
         split: Split::default(),
-        version: 1,
+        // What is announced later replaces what was announced before.
+        version: ncn_node::time::unix_now(),
     };
     let options = GatewayOptions::default();
     let parts = GatewayParts {

@@ -35,10 +35,10 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     chain: ChainArguments,
     /// Use no chain: pay by a signature that the gateway brings to it
-    #[arg(long, conflicts_with_all = ["rpc", "channel"])]
+    #[arg(long, conflicts_with = "channel")]
     relayed: bool,
     /// Use no chain: pay out of the channel in this file, as `ncn channel open` wrote it
-    #[arg(long, value_name = "FILE", conflicts_with = "rpc")]
+    #[arg(long, value_name = "FILE")]
     channel: Option<PathBuf>,
     /// The hash of the network to trust, where no chain says it
     #[arg(long, value_name = "HASH")]
@@ -90,7 +90,35 @@ async fn infer(arguments: &Arguments, file: Vec<u8>, signer: DynSigner) -> Resul
     if let Some(limit) = arguments.max_price {
         order = order.max_price(limit);
     }
-    Ok(client.submit(order).await?.pay().await?.finish().await?)
+    let quoted = client.submit(order).await?;
+    let (request, expiry) = (quoted.request_id(), quoted.quote().expiry);
+    let unfinished = Unfinished(format!(
+        "request {request} may be paid and goes on without this program; if it is not served, the payment comes back, at the latest \
+         after {expiry} (unix time)"
+    ));
+    let answer = match quoted.pay().await {
+        Ok(paid) => paid.finish().await,
+        Err(error) => Err(error),
+    };
+    unfinished.over();
+    Ok(answer?)
+}
+
+/// What there is to say when the program is interrupted while money is on its way.
+struct Unfinished(String);
+
+impl Unfinished {
+    fn over(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            say(&self.0);
+        }
+    }
 }
 
 /// How the request is paid.
@@ -99,8 +127,12 @@ async fn ledger(
     transport: &Arc<dyn Transport>,
     signer: &DynSigner,
 ) -> Result<Arc<dyn PaymentLedger>, Failure> {
-    if arguments.chain.is_given() {
+    if arguments.chain.is_given() && !arguments.relayed && arguments.channel.is_none() {
         let ledger = arguments.chain.ledger(signer.clone()).await?;
+        let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
+        if let Some(expected) = arguments.network.filter(|expected| *expected != hash) {
+            return Err(Failure::Failed(format!("the chain has network {hash}, not {expected}: nothing was signed")));
+        }
         return Ok(Arc::new(ledger));
     }
     let channel = match &arguments.channel {
@@ -111,6 +143,10 @@ async fn ledger(
     let trust = trusted(arguments, &**transport).await?;
     Ok(Arc::new(match channel {
         Some(channel) => {
+            if channel.terms().client != signer.address() {
+                let (owner, key) = (channel.terms().client, signer.address());
+                return Err(Failure::Input(format!("--key: is the key of {key}, the channel is {owner}'s")));
+            }
             forget_ended(&channel, &**transport).await?;
             RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel)
         }
@@ -133,7 +169,7 @@ async fn trusted(arguments: &Arguments, transport: &dyn Transport) -> Result<Tru
         }
         Some(_) => Ok(stated),
         None if development => {
-            say("network: a development network, as the gateway states it");
+            say(&format!("network: a development network, as the gateway states it (pin it: --network {hash})"));
             Ok(stated)
         }
         None => Err(Failure::Input(format!(

@@ -6,7 +6,7 @@ use ncn_core::{Address, Amount, PaymentLedger as _};
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments, tokens},
+    account::{ChainArguments, KeyArguments, address, tokens},
     block_on,
 };
 
@@ -41,7 +41,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         chain: ChainArguments,
         /// One validator
-        #[arg(long, value_name = "ADDRESS")]
+        #[arg(long, value_name = "ADDRESS", value_parser = address)]
         validator: Option<Address>,
     },
 }

@@ -7,7 +7,7 @@ use ncn_core::{Address, Amount, PaymentLedger as _};
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments, password, tokens},
+    account::{ChainArguments, KeyArguments, address, new_password, tokens},
     block_on,
 };
 
@@ -29,7 +29,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         chain: ChainArguments,
         /// The account
-        #[arg(long, value_name = "ADDRESS")]
+        #[arg(long, value_name = "ADDRESS", value_parser = address)]
         account: Address,
     },
     /// Send tokens to an account
@@ -39,7 +39,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         key: KeyArguments,
         /// Who gets them
-        #[arg(long, value_name = "ADDRESS")]
+        #[arg(long, value_name = "ADDRESS", value_parser = address)]
         to: Address,
         /// How many
         #[arg(long, value_name = "TOKENS", value_parser = tokens)]
@@ -51,9 +51,10 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match command {
         Command::New { key } => {
-            let missing = || Failure::Input("a password is needed: set NCN_PASSWORD, or run this on a terminal".into());
-            let password = password("new password: ").filter(|password| !password.is_empty()).ok_or_else(missing)?;
-            let signer = keystore::create(key, &password)?;
+            if key.exists() {
+                return Err(Failure::Input(format!("--key {}: is there already: name a new file", key.display())));
+            }
+            let signer = keystore::create(key, &new_password()?)?;
             Ok(writeln!(out, "{}", signer.address())?)
         }
         Command::Show { key } => Ok(writeln!(out, "{}", key.open()?.address())?),
@@ -63,10 +64,14 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
             Ok(writeln!(out, "{}", ledger.balance(*account).await.map_err(Failure::failed)?)?)
         }),
         Command::Fund { chain, key, to, amount } => block_on(async {
-            if *to == Address::ZERO {
-                return Err(Failure::Input("--to: is zero: tokens would be lost".into()));
+            if amount.is_zero() {
+                return Err(Failure::Input("--amount: is zero".into()));
             }
             let ledger = chain.ledger(key.open()?).await?;
+            let (own, token) = (ledger.deployment(), ledger.trust_root().await.map_err(Failure::failed)?.token);
+            if [Address::ZERO, token, own.payment, own.channels, own.subnets, own.slashing].contains(to) {
+                return Err(Failure::Input("--to: is nobody's account: tokens would be lost".into()));
+            }
             let transaction = ledger.transfer(*to, *amount).await.map_err(Failure::failed)?;
             Ok(writeln!(out, "sent {amount} to {to}: {transaction}")?)
         }),

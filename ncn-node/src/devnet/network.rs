@@ -273,8 +273,8 @@ impl LocalNetworkBuilder {
         };
         let presence = Presence::start(registry.clone(), gateway.signer(), domain, announcement).await?;
 
-        let starting = (0..self.compute_nodes)
-            .map(|number| self.start_compute(number, &deployer, domain, &gateway, &gateway_server, &url, &package));
+        let starting =
+            (0..self.compute_nodes).map(|number| self.start_compute(number, &deployer, &gateway, &gateway_server, &url, &package));
         let compute_nodes = try_join_all(starting).await?;
         let network = LocalNetwork {
             chain,
@@ -334,7 +334,6 @@ impl LocalNetworkBuilder {
         &self,
         number: usize,
         deployer: &EvmLedger,
-        domain: Domain,
         gateway: &Arc<Gateway>,
         gateway_server: &GrpcServer,
         registry_url: &str,
@@ -348,7 +347,7 @@ impl LocalNetworkBuilder {
                 Arc::new(WorkerExecutor::new(program, sandbox, Confinement::None))
             }
         };
-        let signer = self.key("compute", number);
+        let (signer, domain) = (self.key("compute", number), deployer.trust_root().await?.domain);
         let ledger = Arc::new(deployer.with_signer(signer.clone()));
         let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
         node.add_model(package.clone()).await?;

@@ -15,7 +15,8 @@ const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
     let gateway = gateway.clone();
-    tokio::spawn(async move { gateway.stopped.clone().run_until_cancelled_owned(drive(&gateway, &task, inbox)).await });
+    // Boxed: it would be large in whatever holds it.
+    tokio::spawn(async move { gateway.stopped.clone().run_until_cancelled_owned(Box::pin(drive(&gateway, &task, inbox))).await });
 }
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {

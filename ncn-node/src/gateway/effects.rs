@@ -269,7 +269,7 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
     let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
-    let voucher = progress.voucher.clone();
+    let voucher = progress.voucher;
     let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher };
     let started = Instant::now();
     let ask = || gateway.registry.completion(request.clone());

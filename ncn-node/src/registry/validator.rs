@@ -142,5 +142,8 @@ impl Validator for ValidatorNode {
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unreachable(error: LedgerError) -> RegistryError {
-    RegistryError::Unreachable(error.to_string())
+    match error {
+        LedgerError::Unsupported(_) => RegistryError::Refused(error.to_string()),
+        error => RegistryError::Unreachable(error.to_string()),
+    }
 }

@@ -30,7 +30,9 @@ impl Anvil {
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask setup` first", program.display()));
+            .unwrap_or_else(|error| {
+                panic!("{}: {error}: run `cargo xtask artifacts --check` first, which installs it", program.display())
+            });
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let address = lines.find_map(|line| line.unwrap().strip_prefix("Listening on ").map(str::to_owned)).unwrap();
         // Nobody reads the rest, but the pipe must not fill up.
@@ -39,7 +41,7 @@ impl Anvil {
     }
 
     pub(crate) async fn backend(&self, options: RpcOptions) -> Arc<JsonRpc> {
-        Arc::new(JsonRpc::connect(&[self.url.clone()], None, options).await.unwrap())
+        Arc::new(JsonRpc::connect(std::slice::from_ref(&self.url), None, options).await.unwrap())
     }
 }
 

@@ -41,7 +41,7 @@ const ESCROWS: usize = 2;
 /// How long a gateway lives, in milliseconds.
 const LIFE: std::ops::Range<u64> = 200..3_000;
 /// How long everything may take to come to its end after the last kill.
-const END: Duration = Duration::from_secs(180);
+const END: Duration = Duration::from_mins(3);
 
 /// Everything but the gateway.
 struct Scene {
@@ -144,7 +144,7 @@ impl Scene {
         Gateway(process)
     }
 
-    async fn client(&self, signer: &DynSigner, trust: &TrustRoot, channel: Option<Arc<ClientChannel>>) -> Client {
+    fn client(&self, signer: &DynSigner, trust: &TrustRoot, channel: Option<Arc<ClientChannel>>) -> Client {
         let transport = Arc::new(GrpcTransport::new(&self.gateway_url).unwrap());
         let (trust, ledger_signer) = (trust.clone(), signer.clone());
         let ledger = match channel {
@@ -231,7 +231,7 @@ async fn money() {
         } else {
             None
         };
-        let client = scene.client(&signer, &trust, channel.clone()).await;
+        let client = scene.client(&signer, &trust, channel.clone());
         let asking = tokio::spawn(ask_until(client, ended.clone(), progress.clone()));
         clients.insert(signer.address(), (channel, asking));
     }

@@ -107,8 +107,8 @@ impl Scene {
     }
 
     /// Presents the authorisation to both gateways, all at once, and the order with it; returns who took it.
-    async fn replay(&self, submission: &Submission, quote: &Quote, authorisation: Authorisation) {
-        let confirmation = PaymentConfirmation { request_id: quote.request_id, proof: PaymentProof::Authorisation(authorisation) };
+    async fn replay(&self, submission: &Submission, quote: &Quote, authorisation: &Authorisation) {
+        let confirmation = PaymentConfirmation { request_id: quote.request_id, proof: PaymentProof::Authorisation(*authorisation) };
         let other: Arc<dyn Transport> = self.other.clone();
         let presented = (0..REPLAYS).map(|n| {
             let (right, submission) = (n % 2 == 0, submission.clone());
@@ -175,7 +175,7 @@ async fn a_voucher_presented_250_times_to_two_gateways() {
     let (submission, quote) = scene.quoted().await;
     let payment = channel.pay(&quote, &scene.trust, &scene.client).await.unwrap();
     assert_eq!(channel.pay(&quote, &scene.trust, &scene.client).await.unwrap(), payment, "a retry presents the same voucher");
-    scene.replay(&submission, &quote, Authorisation::Voucher(payment)).await;
+    scene.replay(&submission, &quote, &Authorisation::Voucher(payment)).await;
     scene.served(&quote).await;
 
     // After it was settled, too.
@@ -187,7 +187,7 @@ async fn a_voucher_presented_250_times_to_two_gateways() {
     })
     .await
     .unwrap();
-    scene.replay(&submission, &quote, Authorisation::Voucher(payment)).await;
+    scene.replay(&submission, &quote, &Authorisation::Voucher(payment)).await;
     scene.served(&quote).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(settled().await, quote.total, "one charge");
@@ -209,9 +209,9 @@ async fn a_transfer_presented_250_times_to_two_gateways() {
     let (submission, quote) = scene.quoted().await;
     let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
     assert_eq!(Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap(), transfer, "a retry presents the same");
-    scene.replay(&submission, &quote, transfer).await;
+    scene.replay(&submission, &quote, &transfer).await;
     scene.served(&quote).await;
-    scene.replay(&submission, &quote, transfer).await;
+    scene.replay(&submission, &quote, &transfer).await;
     let left = scene.account.balance(scene.client.address()).await.unwrap();
     assert_eq!(tokens(1).checked_sub(left), Some(quote.total), "one charge");
     assert_eq!(scene.account.balance(scene.trust.domain.contract).await.unwrap(), Amount::ZERO);

@@ -66,7 +66,7 @@ impl Endpoints {
             all.push(Endpoint::new(url, http.clone())?);
         }
         if all.is_empty() {
-            return Err(EvmError::Unreachable("no endpoint is given: give the URL of one".into()));
+            return Err(EvmError::InvalidEndpoint("none is given: write http://HOST:PORT".into()));
         }
         let this = Self { all, current: AtomicUsize::new(0), chain_id: 0, timeout };
         // All of them, at once: one of another chain is a mistake that is better found now than when the others fail.
@@ -135,9 +135,10 @@ fn together(mut problems: Vec<EvmError>) -> EvmError {
 
 impl Endpoint {
     fn new(url: &str, http: reqwest::Client) -> Result<Self, EvmError> {
-        let parsed: reqwest::Url = url.parse().map_err(|error| EvmError::Unreachable(format!("endpoint: is no URL: {error}")))?;
+        let parsed: reqwest::Url =
+            url.parse().map_err(|error| EvmError::InvalidEndpoint(format!("is no URL ({error}): write http://HOST:PORT")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(EvmError::Unreachable("endpoint: begins with neither http:// nor https://".into()));
+            return Err(EvmError::InvalidEndpoint("begins with neither http:// nor https://".into()));
         }
         let name = parsed.origin().ascii_serialization();
         Ok(Self { name, client: RpcClient::new_http_with_client(http, parsed), checked: AtomicBool::new(false) })
