@@ -78,8 +78,8 @@ fn perform() -> Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
         Task::Codegen { check } => codegen::run(check),
-        Task::Chaos { what: Chaos::Money } => long_test("chaos::money"),
-        Task::Bench { what: Bench::Money } => long_test("channels::latency"),
+        Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
+        Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
@@ -89,8 +89,10 @@ fn perform() -> Result<()> {
 }
 
 /// One of the tests that the suite leaves out.
-fn long_test(name: &str) -> Result<()> {
-    run("cargo", &["test", "-p", "ncn-node", "--test", "suite", "--", "--ignored", "--nocapture", name], &root())
+fn long_test(name: &str, options: &[&str]) -> Result<()> {
+    let test = ["test", "-p", "ncn-node", "--test", "suite"];
+    let arguments = [&test, options, &["--", "--ignored", "--nocapture", name]].concat();
+    run("cargo", &arguments, &root())
 }
 
 /// The workspace's directory, wherever the task was called from.

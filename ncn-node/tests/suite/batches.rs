@@ -1,15 +1,26 @@
 //! What validators approve for settlement, and what they do not.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use alloy_primitives::B256;
-use ncn_client::unix_now;
+use async_trait::async_trait;
+use ncn_client::{evm::EvmLedger, unix_now};
 use ncn_core::{
-    Amount, Approval, BatchRequest, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult,
-    Message as _, PaymentLedger as _, Quote, RegistryError, RequestId, SettlementRequest, Signature, Signed, Split, Usage,
+    Address, Amount, Approval, Authorisation, BatchRequest, Certificate, Channel, ChannelPayment, ChannelTerms, Completion,
+    Confinement, DynSigner, EscrowState, InferenceResult, LedgerError, Message as _, PaymentLedger, Quote, RegistryError,
+    RequestId, Settlement, SettlementRequest, Signature, Signed, Split, TrustRoot, UnixTime, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch},
     conformance::LedgerFixture as _,
+    ledger::LedgerEvents,
 };
+use ncn_node::channel::{ChannelLedger, SettleOptions};
 
 use crate::scene::{Behaviour, InProcess, key};
 
@@ -211,4 +222,93 @@ async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
     let payment = ChannelPayment::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
     let old = BatchEntry { quote, result, completion, payment };
     scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
+}
+
+/// A chain that refuses some settlements for good.
+struct Refusing {
+    chain: Arc<EvmLedger>,
+    refusals: AtomicUsize,
+}
+
+#[async_trait]
+impl PaymentLedger for Refusing {
+    fn account(&self) -> Address {
+        self.chain.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.chain.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.chain.now().await
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        self.chain.balance(owner).await
+    }
+
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.chain.escrow(quote).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+        self.chain.settle(settlement).await
+    }
+
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.chain.refund(quote).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        self.chain.escrow_state(client, request_id).await
+    }
+
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+        self.chain.events(from_block).await
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        self.chain.channel(id).await
+    }
+
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        let refuse = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if refuse.is_ok() { Err(LedgerError::Reverted("for the test".into())) } else { self.chain.settle_batch(batch).await }
+    }
+}
+
+/// The validators have approved batches that were never settled, and one request can never be: all others are settled, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
+    const REQUESTS: u128 = 10;
+    let scene = Scene::new().await;
+    let chain = Arc::new(Refusing { chain: scene.network.chain.ledger(scene.gateway.clone()), refusals: AtomicUsize::new(6) });
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("gateway.redb");
+    let options = SettleOptions { max_requests: 10, ..SettleOptions::default() };
+    let (registry, gateway) = (scene.network.registry.clone(), scene.gateway.clone());
+    let ledger = ChannelLedger::open(chain.clone(), registry, gateway, &path, options).unwrap();
+    for n in 1..=REQUESTS {
+        let mut entry = scene.entry(n).await;
+        if n == 4 {
+            // The compute node's word does not carry its signature: no validator approves that.
+            entry.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
+        }
+        ledger.accept(&entry.quote, &Authorisation::Voucher(entry.payment)).await.unwrap();
+        let BatchEntry { quote, result, completion, .. } = entry;
+        ledger.settle(&Settlement { quote, result, certificate: completion }).await.unwrap();
+    }
+    let expected = Amount::new(PRICE.units() * (REQUESTS - 1));
+    let settled = async || chain.channel(scene.terms.id()).await.unwrap().unwrap().settled;
+    tokio::time::timeout(Duration::from_secs(90), async {
+        while settled().await != expected {
+            ledger.flush();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("what is good is settled");
+    assert_eq!(chain.refusals.load(Ordering::SeqCst), 0);
+    assert_eq!(ledger.unsettled(), 1, "the bad one is kept for people to look at");
 }
