@@ -9,6 +9,7 @@ mod files;
 mod gateway;
 mod infer;
 mod output;
+mod refund;
 mod validator;
 mod verify;
 mod wallet;
@@ -40,6 +41,8 @@ enum Command {
     Devnet(devnet::Arguments),
     /// Run one paid inference through a gateway
     Infer(Box<infer::Arguments>),
+    /// Take a payment back after its end, without the gateway
+    Refund(refund::Arguments),
     /// Check a receipt, offline
     Verify(verify::Arguments),
     /// Keys and tokens
@@ -146,6 +149,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Devnet(arguments) => devnet::run(&arguments),
         Command::Infer(arguments) => infer::run(&arguments),
+        Command::Refund(arguments) => refund::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Wallet(command) => wallet::run(&command),
         Command::Channel(command) => channel::run(&command),

@@ -1,6 +1,7 @@
 //! `ncn infer`: one request to any gateway.
 
 use std::{
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,7 +10,7 @@ use std::{
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::{
-    Amount, B256, DynSigner, Model, PaymentLedger, Receipt, Tensor, Transport, TransportExt as _, TrustRoot, Value, Values,
+    Amount, B256, DynSigner, Model, PaymentLedger, Quote, Receipt, Tensor, Transport, TransportExt as _, TrustRoot, Value, Values,
     model::{Dimension, Preprocessing},
     receipt::Payment,
 };
@@ -91,32 +92,54 @@ async fn infer(arguments: &Arguments, file: Vec<u8>, signer: DynSigner) -> Resul
         order = order.max_price(limit);
     }
     let quoted = client.submit(order).await?;
-    let (request, expiry) = (quoted.request_id(), quoted.quote().expiry);
-    let unfinished = Unfinished(format!(
-        "request {request} may be paid and goes on without this program; if it is not served, the payment comes back, at the latest \
-         after {expiry} (unix time)"
-    ));
+    let mut unfinished = Unfinished::new(arguments, quoted.quote())?;
     let answer = match quoted.pay().await {
         Ok(paid) => paid.finish().await,
         Err(error) => Err(error),
     };
-    unfinished.over();
+    if answer.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
+        unfinished.over();
+    }
     Ok(answer?)
 }
 
-/// What there is to say when the program is interrupted while money is on its way.
-struct Unfinished(String);
+/// What there is to say, and to keep, when the program ends while money is on its way.
+struct Unfinished {
+    says: String,
+    /// The quote, with which the payment can be taken back after its end.
+    file: Option<PathBuf>,
+}
 
 impl Unfinished {
-    fn over(mut self) {
-        self.0.clear();
+    fn new(arguments: &Arguments, quote: &Quote) -> Result<Self, Failure> {
+        let (request, expiry) = (quote.request_id, quote.expiry);
+        let mut says = format!("request {request} may be paid, and goes on without this program");
+        // A channel's file keeps its vouchers by itself.
+        let mut file = None;
+        if arguments.channel.is_none() {
+            let path = PathBuf::from(format!("{}.unfinished", arguments.receipt.display()));
+            let json = serde_json::to_vec(quote).map_err(Failure::failed)?;
+            let refuse = |error| Failure::Input(format!("--receipt: cannot write {}: {error}", path.display()));
+            fs::write(&path, json).map_err(refuse)?;
+            let back = format!("can be taken back after {expiry} (unix time): ncn refund {}", path.display());
+            says = format!("{says}; if it is not served, the payment comes back, or {back}");
+            file = Some(path);
+        }
+        Ok(Self { says, file })
+    }
+
+    fn over(&mut self) {
+        self.says.clear();
+        if let Some(file) = self.file.take() {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if !self.0.is_empty() {
-            say(&self.0);
+        if !self.says.is_empty() {
+            say(&shown(&self.says));
         }
     }
 }

@@ -138,3 +138,88 @@ fn a_changed_receipt_is_caught() {
     std::fs::write(&trust, other.to_string()).unwrap();
     fails(&["verify", name, "--trust-root", trust.to_str().unwrap()], 1, "not of the trusted");
 }
+
+/// The program, kept running until the test ends.
+struct Devnet {
+    process: std::process::Child,
+    gateway: String,
+    rpc: String,
+}
+
+impl Devnet {
+    fn start(directory: &Path) -> Self {
+        let mut process = Command::new(ncn())
+            .args(["devnet", "--rpc", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--registry", "127.0.0.1:0", "--keys", "keys"])
+            .args(["--settle-after", "1"])
+            .current_dir(directory)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(process.stdout.take().unwrap());
+        let (mut gateway, mut rpc) = (String::new(), String::new());
+        for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
+            let second = || line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+            match line.split_whitespace().next() {
+                Some("gateway") => gateway = second(),
+                Some("chain") => rpc = second(),
+                Some("ready;") => break,
+                _ => {}
+            }
+        }
+        Self { process, gateway, rpc }
+    }
+}
+
+impl Drop for Devnet {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn three_ways_to_pay_from_another_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start(directory.path());
+    let (gateway, rpc, seven) = (devnet.gateway.as_str(), devnet.rpc.as_str(), digit(7));
+    let (key, input) = ("keys/client-0.key", seven.to_str().unwrap());
+    let good = |arguments: &[&str]| {
+        let output = run(arguments, directory.path());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let request = ["infer", "--gateway", gateway, "--key", key, "--model", "digits", "--input", input];
+    let address = good(&["wallet", "show", "--key", key]);
+    let balance = || good(&["wallet", "balance", "--rpc", rpc, "--account", address.trim()]);
+    assert_eq!(balance(), "1000 NCN\n");
+    assert!(good(&[&request[..], &["--rpc", rpc]].concat()).contains("label: 7"));
+    assert_eq!(balance(), "999.99 NCN\n");
+    assert!(good(&[&request[..], &["--relayed"]].concat()).contains("label: 7"));
+    assert_eq!(balance(), "999.98 NCN\n");
+    good(&["verify", "ncn-receipt.json"]);
+    assert!(!directory.path().join("ncn-receipt.json.unfinished").exists(), "nothing is left open");
+
+    let channel = ["--channel", "channel.json", "--rpc", rpc, "--key", key];
+    good(&[&["channel", "open", "--gateway", gateway, "--deposit", "1"], &channel[..]].concat());
+    for _ in 0..2 {
+        assert!(good(&[&request[..], &["--channel", "channel.json"]].concat()).contains("out of channel"));
+    }
+    good(&[&["channel", "topup", "--amount", "0.5"], &channel[..]].concat());
+    assert!(good(&["channel", "show", "--channel", "channel.json"]).contains("available   1.48 NCN"));
+    let closed = good(&[&["channel", "close", "--gateway", gateway], &channel[..]].concat());
+    assert!(closed.contains("1.48 NCN came back"), "{closed}");
+    assert_eq!(balance(), "999.96 NCN\n");
+
+    // What was named by mistake stays as it is.
+    let before = std::fs::read(directory.path().join(key)).unwrap();
+    let refused = run(&[&request[..], &["--relayed", "--receipt", key]].concat(), directory.path());
+    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(std::fs::read(directory.path().join(key)).unwrap(), before);
+    let wrong = run(&[&request[..], &["--relayed", "--network", &format!("0x{}", "11".repeat(32))]].concat(), directory.path());
+    assert!(text(&wrong.stderr).contains("nothing was signed"), "{}", text(&wrong.stderr));
+    assert_eq!(balance(), "999.96 NCN\n");
+    let status = good(&["validator", "status", "--rpc", rpc]);
+    assert_eq!(status.matches(" active").count(), 5, "{status}");
+    let deployed = good(&["contracts", "deploy", "--rpc", rpc, "--key", key]);
+    assert!(serde_json::from_str::<Value>(&deployed).unwrap()["payment"].is_string());
+}
