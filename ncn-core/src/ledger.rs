@@ -35,6 +35,16 @@ pub enum EscrowState {
     },
 }
 
+impl EscrowState {
+    /// The transaction that escrowed the quote with this struct hash, while its total is held.
+    pub fn payment_of(&self, hash: B256) -> Option<B256> {
+        match self {
+            Self::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
+            _ => None,
+        }
+    }
+}
+
 /// All that it takes to pay an escrow out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
@@ -261,11 +271,7 @@ pub trait PaymentLedgerExt: PaymentLedger {
     /// The transaction that escrowed exactly this quote, or what stands in its place.
     async fn payment_of(&self, quote: &Quote) -> Result<Option<B256>, LedgerError> {
         use crate::Message as _;
-        let hash = quote.struct_hash();
-        Ok(match self.escrow_state(quote.client, quote.request_id).await? {
-            EscrowState::Escrowed { quote, transaction } if quote == hash => Some(transaction),
-            _ => None,
-        })
+        Ok(self.escrow_state(quote.client, quote.request_id).await?.payment_of(quote.struct_hash()))
     }
 }
 

@@ -107,22 +107,20 @@ fn shown(text: &str) -> String {
 
 /// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
 fn block_on(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            done = doing => done,
-            () = interrupted() => Err(Failure::Failed("interrupted".into())),
-        }
-    })
+    run_until(doing, Err(Failure::Failed("interrupted".into())))
 }
 
 /// The same for what runs until it is interrupted, which is its good end.
 fn serving(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run_until(doing, Ok(()))
+}
+
+fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Result<(), Failure>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
             done = doing => done,
-            () = interrupted() => Ok(()),
+            () = interrupted() => interruption,
         }
     })
 }

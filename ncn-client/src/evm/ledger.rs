@@ -142,10 +142,7 @@ impl PaymentLedger for EvmLedger {
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
         let hash = quote.struct_hash();
-        let done = |state: &EscrowState| match state {
-            EscrowState::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
-            _ => None,
-        };
+        let done = |state: &EscrowState| state.payment_of(hash);
         // What the contract would refuse for good is refused before an allowance is given.
         let state = self.escrow_state(quote.client, quote.request_id).await?;
         if let Some(transaction) = done(&state) {
@@ -177,10 +174,7 @@ impl PaymentLedger for EvmLedger {
         let signed = signature.verify(&digest, quote.client);
         signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
         let hash = quote.struct_hash();
-        let done = |state: &EscrowState| match state {
-            EscrowState::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
-            _ => None,
-        };
+        let done = |state: &EscrowState| state.payment_of(hash);
         self.once(quote, done, initiate(quote, signature)).await
     }
 
@@ -224,7 +218,7 @@ impl PaymentLedger for EvmLedger {
         } else if commitment == B256::with_last_byte(2) {
             self.stated(client, request_id, |state| matches!(state, EscrowState::Refunded { .. })).await
         } else {
-            let escrowed = |state: &EscrowState| matches!(state, EscrowState::Escrowed { quote, .. } if *quote == commitment);
+            let escrowed = |state: &EscrowState| state.payment_of(commitment).is_some();
             self.stated(client, request_id, escrowed).await
         }
     }

@@ -231,47 +231,26 @@ fn certificate(approvals: Vec<proto::ValidatorSignature>) -> Result<Certificate,
     Ok(Certificate::new(approvals.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
 }
 
-impl From<Certificate> for proto::PreprocessingValidation {
-    fn from(certificate: Certificate) -> Self {
-        Self { approvals: approvals(&certificate) }
-    }
+/// A certificate is one thing, whichever phase it is of; the wire has a message for each.
+macro_rules! certificates {
+    ($($validation:ty),* $(,)?) => {$(
+        impl From<Certificate> for $validation {
+            fn from(certificate: Certificate) -> Self {
+                Self { approvals: approvals(&certificate) }
+            }
+        }
+
+        impl TryFrom<$validation> for Certificate {
+            type Error = WireError;
+
+            fn try_from(validation: $validation) -> Result<Self, WireError> {
+                certificate(validation.approvals)
+            }
+        }
+    )*};
 }
 
-impl TryFrom<proto::PreprocessingValidation> for Certificate {
-    type Error = WireError;
-
-    fn try_from(validation: proto::PreprocessingValidation) -> Result<Self, WireError> {
-        certificate(validation.approvals)
-    }
-}
-
-impl From<Certificate> for proto::CompletionValidation {
-    fn from(certificate: Certificate) -> Self {
-        Self { approvals: approvals(&certificate) }
-    }
-}
-
-impl TryFrom<proto::CompletionValidation> for Certificate {
-    type Error = WireError;
-
-    fn try_from(validation: proto::CompletionValidation) -> Result<Self, WireError> {
-        certificate(validation.approvals)
-    }
-}
-
-impl From<Certificate> for proto::SettlementValidation {
-    fn from(certificate: Certificate) -> Self {
-        Self { approvals: approvals(&certificate) }
-    }
-}
-
-impl TryFrom<proto::SettlementValidation> for Certificate {
-    type Error = WireError;
-
-    fn try_from(validation: proto::SettlementValidation) -> Result<Self, WireError> {
-        certificate(validation.approvals)
-    }
-}
+certificates!(proto::PreprocessingValidation, proto::CompletionValidation, proto::SettlementValidation);
 
 impl From<ChannelPayment> for proto::ChannelPayment {
     fn from(ChannelPayment { terms, voucher, signature }: ChannelPayment) -> Self {

@@ -11,7 +11,7 @@ use ncn_core::{Receipt, receipt::MAX_RECEIPT_BYTES};
 use super::Failure;
 
 /// The largest input file that is read.
-const MAX_INPUT_BYTES: u64 = 8 << 20;
+const MAX_INPUT_BYTES: usize = 8 << 20;
 
 /// Where the receipt goes. A file is replaced in one step, so that there is a whole receipt at any time, the old one or the new; what
 /// is no file, such as a device or a pipe, is written to.
@@ -66,21 +66,23 @@ impl ReceiptFile {
     }
 }
 
+/// A whole file; none when it has more than `limit` bytes.
+pub(super) fn read_within(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    // One byte more than it may have is enough to see that it has too many.
+    File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() <= limit).then_some(bytes))
+}
+
 /// What to run a model on.
 pub(super) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
     let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", path.display()));
-    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
-    if bytes.len() as u64 > MAX_INPUT_BYTES {
-        return Err(refuse(format!("has more than {MAX_INPUT_BYTES} bytes")));
-    }
-    Ok(bytes)
+    let read = read_within(path, MAX_INPUT_BYTES).map_err(|error| refuse(error.to_string()))?;
+    read.ok_or_else(|| refuse(format!("has more than {MAX_INPUT_BYTES} bytes")))
 }
 
 /// Whether a file holds a receipt, of any worth.
 fn is_receipt(path: &Path) -> bool {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_RECEIPT_BYTES as u64 + 1).read_to_end(&mut bytes));
-    read.is_ok() && serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|json| json.get("seal").is_some())
+    let Ok(Some(bytes)) = read_within(path, MAX_RECEIPT_BYTES) else { return false };
+    serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|json| json.get("seal").is_some())
 }

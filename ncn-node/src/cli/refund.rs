@@ -1,6 +1,6 @@
 //! `ncn refund`: takes a payment back that nobody earned.
 
-use std::{fs::File, io::Read as _, io::Write as _, path::PathBuf};
+use std::{io::Write as _, path::PathBuf};
 
 use ncn_core::{PaymentLedger as _, Quote};
 
@@ -8,10 +8,11 @@ use super::{
     Failure,
     account::{ChainArguments, KeyArguments},
     block_on,
+    files::read_within,
 };
 
 /// A real one has about 700 bytes.
-const MAX_BYTES: u64 = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -26,9 +27,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let refuse = |problem: String| Failure::Input(format!("{}: {problem}", arguments.quote.display()));
-    let mut json = Vec::new();
-    let read = File::open(&arguments.quote).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut json));
-    read.map_err(|error| refuse(error.to_string()))?;
+    let json = read_within(&arguments.quote, MAX_BYTES).map_err(|error| refuse(error.to_string()))?;
+    let json = json.ok_or_else(|| refuse(format!("is no quote: it has more than {MAX_BYTES} bytes")))?;
     let quote: Quote = serde_json::from_slice(&json).map_err(|error| refuse(format!("is no quote: {error}")))?;
     block_on(async {
         let ledger = arguments.chain.ledger(arguments.key.open()?).await?;

@@ -1,8 +1,7 @@
 //! `ncn verify`: a receipt, offline.
 
 use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +10,7 @@ use ncn_core::{
     receipt::{MAX_RECEIPT_BYTES, Payment},
 };
 
-use super::Failure;
+use super::{Failure, files::read_within};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -69,12 +68,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let refuse = |problem: String| Failure::Input(format!("cannot read {}: {problem}", path.display()));
-    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let mut bytes = Vec::new();
-    // One byte more than it may have is enough to see that it has too many.
-    file.take(MAX_RECEIPT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
-    if bytes.len() > MAX_RECEIPT_BYTES {
-        return Err(refuse(format!("it has more than {MAX_RECEIPT_BYTES} bytes")));
-    }
-    Ok(bytes)
+    let read = read_within(path, MAX_RECEIPT_BYTES).map_err(|error| refuse(error.to_string()))?;
+    read.ok_or_else(|| refuse(format!("it has more than {MAX_RECEIPT_BYTES} bytes")))
 }

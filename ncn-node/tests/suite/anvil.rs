@@ -9,11 +9,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ncn_client::evm::{EvmLedger, Genesis, JsonRpc, RpcOptions};
+use ncn_client::evm::{EvmLedger, JsonRpc, RpcOptions};
 use ncn_core::{Address, Amount, DynSigner, PaymentLedger, conformance::LedgerFixture};
 use serde_json::{Value, json};
 
-use crate::scene::{key, tokens};
+use crate::scene::{genesis, key, tokens};
 
 /// A node that ends with its test.
 pub(crate) struct Anvil {
@@ -71,18 +71,9 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) async fn new(url: &str, backend: Arc<JsonRpc>) -> Self {
-        let genesis = Genesis {
-            supply: tokens(1_000_000),
-            minimum_stake: tokens(100),
-            unstake_delay: 3_600,
-            threshold: 3,
-            committee_size: 5,
-            treasury: Address::repeat_byte(0xee),
-            subnet_fee: tokens(10),
-        };
         let deployer = key();
         give_coin(url, deployer.address()).await;
-        let deployer = genesis.deploy(backend, &deployer).await.unwrap();
+        let deployer = genesis().deploy(backend, &deployer).await.unwrap();
         let validators: Vec<_> = (0..5).map(|_| key()).collect();
         for validator in &validators {
             give_coin(url, validator.address()).await;

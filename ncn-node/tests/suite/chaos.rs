@@ -18,21 +18,21 @@ use alloy_primitives::B256;
 use alloy_signer_local::PrivateKeySigner;
 use ncn_client::{
     Client, ClientChannel, ClientError, Order, RelayedLedger,
-    evm::{EvmLedger, Genesis},
+    evm::EvmLedger,
     grpc::{GrpcRegistry, GrpcTransport},
     unix_now,
 };
-use ncn_core::{Address, Amount, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, TrustRoot, Value};
+use ncn_core::{Amount, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, TrustRoot, Value};
 use ncn_node::{
     compute::{Attachments, ComputeNode},
-    devnet::{EmbeddedChain, RpcServer, quickstart},
+    devnet::{RpcServer, quickstart},
     executor::OnnxExecutor,
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
     server::GrpcServer,
 };
 
-use crate::scene::{key, ncn, tokens};
+use crate::scene::{Chain, key, ncn, tokens};
 
 const KILLS: u32 = 20;
 /// Clients that pay out of a channel, and clients that pay by transfers, all at once.
@@ -62,23 +62,8 @@ fn announcement(role: NodeRole, endpoint: String) -> Announcement {
 impl Scene {
     async fn new() -> Self {
         let local = || "127.0.0.1:0".parse().unwrap();
-        let chain = Arc::new(EmbeddedChain::new(31_337));
-        let rpc = RpcServer::start(chain.clone(), local()).await.unwrap();
-        let genesis = Genesis {
-            supply: tokens(1_000_000),
-            minimum_stake: tokens(100),
-            unstake_delay: 3_600,
-            threshold: 3,
-            committee_size: 5,
-            treasury: Address::repeat_byte(0xee),
-            subnet_fee: tokens(10),
-        };
-        let deployer = genesis.deploy(chain, &key()).await.unwrap();
-        let keys: Vec<_> = (0..5).map(|_| key()).collect();
-        for key in &keys {
-            deployer.transfer(key.address(), tokens(100)).await.unwrap();
-            deployer.with_signer(key.clone()).stake(tokens(100)).await.unwrap();
-        }
+        let Chain { chain, deployer, validators: keys } = Chain::new(5).await;
+        let rpc = RpcServer::start(chain, local()).await.unwrap();
         let domain = deployer.trust_root().await.unwrap().domain;
         let node = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(key()))).await.unwrap());
         let registry_server = GrpcServer::start(local(), |routes| {

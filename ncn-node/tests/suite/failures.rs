@@ -2,31 +2,28 @@
 
 use std::{
     process::Child,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use ncn_client::{Answer, Client, ClientError, Order};
 use ncn_core::{
-    Amount, B256, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Policy, Sandbox,
+    Amount, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Policy, Sandbox,
     SandboxCommand, SandboxError, Value, Values,
-    executor::{ModelPackage, Outputs},
-    model::ModelFormat,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
-    executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
+    executor::{WorkerExecutor, WorkerProgram},
     gateway::GatewayOptions,
     sandbox::Unconfined,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::scene::{Behaviour, InProcess, ncn, network};
+use crate::{
+    executor::failing,
+    scene::{Behaviour, InProcess, ncn, network},
+};
 
 fn seven() -> Values {
     [("image", Value::png(quickstart::SAMPLE))].into()
@@ -169,41 +166,6 @@ async fn an_unpaid_request_expires_by_itself() {
         status = network.gateway().status(quoted.request_id()).await.unwrap();
     }
     assert_eq!(status.outcome(), Some(ncn_core::Outcome::Expired));
-}
-
-/// Fails as it is told, a number of times, then runs the real thing.
-struct Failing {
-    onnx: OnnxExecutor,
-    error: ExecutorError,
-    failures: AtomicUsize,
-}
-
-#[async_trait]
-impl Executor for Failing {
-    fn formats(&self) -> Vec<ModelFormat> {
-        self.onnx.formats()
-    }
-
-    fn confinement(&self) -> Confinement {
-        Confinement::None
-    }
-
-    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
-        self.onnx.load(package).await
-    }
-
-    async fn unload(&self, digest: &B256) -> Result<(), ExecutorError> {
-        self.onnx.unload(digest).await
-    }
-
-    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
-        let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if left.is_ok() { Err(self.error.clone()) } else { self.onnx.run(execution).await }
-    }
-}
-
-fn failing(error: ExecutorError, failures: usize) -> Arc<Failing> {
-    Arc::new(Failing { onnx: OnnxExecutor::default(), error, failures: AtomicUsize::new(failures) })
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod cli;
 mod conformance;
 mod digests;
 mod evm;
+mod executor;
 mod failures;
 mod gas;
 mod hostile;

@@ -2,69 +2,34 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use alloy_primitives::B256;
-use async_trait::async_trait;
 use ncn_client::{ClientChannel, evm::EvmLedger, grpc::GrpcRegistry, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError,
-    InferenceRequest, PaymentConfirmation, PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel,
-    TaskAccess, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
-    executor::{ModelPackage, Outputs},
-    model::ModelFormat,
+    AccessPurpose, Amount, Authorisation, ChannelTerms, DynSigner, ExecutorError, InferenceRequest, PaymentConfirmation,
+    PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
+    TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
     devnet::{LocalNetwork, quickstart},
-    executor::OnnxExecutor,
     gateway::{Gateway, GatewayOptions, GatewayParts, journal::MemoryJournal},
 };
 
-use crate::scene::{key, tokens};
+use crate::{
+    executor::{Failing, failing},
+    scene::{key, tokens},
+};
 
 /// How often the authorisation is presented, half of the times at the wrong gateway.
 const REPLAYS: usize = 250;
 
-/// Counts how often a model is run.
-#[derive(Default)]
-struct Counting {
-    onnx: OnnxExecutor,
-    runs: AtomicUsize,
-}
-
-#[async_trait]
-impl Executor for Counting {
-    fn formats(&self) -> Vec<ModelFormat> {
-        self.onnx.formats()
-    }
-
-    fn confinement(&self) -> Confinement {
-        Confinement::None
-    }
-
-    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
-        self.onnx.load(package).await
-    }
-
-    async fn unload(&self, digest: &B256) -> Result<(), ExecutorError> {
-        self.onnx.unload(digest).await
-    }
-
-    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
-        self.runs.fetch_add(1, Ordering::SeqCst);
-        self.onnx.run(execution).await
-    }
-}
-
 struct Scene {
     network: LocalNetwork,
-    executor: Arc<Counting>,
+    executor: Arc<Failing>,
     other: Arc<Gateway>,
     trust: TrustRoot,
     client: DynSigner,
@@ -74,7 +39,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let executor = Arc::new(Counting::default());
+        let executor = failing(ExecutorError::Worker("never".into()), 0);
         let settle = SettleOptions { max_requests: 1, ..SettleOptions::default() };
         let network = LocalNetwork::builder().executor(executor.clone()).settle_options(settle).start().await.unwrap();
         let files = tempfile::tempdir().unwrap();

@@ -75,6 +75,19 @@ pub(crate) async fn settlement(
     Settlement { quote: quote.clone(), result, certificate: Certificate::new(signed) }
 }
 
+/// How the tests set a network's contracts up: three of five judge.
+pub(crate) fn genesis() -> Genesis {
+    Genesis {
+        supply: tokens(1_000_000),
+        minimum_stake: tokens(100),
+        unstake_delay: 3_600,
+        threshold: 3,
+        committee_size: 5,
+        treasury: Address::repeat_byte(0xee),
+        subnet_fee: tokens(10),
+    }
+}
+
 /// A chain with the contracts on it.
 pub(crate) struct Chain {
     pub(crate) chain: Arc<EmbeddedChain>,
@@ -89,15 +102,7 @@ impl Chain {
 
     pub(crate) async fn with_quorum(validators: usize, threshold: u16, committee_size: u16) -> Self {
         let chain = Arc::new(EmbeddedChain::new(1_337));
-        let genesis = Genesis {
-            supply: tokens(1_000_000),
-            minimum_stake: tokens(100),
-            unstake_delay: 3_600,
-            threshold,
-            committee_size,
-            treasury: Address::repeat_byte(0xee),
-            subnet_fee: tokens(10),
-        };
+        let genesis = Genesis { threshold, committee_size, ..genesis() };
         let deployer = genesis.deploy(chain.clone(), &key()).await.unwrap();
         let validators: Vec<_> = (0..validators).map(|_| key()).collect();
         for validator in &validators {
