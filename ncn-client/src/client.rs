@@ -91,7 +91,7 @@ impl Client {
             return Err(ClientError::UnknownModel { name: order.model, offered: offered.join(", ") });
         };
         // The gateway checks the same; here it costs nobody anything.
-        info.model.manifest().prepare(&order.inputs)?;
+        info.model.manifest().check(&order.inputs)?;
         let limit = order.max_price.unwrap_or(info.price);
         if info.price > limit {
             return Err(ClientError::TooExpensive { price: info.price, limit });

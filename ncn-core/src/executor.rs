@@ -43,7 +43,7 @@ pub struct Usage {
     pub duration_micros: u64,
 }
 
-/// A part of an output. A model that does not stream gives one part.
+/// A part of an output, which [`Values::append`] adds to the parts before. A model that does not stream gives one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputChunk {
     /// The values of this part.
@@ -80,6 +80,9 @@ pub enum ExecutorError {
     /// It took longer than it may.
     #[error("the model ran longer than {0:?}")]
     TimedOut(Duration),
+    /// Nobody waits for it any more.
+    #[error("the run was cancelled")]
+    Cancelled,
     /// The worker process died or could not be started.
     #[error("worker: {0}")]
     Worker(String),
@@ -99,7 +102,9 @@ impl ExecutorError {
 ///
 /// # For the implementer
 /// - `load` verifies every file's size and SHA-256 before an engine sees it, and is idempotent.
-/// - `run` refuses inputs through [`crate::Manifest::prepare`], and gives outputs through [`crate::Manifest::finish`].
+/// - `run` refuses inputs through [`crate::Manifest::prepare`], and gives outputs through [`crate::Manifest::finish`] or
+///   [`crate::Manifest::check_outputs`].
+/// - A dropped stream ends the run: what it used is soon free again.
 /// - A stream ends after its first error or after the chunk that has `usage`; never without one of them.
 /// - Nothing that a model does may take the caller down or hold it up past the time limit.
 #[async_trait]
@@ -107,8 +112,8 @@ pub trait Executor: Send + Sync {
     /// The formats that can be loaded here.
     fn formats(&self) -> Vec<ModelFormat>;
 
-    /// How strongly a running model is confined.
-    fn confinement(&self) -> Confinement;
+    /// How strongly this model is confined while it runs.
+    fn confinement(&self, model_digest: &B256) -> Confinement;
 
     /// Makes a model ready to run.
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError>;
@@ -123,13 +128,13 @@ pub trait Executor: Send + Sync {
 /// Conveniences on every [`Executor`].
 #[async_trait]
 pub trait ExecutorExt: Executor {
-    /// Runs an inference to its end. The values of later parts replace those of earlier ones with the same name.
+    /// Runs an inference to its end.
     async fn run_to_end(&self, execution: Execution) -> Result<(Values, Usage), ExecutorError> {
         let mut outputs = self.run(execution).await?;
         let mut all = Values::new();
         while let Some(chunk) = outputs.next().await {
             let OutputChunk { values, usage } = chunk?;
-            all.extend(values);
+            all.append(values);
             if let Some(usage) = usage {
                 return Ok((all, usage));
             }

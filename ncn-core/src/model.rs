@@ -1,23 +1,32 @@
 //! Model packages: a manifest that says what a model takes, gives and costs, and files that it names by their SHA-256.
 //!
-//! What turns an image into a tensor, or scores into a label, is part of the package. [`Manifest::prepare`] is run by the client
-//! and the gateway to refuse bad input before money moves, and by the worker to feed the model: one function, one meaning.
+//! What turns an image or a text into tensors, or scores into a label, is part of the package. [`Manifest::check`] is run by the client
+//! and the gateway to refuse bad input before money moves, [`Manifest::prepare`] by the worker to feed the model: the first is the
+//! second without the package's files, so the two cannot disagree.
 
+mod bytes;
 mod image;
+mod io;
+mod spec;
 
-use std::collections::BTreeMap;
-
+use ::bytes::Bytes;
 use alloy_primitives::B256;
-use bytes::Bytes;
+pub use io::{Tensors, Tokenize, Tokens};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+pub use spec::{
+    Dimension, FileInput, ImageMode, InputSpec, NamedOutput, OutputSpec, Postprocessing, Preprocessing, TensorInput, TensorOutput,
+    TextInput, TokenPart, TokenizerSpec,
+};
 
-use crate::{Amount, DataType, Tensor, Value, Values};
+use crate::{Amount, DataType};
 
 /// The most bytes that a manifest may have.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
 /// The most inputs, outputs or files that a manifest may list.
 const MAX_ENTRIES: usize = 256;
+/// The most requests that are run together.
+const MAX_BATCH: u32 = 1_024;
 
 /// A parsed manifest together with the exact bytes it was read from, whose SHA-256 is the model's digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +80,7 @@ pub struct Manifest {
     pub licence: String,
     /// Which kind of engine runs it.
     pub format: ModelFormat,
-    /// The file that the engine opens.
+    /// The file that the engine opens; for [`ModelFormat::OpenAi`], what the engine calls the model.
     pub entry: String,
     /// Every file of the package but the manifest.
     pub files: Vec<ModelFile>,
@@ -79,6 +88,9 @@ pub struct Manifest {
     pub inputs: Vec<InputSpec>,
     /// What the model gives.
     pub outputs: Vec<OutputSpec>,
+    /// How texts become tokens, for tensors that are made of tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerSpec>,
     /// What it may use.
     pub limits: Limits,
     /// What one request costs.
@@ -92,6 +104,12 @@ pub struct Manifest {
 pub enum ModelFormat {
     /// An ONNX graph.
     Onnx,
+    /// A language model in GGUF, which generates text.
+    Gguf,
+    /// A Python module with `load(model_dir)` and `infer(inputs)`.
+    Python,
+    /// A model that an engine with OpenAI's HTTP interface runs elsewhere.
+    OpenAi,
     /// No model at all: outputs are the inputs. For tests of everything around a model.
     Echo,
 }
@@ -109,95 +127,33 @@ pub struct ModelFile {
     pub sha256: B256,
 }
 
-/// A tensor that the model takes, and in what other form a user may send it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InputSpec {
-    /// The tensor's name.
-    pub name: String,
-    /// Its elements.
-    pub dtype: DataType,
-    /// Its dimensions.
-    pub shape: Vec<Dimension>,
-    /// What may be sent in the tensor's place.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<Preprocessing>,
-}
-
-impl Eq for InputSpec {}
-
-/// A tensor that the model gives, and what is read off it for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputSpec {
-    /// The tensor's name.
-    pub name: String,
-    /// Its elements.
-    pub dtype: DataType,
-    /// Its dimensions.
-    pub shape: Vec<Dimension>,
-    /// What is read off it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<Postprocessing>,
-}
-
-/// The size of a dimension: a number, or a name for a size that the input decides. The same name is the same size everywhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Dimension {
-    /// Always this.
-    Fixed(usize),
-    /// As the input has it, at least 1.
-    Named(String),
-}
-
-/// How something else becomes a tensor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum Preprocessing {
-    /// A PNG of exactly this size becomes one row of a batch: each value is `pixel * scale + offset`, pixel in 0..=255.
-    Image {
-        /// Pixels across.
-        width: u32,
-        /// Pixels down.
-        height: u32,
-        /// Which colours the tensor has.
-        mode: ImageMode,
-        /// See above.
-        scale: f32,
-        /// See above.
-        offset: f32,
-    },
-}
-
-/// Which colours an image tensor has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum ImageMode {
-    /// One channel of brightness; colours are weighted 299 : 587 : 114, transparency is ignored.
-    Gray,
-}
-
-/// What is read off an output tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum Postprocessing {
-    /// The last dimension scores these labels. The best label of a batch of one is given as the text `label`; of a larger batch, as
-    /// `label.0`, `label.1` and so on.
-    Labels(Vec<String>),
-}
-
-/// What a model may use for one request.
+/// What a model may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// The worker's memory.
+    /// The memory of a worker, which runs the model for many requests.
     pub memory_bytes: u64,
-    /// Wall-clock time.
+    /// Wall-clock time of one request.
     pub deadline_ms: u64,
+    /// Processor time of a worker, after which another one takes its place; unlimited by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<u64>,
+    /// How many threads compute one request; the node decides by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// How many requests that arrive together may be run together, as rows of one batch; 1 by default. Then the first dimension of
+    /// every tensor has to be one name, the batch's size. What a request gives may then differ in its last digits with its company.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub batch: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_one(batch: &u32) -> bool {
+    *batch == 1
 }
 
 /// Why a manifest is refused.
@@ -230,13 +186,12 @@ pub struct InputError {
     pub problem: String,
 }
 
-fn input_error(name: &str, problem: impl Into<String>) -> InputError {
-    InputError { name: name.into(), problem: problem.into() }
+fn field(field: &str, problem: &str) -> Result<(), ManifestError> {
+    Err(ManifestError::Field { field: field.into(), problem: problem.into() })
 }
 
 impl Manifest {
     fn validate(&self) -> Result<(), ManifestError> {
-        let field = |field: &str, problem: &str| Err(ManifestError::Field { field: field.into(), problem: problem.into() });
         let simple = |text: &str| {
             !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
@@ -264,125 +219,113 @@ impl Manifest {
                 return field("files.path", "use a relative path of plain names, without `..`");
             }
         }
-        if self.format != ModelFormat::Echo && !self.files.iter().any(|file| file.path == self.entry) {
+        let opens_entry = !matches!(self.format, ModelFormat::Echo | ModelFormat::OpenAi);
+        if opens_entry && !self.files.iter().any(|file| file.path == self.entry) {
             return field("entry", "name one of the files");
         }
-        let mut names: Vec<_> = self.inputs.iter().map(|input| &input.name).collect();
+        if let Some(tokenizer) = &self.tokenizer
+            && (!self.files.iter().any(|file| file.path == tokenizer.file) || tokenizer.max_tokens == 0)
+        {
+            return field("tokenizer", "name one of the files, and a limit of at least 1 token");
+        }
+        let Limits { batch, threads, cpu_seconds, .. } = self.limits;
+        if batch == 0 || batch > MAX_BATCH || threads == Some(0) || cpu_seconds == Some(0) {
+            return field("limits", "batch is 1 to 1024, threads and cpu_seconds at least 1");
+        }
+        self.validate_inputs()?;
+        self.validate_outputs()?;
+        if batch > 1 && !self.is_batched() {
+            return field("limits.batch", "needs tensors only, whose first dimension is one and the same name");
+        }
+        Ok(())
+    }
+
+    /// True when requests can be run together as rows of one batch.
+    fn is_batched(&self) -> bool {
+        let mut first = self.inputs.iter().filter_map(|input| match input {
+            InputSpec::Tensor(tensor) => Some(tensor.shape.first()),
+            // A text that tensors are made of is no tensor of the engine's.
+            _ => None,
+        });
+        let Some(Some(Dimension::Named(batch))) = first.next() else { return false };
+        let is_batch = |dimension: Option<&Dimension>| matches!(dimension, Some(Dimension::Named(name)) if name == batch);
+        first.all(is_batch)
+            && self.outputs.iter().all(|output| matches!(output, OutputSpec::Tensor(tensor) if is_batch(tensor.shape.first())))
+    }
+
+    fn validate_inputs(&self) -> Result<(), ManifestError> {
+        let mut names: Vec<_> = self.inputs.iter().map(InputSpec::name).collect();
         names.sort_unstable();
-        names.dedup();
-        if names.len() != self.inputs.len() {
+        if names.windows(2).any(|pair| pair.first() == pair.last()) {
             return field("inputs", "each name once");
         }
         for input in &self.inputs {
-            if let Some(Preprocessing::Image { width, height, .. }) = &input.from {
-                let fits = match input.shape.as_slice() {
-                    [_, Dimension::Fixed(1), Dimension::Fixed(h), Dimension::Fixed(w)] => {
-                        usize::try_from(*width) == Ok(*w) && usize::try_from(*height) == Ok(*h)
+            let InputSpec::Tensor(input) = input else { continue };
+            match (&input.from, input.shape.as_slice()) {
+                (None, _) => {}
+                (Some(Preprocessing::Image { width, height, .. }), shape) => {
+                    let fits = match shape {
+                        [_, Dimension::Fixed(1), Dimension::Fixed(h), Dimension::Fixed(w)] => {
+                            usize::try_from(*width) == Ok(*w) && usize::try_from(*height) == Ok(*h)
+                        }
+                        _ => false,
+                    };
+                    if !fits || input.dtype != DataType::F32 || *width > image::MAX_SIDE || *height > image::MAX_SIDE {
+                        return field("inputs.from.image", "takes an f32 tensor [batch, 1, height, width], sides up to 16384");
                     }
-                    _ => false,
-                };
-                if !fits || input.dtype != DataType::F32 || *width > image::MAX_SIDE || *height > image::MAX_SIDE {
-                    return field("inputs.from.image", "takes an f32 tensor [batch, 1, height, width], sides up to 16384");
+                }
+                (Some(Preprocessing::Bytes { begin, end, block, .. }), shape) => {
+                    let most = [*begin, *end, *block].into_iter().max();
+                    let fits =
+                        most <= Some(bytes::MAX_BYTES) && matches!(shape, [_, Dimension::Fixed(size)] if *size == begin + end);
+                    if !fits || input.dtype != DataType::I32 {
+                        return field("inputs.from.bytes", "takes an i32 tensor [batch, begin + end], at most 1048576 bytes each");
+                    }
+                }
+                (Some(Preprocessing::Tokens { text, .. }), shape) => {
+                    let named = self.inputs.iter().any(|input| matches!(input, InputSpec::Text(input) if input.name == *text));
+                    if !named || self.tokenizer.is_none() || shape.len() != 2 || input.dtype != DataType::I64 {
+                        return field("inputs.from.tokens", "takes an i64 tensor [batch, tokens], a text input, and a `tokenizer`");
+                    }
                 }
             }
         }
-        let mut names: Vec<_> = self.outputs.iter().map(|output| output.name.as_str()).collect();
+        Ok(())
+    }
+
+    fn validate_outputs(&self) -> Result<(), ManifestError> {
+        let given = |output: &OutputSpec| match output {
+            OutputSpec::Tensor(TensorOutput { to: Some(Postprocessing::Mean { name, .. }), .. }) => name.clone(),
+            output => output.name().to_owned(),
+        };
+        let mut names: Vec<_> = self.outputs.iter().map(given).collect();
         names.sort_unstable();
-        if names.windows(2).any(|pair| pair.first() == pair.last()) || names.iter().any(|name| name.starts_with("label")) {
-            return field("outputs", "each name once, and none that starts with `label`, which is what labels are given as");
+        if names.windows(2).any(|pair| pair.first() == pair.last()) {
+            return field("outputs", "each name once");
         }
         for output in &self.outputs {
-            if let Some(Postprocessing::Labels(labels)) = &output.to
-                && (output.shape.last() != Some(&Dimension::Fixed(labels.len())) || output.dtype != DataType::F32)
-            {
-                return field("outputs.to.labels", "takes an f32 tensor whose last dimension is the number of labels");
-            }
-        }
-        Ok(())
-    }
-
-    /// Turns a user's inputs into the model's tensors, or says which input is wrong and what to do.
-    pub fn prepare(&self, inputs: &Values) -> Result<BTreeMap<String, Tensor>, InputError> {
-        let known = || self.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
-        if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|input| input.name == *name)) {
-            return Err(input_error(name, format!("the model `{}` has no such input; it takes: {}", self.name, known())));
-        }
-        let mut named = BTreeMap::new();
-        let mut tensors = BTreeMap::new();
-        for spec in &self.inputs {
-            let name = spec.name.as_str();
-            let value =
-                inputs.get(name).ok_or_else(|| input_error(name, format!("missing; the model `{}` needs it", self.name)))?;
-            let tensor = match (value, &spec.from) {
-                (Value::Tensor(tensor), _) => tensor.clone(),
-                (Value::File { media_type, data }, Some(Preprocessing::Image { width, height, mode, scale, offset })) => {
-                    if media_type != "image/png" {
-                        return Err(input_error(name, format!("is `{media_type}`; send it as image/png")));
+            let OutputSpec::Tensor(output) = output else { continue };
+            match &output.to {
+                None => {}
+                Some(Postprocessing::Labels(labels)) => {
+                    if output.shape.last() != Some(&Dimension::Fixed(labels.len())) || output.dtype != DataType::F32 {
+                        return field("outputs.to.labels", "takes an f32 tensor whose last dimension is the number of labels");
                     }
-                    image::to_tensor(data, (*width, *height), *mode, *scale, *offset)
-                        .map_err(|problem| input_error(name, problem))?
+                    if names.iter().any(|name| name.starts_with("label")) {
+                        return field("outputs", "no name that starts with `label`, which is what labels are given as");
+                    }
                 }
-                (_, Some(Preprocessing::Image { width, height, .. })) => {
-                    return Err(input_error(name, format!("send a PNG of {width}x{height} pixels, or the tensor itself")));
-                }
-                (_, None) => return Err(input_error(name, format!("send a tensor of {}", spec.dtype))),
-            };
-            check(name, &tensor, spec.dtype, &spec.shape, &mut named)?;
-            tensors.insert(spec.name.clone(), tensor);
-        }
-        Ok(tensors)
-    }
-
-    /// Checks what a model gave against what the manifest promises, and adds what is read off it.
-    pub fn finish(&self, mut outputs: BTreeMap<String, Tensor>) -> Result<Values, InputError> {
-        let mut named = BTreeMap::new();
-        let mut values = Values::new();
-        for spec in &self.outputs {
-            let name = spec.name.as_str();
-            let tensor = outputs.remove(name).ok_or_else(|| input_error(name, "the model did not give this output"))?;
-            check(name, &tensor, spec.dtype, &spec.shape, &mut named)?;
-            if let Some(Postprocessing::Labels(labels)) = &spec.to {
-                let scores = tensor.to_f32().map_err(|error| input_error(name, error.to_string()))?;
-                let rows: Vec<_> = scores.chunks_exact(labels.len().max(1)).collect();
-                for (index, row) in rows.iter().enumerate() {
-                    let best = row.iter().zip(labels).max_by(|(a, _), (b, _)| a.total_cmp(b));
-                    let (_, label) = best.ok_or_else(|| input_error(name, "has no scores"))?;
-                    let key = if rows.len() == 1 { "label".into() } else { format!("label.{index}") };
-                    values.insert(key, label.as_str());
+                Some(Postprocessing::Mean { mask, .. }) => {
+                    let counted = self.inputs.iter().any(
+                        |input| matches!(input, InputSpec::Tensor(input) if input.name == *mask && input.dtype == DataType::I64),
+                    );
+                    if !counted || output.shape.len() != 3 || output.dtype != DataType::F32 {
+                        return field("outputs.to.mean", "takes an f32 tensor [batch, tokens, size] and an i64 input as its mask");
+                    }
                 }
             }
-            values.insert(name, tensor);
         }
-        Ok(values)
-    }
-}
-
-fn check<'a>(
-    name: &str,
-    tensor: &Tensor,
-    dtype: DataType,
-    shape: &'a [Dimension],
-    named: &mut BTreeMap<&'a str, usize>,
-) -> Result<(), InputError> {
-    if tensor.data_type() != dtype {
-        return Err(input_error(name, format!("holds {}, it has to hold {dtype}", tensor.data_type())));
-    }
-    let fits = tensor.shape().len() == shape.len()
-        && shape.iter().zip(tensor.shape()).all(|(expected, actual)| match expected {
-            Dimension::Fixed(size) => size == actual,
-            Dimension::Named(size) => *actual > 0 && named.entry(size).or_insert(*actual) == actual,
-        });
-    if fits {
         Ok(())
-    } else {
-        let wanted: Vec<_> = shape
-            .iter()
-            .map(|dimension| match dimension {
-                Dimension::Fixed(size) => size.to_string(),
-                Dimension::Named(size) => size.clone(),
-            })
-            .collect();
-        Err(input_error(name, format!("has the shape {:?}, it has to be [{}]", tensor.shape(), wanted.join(", "))))
     }
 }
 

@@ -98,6 +98,17 @@ impl Values {
         self.0.insert(name.into(), value.into())
     }
 
+    /// Adds a later part of an output: a text is added to the end of the text with its name, any other value replaces the one with its
+    /// name.
+    pub fn append(&mut self, part: Self) {
+        for (name, value) in part {
+            match (self.0.get_mut(&name), value) {
+                (Some(Value::Text(text)), Value::Text(more)) => text.push_str(&more),
+                (_, value) => drop(self.0.insert(name, value)),
+            }
+        }
+    }
+
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
@@ -208,6 +219,15 @@ impl<N: Into<String>, V: Into<Value>, const COUNT: usize> From<[(N, V); COUNT]> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_follow_each_other() {
+        let tensor = |byte| Value::Tensor(Tensor::new(DataType::U8, vec![1], vec![byte]).unwrap());
+        let mut values = Values::from([("text", Value::from("one")), ("tensor", tensor(1))]);
+        values.append(Values::from([("text", Value::from(" two")), ("tensor", tensor(2)), ("end", Value::from("stop"))]));
+        let whole = Values::from([("text", Value::from("one two")), ("tensor", tensor(2)), ("end", Value::from("stop"))]);
+        assert_eq!(values, whole);
+    }
 
     #[test]
     fn different_values_have_different_hashes() {

@@ -8,6 +8,7 @@ mod devnet;
 mod files;
 mod gateway;
 mod infer;
+mod inputs;
 mod output;
 mod refund;
 mod validator;

@@ -72,7 +72,7 @@ impl ComputeNode {
             subnet: self.subnet,
             endpoint: String::new(),
             models: self.models.keys().copied().collect(),
-            confinement: self.executor.confinement(),
+            confinement: self.models.keys().map(|digest| self.executor.confinement(digest)).min().unwrap_or_default(),
         }
     }
 
@@ -150,7 +150,7 @@ impl Compute for ComputeNode {
                     input_hash: task.request.message.input_hash,
                     output_hash: B256::ZERO,
                     usage: Usage::default(),
-                    confinement: self.executor.confinement(),
+                    confinement: self.executor.confinement(&task.quote.model_digest),
                 },
             },
             _lease: lease,
@@ -179,14 +179,14 @@ impl Running {
         match self.outputs.next().await {
             Some(Ok(chunk)) => match chunk.usage {
                 None => {
-                    self.output.extend(chunk.values.clone());
+                    self.output.append(chunk.values.clone());
                     if let Err(error) = check_size(&self.output) {
                         return Some((Err(error), None));
                     }
                     Some((Ok(ComputeEvent::Chunk(chunk)), Some(self)))
                 }
                 Some(usage) => {
-                    self.output.extend(chunk.values);
+                    self.output.append(chunk.values);
                     Some((self.signing.finish(self.output, usage).await, None))
                 }
             },
@@ -215,7 +215,7 @@ fn check_size(output: &Values) -> Result<(), ComputeError> {
 
 fn compute_error(error: ExecutorError) -> ComputeError {
     match error {
-        ExecutorError::TimedOut(_) => ComputeError::DeadlineExceeded,
+        ExecutorError::TimedOut(_) | ExecutorError::Cancelled => ComputeError::DeadlineExceeded,
         ExecutorError::NotLoaded(digest) => ComputeError::UnknownModel(digest),
         error if error.is_retryable() => ComputeError::Unavailable(error.to_string()),
         error => ComputeError::Failed(error.to_string()),

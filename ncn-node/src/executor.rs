@@ -1,8 +1,19 @@
 //! Running models: engines in this process, and any engine in a worker process of its own.
 
+mod engine;
 mod onnx;
 mod package;
+mod tokenizer;
 mod worker;
 
-pub use onnx::OnnxExecutor;
-pub use worker::{WorkerExecutor, WorkerProgram};
+pub use engine::{Engine, EngineExecutor, Job, Session};
+pub use onnx::{Graph, OnnxEngine, Runtime};
+pub use package::Verified;
+pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
+
+impl EngineExecutor {
+    /// With every engine that this program has built in.
+    pub fn built_in() -> Self {
+        Self::new(vec![Box::new(OnnxEngine::built_in())])
+    }
+}

@@ -261,8 +261,8 @@ impl Gateway {
         if submission.inputs.hash() != order.input_hash {
             return Err(TransportError::invalid("request.inputHash", "is not the hash of the inputs"));
         }
-        let prepared = info.model.manifest().prepare(&submission.inputs);
-        prepared.map(drop).map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
+        let checked = info.model.manifest().check(&submission.inputs);
+        checked.map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
         submission
             .request
             .verify(&self.domain)

@@ -7,10 +7,10 @@ mod serve;
 
 use std::{ffi::OsStr, process::exit, sync::Arc};
 
-pub(crate) use process::Process;
+pub(crate) use process::{Asked, Process};
 pub use serve::serve;
 
-use crate::executor::OnnxExecutor;
+use crate::executor::EngineExecutor;
 #[cfg(target_os = "linux")]
 use crate::sandbox::confine;
 
@@ -44,7 +44,7 @@ fn run() -> i32 {
             return 1;
         }
     };
-    let served = runtime.block_on(serve(Arc::new(OnnxExecutor::default()), tokio::io::stdin(), tokio::io::stdout()));
+    let served = runtime.block_on(serve(Arc::new(EngineExecutor::built_in()), tokio::io::stdin(), tokio::io::stdout()));
     // A model that still runs is not waited for: the node has closed the connection.
     runtime.shutdown_background();
     i32::from(served.is_err())

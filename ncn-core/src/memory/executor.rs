@@ -25,7 +25,7 @@ impl Executor for EchoExecutor {
         vec![ModelFormat::Echo]
     }
 
-    fn confinement(&self) -> Confinement {
+    fn confinement(&self, _model_digest: &B256) -> Confinement {
         Confinement::None
     }
 
@@ -48,8 +48,9 @@ impl Executor for EchoExecutor {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&execution.model_digest).cloned();
         let package = loaded.ok_or(ExecutorError::NotLoaded(execution.model_digest))?;
         let manifest = package.model.manifest();
-        let tensors = manifest.prepare(&execution.inputs).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
-        let values: Values = manifest.finish(tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
+        let tensors = manifest.prepare(&execution.inputs, None).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
+        let values: Values =
+            manifest.finish(tensors.clone(), &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
         let usage = Usage { input_units: 1, output_units: 1, duration_micros: 0 };
         Ok(stream::iter([Ok(OutputChunk { values, usage: Some(usage) })]).boxed())
     }

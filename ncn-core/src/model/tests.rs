@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::{Tensor, Value, Values};
 
 const DIGITS: &[u8] = include_bytes!("../../../ncn-node/models/digits/manifest.json");
 const SEVEN: &[u8] = include_bytes!("../../../examples/data/7.png");
@@ -13,13 +16,13 @@ fn png(width: u32, height: u32, color: png::ColorType, pixels: &[u8]) -> Vec<u8>
 }
 
 fn problem(inputs: impl Into<Values>) -> String {
-    Model::parse(DIGITS).unwrap().manifest().prepare(&inputs.into()).unwrap_err().to_string()
+    Model::parse(DIGITS).unwrap().manifest().prepare(&inputs.into(), None).unwrap_err().to_string()
 }
 
 #[test]
 fn the_digits_manifest_reads_and_prepares() {
     let model = Model::parse(DIGITS).unwrap();
-    let tensors = model.manifest().prepare(&Values::from([("image", Value::png(SEVEN))])).unwrap();
+    let tensors = model.manifest().prepare(&Values::from([("image", Value::png(SEVEN))]), None).unwrap();
     let image = &tensors["image"];
     assert_eq!(image.shape(), [1, 1, 8, 8]);
     let values = image.to_f32().unwrap();
@@ -32,7 +35,7 @@ fn colours_become_gray() {
     let gray = png(8, 8, png::ColorType::Grayscale, &[100; 64]);
     let rgba = png(8, 8, png::ColorType::Rgba, &[100; 256]);
     let rgb = png(8, 8, png::ColorType::Rgb, &[100; 192]);
-    let prepare = |data: Vec<u8>| model.manifest().prepare(&Values::from([("image", Value::png(data))])).unwrap();
+    let prepare = |data: Vec<u8>| model.manifest().prepare(&Values::from([("image", Value::png(data))]), None).unwrap();
     assert_eq!(prepare(gray.clone()), prepare(rgba));
     assert_eq!(prepare(gray), prepare(rgb));
 }
@@ -56,12 +59,12 @@ fn bad_images_are_refused_with_a_remedy() {
 fn every_truncation_and_every_flipped_byte_is_safe() {
     let model = Model::parse(DIGITS).unwrap();
     for cut in 0..SEVEN.len() {
-        assert!(model.manifest().prepare(&Values::from([("image", Value::png(&SEVEN[..cut]))])).is_err(), "cut at {cut}");
+        assert!(model.manifest().prepare(&Values::from([("image", Value::png(&SEVEN[..cut]))]), None).is_err(), "cut at {cut}");
     }
     for position in 0..SEVEN.len() {
         let mut bytes = SEVEN.to_vec();
         bytes[position] ^= 0x55;
-        let _ = model.manifest().prepare(&Values::from([("image", Value::png(bytes))]));
+        let _ = model.manifest().prepare(&Values::from([("image", Value::png(bytes))]), None);
     }
 }
 
@@ -69,7 +72,7 @@ fn every_truncation_and_every_flipped_byte_is_safe() {
 fn tensors_are_checked() {
     let tensor = |shape: Vec<usize>| Tensor::from_f32(shape.clone(), &vec![0.0; shape.iter().product()]).unwrap();
     let model = Model::parse(DIGITS).unwrap();
-    let prepare = |inputs: Values| model.manifest().prepare(&inputs);
+    let prepare = |inputs: Values| model.manifest().prepare(&inputs, None);
     assert!(prepare(Values::from([("image", tensor(vec![3, 1, 8, 8]))])).is_ok());
     assert!(problem([("image", tensor(vec![0, 1, 8, 8]))]).contains("it has to be [batch, 1, 8, 8]"));
     assert!(problem([("image", tensor(vec![8, 8]))]).contains("it has to be [batch, 1, 8, 8]"));
@@ -86,13 +89,13 @@ fn outputs_are_checked_and_labelled() {
     (scores[7], scores[13]) = (0.9, 0.8);
     let give = |rows: usize| {
         let tensor = Tensor::from_f32(vec![rows, 10], &scores[..rows * 10]).unwrap();
-        model.manifest().finish(BTreeMap::from([("scores".to_owned(), tensor)]))
+        model.manifest().finish(BTreeMap::from([("scores".to_owned(), tensor)]), &Tensors::new())
     };
     assert_eq!(give(1).unwrap().text("label"), Some("7"));
     assert_eq!(give(2).unwrap().text("label.1"), Some("3"));
-    assert!(model.manifest().finish(BTreeMap::new()).is_err());
+    assert!(model.manifest().finish(BTreeMap::new(), &Tensors::new()).is_err());
     let wrong = Tensor::from_f32(vec![1, 9], &scores[..9]).unwrap();
-    assert!(model.manifest().finish(BTreeMap::from([("scores".to_owned(), wrong)])).is_err());
+    assert!(model.manifest().finish(BTreeMap::from([("scores".to_owned(), wrong)]), &Tensors::new()).is_err());
 }
 
 #[test]

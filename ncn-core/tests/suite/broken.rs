@@ -245,8 +245,8 @@ impl Executor for CarelessExecutor {
         self.0.formats()
     }
 
-    fn confinement(&self) -> Confinement {
-        self.0.confinement()
+    fn confinement(&self, digest: &B256) -> Confinement {
+        self.0.confinement(digest)
     }
 
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {

@@ -14,7 +14,7 @@ use crate::scene::Scene;
 /// A package without files: one i64 vector in, the same out.
 pub(crate) fn echo_fixture() -> ExecutorFixture {
     let manifest = br#"{"name":"echo","version":"1","task":"echo","description":"","licence":"MIT","format":"echo","entry":"",
-        "files":[],"inputs":[{"name":"x","dtype":"i64","shape":["n"]}],"outputs":[{"name":"x","dtype":"i64","shape":["n"]}],
+        "files":[],"inputs":[{"type":"tensor","name":"x","dtype":"i64","shape":["n"]}],"outputs":[{"type":"tensor","name":"x","dtype":"i64","shape":["n"]}],
         "limits":{"memory_bytes":1,"deadline_ms":1000},"price":"1"}"#;
     let tensor = |shape: Vec<usize>| {
         let bytes = vec![7; shape.iter().product::<usize>() * 8];
@@ -62,6 +62,6 @@ fn the_ports_are_object_safe() {
     }
     let fixture = echo_fixture();
     let manifest: &Manifest = fixture.package.model.manifest();
-    let tensors: BTreeMap<_, _> = manifest.prepare(&fixture.inputs).unwrap();
-    assert_eq!(manifest.finish(tensors).unwrap(), fixture.outputs);
+    let tensors: BTreeMap<_, _> = manifest.prepare(&fixture.inputs, None).unwrap();
+    assert_eq!(manifest.finish(tensors.clone(), &tensors).unwrap(), fixture.outputs);
 }

@@ -153,6 +153,7 @@ def manifest_for(model):
         ],
         "inputs": [
             {
+                "type": "tensor",
                 "name": "image",
                 "dtype": "f32",
                 "shape": ["batch", 1, 8, 8],
@@ -161,6 +162,7 @@ def manifest_for(model):
         ],
         "outputs": [
             {
+                "type": "tensor",
                 "name": "scores",
                 "dtype": "f32",
                 "shape": ["batch", 10],

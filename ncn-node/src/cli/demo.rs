@@ -52,8 +52,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => Failure::Input(format!("--input {}: {problem}", path.display())),
         None => Failure::Failed(problem),
     };
-    model.manifest().prepare(&inputs).map_err(|error| named(error.problem))?;
-    let target = ReceiptFile::prepare(&arguments.receipt, arguments.input.as_deref())?;
+    model.manifest().check(&inputs).map_err(|error| named(error.problem))?;
+    let target = ReceiptFile::prepare(&arguments.receipt, arguments.input.as_deref().into_iter())?;
 
     block_on(perform(arguments, inputs, target))
 }

@@ -22,10 +22,10 @@ pub(super) struct ReceiptFile {
 
 impl ReceiptFile {
     /// Finds out now what would make writing fail later.
-    pub(super) fn prepare(path: &Path, input: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn prepare<'a>(path: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<Self, Failure> {
         let refuse = |problem: String| Failure::Input(format!("--receipt {}: {problem}", path.display()));
         let here = |path: &Path| fs::canonicalize(path).ok();
-        if input.is_some_and(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
+        if inputs.any(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
             return Err(refuse("is the input file: name another".into()));
         }
         let this = |replace| Self { path: path.into(), replace };

@@ -1,18 +1,10 @@
 //! `ncn infer`: one request to any gateway.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::{
-    Amount, B256, DynSigner, Model, PaymentLedger, Quote, Receipt, Tensor, Transport, TransportExt as _, TrustRoot, Value, Values,
-    model::{Dimension, Preprocessing},
-    receipt::Payment,
+    Amount, B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
 };
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
@@ -21,7 +13,8 @@ use super::{
     Failure,
     account::{ChainArguments, KeyArguments, tokens},
     block_on,
-    files::{ReceiptFile, read_input},
+    files::ReceiptFile,
+    inputs::{Given, InputArguments},
     output::print_output,
     say, shown,
 };
@@ -47,9 +40,11 @@ pub(crate) struct Arguments {
     /// The model's name
     #[arg(long, value_name = "NAME")]
     model: String,
-    /// What to run it on
-    #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    #[command(flatten)]
+    inputs: InputArguments,
+    /// The model's parameters, as a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    parameters: String,
     /// The most to pay, in tokens; the listed price by default
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     max_price: Option<Amount>,
@@ -65,29 +60,30 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let file = read_input(&arguments.input)?;
-    let target = ReceiptFile::prepare(&arguments.receipt, Some(&arguments.input))?;
+    let given = arguments.inputs.read()?;
+    let target = ReceiptFile::prepare(&arguments.receipt, given.paths())?;
     let signer = arguments.key.open()?;
     block_on(async {
-        let answer = infer(arguments, file, signer).await?;
+        let answer = infer(arguments, given, signer).await?;
         target.write(&answer.receipt)?;
         print(arguments, &answer)
     })
 }
 
-async fn infer(arguments: &Arguments, file: Vec<u8>, signer: DynSigner) -> Result<Answer, Failure> {
+async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result<Answer, Failure> {
     let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
     let transport: Arc<dyn Transport> =
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
     let ledger = ledger(arguments, &transport, &signer).await?;
     let offered = transport.model_named(&arguments.model).await.map_err(Failure::failed)?;
     let inputs = match offered {
-        Some(info) => inputs(&info.model, file, &arguments.input)?,
+        Some(info) => given.inputs(&info.model)?,
         // The client says what is offered instead.
         None => Values::new(),
     };
     let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
-    let mut order = Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience));
+    let mut order =
+        Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).parameters(&arguments.parameters);
     if let Some(limit) = arguments.max_price {
         order = order.max_price(limit);
     }
@@ -212,28 +208,6 @@ async fn forget_ended(channel: &ClientChannel, transport: &dyn Transport) -> Res
         }
     }
     Ok(())
-}
-
-/// The file as the model's only input.
-fn inputs(model: &Model, file: Vec<u8>, path: &Path) -> Result<Values, Failure> {
-    let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", shown(&path.display().to_string())));
-    let [input] = model.manifest().inputs.as_slice() else {
-        return Err(refuse(format!("the model takes {} inputs; this command gives one", model.manifest().inputs.len())));
-    };
-    let value = match &input.from {
-        Some(Preprocessing::Image { .. }) => Value::png(file),
-        _ => {
-            let fixed = |dimension: &Dimension| match dimension {
-                Dimension::Fixed(size) => Ok(*size),
-                Dimension::Named(name) => Err(refuse(format!("the size of `{name}` is not known for a file of plain numbers"))),
-            };
-            let shape = input.shape.iter().map(fixed).collect::<Result<_, _>>()?;
-            Tensor::new(input.dtype, shape, file).map_err(|error| refuse(error.to_string()))?.into()
-        }
-    };
-    let inputs: Values = [(input.name.as_str(), value)].into();
-    model.manifest().prepare(&inputs).map_err(|error| refuse(error.problem))?;
-    Ok(inputs)
 }
 
 fn print(arguments: &Arguments, answer: &Answer) -> Result<(), Failure> {

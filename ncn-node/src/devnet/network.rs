@@ -23,7 +23,7 @@ use super::{EmbeddedChain, quickstart};
 use crate::{
     channel::{ChannelLedger, SettleOptions},
     compute::{Attachments, ComputeNode},
-    executor::{WorkerExecutor, WorkerProgram},
+    executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
     gateway::{
         Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
         journal::{Journal, StoredJournal},
@@ -344,7 +344,7 @@ impl LocalNetworkBuilder {
             None => {
                 let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
                 let sandbox = sandbox::strongest(&program);
-                Arc::new(WorkerExecutor::new(program, sandbox, Confinement::None))
+                Arc::new(WorkerExecutor::new(vec![program], sandbox, WorkerOptions::default()))
             }
         };
         let (signer, domain) = (self.key("compute", number), deployer.trust_root().await?.domain);

@@ -1,42 +1,108 @@
 //! Reading model packages from disk.
 
-use std::{fs::File, io::Read as _};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use ncn_core::{ExecutorError, executor::ModelPackage, model::ModelFile};
+use ncn_core::{
+    ExecutorError, Model,
+    executor::ModelPackage,
+    model::{ModelFile, Tokenize},
+};
 use sha2::{Digest as _, Sha256};
 
-/// The largest file of a model package that is read into memory.
-const MAX_FILE_BYTES: u64 = 4 << 30;
+use super::tokenizer::Tokenizer;
 
-/// Verifies every file of the package against its manifest, and returns the entry's bytes: the very bytes that were verified, so
-/// that nothing can change between the check and the use.
-pub(super) fn verified_entry(package: &ModelPackage) -> Result<Vec<u8>, ExecutorError> {
-    let manifest = package.model.manifest();
-    let mut entry = None;
-    for file in &manifest.files {
-        let bytes = verified(package, file)?;
-        if file.path == manifest.entry {
-            entry = Some(bytes);
-        }
-    }
-    entry.ok_or_else(|| ExecutorError::InvalidModel(format!("{}: is not among the package's files", manifest.entry)))
+/// The largest file of a model package that is read into memory.
+const MAX_FILE_BYTES: u64 = 16 << 30;
+/// How much of a file is hashed at a time.
+const BUFFER: usize = 1 << 18;
+
+/// A model package of which every file is what the manifest says.
+pub struct Verified {
+    /// What it is.
+    pub model: Arc<Model>,
+    /// Where its files are.
+    pub directory: PathBuf,
+    /// The entry's bytes: the very bytes that were verified, so that nothing can change between the check and the use.
+    pub entry: Vec<u8>,
+    /// The package's tokenizer, when the manifest names one.
+    pub tokenizer: Option<Box<dyn Tokenize>>,
 }
 
-fn verified(package: &ModelPackage, file: &ModelFile) -> Result<Vec<u8>, ExecutorError> {
-    let invalid = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", file.path));
-    if file.bytes > MAX_FILE_BYTES {
-        return Err(invalid(format!("has {} bytes, at most {MAX_FILE_BYTES} are read", file.bytes)));
+impl Verified {
+    /// Reads and verifies a package.
+    pub fn read(package: &ModelPackage) -> Result<Self, ExecutorError> {
+        let manifest = package.model.manifest();
+        let tokenizer = manifest.tokenizer.as_ref();
+        let mut kept = HashMap::new();
+        for file in &manifest.files {
+            let keep = file.path == manifest.entry || tokenizer.is_some_and(|spec| spec.file == file.path);
+            if let Some(bytes) = verified(package, file, keep)? {
+                kept.insert(file.path.as_str(), bytes);
+            }
+        }
+        let tokenizer = match tokenizer {
+            Some(spec) => {
+                let bytes = kept.get(spec.file.as_str()).map(Vec::as_slice).unwrap_or_default();
+                Some(Box::new(Tokenizer::new(bytes, spec)?) as Box<dyn Tokenize>)
+            }
+            None => None,
+        };
+        let entry = kept.remove(manifest.entry.as_str());
+        let entry = entry.ok_or_else(|| invalid(&manifest.entry, "is not among the package's files"))?;
+        Ok(Self { model: package.model.clone(), directory: package.directory.clone(), entry, tokenizer })
+    }
+}
+
+fn invalid(path: &str, problem: impl std::fmt::Display) -> ExecutorError {
+    ExecutorError::InvalidModel(format!("{path}: {problem}"))
+}
+
+/// Verifies a file, and returns its bytes when they are to be kept.
+fn verified(package: &ModelPackage, file: &ModelFile, keep: bool) -> Result<Option<Vec<u8>>, ExecutorError> {
+    let broken = |error: io::Error| invalid(&file.path, error);
+    if keep && file.bytes > MAX_FILE_BYTES {
+        return Err(invalid(&file.path, format_args!("has {} bytes, at most {MAX_FILE_BYTES} are read", file.bytes)));
     }
     // Paths were checked when the manifest was parsed: relative, without `..`.
-    let opened = File::open(package.directory.join(&file.path)).map_err(|error| invalid(error.to_string()))?;
-    let mut bytes = Vec::new();
-    // One byte more than promised is enough to see that there is more.
-    opened.take(file.bytes + 1).read_to_end(&mut bytes).map_err(|error| invalid(error.to_string()))?;
-    if bytes.len() as u64 != file.bytes {
-        return Err(invalid(format!("is not of the {} bytes that the manifest says: fetch it again", file.bytes)));
+    let mut opened = File::open(package.directory.join(&file.path)).map_err(broken)?;
+    // Found out before memory is set aside for what is not there.
+    let length = opened.metadata().map_err(broken)?.len();
+    let wrong_size =
+        || invalid(&file.path, format_args!("is not of the {} bytes that the manifest says: fetch it again", file.bytes));
+    if length != file.bytes {
+        return Err(wrong_size());
     }
-    if Sha256::digest(&bytes).as_slice() != file.sha256.as_slice() {
-        return Err(invalid("does not have the manifest's SHA-256: fetch it again".into()));
+    let mut kept = Vec::new();
+    if keep {
+        let size = usize::try_from(length).map_err(|_| invalid(&file.path, "is larger than this machine's memory"))?;
+        kept.try_reserve_exact(size).map_err(|error| invalid(&file.path, error))?;
     }
-    Ok(bytes)
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut left = file.bytes;
+    loop {
+        let read = opened.read(&mut buffer).map_err(broken)?;
+        let part = buffer.get(..read).unwrap_or_default();
+        if part.is_empty() {
+            break;
+        }
+        left = left.checked_sub(read as u64).ok_or_else(wrong_size)?;
+        hasher.update(part);
+        if keep {
+            kept.extend_from_slice(part);
+        }
+    }
+    if left > 0 {
+        return Err(wrong_size());
+    }
+    if hasher.finalize().as_slice() != file.sha256.as_slice() {
+        return Err(invalid(&file.path, "does not have the manifest's SHA-256: fetch it again"));
+    }
+    Ok(keep.then_some(kept))
 }

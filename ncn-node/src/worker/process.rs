@@ -33,13 +33,39 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many messages wait for the worker to read them, and how many parts of one answer for the node.
 const QUEUE: usize = 64;
 
-/// Who waits for which answer; `None` once the worker is gone.
-type Waiting = Arc<Mutex<Option<HashMap<u64, mpsc::Sender<from_worker::Message>>>>>;
+/// How long a run may go on in the worker after nobody waits for it any more. An engine that cannot be interrupted may need longer:
+/// then another worker takes over from this one.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
+
+/// Which questions the worker has not answered yet.
+type Questions = Arc<Mutex<Open>>;
+
+#[derive(Default)]
+struct Open {
+    /// Who waits for which answer; `None` where nobody does any more.
+    waiting: HashMap<u64, Option<mpsc::Sender<from_worker::Message>>>,
+    /// The worker has ended.
+    gone: bool,
+    /// It is not asked anything any more, and ends with its last answer that somebody waits for.
+    retired: bool,
+}
+
+impl Open {
+    /// True when the worker has nothing left to live for.
+    fn is_done(&self) -> bool {
+        self.retired && !self.waiting.values().any(Option::is_some)
+    }
+
+    fn end(&mut self) {
+        self.gone = true;
+        self.waiting.clear();
+    }
+}
 
 /// A worker process. Dropping it ends the process and whatever that has started.
 pub(crate) struct Process {
     messages: mpsc::Sender<ToWorker>,
-    waiting: Waiting,
+    open: Questions,
     next: AtomicU64,
     group: Arc<Group>,
 }
@@ -76,8 +102,8 @@ impl Group {
     }
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, Option<HashMap<u64, mpsc::Sender<from_worker::Message>>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(open: &Questions) -> MutexGuard<'_, Open> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -91,15 +117,15 @@ impl Process {
         let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let group = Arc::new(Group { id, reaped: Mutex::new(false) });
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let open = Questions::default();
         let (messages, to_send) = mpsc::channel(QUEUE);
         // From here on, dropping this ends the process.
-        let process = Self { messages, waiting: waiting.clone(), next: AtomicU64::new(1), group: group.clone() };
+        let process = Self { messages, open: open.clone(), next: AtomicU64::new(1), group: group.clone() };
         // Reaps the child whenever it ends.
-        let (reaper, gone_too) = (group.clone(), waiting.clone());
+        let (reaper, ended) = (group.clone(), open.clone());
         tokio::task::spawn_blocking(move || {
             reaper.reap(child);
-            *lock(&gone_too) = None;
+            lock(&ended).end();
         });
 
         let stdin = ChildStdin::from_std(stdin.ok_or_else(|| gone("has no standard input"))?).map_err(gone)?;
@@ -113,13 +139,30 @@ impl Process {
             other => return Err(gone(format!("speaks another version: {other:?}"))),
         }
         tokio::spawn(write(FramedWrite::new(stdin, serve::codec()), to_send, group.clone()));
-        tokio::spawn(read(answers, waiting, group));
+        tokio::spawn(read(answers, open, group));
         Ok(process)
     }
 
-    /// False once the worker has ended.
-    pub(crate) fn is_alive(&self) -> bool {
-        lock(&self.waiting).is_some()
+    /// False once the worker has ended, or is not to be asked any more.
+    pub(crate) fn is_usable(&self) -> bool {
+        let open = lock(&self.open);
+        !open.gone && !open.retired
+    }
+
+    /// True while it has something to do.
+    pub(crate) fn is_busy(&self) -> bool {
+        !lock(&self.open).waiting.is_empty()
+    }
+
+    /// Lets the worker finish what somebody waits for, and then ends it.
+    pub(crate) fn retire(&self) {
+        let mut open = lock(&self.open);
+        open.retired = true;
+        if open.is_done() {
+            open.end();
+            drop(open);
+            self.group.kill();
+        }
     }
 
     /// Asks the worker for something; its answers come over the channel, which closes when the worker ends.
@@ -133,15 +176,21 @@ impl Process {
             return Err(ExecutorError::InvalidInput(format!("has more than the {MAX_MESSAGE_BYTES} bytes that a worker takes")));
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
-        lock(&self.waiting).as_mut().ok_or_else(|| gone("has ended"))?.insert(id, sender);
+        {
+            let mut open = lock(&self.open);
+            if open.gone || open.retired {
+                return Err(gone("has ended"));
+            }
+            open.waiting.insert(id, Some(sender));
+        }
         let asked = Asked { process: self.clone(), id };
         self.messages.send(message).await.map_err(|_| gone("has ended"))?;
         Ok((asked, receiver))
     }
 
     /// Ends the worker at once.
-    pub(crate) fn kill(&self) {
-        *lock(&self.waiting) = None;
+    fn kill(&self) {
+        lock(&self.open).end();
         self.group.kill();
     }
 }
@@ -152,25 +201,40 @@ impl Drop for Process {
     }
 }
 
-/// A question under way. Dropping it tells the worker that nobody waits any more.
+/// A question under way. Dropping it tells the worker that nobody waits any more; a worker that does not stop then is retired.
 pub(crate) struct Asked {
     process: Arc<Process>,
     id: u64,
 }
 
 impl Asked {
-    /// The worker that was asked.
-    pub(crate) fn process(&self) -> &Process {
-        &self.process
+    /// Tells the worker to stop; its last answer still comes. False when it cannot be told.
+    pub(crate) fn cancel(&self) -> bool {
+        let cancel = ToWorker { id: self.id, message: Some(to_worker::Message::Cancel(proto::Empty {})) };
+        self.process.messages.try_send(cancel).is_ok()
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let still = lock(&self.process.waiting).as_mut().is_some_and(|waiting| waiting.remove(&self.id).is_some());
-        if still {
-            let cancel = ToWorker { id: self.id, message: Some(to_worker::Message::Cancel(proto::Empty {})) };
-            let _ = self.process.messages.try_send(cancel);
+        {
+            let mut open = lock(&self.process.open);
+            let Some(waiter) = open.waiting.get_mut(&self.id) else { return };
+            *waiter = None;
+        }
+        let (process, id) = (self.process.clone(), self.id);
+        let told = self.cancel();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if told => drop(runtime.spawn(async move {
+                tokio::time::sleep(CANCEL_GRACE).await;
+                let busy = lock(&process.open).waiting.contains_key(&id);
+                if busy {
+                    tracing::info!("a model goes on after its run was cancelled: another worker takes over");
+                    process.retire();
+                }
+            })),
+            // A worker that cannot be told, or not be watched, is not trusted with more.
+            _ => process.retire(),
         }
     }
 }
@@ -190,21 +254,23 @@ async fn write(
 }
 
 /// Hands answers out until there are no more; a worker that says nothing, or nonsense, is ended.
-async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, waiting: Waiting, group: Arc<Group>) {
+async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, open: Questions, group: Arc<Group>) {
     let ended: io::Result<()> = async {
         while let Some(frame) = answers.next().await {
             let FromWorker { id, message } = serve::decode(frame?)?;
             let message = message.ok_or_else(|| io::Error::other("an empty message"))?;
             // A part that is not the last leaves the question open.
-            let open = matches!(&message, from_worker::Message::Chunk(chunk) if chunk.usage.is_none());
+            let more = matches!(&message, from_worker::Message::Chunk(chunk) if chunk.usage.is_none());
             let asker = {
-                let mut waiting = lock(&waiting);
-                let Some(waiting) = waiting.as_mut() else { return Ok(()) };
-                if open { waiting.get(&id).cloned() } else { waiting.remove(&id) }
+                let mut open = lock(&open);
+                if more { open.waiting.get(&id).cloned() } else { open.waiting.remove(&id) }
             };
-            if let Some(asker) = asker {
+            if let Some(Some(asker)) = asker {
                 // Waits when the asker is slow: the worker waits with it.
                 let _ = asker.send(message).await;
+            }
+            if lock(&open).is_done() {
+                break;
             }
         }
         Ok(())
@@ -214,6 +280,6 @@ async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, waitin
         tracing::warn!(%error, "a worker says something that makes no sense");
     }
     // Closes every asker's channel.
-    *lock(&waiting) = None;
+    lock(&open).end();
     group.kill();
 }

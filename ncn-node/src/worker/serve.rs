@@ -1,23 +1,32 @@
-//! The worker's side: any executor, served over a pair of byte streams.
+//! The worker's side: engines, served over a pair of byte streams.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{SinkExt, StreamExt as _};
 use ncn_client::{
     proto::{self, FromWorker, ToWorker, from_worker, to_worker},
     wire::{self, MAX_MESSAGE_BYTES},
 };
-use ncn_core::{Execution, Executor, ExecutorError, Model, executor::ModelPackage};
+use ncn_core::{Execution, Executor as _, ExecutorError, Model, executor::ModelPackage};
 use prost::Message as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    task::AbortHandle,
 };
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+use tokio_util::{
+    codec::{FramedRead, FramedWrite, LengthDelimitedCodec},
+    sync::CancellationToken,
+};
 
 use super::PROTOCOL_VERSION;
+use crate::executor::EngineExecutor;
 
 /// How many answers wait for the node to read them.
 const QUEUE: usize = 64;
@@ -27,17 +36,30 @@ pub(super) fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE_BYTES).new_codec()
 }
 
-/// Serves an executor until the input ends or makes no sense.
+/// The questions that are not answered yet.
+type Open = Arc<Mutex<HashMap<u64, CancellationToken>>>;
+
+fn lock(open: &Open) -> std::sync::MutexGuard<'_, HashMap<u64, CancellationToken>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves engines until the input ends or makes no sense. Every question gets one last answer, a cancelled one when its engine has
+/// really ended: so the node knows what the worker is still busy with.
 pub async fn serve(
-    executor: Arc<dyn Executor>,
+    executor: Arc<EngineExecutor>,
     input: impl AsyncRead + Unpin + Send,
     output: impl AsyncWrite + Unpin + Send + 'static,
 ) -> io::Result<()> {
     let (answers, mut to_send) = mpsc::channel::<FromWorker>(QUEUE);
     let writing = tokio::spawn(async move {
-        let mut output = FramedWrite::new(output, codec());
+        let mut output: FramedWrite<_, LengthDelimitedCodec> = FramedWrite::new(output, codec());
         while let Some(answer) = to_send.recv().await {
-            output.send(Bytes::from(answer.encode_to_vec())).await?;
+            output.feed(Bytes::from(answer.encode_to_vec())).await?;
+            // What is ready goes out together.
+            while let Ok(answer) = to_send.try_recv() {
+                output.feed(Bytes::from(answer.encode_to_vec())).await?;
+            }
+            SinkExt::<Bytes>::flush(&mut output).await?;
         }
         io::Result::Ok(())
     });
@@ -46,23 +68,25 @@ pub async fn serve(
     let _ = answers.send(FromWorker { id: 0, message: Some(ready) }).await;
 
     let mut input = FramedRead::new(input, codec());
-    let mut running: HashMap<u64, AbortHandle> = HashMap::new();
+    let open = Open::default();
     while let Some(frame) = input.next().await {
         let ToWorker { id, message } = ToWorker::decode(frame?).map_err(io::Error::other)?;
-        running.retain(|_, handle| !handle.is_finished());
         match message {
             Some(to_worker::Message::Cancel(_)) => {
-                if let Some(handle) = running.remove(&id) {
-                    handle.abort();
+                if let Some(cancel) = lock(&open).get(&id) {
+                    cancel.cancel();
                 }
             }
             Some(message) => {
-                let (executor, answers) = (executor.clone(), answers.clone());
-                let task = tokio::spawn(async move {
-                    let answer = match answer(&*executor, id, message, &answers).await {
+                let cancel = CancellationToken::new();
+                lock(&open).insert(id, cancel.clone());
+                let (executor, answers, open) = (executor.clone(), answers.clone(), open.clone());
+                tokio::spawn(async move {
+                    let answer = match answer(&executor, id, message, cancel, &answers).await {
                         Ok(answer) => answer,
                         Err(error) => from_worker::Message::Error(serde_json::to_string(&error).unwrap_or_default()),
                     };
+                    lock(&open).remove(&id);
                     let mut answer = FromWorker { id, message: Some(answer) };
                     if answer.encoded_len() > MAX_MESSAGE_BYTES {
                         let error = ExecutorError::InvalidOutput(format!("has more than {MAX_MESSAGE_BYTES} bytes"));
@@ -70,23 +94,21 @@ pub async fn serve(
                     }
                     let _ = answers.send(answer).await;
                 });
-                running.insert(id, task.abort_handle());
             }
             None => return Err(io::Error::other("an empty message")),
         }
     }
     drop(answers);
-    for handle in running.into_values() {
-        handle.abort();
-    }
+    lock(&open).values().for_each(CancellationToken::cancel);
     writing.await.map_err(io::Error::other)?
 }
 
 /// Does what a message asks; the parts of an output but the last are sent as they come.
 async fn answer(
-    executor: &dyn Executor,
+    executor: &EngineExecutor,
     id: u64,
     message: to_worker::Message,
+    cancel: CancellationToken,
     answers: &mpsc::Sender<FromWorker>,
 ) -> Result<from_worker::Message, ExecutorError> {
     let malformed = |error: wire::WireError| ExecutorError::Worker(format!("a malformed message: {error}"));
@@ -108,7 +130,7 @@ async fn answer(
                 parameters: run.parameters,
                 time_limit: Duration::from_micros(run.time_limit_micros),
             };
-            let mut outputs = executor.run(execution).await?;
+            let mut outputs = executor.start(execution, cancel).await?;
             while let Some(chunk) = outputs.next().await {
                 let chunk = chunk?;
                 let last = chunk.usage.is_some();

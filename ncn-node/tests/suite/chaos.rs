@@ -26,7 +26,7 @@ use ncn_core::{Amount, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLe
 use ncn_node::{
     compute::{Attachments, ComputeNode},
     devnet::{RpcServer, quickstart},
-    executor::OnnxExecutor,
+    executor::EngineExecutor,
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
     server::GrpcServer,
@@ -98,7 +98,7 @@ impl Scene {
         for _ in 0..2 {
             let key = key();
             let ledger = Arc::new(deployer.with_signer(key.clone()));
-            let executor = Arc::new(OnnxExecutor::default());
+            let executor = Arc::new(EngineExecutor::built_in());
             let mut node = ComputeNode::new(key.clone(), domain, subnet, executor, ledger, 256);
             node.add_model(package.clone()).await.unwrap();
             let presence = Presence::start(registry(), key, domain, node.announcement()).await.unwrap();

@@ -16,7 +16,7 @@ use ncn_core::{
 use ncn_node::devnet::{EmbeddedChain, RpcServer};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
-    executor::{OnnxExecutor, WorkerExecutor, WorkerProgram},
+    executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
     registry::registry_service,
     sandbox::{Reduced, Unconfined},
     server::GrpcServer,
@@ -115,13 +115,13 @@ fn digits(directory: &Path) -> ExecutorFixture {
 #[tokio::test]
 async fn onnx_in_process() {
     let directory = tempfile::tempdir().unwrap();
-    conformance::executor(&OnnxExecutor::default(), &digits(directory.path())).await.unwrap();
+    conformance::executor(&EngineExecutor::built_in(), &digits(directory.path())).await.unwrap();
 }
 
 #[tokio::test]
 async fn onnx_in_a_worker() {
     let directory = tempfile::tempdir().unwrap();
-    let executor = WorkerExecutor::new(WorkerProgram::new(ncn()), Arc::new(Unconfined), Confinement::None);
+    let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(Unconfined), WorkerOptions::default());
     conformance::executor(&executor, &digits(directory.path())).await.unwrap();
 }
 
@@ -134,7 +134,8 @@ async fn onnx_in_a_confined_worker() {
     let directory = tempfile::tempdir().unwrap();
     let program = WorkerProgram::new(ncn());
     let sandbox = Arc::new(Reduced::new(&program).unwrap());
-    let executor = WorkerExecutor::new(program, sandbox, Confinement::Reduced);
+    let executor =
+        WorkerExecutor::new(vec![program], sandbox, WorkerOptions { at_least: Confinement::Reduced, ..WorkerOptions::default() });
     conformance::executor(&executor, &digits(directory.path())).await.unwrap();
 }
 

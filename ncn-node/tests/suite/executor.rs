@@ -12,11 +12,11 @@ use ncn_core::{
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
-use ncn_node::executor::OnnxExecutor;
+use ncn_node::executor::EngineExecutor;
 
 /// Fails as it is told, a number of times, then runs the real thing; counts how often it was asked.
 pub(crate) struct Failing {
-    onnx: OnnxExecutor,
+    onnx: EngineExecutor,
     pub(crate) runs: AtomicUsize,
     error: ExecutorError,
     failures: AtomicUsize,
@@ -28,7 +28,7 @@ impl Executor for Failing {
         self.onnx.formats()
     }
 
-    fn confinement(&self) -> Confinement {
+    fn confinement(&self, _model_digest: &B256) -> Confinement {
         Confinement::None
     }
 
@@ -49,5 +49,5 @@ impl Executor for Failing {
 
 pub(crate) fn failing(error: ExecutorError, failures: usize) -> Arc<Failing> {
     let (runs, failures) = (AtomicUsize::new(0), AtomicUsize::new(failures));
-    Arc::new(Failing { onnx: OnnxExecutor::default(), runs, error, failures })
+    Arc::new(Failing { onnx: EngineExecutor::built_in(), runs, error, failures })
 }

@@ -10,9 +10,10 @@ use ncn_client::{
     },
     wire::MAX_MESSAGE_BYTES,
 };
-use ncn_core::{Address, Attachment, B256, Confinement, Executor, NodeRole, Signed, Value, memory::EchoExecutor};
+use ncn_core::{Address, Attachment, B256, Confinement, NodeRole, Signed, Value};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
+    executor::EngineExecutor,
     presence::Announcement,
     worker,
 };
@@ -151,7 +152,7 @@ async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) 
 
 /// What a worker does with these bytes on its standard input; it must end by itself.
 async fn feed(bytes: Vec<u8>) -> std::io::Result<()> {
-    let executor: std::sync::Arc<dyn Executor> = std::sync::Arc::new(EchoExecutor::default());
+    let executor = std::sync::Arc::new(EngineExecutor::built_in());
     let serving = worker::serve(executor, std::io::Cursor::new(bytes), tokio::io::sink());
     tokio::time::timeout(Duration::from_secs(5), serving).await.expect("it ends")
 }

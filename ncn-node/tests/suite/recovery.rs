@@ -18,7 +18,7 @@ use ncn_core::{
 use ncn_node::{
     compute::ComputeNode,
     devnet::quickstart,
-    executor::OnnxExecutor,
+    executor::EngineExecutor,
     gateway::{
         Gateway, GatewayOptions, GatewayParts,
         journal::{Journal, JournalError, MemoryJournal},
@@ -85,7 +85,7 @@ impl Scene {
         let network = InProcess::new(&[Behaviour::Honest; 5]).await;
         let (gateway, compute) = (key(), key());
         let domain = network.trust.domain;
-        let (executor, ledger) = (Arc::new(OnnxExecutor::default()), network.chain.ledger(compute.clone()));
+        let (executor, ledger) = (Arc::new(EngineExecutor::built_in()), network.chain.ledger(compute.clone()));
         let subnet = subnet(&gateway);
         network.chain.create_subnet(&gateway, &subnet.name).await;
         let subnet = subnet.id();

@@ -1,0 +1,96 @@
+use ncn_core::{
+    DataType, ExecutorError, Tensor,
+    model::{Manifest, Tensors},
+};
+use rten::{Model, RunOptions, ThreadPool, Value, ValueOrView};
+use rten_tensor::{AsView as _, Layout as _};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Graph, Runtime};
+use crate::executor::Verified;
+
+/// The built-in runtime, all in Rust. A run cannot be interrupted.
+pub(super) struct Rten;
+
+struct Loaded {
+    engine: Model,
+    /// Names and types of what it gives, in the manifest's order.
+    outputs: Vec<(String, DataType)>,
+    threads: Option<Arc<ThreadPool>>,
+}
+
+impl Runtime for Rten {
+    fn open(&self, package: &mut Verified) -> Result<Box<dyn Graph>, ExecutorError> {
+        let manifest: &Manifest = package.model.manifest();
+        let invalid = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", manifest.entry));
+        let engine = Model::load(std::mem::take(&mut package.entry)).map_err(|error| invalid(error.to_string()))?;
+        let outputs = super::outputs(manifest);
+        // A manifest that names what the graph does not have is found now, not by the first user.
+        for name in super::inputs(manifest).chain(outputs.iter().map(|(name, _)| name.as_str())) {
+            engine.node_id(name).map_err(|_| invalid(format!("the graph has no `{name}`, which the manifest names")))?;
+        }
+        let threads = manifest.limits.threads.map(|threads| Arc::new(ThreadPool::with_num_threads(threads as usize)));
+        Ok(Box::new(Loaded { engine, outputs, threads }))
+    }
+}
+
+impl Graph for Loaded {
+    fn run(&self, inputs: &Tensors, _cancel: &CancellationToken) -> Result<Tensors, ExecutorError> {
+        let failed = |error: rten::RunError| ExecutorError::Failed(error.to_string());
+        let mut given: Vec<(_, ValueOrView<'_>)> = Vec::with_capacity(inputs.len());
+        for (name, tensor) in inputs {
+            given.push((self.engine.node_id(name).map_err(failed)?, to_engine(name, tensor)?.into()));
+        }
+        let wanted: Result<Vec<_>, _> = self.outputs.iter().map(|(name, _)| self.engine.node_id(name)).collect();
+        let options = RunOptions::default().with_thread_pool(self.threads.clone());
+        let values = self.engine.run(given, &wanted.map_err(failed)?, Some(options)).map_err(failed)?;
+        let outputs = self.outputs.iter().zip(values);
+        outputs.map(|((name, wanted), value)| Ok((name.clone(), from_engine(name, value, *wanted)?))).collect()
+    }
+}
+
+/// The engine has no 64-bit integers or booleans: it reads both as 32-bit integers, and so do we, refusing what does not fit.
+fn to_engine(name: &str, tensor: &Tensor) -> Result<Value, ExecutorError> {
+    let invalid = |problem: String| ExecutorError::InvalidInput(format!("`{name}`: {problem}"));
+    let shape = tensor.shape();
+    let value = match tensor.data_type() {
+        DataType::F32 => Value::from_shape(shape, tensor.to_f32().map_err(|error| invalid(error.to_string()))?).ok(),
+        DataType::I32 => Value::from_shape(shape, tensor.to_i32().map_err(|error| invalid(error.to_string()))?).ok(),
+        DataType::I64 => {
+            let wide = tensor.to_i64().map_err(|error| invalid(error.to_string()))?;
+            let narrow: Result<Vec<i32>, _> = wide.into_iter().map(i32::try_from).collect();
+            let narrow = narrow.map_err(|_| invalid("has a value that does not fit 32 bits".into()))?;
+            Value::from_shape(shape, narrow).ok()
+        }
+        DataType::Bool => Value::from_shape(shape, tensor.data().iter().map(|byte| i32::from(*byte != 0)).collect()).ok(),
+        DataType::U8 => Value::from_shape(shape, tensor.data().to_vec()).ok(),
+        DataType::I8 => Value::from_shape(shape, tensor.data().iter().map(|byte| byte.cast_signed()).collect()).ok(),
+        other => return Err(invalid(format!("this engine does not take {other}"))),
+    };
+    value.ok_or_else(|| invalid("its data does not fit its shape".into()))
+}
+
+fn from_engine(name: &str, value: Value, wanted: DataType) -> Result<Tensor, ExecutorError> {
+    let invalid = |problem: String| ExecutorError::InvalidOutput(format!("`{name}`: {problem}"));
+    let (data_type, shape, data): (_, Vec<usize>, Vec<u8>) = match (value, wanted) {
+        (Value::FloatTensor(tensor), _) => {
+            (DataType::F32, tensor.shape().to_vec(), tensor.iter().flat_map(|value| value.to_le_bytes()).collect())
+        }
+        (Value::Int32Tensor(tensor), DataType::I64) => {
+            (DataType::I64, tensor.shape().to_vec(), tensor.iter().flat_map(|value| i64::from(*value).to_le_bytes()).collect())
+        }
+        (Value::Int32Tensor(tensor), DataType::Bool) => {
+            (DataType::Bool, tensor.shape().to_vec(), tensor.iter().map(|value| u8::from(*value != 0)).collect())
+        }
+        (Value::Int32Tensor(tensor), _) => {
+            (DataType::I32, tensor.shape().to_vec(), tensor.iter().flat_map(|value| value.to_le_bytes()).collect())
+        }
+        (Value::Int8Tensor(tensor), _) => {
+            (DataType::I8, tensor.shape().to_vec(), tensor.iter().map(|value| value.cast_unsigned()).collect())
+        }
+        (Value::UInt8Tensor(tensor), _) => (DataType::U8, tensor.shape().to_vec(), tensor.iter().copied().collect()),
+        _ => return Err(invalid("is no tensor".into())),
+    };
+    Tensor::new(data_type, shape, data).map_err(|error| invalid(error.to_string()))
+}

@@ -1,0 +1,46 @@
+use std::{collections::BTreeMap, path::PathBuf};
+
+use ncn_core::{Executor as _, ExecutorError, model::ModelFormat};
+
+use crate::{executor::EngineExecutor, worker};
+
+/// A program that is started as a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerProgram {
+    /// What runs models in it, for people.
+    pub name: String,
+    /// Its path.
+    pub path: PathBuf,
+    /// The arguments that make it a worker.
+    pub arguments: Vec<String>,
+    /// Its whole environment.
+    pub environment: BTreeMap<String, String>,
+    /// Files and directories besides the system's that it reads and executes, such as libraries.
+    pub paths: Vec<PathBuf>,
+    /// What it runs.
+    pub formats: Vec<ModelFormat>,
+}
+
+impl WorkerProgram {
+    /// This very program, which has to call [`worker::init`] first thing in its `main`.
+    pub fn current() -> Result<Self, ExecutorError> {
+        // A program that forgot to call `init` would start itself again and again.
+        if std::env::args_os().nth(1).is_some_and(|argument| argument == worker::ARGUMENT) {
+            return Err(ExecutorError::Worker("this program does not call ncn_node::worker::init first thing in main".into()));
+        }
+        let path = std::env::current_exe().map_err(|error| ExecutorError::Worker(error.to_string()))?;
+        Ok(Self::new(path))
+    }
+
+    /// Another program that calls [`worker::init`], such as `ncn`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            name: "built in".into(),
+            path: path.into(),
+            arguments: vec![worker::ARGUMENT.into()],
+            environment: BTreeMap::new(),
+            paths: Vec::new(),
+            formats: EngineExecutor::built_in().formats(),
+        }
+    }
+}
