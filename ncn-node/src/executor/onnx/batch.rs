@@ -198,6 +198,7 @@ mod tests {
             let numbers = inputs["x"].to_f32().unwrap();
             self.runs.fetch_add(1, Ordering::SeqCst);
             self.rows.fetch_add(inputs["x"].shape()[0], Ordering::SeqCst);
+            #[allow(clippy::disallowed_methods, reason = "a slow model blocks its thread")]
             thread::sleep(Duration::from_millis(30));
             if numbers.iter().any(|number| *number < 0.0) {
                 return Err(ExecutorError::Failed("negative".into()));
