@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Dimension, InputError, InputSpec, Manifest, OutputSpec, Postprocessing, Preprocessing, TensorInput, TokenPart, bytes, image,
+    Dimension, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, Postprocessing, Preprocessing, TensorInput, TokenPart,
+    bytes, image,
 };
 use crate::{DataType, Tensor, Value, Values};
 
@@ -34,15 +35,23 @@ fn input_error(name: &str, problem: impl Into<String>) -> InputError {
 impl Manifest {
     /// Checks a user's inputs as far as they can be checked without the package's files, or says which is wrong and what to do.
     pub fn check(&self, inputs: &Values) -> Result<(), InputError> {
+        if matches!(self.format, ModelFormat::Gguf | ModelFormat::OpenAi) && inputs.len() != 1 {
+            let problem = format!("the model `{}` takes exactly one of these", self.name);
+            return Err(input_error(&self.names(), problem));
+        }
         self.prepare(inputs, None).map(drop)
+    }
+
+    /// The inputs' names, for people.
+    fn names(&self) -> String {
+        self.inputs.iter().map(InputSpec::name).collect::<Vec<_>>().join(", ")
     }
 
     /// Turns a user's inputs into an engine's tensors, or says which input is wrong and what to do. Without a tokenizer, tensors that
     /// are made of tokens are left out.
     pub fn prepare(&self, inputs: &Values, tokenizer: Option<&dyn Tokenize>) -> Result<Tensors, InputError> {
-        let known = || self.inputs.iter().map(InputSpec::name).collect::<Vec<_>>().join(", ");
         if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|input| input.name() == *name)) {
-            return Err(input_error(name, format!("the model `{}` has no such input; it takes: {}", self.name, known())));
+            return Err(input_error(name, format!("the model `{}` has no such input; it takes: {}", self.name, self.names())));
         }
         let mut tokens = BTreeMap::new();
         let mut named = BTreeMap::new();

@@ -113,3 +113,67 @@ fn bad_manifests_are_refused() {
     assert!(change("\"name\": \"digits\"", "\"name\": \"digits\", \"nmae\": 1").contains("nmae"));
     assert!(matches!(Model::parse(vec![b' '; MAX_MANIFEST_BYTES + 1]), Err(ManifestError::TooLarge(_))));
 }
+
+/// A tokenizer whose tokens are the text's bytes.
+struct Bytes8;
+
+impl Tokenize for Bytes8 {
+    fn tokens(&self, text: &str) -> Result<Tokens, String> {
+        if text.len() > 8 {
+            return Err("is too long".into());
+        }
+        let ids: Vec<i64> = text.bytes().map(i64::from).collect();
+        Ok(Tokens { mask: vec![1; ids.len()], types: vec![0; ids.len()], ids })
+    }
+}
+
+const MINILM: &[u8] = include_bytes!("../../../models/minilm/manifest.json");
+const SMOLLM2: &[u8] = include_bytes!("../../../models/smollm2/manifest.json");
+
+#[test]
+fn texts_become_tokens_and_states_an_average() {
+    let model = Model::parse(MINILM).unwrap();
+    let manifest = model.manifest();
+    let text = Values::from([("text", "cats")]);
+    assert!(manifest.prepare(&text, None).unwrap().is_empty(), "without a tokenizer there are no tokens");
+    let tensors = manifest.prepare(&text, Some(&Bytes8)).unwrap();
+    assert_eq!(tensors["input_ids"].to_i64().unwrap(), [99, 97, 116, 115]);
+    assert_eq!(tensors["attention_mask"].shape(), [1, 4]);
+    assert!(manifest.prepare(&tensors.clone().into_iter().collect(), None).is_ok(), "the tensors may be sent in its place");
+    let refused = manifest.prepare(&Values::from([("text", "far too long")]), Some(&Bytes8)).unwrap_err();
+    assert_eq!(refused.to_string(), "`text`: is too long");
+    assert!(manifest.check(&Values::new()).unwrap_err().to_string().contains("missing"));
+    assert!(manifest.check(&Values::from([("text", Value::png(SEVEN))])).unwrap_err().to_string().contains("send a text"));
+
+    // Two rows: one of two tokens that count, one of one; the uncounted ones must not matter.
+    let mask = Tensor::new(DataType::I64, vec![2, 2], [1_i64, 1, 1, 0].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>());
+    let inputs = Tensors::from([("attention_mask".into(), mask.unwrap())]);
+    let mut states = vec![0.0; 2 * 2 * 384];
+    (states[0], states[384 + 1], states[768], states[768 + 1], states[1_152]) = (3.0, 4.0, 6.0, 8.0, 100.0);
+    let states = Tensors::from([("last_hidden_state".into(), Tensor::from_f32(vec![2, 2, 384], &states).unwrap())]);
+    let values = manifest.finish(states, &inputs).unwrap();
+    let embedding = values.get("embedding").unwrap().as_tensor().unwrap().to_f32().unwrap();
+    assert_eq!((embedding[0], embedding[1]), (0.6, 0.8), "averaged, and of length 1");
+    assert_eq!((embedding[384], embedding[385]), (0.6, 0.8));
+    assert!(values.get("last_hidden_state").is_none(), "given in its place");
+}
+
+#[test]
+fn generation_takes_one_text() {
+    let model = Model::parse(SMOLLM2).unwrap();
+    let check = |inputs: Values| model.manifest().check(&inputs);
+    assert!(check(Values::from([("prompt", "x")])).is_ok());
+    assert!(check(Values::from([("messages", "[]")])).is_ok());
+    assert!(check(Values::new()).unwrap_err().to_string().contains("exactly one"));
+    assert!(check(Values::from([("prompt", "x"), ("messages", "[]")])).is_err());
+}
+
+#[test]
+fn batches_need_tensors_with_rows() {
+    let batched = |manifest: &[u8]| {
+        let text = std::str::from_utf8(manifest).unwrap().replace("\"limits\": {", "\"limits\": { \"batch\": 4,");
+        Model::parse(text).map(drop)
+    };
+    assert!(batched(DIGITS).is_ok());
+    assert!(batched(SMOLLM2).unwrap_err().to_string().contains("limits.batch"));
+}
