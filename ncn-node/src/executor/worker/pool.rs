@@ -12,7 +12,7 @@ use ncn_client::{
 };
 use ncn_core::{Confinement, Execution, ExecutorError, OutputChunk, Policy, Sandbox, SandboxCommand, executor::ModelPackage};
 use tokio::{
-    sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc},
+    sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -25,12 +25,14 @@ use crate::worker::{Asked, Process};
 /// How long a model may take to load.
 const LOAD_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// How many runs of one model may have a worker for themselves at once.
+const MAX_ALONE: usize = 4;
 /// How long a worker may take to stop a run that is out of time.
 const STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Why a run did not end well.
 pub(super) enum Broken {
-    /// Its worker died, maybe through another run.
+    /// Its worker died, maybe through another run, or did not start.
     Died(String),
     /// It failed itself.
     Failed(ExecutorError),
@@ -38,7 +40,10 @@ pub(super) enum Broken {
 
 impl From<ExecutorError> for Broken {
     fn from(error: ExecutorError) -> Self {
-        Self::Failed(error)
+        match error {
+            ExecutorError::Worker(how) => Self::Died(how),
+            error => Self::Failed(error),
+        }
     }
 }
 
@@ -69,8 +74,8 @@ pub(super) struct Slot {
     /// Held while a worker starts: whoever needs that worker waits, nobody else.
     workers: AsyncMutex<Workers>,
     used: Mutex<Instant>,
-    /// Held by the one run that has a worker for itself.
-    alone: Arc<AsyncMutex<()>>,
+    /// Places for runs that have a worker for themselves.
+    alone: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -157,7 +162,7 @@ impl Slot {
             program,
             workers: AsyncMutex::default(),
             used: Mutex::new(Instant::now()),
-            alone: Arc::default(),
+            alone: Arc::new(Semaphore::new(MAX_ALONE)),
         })
     }
 
@@ -252,11 +257,11 @@ impl Slot {
         Parts::ask(worker, execution, deadline, None).await
     }
 
-    /// Starts a run in a worker of its own, when there is no other such run.
+    /// Starts a run in a worker of its own.
     pub(super) async fn run_alone(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<Parts, Broken> {
-        let alone = timeout_at(deadline, self.alone.clone().lock_owned()).await.map_err(|_| not_ready())?;
+        let alone = timeout_at(deadline, self.alone.clone().acquire_owned()).await.map_err(|_| not_ready())?.ok();
         let worker = timeout_at(deadline, self.start()).await.map_err(|_| not_ready())??;
-        Parts::ask(worker, execution, deadline, Some(alone)).await
+        Parts::ask(worker, execution, deadline, alone).await
     }
 }
 
@@ -301,7 +306,7 @@ pub(super) struct Parts {
     time_limit: Duration,
     asked: Asked,
     worker: Worker,
-    _alone: Option<OwnedMutexGuard<()>>,
+    _alone: Option<OwnedSemaphorePermit>,
 }
 
 impl Parts {
@@ -309,7 +314,7 @@ impl Parts {
         worker: Worker,
         execution: Execution,
         deadline: Instant,
-        alone: Option<OwnedMutexGuard<()>>,
+        alone: Option<OwnedSemaphorePermit>,
     ) -> Result<Self, Broken> {
         let Execution { model_digest, inputs, parameters, time_limit } = execution;
         let run = proto::RunModel {
@@ -319,11 +324,7 @@ impl Parts {
             time_limit_micros: u64::try_from(time_limit.as_micros()).unwrap_or(u64::MAX),
         };
         let asking = timeout_at(deadline, worker.process.ask(to_worker::Message::Run(run))).await;
-        let (asked, answers) = match asking.map_err(|_| ExecutorError::TimedOut(time_limit))? {
-            Ok(asked) => asked,
-            Err(ExecutorError::Worker(how)) => return Err(Broken::Died(how)),
-            Err(error) => return Err(error.into()),
-        };
+        let (asked, answers) = asking.map_err(|_| ExecutorError::TimedOut(time_limit))??;
         Ok(Self { answers, deadline, time_limit, asked, worker, _alone: alone })
     }
 
@@ -350,7 +351,7 @@ impl Parts {
             }
             Some(from_worker::Message::Error(error)) => Err(remote(&error).into()),
             Some(_) => Err(unexpected().into()),
-            None => Err(Broken::Died("died while it ran the model".into())),
+            None => Err(ExecutorError::Worker("died while it ran the model".into()).into()),
         }
     }
 }

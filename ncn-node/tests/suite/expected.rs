@@ -1,0 +1,105 @@
+//! What real models give for known inputs, through the whole confined path.
+
+use std::{sync::Arc, time::Duration};
+
+use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage};
+use ncn_node::{
+    executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
+    sandbox,
+};
+
+use crate::{real_models::directory, scene::ncn};
+
+/// A fetched package.
+pub(crate) fn package(name: &str) -> ModelPackage {
+    let directory = directory(name);
+    let model = Model::parse(std::fs::read(directory.join("manifest.json")).unwrap()).unwrap();
+    ModelPackage { model: Arc::new(model), directory }
+}
+
+/// Runs this program's engines, as strongly confined as this machine can.
+pub(crate) fn confined(programs: Vec<WorkerProgram>) -> WorkerExecutor {
+    let sandbox = sandbox::strongest(&WorkerProgram::new(ncn()));
+    WorkerExecutor::new(programs, sandbox, WorkerOptions::default())
+}
+
+/// Loads a model; what it returns runs it.
+async fn model<'a>(executor: &'a dyn Executor, name: &str) -> impl AsyncFn(Values) -> Values + use<'a> {
+    let package = package(name);
+    executor.load(&package).await.unwrap();
+    let model_digest = package.model.digest();
+    async move |inputs| {
+        let time_limit = Duration::from_mins(1);
+        let execution = Execution { model_digest, inputs, parameters: "{}".into(), time_limit };
+        executor.run_to_end(execution).await.unwrap().0
+    }
+}
+
+fn floats(values: &Values, name: &str) -> Vec<f32> {
+    values.get(name).unwrap().as_tensor().unwrap().to_f32().unwrap()
+}
+
+/// The engines differ in the last digits.
+fn close(actual: f32, expected: f32, tolerance: f32) {
+    assert!((actual - expected).abs() <= tolerance, "{actual} is not {expected}");
+}
+
+const PYTHON: &str =
+    "import os\n\ndef main():\n    for i in range(10):\n        print(os.getcwd(), i)\n\nif __name__ == '__main__':\n    main()\n";
+const RUST: &str = "use std::io;\n\nfn main() {\n    let mut s = String::new();\n    io::stdin().read_line(&mut s).unwrap();\n    println!(\"{}\", s);\n}\n";
+
+/// magika: which type of file.
+pub(crate) async fn labels_files(executor: &dyn Executor) {
+    let run = model(executor, "magika").await;
+    for (text, label, index, score) in [(PYTHON, "python", 143, 0.9999), (RUST, "rust", 156, 0.9992)] {
+        let file = Value::File { media_type: "text/plain".into(), data: text.into() };
+        let values = run([("bytes", file)].into()).await;
+        assert_eq!(values.text("label"), Some(label));
+        close(floats(&values, "target_label")[index], score, 1e-4);
+    }
+}
+
+/// silero: whether somebody speaks; its state goes from one window to the next.
+pub(crate) async fn hears_silence(executor: &dyn Executor) {
+    let run = model(executor, "silero-vad").await;
+    let window = Tensor::from_f32(vec![1, 576], &[0.0; 576]).unwrap();
+    let mut state = Tensor::from_f32(vec![2, 1, 128], &[0.0; 256]).unwrap();
+    for expected in [0.001_670, 0.006_884, 0.008_911, 0.007_857] {
+        let inputs = Values::from([("input", window.clone()), ("state", state)]);
+        let values = run(inputs).await;
+        close(floats(&values, "output")[0], expected, 2e-6);
+        state = values.get("stateN").unwrap().as_tensor().unwrap().clone();
+    }
+}
+
+/// MiniLM: which texts mean the same.
+pub(crate) async fn embeds_texts(executor: &dyn Executor) {
+    let run = model(executor, "minilm").await;
+    let embed = async |text: &str| floats(&run(Values::from([("text", text)])).await, "embedding");
+    let cat = embed("The cat sits on the mat.").await;
+    assert_eq!(cat.len(), 384);
+    for (actual, expected) in cat.iter().zip([0.130_87, -0.032_58, -0.022_62, 0.039_91]) {
+        close(*actual, expected, 2e-3);
+    }
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    close(cosine(&cat, &cat), 1.0, 1e-5);
+    close(cosine(&cat, &embed("A feline is resting on a rug.").await), 0.5713, 5e-3);
+    close(cosine(&cat, &embed("Stock prices fell sharply today.").await), 0.0555, 5e-3);
+
+    // The same tokens, sent as tensors.
+    let ids = [101_i64, 1996, 4937, 7719, 2006, 1996, 13523, 1012, 102];
+    let row = |numbers: &[i64]| {
+        let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Tensor::new(DataType::I64, vec![1, numbers.len()], data).unwrap()
+    };
+    let tensors = [("input_ids", row(&ids)), ("attention_mask", row(&[1; 9])), ("token_type_ids", row(&[0; 9]))];
+    assert_eq!(floats(&run(Values::from(tensors)).await, "embedding"), cat);
+}
+
+#[tokio::test]
+async fn the_built_in_runtime_gives_what_is_expected() {
+    let executor = confined(vec![WorkerProgram::new(ncn())]);
+    labels_files(&executor).await;
+    hears_silence(&executor).await;
+    embeds_texts(&executor).await;
+}
