@@ -18,6 +18,7 @@ import {
     ReceiptSeal,
     SettledCompletion,
     SettlementRequest,
+    StreamCheckpoint,
     Subnet,
     SubnetModel,
     TaskAccess,
@@ -51,6 +52,8 @@ library MessageHash {
     bytes32 internal constant HEARTBEAT = keccak256("Heartbeat(address node,uint64 sequence,uint64 sentAt)");
     bytes32 internal constant DEPARTURE = keccak256("Departure(address node,uint64 sequence)");
     bytes32 internal constant ATTACHMENT = keccak256("Attachment(address node,address gateway,bytes32 challenge)");
+    bytes32 internal constant STREAM_CHECKPOINT =
+        keccak256("StreamCheckpoint(bytes32 requestId,address compute,uint64 parts,bytes32 hash)");
     bytes32 internal constant SUBNET_MODEL = keccak256("SubnetModel(string name,bytes32 digest,uint128 price)");
     bytes32 internal constant SUBNET = keccak256(
         "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 price)"
@@ -132,6 +135,10 @@ library MessageHash {
 
     function hash(Attachment calldata attachment) internal pure returns (bytes32) {
         return keccak256(abi.encode(ATTACHMENT, attachment));
+    }
+
+    function hash(StreamCheckpoint calldata checkpoint) internal pure returns (bytes32) {
+        return keccak256(abi.encode(STREAM_CHECKPOINT, checkpoint));
     }
 
     function hash(SubnetModel calldata model) internal pure returns (bytes32) {

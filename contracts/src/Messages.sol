@@ -111,6 +111,14 @@ struct Attachment {
     bytes32 challenge;
 }
 
+/// A compute node's word on the parts of a streamed output so far: how many, and the hash of their chain.
+struct StreamCheckpoint {
+    bytes32 requestId;
+    address compute;
+    uint64 parts;
+    bytes32 hash;
+}
+
 /// One model that a subnet offers, at its price for a request.
 struct SubnetModel {
     string name;

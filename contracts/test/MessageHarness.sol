@@ -48,6 +48,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashStreamCheckpoint(StreamCheckpoint calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashSubnetModel(SubnetModel calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

@@ -142,6 +142,11 @@ contract MessageHashTest is Test {
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Attachment"), abi.encode(message)));
     }
 
+    function testFuzz_StreamCheckpoint(StreamCheckpoint calldata message) public view {
+        bytes32 hash = harness.hashStreamCheckpoint(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("StreamCheckpoint"), abi.encode(message)));
+    }
+
     function testFuzz_SubnetModel(SubnetModel calldata message) public view {
         bytes32 hash = harness.hashSubnetModel(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("SubnetModel"), abi.encode(message)));

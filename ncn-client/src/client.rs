@@ -12,8 +12,9 @@ pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk,
-    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess,
-    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
+    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, StreamChain,
+    StreamCheckpoint, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values,
+    validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 
@@ -214,7 +215,7 @@ impl Quoted {
             if unix_now() > self.quote.expiry {
                 let paid = Paid { quoted: self, paying: started.elapsed() };
                 // Should it have been paid out after all, `finish` brings the answer.
-                return paid.conclude(error.to_string(), &mut |_| ()).await.map(|_| paid.clone());
+                return paid.conclude(error.to_string()).await.map(|_| paid.clone());
             }
             backoff.pause().await;
         };
@@ -255,7 +256,8 @@ impl Paid {
         self.finish_with(|_| ()).await
     }
 
-    /// Waits for the answer and verifies it; `on_chunk` sees parts of a streamed output as they come, before anyone has approved them.
+    /// Waits for the answer and verifies it; `on_chunk` sees parts of a streamed output as they come, before anyone has approved them. The
+    /// compute node signs what it has said now and then; when that is not what came, the rest of the stream is not waited for.
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
     pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
@@ -281,19 +283,35 @@ impl Paid {
                 Err(error) => break error.to_string(),
             }
         };
-        self.conclude(reason, on_chunk).await
+        self.conclude(reason).await
     }
 
     /// Follows the updates once, for at most `patience`.
     async fn follow(&self, patience: Duration, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Ending, TransportError> {
         let following = async {
             let mut steps = Vec::new();
+            let mut chain = StreamChain::new(self.request_id());
+            let mut checkpoint: Option<Signed<StreamCheckpoint>> = None;
             let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
             while let Some(update) = updates.next().await {
                 match update? {
                     TaskUpdate::Step(report) => steps.push(report),
-                    TaskUpdate::Chunk(chunk) => on_chunk(chunk),
+                    TaskUpdate::Chunk(chunk) => {
+                        chain.extend(&chunk.values);
+                        on_chunk(chunk);
+                    }
+                    TaskUpdate::Checkpoint(signed) => {
+                        if let Err(problem) = chain.verify(&signed, &self.quoted.trust.domain) {
+                            return Ok(Ending::Failed(format!("the stream was rejected: {problem}")));
+                        }
+                        checkpoint = Some(signed);
+                    }
                     TaskUpdate::Delivered { output, receipt } => {
+                        let other = checkpoint.filter(|signed| signed.message.compute != receipt.result.message.compute);
+                        if let Some(other) = other {
+                            let (node, result) = (other.message.compute, receipt.result.message.compute);
+                            return Ok(Ending::Failed(format!("the stream came from {node}, the result from {result}")));
+                        }
                         return Ok(match self.accept(output, *receipt, steps) {
                             Ok(answer) => Ending::Answered(Box::new(answer)),
                             Err(problem) => Ending::Failed(format!("the receipt was rejected: {problem}")),
@@ -332,7 +350,7 @@ impl Paid {
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
     /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
-    async fn conclude(&self, reason: String, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Answer, ClientError> {
+    async fn conclude(&self, reason: String) -> Result<Answer, ClientError> {
         let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
         let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
         let mut paid_out = false;
@@ -347,7 +365,7 @@ impl Paid {
                     if !paid_out {
                         (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
                     }
-                    match self.follow(give_up.saturating_duration_since(Instant::now()), on_chunk).await {
+                    match self.follow(give_up.saturating_duration_since(Instant::now()), &mut |_| ()).await {
                         Ok(Ending::Answered(answer)) => return Ok(*answer),
                         Ok(Ending::Failed(problem)) => problem,
                         Err(error) => error.to_string(),

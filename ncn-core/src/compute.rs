@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{ChannelPayment, InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, UnixTime, Values};
+use crate::{
+    ChannelPayment, InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, StreamCheckpoint, UnixTime, Values,
+};
 
 /// A wish to hold a place for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,9 @@ pub struct ComputeTask {
 pub enum ComputeEvent {
     /// A part of the output of a model that streams.
     Chunk(OutputChunk),
+    /// The node's word on the parts so far: after at most [`crate::stream::CHECKPOINT_PARTS`] parts or
+    /// [`crate::stream::CHECKPOINT_MILLIS`], and after the last part.
+    Checkpoint(Signed<StreamCheckpoint>),
     /// The whole output and the node's word on it. Nothing comes after it.
     Finished {
         /// What the client gets.

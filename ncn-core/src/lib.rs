@@ -30,6 +30,7 @@ pub mod payment;
 pub mod receipt;
 pub mod registry;
 pub mod sandbox;
+pub mod stream;
 pub mod task;
 pub mod tensor;
 pub mod transport;
@@ -49,7 +50,7 @@ pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Departure, Domain,
     DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote, ReceiptSeal,
-    SettledCompletion, SettlementRequest, Subnet, SubnetModel, TaskAccess, Voucher,
+    SettledCompletion, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};
@@ -58,6 +59,7 @@ pub use registry::{
     BatchRequest, CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator,
 };
 pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+pub use stream::{StreamChain, StreamError};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};
 pub use transport::{

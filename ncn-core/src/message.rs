@@ -256,6 +256,20 @@ pub struct Attachment {
     pub challenge: B256,
 }
 
+/// A compute node's word on the parts of a streamed output so far; see [`crate::StreamChain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StreamCheckpoint {
+    /// Whose output it is.
+    pub request_id: RequestId,
+    /// Who ran the model.
+    pub compute: Address,
+    /// How many parts there were.
+    pub parts: u64,
+    /// The hash of their chain.
+    pub hash: B256,
+}
+
 /// One model that a subnet offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -318,6 +332,7 @@ authored! {
     Heartbeat => node,
     Departure => node,
     Attachment => node,
+    StreamCheckpoint => compute,
     SettlementRequest => gateway,
     TaskAccess => client,
     Subnet => owner,

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, Outcome, OutputChunk, Quote, Receipt, RequestId, State, Values};
+use crate::{Certificate, Outcome, OutputChunk, Quote, Receipt, RequestId, Signed, State, StreamCheckpoint, Values};
 
 /// The twelve steps of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -124,6 +124,8 @@ pub enum TaskUpdate {
     Step(StepReport),
     /// A part of the output of a model that streams. Not yet approved by anyone.
     Chunk(OutputChunk),
+    /// The compute node's word on the parts since the first one, for [`crate::StreamChain::verify`].
+    Checkpoint(Signed<StreamCheckpoint>),
     /// The output and the proof of it. Nothing comes after it.
     Delivered {
         /// What the model gave.

@@ -3,7 +3,7 @@
 mod attach;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,10 +14,14 @@ pub use attach::Attachments;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
-    Message as _, PaymentLedger, RequestId, Reservation, Signed, UnixTime, Usage, Values,
+    Message as _, PaymentLedger, RequestId, Reservation, Signed, StreamChain, UnixTime, Usage, Values,
     compute::{ComputeEvents, MAX_OUTPUT_BYTES},
+    crypto::Authored,
     executor::{ModelPackage, Outputs},
+    stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
 };
+
+use tokio::time::Instant;
 
 use crate::{
     payments::{Payments, Unpaid},
@@ -137,24 +141,18 @@ impl Compute for ComputeNode {
             parameters: task.request.message.parameters.clone(),
             time_limit: left.min(Duration::from_millis(package.model.manifest().limits.deadline_ms)),
         };
-        let running = Running {
-            outputs: self.executor.run(execution).await.map_err(compute_error)?,
-            output: Values::new(),
-            signing: Signing {
-                signer: self.signer.clone(),
-                domain: self.domain,
-                unsigned: InferenceResult {
-                    request_id,
-                    compute: self.address(),
-                    model_digest: task.quote.model_digest,
-                    input_hash: task.request.message.input_hash,
-                    output_hash: B256::ZERO,
-                    usage: Usage::default(),
-                    confinement: self.executor.confinement(&task.quote.model_digest),
-                },
-            },
-            _lease: lease,
+        let outputs = self.executor.run(execution).await.map_err(compute_error)?;
+        let unsigned = InferenceResult {
+            request_id,
+            compute: self.address(),
+            model_digest: task.quote.model_digest,
+            input_hash: task.request.message.input_hash,
+            output_hash: B256::ZERO,
+            usage: Usage::default(),
+            confinement: self.executor.confinement(&task.quote.model_digest),
         };
+        let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned };
+        let running = Running::new(outputs, signing, lease);
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
     }
 }
@@ -164,6 +162,13 @@ struct Running {
     outputs: Outputs,
     output: Values,
     signing: Signing,
+    chain: StreamChain,
+    /// How many parts the last checkpoint covers, and since when there are more.
+    signed_parts: u64,
+    unsigned_since: Option<Instant>,
+    /// What is to be told next; nothing comes after it once the model has ended.
+    events: VecDeque<ComputeEvent>,
+    ended: bool,
     _lease: Lease,
 }
 
@@ -174,35 +179,82 @@ struct Signing {
 }
 
 impl Running {
+    fn new(outputs: Outputs, signing: Signing, lease: Lease) -> Self {
+        Self {
+            outputs,
+            output: Values::new(),
+            chain: StreamChain::new(signing.unsigned.request_id),
+            signing,
+            signed_parts: 0,
+            unsigned_since: None,
+            events: VecDeque::new(),
+            ended: false,
+            _lease: lease,
+        }
+    }
+
     /// The next event, and what is left to run after it.
     async fn next(mut self) -> Option<(Result<ComputeEvent, ComputeError>, Option<Self>)> {
-        match self.outputs.next().await {
-            Some(Ok(chunk)) => match chunk.usage {
-                None => {
-                    self.output.append(chunk.values.clone());
-                    if let Err(error) = check_size(&self.output) {
-                        return Some((Err(error), None));
-                    }
-                    Some((Ok(ComputeEvent::Chunk(chunk)), Some(self)))
-                }
-                Some(usage) => {
-                    self.output.append(chunk.values);
-                    Some((self.signing.finish(self.output, usage).await, None))
-                }
-            },
-            Some(Err(error)) => Some((Err(compute_error(error)), None)),
-            None => Some((Err(ComputeError::Failed("the output broke off".into())), None)),
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                let more = !self.ended || !self.events.is_empty();
+                return Some((Ok(event), more.then_some(self)));
+            }
+            if let Err(error) = self.advance().await {
+                return Some((Err(error), None));
+            }
         }
+    }
+
+    /// Waits until there is something to tell.
+    async fn advance(&mut self) -> Result<(), ComputeError> {
+        let part = match self.unsigned_since {
+            Some(since) => {
+                let signed_by = since + Duration::from_millis(CHECKPOINT_MILLIS);
+                match tokio::time::timeout_at(signed_by, self.outputs.next()).await {
+                    Ok(part) => part,
+                    Err(_) => return self.sign_parts().await,
+                }
+            }
+            None => self.outputs.next().await,
+        };
+        let part = part.ok_or_else(|| ComputeError::Failed("the output broke off".into()))?.map_err(compute_error)?;
+        self.output.append(part.values.clone());
+        check_size(&self.output)?;
+        let usage = part.usage;
+        // What comes in one part is no stream.
+        if usage.is_none() || self.chain.parts() > 0 {
+            self.chain.extend(&part.values);
+            self.unsigned_since.get_or_insert_with(Instant::now);
+            self.events.push_back(ComputeEvent::Chunk(part));
+            if usage.is_some() || self.chain.parts() - self.signed_parts >= CHECKPOINT_PARTS {
+                self.sign_parts().await?;
+            }
+        }
+        if let Some(usage) = usage {
+            self.ended = true;
+            let output = std::mem::take(&mut self.output);
+            let result = InferenceResult { output_hash: output.hash(), usage, ..self.signing.unsigned.clone() };
+            let result = self.signing.sign(result).await?;
+            self.events.push_back(ComputeEvent::Finished { output, result });
+        }
+        Ok(())
+    }
+
+    /// Tells a checkpoint of the parts so far.
+    async fn sign_parts(&mut self) -> Result<(), ComputeError> {
+        self.unsigned_since = None;
+        self.signed_parts = self.chain.parts();
+        let checkpoint = self.signing.sign(self.chain.checkpoint(self.signing.unsigned.compute)).await?;
+        self.events.push_back(ComputeEvent::Checkpoint(checkpoint));
+        Ok(())
     }
 }
 
 impl Signing {
-    async fn finish(self, output: Values, usage: Usage) -> Result<ComputeEvent, ComputeError> {
-        check_size(&output)?;
-        let result = InferenceResult { output_hash: output.hash(), usage, ..self.unsigned };
-        let result = Signed::sign(result, &self.domain, &*self.signer).await;
-        let result = result.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
-        Ok(ComputeEvent::Finished { output, result })
+    async fn sign<M: Authored>(&self, message: M) -> Result<Signed<M>, ComputeError> {
+        let signed = Signed::sign(message, &self.domain, &*self.signer).await;
+        signed.map_err(|error| ComputeError::Unavailable(error.to_string()))
     }
 }
 

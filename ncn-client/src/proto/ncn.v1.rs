@@ -128,6 +128,20 @@ pub struct ComputeCompletion {
     #[prost(bytes = "bytes", tag = "8")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// A compute node's word on the parts of a streamed output so far.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamCheckpoint {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub request_id: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub compute: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub parts: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hash: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub signature: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ValidatorSignature {
     #[prost(bytes = "bytes", tag = "1")]
@@ -411,7 +425,7 @@ pub struct ModelInfo {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceResponse {
-    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5")]
     pub update: ::core::option::Option<inference_response::Update>,
 }
 /// Nested message and enum types in `InferenceResponse`.
@@ -426,6 +440,8 @@ pub mod inference_response {
         Delivered(super::Delivery),
         #[prost(message, tag = "4")]
         Failed(super::Failure),
+        #[prost(message, tag = "5")]
+        Checkpoint(super::StreamCheckpoint),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -479,7 +495,7 @@ pub mod gateway_message {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ComputeMessage {
-    #[prost(oneof = "compute_message::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "compute_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: ::core::option::Option<compute_message::Message>,
 }
 /// Nested message and enum types in `ComputeMessage`.
@@ -499,6 +515,8 @@ pub mod compute_message {
         Failed(super::TaskFailed),
         #[prost(message, tag = "6")]
         Heartbeat(super::Empty),
+        #[prost(message, tag = "7")]
+        Checkpoint(super::StreamCheckpoint),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

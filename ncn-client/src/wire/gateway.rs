@@ -197,6 +197,7 @@ impl From<TaskUpdate> for proto::InferenceResponse {
                 took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
             })),
             TaskUpdate::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
+            TaskUpdate::Checkpoint(checkpoint) => Some(Update::Checkpoint(checkpoint.into())),
             TaskUpdate::Delivered { output, receipt } => {
                 Some(Update::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
             }
@@ -224,6 +225,7 @@ impl TryFrom<proto::InferenceResponse> for TaskUpdate {
                 })
             }
             Update::Chunk(chunk) => Self::Chunk(chunk_from_proto(chunk)?),
+            Update::Checkpoint(checkpoint) => Self::Checkpoint(checkpoint.try_into()?),
             Update::Delivered(delivery) => Self::Delivered {
                 output: values_from_proto(delivery.output)?,
                 receipt: Box::new(required("delivered.receipt", delivery.receipt)?.try_into()?),

@@ -2,8 +2,8 @@
 
 use ncn_core::{
     Approval, Certificate, ChannelPayment, ChannelTerms, Confinement, DataType, Domain, InferenceRequest, InferenceResult,
-    NodeRecord, NodeRole, OutputChunk, PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, Tensor, TrustRoot, Usage,
-    Value, Values, Voucher, receipt::Payment,
+    NodeRecord, NodeRole, OutputChunk, PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, StreamCheckpoint, Tensor,
+    TrustRoot, Usage, Value, Values, Voucher, receipt::Payment,
 };
 use prost::bytes::Bytes;
 
@@ -203,6 +203,32 @@ impl TryFrom<proto::ComputeCompletion> for Signed<InferenceResult> {
             confinement: confinement("result.confinement", result.confinement)?,
         };
         Ok(Self { message, signature: signature("result.signature", &result.signature)? })
+    }
+}
+
+impl From<Signed<StreamCheckpoint>> for proto::StreamCheckpoint {
+    fn from(Signed { message, signature }: Signed<StreamCheckpoint>) -> Self {
+        Self {
+            request_id: bytes(message.request_id),
+            compute: bytes(message.compute),
+            parts: message.parts,
+            hash: bytes(message.hash),
+            signature: bytes(signature.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<proto::StreamCheckpoint> for Signed<StreamCheckpoint> {
+    type Error = WireError;
+
+    fn try_from(checkpoint: proto::StreamCheckpoint) -> Result<Self, WireError> {
+        let message = StreamCheckpoint {
+            request_id: hash("checkpoint.request_id", &checkpoint.request_id)?,
+            compute: address("checkpoint.compute", &checkpoint.compute)?,
+            parts: checkpoint.parts,
+            hash: hash("checkpoint.hash", &checkpoint.hash)?,
+        };
+        Ok(Self { message, signature: signature("checkpoint.signature", &checkpoint.signature)? })
     }
 }
 

@@ -146,6 +146,14 @@ impl ToSol for super::Attachment {
     }
 }
 
+impl ToSol for super::StreamCheckpoint {
+    type Sol = generated::StreamCheckpoint;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::StreamCheckpoint { requestId: self.request_id, compute: self.compute, parts: self.parts, hash: self.hash }
+    }
+}
+
 impl ToSol for super::Subnet {
     type Sol = generated::Subnet;
 

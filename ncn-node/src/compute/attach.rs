@@ -183,6 +183,7 @@ async fn run(node: &ComputeNode, task: ComputeTask, answers: &mpsc::Sender<Compu
             ComputeEvent::Chunk(chunk) => {
                 compute_message::Message::Chunk(proto::TaskChunk { request_id: wire::bytes(id), chunk: Some(chunk.into()) })
             }
+            ComputeEvent::Checkpoint(checkpoint) => compute_message::Message::Checkpoint(checkpoint.into()),
             ComputeEvent::Finished { output, result } => compute_message::Message::Finished(proto::TaskFinished {
                 request_id: wire::bytes(id),
                 output: wire::values_to_proto(output),

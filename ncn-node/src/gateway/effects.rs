@@ -242,7 +242,9 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
     let started = Instant::now();
     while let Some(event) = events.next().await {
         match event? {
-            ComputeEvent::Chunk(chunk) => task.chunk(chunk),
+            ComputeEvent::Chunk(chunk) => task.publish(TaskUpdate::Chunk(chunk)),
+            // The client has the parts and checks it.
+            ComputeEvent::Checkpoint(checkpoint) => task.publish(TaskUpdate::Checkpoint(checkpoint)),
             ComputeEvent::Finished { output, result } => {
                 let word = &result.message;
                 let honest = word.compute == compute.address()

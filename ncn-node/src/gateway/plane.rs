@@ -14,8 +14,8 @@ use ncn_client::{
     wire,
 };
 use ncn_core::{
-    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, compute::ComputeEvents,
-    membership::LIVENESS_SECONDS,
+    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamCheckpoint,
+    compute::ComputeEvents, membership::LIVENESS_SECONDS,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -159,6 +159,11 @@ impl RemoteCompute {
                 let task = self.open().tasks.get(&id).cloned();
                 self.deliver(task, Ok(ComputeEvent::Chunk(part))).await;
             }
+            compute_message::Message::Checkpoint(checkpoint) => {
+                let checkpoint: Signed<StreamCheckpoint> = checkpoint.try_into()?;
+                let task = self.open().tasks.get(&checkpoint.message.request_id).cloned();
+                self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint))).await;
+            }
             compute_message::Message::Finished(finished) => {
                 let id = wire::hash("finished.request_id", &finished.request_id)?;
                 let output = wire::values_from_proto(finished.output)?;
@@ -233,7 +238,9 @@ impl Compute for RemoteCompute {
         let events = stream::unfold(state, |state| async {
             let (mut events, mut cancel, gone) = state?;
             match events.recv().await {
-                Some(Ok(event @ ComputeEvent::Chunk(_))) => Some((Ok(event), Some((events, cancel, gone)))),
+                Some(Ok(event @ (ComputeEvent::Chunk(_) | ComputeEvent::Checkpoint(_)))) => {
+                    Some((Ok(event), Some((events, cancel, gone))))
+                }
                 Some(last) => {
                     cancel.message = None;
                     Some((last, None))

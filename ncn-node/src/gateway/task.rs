@@ -11,8 +11,8 @@ use std::{
 use alloy_primitives::{Address, B256};
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, OutputChunk, Quote, RequestId, Signed, State, Step,
-    StepReport, Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, Quote, RequestId, Signed, State, Step, StepReport,
+    Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -177,11 +177,14 @@ impl Task {
 
     /// Tells whoever follows.
     pub(super) fn publish(&self, update: TaskUpdate) {
-        if let TaskUpdate::Chunk(chunk) = &update {
-            let size = chunk.values.size() + CHUNK_OVERHEAD;
-            if self.chunk_bytes.fetch_add(size, Ordering::Relaxed) + size > MAX_CHUNK_BYTES {
-                return;
-            }
+        let size = match &update {
+            TaskUpdate::Chunk(chunk) => chunk.values.size() + CHUNK_OVERHEAD,
+            TaskUpdate::Checkpoint(_) => CHUNK_OVERHEAD,
+            _ => 0,
+        };
+        // Once a part was left out, none of the rest makes sense.
+        if size > 0 && self.chunk_bytes.fetch_add(size, Ordering::Relaxed) + size > MAX_CHUNK_BYTES {
+            return;
         }
         let mut news = self.news();
         // A driver that was started again may finish again: the end is told once.
@@ -199,10 +202,6 @@ impl Task {
     /// Whether a part of the output has been given away.
     pub(super) fn has_streamed(&self) -> bool {
         self.chunk_bytes.load(Ordering::Relaxed) > 0
-    }
-
-    pub(super) fn chunk(&self, chunk: OutputChunk) {
-        self.publish(TaskUpdate::Chunk(chunk));
     }
 
     /// Forgets the end that was told: late money has come, and another end will follow.

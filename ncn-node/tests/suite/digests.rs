@@ -8,7 +8,7 @@ use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
     AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Confinement,
     Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
-    ReceiptSeal, SettledCompletion, SettlementRequest, Split, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
+    ReceiptSeal, SettledCompletion, SettlementRequest, Split, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -179,6 +179,9 @@ async fn the_messages_of_the_network() {
         any.agree(&departure, harness::hashDepartureCall::SELECTOR).await;
         let attachment = Attachment { node: any.address(), gateway: any.address(), challenge: any.hash() };
         any.agree(&attachment, harness::hashAttachmentCall::SELECTOR).await;
+        let (request_id, hash) = (any.hash(), any.hash());
+        let checkpoint = StreamCheckpoint { request_id, compute: any.address(), parts: any.number(), hash };
+        any.agree(&checkpoint, harness::hashStreamCheckpointCall::SELECTOR).await;
         let models = (0..round % 4).map(|_| SubnetModel { name: any.text(), digest: any.hash(), price: any.amount() });
         let models = models.collect();
         let subnet = Subnet { owner: any.address(), name: any.text(), models, split: any.split(), version: any.number() };

@@ -24,4 +24,5 @@ mod real_models;
 mod recovery;
 mod rpc;
 mod scene;
+mod streams;
 mod workers;
