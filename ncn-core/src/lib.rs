@@ -58,7 +58,7 @@ pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
     BatchRequest, CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator,
 };
-pub use sandbox::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamChain, StreamError};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};

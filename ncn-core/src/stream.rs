@@ -79,7 +79,9 @@ mod tests {
 
     fn chain(parts: &[&str]) -> StreamChain {
         let mut chain = StreamChain::new(B256::repeat_byte(1));
-        parts.iter().for_each(|part| chain.extend(&Values::from([("text", *part)])));
+        for part in parts {
+            chain.extend(&Values::from([("text", *part)]));
+        }
         chain
     }
 

@@ -1,31 +1,101 @@
 //! Starting processes, confined as well as this system can.
 
 #[cfg(target_os = "linux")]
-pub(crate) mod confine;
+mod full;
+#[cfg(target_os = "linux")]
+pub(crate) mod launch;
 #[cfg(target_os = "linux")]
 mod reduced;
 mod unconfined;
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
-use ncn_core::Sandbox;
+#[cfg(target_os = "linux")]
+pub use full::{Full, HELPER, HELPER_VARIABLE};
+use ncn_core::{Sandbox, SandboxError};
 #[cfg(target_os = "linux")]
 pub use reduced::Reduced;
 pub use unconfined::Unconfined;
 
 use crate::executor::WorkerProgram;
 
-/// The strongest sandbox that works here. `program` is one that calls [`crate::worker::init`]: it confines itself before it becomes
-/// what is to be started.
+/// How much confinement an operator insists on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SandboxMode {
+    /// Every layer, or nothing is started.
+    Strict,
+    /// The most that this system can do.
+    #[default]
+    Permissive,
+    /// None. For development.
+    Disabled,
+}
+
+impl SandboxMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Strict, Self::Permissive, Self::Disabled];
+}
+
+impl fmt::Display for SandboxMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::Permissive => "permissive",
+            Self::Disabled => "disabled",
+        })
+    }
+}
+
+impl FromStr for SandboxMode {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let mode = Self::ALL.into_iter().find(|mode| mode.to_string() == name);
+        mode.ok_or_else(|| format!("{name:?} is none of strict, permissive and disabled"))
+    }
+}
+
+/// The sandbox for this mode. `program` is one that calls [`crate::worker::init`]: at the reduced level, it confines itself before it
+/// becomes what is to be started.
 ///
-/// Says loudly when nothing works and processes would run unconfined; who cannot accept that sets [`ncn_core::Policy::at_least`].
-pub fn strongest(program: &WorkerProgram) -> Arc<dyn Sandbox> {
-    #[cfg(target_os = "linux")]
+/// Each sandbox is tried before it is chosen. Says loudly, and exactly, what is missing when it is not the full one; in
+/// [`SandboxMode::Strict`] that is an error instead.
+pub fn open(mode: SandboxMode, program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    match mode {
+        SandboxMode::Strict => strict(program),
+        SandboxMode::Permissive => Ok(permissive(program)),
+        SandboxMode::Disabled => {
+            tracing::error!("MODELS RUN UNCONFINED: the sandbox is disabled. For development only");
+            Ok(Arc::new(Unconfined))
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn strict(program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    Ok(Arc::new(Full::find(program)?))
+}
+
+#[cfg(target_os = "linux")]
+fn permissive(program: &WorkerProgram) -> Arc<dyn Sandbox> {
+    match Full::find(program) {
+        Ok(full) => return Arc::new(full),
+        Err(error) => tracing::error!(%error, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
+    }
     match Reduced::new(program) {
         Ok(reduced) => return Arc::new(reduced),
         Err(error) => tracing::error!(%error, "MODELS RUN UNCONFINED: this system cannot confine them"),
     }
-    #[cfg(not(target_os = "linux"))]
-    tracing::error!(?program, "MODELS RUN UNCONFINED: there is no sandbox for this system");
+    Arc::new(Unconfined)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn strict(_program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    Err(SandboxError::Unsupported("there is no sandbox for this system but for Linux".into()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permissive(_program: &WorkerProgram) -> Arc<dyn Sandbox> {
+    tracing::error!("MODELS RUN UNCONFINED: there is no sandbox for this system but for Linux");
     Arc::new(Unconfined)
 }

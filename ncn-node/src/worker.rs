@@ -12,7 +12,7 @@ pub use serve::serve;
 
 use crate::executor::EngineExecutor;
 #[cfg(target_os = "linux")]
-use crate::sandbox::confine;
+use crate::sandbox::launch;
 
 /// The argument that makes a program that calls [`init`] a worker.
 pub const ARGUMENT: &str = "ncn-worker";
@@ -26,8 +26,8 @@ pub fn init() {
     let mut arguments = std::env::args_os().skip(1);
     let purpose = arguments.next();
     #[cfg(target_os = "linux")]
-    if purpose.as_deref() == Some(OsStr::new(confine::ARGUMENT)) {
-        exit(confine::run(arguments));
+    if purpose.as_deref() == Some(OsStr::new(launch::CONFINE)) {
+        exit(launch::become_confined(arguments));
     }
     if purpose.as_deref() == Some(OsStr::new(ARGUMENT)) {
         // In a thread of its own, since the caller may be inside a runtime: `#[tokio::main]` starts one before anything else.

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{Rules, Verdict, Violation};
-use crate::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+use crate::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 
 /// What the suite for [`Sandbox`] needs.
 #[derive(Clone, Debug)]
@@ -44,7 +44,9 @@ impl SandboxFixture {
     }
 
     fn policy(&self, at_least: Confinement) -> Policy {
-        Policy { readable: Vec::new(), work_directory: self.work_directory.clone(), memory_bytes: None, at_least }
+        // What is written stays, for the suite to see.
+        let limits = ResourceLimits { writable_bytes: None, ..ResourceLimits::default() };
+        Policy { limits, at_least, ..Policy::new(&self.work_directory) }
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 use alloy_primitives::Address;
 use ncn_client::Answer;
 use ncn_core::{Amount, Confinement, PaymentLedger as _, Value, Values};
-use ncn_node::devnet::{LocalNetwork, quickstart};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    sandbox::SandboxMode,
+};
 use serde_json::json;
 
 use super::{
@@ -32,6 +35,9 @@ pub(crate) struct Arguments {
     /// Where to write the receipt
     #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
     receipt: PathBuf,
+    /// How much confinement of models is insisted on: strict, permissive or disabled
+    #[arg(long, value_name = "MODE", default_value_t)]
+    sandbox: SandboxMode,
 }
 
 /// What an account had, and has.
@@ -60,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> Result<(), Failure> {
     let started = Instant::now();
-    let network = LocalNetwork::start().await.map_err(Failure::failed)?;
+    let network = LocalNetwork::builder().sandbox(arguments.sandbox).start().await.map_err(Failure::failed)?;
     say(&format!(
         "network up in {} ms: chain, registry, {} validators, gateway, {} compute nodes",
         started.elapsed().as_millis(),

@@ -7,6 +7,7 @@ use ncn_core::Amount;
 use ncn_node::{
     channel::SettleOptions,
     devnet::{self, CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer},
+    sandbox::SandboxMode,
 };
 
 use super::{Failure, serving};
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// Write the funded accounts' keys into this directory, one file each
     #[arg(long, value_name = "DIRECTORY")]
     keys: Option<PathBuf>,
+    /// How much confinement of models is insisted on: strict, permissive or disabled
+    #[arg(long, value_name = "MODE", default_value_t)]
+    sandbox: SandboxMode,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -55,6 +59,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
+        .sandbox(arguments.sandbox)
         .settle_options(settle)
         .listen(arguments.gateway, arguments.registry)
         .start()

@@ -16,7 +16,7 @@ use ncn_client::{
 };
 use ncn_core::{
     Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, LedgerError, NodeQuery, NodeRole, PaymentLedger as _,
-    Registry, RegistryError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
+    Registry, RegistryError, SandboxError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
 use super::{EmbeddedChain, quickstart};
@@ -30,7 +30,7 @@ use crate::{
     },
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
-    sandbox,
+    sandbox::{self, SandboxMode},
     server::GrpcServer,
     store::{Store, StoreError},
 };
@@ -63,6 +63,9 @@ pub enum DevnetError {
     /// A compute node's models.
     #[error("compute node: {0}")]
     Executor(#[from] ExecutorError),
+    /// The sandbox of the workers.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The gateway's store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -83,6 +86,7 @@ pub struct LocalNetworkBuilder {
     validators: usize,
     compute_nodes: usize,
     program: Option<WorkerProgram>,
+    sandbox: SandboxMode,
     executor: Option<Arc<dyn Executor>>,
     options: GatewayOptions,
     journal: Option<Arc<dyn Journal>>,
@@ -131,6 +135,7 @@ impl Default for LocalNetworkBuilder {
             validators: 5,
             compute_nodes: 2,
             program: None,
+            sandbox: SandboxMode::default(),
             executor: None,
             options: GatewayOptions::default(),
             journal: None,
@@ -163,6 +168,13 @@ impl LocalNetworkBuilder {
     #[must_use]
     pub fn worker_program(mut self, program: WorkerProgram) -> Self {
         self.program = Some(program);
+        self
+    }
+
+    /// How much confinement of the workers is insisted on; permissive by default.
+    #[must_use]
+    pub fn sandbox(mut self, mode: SandboxMode) -> Self {
+        self.sandbox = mode;
         self
     }
 
@@ -343,7 +355,7 @@ impl LocalNetworkBuilder {
             Some(executor) => executor.clone(),
             None => {
                 let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
-                let sandbox = sandbox::strongest(&program);
+                let sandbox = sandbox::open(self.sandbox, &program)?;
                 Arc::new(WorkerExecutor::new(vec![program], sandbox, WorkerOptions::default()))
             }
         };

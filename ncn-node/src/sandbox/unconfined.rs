@@ -1,5 +1,9 @@
 use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io,
     os::unix::process::CommandExt as _,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -18,21 +22,26 @@ impl Sandbox for Unconfined {
         if self.confinement() < policy.at_least {
             return Err(SandboxError::TooWeak { wanted: policy.at_least, reached: self.confinement() });
         }
-        spawn(command, policy)
+        spawn(&command.program, &command.arguments, &command.environment, &policy.work_directory)
+            .map_err(|source| SandboxError::Start { program: command.program.clone(), source })
     }
 }
 
-/// Starts a process with pipes, its own environment and process group, in the policy's work directory.
-pub(super) fn spawn(command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
-    Command::new(&command.program)
-        .args(&command.arguments)
+/// Starts a process with pipes, its own environment and process group, in a directory.
+pub(super) fn spawn(
+    program: &Path,
+    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    environment: &BTreeMap<String, String>,
+    directory: &Path,
+) -> io::Result<Child> {
+    Command::new(program)
+        .args(arguments)
         .env_clear()
-        .envs(&command.environment)
-        .current_dir(&policy.work_directory)
+        .envs(environment)
+        .current_dir(directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         // A group of its own: the caller ends it with whatever it has started.
         .process_group(0)
         .spawn()
-        .map_err(|source| SandboxError::Start { program: command.program.clone(), source })
 }

@@ -6,10 +6,9 @@ use async_trait::async_trait;
 use ncn_client::evm::{JsonRpc, RpcOptions};
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
-    Amount, Confinement, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Policy, Quote, Registry, RequestId, Sandbox,
-    SandboxCommand, SandboxError, Signed, Submission, TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, UnixTime,
-    Value, Values,
-    conformance::{self, ExecutorFixture, RegistryFixture, SandboxFixture, TransportFixture, Violation},
+    Amount, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Quote, Registry, RequestId, Signed, Submission, TaskAccess,
+    TaskStatus, Transport, TransportError, TrustRoot, UnixTime, Value, Values,
+    conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
     transport::Updates,
 };
@@ -18,7 +17,7 @@ use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
     registry::registry_service,
-    sandbox::{Reduced, Unconfined},
+    sandbox::Unconfined,
     server::GrpcServer,
     time::unix_now,
 };
@@ -93,7 +92,7 @@ async fn the_registry_over_grpc() {
     conformance::registry(&OverGrpc(scene, client)).await.unwrap();
 }
 
-fn digits(directory: &Path) -> ExecutorFixture {
+pub(crate) fn digits(directory: &Path) -> ExecutorFixture {
     let package = quickstart::unpack(directory).unwrap();
     let bad = directory.join("corrupt");
     std::fs::create_dir(&bad).unwrap();
@@ -123,74 +122,6 @@ async fn onnx_in_a_worker() {
     let directory = tempfile::tempdir().unwrap();
     let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(Unconfined), WorkerOptions::default());
     conformance::executor(&executor, &digits(directory.path())).await.unwrap();
-}
-
-fn shell(directory: &Path) -> SandboxFixture {
-    SandboxFixture { shell: "/bin/sh".into(), work_directory: directory.canonicalize().unwrap() }
-}
-
-#[tokio::test]
-async fn onnx_in_a_confined_worker() {
-    let directory = tempfile::tempdir().unwrap();
-    let program = WorkerProgram::new(ncn());
-    let sandbox = Arc::new(Reduced::new(&program).unwrap());
-    let executor =
-        WorkerExecutor::new(vec![program], sandbox, WorkerOptions { at_least: Confinement::Reduced, ..WorkerOptions::default() });
-    conformance::executor(&executor, &digits(directory.path())).await.unwrap();
-}
-
-#[test]
-fn the_reduced_sandbox() {
-    let directory = tempfile::tempdir().unwrap();
-    let sandbox = Reduced::new(&WorkerProgram::new(ncn())).unwrap();
-    conformance::sandbox(&sandbox, &shell(directory.path())).unwrap();
-}
-
-#[test]
-fn a_program_that_cannot_confine_itself_makes_no_sandbox() {
-    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
-        let refused = Reduced::new(&WorkerProgram::new(program));
-        assert!(refused.is_err(), "{program}: {refused:?}");
-    }
-}
-
-#[test]
-fn the_unconfined_sandbox() {
-    let directory = tempfile::tempdir().unwrap();
-    conformance::sandbox(&Unconfined, &shell(directory.path())).unwrap();
-}
-
-/// A sandbox that promises what it does not do, or leaks.
-enum BrokenSandbox {
-    Boasts,
-    LeaksEnvironment,
-}
-
-impl Sandbox for BrokenSandbox {
-    fn confinement(&self) -> Confinement {
-        Confinement::None
-    }
-
-    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<std::process::Child, SandboxError> {
-        let (mut command, mut policy) = (command.clone(), policy.clone());
-        match self {
-            Self::Boasts => policy.at_least = Confinement::None,
-            Self::LeaksEnvironment => {
-                command.environment.insert("HOME".into(), "/root".into());
-            }
-        }
-        Unconfined.start(&command, &policy)
-    }
-}
-
-#[test]
-fn broken_sandboxes_are_caught() {
-    let rule = |broken: BrokenSandbox| {
-        let directory = tempfile::tempdir().unwrap();
-        conformance::sandbox(&broken, &shell(directory.path())).unwrap_err().rule
-    };
-    assert_eq!(rule(BrokenSandbox::Boasts), "less confinement than wanted is refused, and only that");
-    assert_eq!(rule(BrokenSandbox::LeaksEnvironment), "the environment is the command's and no more");
 }
 
 /// A local network, seen through one transport.

@@ -5,10 +5,13 @@ use std::{sync::Arc, time::Duration};
 use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage};
 use ncn_node::{
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
-    sandbox,
+    sandbox::Full,
 };
 
-use crate::{real_models::directory, scene::ncn};
+use crate::{
+    real_models::directory,
+    scene::{helper, ncn},
+};
 
 /// A fetched package.
 pub(crate) fn package(name: &str) -> ModelPackage {
@@ -17,10 +20,10 @@ pub(crate) fn package(name: &str) -> ModelPackage {
     ModelPackage { model: Arc::new(model), directory }
 }
 
-/// Runs this program's engines, as strongly confined as this machine can.
+/// Runs these programs confined by every layer.
 pub(crate) fn confined(programs: Vec<WorkerProgram>) -> WorkerExecutor {
-    let sandbox = sandbox::strongest(&WorkerProgram::new(ncn()));
-    WorkerExecutor::new(programs, sandbox, WorkerOptions::default())
+    let sandbox = Full::new(helper()).unwrap();
+    WorkerExecutor::new(programs, Arc::new(sandbox), WorkerOptions::default())
 }
 
 /// Loads a model; what it returns runs it.

@@ -23,6 +23,7 @@ mod once;
 mod real_models;
 mod recovery;
 mod rpc;
+mod sandbox;
 mod scene;
 mod streams;
 mod workers;

@@ -3,7 +3,8 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    process::Command,
+    sync::{Arc, Mutex, Once},
 };
 
 use alloy_primitives::Address;
@@ -22,6 +23,7 @@ use ncn_node::{
     executor::WorkerProgram,
     presence::{Announcement, Presence},
     registry::{RegistryNode, ValidatorNode},
+    sandbox::HELPER,
     time::unix_now,
 };
 
@@ -36,6 +38,21 @@ pub(crate) const fn tokens(count: u64) -> Amount {
 /// The program under test; it is also the worker.
 pub(crate) fn ncn() -> PathBuf {
     env!("CARGO_BIN_EXE_ncn").into()
+}
+
+/// The program that confines workers by every layer. It is another package's, which these tests would not build otherwise.
+pub(crate) fn helper() -> PathBuf {
+    static BUILT: Once = Once::new();
+    let beside = ncn().with_file_name(HELPER);
+    BUILT.call_once(|| {
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let target = ncn().ancestors().nth(2).unwrap().to_path_buf();
+        let build = ["build", "--quiet", "--package", HELPER, "--profile", profile, "--target-dir"];
+        let built = Command::new(env!("CARGO")).args(build).arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).status();
+        assert!(built.unwrap().success(), "{HELPER} does not build");
+        assert!(beside.is_file(), "{}", beside.display());
+    });
+    beside
 }
 
 /// A local network whose workers are the program under test.

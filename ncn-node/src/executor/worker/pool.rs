@@ -1,7 +1,7 @@
 //! Each model's workers: started when needed, kept while used.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -10,7 +10,9 @@ use ncn_client::{
     proto::{self, from_worker, to_worker},
     wire,
 };
-use ncn_core::{Confinement, Execution, ExecutorError, OutputChunk, Policy, Sandbox, SandboxCommand, executor::ModelPackage};
+use ncn_core::{
+    Confinement, Execution, ExecutorError, OutputChunk, Policy, ResourceLimits, Sandbox, SandboxCommand, executor::ModelPackage,
+};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
@@ -227,7 +229,7 @@ impl Slot {
         let work_directory = tempfile::tempdir().map_err(|error| failed(format!("no work directory: {error}")))?;
         let WorkerProgram { path, arguments, environment, paths, .. } = self.program.clone();
         let command = SandboxCommand { program: path, arguments, environment };
-        let policy = self.policy(work_directory.path().to_path_buf(), paths);
+        let policy = self.policy(work_directory.path(), paths);
         let child = self.starter.sandbox.start(&command, &policy).map_err(|error| failed(error.to_string()))?;
         let process = Arc::new(Process::start(child).await?);
         let load = proto::LoadModel {
@@ -241,13 +243,15 @@ impl Slot {
         Ok(Worker { process, _work_directory: Arc::new(work_directory), _memory: Arc::new(memory) })
     }
 
-    fn policy(&self, work_directory: PathBuf, mut paths: Vec<PathBuf>) -> Policy {
-        paths.push(self.package.directory.clone());
+    fn policy(&self, work_directory: &Path, executable: Vec<PathBuf>) -> Policy {
+        let limits = self.package.model.manifest().limits;
+        let (memory_bytes, cpu_seconds) = (Some(limits.memory_bytes), limits.cpu_seconds);
         Policy {
-            readable: paths,
-            work_directory,
-            memory_bytes: Some(self.package.model.manifest().limits.memory_bytes),
+            readable: vec![self.package.directory.clone()],
+            executable,
+            limits: ResourceLimits { memory_bytes, cpu_seconds, ..ResourceLimits::default() },
             at_least: self.starter.options.at_least,
+            ..Policy::new(work_directory)
         }
     }
 

@@ -1,0 +1,70 @@
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    process::Child,
+};
+
+use ncn_confine::Report;
+use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
+
+use super::{launch, unconfined};
+use crate::executor::WorkerProgram;
+
+/// The helper program.
+pub const HELPER: &str = "ncn-sandbox";
+/// The environment variable that says where the helper is.
+pub const HELPER_VARIABLE: &str = "NCN_SANDBOX";
+
+/// Confines processes by every layer: namespaces of all kinds with a root of their own, a user without privileges, Landlock, seccomp,
+/// limits on resources and on what is written, and an end with whoever started them.
+///
+/// The helper program does it, which is one of its own: it links a library whose licence is not this one's.
+#[derive(Clone, Debug)]
+pub struct Full {
+    helper: PathBuf,
+}
+
+impl Full {
+    /// A sandbox by way of the helper that [`Self::helper`] finds.
+    pub fn find(program: &WorkerProgram) -> Result<Self, SandboxError> {
+        Self::new(Self::helper(program).ok_or_else(|| {
+            SandboxError::Unsupported(format!(
+                "the program {HELPER} is neither beside this one nor in PATH: build it (`cargo build --release -p ncn-sandbox`), or say \
+                 where it is in {HELPER_VARIABLE}"
+            ))
+        })?)
+    }
+
+    /// Where the helper is: as `NCN_SANDBOX` says, beside this program or beside the workers', or in the search path.
+    pub fn helper(program: &WorkerProgram) -> Option<PathBuf> {
+        if let Some(named) = env::var_os(HELPER_VARIABLE) {
+            return Some(named.into());
+        }
+        let programs = [env::current_exe().ok(), program.path.canonicalize().ok()];
+        let beside = programs.into_iter().flatten().filter_map(|program| Some(program.parent()?.to_path_buf()));
+        let path = env::var_os("PATH").unwrap_or_default();
+        beside.chain(env::split_paths(&path)).map(|directory| directory.join(HELPER)).find(|path| path.is_file())
+    }
+
+    /// A sandbox by way of this helper. Tries it, and refuses when a layer is missing.
+    pub fn new(helper: impl AsRef<Path>) -> Result<Self, SandboxError> {
+        let unsupported = |error: io::Error| SandboxError::Unsupported(format!("{}: {error}", helper.as_ref().display()));
+        let helper = helper.as_ref().canonicalize().map_err(unsupported)?;
+        let inside = launch::try_out(&helper, &[])?;
+        let outside = Report::of_this_process().map_err(unsupported)?;
+        inside.check_all(&outside).map_err(launch::missing)?;
+        Ok(Self { helper })
+    }
+}
+
+impl Sandbox for Full {
+    fn confinement(&self) -> Confinement {
+        Confinement::Full
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let launch = launch::launch(command, policy)?;
+        unconfined::spawn(&self.helper, launch.to_arguments(), &command.environment, Path::new("/"))
+            .map_err(|source| SandboxError::Start { program: self.helper.clone(), source })
+    }
+}

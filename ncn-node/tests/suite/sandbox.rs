@@ -1,0 +1,234 @@
+//! The sandboxes, with real processes.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ncn_core::{
+    Confinement, Policy, Sandbox, SandboxCommand, SandboxError,
+    conformance::{self, SandboxFixture},
+};
+use ncn_node::{
+    executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
+    sandbox::{Full, Reduced, SandboxMode, Unconfined, open},
+};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::{
+    conformance::digits,
+    scene::{helper, ncn},
+};
+
+/// How soon everything must be gone when its end was wanted.
+const SOON: Duration = Duration::from_secs(2);
+
+fn full() -> Full {
+    Full::new(helper()).unwrap()
+}
+
+fn reduced() -> Reduced {
+    Reduced::new(&WorkerProgram::new(ncn())).unwrap()
+}
+
+fn shell(directory: &Path) -> SandboxFixture {
+    SandboxFixture { shell: "/bin/sh".into(), work_directory: directory.canonicalize().unwrap() }
+}
+
+#[test]
+fn the_full_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&full(), &shell(directory.path())).unwrap();
+}
+
+#[test]
+fn the_reduced_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&reduced(), &shell(directory.path())).unwrap();
+}
+
+#[test]
+fn the_unconfined_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&Unconfined, &shell(directory.path())).unwrap();
+}
+
+#[tokio::test]
+async fn onnx_in_confined_workers() {
+    let program = WorkerProgram::new(ncn());
+    let sandboxes: [Arc<dyn Sandbox>; 2] = [Arc::new(full()), Arc::new(reduced())];
+    for sandbox in sandboxes {
+        let directory = tempfile::tempdir().unwrap();
+        let level = sandbox.confinement();
+        let options = WorkerOptions { at_least: level, ..WorkerOptions::default() };
+        let executor = WorkerExecutor::new(vec![program.clone()], sandbox, options);
+        conformance::executor(&executor, &digits(directory.path())).await.unwrap();
+    }
+}
+
+#[test]
+fn a_program_that_cannot_confine_makes_no_sandbox() {
+    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
+        let refused = Reduced::new(&WorkerProgram::new(program));
+        assert!(refused.is_err(), "{program}: {refused:?}");
+        let refused = Full::new(program);
+        assert!(refused.is_err(), "{program}: {refused:?}");
+    }
+    let reduced = Full::new(ncn());
+    assert!(matches!(reduced, Err(SandboxError::Unsupported(_))), "{reduced:?}");
+}
+
+#[test]
+fn modes_open_what_they_say() {
+    helper();
+    let program = WorkerProgram::new(ncn());
+    for (mode, level) in [
+        (SandboxMode::Strict, Confinement::Full),
+        (SandboxMode::Permissive, Confinement::Full),
+        (SandboxMode::Disabled, Confinement::None),
+    ] {
+        assert_eq!(open(mode, &program).unwrap().confinement(), level, "{mode}");
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+    }
+    assert!("Strict".parse::<SandboxMode>().is_err());
+}
+
+/// A sandbox that promises what it does not do, or leaks.
+enum BrokenSandbox {
+    Boasts,
+    LeaksEnvironment,
+}
+
+impl Sandbox for BrokenSandbox {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let (mut command, mut policy) = (command.clone(), policy.clone());
+        match self {
+            Self::Boasts => policy.at_least = Confinement::None,
+            Self::LeaksEnvironment => {
+                command.environment.insert("HOME".into(), "/root".into());
+            }
+        }
+        Unconfined.start(&command, &policy)
+    }
+}
+
+#[test]
+fn broken_sandboxes_are_caught() {
+    let rule = |broken: BrokenSandbox| {
+        let directory = tempfile::tempdir().unwrap();
+        conformance::sandbox(&broken, &shell(directory.path())).unwrap_err().rule
+    };
+    assert_eq!(rule(BrokenSandbox::Boasts), "less confinement than wanted is refused, and only that");
+    assert_eq!(rule(BrokenSandbox::LeaksEnvironment), "the environment is the command's and no more");
+}
+
+/// All processes that this one has started, and they in turn, by number and start.
+fn descendants(of: u32) -> Vec<(u32, String)> {
+    let mut children: BTreeMap<u32, Vec<(u32, String)>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some((parent, start)) = stat(id) {
+            children.entry(parent).or_default().push((id, start));
+        }
+    }
+    let (mut all, mut next) = (Vec::new(), vec![of]);
+    while let Some(id) = next.pop() {
+        for child in children.remove(&id).unwrap_or_default() {
+            next.push(child.0);
+            all.push(child);
+        }
+    }
+    all
+}
+
+/// A process's parent and when it started; `None` when it is gone, or only waits to be asked how it ended.
+fn stat(id: u32) -> Option<(u32, String)> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    (fields[0] != "Z").then(|| (fields[1].parse().unwrap(), fields[19].to_owned()))
+}
+
+/// How long it takes until all of them are gone.
+fn gone(processes: &[(u32, String)]) -> Duration {
+    let since = Instant::now();
+    while let Some(left) = processes.iter().find(|(id, start)| stat(*id).is_some_and(|(_, now)| now == *start)) {
+        assert!(since.elapsed() < SOON, "{left:?} of {processes:?} is left");
+        std::thread::yield_now();
+    }
+    since.elapsed()
+}
+
+/// A confined shell with children that do all to live on: another session, no signals, no open files.
+fn stubborn(directory: &Path) -> Child {
+    let script = "trap '' TERM HUP INT
+        (setsid sh -c 'trap \"\" TERM HUP INT; sleep 1000' </dev/null >/dev/null 2>&1 &)
+        sleep 1000 & echo ready; wait";
+    let command = SandboxCommand {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".into(), script.into()],
+        environment: [("PATH".into(), "/usr/bin:/bin".into())].into(),
+    };
+    let mut child = full().start(&command, &Policy::new(directory)).unwrap();
+    let mut line = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"ready\n");
+    child
+}
+
+#[test]
+fn killing_the_helper_or_its_group_leaves_no_orphan() {
+    let directory = tempfile::tempdir().unwrap();
+    let kills: [fn(Pid) -> rustix::io::Result<()>; 3] =
+        [|id| kill_process(id, Signal::KILL), |id| kill_process_group(id, Signal::KILL), |id| kill_process(id, Signal::TERM)];
+    for kill in kills {
+        let mut child = stubborn(directory.path());
+        let left = descendants(child.id());
+        // The helper's child, its watch, the shell, and what that has started.
+        assert!(left.len() >= 5, "{left:?}");
+        kill(Pid::from_child(&child)).unwrap();
+        child.wait().unwrap();
+        println!("all gone in {:?}", gone(&left));
+    }
+}
+
+#[test]
+fn killing_the_node_leaves_no_orphan() {
+    helper();
+    let mut node = Command::new(ncn())
+        .args(["devnet", "--sandbox", "strict", "--gateway", "127.0.0.1:0", "--registry", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It says where it listens once its workers have loaded the model.
+    let mut line = String::new();
+    BufReader::new(node.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let left = descendants(node.id());
+    assert!(left.len() >= 6, "two workers, each with its helper and what that starts: {line} {left:?}");
+    node.kill().unwrap();
+    node.wait().unwrap();
+    println!("all gone in {:?}", gone(&left));
+}
+
+#[test]
+fn a_helper_whose_node_is_gone_starts_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let helper = Command::new(helper())
+        .args(["--parent", "1", "--work"])
+        .arg(directory.path())
+        .args(["--", "/bin/true"])
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(helper.status.code(), Some(126));
+    assert!(String::from_utf8_lossy(&helper.stderr).contains("lifeline"), "{helper:?}");
+}
