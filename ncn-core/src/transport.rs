@@ -47,6 +47,8 @@ pub struct NetworkInfo {
     pub gateway: Address,
     /// Its network.
     pub trust_root: TrustRoot,
+    /// URLs with the files of its subnet's models, for compute nodes.
+    pub model_sources: Vec<String>,
 }
 
 /// A model that the gateway offers.

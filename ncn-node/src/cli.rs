@@ -9,6 +9,7 @@ mod files;
 mod gateway;
 mod infer;
 mod inputs;
+mod model;
 mod output;
 mod refund;
 mod validator;
@@ -52,6 +53,9 @@ enum Command {
     /// A deposit at one gateway, for many requests
     #[command(subcommand)]
     Channel(channel::Command),
+    /// Model packages, and the store of this machine
+    #[command(subcommand)]
+    Model(model::Command),
     /// The stake behind a validator's word
     #[command(subcommand)]
     Validator(validator::Command),
@@ -152,6 +156,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Wallet(command) => wallet::run(&command),
         Command::Channel(command) => channel::run(&command),
+        Command::Model(command) => model::run(&command),
         Command::Validator(command) => validator::run(&command),
         Command::Contracts(command) => contracts::run(&command),
         Command::Gateway(arguments) => gateway::run(&arguments),

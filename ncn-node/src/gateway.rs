@@ -50,6 +50,8 @@ pub struct GatewayOptions {
     pub finish_margin: Duration,
     /// How long an ended request is remembered.
     pub retention: Duration,
+    /// URLs with the files of the subnet's models, for its compute nodes.
+    pub model_sources: Vec<String>,
 }
 
 impl Default for GatewayOptions {
@@ -60,6 +62,7 @@ impl Default for GatewayOptions {
             max_patience: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
             retention: Duration::from_mins(10),
+            model_sources: Vec::new(),
         }
     }
 }
@@ -412,6 +415,6 @@ impl Transport for Gateway {
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {
         let trust_root = self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))?;
-        Ok(NetworkInfo { gateway: self.address(), trust_root })
+        Ok(NetworkInfo { gateway: self.address(), trust_root, model_sources: self.options.model_sources.clone() })
     }
 }

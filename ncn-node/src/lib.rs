@@ -5,6 +5,7 @@ pub mod compute;
 pub mod devnet;
 pub mod executor;
 pub mod gateway;
+pub mod models;
 mod payments;
 pub mod presence;
 pub mod registry;

@@ -2,6 +2,7 @@
 
 mod codegen;
 mod gas;
+mod models;
 mod setup;
 mod test;
 
@@ -47,6 +48,9 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Fetch the models that the tests run, into NCN_TEST_MODELS or the user's cache directory, and install the server of objects that the
+    /// model store is tested against
+    Models,
     /// Measure what the network's transactions cost, print it, and write docs/gas.md
     Gas,
 }
@@ -83,6 +87,10 @@ fn perform() -> Result<()> {
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
+        }
+        Task::Models => {
+            models::run()?;
+            setup::object_server()
         }
         Task::Gas => gas::run(),
     }

@@ -18,8 +18,18 @@ pub(crate) fn contracts() -> Result<()> {
 
 /// The quickstart model's Python packages, in a virtual environment; returns its interpreter.
 pub(crate) fn python() -> Result<PathBuf> {
-    let requirements = root().join("ncn-node/models/digits/requirements.txt");
-    let environment = root().join("target/venv");
+    environment("ncn-node/models/digits/requirements.txt", "venv")
+}
+
+/// The server of objects that the model store is tested against, in a virtual environment.
+pub(crate) fn object_server() -> Result<()> {
+    environment("ncn-node/tests/s3/requirements.txt", "s3").map(drop)
+}
+
+/// A virtual environment in target/ with these packages; returns its interpreter.
+fn environment(requirements: &str, name: &str) -> Result<PathBuf> {
+    let requirements = root().join(requirements);
+    let environment = root().join("target").join(name);
     let python = environment.join("bin/python");
     once(&environment.join("installed"), &requirements, || {
         run("python3", &["-m", "venv", "--clear", &environment.to_string_lossy()], &root())?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{codegen, npm, root, run as run_program, setup};
+use crate::{codegen, models, npm, root, run as run_program, setup};
 
 /// What the test programs reported.
 #[derive(Default)]
@@ -27,6 +27,8 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
     // The Rust tests start a chain that comes with the contracts' tools.
     step("contracts: set up", setup::contracts)?;
+    step("models: fetch", models::run)?;
+    step("object server: set up", setup::object_server)?;
     step("Rust tests", || counted(&mut count, "cargo", &["test", "--workspace", "--locked"], "."))?;
     step("light build", || cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
     step("documentation", || {

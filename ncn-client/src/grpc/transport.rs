@@ -14,6 +14,8 @@ use crate::{
 
 /// The most models that a gateway's list is read to.
 const MAX_MODELS: usize = 10_000;
+/// The most sources of models that a gateway is believed to have.
+const MAX_MODEL_SOURCES: usize = 16;
 
 /// A gateway, called over gRPC.
 #[derive(Clone, Debug)]
@@ -108,6 +110,7 @@ impl Transport for GrpcTransport {
         Ok(NetworkInfo {
             gateway: wire::address("gateway", &network.gateway)?,
             trust_root: wire::required("trust_root", network.trust_root)?.try_into()?,
+            model_sources: network.model_sources.into_iter().take(MAX_MODEL_SOURCES).collect(),
         })
     }
 

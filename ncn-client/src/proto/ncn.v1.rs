@@ -394,6 +394,9 @@ pub struct NetworkInfo {
     pub gateway: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "2")]
     pub trust_root: ::core::option::Option<TrustRoot>,
+    /// URLs with the files of the subnet's models.
+    #[prost(string, repeated, tag = "3")]
+    pub model_sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseChannelRequest {

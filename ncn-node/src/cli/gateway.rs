@@ -16,6 +16,7 @@ use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
     devnet::quickstart,
     gateway::{Gateway, GatewayOptions, GatewayParts, client_service, compute_service, journal::StoredJournal},
+    models::Source,
     presence::{Announcement, Presence},
     server::GrpcServer,
     store::Store,
@@ -51,6 +52,9 @@ pub(crate) struct Arguments {
     /// A model's manifest; several may be given. The built-in quickstart model by default
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
+    /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
+    #[arg(long, value_name = "URL")]
+    model_source: Vec<String>,
     /// Settle channels once this many requests wait
     #[arg(long, value_name = "REQUESTS", default_value_t = 1_000)]
     settle_requests: usize,
@@ -73,6 +77,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let manifest = Bytes::from(fs::read(path).map_err(|error| refuse(error.to_string()))?);
         Model::parse(manifest.clone()).map_err(|error| refuse(error.to_string()))?;
         manifests.push(manifest);
+    }
+    for url in &arguments.model_source {
+        Source::named_by_others(url).map_err(|error| Failure::Input(format!("--model-source: {error}")))?;
     }
     if manifests.is_empty() {
         manifests.push(Bytes::from_static(quickstart::MANIFEST));
@@ -111,7 +118,7 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         // What is announced later replaces what was announced before.
         version: ncn_node::time::unix_now(),
     };
-    let options = GatewayOptions::default();
+    let options = GatewayOptions { model_sources: arguments.model_source.clone(), ..GatewayOptions::default() };
     let parts = GatewayParts {
         signer: signer.clone(),
         subnet,

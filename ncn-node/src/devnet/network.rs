@@ -187,7 +187,7 @@ impl LocalNetworkBuilder {
 
     /// What the gateway does.
     #[must_use]
-    pub const fn gateway_options(mut self, options: GatewayOptions) -> Self {
+    pub fn gateway_options(mut self, options: GatewayOptions) -> Self {
         self.options = options;
         self
     }
