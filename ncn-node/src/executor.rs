@@ -2,12 +2,16 @@
 
 mod engine;
 mod onnx;
+mod openai;
 mod package;
 mod tokenizer;
 mod worker;
 
 pub use engine::{Engine, EngineExecutor, Job, Session};
+#[cfg(feature = "ort")]
+pub use onnx::onnxruntime;
 pub use onnx::{Graph, OnnxEngine, Runtime};
+pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
 pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
 

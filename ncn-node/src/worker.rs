@@ -5,12 +5,21 @@
 mod process;
 mod serve;
 
-use std::{ffi::OsStr, process::exit, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    process::exit,
+    sync::Arc,
+};
 
 pub(crate) use process::{Asked, Process};
 pub use serve::serve;
 
 use crate::executor::EngineExecutor;
+#[cfg(feature = "ort")]
+use crate::executor::{
+    OnnxEngine,
+    onnxruntime::{self, OnnxRuntime},
+};
 #[cfg(target_os = "linux")]
 use crate::sandbox::launch;
 
@@ -31,12 +40,37 @@ pub fn init() {
     }
     if purpose.as_deref() == Some(OsStr::new(ARGUMENT)) {
         // In a thread of its own, since the caller may be inside a runtime: `#[tokio::main]` starts one before anything else.
-        exit(std::thread::spawn(run).join().unwrap_or(1));
+        let options = arguments.next();
+        exit(std::thread::spawn(|| run(options)).join().unwrap_or(1));
+    }
+    #[cfg(feature = "ort")]
+    if purpose.as_deref() == Some(OsStr::new(onnxruntime::ARGUMENT)) {
+        exit(onnxruntime::run_probe(arguments));
     }
 }
 
+/// What a worker without options runs: every engine that this program has built in. Options are for one engine.
+fn executor(options: Option<OsString>) -> Option<EngineExecutor> {
+    options.map_or_else(|| Some(EngineExecutor::built_in()), |options| with_options(&options))
+}
+
+#[cfg(feature = "ort")]
+fn with_options(options: &OsStr) -> Option<EngineExecutor> {
+    let options = serde_json::from_slice(options.as_encoded_bytes()).ok()?;
+    Some(EngineExecutor::new(vec![Box::new(OnnxEngine::new(OnnxRuntime::new(options)))]))
+}
+
+#[cfg(not(feature = "ort"))]
+const fn with_options(_: &OsStr) -> Option<EngineExecutor> {
+    None
+}
+
 /// Serves until the node closes the worker's standard input, then reports how it went.
-fn run() -> i32 {
+fn run(options: Option<OsString>) -> i32 {
+    let Some(executor) = executor(options) else {
+        tracing::error!("the worker's options make no sense");
+        return 2;
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,7 +78,7 @@ fn run() -> i32 {
             return 1;
         }
     };
-    let served = runtime.block_on(serve(Arc::new(EngineExecutor::built_in()), tokio::io::stdin(), tokio::io::stdout()));
+    let served = runtime.block_on(serve(Arc::new(executor), tokio::io::stdin(), tokio::io::stdout()));
     // A model that still runs is not waited for: the node has closed the connection.
     runtime.shutdown_background();
     i32::from(served.is_err())

@@ -51,6 +51,8 @@ enum Task {
     /// Fetch the models that the tests run, into NCN_TEST_MODELS or the user's cache directory, and install the server of objects that the
     /// model store is tested against
     Models,
+    /// Install the engines that tests ask, pinned: ONNX Runtime and llama.cpp
+    Engines,
     /// Measure what the network's transactions cost, print it, and write docs/gas.md
     Gas,
 }
@@ -92,6 +94,7 @@ fn perform() -> Result<()> {
             models::run()?;
             setup::object_server()
         }
+        Task::Engines => setup::engines(),
         Task::Gas => gas::run(),
     }
 }

@@ -18,23 +18,29 @@ pub(crate) fn contracts() -> Result<()> {
 
 /// The quickstart model's Python packages, in a virtual environment; returns its interpreter.
 pub(crate) fn python() -> Result<PathBuf> {
-    environment("ncn-node/models/digits/requirements.txt", "venv")
+    environment("venv", "ncn-node/models/digits/requirements.txt", &[])
 }
 
 /// The server of objects that the model store is tested against, in a virtual environment.
 pub(crate) fn object_server() -> Result<()> {
-    environment("ncn-node/tests/s3/requirements.txt", "s3").map(drop)
+    environment("s3", "ncn-node/tests/s3/requirements.txt", &[]).map(drop)
+}
+
+/// The engines that tests ask, in a virtual environment. They need none of the packages that they name.
+pub(crate) fn engines() -> Result<()> {
+    environment("engines", "ncn-node/tests/engines/requirements.txt", &["--no-deps"]).map(drop)
 }
 
 /// A virtual environment in target/ with these packages; returns its interpreter.
-fn environment(requirements: &str, name: &str) -> Result<PathBuf> {
+fn environment(name: &str, requirements: &str, options: &[&str]) -> Result<PathBuf> {
     let requirements = root().join(requirements);
     let environment = root().join("target").join(name);
     let python = environment.join("bin/python");
     once(&environment.join("installed"), &requirements, || {
         run("python3", &["-m", "venv", "--clear", &environment.to_string_lossy()], &root())?;
         let requirements = requirements.to_string_lossy().into_owned();
-        run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements], &root())
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements];
+        run(&python, &[&install, options].concat(), &root())
     })?;
     Ok(python)
 }

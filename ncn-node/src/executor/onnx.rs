@@ -1,6 +1,8 @@
 //! ONNX models: what is the same for every runtime.
 
 mod batch;
+#[cfg(feature = "ort")]
+pub mod onnxruntime;
 mod rten;
 
 use std::{sync::Arc, time::Instant};

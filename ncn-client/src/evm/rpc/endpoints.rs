@@ -1,10 +1,7 @@
 //! Asks one endpoint after the other.
 
 use std::{
-    sync::{
-        Once,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -56,11 +53,7 @@ enum Refusal {
 
 impl Endpoints {
     pub(super) async fn connect(urls: &[String], chain_id: Option<u64>, timeout: Duration) -> Result<Self, EvmError> {
-        // Once per process, unless the program has chosen itself.
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-        let http = reqwest::Client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none());
-        let http = http.build().map_err(|error| EvmError::Unreachable(format!("HTTP: {error}")))?;
+        let http = crate::http().build().map_err(|error| EvmError::Unreachable(format!("HTTP: {error}")))?;
         let mut all = Vec::new();
         for url in urls {
             all.push(Endpoint::new(url, http.clone())?);

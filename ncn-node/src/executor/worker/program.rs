@@ -2,6 +2,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use ncn_core::{Executor as _, ExecutorError, model::ModelFormat};
 
+#[cfg(feature = "ort")]
+use crate::executor::onnxruntime::{Device, Library, Options};
 use crate::{executor::EngineExecutor, worker};
 
 /// A program that is started as a worker.
@@ -30,6 +32,20 @@ impl WorkerProgram {
         }
         let path = std::env::current_exe().map_err(|error| ExecutorError::Worker(error.to_string()))?;
         Ok(Self::new(path))
+    }
+
+    /// The same program as a worker that runs ONNX models by a library of ONNX Runtime, which it loads once it is confined.
+    #[cfg(feature = "ort")]
+    #[must_use]
+    pub fn with_onnxruntime(mut self, library: &Library, device: Device, threads: Option<u32>) -> Self {
+        let options = Options { library: library.path.clone(), device, threads };
+        // A path that JSON has no form for: a worker without options would be another one, one with wrong options ends.
+        self.arguments.push(serde_json::to_string(&options).unwrap_or_default());
+        self.environment.extend(library.environment());
+        self.paths.extend(library.directories());
+        // By it the library chooses what is fastest here.
+        self.paths.push("/proc/cpuinfo".into());
+        Self { name: format!("ONNX Runtime on {device}"), formats: vec![ModelFormat::Onnx], ..self }
     }
 
     /// Another program that calls [`worker::init`], such as `ncn`.
