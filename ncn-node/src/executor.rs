@@ -1,6 +1,8 @@
 //! Running models: engines in this process, and any engine in a worker process of its own.
 
 mod engine;
+#[cfg(feature = "gguf")]
+mod gguf;
 mod onnx;
 mod openai;
 mod package;
@@ -8,6 +10,8 @@ mod tokenizer;
 mod worker;
 
 pub use engine::{Engine, EngineExecutor, Job, Session};
+#[cfg(feature = "gguf")]
+pub use gguf::GgufEngine;
 #[cfg(feature = "ort")]
 pub use onnx::onnxruntime;
 pub use onnx::{Graph, OnnxEngine, Runtime};
@@ -18,6 +22,10 @@ pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
 impl EngineExecutor {
     /// With every engine that this program has built in.
     pub fn built_in() -> Self {
-        Self::new(vec![Box::new(OnnxEngine::built_in())])
+        Self::new(vec![
+            Box::new(OnnxEngine::built_in()),
+            #[cfg(feature = "gguf")]
+            Box::new(GgufEngine::default()),
+        ])
     }
 }

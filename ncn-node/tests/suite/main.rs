@@ -17,6 +17,7 @@ mod executor;
 mod expected;
 mod failures;
 mod gas;
+mod gguf;
 mod hostile;
 mod liars;
 mod llama;

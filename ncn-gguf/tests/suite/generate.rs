@@ -1,0 +1,146 @@
+use std::{num::NonZero, ops::ControlFlow};
+
+use ncn_gguf::{Finish, GenerateError, Generated, Generator, Message, Prompt, Settings};
+
+use crate::made::{CONTEXT, Field, Made, tokens};
+
+fn open(made: &Made, threads: usize) -> Generator {
+    Generator::open(&made.write().0, NonZero::new(threads).unwrap()).unwrap()
+}
+
+fn prompt(generator: &Generator, text: &str) -> Vec<u32> {
+    generator.tokens(&Prompt::Text(text.into())).unwrap()
+}
+
+fn generate(generator: &Generator, prompt: &[u32], settings: &Settings) -> (String, Generated) {
+    let mut text = String::new();
+    let generated = generator.generate(prompt, settings, |piece| {
+        text.push_str(piece);
+        ControlFlow::Continue(())
+    });
+    (text, generated.unwrap())
+}
+
+#[test]
+fn the_same_text_on_any_number_of_threads_and_in_company() {
+    let made = Made::model();
+    let one = open(&made, 1);
+    // Longer than a batch, so that its first tokens are computed together and its last alone.
+    let prompt = prompt(&one, "the quick brown fox jumps over the lazy dog. 12345");
+    for (seed, temperature) in [(0, 0.0), (1, 0.9), (2, 0.9)] {
+        let settings = Settings { seed, temperature, top_p: 0.95, max_tokens: 40, ..Settings::default() };
+        let expected = generate(&one, &prompt, &settings);
+        for threads in [1, 2, 5] {
+            let generator = open(&made, threads);
+            std::thread::scope(|scope| {
+                let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| generate(&generator, &prompt, &settings))).collect();
+                for run in runs {
+                    assert_eq!(run.join().unwrap(), expected, "{threads} threads");
+                }
+            });
+        }
+    }
+    let text = |seed| generate(&one, &prompt, &Settings { seed, temperature: 1.0, ..Settings::default() }).0;
+    assert_ne!(text(1), text(2), "another seed, another text");
+}
+
+#[test]
+fn a_text_ends_at_its_length_its_stop_sequence_or_the_context() {
+    let generator = open(&Made::model(), 1);
+    let prompt = prompt(&generator, "hello");
+    let settings = Settings { max_tokens: 20, ..Settings::default() };
+    let (text, generated) = generate(&generator, &prompt, &settings);
+    assert_eq!(generated, Generated { tokens: 20, finish: Finish::Length });
+
+    let characters: Vec<char> = text.chars().collect();
+    let stop: String = characters[3..6].iter().collect();
+    let end = text.find(&stop).unwrap();
+    let (stopped, generated) = generate(&generator, &prompt, &Settings { stop: vec![stop], ..settings });
+    assert_eq!((stopped.as_str(), generated.finish), (&text[..end], Finish::Stop));
+
+    let settings = Settings { max_tokens: 10_000, ..Settings::default() };
+    let (_, generated) = generate(&generator, &prompt, &settings);
+    assert_eq!(generated, Generated { tokens: CONTEXT as usize - prompt.len(), finish: Finish::Length });
+}
+
+#[test]
+fn the_token_that_ends_a_text_is_counted_and_not_given() {
+    let made = Made::model();
+    let first_token = |end: u32| {
+        let made = made.clone().with("tokenizer.ggml.eos_token_id", Field::U32(end));
+        let generator = open(&made, 1);
+        generate(&generator, &prompt(&generator, "a"), &Settings { max_tokens: 2, ..Settings::default() })
+    };
+    let ended: Vec<_> = (0..tokens().len() as u32).map(first_token).filter(|(_, generated)| generated.tokens == 1).collect();
+    assert_eq!(ended.len(), 1, "one of all tokens is the first one");
+    assert_eq!(ended[0].1.finish, Finish::Stop);
+}
+
+#[test]
+fn nothing_is_computed_once_the_caller_breaks() {
+    let generator = open(&Made::model(), 1);
+    let prompt = prompt(&generator, &"ab ".repeat(20));
+    for allowed in 0..5 {
+        let mut calls = 0;
+        let generated = generator.generate(&prompt, &Settings::default(), |_| {
+            calls += 1;
+            if calls > allowed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let generated = generated.unwrap();
+        assert_eq!((generated.finish, calls), (Finish::Break, allowed + 1));
+        assert!(generated.tokens <= allowed);
+    }
+}
+
+#[test]
+fn the_chat_template_puts_messages_into_words() {
+    let made = Made::model();
+    let generator = open(&made, 1);
+    let messages = Prompt::messages(r#"[{"role":"user","content":" the cat "}]"#).unwrap();
+    let expected = generator.tokens(&Prompt::Text("<s>user: the cat\n<s>assistant: ".into())).unwrap();
+    assert_eq!(generator.tokens(&messages).unwrap(), expected);
+    assert_eq!(expected[0] as usize, tokens().len() - 2, "a control token is one token");
+
+    for (template, problem) in [
+        ("{{ raise_exception('roles have to alternate') }}", "roles have to alternate"),
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", "fuel"),
+        ("{% for i in range(10000) %}more than fits {% endfor %}", "shorten"),
+        ("{{ messages.nothing.at_all }}", "undefined"),
+    ] {
+        let made = made.clone().with("tokenizer.chat_template", Field::Text(template.into()));
+        let error = open(&made, 1).tokens(&messages).unwrap_err().to_string();
+        assert!(error.starts_with("`messages` ") && error.contains(problem), "{error}");
+    }
+    let error = open(&made.without("tokenizer.chat_template"), 1).tokens(&messages).unwrap_err();
+    assert!(error.to_string().contains("send `prompt`"), "{error}");
+}
+
+#[test]
+fn prompts_that_make_no_sense_are_refused_by_name() {
+    let generator = open(&Made::model(), 1);
+    for text in [String::new(), "xy".repeat(CONTEXT as usize), "x".repeat(1 << 20)] {
+        let error = generator.tokens(&Prompt::Text(text)).unwrap_err();
+        assert!(matches!(&error, GenerateError::Refused { name, .. } if name == "prompt"), "{error}");
+    }
+    let longest = "x".repeat(CONTEXT as usize - 1);
+    assert_eq!(generate(&generator, &prompt(&generator, &longest), &Settings::default()).1.tokens, 1);
+    let many = format!("[{}]", vec![r#"{"role":"user","content":""}"#; 1025].join(","));
+    for json in ["", "{}", "[]", r#"[{"role":"user"}]"#, r#"[{"role":"user","content":"a","name":"b"}]"#, &many] {
+        let error = Prompt::messages(json).unwrap_err();
+        assert!(matches!(&error, GenerateError::Refused { name, .. } if name == "messages"), "{error}");
+    }
+    let messages = vec![Message { role: "user".into(), content: "x ".repeat(1 << 16) }];
+    assert!(generator.tokens(&Prompt::Messages(messages)).is_err());
+    let refused =
+        generator.generate(&[1], &Settings { temperature: f32::NAN, ..Settings::default() }, |_| ControlFlow::Continue(()));
+    assert!(matches!(refused, Err(GenerateError::Refused { .. })));
+}
+
+#[test]
+fn memory_is_told_before_it_is_taken() {
+    let generator = open(&Made::model(), 1);
+    assert!(generator.weight_bytes() > 60_000);
+    // Keys and values of two layers, two heads of 16 elements, 256 tokens at a time.
+    assert_eq!(generator.text_bytes(1), 2 * 2 * 2 * 16 * 256 * 4);
+    assert_eq!(generator.text_bytes(257), 2 * generator.text_bytes(256));
+}
