@@ -12,6 +12,8 @@ pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
 
 /// The most bytes that one message may have.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// The version of what a compute node and its workers say to each other.
+pub const WORKER_VERSION: u32 = 1;
 
 /// A message that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,22 +1,16 @@
 //! The port for running models.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod package;
+
+use std::time::Duration;
 
 use alloy_primitives::B256;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
+pub use package::ModelPackage;
 use serde::{Deserialize, Serialize};
 
-use crate::{Model, Values, model::ModelFormat, sandbox::Confinement};
-
-/// A model package on disk: its manifest and the directory that holds the manifest's files.
-#[derive(Clone, Debug)]
-pub struct ModelPackage {
-    /// What it is.
-    pub model: Arc<Model>,
-    /// Where its files are.
-    pub directory: PathBuf,
-}
+use crate::{Values, model::ModelFormat, sandbox::Confinement};
 
 /// One inference to run.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ mod gguf;
 mod onnx;
 mod openai;
 mod package;
+mod python;
 mod tokenizer;
 mod worker;
 
@@ -17,6 +18,7 @@ pub use onnx::onnxruntime;
 pub use onnx::{Graph, OnnxEngine, Runtime};
 pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
+pub use python::{INTERPRETER_VARIABLE, Python, PythonError, WORKER_VARIABLE};
 pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
 
 impl EngineExecutor {

@@ -26,9 +26,6 @@ use crate::sandbox::launch;
 /// The argument that makes a program that calls [`init`] a worker.
 pub const ARGUMENT: &str = "ncn-worker";
 
-/// The version of what node and worker say to each other.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
-
 /// Runs as a worker, or confines itself to become one, when this process was started for that, and does not return; returns at once
 /// otherwise.
 pub fn init() {

@@ -26,6 +26,8 @@ struct Arguments {
 enum Task {
     /// Check and test everything: formats, lints, Rust, doc and contract tests, drift of generated files. Installs what it needs
     Test,
+    /// Install what the tests need besides Rust, pinned: contracts' tools, Python packages, models
+    Setup,
     /// Generate the Rust code of proto/ into ncn-client/src/proto/
     Codegen {
         /// Only compare: fail when the committed code is not what would be generated
@@ -61,6 +63,8 @@ enum Task {
 enum Bench {
     /// What checking and keeping a voucher takes
     Money,
+    /// What a warm worker for Python saves
+    Python,
 }
 
 #[derive(Subcommand)]
@@ -83,9 +87,20 @@ fn main() -> ExitCode {
 fn perform() -> Result<()> {
     match Arguments::parse().task {
         Task::Test => test::run(),
+        Task::Setup => {
+            setup::contracts()?;
+            setup::python()?;
+            setup::object_server()?;
+            setup::engines()?;
+            models::run()
+        }
         Task::Codegen { check } => codegen::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
+        Task::Bench { what: Bench::Python } => {
+            setup::python()?;
+            long_test("python::first_bytes", &["--release"])
+        }
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })

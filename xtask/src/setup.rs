@@ -16,7 +16,8 @@ pub(crate) fn contracts() -> Result<()> {
     once(&directory.join("node_modules/.installed"), &lock, || npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"]))
 }
 
-/// The quickstart model's Python packages, in a virtual environment; returns its interpreter.
+/// The Python packages that models in Python and the quickstart model's check need, in a virtual environment; returns its
+/// interpreter.
 pub(crate) fn python() -> Result<PathBuf> {
     environment("venv", "ncn-node/models/digits/requirements.txt", &[])
 }

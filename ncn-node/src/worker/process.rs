@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use ncn_client::{
     proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::MAX_MESSAGE_BYTES,
+    wire::{MAX_MESSAGE_BYTES, WORKER_VERSION},
 };
 use ncn_core::ExecutorError;
 use prost::Message as _;
@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::{PROTOCOL_VERSION, serve};
+use super::serve;
 
 /// How long a worker may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ impl Process {
         let first = first.map_err(|_| gone(format!("was not ready within {START_TIMEOUT:?}")))?;
         let first = first.ok_or_else(|| gone("ended before it was ready: does its program call ncn_node::worker::init?"))?;
         match serve::decode(first.map_err(gone)?).map_err(gone)?.message {
-            Some(from_worker::Message::Ready(proto::Ready { version: PROTOCOL_VERSION })) => {}
+            Some(from_worker::Message::Ready(proto::Ready { version: WORKER_VERSION })) => {}
             other => return Err(gone(format!("speaks another version: {other:?}"))),
         }
         tokio::spawn(write(FramedWrite::new(stdin, serve::codec()), to_send, group.clone()));

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt as _};
 use ncn_client::{
     proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_MESSAGE_BYTES},
+    wire::{self, MAX_MESSAGE_BYTES, WORKER_VERSION},
 };
 use ncn_core::{Execution, Executor as _, ExecutorError, Model, executor::ModelPackage};
 use prost::Message as _;
@@ -25,7 +25,6 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-use super::PROTOCOL_VERSION;
 use crate::executor::EngineExecutor;
 
 /// How many answers wait for the node to read them.
@@ -63,7 +62,7 @@ pub async fn serve(
         }
         io::Result::Ok(())
     });
-    let ready = from_worker::Message::Ready(proto::Ready { version: PROTOCOL_VERSION });
+    let ready = from_worker::Message::Ready(proto::Ready { version: WORKER_VERSION });
     // Sending fails only when the node is gone, which the input's end will show.
     let _ = answers.send(FromWorker { id: 0, message: Some(ready) }).await;
 

@@ -28,6 +28,7 @@ mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod openai;
+mod python;
 mod real_models;
 mod recovery;
 mod rpc;

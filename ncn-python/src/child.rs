@@ -1,0 +1,200 @@
+//! A fork of the interpreter: runs `infer` once and ends.
+
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    time::Instant,
+};
+
+use ncn_client::{
+    proto::{FromWorker, RunModel, ToWorker, from_worker, to_worker},
+    wire::{self, MAX_MESSAGE_BYTES},
+};
+use ncn_core::{
+    ExecutorError, Manifest, OutputChunk, Tensor, Usage, Values,
+    model::{InputError, OutputSpec, Tensors},
+};
+use prost::Message as _;
+use pyo3::prelude::*;
+
+use crate::{
+    failure,
+    fork::Ends,
+    frames::{Incoming, frame},
+    model::Loaded,
+    values,
+};
+
+/// The most bytes that all parts of an output may have together.
+const MAX_OUTPUT_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
+
+/// What a fork begins with.
+pub(crate) struct Job {
+    pub(crate) model: Option<Loaded>,
+    /// The request's private directory, to be made.
+    pub(crate) directory: PathBuf,
+    pub(crate) ends: Ends,
+}
+
+/// Takes one request, answers it, and ends the process.
+pub(crate) fn run(py: Python<'_>, job: &Job) -> PyResult<()> {
+    // A panic must not unwind into what was the parent's.
+    let done = catch_unwind(AssertUnwindSafe(|| job.serve(py)));
+    // Nothing of the parent's is finished or flushed twice.
+    py.import("os")?.call_method1("_exit", (i32::from(!matches!(done, Ok(Ok(())))),))?;
+    Ok(())
+}
+
+/// An error, as the protocol has it.
+pub(crate) fn error_message(error: &ExecutorError) -> from_worker::Message {
+    from_worker::Message::Error(serde_json::to_string(error).unwrap_or_default())
+}
+
+impl Job {
+    fn serve(&self, py: Python<'_>) -> io::Result<()> {
+        // All that can be done before the request comes.
+        let prepared = self.prepare(py);
+        let mut messages = Incoming::new(self.ends.request.try_clone()?);
+        let message = loop {
+            match messages.next::<ToWorker>()? {
+                Some(ToWorker { message, .. }) => break message,
+                None if messages.read()? => {}
+                // It is not needed.
+                None => return Ok(()),
+            }
+        };
+        let Some(to_worker::Message::Run(run)) = message else { return Err(io::Error::other("not a request")) };
+        let prepared = prepared.map_err(|problem| ExecutorError::Worker(format!("a fork could not be made ready: {problem}")));
+        let answer = match prepared.and_then(|()| self.run(py, run)) {
+            Ok(chunk) => from_worker::Message::Chunk(chunk.into()),
+            Err(error) => error_message(&error),
+        };
+        self.send(answer)
+    }
+
+    /// Sends all parts of the output but the last, which is returned.
+    fn run(&self, py: Python<'_>, run: RunModel) -> Result<OutputChunk, ExecutorError> {
+        let started = Instant::now();
+        let Some(Loaded { model, infer, takes_parameters }) = &self.model else {
+            return Err(ExecutorError::Worker("a fork without a model".into()));
+        };
+        let manifest = model.manifest();
+        let sent = wire::values_from_proto(run.inputs).map_err(|error| ExecutorError::Worker(error.to_string()))?;
+        // Tensors of tokens are left out: a module in Python makes its own.
+        let tensors = manifest.prepare(&sent, None).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
+        seed(py, &run.parameters)?;
+        let inputs = values::inputs(py, manifest, &tensors, &sent, &self.directory)?;
+        let raised = |error: PyErr| failure::of_infer(py, &error);
+        let infer = infer.bind(py);
+        let given = if *takes_parameters {
+            let parameters = py.import("json").and_then(|json| json.call_method1("loads", (&run.parameters,)));
+            parameters.and_then(|parameters| infer.call1((inputs, parameters)))
+        } else {
+            infer.call1((inputs,))
+        };
+        let given = given.map_err(raised)?;
+
+        let streams = given.hasattr("__next__").unwrap_or(false);
+        let (all, output_units) = if streams {
+            self.stream(py, manifest, &given)?
+        } else {
+            let all = values::outputs(manifest, &given)?;
+            let units = rows(all.iter().find_map(|(_, value)| value.as_tensor()));
+            (all, units)
+        };
+        let whole = finish(manifest, all.clone(), &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
+        // What was sent already is not sent again.
+        let sent = if streams { all } else { Values::new() };
+        let values = whole.into_iter().filter(|(name, value)| sent.get(name) != Some(value)).collect();
+        let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let input_units = rows(tensors.values().next());
+        Ok(OutputChunk { values, usage: Some(Usage { input_units, output_units, duration_micros }) })
+    }
+
+    /// Sends what a generator gives as it comes. Returns all of it together, and how many parts it had.
+    fn stream(&self, py: Python<'_>, manifest: &Manifest, given: &Bound<'_, PyAny>) -> Result<(Values, u64), ExecutorError> {
+        let raised = |error: PyErr| failure::of_infer(py, &error);
+        let mut all = Values::new();
+        let (mut parts, mut bytes) = (0, 0);
+        for part in given.try_iter().map_err(raised)? {
+            let values = values::outputs(manifest, &part.map_err(raised)?)?;
+            bytes += values.size();
+            if bytes > MAX_OUTPUT_BYTES {
+                return Err(ExecutorError::InvalidOutput(format!("has more than {MAX_OUTPUT_BYTES} bytes")));
+            }
+            parts += 1;
+            all.append(values.clone());
+            let sent = self.send(from_worker::Message::Chunk(OutputChunk { values, usage: None }.into()));
+            sent.map_err(|error| ExecutorError::Worker(format!("the output cannot be sent: {error}")))?;
+        }
+        Ok((all, parts))
+    }
+
+    /// Makes the private directory, confines the process to it, and gives it random numbers of its own.
+    fn prepare(&self, py: Python<'_>) -> Result<(), String> {
+        fs::create_dir(&self.directory).map_err(|error| format!("{}: {error}", self.directory.display()))?;
+        env::set_current_dir(&self.directory).map_err(|error| error.to_string())?;
+        #[cfg(target_os = "linux")]
+        crate::confine::request(&self.directory).map_err(|error| error.to_string())?;
+        let environment = py.import("os").and_then(|os| os.getattr("environ"));
+        let set = environment.and_then(|environment| {
+            ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, self.directory.as_os_str()))
+        });
+        set.map_err(|error| error.to_string())?;
+        seed(py, "{}").map_err(|error| error.to_string())?;
+        values::rehearse(py)
+    }
+
+    fn send(&self, message: from_worker::Message) -> io::Result<()> {
+        let mut message = FromWorker { id: 0, message: Some(message) };
+        if message.encoded_len() > MAX_MESSAGE_BYTES {
+            let error = ExecutorError::InvalidOutput(format!("has more than {MAX_MESSAGE_BYTES} bytes"));
+            message.message = Some(error_message(&error));
+        }
+        (&self.ends.answers).write_all(&frame(&message))
+    }
+}
+
+/// The outputs as the manifest promises them, with what is read off tensors.
+fn finish(manifest: &Manifest, outputs: Values, inputs: &Tensors) -> Result<Values, InputError> {
+    if !manifest.outputs.iter().all(|output| matches!(output, OutputSpec::Tensor(_))) {
+        return manifest.check_outputs(&outputs).map(|()| outputs);
+    }
+    let tensors = outputs.into_iter().filter_map(|(name, value)| Some((name, value.as_tensor()?.clone())));
+    manifest.finish(tensors.collect(), inputs)
+}
+
+/// Seeds what makes random numbers: from the parameters' `seed`, or else so that no two requests draw the same.
+fn seed(py: Python<'_>, parameters: &str) -> Result<(), ExecutorError> {
+    let invalid = |problem: &dyn std::fmt::Display| ExecutorError::InvalidInput(format!("parameters: {problem}"));
+    let parameters: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(parameters).map_err(|error| invalid(&format!("are no JSON object: {error}")))?;
+    let seed = match parameters.get("seed") {
+        None => None,
+        Some(seed) => Some(seed.as_u64().ok_or_else(|| invalid(&"seed is an integer from 0 to 2^64 - 1"))?),
+    };
+    let plant = || -> PyResult<()> {
+        let modules = py.import("sys")?.getattr("modules")?;
+        if let Some(seed) = seed {
+            // Without one, the fork has seeded it anew.
+            py.import("random")?.call_method1("seed", (seed,))?;
+        }
+        // It is loaded when it is first used; then it seeds itself, so that matters only for a given seed.
+        if modules.contains(if seed.is_some() { "numpy" } else { "numpy.random" })? {
+            py.import("numpy.random")?.call_method1("seed", (seed.map(|seed| seed & u64::from(u32::MAX)),))?;
+        }
+        if modules.contains("torch")? {
+            let torch = py.import("torch")?;
+            seed.map_or_else(|| torch.call_method0("seed"), |seed| torch.call_method1("manual_seed", (seed,)))?;
+        }
+        Ok(())
+    };
+    plant().map_err(|error| invalid(&error))
+}
+
+/// The rows of a batch; 1 of anything that is no batch.
+fn rows(tensor: Option<&Tensor>) -> u64 {
+    tensor.and_then(|tensor| tensor.shape().first()).map_or(1, |rows| *rows as u64)
+}

@@ -1,0 +1,150 @@
+//! The forks that requests run in, as the interpreter sees them that they were forked from.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
+
+use ncn_client::proto::{FromWorker, from_worker};
+use ncn_core::ExecutorError;
+use pyo3::prelude::*;
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid},
+};
+
+use crate::{
+    child::error_message,
+    frames::{Incoming, Outgoing},
+};
+
+/// A fork of the interpreter, which takes one request.
+pub(crate) struct Fork {
+    process: Pid,
+    directory: PathBuf,
+    pub(crate) request: Outgoing,
+    pub(crate) answers: Incoming,
+    state: State,
+}
+
+enum State {
+    /// It waits for its request, or has not given the last answer to it.
+    Open,
+    /// It has given its last answer.
+    Answered,
+    /// It was ended; the error is the answer.
+    Stopped(ExecutorError),
+}
+
+/// What a fork has of the interpreter that it was forked from: where its request comes from and its answers go.
+pub(crate) struct Ends {
+    pub(crate) request: File,
+    pub(crate) answers: File,
+}
+
+impl Fork {
+    /// Forks. The fork itself gets its ends in place of a [`Fork`].
+    pub(crate) fn new(py: Python<'_>, directory: PathBuf) -> PyResult<Result<Self, Ends>> {
+        let file = |end: OwnedFd| File::from(end);
+        let (request, to_fork) = io::pipe()?;
+        let (from_fork, answers) = io::pipe()?;
+        // Python's own, which tells the libraries that want to know of it.
+        let process: i32 = py.import("os")?.call_method0("fork")?.extract()?;
+        Ok(match Pid::from_raw(process) {
+            None => Err(Ends { request: file(request.into()), answers: file(answers.into()) }),
+            Some(process) => Ok(Self {
+                process,
+                directory,
+                request: Outgoing::new(file(to_fork.into()))?,
+                answers: Incoming::new(file(from_fork.into())),
+                state: State::Open,
+            }),
+        })
+    }
+
+    /// True until it has given its last answer or was stopped.
+    pub(crate) const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// Ends it; the error becomes the answer, unless there is one already.
+    pub(crate) fn stop(&mut self, error: ExecutorError) {
+        if self.is_open() {
+            self.state = State::Stopped(error);
+        }
+        self.kill();
+    }
+
+    /// Ends it, if it does not end by itself.
+    pub(crate) fn kill(&self) {
+        // It fails only when the process has ended by itself.
+        let _ = kill_process(self.process, Signal::KILL);
+    }
+
+    /// Reads what it says. False once it says nothing any more.
+    pub(crate) fn read(&mut self) -> bool {
+        self.answers.read().unwrap_or(false)
+    }
+
+    /// Its next answer, if it has come as a whole.
+    pub(crate) fn next(&mut self) -> Option<from_worker::Message> {
+        if !self.is_open() {
+            return None;
+        }
+        let message = match self.answers.next() {
+            Ok(None) => return None,
+            Ok(Some(FromWorker { message: Some(from_worker::Message::Chunk(chunk)), .. })) => {
+                if chunk.usage.is_none() {
+                    return Some(from_worker::Message::Chunk(chunk));
+                }
+                from_worker::Message::Chunk(chunk)
+            }
+            Ok(Some(FromWorker { message: Some(message @ from_worker::Message::Error(_)), .. })) => message,
+            // Only a model that writes to the pipe by itself gets here.
+            _ => error_message(&ExecutorError::Failed("its process says something that makes no sense".into())),
+        };
+        self.state = State::Answered;
+        Some(message)
+    }
+
+    /// Sees it off, once it says nothing any more or is not needed. Gives the answer that it still owes.
+    pub(crate) fn end(self) -> Option<ExecutorError> {
+        // It may have closed its pipe and live on. If it is about to end, this changes nothing of how.
+        self.kill();
+        let status = loop {
+            match waitpid(Some(self.process), WaitOptions::empty()) {
+                Err(Errno::INTR) => {}
+                status => break status.ok().flatten().map(|(_, status)| status),
+            }
+        };
+        // What is left costs space, no more: the sandbox bounds that.
+        let _ = fs::remove_dir_all(&self.directory);
+        match self.state {
+            State::Answered => None,
+            State::Stopped(error) => Some(error),
+            State::Open => {
+                let how = status.map_or_else(String::new, how);
+                Some(ExecutorError::Failed(format!("its process ended without an answer{how}")))
+            }
+        }
+    }
+}
+
+/// How a process ended.
+fn how(status: WaitStatus) -> String {
+    let Some(signal) = status.terminating_signal() else {
+        return status.exit_status().map_or_else(String::new, |code| format!(", with exit status {code}"));
+    };
+    let name = match Signal::from_named_raw(signal) {
+        Some(Signal::SEGV) => " (SIGSEGV)",
+        Some(Signal::ABORT) => " (SIGABRT)",
+        Some(Signal::BUS) => " (SIGBUS)",
+        Some(Signal::ILL) => " (SIGILL)",
+        Some(Signal::FPE) => " (SIGFPE)",
+        Some(Signal::KILL) => " (SIGKILL): it closed its side, or the system has run out of memory",
+        _ => "",
+    };
+    format!(", by signal {signal}{name}")
+}
