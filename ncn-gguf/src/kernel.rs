@@ -200,7 +200,7 @@ mod tests {
         let rows = Rows { width: 4, values: &values, scales: &scales };
         let mut products = [0.0; 2];
         multiply(rows, Rows { width: 4, values: &[values.clone(), negative].concat(), scales: &scales.repeat(2) }, &mut products);
-        assert_eq!(products, [2_064_512.0, -2_064_512.0]);
+        assert_eq!(products.map(f32::to_bits), [2_064_512.0_f32, -2_064_512.0].map(f32::to_bits));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod kernel;
 #[cfg(test)]
 #[allow(dead_code, reason = "the tests of the whole use more of it")]
 #[path = "../tests/suite/made.rs"]
+#[allow(clippy::cast_possible_truncation, reason = "a small file")]
 mod made;
 mod matrix;
 mod model;

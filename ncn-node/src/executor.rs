@@ -3,22 +3,26 @@
 mod engine;
 #[cfg(feature = "gguf")]
 mod gguf;
+mod machine;
 mod onnx;
 mod openai;
 mod package;
 mod python;
+mod selector;
 mod tokenizer;
 mod worker;
 
 pub use engine::{Engine, EngineExecutor, Job, Session};
 #[cfg(feature = "gguf")]
 pub use gguf::GgufEngine;
+pub use machine::{Choice, EngineState, Machine, MachineOptions};
 #[cfg(feature = "ort")]
 pub use onnx::onnxruntime;
 pub use onnx::{Graph, OnnxEngine, Runtime};
 pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
 pub use python::{INTERPRETER_VARIABLE, Python, PythonError, WORKER_VARIABLE};
+pub use selector::Selector;
 pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
 
 impl EngineExecutor {

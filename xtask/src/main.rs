@@ -50,11 +50,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Fetch the models that the tests run, into NCN_TEST_MODELS or the user's cache directory, and install the server of objects that the
-    /// model store is tested against
+    /// Fetch the models that the tests run, into NCN_TEST_MODELS or the user's cache directory
     Models,
-    /// Install the engines that tests ask, pinned: ONNX Runtime and llama.cpp
-    Engines,
     /// Measure what the network's transactions cost, print it, and write docs/gas.md
     Gas,
 }
@@ -63,8 +60,8 @@ enum Task {
 enum Bench {
     /// What checking and keeping a voucher takes
     Money,
-    /// What a warm worker for Python saves
-    Python,
+    /// What confinement, workers and engines cost
+    Compute,
 }
 
 #[derive(Subcommand)]
@@ -97,19 +94,17 @@ fn perform() -> Result<()> {
         Task::Codegen { check } => codegen::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
-        Task::Bench { what: Bench::Python } => {
+        Task::Bench { what: Bench::Compute } => {
+            models::run()?;
+            setup::engines()?;
             setup::python()?;
-            long_test("python::first_bytes", &["--release"])
+            long_test("bench_", &["--release"])
         }
         Task::Artifacts { check } => {
             setup::contracts()?;
             npm(if check { &["run", "--silent", "artifacts", "--", "--check"] } else { &["run", "--silent", "artifacts"] })
         }
-        Task::Models => {
-            models::run()?;
-            setup::object_server()
-        }
-        Task::Engines => setup::engines(),
+        Task::Models => models::run(),
         Task::Gas => gas::run(),
     }
 }

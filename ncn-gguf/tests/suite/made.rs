@@ -140,7 +140,9 @@ impl Made {
                 }
                 Field::Texts(values) => {
                     let mut bytes = [&8_u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
-                    values.iter().for_each(|value| text(&mut bytes, value));
+                    for value in values {
+                        text(&mut bytes, value);
+                    }
                     (9, bytes)
                 }
                 Field::Integers(values) => {

@@ -1,10 +1,10 @@
-//! Engines that packages ship, where `cargo xtask engines` has put them.
+//! Engines that packages ship, where `cargo xtask setup` has put them.
 
 use std::path::{Path, PathBuf};
 
 /// A Python interpreter that has ONNX Runtime and llama.cpp.
 pub(crate) fn python() -> PathBuf {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/engines/bin/python");
-    assert!(python.exists(), "{} is not there: run `cargo xtask engines` first", python.display());
+    assert!(python.exists(), "{} is not there: run `cargo xtask setup` first", python.display());
     python
 }

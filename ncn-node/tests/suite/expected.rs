@@ -1,10 +1,13 @@
 //! What real models give for known inputs, through the whole confined path.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage};
 use ncn_node::{
-    executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
+    executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
     sandbox::Full,
 };
 
@@ -105,4 +108,42 @@ async fn the_built_in_runtime_gives_what_is_expected() {
     labels_files(&executor).await;
     hears_silence(&executor).await;
     embeds_texts(&executor).await;
+}
+
+/// What the worker costs: the same runs in this process and in a confined worker, in turns.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench compute"]
+async fn bench_worker_hop() {
+    const ROUNDS: usize = 1_000;
+    let package = package("silero-vad");
+    let in_process = EngineExecutor::built_in();
+    let worker = confined(vec![WorkerProgram::new(ncn())]);
+    let zeros = |shape: Vec<usize>| Tensor::from_f32(shape.clone(), &vec![0.0; shape.iter().product()]).unwrap();
+    let inputs = Values::from([("input", zeros(vec![1, 576])), ("state", zeros(vec![2, 1, 128]))]);
+    let executors: [&dyn Executor; 2] = [&in_process, &worker];
+    let mut took = [const { Vec::new() }; 2];
+    for executor in executors {
+        executor.load(&package).await.unwrap();
+    }
+    for round in 0..ROUNDS + 50 {
+        for (executor, took) in executors.iter().zip(&mut took) {
+            let execution = Execution {
+                model_digest: package.model.digest(),
+                inputs: inputs.clone(),
+                parameters: "{}".into(),
+                time_limit: Duration::from_secs(10),
+            };
+            let started = Instant::now();
+            executor.run_to_end(execution).await.unwrap();
+            if round >= 50 {
+                took.push(started.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    for (what, took) in ["in process", "confined worker"].into_iter().zip(&mut took) {
+        took.sort_by(f64::total_cmp);
+        println!("silero-vad, {what}: p50 {:.3} ms, p99 {:.3} ms", took[ROUNDS / 2], took[ROUNDS * 99 / 100]);
+    }
+    let [in_process, worker] = took;
+    println!("the worker hop: {:.3} ms at p50 (goal: below 0.150)", worker[ROUNDS / 2] - in_process[ROUNDS / 2]);
 }

@@ -40,7 +40,7 @@ impl Llama {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask engines` first, which installs it", python.display()));
+            .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask setup` first, which installs it", python.display()));
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Self { process, url: format!("{}/v1", line.trim()) }

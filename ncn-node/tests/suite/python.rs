@@ -547,10 +547,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// What a warm worker saves: `cargo xtask bench python`.
+/// What a warm worker saves: `cargo xtask bench compute`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures"]
-async fn first_bytes() {
+async fn bench_first_bytes() {
     const ROUNDS: usize = 30;
     const PAUSE: Duration = Duration::from_millis(20);
     let python = python().await;

@@ -1,0 +1,138 @@
+//! What this machine can run models with, and which of it runs which model.
+
+use std::fmt;
+
+use ncn_core::model::ModelFormat;
+
+#[cfg(feature = "ort")]
+use super::onnxruntime::{Device, Search, examine};
+use super::{Python, WorkerProgram};
+
+/// Where to look.
+#[derive(Clone, Debug, Default)]
+pub struct MachineOptions {
+    /// For ONNX Runtime.
+    #[cfg(feature = "ort")]
+    pub onnxruntime: Search,
+    /// What ONNX Runtime computes on.
+    #[cfg(feature = "ort")]
+    pub device: Device,
+    /// The Python interpreter that runs Python models; that of the environment's `NCN_PYTHON`, or `python3`, by default.
+    pub python: Option<std::path::PathBuf>,
+}
+
+/// An engine, and whether this machine has it.
+#[derive(Clone, Debug)]
+pub struct EngineState {
+    /// What it is called.
+    pub name: String,
+    /// What it runs.
+    pub formats: Vec<ModelFormat>,
+    /// What was found, or why it cannot be used and what to do.
+    pub found: Result<String, String>,
+    /// The worker that has it.
+    program: Option<WorkerProgram>,
+}
+
+/// The engines of this machine, the one to be preferred first.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    engines: Vec<EngineState>,
+}
+
+/// Which engine runs a format, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The engine; none when this machine has none.
+    pub engine: Option<String>,
+    /// Why this one, and why none before it.
+    pub why: String,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.engine {
+            Some(engine) => write!(f, "{engine}: {}", self.why),
+            None => f.write_str(&self.why),
+        }
+    }
+}
+
+impl Machine {
+    /// Looks what there is; tries what could break. `program` calls [`crate::worker::init`].
+    pub async fn look(program: &WorkerProgram, options: &MachineOptions) -> Self {
+        let mut engines = Vec::new();
+        #[cfg(feature = "ort")]
+        engines.extend(onnxruntime(program, options).await);
+        engines.push(EngineState {
+            name: program.name.clone(),
+            formats: program.formats.clone(),
+            found: Ok("part of this program".into()),
+            program: Some(program.clone()),
+        });
+        let python = Python::find(options.python.as_deref(), None).await;
+        engines.push(EngineState {
+            name: "Python".into(),
+            formats: vec![ModelFormat::Python],
+            program: python.as_ref().ok().map(Python::program),
+            found: python.map(|python| python.to_string()).map_err(|error| error.to_string()),
+        });
+        Self { engines }
+    }
+
+    /// All of them.
+    pub fn engines(&self) -> &[EngineState] {
+        &self.engines
+    }
+
+    /// The workers of those that can be used, for [`super::WorkerExecutor::new`].
+    pub fn programs(&self) -> Vec<WorkerProgram> {
+        self.engines.iter().filter_map(|engine| engine.program.clone()).collect()
+    }
+
+    /// Which engine runs models of this format.
+    pub fn choice(&self, format: ModelFormat) -> Choice {
+        let mut passed = Vec::new();
+        for engine in self.engines.iter().filter(|engine| engine.formats.contains(&format)) {
+            match &engine.found {
+                Ok(found) => {
+                    passed.push(found.clone());
+                    return Choice { engine: Some(engine.name.clone()), why: passed.join("; ") };
+                }
+                Err(problem) => passed.push(format!("not {}, since {problem}", engine.name)),
+            }
+        }
+        if passed.is_empty() {
+            passed.push(format!("no worker runs {format:?} models"));
+        }
+        Choice { engine: None, why: passed.join("; ") }
+    }
+}
+
+/// The libraries of ONNX Runtime up to the first that can be used.
+#[cfg(feature = "ort")]
+async fn onnxruntime(program: &WorkerProgram, options: &MachineOptions) -> Vec<EngineState> {
+    let state = |found| EngineState { name: "ONNX Runtime".into(), formats: vec![ModelFormat::Onnx], found, program: None };
+    let examined = match examine(program, &options.onnxruntime, options.device).await {
+        Ok(examined) => examined,
+        Err(error) => return vec![state(Err(error.to_string()))],
+    };
+    if examined.is_empty() {
+        return vec![state(Err("there is no libonnxruntime: `pip install onnxruntime` brings one".into()))];
+    }
+    let mut engines = Vec::new();
+    for (library, probed) in examined {
+        let path = library.path.display();
+        match probed {
+            Ok(probed) => {
+                let cuda = if probed.cuda { ", built for CUDA too" } else { "" };
+                let found = format!("{} at {path}, by {}, on {}{cuda}", probed.version, library.source, options.device);
+                let program = Some(program.clone().with_onnxruntime(&library, options.device, None));
+                engines.push(EngineState { program, ..state(Ok(found)) });
+                break;
+            }
+            Err(error) => engines.push(state(Err(error.to_string()))),
+        }
+    }
+    engines
+}

@@ -1,0 +1,63 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use alloy_primitives::B256;
+use async_trait::async_trait;
+use ncn_core::{
+    Confinement, Execution, Executor, ExecutorError,
+    executor::{ModelPackage, Outputs},
+    model::ModelFormat,
+};
+
+/// Several executors as one: each model is run by the first that runs its format, for example workers and an engine over HTTP.
+pub struct Selector {
+    executors: Vec<Arc<dyn Executor>>,
+    loaded: Mutex<HashMap<B256, Arc<dyn Executor>>>,
+}
+
+impl Selector {
+    /// The one to be preferred first.
+    pub fn new(executors: Vec<Arc<dyn Executor>>) -> Self {
+        Self { executors, loaded: Mutex::default() }
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashMap<B256, Arc<dyn Executor>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Executor for Selector {
+    fn formats(&self) -> Vec<ModelFormat> {
+        self.executors.iter().flat_map(|executor| executor.formats()).collect()
+    }
+
+    fn confinement(&self, model_digest: &B256) -> Confinement {
+        self.loaded().get(model_digest).map_or(Confinement::None, |executor| executor.confinement(model_digest))
+    }
+
+    async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
+        let format = package.model.manifest().format;
+        let executor = self.executors.iter().find(|executor| executor.formats().contains(&format));
+        let executor = executor.ok_or(ExecutorError::UnsupportedFormat(format))?;
+        executor.load(package).await?;
+        self.loaded().insert(package.model.digest(), executor.clone());
+        Ok(())
+    }
+
+    async fn unload(&self, model_digest: &B256) -> Result<(), ExecutorError> {
+        let executor = self.loaded().remove(model_digest);
+        match executor {
+            Some(executor) => executor.unload(model_digest).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn run(&self, execution: Execution) -> Result<Outputs, ExecutorError> {
+        let digest = execution.model_digest;
+        let executor = self.loaded().get(&digest).cloned().ok_or(ExecutorError::NotLoaded(digest))?;
+        executor.run(execution).await
+    }
+}
