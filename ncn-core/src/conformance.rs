@@ -3,6 +3,7 @@
 //! A suite returns the rules that it checked, or the first one that was broken. Bring the implementation in a small fixture that
 //! says how to make what the suite needs; run it bare, behind a wire, behind decorators: the rules are the same.
 
+mod escapes;
 mod executor;
 mod ledger;
 mod registry;
@@ -13,6 +14,7 @@ use std::{fmt, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
+pub use escapes::{EscapeFixture, Escapes, escapes};
 pub use executor::{ExecutorFixture, executor};
 pub use ledger::{LedgerFixture, ledger};
 pub use registry::{RegistryFixture, registry};

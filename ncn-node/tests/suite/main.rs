@@ -17,6 +17,7 @@ mod executor;
 mod expected;
 mod failures;
 mod gas;
+#[cfg(feature = "gguf")]
 mod gguf;
 mod hostile;
 mod liars;

@@ -43,16 +43,23 @@ pub(crate) fn ncn() -> PathBuf {
 /// The program that confines workers by every layer. It is another package's, which these tests would not build otherwise.
 pub(crate) fn helper() -> PathBuf {
     static BUILT: Once = Once::new();
-    let beside = ncn().with_file_name(HELPER);
-    BUILT.call_once(|| {
-        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let target = ncn().ancestors().nth(2).unwrap().to_path_buf();
-        let build = ["build", "--quiet", "--package", HELPER, "--profile", profile, "--target-dir"];
-        let built = Command::new(env!("CARGO")).args(build).arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).status();
-        assert!(built.unwrap().success(), "{HELPER} does not build");
-        assert!(beside.is_file(), "{}", beside.display());
-    });
-    beside
+    BUILT.call_once(|| build(&["--package", HELPER]));
+    ncn().with_file_name(HELPER)
+}
+
+/// The program that tries to escape from sandboxes.
+pub(crate) fn escape() -> PathBuf {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| build(&["--package", "ncn-confine", "--example", "escape"]));
+    ncn().with_file_name("examples").join("escape")
+}
+
+fn build(what: &[&str]) {
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let target = ncn().ancestors().nth(2).unwrap().to_path_buf();
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--quiet", "--profile", profile]).args(what).arg("--target-dir").arg(target);
+    assert!(command.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{what:?} does not build");
 }
 
 /// A local network whose workers are the program under test.
