@@ -123,6 +123,11 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getgroups,
     libc::SYS_capget,
     libc::SYS_prctl,
+    // What a process can only take from itself.
+    libc::SYS_seccomp,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_restrict_self,
     libc::SYS_set_tid_address,
     libc::SYS_set_robust_list,
     libc::SYS_get_robust_list,

@@ -43,8 +43,6 @@ impl WorkerProgram {
         self.arguments.push(serde_json::to_string(&options).unwrap_or_default());
         self.environment.extend(library.environment());
         self.paths.extend(library.directories());
-        // By it the library chooses what is fastest here.
-        self.paths.push("/proc/cpuinfo".into());
         Self { name: format!("ONNX Runtime on {device}"), formats: vec![ModelFormat::Onnx], ..self }
     }
 
