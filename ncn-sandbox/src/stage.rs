@@ -28,7 +28,7 @@ pub(crate) fn system() -> impl Iterator<Item = &'static Path> {
     SYSTEM.iter().map(Path::new).filter(|path| path.exists() && !(cfg!(linked_statically) && in_usr(path).is_some()))
 }
 
-/// In the new root: the links that [`system`] leaves out.
+/// In the new root: the links that [`mod@system`] leaves out.
 pub(crate) fn link_system() -> io::Result<()> {
     let missing = SYSTEM.iter().map(Path::new).filter(|path| path.symlink_metadata().is_err());
     missing
