@@ -26,7 +26,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 20);
+        vm.assertEq(structs, 21);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
