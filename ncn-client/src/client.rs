@@ -93,6 +93,7 @@ impl Client {
         };
         // The gateway checks the same; here it costs nobody anything.
         info.model.manifest().check(&order.inputs)?;
+        info.model.manifest().check_parameters(&order.parameters)?;
         let limit = order.max_price.unwrap_or(info.price);
         if info.price > limit {
             return Err(ClientError::TooExpensive { price: info.price, limit });

@@ -54,7 +54,7 @@ pub type Outputs = BoxStream<'static, Result<OutputChunk, ExecutorError>>;
 #[non_exhaustive]
 pub enum ExecutorError {
     /// No engine here for this format.
-    #[error("format: this executor does not run {0:?} models")]
+    #[error("format: this executor does not run {0} models")]
     UnsupportedFormat(ModelFormat),
     /// The files are missing, are not what the manifest says, or the engine cannot read them.
     #[error("model: {0}")]

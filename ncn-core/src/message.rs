@@ -13,7 +13,7 @@ pub use channel::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
+use crate::{Amount, Model, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
 
 /// Which network a signature is good for: a chain, and the payment contract on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -280,6 +280,13 @@ pub struct SubnetModel {
     pub digest: B256,
     /// What one request costs.
     pub price: Amount,
+}
+
+impl SubnetModel {
+    /// A model as its manifest has it.
+    pub fn of(model: &Model) -> Self {
+        Self { name: model.manifest().name.clone(), digest: model.digest(), price: model.manifest().price }
+    }
 }
 
 /// A gateway's definition of its subnet: which models, at which price, and how payments are split.

@@ -5,12 +5,14 @@
 //! second without the package's files, so the two cannot disagree.
 
 mod bytes;
+mod generation;
 mod image;
 mod io;
 mod spec;
 
 use ::bytes::Bytes;
 use alloy_primitives::B256;
+pub use generation::{ChatMessage, ChatRole, GenerationParameters, conversation};
 pub use io::{Tensors, Tokenize, Tokens};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -112,6 +114,24 @@ pub enum ModelFormat {
     OpenAi,
     /// No model at all: outputs are the inputs. For tests of everything around a model.
     Echo,
+}
+
+impl ModelFormat {
+    /// Those of real models.
+    pub const RUN: [Self; 4] = [Self::Onnx, Self::Gguf, Self::Python, Self::OpenAi];
+}
+
+/// As manifests have it.
+impl std::fmt::Display for ModelFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Onnx => "onnx",
+            Self::Gguf => "gguf",
+            Self::Python => "python",
+            Self::OpenAi => "openai",
+            Self::Echo => "echo",
+        })
+    }
 }
 
 /// A file of a model package.

@@ -92,7 +92,6 @@ impl GenerateError {
     }
 
     fn setting(name: &str, problem: impl Into<String>) -> Self {
-        let dot = if name.is_empty() { "" } else { "." };
-        Self::Refused { name: format!("parameters{dot}{name}"), problem: problem.into() }
+        Self::refused(&format!("parameters.{name}"), problem)
     }
 }

@@ -1,12 +1,10 @@
 use std::io;
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::{GenerateError, GgufError, header::Header};
+use crate::{GgufError, header::Header};
 
-/// How many messages a conversation may have.
-const MAX_MESSAGES: usize = 1024;
 /// How many steps a chat template may take.
 const MAX_STEPS: u64 = 1_000_000;
 const TEMPLATE: &str = "tokenizer.chat_template";
@@ -20,22 +18,8 @@ pub enum Prompt {
     Messages(Vec<Message>),
 }
 
-impl Prompt {
-    /// Reads a conversation: a JSON list of objects with `role` and `content`.
-    pub fn messages(json: &str) -> Result<Self, GenerateError> {
-        let refused = |problem| GenerateError::refused("messages", problem);
-        let messages: Vec<Message> = serde_json::from_str(json)
-            .map_err(|error| refused(format!("takes a JSON list of objects with the texts `role` and `content`: {error}")))?;
-        if messages.is_empty() || messages.len() > MAX_MESSAGES {
-            return Err(refused(format!("has {} messages: send 1 to {MAX_MESSAGES}", messages.len())));
-        }
-        Ok(Self::Messages(messages))
-    }
-}
-
 /// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// Who says it: `system`, `user` or `assistant`.
     pub role: String,

@@ -266,6 +266,8 @@ impl Gateway {
         }
         let checked = info.model.manifest().check(&submission.inputs);
         checked.map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
+        let checked = info.model.manifest().check_parameters(&order.parameters);
+        checked.map_err(|error| TransportError::invalid(format!("request.{}", error.name), error.problem))?;
         submission
             .request
             .verify(&self.domain)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Dimension, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, Postprocessing, Preprocessing, TensorInput, TokenPart,
-    bytes, image,
+    Dimension, GenerationParameters, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, Postprocessing, Preprocessing,
+    TensorInput, TokenPart, bytes, conversation, generation::object, image,
 };
 use crate::{DataType, Tensor, Value, Values};
 
@@ -35,11 +35,31 @@ fn input_error(name: &str, problem: impl Into<String>) -> InputError {
 impl Manifest {
     /// Checks a user's inputs as far as they can be checked without the package's files, or says which is wrong and what to do.
     pub fn check(&self, inputs: &Values) -> Result<(), InputError> {
-        if matches!(self.format, ModelFormat::Gguf | ModelFormat::OpenAi) && inputs.len() != 1 {
-            let problem = format!("the model `{}` takes exactly one of these", self.name);
-            return Err(input_error(&self.names(), problem));
+        if matches!(self.format, ModelFormat::Gguf | ModelFormat::OpenAi) {
+            if inputs.len() != 1 {
+                let problem = format!("the model `{}` takes exactly one of these", self.name);
+                return Err(input_error(&self.names(), problem));
+            }
+            if let Some(messages) = inputs.text("messages") {
+                conversation(messages)?;
+            }
         }
         self.prepare(inputs, None).map(drop)
+    }
+
+    /// Checks a user's parameters, a JSON object, or says which is wrong and what to do. Models that generate text take
+    /// [`GenerationParameters`], models in Python what they like, and all others none.
+    pub fn check_parameters(&self, parameters: &str) -> Result<(), InputError> {
+        let is_text = |output: &OutputSpec| matches!(output, OutputSpec::Text(_));
+        match self.format {
+            ModelFormat::Gguf => GenerationParameters::parse(parameters).map(drop),
+            ModelFormat::OpenAi if self.outputs.iter().any(is_text) => GenerationParameters::parse(parameters).map(drop),
+            ModelFormat::Python | ModelFormat::Echo => object(parameters).map(drop),
+            ModelFormat::Onnx | ModelFormat::OpenAi => match object(parameters)?.keys().next() {
+                Some(name) => Err(input_error(&format!("parameters.{name}"), "the model takes no parameters: send {}")),
+                None => Ok(()),
+            },
+        }
     }
 
     /// The inputs' names, for people.

@@ -163,7 +163,8 @@ fn generation_takes_one_text() {
     let model = Model::parse(SMOLLM2).unwrap();
     let check = |inputs: Values| model.manifest().check(&inputs);
     assert!(check(Values::from([("prompt", "x")])).is_ok());
-    assert!(check(Values::from([("messages", "[]")])).is_ok());
+    assert!(check(Values::from([("messages", r#"[{"role":"user","content":"Hi"}]"#)])).is_ok());
+    assert_eq!(check(Values::from([("messages", "[]")])).unwrap_err().name, "messages");
     assert!(check(Values::new()).unwrap_err().to_string().contains("exactly one"));
     assert!(check(Values::from([("prompt", "x"), ("messages", "[]")])).is_err());
 }

@@ -1,6 +1,6 @@
 use std::{num::NonZero, ops::ControlFlow, sync::LazyLock};
 
-use ncn_gguf::{GenerateError, Generator, GgufError, Prompt, Settings};
+use ncn_gguf::{GenerateError, Generator, GgufError, Message, Prompt, Settings};
 use proptest::prelude::*;
 
 use crate::made::{Field, LAYERS, Made, Part, f32s, tokens};
@@ -207,7 +207,8 @@ fn no_cut_file_opens() {
 fn try_it(file: &[u8]) {
     let Ok(generator) = open(file) else { return };
     let settings = Settings { max_tokens: 3, temperature: 1.0, ..Settings::default() };
-    for prompt in [Prompt::Text("the <s>\u{e9}1".into()), Prompt::messages(r#"[{"role":"user","content":"hi"}]"#).unwrap()] {
+    let hello = Message { role: "user".into(), content: "hi".into() };
+    for prompt in [Prompt::Text("the <s>\u{e9}1".into()), Prompt::Messages(vec![hello])] {
         if let Ok(tokens) = generator.tokens(&prompt) {
             let _ = generator.generate(&tokens, &settings, |_| ControlFlow::Continue(()));
         }

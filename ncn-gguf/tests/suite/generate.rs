@@ -96,7 +96,7 @@ fn nothing_is_computed_once_the_caller_breaks() {
 fn the_chat_template_puts_messages_into_words() {
     let made = Made::model();
     let generator = open(&made, 1);
-    let messages = Prompt::messages(r#"[{"role":"user","content":" the cat "}]"#).unwrap();
+    let messages = Prompt::Messages(vec![Message { role: "user".into(), content: " the cat ".into() }]);
     let expected = generator.tokens(&Prompt::Text("<s>user: the cat\n<s>assistant: ".into())).unwrap();
     assert_eq!(generator.tokens(&messages).unwrap(), expected);
     assert_eq!(expected[0] as usize, tokens().len() - 2, "a control token is one token");
@@ -124,11 +124,6 @@ fn prompts_that_make_no_sense_are_refused_by_name() {
     }
     let longest = "x".repeat(CONTEXT as usize - 1);
     assert_eq!(generate(&generator, &prompt(&generator, &longest), &Settings::default()).1.tokens, 1);
-    let many = format!("[{}]", vec![r#"{"role":"user","content":""}"#; 1025].join(","));
-    for json in ["", "{}", "[]", r#"[{"role":"user"}]"#, r#"[{"role":"user","content":"a","name":"b"}]"#, &many] {
-        let error = Prompt::messages(json).unwrap_err();
-        assert!(matches!(&error, GenerateError::Refused { name, .. } if name == "messages"), "{error}");
-    }
     let messages = vec![Message { role: "user".into(), content: "x ".repeat(1 << 16) }];
     assert!(generator.tokens(&Prompt::Messages(messages)).is_err());
     let refused =

@@ -4,9 +4,9 @@ use std::{num::NonZero, ops::ControlFlow, sync::Arc, time::Instant};
 
 use ncn_core::{
     ExecutorError, Model, Usage, Values,
-    model::{InputSpec, Manifest, ModelFormat, OutputSpec},
+    model::{ChatMessage, GenerationParameters, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, conversation},
 };
-use ncn_gguf::{Finish, GenerateError, Generator, Prompt, Settings};
+use ncn_gguf::{Finish, GenerateError, Generator, Message, Prompt, Settings};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -21,7 +21,7 @@ const RESERVED: u64 = 128 * MIB;
 const TEXT: &str = "text";
 const FINISH_REASON: &str = "finish_reason";
 
-/// Runs language models in GGUF on the processor. Their parameters are [`Settings`].
+/// Runs language models in GGUF on the processor. Without a seed, a request has the seed 0.
 pub struct GgufEngine {
     threads: NonZero<usize>,
 }
@@ -106,11 +106,15 @@ impl Loaded {
 impl Session for Loaded {
     fn run(&self, inputs: &Values, parameters: &str, job: &Job) -> Result<(Values, Usage), ExecutorError> {
         let manifest = self.model.manifest();
-        manifest.check(inputs).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
-        let settings = Settings::parse(parameters).map_err(refused)?;
+        let invalid = |error: InputError| ExecutorError::InvalidInput(error.to_string());
+        manifest.check(inputs).map_err(invalid)?;
+        let settings = settings(GenerationParameters::parse(parameters).map_err(invalid)?);
         let prompt = match (inputs.text("prompt"), inputs.text("messages")) {
             (Some(text), _) => Prompt::Text(text.into()),
-            (None, messages) => Prompt::messages(messages.unwrap_or_default()).map_err(refused)?,
+            (None, messages) => {
+                let messages = conversation(messages.unwrap_or_default()).map_err(invalid)?;
+                Prompt::Messages(messages.into_iter().map(message).collect())
+            }
         };
         let tokens = self.generator.tokens(&prompt).map_err(refused)?;
         let most = (tokens.len().saturating_add(settings.max_tokens)).min(self.generator.context());
@@ -134,6 +138,16 @@ impl Session for Loaded {
         let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok((last, Usage { input_units: tokens.len() as u64, output_units: generated.tokens as u64, duration_micros }))
     }
+}
+
+fn settings(parameters: GenerationParameters) -> Settings {
+    let GenerationParameters { max_tokens, temperature, top_p, seed, stop } = parameters;
+    let max_tokens = usize::try_from(max_tokens).unwrap_or(usize::MAX);
+    Settings { max_tokens, temperature, top_p, seed: seed.unwrap_or_default().into(), stop }
+}
+
+fn message(message: ChatMessage) -> Message {
+    Message { role: message.role.name().into(), content: message.content }
 }
 
 fn refused(error: GenerateError) -> ExecutorError {

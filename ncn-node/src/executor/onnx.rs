@@ -85,9 +85,7 @@ struct Loaded {
 impl Session for Loaded {
     fn run(&self, inputs: &Values, parameters: &str, job: &Job) -> Result<(Values, Usage), ExecutorError> {
         let manifest = self.model.manifest();
-        if !matches!(serde_json::from_str(parameters), Ok(serde_json::Value::Object(fields)) if fields.is_empty()) {
-            return Err(ExecutorError::InvalidInput("parameters: the model takes none: send `{}`".into()));
-        }
+        manifest.check_parameters(parameters).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         let tensors = manifest.prepare(inputs, self.tokenizer.as_deref());
         let tensors = tensors.map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         let rows = |tensors: &Tensors| tensors.values().next().and_then(|tensor: &Tensor| tensor.shape().first().copied());

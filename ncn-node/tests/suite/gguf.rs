@@ -1,8 +1,10 @@
 //! Text generation with a real model, in this process and in confined workers.
 
 use std::{
+    io::{BufRead as _, BufReader, Write as _},
     num::NonZero,
     ops::ControlFlow,
+    process::{Command, Stdio},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -12,8 +14,9 @@ use ncn_core::{
     Execution, Executor, ExecutorError, ExecutorExt as _, Model, Usage, Values,
     conformance::{self, ExecutorFixture},
     executor::ModelPackage,
+    model::Limits,
 };
-use ncn_gguf::{Finish, Generator, Prompt, Settings};
+use ncn_gguf::{Finish, Generator, Message, Prompt, Settings};
 use ncn_node::executor::{EngineExecutor, GgufEngine, WorkerProgram};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -131,9 +134,10 @@ fn texts_have_the_tokens_that_llama_cpp_gives_them() {
 
 #[test]
 fn messages_are_put_into_the_words_of_the_model() {
-    let messages = r#"[{"role":"system","content":"Be brief."},{"role":"user","content":"Hi"}]"#;
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let messages = vec![message("system", "Be brief."), message("user", "Hi")];
     let words = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(generator().tokens(&Prompt::messages(messages).unwrap()).unwrap(), tokens(words));
+    assert_eq!(generator().tokens(&Prompt::Messages(messages)).unwrap(), tokens(words));
 }
 
 #[test]
@@ -186,10 +190,10 @@ async fn what_cannot_be_generated_is_refused_by_name() {
 }
 
 /// The package with other limits, and so another digest.
-fn limited(memory_bytes: u64) -> ModelPackage {
+fn limited(change: impl FnOnce(&mut Limits)) -> ModelPackage {
     let ModelPackage { model, directory } = package("smollm2");
     let mut manifest = model.manifest().clone();
-    manifest.limits.memory_bytes = memory_bytes;
+    change(&mut manifest.limits);
     let model = Model::parse(serde_json::to_vec(&manifest).unwrap()).unwrap();
     ModelPackage { model: Arc::new(model), directory }
 }
@@ -198,7 +202,7 @@ fn limited(memory_bytes: u64) -> ModelPackage {
 async fn a_run_that_nobody_reads_any_more_gives_its_memory_back_at_once() {
     // There is memory for one long text, not for two: the second starts once the first has ended.
     let executor = EngineExecutor::new(vec![Box::new(GgufEngine::default())]);
-    let package = limited(512 << 20);
+    let package = limited(|limits| limits.memory_bytes = 512 << 20);
     executor.load(&package).await.unwrap();
     let long = |prompt: &str| execution(&package, [("prompt", prompt)].into(), &json!({ "max_tokens": 3800 }));
     let mut first = executor.run(long(COUNTING)).await.unwrap();
@@ -237,4 +241,55 @@ async fn a_file_that_lies_is_refused_and_the_others_live_on() {
     assert!(matches!(&error, ExecutorError::InvalidModel(problem) if problem.contains("fields")), "{error}");
     let counted = executor.run_to_end(execution(&package, [("prompt", COUNTING)].into(), &json!({ "max_tokens": 24 }))).await;
     assert_eq!(counted.unwrap().0.text("text"), Some(COUNTED));
+}
+
+/// How fast a confined worker generates, and llama.cpp with the same file and as many threads; they take turns.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench compute"]
+async fn bench_tokens() {
+    const ROUNDS: usize = 12;
+    const TOKENS: u32 = 64;
+    println!("| threads | ncn, tokens/s: best, p50 | llama.cpp: best, p50 | ncn / llama.cpp: best, p50 |");
+    println!("| --- | --- | --- | --- |");
+    for threads in [1, 2] {
+        let package = limited(|limits| limits.threads = Some(threads));
+        let executor = confined(vec![WorkerProgram::new(ncn())]);
+        executor.load(&package).await.unwrap();
+        let mut llama = Command::new(crate::engines::python())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engines/rate.py"))
+            .arg(package.directory.join("model.gguf"))
+            .args([&threads.to_string(), &TOKENS.to_string(), COUNTING])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut asks, answers) = (llama.stdin.take().unwrap(), llama.stdout.take().unwrap());
+        let mut answers = BufReader::new(answers).lines();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let inputs = [("prompt", COUNTING)].into();
+            let mut parts = executor.run(execution(&package, inputs, &json!({ "max_tokens": TOKENS }))).await.unwrap();
+            parts.next().await.unwrap().unwrap();
+            let first = Instant::now();
+            while let Some(part) = parts.next().await {
+                if part.unwrap().usage.is_some() {
+                    ours.push(f64::from(TOKENS - 1) / first.elapsed().as_secs_f64());
+                }
+            }
+            writeln!(asks).unwrap();
+            theirs.push(answers.next().unwrap().unwrap().parse::<f64>().unwrap());
+        }
+        drop(asks);
+        llama.wait().unwrap();
+        for rates in [&mut ours, &mut theirs] {
+            rates.sort_by(f64::total_cmp);
+        }
+        let (best, middle) = (ROUNDS - 1, ROUNDS / 2);
+        let ratios = [best, middle].map(|index| ours[index] / theirs[index]);
+        println!(
+            "| {threads} | {:.1}, {:.1} | {:.1}, {:.1} | {:.2}, {:.2} (goal: 0.8) |",
+            ours[best], ours[middle], theirs[best], theirs[middle], ratios[0], ratios[1]
+        );
+    }
 }

@@ -1,14 +1,9 @@
 use ncn_core::{
     DataType, Execution, Value,
-    model::{InputSpec, Manifest, OutputSpec},
+    model::{ChatMessage, GenerationParameters, InputSpec, Manifest, OutputSpec, conversation},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
-
-/// How much is generated when a request does not say.
-const DEFAULT_MAX_TOKENS: u32 = 256;
-/// The most stop sequences that the interface knows.
-const MAX_STOPS: usize = 4;
 
 /// What a model gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,43 +14,6 @@ pub(super) enum Interface {
     Embedding,
 }
 
-/// What a request may choose.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Parameters {
-    #[serde(default = "default_max_tokens")]
-    max_tokens: u32,
-    /// The most likely token every time, by default.
-    #[serde(default)]
-    temperature: f32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u32>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    stop: Vec<String>,
-}
-
-const fn default_max_tokens() -> u32 {
-    DEFAULT_MAX_TOKENS
-}
-
-/// A turn of a conversation. Text only: an engine would fetch what links in other content point to.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Message {
-    role: Role,
-    content: String,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    System,
-    User,
-    Assistant,
-}
-
 /// What is asked for text.
 #[derive(Serialize)]
 struct Generate<'a> {
@@ -63,7 +21,7 @@ struct Generate<'a> {
     #[serde(flatten)]
     prompt: Prompt<'a>,
     #[serde(flatten)]
-    parameters: Parameters,
+    parameters: GenerationParameters,
     stream: bool,
     stream_options: StreamOptions,
 }
@@ -72,7 +30,7 @@ struct Generate<'a> {
 #[serde(rename_all = "lowercase")]
 enum Prompt<'a> {
     Prompt(&'a str),
-    Messages(Vec<Message>),
+    Messages(Vec<ChatMessage>),
 }
 
 #[derive(Serialize)]
@@ -116,48 +74,22 @@ impl Interface {
     pub(super) fn request(self, manifest: &Manifest, execution: &Execution) -> Result<(&'static str, String), String> {
         let text = |name| execution.inputs.get(name).and_then(Value::as_text);
         let model = &manifest.entry;
+        manifest.check_parameters(&execution.parameters).map_err(|error| error.to_string())?;
         if self == Self::Embedding {
-            if !matches!(serde_json::from_str(&execution.parameters), Ok(serde_json::Value::Object(fields)) if fields.is_empty()) {
-                return Err("parameters: the model takes none: send `{}`".into());
-            }
             let text = text("text").ok_or("`text`: missing")?;
             let body = json!({ "model": model, "input": text, "encoding_format": "float" });
             return Ok(("embeddings", body.to_string()));
         }
-        let parameters: Parameters = serde_json::from_str(&execution.parameters).map_err(|error| format!("parameters: {error}"))?;
-        parameters.check()?;
+        let parameters = GenerationParameters::parse(&execution.parameters).map_err(|error| error.to_string())?;
         let (path, prompt) = match (text("prompt"), text("messages")) {
             (Some(prompt), None) => ("completions", Prompt::Prompt(prompt)),
             (None, Some(messages)) => {
-                let messages: Vec<Message> = serde_json::from_str(messages).map_err(|error| format!("`messages`: {error}"))?;
-                if messages.is_empty() {
-                    return Err("`messages`: send at least one".into());
-                }
-                ("chat/completions", Prompt::Messages(messages))
+                ("chat/completions", Prompt::Messages(conversation(messages).map_err(|error| error.to_string())?))
             }
             _ => return Err("`prompt`: send either it or `messages`".into()),
         };
         let stream_options = StreamOptions { include_usage: true };
         let request = Generate { model, prompt, parameters, stream: true, stream_options };
         Ok((path, serde_json::to_string(&request).map_err(|error| error.to_string())?))
-    }
-}
-
-impl Parameters {
-    fn check(&self) -> Result<(), String> {
-        let wrong = |problem: &str| Err(format!("parameters.{problem}"));
-        if self.max_tokens == 0 {
-            return wrong("max_tokens: at least 1");
-        }
-        if !(0.0..=2.0).contains(&self.temperature) {
-            return wrong("temperature: 0 to 2");
-        }
-        if self.top_p.is_some_and(|top_p| !(top_p > 0.0 && top_p <= 1.0)) {
-            return wrong("top_p: above 0, at most 1");
-        }
-        if self.stop.len() > MAX_STOPS || self.stop.iter().any(String::is_empty) {
-            return wrong("stop: at most 4 texts, none empty");
-        }
-        Ok(())
     }
 }
