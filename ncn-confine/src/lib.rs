@@ -33,6 +33,16 @@ pub fn confine(launch: &Launch, own_users: bool) -> Result<(), Missing> {
     calls::apply()
 }
 
+/// Takes one of the layers of [`confine`] alone upon the calling thread, to see whether it can be had; of other layers it says nothing.
+pub fn check(layer: Layer, launch: &Launch) -> Result<(), Missing> {
+    match layer {
+        Layer::Landlock | Layer::NoNewPrivileges => access::apply(&launch.grants, launch.program.as_ref()),
+        Layer::Seccomp => calls::apply(),
+        Layer::Limits => limits::apply(&launch.limits, &launch.grants, false),
+        _ => Ok(()),
+    }
+}
+
 /// Confines this process and has it become the program of `launch`, or print its [`Report`]. Returns only the reason when that fails.
 pub fn run(launch: &Launch, own_users: bool) -> Missing {
     if let Err(missing) = confine(launch, own_users) {

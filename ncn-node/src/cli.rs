@@ -2,9 +2,13 @@
 
 mod account;
 mod channel;
+mod compute;
 mod contracts;
 mod demo;
 mod devnet;
+#[cfg(target_os = "linux")]
+mod doctor;
+mod engines;
 mod files;
 mod gateway;
 mod infer;
@@ -41,6 +45,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Keep a whole network running on this machine, for development
     Devnet(devnet::Arguments),
+    /// Show what this machine can confine models by, and run them with
+    #[cfg(target_os = "linux")]
+    Doctor(doctor::Arguments),
     /// Run one paid inference through a gateway
     Infer(Box<infer::Arguments>),
     /// Take a payment back after its end, without the gateway
@@ -64,6 +71,8 @@ enum Command {
     Contracts(contracts::Command),
     /// Run a gateway
     Gateway(gateway::Arguments),
+    /// Run a compute node
+    Compute(compute::Arguments),
 }
 
 /// Why a command failed: printed on one line, and the exit status.
@@ -151,6 +160,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Devnet(arguments) => devnet::run(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Refund(arguments) => refund::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
@@ -160,6 +171,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Validator(command) => validator::run(&command),
         Command::Contracts(command) => contracts::run(&command),
         Command::Gateway(arguments) => gateway::run(&arguments),
+        Command::Compute(arguments) => compute::run(&arguments),
     };
     let (problem, status) = match done {
         Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,

@@ -1,6 +1,8 @@
 //! Starting processes, confined as well as this system can.
 
 #[cfg(target_os = "linux")]
+mod examine;
+#[cfg(target_os = "linux")]
 mod full;
 #[cfg(target_os = "linux")]
 pub(crate) mod launch;
@@ -10,6 +12,8 @@ mod unconfined;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+#[cfg(target_os = "linux")]
+pub use examine::{Examination, LayerState, examine};
 #[cfg(target_os = "linux")]
 pub use full::{Full, HELPER, HELPER_VARIABLE};
 use ncn_core::{Sandbox, SandboxError};

@@ -9,6 +9,8 @@
 //!    `watch` behind, which the program cannot touch, and which ends everything when the guard is gone.
 
 #[cfg(target_os = "linux")]
+mod check;
+#[cfg(target_os = "linux")]
 mod guard;
 #[cfg(target_os = "linux")]
 mod inner;
@@ -34,6 +36,9 @@ fn main() -> ExitCode {
             .map_err(|problem| Missing::new(Layer::Program, format!("{problem}\nusage: ncn-sandbox {}", Launch::USAGE)))
     };
     let mut first = arguments.next();
+    if first.as_deref() == Some(check::ARGUMENT.as_ref()) {
+        return if check::run(&check::launch(arguments.next())).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let done = if first.as_deref() == Some(inner::ARGUMENT.as_ref()) {
         let guard = arguments.next();
         launch(&mut arguments).and_then(|launch| Err(inner::run(&launch, guard.as_deref())))

@@ -18,7 +18,7 @@ use rustix::{
 use crate::{reach, system};
 
 /// Whom root becomes unless it is told otherwise: nobody.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 /// How much bounded writable space has for each file: files take memory besides what is in them.
 const BYTES_PER_FILE: u64 = 16 << 10;
 
@@ -77,15 +77,20 @@ pub(crate) fn prepare(launch: &Launch) -> Result<(), Missing> {
         bound(&launch.grants.work_directory, bytes, owner).map_err(|error| Missing::new(Layer::WritableSpace, error))?;
     }
     if root {
-        system::become_user(owner.0, owner.1).map_err(|error| Missing::new(Layer::User, error))?;
-        // Without this, /proc/self would stay root's, and birdcage could not write to it.
-        set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|error| Missing::new(Layer::User, error))?;
+        become_other(owner.0)?;
     }
     chdir(&launch.grants.work_directory).map_err(|error| Missing::new(Layer::WritableSpace, format!("the work directory: {error}")))
 }
 
+/// Becomes this user, for good.
+pub(crate) fn become_other(user: u32) -> Result<(), Missing> {
+    system::become_user(user, user).map_err(|error| Missing::new(Layer::User, error))?;
+    // Without this, /proc/self would stay root's, and birdcage could not write to it.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|error| Missing::new(Layer::User, error))
+}
+
 /// In a new user namespace: this process stays who it is.
-fn map_to_itself((user, group): (u32, u32)) -> io::Result<()> {
+pub(crate) fn map_to_itself((user, group): (u32, u32)) -> io::Result<()> {
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))

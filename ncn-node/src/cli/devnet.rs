@@ -6,11 +6,14 @@ use alloy_primitives::U256;
 use ncn_core::Amount;
 use ncn_node::{
     channel::SettleOptions,
-    devnet::{self, CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer},
-    sandbox::SandboxMode,
+    devnet::{self, CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer, quickstart},
 };
 
-use super::{Failure, serving};
+use super::{
+    Failure,
+    engines::{EngineArguments, ModelArguments},
+    serving,
+};
 
 /// How many accounts are given tokens.
 const ACCOUNTS: usize = 3;
@@ -37,9 +40,10 @@ pub(crate) struct Arguments {
     /// Write the funded accounts' keys into this directory, one file each
     #[arg(long, value_name = "DIRECTORY")]
     keys: Option<PathBuf>,
-    /// How much confinement of models is insisted on: strict, permissive or disabled
-    #[arg(long, value_name = "MODE", default_value_t)]
-    sandbox: SandboxMode,
+    #[command(flatten)]
+    models: ModelArguments,
+    #[command(flatten)]
+    engines: EngineArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -55,11 +59,17 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         }
         None => None,
     };
+    let quickstart = tempfile::tempdir()?;
+    let mut packages = arguments.models.packages(None).await?;
+    if packages.is_empty() {
+        packages.push(quickstart::unpack(quickstart.path())?);
+    }
     let settle = SettleOptions { max_age: Duration::from_secs(arguments.settle_after), ..SettleOptions::default() };
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
-        .sandbox(arguments.sandbox)
+        .executor(arguments.engines.executor(&packages).await?)
+        .models(packages)
         .settle_options(settle)
         .listen(arguments.gateway, arguments.registry)
         .start()

@@ -106,10 +106,7 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
     let journal = Arc::new(StoredJournal::new(store.clone()));
     let ledger = ChannelLedger::start(Arc::new(account), registry.clone(), signer.clone(), store, settle);
     let ledger = ledger.map_err(Failure::failed)?;
-    let models = manifests.iter().map(|manifest| {
-        let model = Model::parse(manifest.clone()).map_err(Failure::failed)?;
-        Ok(SubnetModel { name: model.manifest().name.clone(), digest: model.digest(), price: model.manifest().price })
-    });
+    let models = manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
     let subnet = Subnet {
         owner: signer.address(),
         name: arguments.subnet.clone(),

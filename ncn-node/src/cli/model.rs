@@ -103,7 +103,7 @@ pub(crate) struct StoreArguments {
 }
 
 impl StoreArguments {
-    fn open(&self) -> Result<ModelStore, Failure> {
+    pub(super) fn open(&self) -> Result<ModelStore, Failure> {
         let directory = self.store.clone().or_else(ModelStore::default_directory);
         let directory = directory.ok_or_else(|| Failure::Input("--store is missing, and there is no home directory".into()))?;
         ModelStore::open(directory).map_err(|error| Failure::Input(format!("--store {error}")))
@@ -137,7 +137,7 @@ fn add(store: &ModelStore, directory: &Path) -> Result<(), Failure> {
     block_on(async { tell(&store.add(directory).await?) })
 }
 
-async fn pull(store: &ModelStore, reference: &str, from: &[String], gateway: Option<&str>) -> Result<(), Failure> {
+pub(super) async fn pull(store: &ModelStore, reference: &str, from: &[String], gateway: Option<&str>) -> Result<(), Failure> {
     let mut sources = from.iter().map(|url| Source::new(url)).collect::<Result<Vec<_>, _>>()?;
     let model = if let Some(url) = gateway {
         let (model, more) = ask_gateway(url, reference).await?;
@@ -258,7 +258,7 @@ fn list(store: &ModelStore, json: bool) -> Result<(), Failure> {
         };
         let digest = hex::encode(stored.model.digest()).chars().take(12).collect();
         let (name, version) = (manifest.name.clone(), manifest.version.clone());
-        rows.push([name, version, format(&stored.model), DecimalBytes(size(&stored.model)).to_string(), digest, files]);
+        rows.push([name, version, manifest.format.to_string(), DecimalBytes(size(&stored.model)).to_string(), digest, files]);
     }
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or_default();
     let widths: Vec<_> = (0..6).map(width).collect();
@@ -295,11 +295,6 @@ fn to_fetch(stored: &StoredModel) -> u64 {
 
 fn size(model: &Model) -> u64 {
     model.manifest().files.iter().map(|file| file.bytes).sum()
-}
-
-/// The format as the manifest has it.
-fn format(model: &Model) -> String {
-    json!(model.manifest().format).as_str().unwrap_or_default().to_owned()
 }
 
 fn title(model: &Model) -> impl fmt::Display {

@@ -88,6 +88,7 @@ pub struct LocalNetworkBuilder {
     program: Option<WorkerProgram>,
     sandbox: SandboxMode,
     executor: Option<Arc<dyn Executor>>,
+    models: Vec<ModelPackage>,
     options: GatewayOptions,
     journal: Option<Arc<dyn Journal>>,
     settle: SettleOptions,
@@ -137,6 +138,7 @@ impl Default for LocalNetworkBuilder {
             program: None,
             sandbox: SandboxMode::default(),
             executor: None,
+            models: Vec::new(),
             options: GatewayOptions::default(),
             journal: None,
             settle: SettleOptions::default(),
@@ -182,6 +184,13 @@ impl LocalNetworkBuilder {
     #[must_use]
     pub fn executor(mut self, executor: Arc<dyn Executor>) -> Self {
         self.executor = Some(executor);
+        self
+    }
+
+    /// The models that the gateway offers and every compute node runs; the quickstart model by default.
+    #[must_use]
+    pub fn models(mut self, packages: Vec<ModelPackage>) -> Self {
+        self.models = packages;
         self
     }
 
@@ -269,9 +278,9 @@ impl LocalNetworkBuilder {
         let validators = try_join_all(keys.into_iter().map(|key| start_validator(&deployer, domain, &url, key))).await?;
 
         let files = tempfile::tempdir()?;
-        let package = quickstart::unpack(files.path())?;
+        let packages = if self.models.is_empty() { vec![quickstart::unpack(files.path())?] } else { self.models.clone() };
         let state = self.state.as_deref().unwrap_or(files.path());
-        let (gateway, channels) = self.start_gateway(&deployer, &url, &package, state).await?;
+        let (gateway, channels) = self.start_gateway(&deployer, &url, &packages, state).await?;
         let gateway_server = GrpcServer::start(self.gateway, |routes| {
             routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
         })
@@ -286,7 +295,7 @@ impl LocalNetworkBuilder {
         let presence = Presence::start(registry.clone(), gateway.signer(), domain, announcement).await?;
 
         let starting =
-            (0..self.compute_nodes).map(|number| self.start_compute(number, &deployer, &gateway, &gateway_server, &url, &package));
+            (0..self.compute_nodes).map(|number| self.start_compute(number, &deployer, &gateway, &gateway_server, &url, &packages));
         let compute_nodes = try_join_all(starting).await?;
         let network = LocalNetwork {
             chain,
@@ -310,15 +319,15 @@ impl LocalNetworkBuilder {
         &self,
         deployer: &EvmLedger,
         registry_url: &str,
-        package: &ModelPackage,
+        packages: &[ModelPackage],
         state: &Path,
     ) -> Result<(Arc<Gateway>, ChannelLedger), DevnetError> {
         let signer = self.key("gateway", 0);
-        let (model, manifest) = (&package.model, package.model.manifest());
+        let models = packages.iter().map(|package| SubnetModel::of(&package.model));
         let subnet = Subnet {
             owner: signer.address(),
             name: "quickstart".into(),
-            models: vec![SubnetModel { name: manifest.name.clone(), digest: model.digest(), price: manifest.price }],
+            models: models.collect(),
             split: Split::default(),
             version: 1,
         };
@@ -334,7 +343,7 @@ impl LocalNetworkBuilder {
             ledger: Arc::new(channels.clone()),
             signer,
             subnet,
-            manifests: vec![model.bytes().clone()],
+            manifests: packages.iter().map(|package| package.model.bytes().clone()).collect(),
             registry,
             journal,
             options: self.options.clone(),
@@ -349,7 +358,7 @@ impl LocalNetworkBuilder {
         gateway: &Arc<Gateway>,
         gateway_server: &GrpcServer,
         registry_url: &str,
-        package: &ModelPackage,
+        packages: &[ModelPackage],
     ) -> Result<ComputeHandle, DevnetError> {
         let executor: Arc<dyn Executor> = match &self.executor {
             Some(executor) => executor.clone(),
@@ -362,7 +371,9 @@ impl LocalNetworkBuilder {
         let (signer, domain) = (self.key("compute", number), deployer.trust_root().await?.domain);
         let ledger = Arc::new(deployer.with_signer(signer.clone()));
         let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
-        node.add_model(package.clone()).await?;
+        for package in packages {
+            node.add_model(package.clone()).await?;
+        }
         let registry = Arc::new(GrpcRegistry::new(registry_url)?);
         let announcement = node.announcement();
         let confinement = announcement.confinement;

@@ -1,12 +1,12 @@
 //! What this machine can run models with, and which of it runs which model.
 
-use std::fmt;
+use std::{fmt, path::PathBuf, sync::Arc};
 
-use ncn_core::model::ModelFormat;
+use ncn_core::{Executor, Sandbox, model::ModelFormat};
 
 #[cfg(feature = "ort")]
 use super::onnxruntime::{Device, Search, examine};
-use super::{Python, WorkerProgram};
+use super::{OpenAiExecutor, OpenAiOptions, Python, Selector, WorkerExecutor, WorkerOptions, WorkerProgram};
 
 /// Where to look.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,9 @@ pub struct MachineOptions {
     #[cfg(feature = "ort")]
     pub device: Device,
     /// The Python interpreter that runs Python models; that of the environment's `NCN_PYTHON`, or `python3`, by default.
-    pub python: Option<std::path::PathBuf>,
+    pub python: Option<PathBuf>,
+    /// An engine with OpenAI's HTTP interface, if there is one.
+    pub openai: Option<OpenAiOptions>,
 }
 
 /// An engine, and whether this machine has it.
@@ -35,9 +37,10 @@ pub struct EngineState {
 }
 
 /// The engines of this machine, the one to be preferred first.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Machine {
     engines: Vec<EngineState>,
+    openai: Option<Arc<OpenAiExecutor>>,
 }
 
 /// Which engine runs a format, and why.
@@ -61,23 +64,36 @@ impl fmt::Display for Choice {
 impl Machine {
     /// Looks what there is; tries what could break. `program` calls [`crate::worker::init`].
     pub async fn look(program: &WorkerProgram, options: &MachineOptions) -> Self {
-        let mut engines = Vec::new();
+        let mut machine = Self { engines: Vec::new(), openai: None };
         #[cfg(feature = "ort")]
-        engines.extend(onnxruntime(program, options).await);
-        engines.push(EngineState {
-            name: program.name.clone(),
-            formats: program.formats.clone(),
-            found: Ok("part of this program".into()),
-            program: Some(program.clone()),
-        });
-        let python = Python::find(options.python.as_deref(), None).await;
-        engines.push(EngineState {
-            name: "Python".into(),
-            formats: vec![ModelFormat::Python],
-            program: python.as_ref().ok().map(Python::program),
-            found: python.map(|python| python.to_string()).map_err(|error| error.to_string()),
-        });
-        Self { engines }
+        machine.engines.extend(onnxruntime(program, options).await);
+        machine.engines.push(built_in(program));
+        machine.engines.push(python(options).await);
+        if let Some(options) = &options.openai {
+            machine.ask(options).await;
+        }
+        machine
+    }
+
+    /// What `program` has built in, and nothing else.
+    pub fn built_in(program: &WorkerProgram) -> Self {
+        Self { engines: vec![built_in(program)], openai: None }
+    }
+
+    /// Asks an engine over HTTP what it has.
+    async fn ask(&mut self, options: &OpenAiOptions) {
+        let found = match OpenAiExecutor::new(options) {
+            Ok(executor) => match executor.models().await {
+                Ok(models) => {
+                    self.openai = Some(Arc::new(executor));
+                    Ok(format!("{} has {}", options.url, models.join(", ")))
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Err(error) => Err(error.to_string()),
+        };
+        let formats = vec![ModelFormat::OpenAi];
+        self.engines.push(EngineState { name: "engine over HTTP".into(), formats, found, program: None });
     }
 
     /// All of them.
@@ -85,9 +101,14 @@ impl Machine {
         &self.engines
     }
 
-    /// The workers of those that can be used, for [`super::WorkerExecutor::new`].
-    pub fn programs(&self) -> Vec<WorkerProgram> {
-        self.engines.iter().filter_map(|engine| engine.program.clone()).collect()
+    /// All that can be used as one executor: workers, started through `sandbox`, and the engine over HTTP.
+    pub fn executor(&self, sandbox: Arc<dyn Sandbox>, options: WorkerOptions) -> Arc<dyn Executor> {
+        let programs = self.engines.iter().filter_map(|engine| engine.program.clone()).collect();
+        let workers = Arc::new(WorkerExecutor::new(programs, sandbox, options));
+        match self.openai.clone() {
+            Some(openai) => Arc::new(Selector::new(vec![workers, openai])),
+            None => workers,
+        }
     }
 
     /// Which engine runs models of this format.
@@ -103,9 +124,29 @@ impl Machine {
             }
         }
         if passed.is_empty() {
-            passed.push(format!("no worker runs {format:?} models"));
+            let remedy = if format == ModelFormat::OpenAi { ": say where one is" } else { "" };
+            passed.push(format!("no engine here runs {format} models{remedy}"));
         }
         Choice { engine: None, why: passed.join("; ") }
+    }
+}
+
+fn built_in(program: &WorkerProgram) -> EngineState {
+    EngineState {
+        name: program.name.clone(),
+        formats: program.formats.clone(),
+        found: Ok("part of this program".into()),
+        program: Some(program.clone()),
+    }
+}
+
+async fn python(options: &MachineOptions) -> EngineState {
+    let python = Python::find(options.python.as_deref(), None).await;
+    EngineState {
+        name: "Python".into(),
+        formats: vec![ModelFormat::Python],
+        program: python.as_ref().ok().map(Python::program),
+        found: python.map(|python| python.to_string()).map_err(|error| error.to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ mod chaos;
 mod cli;
 mod conformance;
 mod digests;
+mod doctor;
 mod engines;
 mod evm;
 mod executor;

@@ -10,18 +10,18 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_core::{
-    Confinement, Execution, Executor as _, ExecutorError, ExecutorExt as _, Model, Tensor, Usage, Value, Values,
+    Execution, Executor as _, ExecutorError, ExecutorExt as _, Model, Sandbox, Tensor, Usage, Value, Values,
     conformance::{self, ExecutorFixture},
     executor::ModelPackage,
 };
 use ncn_node::{
     executor::{Python, PythonError, WorkerExecutor, WorkerOptions, WorkerProgram},
-    sandbox::{Reduced, Unconfined},
+    sandbox::{Full, Reduced, Unconfined},
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::scene::{digit, ncn};
+use crate::scene::{digit, helper, ncn};
 
 const DIRECTORY: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -40,10 +40,13 @@ async fn python() -> Python {
     python
 }
 
-/// Confined workers of this Python.
+/// Workers of this Python, confined by every layer.
 fn executor(python: &Python) -> WorkerExecutor {
-    let sandbox = Arc::new(Reduced::new(&WorkerProgram::new(ncn())).unwrap());
-    let options = WorkerOptions { at_least: Confinement::Reduced, ..WorkerOptions::default() };
+    executor_in(python, Arc::new(Full::new(helper()).unwrap()))
+}
+
+fn executor_in(python: &Python, sandbox: Arc<dyn Sandbox>) -> WorkerExecutor {
+    let options = WorkerOptions { at_least: sandbox.confinement(), ..WorkerOptions::default() };
     WorkerExecutor::new(vec![python.program()], sandbox, options)
 }
 
@@ -134,18 +137,24 @@ fn digits(name: &str, directory: &Path) -> ExecutorFixture {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numpy_keeps_the_contract() {
-    let directory = tempfile::tempdir().unwrap();
-    let executor = executor(&python().await);
-    conformance::executor(&executor, &digits("digits-numpy", directory.path())).await.unwrap();
+async fn numpy_keeps_the_contract_at_every_level() {
+    let python = python().await;
+    let reduced = Reduced::new(&WorkerProgram::new(ncn())).unwrap();
+    let sandboxes: [Arc<dyn Sandbox>; 3] = [Arc::new(Full::new(helper()).unwrap()), Arc::new(reduced), Arc::new(Unconfined)];
+    for sandbox in sandboxes {
+        let directory = tempfile::tempdir().unwrap();
+        let level = sandbox.confinement();
+        let executor = executor_in(&python, sandbox);
+        let kept = conformance::executor(&executor, &digits("digits-numpy", directory.path())).await;
+        kept.unwrap_or_else(|broken| panic!("{level}: {broken}"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn onnx_runtime_from_python_keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     let executor = executor(&python().await);
-    let fixture = digits("digits-onnxruntime", directory.path());
-    conformance::executor(&executor, &fixture).await.unwrap();
+    conformance::executor(&executor, &digits("digits-onnxruntime", directory.path())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -405,7 +414,7 @@ const TROUBLE: &[(&str, &str)] = &[
     ("os.killpg(0, 9)", "the model failed: PermissionError"),
     ("import socket\nsocket.create_connection(('127.0.0.1', 1))", "the model failed: PermissionError"),
     ("open('../evil', 'w')", "the model failed: PermissionError"),
-    ("open('/etc/passwd').read()", "the model failed: PermissionError"),
+    ("open('/etc/passwd').read()", "the model failed: FileNotFoundError"),
     ("file = open('much', 'wb')\nwhile True: file.write(bytes(1 << 20))", "the model failed: OSError: [Errno 27]"),
     ("return {'said': 'x' * (17 << 20)}", "output has more than 16777216 bytes"),
     ("return None", "output is a NoneType"),
@@ -502,7 +511,7 @@ async fn modules_that_cannot_be_loaded_are_refused() {
             "def load(model_dir): raise OSError('no weights')\ndef infer(inputs): pass",
             "OSError: no weights (model.py, line 1, in load)",
         ),
-        ("def load(model_dir): open(model_dir + '/more', 'w')\ndef infer(inputs): pass", "PermissionError"),
+        ("def load(model_dir): open(model_dir + '/more', 'w')\ndef infer(inputs): pass", "Read-only file system"),
         (
             "import threading, time\ndef load(model_dir): threading.Thread(target=time.sleep, args=(60,)).start()\ndef infer(inputs): pass",
             "load started 1 threads",

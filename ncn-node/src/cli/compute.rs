@@ -1,0 +1,86 @@
+//! `ncn compute`: a compute node of its own.
+
+use std::{io::Write as _, sync::Arc};
+
+use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
+use ncn_core::{PaymentLedger as _, Transport as _};
+use ncn_node::{
+    compute::{Attachments, ComputeNode},
+    presence::Presence,
+};
+
+use super::{
+    Failure,
+    account::{ChainArguments, KeyArguments},
+    engines::{EngineArguments, ModelArguments},
+    say, serving, shown,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The gateway that it works for
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    gateway: String,
+    /// The registry node
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
+    registry: String,
+    #[command(flatten)]
+    chain: ChainArguments,
+    #[command(flatten)]
+    key: KeyArguments,
+    #[command(flatten)]
+    models: ModelArguments,
+    #[command(flatten)]
+    engines: EngineArguments,
+    /// How many requests it runs or holds places for at once
+    #[arg(long, value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    places: u16,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    serving(serve(arguments))
+}
+
+async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+    let signer = arguments.key.open()?;
+    let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+    let registry = GrpcRegistry::new(&arguments.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
+    let ledger = Arc::new(arguments.chain.ledger(signer.clone()).await?);
+    let trust = ledger.trust_root().await.map_err(Failure::failed)?;
+    let network = transport.network().await.map_err(Failure::failed)?;
+    if network.trust_root != trust {
+        return Err(Failure::Failed(format!("--gateway {}: is on another network than --rpc", arguments.gateway)));
+    }
+    let offered = transport.models().await.map_err(Failure::failed)?;
+    let packages = arguments.models.packages(Some(&arguments.gateway)).await?;
+    let Some(subnet) = offered.first().map(|info| info.subnet).filter(|_| !packages.is_empty()) else {
+        let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
+        return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", shown(&names.join(", ")))));
+    };
+    for package in &packages {
+        if !offered.iter().any(|info| info.model.digest() == package.model.digest()) {
+            let (name, digest) = (&package.model.manifest().name, hex::encode(package.model.digest()));
+            return Err(Failure::Input(format!("--model {name}: the gateway does not offer it, with the digest {digest}")));
+        }
+    }
+
+    let executor = arguments.engines.executor(&packages).await?;
+    let mut node = ComputeNode::new(signer.clone(), trust.domain, subnet, executor, ledger, arguments.places.into());
+    for package in packages {
+        let name = package.model.manifest().name.clone();
+        node.add_model(package).await.map_err(|error| Failure::Failed(format!("model {name}: {error}")))?;
+    }
+    let announcement = node.announcement();
+    let level = announcement.confinement;
+    let presence = Presence::start(Arc::new(registry), signer.clone(), trust.domain, announcement).await;
+    let _presence = presence.map_err(Failure::failed)?;
+    let mut attachments = Attachments::new();
+    attachments
+        .add(Arc::new(node), network.gateway, &arguments.gateway)
+        .map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+    say(&format!("models run at the confinement level {level}: `ncn doctor` says more"));
+    let mut out = std::io::stdout();
+    writeln!(out, "compute node {} works for gateway {}", signer.address(), network.gateway)?;
+    out.flush()?;
+    std::future::pending().await
+}

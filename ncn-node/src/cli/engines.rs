@@ -1,0 +1,110 @@
+//! What commands that run models are given: models, engines, and how they are confined.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ncn_core::{Executor, SandboxError, executor::ModelPackage};
+#[cfg(feature = "ort")]
+use ncn_node::executor::onnxruntime::{Device, Search};
+use ncn_node::{
+    executor::{ApiKey, Machine, MachineOptions, OpenAiOptions, WorkerOptions, WorkerProgram},
+    models::{self, MANIFEST_FILE},
+    sandbox::{self, SandboxMode},
+};
+
+use super::{
+    Failure,
+    model::{self, StoreArguments},
+    say, shown,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct EngineArguments {
+    /// How much confinement of models is insisted on: strict, permissive or disabled
+    #[arg(long, value_name = "MODE", default_value_t)]
+    pub(crate) sandbox: SandboxMode,
+    #[command(flatten)]
+    search: SearchArguments,
+}
+
+/// Where engines are looked for.
+#[derive(clap::Args)]
+pub(crate) struct SearchArguments {
+    /// ONNX Runtime's library, or the directory that it is in; it is looked for by default
+    #[cfg(feature = "ort")]
+    #[arg(long, value_name = "PATH")]
+    onnxruntime: Option<PathBuf>,
+    /// What ONNX Runtime computes on: cpu, cuda, or cuda:NUMBER
+    #[cfg(feature = "ort")]
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: Device,
+    /// The Python interpreter that runs models in Python; NCN_PYTHON or python3 by default
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    /// The base URL of an engine with OpenAI's HTTP interface, such as http://127.0.0.1:8000/v1
+    #[arg(long, value_name = "URL")]
+    engine: Option<String>,
+    /// The file with that engine's API key
+    #[arg(long, value_name = "FILE", requires = "engine")]
+    engine_key: Option<PathBuf>,
+}
+
+impl SearchArguments {
+    pub(crate) async fn look(&self, program: &WorkerProgram) -> Machine {
+        let openai = self.engine.clone().map(|url| OpenAiOptions { url, api_key: self.engine_key.clone().map(ApiKey::File) });
+        let options = MachineOptions {
+            #[cfg(feature = "ort")]
+            onnxruntime: Search { library: self.onnxruntime.clone(), python: self.python.clone() },
+            #[cfg(feature = "ort")]
+            device: self.device,
+            python: self.python.clone(),
+            openai,
+        };
+        Machine::look(program, &options).await
+    }
+}
+
+impl EngineArguments {
+    /// An executor for these models. Says which engine runs each, and why; refuses a model that none runs.
+    pub(crate) async fn executor(&self, packages: &[ModelPackage]) -> Result<Arc<dyn Executor>, Failure> {
+        let program = WorkerProgram::current().map_err(Failure::failed)?;
+        let machine = self.search.look(&program).await;
+        for ModelPackage { model, .. } in packages {
+            let (manifest, choice) = (model.manifest(), machine.choice(model.manifest().format));
+            if choice.engine.is_none() {
+                return Err(Failure::Failed(format!("model {}: nothing runs it here: {choice}", manifest.name)));
+            }
+            say(&shown(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
+        }
+        let sandbox = sandbox::open(self.sandbox, &program).map_err(|error: SandboxError| Failure::failed(error))?;
+        Ok(machine.executor(sandbox, WorkerOptions::default()))
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArguments {
+    /// A model: a package's directory, or the name, NAME@VERSION or digest of one in the store; several may be given
+    #[arg(long = "model", value_name = "MODEL")]
+    models: Vec<String>,
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+impl ModelArguments {
+    /// The models that were named. What the store lacks is fetched from where the gateway says.
+    pub(crate) async fn packages(&self, gateway: Option<&str>) -> Result<Vec<ModelPackage>, Failure> {
+        let mut packages = Vec::new();
+        for reference in &self.models {
+            let directory = PathBuf::from(reference);
+            packages.push(if directory.join(MANIFEST_FILE).is_file() {
+                models::package_in(&directory)?
+            } else {
+                let store = self.store.open()?;
+                if gateway.is_some() && store.find(reference).map_or(true, |stored| !stored.missing.is_empty()) {
+                    model::pull(&store, reference, &[], gateway).await?;
+                }
+                store.package(reference).await?
+            });
+        }
+        Ok(packages)
+    }
+}

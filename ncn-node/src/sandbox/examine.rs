@@ -1,0 +1,66 @@
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use ncn_confine::{Layer, Missing};
+use ncn_core::Confinement;
+
+use super::{Full, Reduced, open};
+use crate::{executor::WorkerProgram, sandbox::SandboxMode};
+
+/// A layer of confinement, and whether this machine has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerState {
+    /// What it is called.
+    pub name: &'static str,
+    /// Why it cannot be had; none when it can.
+    pub missing: Option<String>,
+    /// What the operator can do when it cannot.
+    pub remedy: &'static str,
+}
+
+/// What this machine can confine models by.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// The helper program, if it was found.
+    pub helper: Option<PathBuf>,
+    /// Each layer, tried by itself. Empty when nothing could be tried, for want of the helper.
+    pub layers: Vec<LayerState>,
+    /// The level that is reached here in [`SandboxMode::Permissive`].
+    pub level: Confinement,
+    /// Why [`SandboxMode::Strict`] does not work; none when it does.
+    pub refused: Option<String>,
+}
+
+/// Tries what this machine can confine models by. `program` is as for [`open`].
+pub fn examine(program: &WorkerProgram) -> Examination {
+    let helper = Full::helper(program);
+    let layers = helper.as_ref().map(layers).unwrap_or_default();
+    let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());
+    let level = match (&refused, Reduced::new(program)) {
+        (None, _) => Confinement::Full,
+        (Some(_), Ok(_)) => Confinement::Reduced,
+        (Some(_), Err(_)) => Confinement::None,
+    };
+    Examination { helper, layers, level, refused }
+}
+
+/// What the helper says of each layer.
+fn layers(helper: &PathBuf) -> Vec<LayerState> {
+    let tried = tempfile::tempdir().and_then(|directory| {
+        // The work directory of a worker is its user's, whoever that is.
+        #[cfg(unix)]
+        fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Command::new(helper).arg("--check").arg(directory.path()).env_clear().stdin(Stdio::null()).output()
+    });
+    let said = tried.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    said.lines()
+        .filter_map(|line| {
+            let missing = line.parse::<Missing>().ok();
+            let layer = missing.as_ref().map_or_else(|| line.parse::<Layer>().ok(), |missing| Some(missing.layer))?;
+            Some(LayerState { name: layer.name(), missing: missing.map(|missing| missing.reason), remedy: layer.remedy() })
+        })
+        .collect()
+}
