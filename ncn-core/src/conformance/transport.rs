@@ -112,10 +112,12 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
         let refused = transport.submit(scene.submission(order).await).await;
         rules.refused(rule, refused, TransportError::is_retryable)?;
     }
-    let mut parameters = good.clone();
-    parameters.parameters = "[]".into();
-    let refused = transport.submit(scene.submission(parameters).await).await;
-    rules.refused("parameters are a JSON object", refused, TransportError::is_retryable)?;
+    let manifest = scene.info.model.manifest();
+    for parameters in ["[]", r#"{"no such parameter":1}"#].into_iter().filter(|json| manifest.check_parameters(json).is_err()) {
+        let order = InferenceRequest { parameters: parameters.into(), ..good.clone() };
+        let refused = transport.submit(scene.submission(order).await).await;
+        rules.refused("parameters are what the model takes", refused, TransportError::is_retryable)?;
+    }
     let mut forged = scene.submission(good).await;
     forged.request.message.nonce = [9; 32].into();
     let id = forged.request.message.digest(&scene.trust.domain);

@@ -58,6 +58,7 @@ impl SearchArguments {
             device: self.device,
             python: self.python.clone(),
             openai,
+            ..MachineOptions::default()
         };
         Machine::look(program, &options).await
     }

@@ -19,6 +19,8 @@ pub struct MachineOptions {
     pub device: Device,
     /// The Python interpreter that runs Python models; that of the environment's `NCN_PYTHON`, or `python3`, by default.
     pub python: Option<PathBuf>,
+    /// The extension module that makes it a worker; that of `NCN_PYTHON_WORKER`, beside this program, or installed in it by default.
+    pub python_worker: Option<PathBuf>,
     /// An engine with OpenAI's HTTP interface, if there is one.
     pub openai: Option<OpenAiOptions>,
 }
@@ -141,7 +143,7 @@ fn built_in(program: &WorkerProgram) -> EngineState {
 }
 
 async fn python(options: &MachineOptions) -> EngineState {
-    let python = Python::find(options.python.as_deref(), None).await;
+    let python = Python::find(options.python.as_deref(), options.python_worker.as_deref()).await;
     EngineState {
         name: "Python".into(),
         formats: vec![ModelFormat::Python],

@@ -20,10 +20,13 @@ mod failures;
 mod gas;
 #[cfg(feature = "gguf")]
 mod gguf;
+mod harmful;
 mod hostile;
 mod liars;
 mod llama;
 mod load;
+#[cfg(feature = "ort")]
+mod machine;
 mod models;
 mod models_cli;
 mod once;

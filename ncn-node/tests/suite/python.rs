@@ -31,7 +31,7 @@ fn worker() -> PathBuf {
 }
 
 /// The Python that has numpy and ONNX Runtime.
-async fn python() -> Python {
+pub(crate) async fn python() -> Python {
     let prepared = Path::new(DIRECTORY).join("../target/venv/bin/python");
     let interpreter = env::var_os("NCN_PYTHON").map_or(prepared, PathBuf::from);
     let python = Python::find(Some(&interpreter), Some(&worker())).await.unwrap();
@@ -51,8 +51,8 @@ fn executor_in(python: &Python, sandbox: Arc<dyn Sandbox>) -> WorkerExecutor {
 }
 
 /// A package that is written for a test.
-struct Package {
-    package: ModelPackage,
+pub(crate) struct Package {
+    pub(crate) package: ModelPackage,
     _directory: tempfile::TempDir,
 }
 
@@ -63,7 +63,12 @@ fn package(module: &str, inputs: &serde_json::Value, outputs: &serde_json::Value
 }
 
 /// The package of these files.
-fn packed(directory: tempfile::TempDir, files: &[&str], inputs: &serde_json::Value, outputs: &serde_json::Value) -> Package {
+pub(crate) fn packed(
+    directory: tempfile::TempDir,
+    files: &[&str],
+    inputs: &serde_json::Value,
+    outputs: &serde_json::Value,
+) -> Package {
     let listed = files.iter().map(|name| {
         let bytes = fs::read(directory.path().join(name)).unwrap();
         json!({ "path": name, "bytes": bytes.len(), "sha256": hex::encode(Sha256::digest(&bytes)) })
@@ -85,7 +90,7 @@ fn indented(lines: &str, by: &str) -> String {
 }
 
 /// A package whose `infer` takes the text `say` and does `body`, with the text `said` as its output.
-fn talker(body: &str) -> Package {
+pub(crate) fn talker(body: &str) -> Package {
     let head = "import os, sys, time\ndef load(model_dir): pass\ndef infer(inputs, parameters):\n    say = inputs['say']\n";
     let module = format!("{head}{}", indented(body, "    "));
     package(&module, &json!([{ "type": "text", "name": "say" }]), &json!([{ "type": "text", "name": "said" }]))
@@ -389,7 +394,7 @@ return {'said': '%s %s %s' % (parameters.get('x'), random.random(), numpy.random
 }
 
 /// What a hostile or broken model does, and how the request fails.
-const TROUBLE: &[(&str, &str)] = &[
+pub(crate) const TROUBLE: &[(&str, &str)] = &[
     ("raise ValueError('no such thing')", "the model failed: ValueError: no such thing (model.py, line 6, in infer)"),
     ("class InvalidInput(Exception): pass\nraise InvalidInput('say: is rude')", "input say: is rude"),
     ("sys.exit(0)", "the model failed: SystemExit: 0"),
@@ -432,14 +437,19 @@ const TROUBLE: &[(&str, &str)] = &[
     ),
 ];
 
+/// The body of an `infer` that makes the trouble whose number it is told, and otherwise answers.
+pub(crate) fn troubles() -> String {
+    let cases = TROUBLE.iter().enumerate().fold(String::new(), |cases, (index, (body, _))| {
+        cases + &format!("if say == '{index}':\n    def trouble():\n{}    return trouble()\n", indented(body, "        "))
+    });
+    format!("{cases}return {{'said': say + '!'}}\n")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trouble_is_the_requests_own() {
     let python = python().await;
     let executor = executor(&python);
-    let cases = TROUBLE.iter().enumerate().fold(String::new(), |cases, (index, (body, _))| {
-        cases + &format!("if say == '{index}':\n    def trouble():\n{}    return trouble()\n", indented(body, "        "))
-    });
-    let package = talker(&format!("{cases}return {{'said': say + '!'}}\n"));
+    let package = talker(&troubles());
     executor.load(&package.package).await.unwrap();
     let beside = say(&package, "beside", LONG);
     for (index, (body, expected)) in TROUBLE.iter().enumerate() {

@@ -1,0 +1,149 @@
+//! Models that do harm, through the whole network: their requests fail with a reason and are paid back, others never notice.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use ncn_client::{Client, ClientError, Order};
+use ncn_core::{Amount, Confinement, Executor, ExecutorExt as _, Model, PaymentLedger as _, Value, Values, executor::ModelPackage};
+use ncn_node::{
+    devnet::{LocalNetwork, quickstart},
+    executor::{Machine, MachineOptions, WorkerOptions, WorkerProgram},
+    sandbox::Full,
+};
+use serde_json::{Value as Json, json};
+
+use crate::{
+    python::{TROUBLE, python, talker, troubles},
+    scene::{helper, key, ncn, network},
+};
+
+fn seven() -> Values {
+    [("image", Value::png(quickstart::SAMPLE))].into()
+}
+
+/// An executor of everything that this machine has, confined by every layer.
+async fn executor(options: WorkerOptions) -> Arc<dyn Executor> {
+    let python = python().await;
+    let options = WorkerOptions { at_least: Confinement::Full, ..options };
+    let program = WorkerProgram::new(ncn());
+    let (interpreter, worker) = (Some(python.interpreter), Some(python.worker));
+    let machine = MachineOptions { python: interpreter, python_worker: worker, ..MachineOptions::default() };
+    Machine::look(&program, &machine).await.executor(Arc::new(Full::new(helper()).unwrap()), options)
+}
+
+/// The quickstart model with another manifest, in this directory.
+fn changed(directory: &std::path::Path, change: impl FnOnce(&mut Json)) -> ModelPackage {
+    let package = quickstart::unpack(directory).unwrap();
+    let mut manifest: Json = serde_json::from_slice(quickstart::MANIFEST).unwrap();
+    change(&mut manifest);
+    ModelPackage { model: Arc::new(Model::parse(manifest.to_string()).unwrap()), ..package }
+}
+
+/// A client with one token, and what is left of it.
+struct Customer {
+    client: Client,
+    ledger: Arc<ncn_client::evm::EvmLedger>,
+}
+
+impl Customer {
+    async fn of(network: &LocalNetwork) -> Self {
+        let key = key();
+        network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
+        let ledger = Arc::new(network.ledger(key.clone()));
+        let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key).build().unwrap();
+        Self { client, ledger }
+    }
+
+    async fn balance(&self) -> Amount {
+        self.ledger.balance(self.ledger.account()).await.unwrap()
+    }
+
+    /// Why a request failed that was paid, and paid back.
+    async fn fails(&self, model: &str, inputs: Values) -> String {
+        let refunded = self.client.infer(model, inputs).await.unwrap_err();
+        assert_eq!(self.balance().await, Amount::TOKEN, "{refunded}");
+        let ClientError::Refunded { reason, .. } = refunded else { panic!("{refunded}") };
+        reason
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn harm_is_paid_back_and_others_are_served() {
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let digits = quickstart::unpack(directories[0].path()).unwrap();
+    let wrong = changed(directories[1].path(), |manifest| {
+        manifest["name"] = "wrong-shape".into();
+        manifest["outputs"] = json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": ["batch", 11] }]);
+    });
+    let harmful = talker(&troubles());
+    let packages = vec![digits, wrong, harmful.package.clone()];
+    let network = network().executor(executor(WorkerOptions::default()).await).models(packages).start().await.unwrap();
+    assert_eq!(network.confinement(), Confinement::Full);
+
+    let (customer, other) = (Customer::of(&network).await, network.client().await.unwrap().build().unwrap());
+    let reason = customer.fails("wrong-shape", seven()).await;
+    assert!(reason.contains("has the shape [1, 10], it has to be [batch, 11]"), "{reason}");
+    for (index, (body, expected)) in TROUBLE.iter().enumerate() {
+        let trouble = [("say", index.to_string().as_str())].into();
+        let (reason, good) = tokio::join!(customer.fails("test", trouble), other.infer(quickstart::NAME, seven()));
+        let expected = expected.replace(" (model.py, line 6, in infer)", "");
+        assert!(reason.contains(&expected), "{body}: {reason}");
+        assert_eq!(good.unwrap().output.text("label"), Some("7"), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_under_the_node_is_not_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let digits = quickstart::unpack(directory.path()).unwrap();
+    let file = directory.path().join(&digits.model.manifest().entry);
+    let options = WorkerOptions { idle: Duration::from_millis(100), ..WorkerOptions::default() };
+    let network = network().executor(executor(options).await).models(vec![digits]).start().await.unwrap();
+    let customer = Customer::of(&network).await;
+    let good = fs::read(&file).unwrap();
+    for bad in [&b"no graph"[..], &good[..good.len() / 2], &[&good[1..], &[0]].concat()] {
+        fs::write(&file, bad).unwrap();
+        // Until the worker that has read the file before is gone.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let reason = customer.fails(quickstart::NAME, seven()).await;
+        assert!(reason.contains("fetch it again"), "{reason}");
+    }
+    fs::write(&file, good).unwrap();
+    assert_eq!(customer.client.infer(quickstart::NAME, seven()).await.unwrap().output.text("label"), Some("7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pickle_bomb_among_the_weights_does_not_go_off() {
+    let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mark = outside.path().join("mark");
+    // What `pickle.loads` does with it is to run a program.
+    let bomb = format!("cposix\nsystem\n(Vtouch {}\ntR.", mark.display());
+    let module = "import pickle\ndef load(model_dir): return pickle.load(open(model_dir + '/weights.pkl', 'rb')) + 1\ndef infer(inputs): pass";
+    fs::write(directory.path().join("weights.pkl"), &bomb).unwrap();
+    fs::write(directory.path().join("model.py"), module).unwrap();
+    let names = (json!([{ "type": "text", "name": "x" }]), json!([{ "type": "text", "name": "y" }]));
+    let package = crate::python::packed(directory, &["model.py", "weights.pkl"], &names.0, &names.1);
+    let executor = executor(WorkerOptions::default()).await;
+    let digits = tempfile::tempdir().unwrap();
+    let digits = quickstart::unpack(digits.path()).map(|package| (package, digits)).unwrap();
+    executor.load(&digits.0).await.unwrap();
+    let loaded = executor.load(&package.package).await;
+    assert!(!mark.exists(), "the bomb went off");
+    // The program was not started: there is no way to, and the status says so.
+    assert_eq!(loaded, Ok(()), "`system` gives a status, to which 1 can be added");
+    let run = ncn_core::Execution {
+        model_digest: digits.0.model.digest(),
+        inputs: seven(),
+        parameters: "{}".into(),
+        time_limit: Duration::from_secs(10),
+    };
+    assert_eq!(executor.run_to_end(run).await.unwrap().0.text("label"), Some("7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_are_refused_before_anything_is_paid() {
+    let network = network().start().await.unwrap();
+    let customer = Customer::of(&network).await;
+    let order = Order::new(quickstart::NAME, seven()).parameters(r#"{"temperature":1}"#);
+    let refused = customer.client.submit(order).await.map(drop).unwrap_err();
+    assert!(matches!(&refused, ClientError::Input(error) if error.name == "parameters.temperature"), "{refused}");
+}
