@@ -7,7 +7,7 @@ use ncn_core::{Executor, SandboxError, executor::ModelPackage};
 use ncn_node::executor::onnxruntime::{Device, Search};
 use ncn_node::{
     executor::{ApiKey, Machine, MachineOptions, OpenAiOptions, WorkerOptions, WorkerProgram},
-    models::{self, MANIFEST_FILE},
+    models,
     sandbox::{self, SandboxMode},
 };
 
@@ -83,7 +83,7 @@ impl EngineArguments {
 
 #[derive(clap::Args)]
 pub(crate) struct ModelArguments {
-    /// A model: a package's directory, or the name, NAME@VERSION or digest of one in the store; several may be given
+    /// A model: a package's directory, with a / in it, or the name, NAME@VERSION or digest of one in the store; several may be given
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
@@ -95,9 +95,9 @@ impl ModelArguments {
     pub(crate) async fn packages(&self, gateway: Option<&str>) -> Result<Vec<ModelPackage>, Failure> {
         let mut packages = Vec::new();
         for reference in &self.models {
-            let directory = PathBuf::from(reference);
-            packages.push(if directory.join(MANIFEST_FILE).is_file() {
-                models::package_in(&directory)?
+            // A directory that happens to be called like a model must not be taken for it.
+            packages.push(if reference.contains('/') {
+                models::package_in(reference.as_ref())?
             } else {
                 let store = self.store.open()?;
                 if gateway.is_some() && store.find(reference).map_or(true, |stored| !stored.missing.is_empty()) {

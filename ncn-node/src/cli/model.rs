@@ -143,7 +143,9 @@ pub(super) async fn pull(store: &ModelStore, reference: &str, from: &[String], g
         let (model, more) = ask_gateway(url, reference).await?;
         sources.extend(more);
         if sources.is_empty() {
-            return Err(Failure::Failed(format!("gateway {url}: names no source of model files: give one with --from")));
+            return Err(Failure::Failed(format!(
+                "gateway {url}: names no source of model files: `ncn model pull --from` takes one"
+            )));
         }
         model
     } else if sources.is_empty() {

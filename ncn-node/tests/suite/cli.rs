@@ -140,33 +140,41 @@ fn a_changed_receipt_is_caught() {
 }
 
 /// The program, kept running until the test ends.
-struct Devnet {
+pub(crate) struct Devnet {
     process: std::process::Child,
-    gateway: String,
-    rpc: String,
+    pub(crate) gateway: String,
+    pub(crate) registry: String,
+    pub(crate) rpc: String,
 }
 
 impl Devnet {
     fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    /// With more arguments.
+    pub(crate) fn start_with(directory: &Path, more: &[&str]) -> Self {
         let mut process = Command::new(ncn())
             .args(["devnet", "--rpc", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--registry", "127.0.0.1:0", "--keys", "keys"])
             .args(["--settle-after", "1"])
+            .args(more)
             .current_dir(directory)
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let lines = std::io::BufReader::new(process.stdout.take().unwrap());
-        let (mut gateway, mut rpc) = (String::new(), String::new());
+        let (mut gateway, mut registry, mut rpc) = (String::new(), String::new(), String::new());
         for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
             let second = || line.split_whitespace().nth(1).unwrap_or_default().to_owned();
             match line.split_whitespace().next() {
                 Some("gateway") => gateway = second(),
+                Some("registry") => registry = second(),
                 Some("chain") => rpc = second(),
                 Some("ready;") => break,
                 _ => {}
             }
         }
-        Self { process, gateway, rpc }
+        Self { process, gateway, registry, rpc }
     }
 }
 

@@ -9,6 +9,7 @@ mod chain;
 mod channels;
 mod chaos;
 mod cli;
+mod compute_cli;
 mod conformance;
 mod digests;
 mod doctor;
