@@ -3,6 +3,7 @@
 mod batch;
 #[cfg(feature = "ort")]
 pub mod onnxruntime;
+mod outlet;
 mod rten;
 
 use std::{sync::Arc, time::Instant};

@@ -144,6 +144,8 @@ impl Python {
             arguments: ["-I", "-B", "-c", BOOT].into_iter().map(str::to_owned).chain([self.worker.display().to_string()]).collect(),
             environment,
             paths,
+            readable: Vec::new(),
+            devices: Vec::new(),
             formats: vec![ModelFormat::Python],
         }
     }

@@ -3,10 +3,13 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use ncn_client::{Client, ClientError, Order};
-use ncn_core::{Amount, Confinement, Executor, ExecutorExt as _, Model, PaymentLedger as _, Value, Values, executor::ModelPackage};
+use ncn_core::{
+    Amount, Confinement, Executor, ExecutorError, ExecutorExt as _, Model, PaymentLedger as _, Value, Values,
+    executor::ModelPackage,
+};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
-    executor::{Machine, MachineOptions, WorkerOptions, WorkerProgram},
+    executor::{EngineExecutor, Machine, MachineOptions, WorkerOptions, WorkerProgram},
     sandbox::Full,
 };
 use serde_json::{Value as Json, json};
@@ -146,4 +149,24 @@ async fn parameters_are_refused_before_anything_is_paid() {
     let order = Order::new(quickstart::NAME, seven()).parameters(r#"{"temperature":1}"#);
     let refused = customer.client.submit(order).await.map(drop).unwrap_err();
     assert!(matches!(&refused, ClientError::Input(error) if error.name == "parameters.temperature"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_does_not_fit_the_graph_is_refused() {
+    let executor = EngineExecutor::built_in();
+    let tensor = |name: &str, dtype: &str, shape: Json| json!([{ "type": "tensor", "name": name, "dtype": dtype, "shape": shape }]);
+    let rows = || json!(["batch", 1, 8, 8]);
+    let wrong = [
+        ("inputs", tensor("picture", "f32", rows()), "takes no `picture`"),
+        ("inputs", tensor("image", "i64", rows()), "has `image` as f32, the manifest as i64"),
+        ("inputs", tensor("image", "f32", json!(["batch", 64])), "takes `image` in the shape [any, 1, 8, 8]"),
+        ("inputs", tensor("image", "f32", json!(["batch", 1, 8, 9])), "takes `image` in the shape"),
+        ("outputs", tensor("score", "f32", json!(["batch", 10])), "gives no `score`"),
+    ];
+    for (field, value, problem) in wrong {
+        let directory = tempfile::tempdir().unwrap();
+        let package = changed(directory.path(), |manifest| manifest[field] = value.clone());
+        let refused = executor.load(&package).await;
+        assert!(matches!(&refused, Err(ExecutorError::InvalidModel(said)) if said.contains(problem)), "{problem}: {refused:?}");
+    }
 }

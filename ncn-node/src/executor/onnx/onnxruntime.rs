@@ -20,7 +20,7 @@ use ::ort::{
 };
 use ncn_core::{
     DataType, ExecutorError, Tensor,
-    model::{Dimension, InputSpec, Manifest, OutputSpec, Tensors},
+    model::{Manifest, Tensors},
 };
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -31,7 +31,7 @@ pub use library::{Library, Search, Source, find};
 pub(crate) use probe::{ARGUMENT, run as run_probe};
 pub use probe::{Probed, examine, probe};
 
-use super::{Graph, Runtime};
+use super::{Graph, Runtime, outlet};
 use crate::executor::Verified;
 
 /// The oldest minor version that can be used: 1.20.
@@ -214,33 +214,10 @@ impl Runtime for OnnxRuntime {
     }
 }
 
-/// A manifest that does not fit the graph is found now, not by the first user.
 fn check(session: &Session, manifest: &Manifest) -> Result<(), String> {
-    for spec in &manifest.inputs {
-        let InputSpec::Tensor(spec) = spec else { continue };
-        let input = session.inputs().iter().find(|input| input.name() == spec.name);
-        let input = input.ok_or_else(|| format!("the graph takes no `{}`, which the manifest names", spec.name))?;
-        tensor::check(input, spec.dtype)?;
-        let shape = input.dtype().tensor_shape().map_or(&[][..], |shape| shape);
-        // A dimension that the graph leaves open is negative, and there are none when it says nothing of its shape.
-        let fits = |(promised, actual): (&Dimension, &i64)| match promised {
-            Dimension::Fixed(size) => *actual < 0 || usize::try_from(*actual) == Ok(*size),
-            Dimension::Named(_) => true,
-        };
-        let all_fit = shape.len() == spec.shape.len() && spec.shape.iter().zip(shape).all(fits);
-        if !shape.is_empty() && !all_fit {
-            return Err(format!("the graph takes `{}` in the shape {shape:?}, which does not fit the manifest's", spec.name));
-        }
-    }
-    if let Some(unnamed) = session.inputs().iter().find(|input| !super::inputs(manifest).any(|name| name == input.name())) {
-        return Err(format!("the graph needs `{}`, which the manifest does not name", unnamed.name()));
-    }
-    for spec in &manifest.outputs {
-        let OutputSpec::Tensor(spec) = spec else { continue };
-        let output = session.outputs().iter().find(|output| output.name() == spec.name);
-        tensor::check(output.ok_or_else(|| format!("the graph gives no `{}`, which the manifest names", spec.name))?, spec.dtype)?;
-    }
-    Ok(())
+    let inputs: Vec<_> = session.inputs().iter().map(tensor::outlet).collect();
+    let outputs: Vec<_> = session.outputs().iter().map(tensor::outlet).collect();
+    outlet::check(manifest, &inputs, &outputs)
 }
 
 impl Graph for Loaded {

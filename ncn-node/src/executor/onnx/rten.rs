@@ -2,12 +2,15 @@ use ncn_core::{
     DataType, ExecutorError, Tensor,
     model::{Manifest, Tensors},
 };
-use rten::{Model, RunOptions, ThreadPool, Value, ValueOrView};
+use rten::{Model, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueType};
 use rten_tensor::{AsView as _, Layout as _};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Graph, Runtime};
+use super::{
+    Graph, Runtime,
+    outlet::{self, Outlet},
+};
 use crate::executor::Verified;
 
 /// The built-in runtime, all in Rust. A run cannot be interrupted.
@@ -25,14 +28,30 @@ impl Runtime for Rten {
         let manifest: &Manifest = package.model.manifest();
         let invalid = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", manifest.entry));
         let engine = Model::load(std::mem::take(&mut package.entry)).map_err(|error| invalid(error.to_string()))?;
+        let described = |ids: &[NodeId]| ids.iter().filter_map(|id| describe(&engine, *id)).collect::<Vec<_>>();
+        outlet::check(manifest, &described(engine.input_ids()), &described(engine.output_ids())).map_err(invalid)?;
         let outputs = super::outputs(manifest);
-        // A manifest that names what the graph does not have is found now, not by the first user.
-        for name in super::inputs(manifest).chain(outputs.iter().map(|(name, _)| name.as_str())) {
-            engine.node_id(name).map_err(|_| invalid(format!("the graph has no `{name}`, which the manifest names")))?;
-        }
         let threads = manifest.limits.threads.map(|threads| Arc::new(ThreadPool::with_num_threads(threads as usize)));
         Ok(Box::new(Loaded { engine, outputs, threads }))
     }
+}
+
+/// An input or output as the engine describes it. It reads 64-bit integers and booleans as 32-bit integers.
+fn describe(engine: &Model, id: NodeId) -> Option<Outlet<'_>> {
+    let info = engine.node_info(id)?;
+    let holds = match info.dtype() {
+        None => Ok(Vec::new()),
+        Some(ValueType::Tensor(rten::DataType::Float)) => Ok(vec![DataType::F32]),
+        Some(ValueType::Tensor(rten::DataType::Int32)) => Ok(vec![DataType::I32, DataType::I64, DataType::Bool]),
+        Some(ValueType::Tensor(rten::DataType::Int8)) => Ok(vec![DataType::I8]),
+        Some(ValueType::Tensor(rten::DataType::UInt8)) => Ok(vec![DataType::U8]),
+        Some(_) => Err("something else than a tensor".into()),
+    };
+    let size = |dimension| match dimension {
+        rten::Dimension::Fixed(size) => Some(size),
+        rten::Dimension::Symbolic(_) => None,
+    };
+    Some(Outlet { name: info.name()?, holds, shape: info.shape().map(|shape| shape.into_iter().map(size).collect()) })
 }
 
 impl Graph for Loaded {

@@ -1,7 +1,7 @@
 //! Each model's workers: started when needed, kept while used.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -227,9 +227,9 @@ impl Slot {
     async fn start_with(&self, memory: Promise) -> Result<Worker, ExecutorError> {
         let failed = |problem: String| ExecutorError::Worker(problem);
         let work_directory = tempfile::tempdir().map_err(|error| failed(format!("no work directory: {error}")))?;
-        let WorkerProgram { path, arguments, environment, paths, .. } = self.program.clone();
+        let WorkerProgram { path, arguments, environment, .. } = self.program.clone();
         let command = SandboxCommand { program: path, arguments, environment };
-        let policy = self.policy(work_directory.path(), paths);
+        let policy = self.policy(work_directory.path());
         let child = self.starter.sandbox.start(&command, &policy).map_err(|error| failed(error.to_string()))?;
         let process = Arc::new(Process::start(child).await?);
         let load = proto::LoadModel {
@@ -243,12 +243,14 @@ impl Slot {
         Ok(Worker { process, _work_directory: Arc::new(work_directory), _memory: Arc::new(memory) })
     }
 
-    fn policy(&self, work_directory: &Path, executable: Vec<PathBuf>) -> Policy {
+    fn policy(&self, work_directory: &Path) -> Policy {
+        let WorkerProgram { paths, readable, devices, .. } = self.program.clone();
         let limits = self.package.model.manifest().limits;
         let (memory_bytes, cpu_seconds) = (Some(limits.memory_bytes), limits.cpu_seconds);
         Policy {
-            readable: vec![self.package.directory.clone()],
-            executable,
+            readable: readable.into_iter().chain([self.package.directory.clone()]).collect(),
+            executable: paths,
+            devices,
             limits: ResourceLimits { memory_bytes, cpu_seconds, ..ResourceLimits::default() },
             at_least: self.starter.options.at_least,
             ..Policy::new(work_directory)

@@ -19,6 +19,10 @@ pub struct WorkerProgram {
     pub environment: BTreeMap<String, String>,
     /// Files and directories besides the system's that it reads and executes, such as libraries.
     pub paths: Vec<PathBuf>,
+    /// Files and directories that it reads.
+    pub readable: Vec<PathBuf>,
+    /// Device files that it reads, writes and commands.
+    pub devices: Vec<PathBuf>,
     /// What it runs.
     pub formats: Vec<ModelFormat>,
 }
@@ -43,6 +47,8 @@ impl WorkerProgram {
         self.arguments.push(serde_json::to_string(&options).unwrap_or_default());
         self.environment.extend(library.environment());
         self.paths.extend(library.directories());
+        self.readable.extend(device.readable());
+        self.devices.extend(device.files());
         Self { name: format!("ONNX Runtime on {device}"), formats: vec![ModelFormat::Onnx], ..self }
     }
 
@@ -54,6 +60,8 @@ impl WorkerProgram {
             arguments: vec![worker::ARGUMENT.into()],
             environment: BTreeMap::new(),
             paths: Vec::new(),
+            readable: Vec::new(),
+            devices: Vec::new(),
             formats: EngineExecutor::built_in().formats(),
         }
     }

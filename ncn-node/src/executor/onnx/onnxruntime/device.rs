@@ -1,6 +1,9 @@
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+/// The most graphics cards that a machine has.
+const MAX_CARDS: u8 = 16;
 
 /// What computes: the processor, or a graphics card of NVIDIA's. Written `cpu`, `cuda` (the first card) or `cuda:1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +20,21 @@ pub enum Device {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("device: `{0}` is none: write cpu, cuda, or cuda:NUMBER")]
 pub struct DeviceError(String);
+
+impl Device {
+    /// The device files that a worker needs: of every card, since CUDA's numbers need not be the system's.
+    pub fn files(self) -> Vec<PathBuf> {
+        let cards = (0..MAX_CARDS).map(|number| format!("/dev/nvidia{number}"));
+        let common = ["/dev/nvidiactl", "/dev/nvidia-uvm"].map(String::from);
+        if self == Self::Cpu { Vec::new() } else { common.into_iter().chain(cards).map(PathBuf::from).collect() }
+    }
+
+    /// What a worker has to be able to read to find the card.
+    pub fn readable(self) -> Vec<PathBuf> {
+        let paths = ["/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices", "/sys/module"];
+        if self == Self::Cpu { Vec::new() } else { paths.map(PathBuf::from).into() }
+    }
+}
 
 impl FromStr for Device {
     type Err = DeviceError;
@@ -60,6 +78,12 @@ impl From<Device> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_card_needs_device_files() {
+        assert!(Device::Cpu.files().is_empty() && Device::Cpu.readable().is_empty());
+        assert!(Device::Cuda(0).files().contains(&PathBuf::from("/dev/nvidiactl")));
+    }
 
     #[test]
     fn devices_are_read_and_written() {

@@ -4,24 +4,32 @@ use ort::{
     value::{DynValue, Outlet, Tensor as OrtTensor, TensorElementType},
 };
 
-fn element_type(data_type: DataType) -> Option<TensorElementType> {
-    Some(match data_type {
-        DataType::Bool => TensorElementType::Bool,
-        DataType::U8 => TensorElementType::Uint8,
-        DataType::I8 => TensorElementType::Int8,
-        DataType::I32 => TensorElementType::Int32,
-        DataType::I64 => TensorElementType::Int64,
-        DataType::F32 => TensorElementType::Float32,
+use crate::executor::onnx::outlet;
+
+fn data_type(element: TensorElementType) -> Option<DataType> {
+    Some(match element {
+        TensorElementType::Bool => DataType::Bool,
+        TensorElementType::Uint8 => DataType::U8,
+        TensorElementType::Int8 => DataType::I8,
+        TensorElementType::Int32 => DataType::I32,
+        TensorElementType::Int64 => DataType::I64,
+        TensorElementType::Float32 => DataType::F32,
         _ => return None,
     })
 }
 
-/// Checks that an input or output of a graph has the type that the manifest says.
-pub(super) fn check(outlet: &Outlet, promised: DataType) -> Result<(), String> {
-    match outlet.dtype().tensor_type() {
-        Some(actual) if Some(actual) == element_type(promised) => Ok(()),
-        Some(actual) => Err(format!("the graph has `{}` as {actual}, the manifest as {promised}", outlet.name())),
-        None => Err(format!("the graph's `{}` is no tensor", outlet.name())),
+/// An input or output as the session describes it.
+pub(super) fn outlet(described: &Outlet) -> outlet::Outlet<'_> {
+    let shape = described.dtype().tensor_shape().filter(|shape| !shape.is_empty());
+    let holds = match described.dtype().tensor_type() {
+        Some(element) => data_type(element).map(|known| vec![known]).ok_or_else(|| element.to_string()),
+        None => Err("something else than a tensor".into()),
+    };
+    outlet::Outlet {
+        name: described.name(),
+        holds,
+        // A dimension that the graph leaves open is negative.
+        shape: shape.map(|shape| shape.iter().map(|size| usize::try_from(*size).ok()).collect()),
     }
 }
 
