@@ -104,15 +104,17 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// What may come from outside, as it can be shown on a terminal: control characters would be obeyed rather than seen.
+/// What a terminal would obey rather than show, written out.
+fn escaped(c: char) -> String {
+    // U+202A.. and U+2066.. turn the direction of what follows around.
+    let disguise = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if disguise { c.escape_default().to_string() } else { c.to_string() }
+}
+
+/// What may come from outside, as it can be shown on a terminal, on one line.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 1_000;
-    let escape = |c: char| {
-        // U+202A.. and U+2066.. turn the direction of what follows around.
-        let disguise = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if disguise { c.escape_default().to_string() } else { c.to_string() }
-    };
-    let mut all: String = text.replace('\n', " ").chars().take(LONGEST).map(escape).collect();
+    let mut all: String = text.replace('\n', " ").chars().take(LONGEST).map(escaped).collect();
     if text.chars().nth(LONGEST).is_some() {
         all.push_str("...");
     }

@@ -7,12 +7,15 @@ mod serve;
 
 use std::{
     ffi::{OsStr, OsString},
+    io,
+    os::fd::AsFd as _,
     process::exit,
     sync::Arc,
 };
 
 pub(crate) use process::{Asked, Process};
 pub use serve::serve;
+use tokio::net::unix::pipe;
 
 use crate::executor::EngineExecutor;
 #[cfg(feature = "ort")]
@@ -68,15 +71,19 @@ fn run(options: Option<OsString>) -> i32 {
         tracing::error!("the worker's options make no sense");
         return 2;
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "the worker cannot start");
-            return 1;
-        }
-    };
-    let served = runtime.block_on(serve(Arc::new(executor), tokio::io::stdin(), tokio::io::stdout()));
-    // A model that still runs is not waited for: the node has closed the connection.
-    runtime.shutdown_background();
+    // One thread for messages; engines have threads of their own. Each thread that a message passes through costs its wake-up.
+    let served = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        let served = runtime.block_on(async {
+            let (input, output) = (io::stdin().as_fd().try_clone_to_owned()?, io::stdout().as_fd().try_clone_to_owned()?);
+            let (input, output) = (pipe::Receiver::from_owned_fd(input)?, pipe::Sender::from_owned_fd(output)?);
+            serve(Arc::new(executor), input, output).await
+        });
+        // A model that still runs is not waited for: the node has closed the connection.
+        runtime.shutdown_background();
+        served
+    });
+    if let Err(error) = &served {
+        tracing::error!(%error, "the worker ends");
+    }
     i32::from(served.is_err())
 }

@@ -112,7 +112,8 @@ fn perform() -> Result<()> {
 /// One of the tests that the suite leaves out.
 fn long_test(name: &str, options: &[&str]) -> Result<()> {
     let test = ["test", "-p", "ncn-node", "--test", "suite"];
-    let arguments = [&test, options, &["--", "--ignored", "--nocapture", name]].concat();
+    // One by one: measurements would disturb each other.
+    let arguments = [&test, options, &["--", "--ignored", "--nocapture", "--test-threads=1", name]].concat();
     run("cargo", &arguments, &root())
 }
 

@@ -1,6 +1,12 @@
 //! `ncn infer`: one request to any gateway.
 
-use std::{fs, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::{
@@ -15,7 +21,7 @@ use super::{
     block_on,
     files::ReceiptFile,
     inputs::{Given, InputArguments},
-    output::print_output,
+    output::{print_output, prose},
     say, shown,
 };
 
@@ -90,13 +96,43 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let quoted = client.submit(order).await?;
     let mut unfinished = Unfinished::new(arguments, quoted.quote())?;
     let answer = match quoted.pay().await {
-        Ok(paid) => paid.finish().await,
+        Ok(paid) => {
+            let mut stream = Stream::new(arguments);
+            paid.finish_with(|part| stream.show(&part.values)).await
+        }
         Err(error) => Err(error),
     };
     if answer.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
         unfinished.over();
     }
     Ok(answer?)
+}
+
+/// Text that is shown while it comes, to whoever watches; nobody has approved it yet.
+struct Stream {
+    watched: bool,
+    begun: bool,
+}
+
+impl Stream {
+    fn new(arguments: &Arguments) -> Self {
+        Self { watched: !arguments.json && io::stderr().is_terminal(), begun: false }
+    }
+
+    fn show(&mut self, part: &Values) {
+        for text in part.iter().filter_map(|(_, value)| value.as_text()).filter(|_| self.watched) {
+            self.begun = true;
+            let _ = write!(io::stderr(), "{}", prose(text));
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.begun {
+            say("\n");
+        }
+    }
 }
 
 /// What there is to say, and to keep, when the program ends while money is on its way.
@@ -211,7 +247,7 @@ async fn forget_ended(channel: &ClientChannel, transport: &dyn Transport) -> Res
 }
 
 fn print(arguments: &Arguments, answer: &Answer) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     let receipt: &Receipt = &answer.receipt;
     if arguments.json {
         let all = json!({

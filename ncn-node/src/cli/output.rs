@@ -4,11 +4,18 @@ use std::io;
 
 use ncn_core::{Value, Values};
 
-/// One line for each value.
+use super::escaped;
+
+/// A text of any length and number of lines, as it can be shown on a terminal.
+pub(super) fn prose(text: &str) -> String {
+    text.chars().map(|c| if matches!(c, '\n' | '\t') { c.to_string() } else { escaped(c) }).collect()
+}
+
+/// Each value by its name.
 pub(super) fn print_output(out: &mut impl io::Write, output: &Values) -> io::Result<()> {
     for (name, value) in output.iter() {
         match value {
-            Value::Text(text) => writeln!(out, "  {name}: {text}")?,
+            Value::Text(text) => writeln!(out, "  {}: {}", prose(name), prose(text))?,
             Value::Tensor(tensor) => match tensor.to_f32() {
                 Ok(values) => {
                     let values: Vec<_> = values.iter().map(|value| format!("{value:.4}")).collect();
