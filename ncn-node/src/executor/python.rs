@@ -21,6 +21,8 @@ pub const WORKER_VARIABLE: &str = "NCN_PYTHON_WORKER";
 
 /// The oldest version that loads the extension module.
 const OLDEST: (u32, u32) = (3, 9);
+/// Where Debian's systems say which of several libraries it is, such as for BLAS: links into /usr.
+const ALTERNATIVES: &str = "/etc/alternatives";
 /// How long an interpreter may take to tell what it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most characters of an interpreter's complaint that are passed on.
@@ -137,6 +139,7 @@ impl Python {
         environment.insert("TOKENIZERS_PARALLELISM".into(), "false".into());
         let mut paths = self.paths.clone();
         paths.push(self.worker.clone());
+        paths.push(ALTERNATIVES.into());
         WorkerProgram {
             name: format!("Python {}", self.version),
             path: self.interpreter.clone(),
