@@ -77,7 +77,7 @@ async fn harm_is_paid_back_and_others_are_served() {
         manifest["name"] = "wrong-shape".into();
         manifest["outputs"] = json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": ["batch", 11] }]);
     });
-    let harmful = talker(&troubles());
+    let harmful = talker(&format!("if say == 'loop':\n    while True: pass\n{}", troubles()));
     let packages = vec![digits, wrong, harmful.package.clone()];
     let network = network().executor(executor(WorkerOptions::default()).await).models(packages).start().await.unwrap();
     assert_eq!(network.confinement(), Confinement::Full);
@@ -85,6 +85,10 @@ async fn harm_is_paid_back_and_others_are_served() {
     let (customer, other) = (Customer::of(&network).await, network.client().await.unwrap().build().unwrap());
     let reason = customer.fails("wrong-shape", seven()).await;
     assert!(reason.contains("has the shape [1, 10], it has to be [batch, 11]"), "{reason}");
+    let endless = [("say", "loop")].into();
+    let (reason, good) = tokio::join!(customer.fails("test", endless), other.infer(quickstart::NAME, seven()));
+    assert!(reason.contains("deadline"), "{reason}");
+    assert_eq!(good.unwrap().output.text("label"), Some("7"));
     for (index, (body, expected)) in TROUBLE.iter().enumerate() {
         let trouble = [("say", index.to_string().as_str())].into();
         let (reason, good) = tokio::join!(customer.fails("test", trouble), other.infer(quickstart::NAME, seven()));
