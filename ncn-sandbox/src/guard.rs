@@ -14,8 +14,7 @@ use ncn_confine::{HARMLESS, Launch, Layer, Missing, NULL};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Mode, OFlags},
-    io::{Errno, FdFlags, fcntl_setfd, read},
-    pipe::pipe,
+    io::{Errno, FdFlags, fcntl_setfd},
     process::{DumpableBehavior, Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_dumpable_behavior},
 };
 
@@ -26,19 +25,13 @@ pub(crate) fn run(launch: &Launch) -> Result<u8, Missing> {
     let parent = parent(launch)?;
     let guard = pidfd_open(getpid(), PidfdFlags::empty()).map_err(lifeline)?;
     stage::prepare(launch)?;
-    let (status, report) = pipe().map_err(lifeline)?;
-    fcntl_setfd(&status, FdFlags::CLOEXEC).map_err(lifeline)?;
-    let mut child = cage(launch, &guard, &report)?;
-    drop(report);
+    let mut child = cage(launch, &guard)?;
     // From here on, nobody else of this user needs to look into this process.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| Missing::new(Layer::User, error))?;
-    if let Some(status) = outlive(&child, &parent, &status)? {
-        return Ok(u8::try_from(status).unwrap_or(1));
-    }
+    outlive(&child, &parent)?;
     let ended = child.wait().map_err(|error| Missing::new(Layer::Lifeline, error))?;
-    // Nobody was left to report: a start that failed half-way, or an end from outside.
     let signalled = ended.signal().map(|signal| signal.saturating_add(128));
-    Ok(ended.code().or(signalled).and_then(|status| u8::try_from(status).ok()).filter(|status| *status != 0).unwrap_or(1))
+    Ok(ended.code().or(signalled).and_then(|status| u8::try_from(status).ok()).unwrap_or(1))
 }
 
 fn lifeline(error: Errno) -> Missing {
@@ -55,34 +48,30 @@ fn parent(launch: &Launch) -> Result<OwnedFd, Missing> {
     if getppid() == expected { Ok(file) } else { Err(gone()) }
 }
 
-/// Waits until it is reported how the program has ended; none when whoever would report it is gone. When the parent is gone, ends the
-/// child, and with it everything.
-fn outlive(child: &Child, parent: &OwnedFd, status: &OwnedFd) -> Result<Option<i32>, Missing> {
+/// Waits until the child has ended, and ends it when the parent has.
+fn outlive(child: &Child, parent: &OwnedFd) -> Result<(), Missing> {
     let child = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| lifeline(Errno::SRCH))?;
     let child = pidfd_open(child, PidfdFlags::empty()).map_err(lifeline)?;
     loop {
-        let mut files = [PollFd::new(status, PollFlags::IN), PollFd::new(parent, PollFlags::IN)];
-        match poll(&mut files, None) {
+        let mut ends = [PollFd::new(&child, PollFlags::IN), PollFd::new(parent, PollFlags::IN)];
+        match poll(&mut ends, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(lifeline(error)),
         }
-        let [reported, orphaned] = files;
-        if !reported.revents().is_empty() {
-            let mut status_bytes = [0; size_of::<i32>()];
-            let read = read(status, &mut status_bytes).map_err(lifeline)?;
-            return Ok((read == status_bytes.len()).then(|| i32::from_ne_bytes(status_bytes)));
+        let [child_end, parent_end] = ends;
+        if !child_end.revents().is_empty() {
+            return Ok(());
         }
-        if !orphaned.revents().is_empty() {
+        if !parent_end.revents().is_empty() {
             // It is the first of its PID namespace: all others in there end with it.
             let _ = pidfd_send_signal(&child, Signal::KILL);
-            return Ok(None);
         }
     }
 }
 
 /// Has birdcage start the innermost process, in namespaces with nothing in them but what is granted.
-fn cage(launch: &Launch, guard: &OwnedFd, report: &OwnedFd) -> Result<Child, Missing> {
+fn cage(launch: &Launch, guard: &OwnedFd) -> Result<Child, Missing> {
     let grants = &launch.grants;
     let mut cage = Birdcage::new();
     let mut except = |exception, path: &Path| {
@@ -110,13 +99,13 @@ fn cage(launch: &Launch, guard: &OwnedFd, report: &OwnedFd) -> Result<Child, Mis
         except(Exception::Environment(variable.to_string_lossy().into_owned()), variable.as_ref())?;
     }
 
-    // This program is not in the new root: its file is carried there, open, and so are what tells of the guard's end and what it is told by.
+    // This program is not in the new root: its file is carried there, open, and so is what tells of the guard's end.
     let carried = |error: Errno| Missing::new(Layer::Program, error);
     let myself = rustix::fs::open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(carried)?;
-    for file in [&myself, guard, report] {
+    for file in [&myself, guard] {
         fcntl_setfd(file, FdFlags::empty()).map_err(carried)?;
     }
     let mut command = Command::new(format!("/proc/self/fd/{}", myself.as_raw_fd()));
-    command.arg(inner::ARGUMENT).args([guard, report].map(|file| file.as_raw_fd().to_string())).args(launch.to_arguments());
+    command.arg(inner::ARGUMENT).arg(guard.as_raw_fd().to_string()).args(launch.to_arguments());
     cage.spawn(command).map_err(|error| Missing::new(Layer::UserNamespace, error))
 }

@@ -5,8 +5,8 @@
 //! 1. `guard` is what the caller started. It prepares what needs privileges, gives them up, has birdcage make the namespaces, and
 //!    waits: it ends everything when the caller is gone.
 //! 2. birdcage's first process, within them: in a root with nothing in it but what was granted. All others end with it.
-//! 3. `inner` is this program again. Its child takes the remaining layers upon itself and becomes the program, which cannot touch its
-//!    parent. That tells the guard how the program has ended, and ends everything when the guard is gone.
+//! 3. `inner` is this program again. It takes the remaining layers upon itself and becomes the program. Before that it leaves a
+//!    `watch` behind, which the program cannot touch, and which ends everything when the guard is gone.
 
 #[cfg(target_os = "linux")]
 mod check;
@@ -40,8 +40,8 @@ fn main() -> ExitCode {
         return if check::run(&check::launch(arguments.next())).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let done = if first.as_deref() == Some(inner::ARGUMENT.as_ref()) {
-        let carried = [arguments.next(), arguments.next()];
-        launch(&mut arguments).and_then(|launch| Err(inner::run(&launch, carried.each_ref().map(Option::as_deref))))
+        let guard = arguments.next();
+        launch(&mut arguments).and_then(|launch| Err(inner::run(&launch, guard.as_deref())))
     } else {
         launch(&mut first.take().into_iter().chain(arguments)).and_then(|launch| guard::run(&launch))
     };
