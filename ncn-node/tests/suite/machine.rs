@@ -23,7 +23,9 @@ async fn the_best_engine_that_works_is_chosen_and_it_is_said_why() {
     let interpreter = python().await.interpreter;
     let nobody = "http://127.0.0.1:1/v1";
 
-    let whole = machine(None, interpreter, nobody).await;
+    // As people write it: from where they are.
+    let relative = PathBuf::from("../target/venv/bin/python");
+    let whole = machine(None, if relative.exists() { relative } else { interpreter }, nobody).await;
     assert_eq!(engine(&whole, ModelFormat::Onnx).as_deref(), Some("ONNX Runtime"));
     assert!(whole.choice(ModelFormat::Onnx).why.contains("libonnxruntime.so"), "{}", whole.choice(ModelFormat::Onnx));
     assert_eq!(engine(&whole, ModelFormat::Gguf).as_deref(), Some("built in"));

@@ -179,7 +179,9 @@ async fn python(interpreter: &Path) -> Vec<Library> {
 }
 
 async fn ask(interpreter: &Path) -> std::io::Result<Vec<u8>> {
-    let mut command = Command::new(interpreter);
+    // A name alone is looked for in the search path.
+    let is_path = interpreter.parent().is_some_and(|parent| !parent.as_os_str().is_empty());
+    let mut command = Command::new(if is_path { std::path::absolute(interpreter)? } else { interpreter.to_path_buf() });
     // In the root directory: the current one would be looked through for packages first.
     command.args(["-c", ASK_PYTHON]).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.kill_on_drop(true).spawn()?;
