@@ -67,6 +67,11 @@ impl Generator {
         self.model.sequence_bytes(tokens)
     }
 
+    /// True when it takes conversations.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// The tokens of a prompt: at least one, and fewer than the context.
     pub fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, GenerateError> {
         let context = self.context();

@@ -43,10 +43,15 @@ pub(crate) fn run(launch: &Launch) -> io::Result<()> {
     let user = if geteuid().is_root() { launch.user.unwrap_or(stage::NOBODY) } else { geteuid().as_raw() };
     let group = if geteuid().is_root() { user } else { getegid().as_raw() };
     let become_user = || if geteuid().is_root() { stage::become_other(user) } else { Ok(()) };
-    say(Layer::User, in_child(0, Layer::User, become_user))?;
+    let other = in_child(0, Layer::User, become_user);
+    let can_become = other.is_ok();
+    say(Layer::User, other)?;
     for (layer, namespace) in ALONE {
         let apart = || {
-            become_user()?;
+            // Who cannot become another is told so once, and the rest as who they are.
+            if can_become {
+                become_user()?;
+            }
             system::unshare(libc::CLONE_NEWUSER).map_err(missing(layer))?;
             stage::map_to_itself((user, group)).map_err(missing(layer))?;
             system::unshare(namespace).map_err(missing(layer))

@@ -21,9 +21,10 @@ pub(crate) fn fork(namespaces: c_int) -> io::Result<Option<Pid>> {
     let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
     // SAFETY: without CLONE_VM and a stack this is fork(2): the child goes on with a copy of everything, in this only thread.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-    match child {
-        0 => Ok(None),
-        child => Ok(Some(i32::try_from(child).ok().and_then(Pid::from_raw).ok_or_else(io::Error::last_os_error)?)),
+    match i32::try_from(child) {
+        Ok(0) => Ok(None),
+        Ok(child) if child > 0 => Ok(Pid::from_raw(child)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

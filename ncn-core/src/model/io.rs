@@ -48,13 +48,19 @@ impl Manifest {
     }
 
     /// Checks a user's parameters, a JSON object, or says which is wrong and what to do. Models that generate text take
-    /// [`GenerationParameters`], models in Python what they like, and all others none.
+    /// [`GenerationParameters`], models in Python what they like and a `seed`, and all others none.
     pub fn check_parameters(&self, parameters: &str) -> Result<(), InputError> {
         let is_text = |output: &OutputSpec| matches!(output, OutputSpec::Text(_));
         match self.format {
             ModelFormat::Gguf => GenerationParameters::parse(parameters).map(drop),
             ModelFormat::OpenAi if self.outputs.iter().any(is_text) => GenerationParameters::parse(parameters).map(drop),
-            ModelFormat::Python | ModelFormat::Echo => object(parameters).map(drop),
+            ModelFormat::Python => match object(parameters)?.get("seed") {
+                Some(seed) if seed.as_u64().is_none() => {
+                    Err(input_error("parameters.seed", "takes an integer from 0 to 18446744073709551615"))
+                }
+                _ => Ok(()),
+            },
+            ModelFormat::Echo => object(parameters).map(drop),
             ModelFormat::Onnx | ModelFormat::OpenAi => match object(parameters)?.keys().next() {
                 Some(name) => Err(input_error(&format!("parameters.{name}"), "the model takes no parameters: send {}")),
                 None => Ok(()),

@@ -53,14 +53,21 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
     let offered = transport.models().await.map_err(Failure::failed)?;
     let packages = arguments.models.packages(Some(&arguments.gateway)).await?;
-    let Some(subnet) = offered.first().map(|info| info.subnet).filter(|_| !packages.is_empty()) else {
+    let Some(subnet) = offered.first().map(|info| info.subnet) else {
+        return Err(Failure::Failed(format!("--gateway {}: offers no models", arguments.gateway)));
+    };
+    if packages.is_empty() {
         let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
         return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", shown(&names.join(", ")))));
-    };
+    }
     for package in &packages {
         if !offered.iter().any(|info| info.model.digest() == package.model.digest()) {
             let (name, digest) = (&package.model.manifest().name, hex::encode(package.model.digest()));
-            return Err(Failure::Input(format!("--model {name}: the gateway does not offer it, with the digest {digest}")));
+            return Err(Failure::Input(format!(
+                "--model {name}: the gateway does not offer it, with the digest {digest}: fetch what it offers with `ncn model pull \
+                 {name} --gateway {}`",
+                arguments.gateway
+            )));
         }
     }
 

@@ -10,7 +10,8 @@ use std::{
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::{
-    Amount, B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
+    Amount, B256, DynSigner, OutputChunk, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values,
+    receipt::Payment,
 };
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
@@ -98,7 +99,7 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let answer = match quoted.pay().await {
         Ok(paid) => {
             let mut stream = Stream::new(arguments);
-            paid.finish_with(|part| stream.show(&part.values)).await
+            paid.finish_with(|part| stream.show(&part)).await
         }
         Err(error) => Err(error),
     };
@@ -119,8 +120,10 @@ impl Stream {
         Self { watched: !arguments.json && io::stderr().is_terminal(), begun: false }
     }
 
-    fn show(&mut self, part: &Values) {
-        for text in part.iter().filter_map(|(_, value)| value.as_text()).filter(|_| self.watched) {
+    /// Shows a part, but not the last, which says how it went.
+    fn show(&mut self, part: &OutputChunk) {
+        let shown = self.watched && part.usage.is_none();
+        for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| shown) {
             self.begun = true;
             let _ = write!(io::stderr(), "{}", prose(text));
         }

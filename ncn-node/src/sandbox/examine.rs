@@ -1,7 +1,11 @@
 use std::{
     fs,
+    io::Read,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use ncn_confine::{Layer, Missing};
@@ -9,6 +13,10 @@ use ncn_core::Confinement;
 
 use super::{Full, Reduced, open};
 use crate::{executor::WorkerProgram, sandbox::SandboxMode};
+
+/// How long the helper may take to try every layer, and how much it may say.
+const CHECK_PATIENCE: Duration = Duration::from_secs(20);
+const MAX_SAID: u64 = 64 << 10;
 
 /// A layer of confinement, and whether this machine has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,15 +55,32 @@ pub fn examine(program: &WorkerProgram) -> Examination {
     Examination { helper, layers, level, refused }
 }
 
+/// All that is said, or nothing when it does not end in time.
+fn said_in_time(mut output: impl Read + Send + 'static, patience: Duration) -> String {
+    let (said, heard) = mpsc::channel();
+    thread::spawn(move || {
+        let mut all = String::new();
+        let read = output.by_ref().take(MAX_SAID).read_to_string(&mut all);
+        said.send(if read.is_ok() { all } else { String::new() })
+    });
+    heard.recv_timeout(patience).unwrap_or_default()
+}
+
 /// What the helper says of each layer.
 fn layers(helper: &PathBuf) -> Vec<LayerState> {
     let tried = tempfile::tempdir().and_then(|directory| {
         // The work directory of a worker is its user's, whoever that is.
         #[cfg(unix)]
         fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        Command::new(helper).arg("--check").arg(directory.path()).env_clear().stdin(Stdio::null()).output()
+        let mut command = Command::new(helper);
+        command.arg("--check").arg(directory.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let said = child.stdout.take().map(|output| said_in_time(output, CHECK_PATIENCE)).unwrap_or_default();
+        // What is stuck ends now; what has ended already does not mind.
+        let _ = child.kill();
+        child.wait().map(|_| said)
     });
-    let said = tried.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let said = tried.unwrap_or_default();
     said.lines()
         .filter_map(|line| {
             let missing = line.parse::<Missing>().ok();

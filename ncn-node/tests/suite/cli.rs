@@ -174,6 +174,7 @@ impl Devnet {
                 _ => {}
             }
         }
+        assert!(!gateway.is_empty() && !rpc.is_empty(), "it did not start");
         Self { process, gateway, registry, rpc }
     }
 }

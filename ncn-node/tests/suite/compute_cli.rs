@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
 use ncn_node::{
@@ -44,10 +45,12 @@ impl Node {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(ncn());
         command.args(arguments).env("NCN_MODELS", directory.join("store")).env(HELPER_VARIABLE, helper()).current_dir(directory);
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let line = BufReader::new(process.stdout.take().unwrap()).lines().next();
+        let mut node = Self(command.stdout(Stdio::piped()).spawn().unwrap());
+        let (output, (sender, line)) = (node.0.stdout.take().unwrap(), std::sync::mpsc::channel());
+        std::thread::spawn(move || sender.send(BufReader::new(output).lines().next()));
+        let line = line.recv_timeout(Duration::from_mins(1)).expect("it says in time that it is ready");
         assert!(line.is_some_and(|line| line.unwrap().starts_with("compute node 0x")), "it did not start");
-        Self(process)
+        node
     }
 }
 

@@ -35,15 +35,17 @@ fn a_machine_that_has_every_layer_is_well() {
 #[test]
 fn without_user_namespaces_it_says_so_and_what_to_do() {
     helper();
-    // In a user namespace whose limit can be set without touching the machine's.
+    // In a user namespace whose limit can be set without touching the machine's, as a user who is not its root.
     let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" doctor --json";
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(ncn()).env(HELPER_VARIABLE, helper());
+    command.args(["--user", "--map-user=1000", "--keep-caps", "sh", "-c", script]).arg(ncn()).env(HELPER_VARIABLE, helper());
     let (status, all) = doctor(&mut command);
     assert_eq!((status, &all["strict"]), (Some(1), &false.into()), "{all}");
     assert_ne!(all["level"], "full");
     let confinement = all["confinement"].as_array().unwrap();
     let missing: Vec<_> = confinement.iter().filter(|item| item["ok"] == false).collect();
+    let users = missing.iter().find(|item| item["name"] == "user namespace").expect("it is missing");
+    assert!(users["missing"].as_str().is_some_and(|missing| missing.contains("No space left")), "{users}");
     assert!(!missing.is_empty() && missing.iter().all(|item| item["missing"].is_string() && item["remedy"].is_string()), "{all}");
 }
 

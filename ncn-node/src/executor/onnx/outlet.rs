@@ -51,7 +51,9 @@ impl Outlet<'_> {
         let Some(shape) = &self.shape else { return Ok(()) };
         let fits = |(promised, actual): (&Dimension, &Option<usize>)| match (promised, actual) {
             (Dimension::Fixed(size), Some(actual)) => size == actual,
-            _ => true,
+            // Users could send what the graph does not take.
+            (Dimension::Named(_), Some(_)) => false,
+            (_, None) => true,
         };
         if shape.len() == promised.len() && promised.iter().zip(shape).all(fits) {
             return Ok(());
