@@ -96,7 +96,7 @@ pub enum TensorError {
     #[error("{0} dimensions, at most {MAX_RANK} are taken")]
     Rank(usize),
     /// Data and shape disagree.
-    #[error("a {data_type} tensor of shape {shape:?} takes {expected:?} bytes, not {actual}")]
+    #[error("a {data_type} tensor of shape {shape:?} takes {} bytes, not {actual}", .expected.map_or_else(|| "too many".into(), |bytes| bytes.to_string()))]
     Size {
         /// The elements' type.
         data_type: DataType,

@@ -40,6 +40,9 @@ impl Manifest {
                 let problem = format!("the model `{}` takes exactly one of these", self.name);
                 return Err(input_error(&self.names(), problem));
             }
+            if inputs.text("prompt") == Some("") {
+                return Err(input_error("prompt", "is empty: write something to go on with"));
+            }
             if let Some(messages) = inputs.text("messages") {
                 conversation(messages)?;
             }

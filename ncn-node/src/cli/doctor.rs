@@ -91,7 +91,8 @@ fn engines(machine: &Machine) -> Section {
 fn formats(machine: &Machine) -> Section {
     let items = ModelFormat::RUN.into_iter().map(|format| {
         let Choice { engine, why } = machine.choice(format);
-        Item { name: format.to_string(), found: engine.ok_or(why), remedy: None }
+        let remedy = (format == ModelFormat::OpenAi && engine.is_none()).then(|| "name one with --engine URL".into());
+        Item { name: format.to_string(), found: engine.ok_or(why), remedy }
     });
     Section { title: "models", items: items.collect() }
 }

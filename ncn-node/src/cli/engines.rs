@@ -49,6 +49,25 @@ pub(crate) struct SearchArguments {
 }
 
 impl SearchArguments {
+    /// What was named is used or refused; another engine must not take its place unnoticed.
+    fn check(&self, machine: &Machine) -> Result<(), Failure> {
+        let mut named = vec![("--engine", "engine over HTTP", self.engine.is_some())];
+        #[cfg(feature = "ort")]
+        named.extend([
+            ("--onnxruntime", "ONNX Runtime", self.onnxruntime.is_some()),
+            ("--device", "ONNX Runtime", self.device != Device::Cpu),
+        ]);
+        for (option, name, _) in named.into_iter().filter(|(_, _, is_named)| *is_named) {
+            let mut engines = machine.engines().iter().filter(|engine| engine.name == name);
+            if let Some(Err(problem)) = engines.clone().map(|engine| &engine.found).next_back()
+                && !engines.any(|engine| engine.found.is_ok())
+            {
+                return Err(Failure::Input(format!("{option}: {problem}")));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) async fn look(&self, program: &WorkerProgram) -> Machine {
         let openai = self.engine.clone().map(|url| OpenAiOptions { url, api_key: self.engine_key.clone().map(ApiKey::File) });
         let options = MachineOptions {
@@ -69,6 +88,7 @@ impl EngineArguments {
     pub(crate) async fn executor(&self, packages: &[ModelPackage]) -> Result<Arc<dyn Executor>, Failure> {
         let program = WorkerProgram::current().map_err(Failure::failed)?;
         let machine = self.search.look(&program).await;
+        self.search.check(&machine)?;
         for ModelPackage { model, .. } in packages {
             let (manifest, choice) = (model.manifest(), machine.choice(model.manifest().format));
             if choice.engine.is_none() {
@@ -97,6 +117,7 @@ impl ModelArguments {
         for reference in &self.models {
             // A directory that happens to be called like a model must not be taken for it.
             packages.push(if reference.contains('/') {
+                model::is_package("--model", reference.as_ref())?;
                 models::package_in(reference.as_ref())?
             } else {
                 let store = self.store.open()?;

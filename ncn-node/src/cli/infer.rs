@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -145,6 +145,12 @@ struct Unfinished {
     file: Option<PathBuf>,
 }
 
+/// Writes what was not there before.
+fn keep(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    fs::File::create_new(path)?.write_all(bytes)?;
+    Ok(path.to_path_buf())
+}
+
 impl Unfinished {
     fn new(arguments: &Arguments, quote: &Quote) -> Result<Self, Failure> {
         let (request, expiry) = (quote.request_id, quote.expiry);
@@ -154,8 +160,18 @@ impl Unfinished {
         if arguments.channel.is_none() {
             let path = PathBuf::from(format!("{}.unfinished", arguments.receipt.display()));
             let json = serde_json::to_vec(quote).map_err(Failure::failed)?;
-            let refuse = |error| Failure::Input(format!("--receipt: cannot write {}: {error}", path.display()));
-            fs::write(&path, json).map_err(refuse)?;
+            let path = keep(&path, &json).or_else(|error| match error.kind() {
+                // Of a request that another run has not seen the end of: it must stay what its payment can be taken back with.
+                io::ErrorKind::AlreadyExists => {
+                    say(&format!(
+                        "{} is of an earlier request: `ncn refund` takes its payment back, if it was not served",
+                        path.display()
+                    ));
+                    keep(&PathBuf::from(format!("{}.{request}.unfinished", arguments.receipt.display())), &json)
+                }
+                _ => Err(error),
+            });
+            let path = path.map_err(|error| Failure::Input(format!("--receipt: cannot write beside it: {error}")))?;
             let back = format!("can be taken back after {expiry} (unix time): ncn refund {}", path.display());
             says = format!("{says}; if it is not served, the payment comes back, or {back}");
             file = Some(path);

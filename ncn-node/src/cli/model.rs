@@ -1,7 +1,7 @@
 //! `ncn model`: packages, and the store of this machine.
 
 use std::{
-    fmt,
+    env, fmt,
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
 use indicatif::{DecimalBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use ncn_client::grpc::GrpcTransport;
 use ncn_core::{Model, Transport as _};
-use ncn_node::models::{self, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
+use ncn_node::models::{self, MANIFEST_FILE, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
 use serde_json::json;
 
 use super::{Failure, block_on, run_until, say, serving, shown};
@@ -95,10 +95,13 @@ pub(crate) enum Command {
     },
 }
 
+/// Names the store's directory.
+const STORE_VARIABLE: &str = "NCN_MODELS";
+
 #[derive(clap::Args)]
 pub(crate) struct StoreArguments {
     /// The store's directory; ncn/models in the user's data directory by default
-    #[arg(long, value_name = "DIRECTORY", env = "NCN_MODELS")]
+    #[arg(long, value_name = "DIRECTORY", env = STORE_VARIABLE)]
     store: Option<PathBuf>,
 }
 
@@ -118,6 +121,9 @@ impl From<ModelStoreError> for Failure {
 
 pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     match command {
+        Command::Pack { directory, .. } if !directory.is_dir() => {
+            Err(Failure::Input(format!("DIRECTORY {}: is no directory", directory.display())))
+        }
         Command::Pack { directory, draft } => tell(&models::pack(directory, draft.as_deref())?),
         Command::Add { directory, store } => add(&store.open()?, directory),
         Command::List { store, json } => list(&store.open()?, *json),
@@ -126,14 +132,24 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
             let interrupted = Failure::Failed("interrupted; what was fetched is kept: the same command goes on with it".into());
             run_until(pull(&store, model, from, gateway.as_deref()), Err(interrupted))
         }
-        Command::Verify { model, store } => block_on(verify(&store.open()?, model.as_deref())),
+        Command::Verify { model, store } => block_on(verify(store, model.as_deref())),
         Command::Remove { model, store } => block_on(remove(&store.open()?, model)),
         Command::Push { model, to, store } => block_on(push(&store.open()?, model, to)),
         Command::Serve { listen, store } => serving(serve(&store.open()?, *listen)),
     }
 }
 
+/// Refuses a directory that cannot be a package.
+pub(super) fn is_package(argument: &str, directory: &Path) -> Result<(), Failure> {
+    if directory.join(MANIFEST_FILE).is_file() {
+        return Ok(());
+    }
+    let hint = "`ncn model pack` makes one";
+    Err(Failure::Input(format!("{argument} {}: there is no package, which has a {MANIFEST_FILE}: {hint}", directory.display())))
+}
+
 fn add(store: &ModelStore, directory: &Path) -> Result<(), Failure> {
+    is_package("DIRECTORY", directory)?;
     block_on(async { tell(&store.add(directory).await?) })
 }
 
@@ -198,7 +214,8 @@ async fn push(store: &ModelStore, reference: &str, to: &str) -> Result<(), Failu
     tell(&model)
 }
 
-async fn verify(store: &ModelStore, reference: Option<&str>) -> Result<(), Failure> {
+async fn verify(arguments: &StoreArguments, reference: Option<&str>) -> Result<(), Failure> {
+    let store = arguments.open()?;
     let all = match reference {
         Some(reference) => vec![store.find(reference)?],
         None => store.list()?,
@@ -217,7 +234,9 @@ async fn verify(store: &ModelStore, reference: Option<&str>) -> Result<(), Failu
             writeln!(out, "{name}: {} was corrupt or missing", file.path)?;
         }
         let more = if store.sources(model)?.is_empty() { " --from URL" } else { "" };
-        writeln!(out, "{name}: fetch it again with: ncn model pull {}{more}", hex::encode(model.digest()))?;
+        let named = arguments.store.as_ref().filter(|store| env::var_os(STORE_VARIABLE).is_none_or(|default| **store != *default));
+        let from = named.map(|store| format!(" --store {}", store.display())).unwrap_or_default();
+        writeln!(out, "{name}: fetch it again with: ncn model pull {}{more}{from}", hex::encode(model.digest()))?;
     }
     match broken_models {
         0 => Ok(()),

@@ -60,9 +60,19 @@ pub enum DevnetError {
     /// The gateway.
     #[error("gateway: {0}")]
     Gateway(#[from] GatewayError),
-    /// A compute node's models.
+    /// A compute node's workers.
     #[error("compute node: {0}")]
     Executor(#[from] ExecutorError),
+    /// A model that cannot be loaded.
+    #[error("model {name}, in {directory}: {problem}")]
+    Model {
+        /// Which.
+        name: String,
+        /// Where its files are.
+        directory: PathBuf,
+        /// Why.
+        problem: ExecutorError,
+    },
     /// The sandbox of the workers.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -372,7 +382,8 @@ impl LocalNetworkBuilder {
         let ledger = Arc::new(deployer.with_signer(signer.clone()));
         let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
         for package in packages {
-            node.add_model(package.clone()).await?;
+            let (name, directory) = (package.model.manifest().name.clone(), package.directory.clone());
+            node.add_model(package.clone()).await.map_err(|problem| DevnetError::Model { name, directory, problem })?;
         }
         let registry = Arc::new(GrpcRegistry::new(registry_url)?);
         let announcement = node.announcement();

@@ -126,8 +126,7 @@ impl Machine {
             }
         }
         if passed.is_empty() {
-            let remedy = if format == ModelFormat::OpenAi { ": say where one is" } else { "" };
-            passed.push(format!("no engine here runs {format} models{remedy}"));
+            passed.push(format!("no engine here runs {format} models"));
         }
         Choice { engine: None, why: passed.join("; ") }
     }

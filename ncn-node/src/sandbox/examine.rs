@@ -44,7 +44,7 @@ pub struct Examination {
 
 /// Tries what this machine can confine models by. `program` is as for [`open`].
 pub fn examine(program: &WorkerProgram) -> Examination {
-    let helper = Full::helper(program);
+    let helper = Full::helper(program).filter(|helper| helper.is_file());
     let layers = helper.as_ref().map(layers).unwrap_or_default();
     let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());
     let level = match (&refused, Reduced::new(program)) {

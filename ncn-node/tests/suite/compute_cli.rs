@@ -73,9 +73,15 @@ fn language_and_embedding_models_answer_on_a_devnet() {
     let request = ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key"];
     let ask = |more: &[&str]| good(here, &[&request[..], more].concat());
 
+    // What an earlier run has left behind is not this one's to take away.
+    let left = here.join("ncn-receipt.json.unfinished");
+    fs::write(&left, "an earlier quote").unwrap();
     let counting = "prompt=1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,";
     let counted = ask(&["--model", "smollm2", "--text", counting, "--parameters", r#"{"max_tokens":8}"#]);
     assert!(counted.contains("text:  12, 13,"), "{counted}");
+    assert_eq!(fs::read_to_string(&left).unwrap(), "an earlier quote");
+    let unfinished = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".unfinished");
+    assert_eq!(fs::read_dir(here).unwrap().filter(|entry| unfinished(&entry.as_ref().unwrap().file_name())).count(), 1);
     let vector = ask(&["--model", "minilm", "--text", "The cat sits on the mat.", "--json"]);
     let vector: Value = serde_json::from_str(&vector).unwrap();
     assert!(vector["output"]["embedding"].is_object() || vector["output"]["embedding"].is_array(), "{vector}");
@@ -85,6 +91,10 @@ fn language_and_embedding_models_answer_on_a_devnet() {
         2,
         "`parameters.max_tokens`: ask for at least 1 token",
     );
+    fails(here, &[&request[..], &["--model", "smollm2", "--text", ""]].concat(), 2, "prompt: is empty");
+    fails(here, &["devnet", "--onnxruntime", "/nonexistent/lib.so"], 2, "--onnxruntime: ");
+    fails(here, &["devnet", "--engine", "nowhere"], 2, "--engine: ");
+    fails(here, &["devnet", "--model", "./nothing"], 2, "--model ./nothing: there is no package");
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn the_life_of_a_package() {
     assert_eq!(good(&store, &["remove", "tiny@1.2"]), "removed tiny 1.2, 1.50 kB freed\n");
     fails(&store, &["remove", "tiny"], 2, "is not in the store: see `ncn model list`");
     fails(&store, &["pull", "tiny"], 2, "is not in the store");
-    fails(&store, &["add", "/no/such/directory"], 1, "/no/such/directory/manifest.json: No such file");
+    fails(&store, &["add", "/no/such/directory"], 2, "/no/such/directory: there is no package");
     fails(&store, &["pull", "tiny", "--from", "/tmp"], 2, "is no URL");
     fails(&store, &["pull", "tiny", "--from", "http://127.0.0.1:1"], 1, "Connection refused");
     fails(&store, &["pull", "tiny", "--gateway", "http://127.0.0.1:1"], 1, "unreachable");
