@@ -1,4 +1,4 @@
-//! Keys and chains, as commands are given them.
+//! Keys, chains and registries, as commands are given them.
 
 use std::{
     env, fs,
@@ -9,9 +9,10 @@ use std::{
 
 use ncn_client::{
     evm::{Deployment, EvmError, EvmLedger, JsonRpc, RpcOptions, SendOptions},
+    grpc::GrpcRegistry,
     keystore::{self, KeystoreError},
 };
-use ncn_core::{Address, Amount, DynSigner};
+use ncn_core::{Address, Amount, DynSigner, Registry};
 use ncn_node::devnet;
 
 use super::Failure;
@@ -77,6 +78,20 @@ impl From<KeystoreError> for Failure {
     fn from(error: KeystoreError) -> Self {
         let hint = if matches!(error, KeystoreError::PasswordMissing(_)) { " in NCN_PASSWORD" } else { "" };
         Self::Input(format!("--key {error}{hint}"))
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct RegistryArguments {
+    /// The registry node
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
+    registry: String,
+}
+
+impl RegistryArguments {
+    pub(crate) fn open(&self) -> Result<Arc<dyn Registry>, Failure> {
+        let registry = GrpcRegistry::new(&self.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
+        Ok(Arc::new(registry))
     }
 }
 

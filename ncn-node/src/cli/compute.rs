@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, sync::Arc};
 
-use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
+use ncn_client::grpc::GrpcTransport;
 use ncn_core::{PaymentLedger as _, Transport as _};
 use ncn_node::{
     compute::{Attachments, ComputeNode},
@@ -11,7 +11,7 @@ use ncn_node::{
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments},
+    account::{ChainArguments, KeyArguments, RegistryArguments},
     engines::{EngineArguments, ModelArguments},
     say, serving, shown,
 };
@@ -21,9 +21,8 @@ pub(crate) struct Arguments {
     /// The gateway that it works for
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
     gateway: String,
-    /// The registry node
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
-    registry: String,
+    #[command(flatten)]
+    registry: RegistryArguments,
     #[command(flatten)]
     chain: ChainArguments,
     #[command(flatten)]
@@ -44,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let signer = arguments.key.open()?;
     let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
-    let registry = GrpcRegistry::new(&arguments.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
+    let registry = arguments.registry.open()?;
     let ledger = Arc::new(arguments.chain.ledger(signer.clone()).await?);
     let trust = ledger.trust_root().await.map_err(Failure::failed)?;
     let network = transport.network().await.map_err(Failure::failed)?;
@@ -79,7 +78,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
     let announcement = node.announcement();
     let level = announcement.confinement;
-    let presence = Presence::start(Arc::new(registry), signer.clone(), trust.domain, announcement).await;
+    let presence = Presence::start(registry, signer.clone(), trust.domain, announcement).await;
     let _presence = presence.map_err(Failure::failed)?;
     let mut attachments = Attachments::new();
     attachments

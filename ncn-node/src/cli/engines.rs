@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ncn_core::{Executor, SandboxError, executor::ModelPackage};
+use ncn_core::{Executor, executor::ModelPackage};
 #[cfg(feature = "ort")]
 use ncn_node::executor::onnxruntime::{Device, Search};
 use ncn_node::{
@@ -21,7 +21,7 @@ use super::{
 pub(crate) struct EngineArguments {
     /// How much confinement of models is insisted on: strict, permissive or disabled
     #[arg(long, value_name = "MODE", default_value_t)]
-    pub(crate) sandbox: SandboxMode,
+    sandbox: SandboxMode,
     #[command(flatten)]
     search: SearchArguments,
 }
@@ -51,17 +51,16 @@ pub(crate) struct SearchArguments {
 impl SearchArguments {
     /// What was named is used or refused; another engine must not take its place unnoticed.
     fn check(&self, machine: &Machine) -> Result<(), Failure> {
-        let mut named = vec![("--engine", "engine over HTTP", self.engine.is_some())];
-        #[cfg(feature = "ort")]
-        named.extend([
-            ("--onnxruntime", "ONNX Runtime", self.onnxruntime.is_some()),
-            ("--device", "ONNX Runtime", self.device != Device::Cpu),
-        ]);
+        let named = [
+            ("--engine", Machine::OVER_HTTP, self.engine.is_some()),
+            #[cfg(feature = "ort")]
+            ("--onnxruntime", Machine::ONNX_RUNTIME, self.onnxruntime.is_some()),
+            #[cfg(feature = "ort")]
+            ("--device", Machine::ONNX_RUNTIME, self.device != Device::Cpu),
+        ];
         for (option, name, _) in named.into_iter().filter(|(_, _, is_named)| *is_named) {
-            let mut engines = machine.engines().iter().filter(|engine| engine.name == name);
-            if let Some(Err(problem)) = engines.clone().map(|engine| &engine.found).next_back()
-                && !engines.any(|engine| engine.found.is_ok())
-            {
+            let engines = machine.engines().iter().filter(|engine| engine.name == name);
+            if let Some(Err(problem)) = engines.map(|engine| engine.found.as_ref()).reduce(Result::or) {
                 return Err(Failure::Input(format!("{option}: {problem}")));
             }
         }
@@ -96,7 +95,7 @@ impl EngineArguments {
             }
             say(&shown(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
         }
-        let sandbox = sandbox::open(self.sandbox, &program).map_err(|error: SandboxError| Failure::failed(error))?;
+        let sandbox = sandbox::open(self.sandbox, &program).map_err(Failure::failed)?;
         Ok(machine.executor(sandbox, WorkerOptions::default()))
     }
 }

@@ -10,8 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_client::grpc::GrpcRegistry;
-use ncn_core::{Amount, Confinement, Model, NodeRole, PaymentLedger as _, Registry, Split, Subnet, SubnetModel};
+use ncn_core::{Amount, Confinement, Model, NodeRole, PaymentLedger as _, Split, Subnet, SubnetModel};
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
     devnet::quickstart,
@@ -24,7 +23,7 @@ use ncn_node::{
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments, tokens},
+    account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     serving,
 };
 
@@ -36,9 +35,8 @@ pub(crate) struct Arguments {
     /// Where clients and compute nodes reach it
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
-    /// The registry node
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
-    registry: String,
+    #[command(flatten)]
+    registry: RegistryArguments,
     #[command(flatten)]
     chain: ChainArguments,
     #[command(flatten)]
@@ -91,8 +89,7 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
     let domain = account.trust_root().await.map_err(Failure::failed)?.domain;
-    let registry = GrpcRegistry::new(&arguments.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
-    let registry: Arc<dyn Registry> = Arc::new(registry);
+    let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
     // Last of all that can be refused: creating a subnet costs a fee, once.

@@ -64,6 +64,11 @@ impl fmt::Display for Choice {
 }
 
 impl Machine {
+    /// What ONNX Runtime is called among [`Self::engines`]; there is one for each library that was tried.
+    pub const ONNX_RUNTIME: &str = "ONNX Runtime";
+    /// What an engine over HTTP is called there.
+    pub const OVER_HTTP: &str = "engine over HTTP";
+
     /// Looks what there is; tries what could break. `program` calls [`crate::worker::init`].
     pub async fn look(program: &WorkerProgram, options: &MachineOptions) -> Self {
         let mut machine = Self { engines: Vec::new(), openai: None };
@@ -75,11 +80,6 @@ impl Machine {
             machine.ask(options).await;
         }
         machine
-    }
-
-    /// What `program` has built in, and nothing else.
-    pub fn built_in(program: &WorkerProgram) -> Self {
-        Self { engines: vec![built_in(program)], openai: None }
     }
 
     /// Asks an engine over HTTP what it has.
@@ -95,7 +95,7 @@ impl Machine {
             Err(error) => Err(error.to_string()),
         };
         let formats = vec![ModelFormat::OpenAi];
-        self.engines.push(EngineState { name: "engine over HTTP".into(), formats, found, program: None });
+        self.engines.push(EngineState { name: Self::OVER_HTTP.into(), formats, found, program: None });
     }
 
     /// All of them.
@@ -154,7 +154,7 @@ async fn python(options: &MachineOptions) -> EngineState {
 /// The libraries of ONNX Runtime up to the first that can be used.
 #[cfg(feature = "ort")]
 async fn onnxruntime(program: &WorkerProgram, options: &MachineOptions) -> Vec<EngineState> {
-    let state = |found| EngineState { name: "ONNX Runtime".into(), formats: vec![ModelFormat::Onnx], found, program: None };
+    let state = |found| EngineState { name: Machine::ONNX_RUNTIME.into(), formats: vec![ModelFormat::Onnx], found, program: None };
     let examined = match examine(program, &options.onnxruntime, options.device).await {
         Ok(examined) => examined,
         Err(error) => return vec![state(Err(error.to_string()))],

@@ -74,8 +74,8 @@ impl Interface {
     pub(super) fn request(self, manifest: &Manifest, execution: &Execution) -> Result<(&'static str, String), String> {
         let text = |name| execution.inputs.get(name).and_then(Value::as_text);
         let model = &manifest.entry;
-        manifest.check_parameters(&execution.parameters).map_err(|error| error.to_string())?;
         if self == Self::Embedding {
+            manifest.check_parameters(&execution.parameters).map_err(|error| error.to_string())?;
             let text = text("text").ok_or("`text`: missing")?;
             let body = json!({ "model": model, "input": text, "encoding_format": "float" });
             return Ok(("embeddings", body.to_string()));
