@@ -8,6 +8,7 @@ import {
     ChannelPayout,
     ChannelSettlement,
     Completion,
+    CompletionAuthorization,
     Departure,
     DowntimeReport,
     Heartbeat,
@@ -42,8 +43,10 @@ library MessageHash {
     );
     bytes32 internal constant COMPLETION =
         keccak256("Completion(bytes32 requestId,bytes32 quote,bytes32 result,address compute)");
+    bytes32 internal constant COMPLETION_AUTHORIZATION =
+        keccak256("CompletionAuthorization(address gateway,bytes32 completion)");
     bytes32 internal constant RECEIPT_SEAL = keccak256(
-        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
+        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
     );
     bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId,uint8 purpose)");
     bytes32 internal constant NODE_RECORD = keccak256(
@@ -99,6 +102,10 @@ library MessageHash {
 
     function hash(Completion memory completion) internal pure returns (bytes32) {
         return keccak256(abi.encode(COMPLETION, completion));
+    }
+
+    function hash(CompletionAuthorization calldata authorization) internal pure returns (bytes32) {
+        return keccak256(abi.encode(COMPLETION_AUTHORIZATION, authorization));
     }
 
     function hash(ReceiptSeal calldata seal) internal pure returns (bytes32) {

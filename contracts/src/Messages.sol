@@ -57,15 +57,23 @@ struct Completion {
     address compute;
 }
 
+/// A gateway's word that this completion is the one it wants approved and paid. `completion` is the struct hash of the Completion:
+/// validators judge only what the quote's own gateway brings.
+struct CompletionAuthorization {
+    address gateway;
+    bytes32 completion;
+}
+
 /// A gateway's seal over a finished request. `quote` and `result` are struct hashes; `preprocessing` and `completion` are
-/// keccak256 of the certificates' concatenated 65-byte signatures. `payment` and `settlement` are the transactions of an escrow;
-/// out of a channel, `payment` is the voucher's digest and `settlement` is zero, because a batch follows.
+/// keccak256 of the certificates' concatenated 65-byte signatures. `paymentKind` is 1 for an escrow: `payment` and `settlement` are
+/// its transactions; 2 for a channel: `payment` is the voucher's digest and `settlement` is zero, because a batch follows.
 struct ReceiptSeal {
     bytes32 requestId;
     bytes32 quote;
     bytes32 result;
     bytes32 preprocessing;
     bytes32 completion;
+    uint8 paymentKind;
     bytes32 payment;
     bytes32 settlement;
     uint64 issuedAt;

@@ -24,6 +24,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashCompletionAuthorization(CompletionAuthorization calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashReceiptSeal(ReceiptSeal calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

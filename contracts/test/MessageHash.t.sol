@@ -26,7 +26,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 21);
+        vm.assertEq(structs, 22);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -63,6 +63,11 @@ contract MessageHashTest is Test {
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Completion"), abi.encode(message)));
         bytes memory words = bytes.concat(message.requestId, message.quote, message.result, word(message.compute));
         vm.assertEq(hash, keccak256(bytes.concat(keccak256(bytes(typeOf("Completion"))), words)));
+    }
+
+    function testFuzz_CompletionAuthorization(CompletionAuthorization calldata message) public view {
+        bytes32 hash = harness.hashCompletionAuthorization(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("CompletionAuthorization"), abi.encode(message)));
     }
 
     function testFuzz_ReceiptSeal(ReceiptSeal calldata message) public view {

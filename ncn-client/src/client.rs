@@ -2,6 +2,7 @@
 
 mod builder;
 mod order;
+mod parts;
 
 use std::{
     sync::Arc,
@@ -11,12 +12,13 @@ use std::{
 pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, OutputChunk,
-    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, StreamChain,
-    StreamCheckpoint, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values,
-    validation::MAX_ESCROW_SECONDS,
+    AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, PaymentConfirmation,
+    PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus,
+    TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
+use parts::Parts;
+pub use parts::StreamEvent;
 
 use crate::{Backoff, ClientError, unix_now};
 
@@ -39,7 +41,7 @@ pub struct Client {
 }
 
 /// A verified answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// What the model gave.
     pub output: Values,
@@ -205,7 +207,7 @@ impl Quoted {
             // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
             match self.escrow_state().await {
                 Ok(EscrowState::Escrowed { quote, transaction }) if quote == self.quote.struct_hash() => break transaction,
-                Ok(EscrowState::Completed { transaction }) => break transaction,
+                Ok(EscrowState::Completed { transaction, .. }) => break transaction,
                 Ok(EscrowState::Refunded { transaction }) => {
                     return Err(ClientError::Refunded { transaction, reason: error.to_string() });
                 }
@@ -216,7 +218,8 @@ impl Quoted {
             if unix_now() > self.quote.expiry {
                 let paid = Paid { quoted: self, paying: started.elapsed() };
                 // Should it have been paid out after all, `finish` brings the answer.
-                return paid.conclude(error.to_string()).await.map(|_| paid.clone());
+                let mut parts = Parts::new(paid.quote(), paid.quoted.trust.domain);
+                return paid.conclude(error.to_string(), &mut parts, &mut |_| ()).await.map(|_| paid.clone());
             }
             backoff.pause().await;
         };
@@ -238,6 +241,11 @@ impl Quoted {
 /// How a look at the updates ended.
 enum Ending {
     Answered(Box<Answer>),
+    /// The answer is good; the parts that were handed out before are not its beginning.
+    Misled {
+        problem: String,
+        answer: Box<Answer>,
+    },
     Failed(String),
 }
 
@@ -257,12 +265,16 @@ impl Paid {
         self.finish_with(|_| ()).await
     }
 
-    /// Waits for the answer and verifies it; `on_chunk` sees parts of a streamed output as they come, before anyone has approved them. The
-    /// compute node signs what it has said now and then; when that is not what came, the rest of the stream is not waited for.
+    /// Waits for the answer and verifies it; `on_event` sees parts of a streamed output as they come, before anyone has approved them.
+    ///
+    /// The compute node signs its parts now and then. When that signature is missing or is for other parts, no more parts are handed
+    /// out, and the answer is waited for. When the parts that were handed out are not the beginning of the delivered output, the
+    /// answer is in [`ClientError::PartsRejected`]. [`StreamEvent::Restarted`] says that the parts so far are void.
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain.
-    pub async fn finish_with(self, mut on_chunk: impl FnMut(OutputChunk) + Send) -> Result<Answer, ClientError> {
-        let ended = self.end(&mut on_chunk).await;
+    pub async fn finish_with(self, mut on_event: impl FnMut(StreamEvent) + Send) -> Result<Answer, ClientError> {
+        let mut parts = Parts::new(self.quote(), self.quoted.trust.domain);
+        let ended = self.end(&mut parts, &mut on_event).await;
         // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
         if ended.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
             self.quoted.client.ledger.conclude(self.quote(), ended.is_ok()).await;
@@ -270,12 +282,13 @@ impl Paid {
         ended
     }
 
-    async fn end(&self, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Answer, ClientError> {
+    async fn end(&self, parts: &mut Parts, on_event: &mut (impl FnMut(StreamEvent) + Send)) -> Result<Answer, ClientError> {
         let mut backoff = Backoff::new();
         let reason = loop {
             let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
-            match self.follow(left, on_chunk).await {
+            match self.follow(left, parts, on_event).await {
                 Ok(Ending::Answered(answer)) => return Ok(*answer),
+                Ok(Ending::Misled { problem, answer }) => return Err(ClientError::PartsRejected { problem, answer }),
                 Ok(Ending::Failed(reason)) => break reason,
                 Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
                     tracing::warn!(request = %self.request_id(), %error, "lost the gateway; asking again");
@@ -284,38 +297,34 @@ impl Paid {
                 Err(error) => break error.to_string(),
             }
         };
-        self.conclude(reason).await
+        self.conclude(reason, parts, on_event).await
     }
 
     /// Follows the updates once, for at most `patience`.
-    async fn follow(&self, patience: Duration, on_chunk: &mut (impl FnMut(OutputChunk) + Send)) -> Result<Ending, TransportError> {
+    async fn follow(
+        &self,
+        patience: Duration,
+        parts: &mut Parts,
+        on_event: &mut (impl FnMut(StreamEvent) + Send),
+    ) -> Result<Ending, TransportError> {
         let following = async {
             let mut steps = Vec::new();
-            let mut chain = StreamChain::new(self.request_id());
-            let mut checkpoint: Option<Signed<StreamCheckpoint>> = None;
             let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
+            parts.rewind();
             while let Some(update) = updates.next().await {
                 match update? {
                     TaskUpdate::Step(report) => steps.push(report),
-                    TaskUpdate::Chunk(chunk) => {
-                        chain.extend(&chunk.values);
-                        on_chunk(chunk);
-                    }
-                    TaskUpdate::Checkpoint(signed) => {
-                        if let Err(problem) = chain.verify(&signed, &self.quoted.trust.domain) {
-                            return Ok(Ending::Failed(format!("the stream was rejected: {problem}")));
-                        }
-                        checkpoint = Some(signed);
-                    }
+                    TaskUpdate::Attempt(node) => parts.attempt(node),
+                    TaskUpdate::Chunk(chunk) => parts.part(chunk, on_event),
+                    TaskUpdate::Checkpoint(signed) => parts.checkpoint(&signed),
                     TaskUpdate::Delivered { output, receipt } => {
-                        let other = checkpoint.filter(|signed| signed.message.compute != receipt.result.message.compute);
-                        if let Some(other) = other {
-                            let (node, result) = (other.message.compute, receipt.result.message.compute);
-                            return Ok(Ending::Failed(format!("the stream came from {node}, the result from {result}")));
-                        }
-                        return Ok(match self.accept(output, *receipt, steps) {
-                            Ok(answer) => Ending::Answered(Box::new(answer)),
-                            Err(problem) => Ending::Failed(format!("the receipt was rejected: {problem}")),
+                        let answer = match self.accept(output, *receipt, steps) {
+                            Ok(answer) => Box::new(answer),
+                            Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
+                        };
+                        return Ok(match parts.delivered(&answer.output, on_event) {
+                            Ok(()) => Ending::Answered(answer),
+                            Err(problem) => Ending::Misled { problem, answer },
                         });
                     }
                     TaskUpdate::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
@@ -351,7 +360,12 @@ impl Paid {
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
     /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
-    async fn conclude(&self, reason: String) -> Result<Answer, ClientError> {
+    async fn conclude(
+        &self,
+        reason: String,
+        parts: &mut Parts,
+        on_event: &mut (impl FnMut(StreamEvent) + Send),
+    ) -> Result<Answer, ClientError> {
         let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
         let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
         let mut paid_out = false;
@@ -366,8 +380,9 @@ impl Paid {
                     if !paid_out {
                         (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
                     }
-                    match self.follow(give_up.saturating_duration_since(Instant::now()), &mut |_| ()).await {
+                    match self.follow(give_up.saturating_duration_since(Instant::now()), parts, on_event).await {
                         Ok(Ending::Answered(answer)) => return Ok(*answer),
+                        Ok(Ending::Misled { problem, answer }) => return Err(ClientError::PartsRejected { problem, answer }),
                         Ok(Ending::Failed(problem)) => problem,
                         Err(error) => error.to_string(),
                     }

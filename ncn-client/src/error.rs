@@ -1,5 +1,6 @@
 //! What can go wrong for a dApp.
 
+use crate::Answer;
 use ncn_core::{Amount, B256, InputError, LedgerError, SignatureError, TransportError};
 
 /// Why there is no answer. Each says whether money has moved: see [`ClientError::is_paid`].
@@ -62,12 +63,21 @@ pub enum ClientError {
     /// What was delivered does not prove itself. The output is withheld.
     #[error("the receipt was rejected and the output withheld: {0}")]
     ReceiptRejected(String),
+    /// Parts of a streamed output were handed out that are not the beginning of the output that was delivered, approved and paid. Those
+    /// parts are to be thrown away; the verified answer is here.
+    #[error("the parts that were streamed are not those of the output, throw them away: {problem}")]
+    PartsRejected {
+        /// What does not fit.
+        problem: String,
+        /// What was delivered, verified.
+        answer: Box<Answer>,
+    },
 }
 
 impl ClientError {
     /// True when the client's money has been paid out or is still held; false when it never left or is back.
     pub const fn is_paid(&self) -> bool {
-        matches!(self, Self::NotRefunded(_) | Self::ReceiptRejected(_))
+        matches!(self, Self::NotRefunded(_) | Self::ReceiptRejected(_) | Self::PartsRejected { .. })
     }
 
     /// True when the same order may succeed on another try.

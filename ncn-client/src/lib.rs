@@ -32,7 +32,7 @@ pub mod wire;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelSums, ClientChannel};
-pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted};
+pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted, StreamEvent};
 pub use error::ClientError;
 pub use http::http;
 pub use ncn_core as core;

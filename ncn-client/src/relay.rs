@@ -109,7 +109,7 @@ impl PaymentLedger for RelayedLedger {
         let transaction = quote;
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).contains(&request_id);
         Ok(match status.state {
-            State::Ended(Outcome::Completed) => EscrowState::Completed { transaction },
+            State::Ended(Outcome::Completed) => EscrowState::Completed { transaction, compute: None },
             State::Ended(Outcome::Refunded) => EscrowState::Refunded { transaction },
             State::Executing | State::Completing | State::Settling | State::Refunding => {
                 EscrowState::Escrowed { quote, transaction }

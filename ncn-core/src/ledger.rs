@@ -27,6 +27,8 @@ pub enum EscrowState {
     Completed {
         /// The settlement.
         transaction: B256,
+        /// Who was paid for computing; none out of a channel, where the gateway alone settles.
+        compute: Option<Address>,
     },
     /// Given back. Final.
     Refunded {
@@ -40,6 +42,14 @@ impl EscrowState {
     pub fn payment_of(&self, hash: B256) -> Option<B256> {
         match self {
             Self::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
+            _ => None,
+        }
+    }
+
+    /// The settlement that paid for this node's result. One that paid another node is another completion's.
+    pub fn settled_for(&self, node: Address) -> Option<B256> {
+        match self {
+            Self::Completed { transaction, compute } if compute.is_none_or(|paid| paid == node) => Some(*transaction),
             _ => None,
         }
     }

@@ -48,9 +48,9 @@ pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk,
 pub use ledger::{EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Departure, Domain,
-    DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote, ReceiptSeal,
-    SettledCompletion, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Voucher,
+    AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
+    Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind,
+    Quote, ReceiptSeal, SettledCompletion, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};

@@ -17,6 +17,7 @@
 //! | Settling | SettlementImpossible | Refunding |
 //! | Settling, Refunding | Settled | Ended(Completed) |
 //! | Settling, Refunding | Refunded | Ended(Refunded) |
+//! | Settling, Refunding | PaidElsewhere | Ended(Completed), without a receipt |
 //! | Settling, Refunding | PaymentLost | Ended(Expired) |
 //! | Reserving, Preprocessing | Refused | Ended(Refused) |
 //! | Reserving, Preprocessing, AwaitingPayment | Cancelled / Expired | Ended(Cancelled / Expired) |
@@ -24,7 +25,7 @@
 //! | Executing, Completing | Expired | Refunding |
 //! | Ended without payment | Paid | Refunding: late money goes back |
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
 use crate::{Certificate, ChannelPayment, InferenceResult, Quote, Signed, TrustRoot, Values};
@@ -118,6 +119,8 @@ pub enum Event {
     },
     /// The chain has paid everyone, by this transaction.
     Settled(B256),
+    /// The chain has paid for the result of this other node: M validators approved what this gateway did not ask for.
+    PaidElsewhere(Address),
     /// The chain will not pay out any more: the escrow has expired, or it refuses the certificate for good.
     SettlementImpossible(String),
     /// The chain has paid the client back, by this transaction.
@@ -220,7 +223,7 @@ impl Lifecycle {
             (Executing, Event::ExecutionFailed { .. } | Event::Cancelled | Event::Expired)
             | (Completing, Event::Refused(_) | Event::Expired)
             | (Settling, Event::SettlementImpossible(_)) => Refunding,
-            (Settling | Refunding, Event::Settled(_)) => Ended(Completed),
+            (Settling | Refunding, Event::Settled(_) | Event::PaidElsewhere(_)) => Ended(Completed),
             (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
             // The client paid when we had already let go: give it back at once rather than at expiry.
             (Ended(outcome), Event::Paid { .. }) if outcome.is_unpaid() => Refunding,

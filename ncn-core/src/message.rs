@@ -141,6 +141,23 @@ impl Completion {
     }
 }
 
+/// A gateway's word that a completion is the one it wants approved and paid: validators judge only what the quote's own gateway brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CompletionAuthorization {
+    /// The quote's gateway.
+    pub gateway: Address,
+    /// Struct hash of the [`Completion`].
+    pub completion: B256,
+}
+
+impl CompletionAuthorization {
+    /// What the gateway of `quote` signs to have `result` approved.
+    pub fn new(quote: &Quote, result: &InferenceResult) -> Self {
+        Self { gateway: quote.gateway, completion: Completion::new(quote, result).struct_hash() }
+    }
+}
+
 /// A gateway's seal over a finished request; see [`crate::Receipt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptSeal {
@@ -154,12 +171,25 @@ pub struct ReceiptSeal {
     pub preprocessing: B256,
     /// [`crate::Certificate::hash`] of the completion certificate.
     pub completion: B256,
+    /// How it was paid.
+    pub payment_kind: PaymentKind,
     /// The transaction that escrowed the payment; out of a channel, the voucher's digest.
     pub payment: B256,
     /// The transaction that paid it out; zero for a channel, which a batch settles later.
     pub settlement: B256,
     /// When the gateway sealed it.
     pub issued_at: UnixTime,
+}
+
+/// How a request was paid, as a [`ReceiptSeal`] states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum PaymentKind {
+    /// Into escrow, and out of it.
+    Escrow = 1,
+    /// By a voucher on a channel.
+    Channel = 2,
 }
 
 /// A client's permission to do one thing with its own request. Request ids become public on chain; this keeps outputs private.
@@ -339,6 +369,7 @@ authored! {
     Heartbeat => node,
     Departure => node,
     Attachment => node,
+    CompletionAuthorization => gateway,
     StreamCheckpoint => compute,
     SettlementRequest => gateway,
     TaskAccess => client,

@@ -4,9 +4,9 @@ use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Certificate, CertificateError, ChannelPayment, Completion, InferenceRequest, InferenceResult, Message as _, PaymentTree, Quote,
-    ReceiptSeal, RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values, channel::VoucherError,
-    payment::SplitError, trust::TrustRootError,
+    Certificate, CertificateError, ChannelPayment, Completion, InferenceRequest, InferenceResult, Message as _, PaymentKind,
+    PaymentTree, Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values,
+    channel::VoucherError, payment::SplitError, trust::TrustRootError,
 };
 
 /// The version that this code writes and reads.
@@ -35,6 +35,14 @@ impl Payment {
         match self {
             Self::Escrow { transaction, .. } => *transaction,
             Self::Channel(payment) => payment.reference(trust),
+        }
+    }
+
+    /// Which of the two it is.
+    pub const fn kind(&self) -> PaymentKind {
+        match self {
+            Self::Escrow { .. } => PaymentKind::Escrow,
+            Self::Channel(_) => PaymentKind::Channel,
         }
     }
 
@@ -168,6 +176,7 @@ impl Receipt {
             result: self.result.message.struct_hash(),
             preprocessing: self.preprocessing.hash(),
             completion: self.completion.hash(),
+            payment_kind: self.payment.kind(),
             payment: self.payment.reference(&self.trust_root),
             settlement: self.payment.settlement(),
             issued_at: self.issued_at,
@@ -220,7 +229,12 @@ impl Receipt {
     /// Do the order, the quote and the result speak of the same thing?
     fn check_consistency(&self) -> Result<(), ReceiptError> {
         let (order, quote, result) = (&self.request.message, &self.quote, &self.result.message);
+        let transactions = match &self.payment {
+            Payment::Escrow { transaction, settlement } => !transaction.is_zero() && !settlement.is_zero(),
+            Payment::Channel(_) => true,
+        };
         let checks = [
+            (transactions, "payment: no transaction has the hash zero"),
             (quote.trust_root == self.trust_root.hash(), "quote.trustRoot: is another network's"),
             (quote.client == order.client, "quote.client: is not the request's client"),
             (quote.model_digest == order.model_digest, "quote.modelDigest: is another model"),

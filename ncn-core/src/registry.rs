@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, Certificate, ChannelPayment, Departure, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole, Quote,
-    SignatureError, Signed, Subnet, channel::Batch, message::SettlementRequest,
+    Approval, Certificate, ChannelPayment, CompletionAuthorization, Departure, Heartbeat, InferenceRequest, InferenceResult,
+    NodeRecord, NodeRole, Quote, SignatureError, Signed, Subnet, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -44,6 +44,9 @@ pub struct CompletionRequest {
     pub result: Signed<InferenceResult>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<ChannelPayment>,
+    /// The quote's gateway's word that it wants this result approved. Who takes part in a request is known to bystanders, and any
+    /// registered node can sign a result: only the gateway says whose is paid.
+    pub authorization: Signed<CompletionAuthorization>,
 }
 
 /// What validators are shown to judge a batch.
@@ -139,6 +142,7 @@ impl From<SignatureError> for RegistryError {
 /// - `discover` returns live nodes only: the record has not expired, and record or heartbeat is no older than the liveness window.
 /// - `preprocessing` and `completion` ask the request's committee in parallel and return at the Mth good approval; what they
 ///   return passes [`Certificate::verify`]. They hold no state: asking again is harmless.
+/// - `completion` without the authorization of the quote's gateway is refused before anyone is asked.
 #[async_trait]
 pub trait Registry: Send + Sync {
     /// Announces a node.

@@ -122,9 +122,12 @@ impl TaskStatus {
 pub enum TaskUpdate {
     /// A step was taken.
     Step(StepReport),
+    /// A compute node begins to run it. Parts and checkpoints that follow are this node's, and start anew: those of a node that
+    /// failed are void.
+    Attempt(Address),
     /// A part of the output of a model that streams. Not yet approved by anyone.
     Chunk(OutputChunk),
-    /// The compute node's word on the parts since the first one, for [`crate::StreamChain::verify`].
+    /// The compute node's word on the parts since the attempt began, for [`crate::StreamChain::verify`].
     Checkpoint(Signed<StreamCheckpoint>),
     /// The output and the proof of it. Nothing comes after it.
     Delivered {

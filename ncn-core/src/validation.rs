@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionRequest, InferenceRequest, Message as _, NodeRecord, NodeRole,
-    PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
+    BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
+    Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
     channel::{BatchEntry, VoucherError},
 };
 
@@ -51,10 +51,20 @@ pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Resul
     able(quote, facts)
 }
 
-/// Judges a result: the compute node's signature, and that every digest is the order's. An escrow is the chain's to confirm: the
-/// caller compares [`crate::EscrowState`], or for a voucher asks [`voucher`].
+/// Checks that the quote's own gateway wants this result approved. It costs one signature and no question, so it comes before anything
+/// else that is done for a completion.
+pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<(), RegistryError> {
+    let CompletionRequest { quote, result, authorization, .. } = request;
+    if authorization.message != CompletionAuthorization::new(quote, &result.message) {
+        return refuse("authorization: is for another completion, or of another gateway than the quote's");
+    }
+    authorization.verify(domain).map(drop).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))
+}
+
+/// Judges a result once [`authorization`] has passed: the compute node's signature, and that every digest is the order's. An escrow is
+/// the chain's to confirm: the caller compares [`crate::EscrowState`], or for a voucher asks [`voucher`].
 pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
-    let CompletionRequest { request: order, quote, result, voucher } = request;
+    let CompletionRequest { request: order, quote, result, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
     if order.digest(&facts.trust.domain) != quote.request_id {

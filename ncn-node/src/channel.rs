@@ -226,7 +226,7 @@ impl PaymentLedger for ChannelLedger {
         let transaction = self.reference(&hold.payment).await?;
         Ok(match hold.stage {
             Stage::Reserved => EscrowState::Escrowed { quote: hold.payment.voucher.quote, transaction },
-            Stage::Earned(_) | Stage::Settled => EscrowState::Completed { transaction },
+            Stage::Earned(_) | Stage::Settled => EscrowState::Completed { transaction, compute: None },
             Stage::Released => EscrowState::Refunded { transaction },
         })
     }

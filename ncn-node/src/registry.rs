@@ -196,6 +196,7 @@ impl Registry for RegistryNode {
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+        validation::authorization(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
         let Quote { request_id, .. } = request.quote;
         let digest = Completion::new(&request.quote, &request.result.message).digest(&self.domain);

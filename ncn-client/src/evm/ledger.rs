@@ -114,7 +114,7 @@ fn event(entry: &LogEntry) -> Option<LedgerEvent> {
             (event.client, event.requestId, EscrowState::Escrowed { quote: event.quote, transaction })
         }
         InferencePaymentEvents::PaymentDistributed(event) => {
-            (event.client, event.requestId, EscrowState::Completed { transaction })
+            (event.client, event.requestId, EscrowState::Completed { transaction, compute: Some(event.compute) })
         }
         InferencePaymentEvents::RequestRefunded(event) => (event.client, event.requestId, EscrowState::Refunded { transaction }),
         _ => return None,
@@ -187,10 +187,8 @@ impl PaymentLedger for EvmLedger {
             compute: completion.compute,
             approvals: certificate.packed().into(),
         };
-        let done = |state: &EscrowState| match state {
-            EscrowState::Completed { transaction } => Some(*transaction),
-            _ => None,
-        };
+        // A completion of another node's result is not this one: nobody here was paid by it.
+        let done = |state: &EscrowState| state.settled_for(completion.compute);
         self.once(quote, done, complete).await
     }
 

@@ -428,7 +428,7 @@ pub struct ModelInfo {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceResponse {
-    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6")]
     pub update: ::core::option::Option<inference_response::Update>,
 }
 /// Nested message and enum types in `InferenceResponse`.
@@ -445,6 +445,9 @@ pub mod inference_response {
         Failed(super::Failure),
         #[prost(message, tag = "5")]
         Checkpoint(super::StreamCheckpoint),
+        /// The compute node that begins to run the request: chunks and checkpoints start anew.
+        #[prost(bytes, tag = "6")]
+        Attempt(::prost::bytes::Bytes),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1476,6 +1479,9 @@ pub struct CompletionRequest {
     /// When it is paid out of a channel.
     #[prost(message, optional, tag = "4")]
     pub voucher: ::core::option::Option<ChannelPayment>,
+    /// The signature of the quote's gateway over a CompletionAuthorization.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub authorization: ::prost::bytes::Bytes,
 }
 /// Served requests, and what settles them.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -196,6 +196,7 @@ impl From<TaskUpdate> for proto::InferenceResponse {
                 actor: bytes(report.actor),
                 took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
             })),
+            TaskUpdate::Attempt(node) => Some(Update::Attempt(bytes(node))),
             TaskUpdate::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
             TaskUpdate::Checkpoint(checkpoint) => Some(Update::Checkpoint(checkpoint.into())),
             TaskUpdate::Delivered { output, receipt } => {
@@ -224,6 +225,7 @@ impl TryFrom<proto::InferenceResponse> for TaskUpdate {
                     took: Duration::from_micros(report.took_micros),
                 })
             }
+            Update::Attempt(node) => Self::Attempt(address("attempt", &node)?),
             Update::Chunk(chunk) => Self::Chunk(chunk_from_proto(chunk)?),
             Update::Checkpoint(checkpoint) => Self::Checkpoint(checkpoint.try_into()?),
             Update::Delivered(delivery) => Self::Delivered {

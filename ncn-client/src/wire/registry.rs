@@ -1,8 +1,9 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionRequest, Departure, Heartbeat,
-    Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet, SubnetModel,
+    Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionAuthorization, CompletionRequest,
+    Departure, Heartbeat, InferenceResult, Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet,
+    SubnetModel,
     channel::{Batch, BatchEntry},
 };
 use prost::bytes::Bytes;
@@ -143,6 +144,7 @@ impl From<CompletionRequest> for proto::CompletionRequest {
             quote: Some(request.quote.into()),
             result: Some(request.result.into()),
             voucher: request.voucher.map(Into::into),
+            authorization: bytes(request.authorization.signature.as_bytes()),
         }
     }
 }
@@ -151,12 +153,12 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
     type Error = WireError;
 
     fn try_from(request: proto::CompletionRequest) -> Result<Self, WireError> {
-        Ok(Self {
-            request: required("request", request.request)?.try_into()?,
-            quote: required("quote", request.quote)?.try_into()?,
-            result: required("result", request.result)?.try_into()?,
-            voucher: request.voucher.map(TryInto::try_into).transpose()?,
-        })
+        let quote = required("quote", request.quote)?.try_into()?;
+        let result: Signed<InferenceResult> = required("result", request.result)?.try_into()?;
+        let message = CompletionAuthorization::new(&quote, &result.message);
+        let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
+        let voucher = request.voucher.map(TryInto::try_into).transpose()?;
+        Ok(Self { request: required("request", request.request)?.try_into()?, quote, result, voucher, authorization })
     }
 }
 

@@ -2,9 +2,9 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
 use crate::{
-    Amount, Completion, CompletionRequest, Confinement, Departure, DynSigner, Heartbeat, Message as _, NodeQuery, NodeRecord,
-    NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Signed, Split, Subnet, SubnetModel,
-    TrustRoot, UnixTime,
+    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Departure, DynSigner, Heartbeat, Message as _,
+    NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Signed, Split, Subnet,
+    SubnetModel, TrustRoot, UnixTime,
 };
 
 /// What the suite for [`Registry`] needs.
@@ -57,6 +57,11 @@ impl Scene<'_> {
 
     async fn sign<T: crate::crypto::Authored>(&self, message: T, key: &DynSigner) -> Signed<T> {
         signed(message, &self.trust, key).await
+    }
+
+    /// The gateway's word that it wants this result approved.
+    async fn authorize(&self, request: &CompletionRequest) -> Signed<CompletionAuthorization> {
+        self.sign(CompletionAuthorization::new(&request.quote, &request.result.message), &self.gateway).await
     }
 
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
@@ -210,7 +215,9 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let PreprocessingRequest { request, quote } = scene.request(&client).await;
     scene.fixture.pay(&client, &quote).await;
     let result = result(&request.message, &quote, &scene.trust, &scene.compute).await;
-    let good = CompletionRequest { request, quote, result, voucher: None };
+    let authorized = CompletionAuthorization::new(&quote, &result.message);
+    let authorization = scene.sign(authorized, &scene.gateway).await;
+    let good = CompletionRequest { request, quote, result, voucher: None, authorization };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = Completion::new(&good.quote, &good.result.message).digest(&scene.trust.domain);
     let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
@@ -226,11 +233,33 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
         let mut request = good.clone();
         spoil(&mut request);
         request.result = scene.sign(request.result.message, &scene.compute).await;
+        request.authorization = scene.authorize(&request).await;
         let refused = registry.completion(request).await;
         rules.check(rule, refused.is_err(), refused)?;
     }
-    let mut forged = good;
+    let mut forged = good.clone();
     forged.result.message.output_hash = [7; 32].into();
+    forged.authorization = scene.authorize(&forged).await;
     let refused = registry.completion(forged).await;
-    rules.check("a result is its compute node's", refused.is_err(), refused)
+    rules.check("a result is its compute node's", refused.is_err(), refused)?;
+
+    // Whoever knows an order may register a node for nothing, and sign a result that is good in itself.
+    let bystander = key();
+    let record = scene.sign(scene.record(&bystander, 1), &bystander).await;
+    rules.ok("another node registers", registry.register(record).await)?;
+    let stolen = super::result(&good.request.message, &good.quote, &scene.trust, &bystander).await;
+    let mut theft = CompletionRequest { result: stolen, ..good.clone() };
+    let refused = registry.completion(theft.clone()).await;
+    rules.refused("the gateway's word is for one result", refused, RegistryError::is_retryable)?;
+    let own = CompletionAuthorization { gateway: bystander.address(), ..scene.authorize(&theft).await.message };
+    theft.authorization = scene.sign(own, &bystander).await;
+    let refused = registry.completion(theft.clone()).await;
+    rules.refused("a result without the word of its quote's gateway is refused", refused, RegistryError::is_retryable)?;
+    let mut forged = scene.authorize(&theft).await;
+    forged.signature = scene.sign(own, &bystander).await.signature;
+    theft.authorization = forged;
+    let refused = registry.completion(theft.clone()).await;
+    rules.refused("the gateway's word is signed by the gateway", refused, RegistryError::is_retryable)?;
+    theft.authorization = scene.authorize(&theft).await;
+    rules.ok("a node that took over is approved by the gateway's word", registry.completion(theft).await).map(drop)
 }

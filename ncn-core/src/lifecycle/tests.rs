@@ -1,4 +1,3 @@
-use alloy_primitives::Address;
 use proptest::prelude::*;
 
 use super::*;
@@ -15,6 +14,7 @@ fn events() -> impl Strategy<Value = Event> {
         failed(true),
         failed(false),
         Event::Settled(B256::ZERO),
+        Event::PaidElsewhere(Address::ZERO),
         Event::SettlementImpossible(String::new()),
         Event::Refunded(B256::ZERO),
         Event::Cancelled,

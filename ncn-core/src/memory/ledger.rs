@@ -191,7 +191,7 @@ impl PaymentLedger for MemoryLedger {
         let Settlement { quote, certificate, .. } = settlement;
         let completion = settlement.completion();
         let mut ledger = self.chain.lock();
-        if let EscrowState::Completed { transaction } = ledger.escrow_state(quote) {
+        if let Some(transaction) = ledger.escrow_state(quote).settled_for(completion.compute) {
             return Ok(transaction);
         }
         ledger.escrowed(quote)?;
@@ -207,7 +207,7 @@ impl PaymentLedger for MemoryLedger {
         for payout in tree.payouts {
             ledger.credit(payout.address, payout.amount);
         }
-        Ok(ledger.transact(quote, |transaction| EscrowState::Completed { transaction }))
+        Ok(ledger.transact(quote, |transaction| EscrowState::Completed { transaction, compute: Some(completion.compute) }))
     }
 
     async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {

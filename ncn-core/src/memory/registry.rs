@@ -97,6 +97,7 @@ impl Registry for MemoryRegistry {
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+        validation::authorization(&request, &self.trust.domain)?;
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
         self.judge(order, result.compute, |facts| validation::completion(&request, facts))?;
         self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await

@@ -80,6 +80,14 @@ impl ToSol for super::Completion {
     }
 }
 
+impl ToSol for super::CompletionAuthorization {
+    type Sol = generated::CompletionAuthorization;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::CompletionAuthorization { gateway: self.gateway, completion: self.completion }
+    }
+}
+
 impl ToSol for super::ReceiptSeal {
     type Sol = generated::ReceiptSeal;
 
@@ -90,6 +98,7 @@ impl ToSol for super::ReceiptSeal {
             result: self.result,
             preprocessing: self.preprocessing,
             completion: self.completion,
+            paymentKind: self.payment_kind as u8,
             payment: self.payment,
             settlement: self.settlement,
             issuedAt: self.issued_at,

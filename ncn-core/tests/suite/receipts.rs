@@ -2,8 +2,9 @@
 
 use ncn_core::receipt::Payment;
 use ncn_core::{
-    Amount, Approval, B256, Certificate, Completion, Confinement, InferenceRequest, InferenceResult, Message as _, PaymentTree,
-    Quote, Receipt, ReceiptError, Signature, Signed, Split, TrustRoot, Usage, Values, receipt,
+    Amount, Approval, B256, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, InferenceRequest, InferenceResult,
+    Message as _, PaymentKind, PaymentTree, Quote, Receipt, ReceiptError, Signature, Signed, Split, TrustRoot, Usage, Values,
+    receipt,
 };
 use serde_json::Value;
 
@@ -19,6 +20,10 @@ async fn certificate(scene: &Scene, request_id: B256, digest: B256) -> Certifica
 }
 
 async fn receipt(scene: &Scene) -> Receipt {
+    paid(scene, PaymentKind::Escrow).await
+}
+
+async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
     let (client, gateway, compute) = (key(), key(), key());
     let domain = scene.trust.domain;
     let order = InferenceRequest {
@@ -56,6 +61,8 @@ async fn receipt(scene: &Scene) -> Receipt {
     let result = Signed::sign(result, &domain, &*compute).await.unwrap();
     let completion = Completion::new(&quote, &result.message);
     let approved = certificate(scene, request_id, completion.digest(&domain)).await;
+    let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
+    let voucher = ChannelPayment::sign(terms, &quote, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
@@ -63,7 +70,10 @@ async fn receipt(scene: &Scene) -> Receipt {
         payments: PaymentTree::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
         request,
         quote,
-        payment: Payment::Escrow { transaction: [5; 32].into(), settlement: [6; 32].into() },
+        payment: match kind {
+            PaymentKind::Escrow => Payment::Escrow { transaction: [5; 32].into(), settlement: [6; 32].into() },
+            PaymentKind::Channel => Payment::Channel(Box::new(voucher)),
+        },
         seal: result.signature,
         result,
         completion: approved,
@@ -149,19 +159,50 @@ fn changes(value: &Value) -> Vec<Value> {
 #[tokio::test]
 async fn no_single_change_passes() {
     let scene = Scene::new();
-    let good: Value = serde_json::from_str(&receipt(&scene).await.to_json()).unwrap();
-    let changes = changes(&good);
-    assert!(changes.len() > 2_000, "{}", changes.len());
-    let mut judged = 0;
-    for changed in changes {
-        if changed == good {
-            continue;
+    for kind in [PaymentKind::Escrow, PaymentKind::Channel] {
+        let receipt = paid(&scene, kind).await;
+        receipt.verify(&scene.trust).unwrap();
+        let good: Value = serde_json::from_str(&receipt.to_json()).unwrap();
+        let changes = changes(&good);
+        assert!(changes.len() > 2_000, "{}", changes.len());
+        let mut judged = 0;
+        for changed in changes {
+            if changed == good {
+                continue;
+            }
+            let Ok(receipt) = Receipt::from_json(changed.to_string().as_bytes()) else { continue };
+            judged += 1;
+            assert!(receipt.verify_as_stated().is_err(), "passed: {changed:#}");
         }
-        let Ok(receipt) = Receipt::from_json(changed.to_string().as_bytes()) else { continue };
-        judged += 1;
-        assert!(receipt.verify_as_stated().is_err(), "passed: {changed:#}");
+        assert!(judged > 1_000, "most changes can be read, and are judged by what they say: {judged}");
     }
-    assert!(judged > 1_000, "most changes can be read, and are judged by what they say: {judged}");
+}
+
+#[tokio::test]
+async fn one_kind_of_payment_does_not_pass_for_another() {
+    let scene = Scene::new();
+    let by_voucher = paid(&scene, PaymentKind::Channel).await;
+    let transaction = by_voucher.payment.reference(&scene.trust);
+    for settlement in [B256::ZERO, [6; 32].into()] {
+        let rewritten = Receipt { payment: Payment::Escrow { transaction, settlement }, ..by_voucher.clone() };
+        assert!(rewritten.verify(&scene.trust).is_err(), "a voucher's digest is no transaction");
+    }
+    let Payment::Channel(voucher) = &by_voucher.payment else { panic!("paid by a voucher") };
+    let rewritten = Receipt { payment: Payment::Channel(voucher.clone()), ..receipt(&scene).await };
+    assert!(rewritten.verify(&scene.trust).is_err(), "another request's voucher");
+}
+
+#[tokio::test]
+async fn no_transaction_is_zero() {
+    let (scene, gateway) = (Scene::new(), key());
+    for (transaction, settlement) in [(B256::ZERO, [6; 32].into()), ([5; 32].into(), B256::ZERO)] {
+        // Sealed so by the gateway itself.
+        let mut receipt = receipt(&scene).await;
+        receipt.payment = Payment::Escrow { transaction, settlement };
+        receipt.seal = Signature::sign(&receipt.sealed().digest(&scene.trust.domain), &*gateway).await.unwrap();
+        let refused = receipt.verify(&scene.trust);
+        assert!(matches!(&refused, Err(ReceiptError::Mismatch(problem)) if problem.contains("zero")), "{refused:?}");
+    }
 }
 
 #[tokio::test]

@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, grpc::GrpcTransport};
+use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
 use ncn_core::{
-    Amount, B256, DynSigner, OutputChunk, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values,
-    receipt::Payment,
+    Amount, B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
 };
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
@@ -99,7 +98,7 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let answer = match quoted.pay().await {
         Ok(paid) => {
             let mut stream = Stream::new(arguments);
-            paid.finish_with(|part| stream.show(&part)).await
+            paid.finish_with(|event| stream.show(&event)).await
         }
         Err(error) => Err(error),
     };
@@ -121,7 +120,13 @@ impl Stream {
     }
 
     /// Shows a part, but not the last, which says how it went.
-    fn show(&mut self, part: &OutputChunk) {
+    fn show(&mut self, event: &StreamEvent) {
+        let StreamEvent::Part(part) = event else {
+            if std::mem::take(&mut self.begun) {
+                say("\n(another node has taken over: the output starts anew)\n");
+            }
+            return;
+        };
         let shown = self.watched && part.usage.is_none();
         for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| shown) {
             self.begun = true;

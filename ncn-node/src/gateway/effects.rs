@@ -8,9 +8,10 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::Backoff;
 use ncn_core::{
-    B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, EscrowState, Event,
-    Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree, PreprocessingRequest, Quote, Receipt,
-    RegistryError, RequestId, Reservation, Settlement, Signature, State, Step, TaskUpdate, TrustRoot,
+    B256, Certificate, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
+    Effect, EscrowState, Event, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree,
+    PreprocessingRequest, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step,
+    TaskUpdate, TrustRoot,
     compute::MAX_OUTPUT_BYTES,
     receipt::{self, Payment},
 };
@@ -191,6 +192,8 @@ async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: 
         Err(reason) => return failed(reason, false),
     };
     task.try_node(compute.address());
+    // Whatever another node has said of the output is void from here on.
+    task.publish(TaskUpdate::Attempt(compute.address()));
     let limit = gateway.models.get(&quote.model_digest)?.model.manifest().limits.deadline_ms;
     let limit = Duration::from_millis(limit).saturating_add(DEADLINE_SLACK);
     let silent = |_| Err(ComputeError::Unavailable(format!("{} did not deliver in time", compute.address())));
@@ -272,8 +275,13 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
     let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
     let voucher = progress.voucher;
-    let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher };
     let started = Instant::now();
+    let authorization = CompletionAuthorization::new(&quote, &result.message);
+    let authorization = match Signed::sign(authorization, &gateway.domain, &*gateway.signer).await {
+        Ok(authorization) => authorization,
+        Err(error) => return Some(Event::Refused(format!("the gateway's key: {error}"))),
+    };
+    let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher, authorization };
     let ask = || gateway.registry.completion(request.clone());
     let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
@@ -294,7 +302,7 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
             Err(error) => error,
         };
         match gateway.ledger.escrow_state(settlement.quote.client, task.request_id).await {
-            Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
+            Ok(state @ EscrowState::Completed { .. }) => return completed(state, progress),
             Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
             // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
             Ok(EscrowState::None) if unix_now() > settlement.quote.expiry => return Some(Event::PaymentLost),
@@ -315,7 +323,7 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
             Err(error) => error,
         };
         match gateway.ledger.escrow_state(quote.client, quote.request_id).await {
-            Ok(EscrowState::Completed { transaction }) => return Some(Event::Settled(transaction)),
+            Ok(state @ EscrowState::Completed { .. }) => return completed(state, progress),
             Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
             Ok(EscrowState::None) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
             _ => tracing::warn!(request = %quote.request_id, %error, "the chain does not refund; trying again"),
@@ -324,13 +332,21 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
     }
 }
 
+/// Whether a payment that the chain has paid out was paid for the result that the request has.
+fn completed(state: EscrowState, progress: &Progress) -> Option<Event> {
+    let EscrowState::Completed { compute, .. } = state else { return None };
+    let node = progress.result.as_ref().map(|result| result.message.compute);
+    let own = node.and_then(|node| state.settled_for(node));
+    own.map(Event::Settled).or_else(|| compute.or(node).map(Event::PaidElsewhere))
+}
+
 /// Tells the client how it ended, and lets go of the compute nodes.
 pub(super) async fn finish(gateway: &Gateway, task: &Task) {
     let progress = task.progress();
     let State::Ended(outcome) = progress.lifecycle.state() else { return };
     let reserved = progress.quote.as_ref().map(|quote| quote.compute);
     let failed = |reason: String| TaskUpdate::Failed { outcome, reason };
-    let update = if outcome == Outcome::Completed {
+    let update = if outcome == Outcome::Completed && progress.settlement.is_some() {
         let output = progress.output.clone().unwrap_or_default();
         let mut backoff = Backoff::new();
         let mut issued = issue(gateway, task, progress.clone()).await;

@@ -75,6 +75,9 @@ impl Progress {
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
                 self.failure = Some(reason);
             }
+            Event::PaidElsewhere(node) => {
+                self.failure = Some(format!("the validators let the chain pay {node} for a result that was not asked for"));
+            }
             Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
             Event::Cancelled => self.failure = Some("the client withdrew it".into()),
             Event::Expired => self.failure = Some("it was not done in time".into()),

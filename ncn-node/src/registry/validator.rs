@@ -42,13 +42,13 @@ impl ValidatorNode {
     /// far as gateway and compute node have signed, and a request is judged only by its committee.
     async fn known(
         &self,
+        trust: &TrustRoot,
         quote: &Quote,
         order: &InferenceRequest,
         compute: Address,
-    ) -> Result<(TrustRoot, Subnet, NodeRecord), RegistryError> {
-        let (trust, subnet, record) =
-            tokio::join!(trust_root(&*self.ledger), self.registry.subnet(order.subnet), self.registry.node(compute));
-        let (trust, subnet, record) = (trust?, subnet?, record?);
+    ) -> Result<(Subnet, NodeRecord), RegistryError> {
+        let (subnet, record) = tokio::join!(self.registry.subnet(order.subnet), self.registry.node(compute));
+        let (subnet, record) = (subnet?, record?);
         if !trust.committee(&quote.request_id).contains(&self.address()) {
             return Err(RegistryError::Refused("this validator is not in the request's committee".into()));
         }
@@ -56,7 +56,7 @@ impl ValidatorNode {
         subnet.verify(&trust.domain).map_err(unsigned("subnet"))?;
         self.subnets.check(&subnet.message).await?;
         record.verify(&trust.domain).map_err(unsigned("node"))?;
-        Ok((trust, subnet.message, record.message))
+        Ok((subnet.message, record.message))
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -88,7 +88,8 @@ impl Validator for ValidatorNode {
     }
 
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
-        let (trust, subnet, compute) = self.known(&request.quote, &request.request.message, request.quote.compute).await?;
+        let trust = trust_root(&*self.ledger).await?;
+        let (subnet, compute) = self.known(&trust, &request.quote, &request.request.message, request.quote.compute).await?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::preprocessing(request, &facts)?;
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
@@ -96,7 +97,9 @@ impl Validator for ValidatorNode {
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        let (trust, subnet, compute) = self.known(quote, order, result.compute).await?;
+        let trust = trust_root(&*self.ledger).await?;
+        validation::authorization(request, &trust.domain)?;
+        let (subnet, compute) = self.known(&trust, quote, order, result.compute).await?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::completion(request, &facts)?;
         // Last, so that nobody makes this node ask the chain for nothing.

@@ -6,9 +6,10 @@ use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
-    AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, Confinement,
-    Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, Quote,
-    ReceiptSeal, SettledCompletion, SettlementRequest, Split, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Usage, Voucher,
+    AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion,
+    CompletionAuthorization, Confinement, Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message,
+    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SettledCompletion, SettlementRequest, Split, StreamCheckpoint, Subnet,
+    SubnetModel, TaskAccess, Usage, Voucher,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -102,7 +103,7 @@ impl Any {
 #[tokio::test]
 async fn the_messages_of_a_request() {
     let mut any = Any::new().await;
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         let request = InferenceRequest {
             client: any.address(),
             subnet: any.hash(),
@@ -138,12 +139,15 @@ async fn the_messages_of_a_request() {
         };
         any.agree(&result, harness::hashInferenceResultCall::SELECTOR).await;
         any.agree(&Completion::new(&quote, &result), harness::hashCompletionCall::SELECTOR).await;
+        let authorization = CompletionAuthorization { gateway: any.address(), completion: any.hash() };
+        any.agree(&authorization, harness::hashCompletionAuthorizationCall::SELECTOR).await;
         let seal = ReceiptSeal {
             request_id: any.hash(),
             quote: any.hash(),
             result: any.hash(),
             preprocessing: any.hash(),
             completion: any.hash(),
+            payment_kind: [PaymentKind::Escrow, PaymentKind::Channel][round % 2],
             payment: any.hash(),
             settlement: any.hash(),
             issued_at: any.number(),

@@ -832,7 +832,7 @@ async fn who_settles_second_gets_the_first_ones_transaction() {
         let [first, second] = settling;
         let transaction = first.await.unwrap().unwrap();
         assert_eq!(second.await.unwrap(), Ok(transaction));
-        assert_eq!(scene.state(&quote).await, EscrowState::Completed { transaction });
+        assert!(matches!(scene.state(&quote).await, EscrowState::Completed { transaction: by, .. } if by == transaction));
         assert_eq!(
             (scene.nonces(one.address()).await, scene.nonces(two.address()).await),
             ((1, 1), (1, 1)),

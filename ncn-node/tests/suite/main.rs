@@ -5,6 +5,7 @@
 
 mod anvil;
 mod batches;
+mod bystander;
 mod chain;
 mod channels;
 mod chaos;

@@ -10,10 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Client, ClientError, Order};
+use ncn_client::{Client, ClientError, Order, StreamEvent};
 use ncn_core::{
-    Amount, B256, Confinement, Execution, Executor, ExecutorError, NetworkInfo, OutputChunk, PaymentConfirmation, RequestId,
-    Signed, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, Usage, Value, Values,
+    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, NetworkInfo, OutputChunk, PaymentConfirmation,
+    RequestId, Signed, StreamChain, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, Usage, Value,
+    Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -56,11 +57,80 @@ impl Executor for Words {
     }
 }
 
-/// A transport that remembers what comes through, and may change one part.
+/// Streams a part and dies, the first time; then answers otherwise.
+#[derive(Default)]
+struct Dying(AtomicUsize);
+
+#[async_trait]
+impl Executor for Dying {
+    fn formats(&self) -> Vec<ModelFormat> {
+        vec![ModelFormat::Onnx]
+    }
+
+    fn confinement(&self, _model_digest: &B256) -> Confinement {
+        Confinement::None
+    }
+
+    async fn load(&self, _package: &ModelPackage) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    async fn unload(&self, _digest: &B256) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    async fn run(&self, _execution: Execution) -> Result<Outputs, ExecutorError> {
+        let part = |text: &str, usage| OutputChunk { values: Values::from([("text", text)]), usage };
+        let parts = if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            vec![Ok(part("one ", None)), Ok(part("two ", None)), Err(ExecutorError::Worker("killed".into()))]
+        } else {
+            vec![Ok(part("eins ", None)), Ok(part("zwei ", None)), Ok(part("drei", Some(Usage::default())))]
+        };
+        Ok(stream::iter(parts).boxed())
+    }
+}
+
+/// What a transport does to what comes through it.
+#[derive(Clone, Copy)]
+enum Meddling {
+    Nothing,
+    /// Changes the part with this number.
+    Forges(usize),
+    /// Lies in every part, and drops what the node signs.
+    Lies,
+    /// The same, and signs the lies itself, as a node that has taken over.
+    LiesAsNode,
+}
+
+/// A transport that remembers what comes through, and may change it.
 struct Between {
     inner: Arc<dyn Transport>,
     seen: Arc<Mutex<Vec<(Instant, TaskUpdate)>>>,
-    forge: usize,
+    meddling: Meddling,
+    domain: Domain,
+}
+
+impl Between {
+    async fn change(meddling: Meddling, number: usize, domain: Domain, id: RequestId, update: TaskUpdate) -> Vec<TaskUpdate> {
+        let lie = Values::from([("text", "LIE ")]);
+        let part = |values: &Values| TaskUpdate::Chunk(OutputChunk { values: values.clone(), usage: None });
+        match (meddling, update) {
+            (Meddling::Forges(forged), TaskUpdate::Chunk(mut chunk)) if number == forged => {
+                chunk.values.insert("text", "forged ");
+                vec![TaskUpdate::Chunk(chunk)]
+            }
+            (Meddling::Lies | Meddling::LiesAsNode, TaskUpdate::Checkpoint(_)) => vec![],
+            (Meddling::Lies, TaskUpdate::Chunk(_)) => vec![part(&lie)],
+            (Meddling::LiesAsNode, TaskUpdate::Chunk(_)) => {
+                let node = key();
+                let mut chain = StreamChain::new(id);
+                chain.extend(&lie);
+                let signed = Signed::sign(chain.checkpoint(node.address()), &domain, &*node).await.unwrap();
+                vec![TaskUpdate::Attempt(node.address()), part(&lie), TaskUpdate::Checkpoint(signed)]
+            }
+            (_, update) => vec![update],
+        }
+    }
 }
 
 #[async_trait]
@@ -74,18 +144,22 @@ impl Transport for Between {
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
-        let (seen, forge, parts) = (self.seen.clone(), self.forge, AtomicUsize::new(0));
-        let updates = self.inner.updates(access).await?.map(move |update| {
-            let mut update = update?;
-            seen.lock().unwrap().push((Instant::now(), update.clone()));
-            if let TaskUpdate::Chunk(chunk) = &mut update
-                && parts.fetch_add(1, Ordering::SeqCst) + 1 == forge
-            {
-                chunk.values.insert("text", "forged ");
+        let (seen, meddling, domain, id) = (self.seen.clone(), self.meddling, self.domain, access.message.request_id);
+        let parts = Arc::new(AtomicUsize::new(0));
+        let updates = self.inner.updates(access).await?.then(move |update| {
+            let (seen, parts) = (seen.clone(), parts.clone());
+            async move {
+                let update = match update {
+                    Ok(update) => update,
+                    Err(error) => return stream::iter(vec![Err(error)]),
+                };
+                seen.lock().unwrap().push((Instant::now(), update.clone()));
+                let number = parts.fetch_add(usize::from(matches!(update, TaskUpdate::Chunk(_))), Ordering::SeqCst) + 1;
+                let changed = Self::change(meddling, number, domain, id, update).await;
+                stream::iter(changed.into_iter().map(Ok).collect::<Vec<_>>())
             }
-            Ok(update)
         });
-        Ok(updates.boxed())
+        Ok(updates.flatten().boxed())
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
@@ -108,26 +182,35 @@ impl Transport for Between {
 struct Heard {
     answer: Result<ncn_client::Answer, ClientError>,
     text: String,
+    restarts: usize,
     seen: Vec<(Instant, TaskUpdate)>,
 }
 
-/// Has these words said through a real network, over gRPC.
-async fn listen(words: Words, forge: usize) -> Heard {
-    let network = LocalNetwork::builder().executor(Arc::new(words)).start().await.unwrap();
+/// Has a model streamed through a real network, over gRPC.
+async fn listen(executor: impl Executor + 'static, meddling: Meddling) -> Heard {
+    let network = LocalNetwork::builder().executor(Arc::new(executor)).start().await.unwrap();
     let signer = key();
     network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let inner = Arc::new(ncn_client::grpc::GrpcTransport::new(&network.gateway_url()).unwrap());
-    let transport = Arc::new(Between { inner, seen: seen.clone(), forge });
+    let domain = network.trust_root().await.unwrap().domain;
+    let transport = Arc::new(Between { inner, seen: seen.clone(), meddling, domain });
     let ledger = Arc::new(network.ledger(signer.clone()));
     let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build().unwrap();
     let inputs = [("image", Value::png(quickstart::SAMPLE))];
-    let order = Order::new(quickstart::NAME, inputs).patience(Duration::from_secs(if forge > 0 { 8 } else { 60 }));
-    let paid = client.submit(order).await.unwrap().pay().await.unwrap();
-    let text = Mutex::new(String::new());
-    let answer = paid.finish_with(|part| text.lock().unwrap().push_str(part.values.text("text").unwrap())).await;
+    let paid = client.submit(Order::new(quickstart::NAME, inputs)).await.unwrap().pay().await.unwrap();
+    let (mut text, mut restarts) = (String::new(), 0);
+    let answer = paid
+        .finish_with(|event| match event {
+            StreamEvent::Part(part) => text.push_str(part.values.text("text").unwrap()),
+            _ => {
+                text.clear();
+                restarts += 1;
+            }
+        })
+        .await;
     let seen = seen.lock().unwrap().clone();
-    Heard { answer, text: text.into_inner().unwrap(), seen }
+    Heard { answer, text, restarts, seen }
 }
 
 fn checkpoints(seen: &[(Instant, TaskUpdate)]) -> Vec<u64> {
@@ -140,7 +223,7 @@ fn checkpoints(seen: &[(Instant, TaskUpdate)]) -> Vec<u64> {
 
 #[tokio::test]
 async fn a_fast_stream_is_signed_every_32_parts() {
-    let heard = listen(Words(100, Duration::ZERO), 0).await;
+    let heard = listen(Words(100, Duration::ZERO), Meddling::Nothing).await;
     let expected = (1..=100).map(|number| number.to_string()).collect::<Vec<_>>().join(" ") + " ";
     assert_eq!(heard.text, expected);
     let answer = heard.answer.unwrap();
@@ -156,7 +239,7 @@ async fn a_fast_stream_is_signed_every_32_parts() {
 
 #[tokio::test]
 async fn a_slow_stream_is_signed_every_quarter_of_a_second() {
-    let heard = listen(Words(10, Duration::from_millis(100)), 0).await;
+    let heard = listen(Words(10, Duration::from_millis(100)), Meddling::Nothing).await;
     heard.answer.unwrap();
     let mut unsigned: Option<Instant> = None;
     let late = Duration::from_millis(CHECKPOINT_MILLIS + 200);
@@ -175,8 +258,11 @@ async fn a_slow_stream_is_signed_every_quarter_of_a_second() {
 
 #[tokio::test]
 async fn a_forged_part_is_noticed_at_the_next_checkpoint() {
-    let heard = listen(Words(100, Duration::from_millis(1)), 10).await;
+    let heard = listen(Words(100, Duration::from_millis(1)), Meddling::Forges(10)).await;
     let error = heard.answer.unwrap_err();
+    let expected = (1..=100).map(|number| number.to_string()).collect::<Vec<_>>().join(" ") + " ";
+    let ClientError::PartsRejected { answer, .. } = &error else { panic!("{error}") };
+    assert_eq!(answer.output.text("text"), Some(expected.as_str()), "the answer is there all the same");
     assert!(error.to_string().contains("some were changed, left out or added"), "{error}");
     let parts = heard.text.split_whitespace().count();
     assert!(parts < 10 + 2 * usize::try_from(CHECKPOINT_PARTS).unwrap(), "{parts} parts were handed out");
@@ -184,7 +270,30 @@ async fn a_forged_part_is_noticed_at_the_next_checkpoint() {
 
 #[tokio::test]
 async fn an_output_in_one_part_is_no_stream() {
-    let heard = listen(Words(1, Duration::ZERO), 0).await;
+    let heard = listen(Words(1, Duration::ZERO), Meddling::Nothing).await;
     assert_eq!(heard.answer.unwrap().output.text("text"), Some("1 "));
     assert!(heard.text.is_empty() && checkpoints(&heard.seen).is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_another_node_takes_over_starts_anew() {
+    let heard = listen(Dying::default(), Meddling::Nothing).await;
+    let answer = heard.answer.unwrap();
+    assert_eq!(answer.output.text("text"), Some("eins zwei drei"));
+    assert_eq!((heard.text.as_str(), heard.restarts), ("eins zwei drei", 1));
+    let attempts: Vec<_> = heard.seen.iter().filter(|(_, update)| matches!(update, TaskUpdate::Attempt(_))).collect();
+    assert_eq!(attempts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_gateway_that_makes_the_stream_up_is_found_out() {
+    for meddling in [Meddling::Lies, Meddling::LiesAsNode] {
+        let heard = listen(Words(100, Duration::from_millis(1)), meddling).await;
+        let parts = heard.text.split_whitespace().count();
+        assert!(parts <= usize::try_from(CHECKPOINT_PARTS).unwrap(), "{parts} lies were handed out");
+        let error = heard.answer.unwrap_err();
+        assert!(error.is_paid());
+        let ClientError::PartsRejected { answer, .. } = error else { panic!("{error}") };
+        assert!(answer.output.text("text").unwrap().starts_with("1 2 3 "), "the verified answer is not lost");
+    }
 }

@@ -96,9 +96,14 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Result<(),
         )?;
     }
     let state = scene.paying.escrow_state(quote.client, quote.request_id).await;
-    rules.check("a settled request is completed", state == Ok(EscrowState::Completed { transaction }), state)?;
+    let completed = EscrowState::Completed { transaction, compute: Some(settlement.result.message.compute) };
+    rules.check("a settled request is completed, and its state names who computed", state == Ok(completed), state)?;
     let again = scene.settling.settle(&settlement).await;
     rules.check("settling again is the same transaction", again == Ok(transaction), again)?;
+    let mut others = settlement;
+    others.result.message.compute = scene.stranger.account();
+    let refused = scene.settling.settle(&others).await;
+    rules.refused("another node's completion is not taken for this one's", refused, LedgerError::is_retryable)?;
     let gateway = scene.balance(&scene.gateway).await;
     rules.refused("what is settled is not refunded", scene.settling.refund(&quote).await, LedgerError::is_retryable)?;
     rules.refused("what is settled is not escrowed again", scene.paying.escrow(&quote).await, LedgerError::is_retryable)?;

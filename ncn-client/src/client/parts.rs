@@ -1,0 +1,147 @@
+//! The parts of a streamed output on their way to the caller: handed out as they come, and held against what the compute node signs.
+
+use std::time::{Duration, Instant};
+
+use ncn_core::{
+    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamChain, StreamCheckpoint, Value, Values,
+    compute::MAX_OUTPUT_BYTES, stream::CHECKPOINT_PARTS,
+};
+
+/// What a caller sees of a streamed output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamEvent {
+    /// The next part. Nobody has approved it yet.
+    Part(OutputChunk),
+    /// The parts so far are void, and the output starts anew: another node has taken the request over.
+    Restarted,
+}
+
+/// How long the first part without the compute node's signature may be the newest that is signed. The node signs every quarter of a
+/// second; the rest is for the way and for a busy machine.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The parts of one request's output, over all connections to its gateway.
+///
+/// A misfit ends the handing out, not the request: the delivered output and its receipt decide.
+pub(super) struct Parts {
+    request_id: RequestId,
+    domain: Domain,
+    quoted: Address,
+    /// Whose checkpoints count.
+    node: Address,
+    /// The chain of the parts of the present attempt that this connection has brought.
+    chain: StreamChain,
+    /// How many of them the node has signed.
+    signed: u64,
+    unsigned_since: Option<Instant>,
+    /// What the caller has, since the last restart.
+    handed: Vec<OutputChunk>,
+    bytes: usize,
+    /// Why no more parts are handed out.
+    misfit: Option<String>,
+}
+
+impl Parts {
+    pub(super) fn new(quote: &Quote, domain: Domain) -> Self {
+        let (request_id, node) = (quote.request_id, quote.compute);
+        Self {
+            request_id,
+            domain,
+            quoted: node,
+            node,
+            chain: StreamChain::new(request_id),
+            signed: 0,
+            unsigned_since: None,
+            handed: Vec::new(),
+            bytes: 0,
+            misfit: None,
+        }
+    }
+
+    /// A connection brings the updates from the first one on. What the caller has is not handed out again.
+    pub(super) fn rewind(&mut self) {
+        self.attempt(self.quoted);
+    }
+
+    /// A node begins with the request: its parts start anew.
+    pub(super) fn attempt(&mut self, node: Address) {
+        self.node = node;
+        self.chain = StreamChain::new(self.request_id);
+        (self.signed, self.unsigned_since) = (0, None);
+    }
+
+    pub(super) fn part(&mut self, chunk: OutputChunk, hand_out: &mut (impl FnMut(StreamEvent) + Send)) {
+        let at = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
+        self.chain.extend(&chunk.values);
+        let unsigned = self.chain.parts() - self.signed;
+        let since = *self.unsigned_since.get_or_insert_with(Instant::now);
+        if unsigned > CHECKPOINT_PARTS || since.elapsed() > CHECKPOINT_TIMEOUT {
+            self.end(format!("the compute node has not signed the last {unsigned} parts"));
+        }
+        if self.misfit.is_some() || self.handed.get(at) == Some(&chunk) {
+            return;
+        }
+        if at < self.handed.len() {
+            self.restart(at, hand_out);
+        }
+        self.bytes = self.bytes.saturating_add(chunk.values.size());
+        if self.bytes > MAX_OUTPUT_BYTES {
+            return self.end(format!("the parts have more than the {MAX_OUTPUT_BYTES} bytes of an output"));
+        }
+        self.handed.push(chunk.clone());
+        hand_out(StreamEvent::Part(chunk));
+    }
+
+    /// Voids what the caller has, but for the first `keep` parts, which have come again.
+    fn restart(&mut self, keep: usize, hand_out: &mut (impl FnMut(StreamEvent) + Send)) {
+        self.handed.truncate(keep);
+        self.bytes = self.handed.iter().map(|chunk| chunk.values.size()).sum();
+        hand_out(StreamEvent::Restarted);
+        self.handed.iter().cloned().map(StreamEvent::Part).for_each(hand_out);
+    }
+
+    pub(super) fn checkpoint(&mut self, signed: &Signed<StreamCheckpoint>) {
+        if signed.message.compute != self.node {
+            return self.end(format!("checkpoint.compute: is {}, the request is with {}", signed.message.compute, self.node));
+        }
+        match self.chain.verify(signed, &self.domain) {
+            Ok(()) => (self.signed, self.unsigned_since) = (self.chain.parts(), None),
+            Err(problem) => self.end(problem.to_string()),
+        }
+    }
+
+    fn end(&mut self, misfit: String) {
+        if self.misfit.is_none() {
+            tracing::warn!(request = %self.request_id, %misfit, "the stream is not handed out any further");
+            self.misfit = Some(misfit);
+        }
+    }
+
+    /// Checks that what the caller has is the beginning of the delivered output; gives why it is not.
+    pub(super) fn delivered(&mut self, output: &Values, hand_out: &mut (impl FnMut(StreamEvent) + Send)) -> Result<(), String> {
+        let seen = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
+        if seen < self.handed.len() {
+            // They were of an attempt that another one has replaced.
+            self.restart(seen, hand_out);
+        }
+        let mut whole = Values::new();
+        for chunk in &self.handed {
+            whole.append(chunk.values.clone());
+        }
+        let signed = self.signed >= self.handed.len() as u64;
+        let wrong = whole.iter().find(|(name, value)| match (value, output.get(name)) {
+            (Value::Text(begun), Some(Value::Text(text))) => !text.starts_with(begun.as_str()),
+            // A later part replaces such a value, so the node's signature decides.
+            (value, given) => given.is_none() || (!signed && given != Some(*value)),
+        });
+        match (wrong, &self.misfit) {
+            (None, _) => Ok(()),
+            (Some((name, _)), None) => Err(format!("`{name}` does not begin with them")),
+            (Some((name, _)), Some(misfit)) => Err(format!("`{name}` does not begin with them; {misfit}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

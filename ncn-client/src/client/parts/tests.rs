@@ -1,0 +1,139 @@
+use alloy_signer_local::PrivateKeySigner;
+use ncn_core::{Amount, B256, Split, Usage};
+
+use super::*;
+
+const DOMAIN: Domain = Domain { chain_id: 1, contract: Address::ZERO };
+
+fn quote(compute: Address) -> Quote {
+    Quote {
+        request_id: B256::repeat_byte(1),
+        client: Address::ZERO,
+        gateway: Address::ZERO,
+        compute,
+        model_digest: B256::ZERO,
+        total: Amount::new(1),
+        split: Split::default(),
+        expiry: 1,
+        trust_root: B256::ZERO,
+    }
+}
+
+fn chunk(text: &str) -> OutputChunk {
+    OutputChunk { values: Values::from([("text", text)]), usage: None }
+}
+
+/// What a gateway sends.
+enum Sent {
+    Rewind,
+    Attempt(usize),
+    Part(&'static str),
+    /// This node's signature over the parts of this attempt so far.
+    Signed(usize, &'static [&'static str]),
+}
+
+/// Sends all of it; gives what the caller has at the end, how often it was told to start anew, and what becomes of this output.
+async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(), String>) {
+    let nodes = [PrivateKeySigner::random(), PrivateKeySigner::random()];
+    let quote = quote(nodes[0].address());
+    let mut parts = Parts::new(&quote, DOMAIN);
+    let (mut has, mut restarts) = (Vec::new(), 0);
+    let mut hand_out = |event| match event {
+        StreamEvent::Part(part) => has.push(part.values.text("text").unwrap().to_owned()),
+        StreamEvent::Restarted => {
+            has.clear();
+            restarts += 1;
+        }
+    };
+    for sent in sent {
+        match sent {
+            Sent::Rewind => parts.rewind(),
+            Sent::Attempt(node) => parts.attempt(nodes[node].address()),
+            Sent::Part(text) => parts.part(chunk(text), &mut hand_out),
+            Sent::Signed(node, texts) => {
+                let mut chain = StreamChain::new(quote.request_id);
+                for text in texts {
+                    chain.extend(&Values::from([("text", *text)]));
+                }
+                let checkpoint = chain.checkpoint(nodes[node].address());
+                parts.checkpoint(&Signed::sign(checkpoint, &DOMAIN, &nodes[node]).await.unwrap());
+            }
+        }
+    }
+    let delivered = parts.delivered(&Values::from([("text", output)]), &mut hand_out);
+    (has, restarts, delivered)
+}
+
+#[tokio::test]
+async fn parts_are_handed_out_as_they_come() {
+    let sent = vec![Sent::Attempt(0), Sent::Part("a"), Sent::Part("b"), Sent::Signed(0, &["a", "b"])];
+    assert_eq!(receive(sent, "ab").await, (vec!["a".into(), "b".into()], 0, Ok(())));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_made_again_repeats_nothing() {
+    let sent = vec![
+        Sent::Attempt(0),
+        Sent::Part("a"),
+        Sent::Rewind,
+        Sent::Attempt(0),
+        Sent::Part("a"),
+        Sent::Part("b"),
+        Sent::Signed(0, &["a", "b"]),
+    ];
+    assert_eq!(receive(sent, "ab").await, (vec!["a".into(), "b".into()], 0, Ok(())));
+}
+
+#[tokio::test]
+async fn another_nodes_parts_start_anew() {
+    let sent = vec![
+        Sent::Attempt(0),
+        Sent::Part("a"),
+        Sent::Part("b"),
+        Sent::Attempt(1),
+        Sent::Part("a"),
+        Sent::Part("c"),
+        Sent::Signed(1, &["a", "c"]),
+    ];
+    assert_eq!(receive(sent, "ac").await, (vec!["a".into(), "c".into()], 1, Ok(())));
+}
+
+#[tokio::test]
+async fn parts_of_an_attempt_without_an_end_are_void() {
+    let sent = vec![Sent::Attempt(0), Sent::Part("a"), Sent::Part("b"), Sent::Attempt(1)];
+    assert_eq!(receive(sent, "c").await, (vec![], 1, Ok(())));
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_node_ends_the_stream() {
+    let sent = vec![Sent::Attempt(0), Sent::Part("a"), Sent::Signed(1, &["a"]), Sent::Part("b")];
+    assert_eq!(receive(sent, "ab").await, (vec!["a".into()], 0, Ok(())), "the answer is good all the same");
+}
+
+#[tokio::test]
+async fn parts_that_nobody_signs_end() {
+    let mut sent = vec![Sent::Attempt(0)];
+    sent.extend((0..100).map(|_| Sent::Part("LIE ")));
+    let (has, _, delivered) = receive(sent, "the truth").await;
+    assert_eq!(has.len(), 32);
+    let problem = delivered.unwrap_err();
+    assert!(problem.contains("`text` does not begin with them") && problem.contains("has not signed"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_node_that_signs_other_parts_than_its_output_is_found_out() {
+    let sent = vec![Sent::Attempt(0), Sent::Part("LIE"), Sent::Signed(0, &["LIE"])];
+    assert!(receive(sent, "the truth").await.2.is_err());
+}
+
+#[test]
+fn parts_have_no_more_bytes_than_an_output() {
+    let mut parts = Parts::new(&quote(Address::ZERO), DOMAIN);
+    let mut count = 0;
+    let part = OutputChunk { values: Values::from([("text", "x".repeat(1 << 20).as_str())]), usage: Some(Usage::default()) };
+    for _ in 0..20 {
+        parts.part(part.clone(), &mut |_| count += 1);
+    }
+    assert!(count <= MAX_OUTPUT_BYTES >> 20, "{count}");
+    assert!(parts.misfit.is_some());
+}
