@@ -60,16 +60,31 @@ impl EvmLedger {
         Ok(Amount::new(self.network.ask(self.network.registry, ValidatorRegistry::minimumStakeCall {}).await?))
     }
 
+    /// What it costs this account to create the subnet of this name: nothing when it has created it before.
+    pub async fn subnet_fee(&self, name: &str) -> Result<Amount, LedgerError> {
+        let id = ncn_core::message::subnet_id(self.sender.address(), name);
+        if self.subnet_owner(id).await? == Some(self.sender.address()) {
+            return Ok(Amount::ZERO);
+        }
+        Ok(Amount::new(self.network.ask(self.network.deployment.subnets, SubnetRegistry::creationFeeCall {}).await?))
+    }
+
     /// Registers this account's subnet and pays the fee for it, unless it has been done already.
-    pub async fn create_subnet(&self, name: &str) -> Result<(), LedgerError> {
-        let (network, subnets) = (&self.network, self.network.deployment.subnets);
+    ///
+    /// # Errors
+    /// [`LedgerError::NotAllowed`] when the fee, which the contract's owner sets, is more than `max_fee`. Nothing was paid then.
+    pub async fn create_subnet(&self, name: &str, max_fee: Amount) -> Result<(), LedgerError> {
+        let subnets = self.network.deployment.subnets;
         let id = ncn_core::message::subnet_id(self.sender.address(), name);
         if self.subnet_owner(id).await? == Some(self.sender.address()) {
             return Ok(());
         }
-        let fee = U256::from(network.ask(subnets, SubnetRegistry::creationFeeCall {}).await?);
+        let fee = self.subnet_fee(name).await?;
+        if fee > max_fee {
+            return Err(LedgerError::NotAllowed(format!("creating the subnet costs {fee}, more than the limit of {max_fee}")));
+        }
         if !fee.is_zero() {
-            self.allow(subnets, fee).await?;
+            self.allow(subnets, U256::from(fee.units())).await?;
         }
         self.transact(subnets, SubnetRegistry::createSubnetCall { name: name.to_owned() }).await?;
         Ok(())

@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Its subnet's name. Creating a subnet costs a fee in tokens, once
     #[arg(long, value_name = "NAME", default_value = "quickstart")]
     subnet: String,
+    /// The most that creating the subnet may cost, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "10")]
+    max_fee: Amount,
     /// A model's manifest; several may be given. The built-in quickstart model by default
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
@@ -93,7 +96,14 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
     // Last of all that can be refused: creating a subnet costs a fee, once.
-    account.create_subnet(&arguments.subnet).await.map_err(|error| Failure::Failed(format!("subnet: {error}")))?;
+    let refuse = |error| Failure::Failed(format!("subnet: {error}"));
+    let fee = account.subnet_fee(&arguments.subnet).await.map_err(refuse)?;
+    if fee > arguments.max_fee {
+        let limit = arguments.max_fee;
+        let problem = format!("--max-fee: creating the subnet costs {fee}, the limit is {limit}: raise it; nothing was paid");
+        return Err(Failure::Input(problem));
+    }
+    account.create_subnet(&arguments.subnet, arguments.max_fee).await.map_err(refuse)?;
     let settle = SettleOptions {
         max_requests: arguments.settle_requests,
         max_age: Duration::from_secs(arguments.settle_after),

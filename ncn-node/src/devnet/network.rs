@@ -343,7 +343,7 @@ impl LocalNetworkBuilder {
         };
         let account = deployer.with_signer(signer.clone());
         deployer.transfer(signer.address(), SUBNET_FEE).await?;
-        account.create_subnet(&subnet.name).await?;
+        account.create_subnet(&subnet.name, SUBNET_FEE).await?;
         let registry: Arc<dyn Registry> = Arc::new(GrpcRegistry::new(registry_url)?);
         let store = Store::open(&state.join("gateway.redb"))?;
         let stored = || Arc::new(StoredJournal::new(store.clone())) as Arc<dyn Journal>;

@@ -628,7 +628,7 @@ async fn refusals_name_the_problem_and_the_remedy() {
     let stake = ledger.stake(Amount::TOKEN).await.unwrap_err().to_string();
     let figures = [format!("stake: {}", tokens(1).units()), format!("minimum: {}", tokens(100).units())];
     assert!(figures.iter().all(|figure| stake.contains(figure)), "{stake}");
-    let nameless = ledger.create_subnet("").await.unwrap_err();
+    let nameless = ledger.create_subnet("", tokens(10)).await.unwrap_err();
     assert_eq!(nameless, LedgerError::Reverted("InvalidName { length: 0 }".into()));
 
     let registry = registry(&scene).await;

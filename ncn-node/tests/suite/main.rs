@@ -35,6 +35,7 @@ mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod openai;
+mod prices;
 mod python;
 mod real_models;
 mod recovery;

@@ -113,7 +113,7 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
         Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: Split::default(), version: 1 };
     network.treasurer().transfer(signer.address(), tokens(10)).await.unwrap();
     let account = network.ledger(signer.clone());
-    account.create_subnet(&subnet.name).await.unwrap();
+    account.create_subnet(&subnet.name, tokens(10)).await.unwrap();
     let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
     let path = files.join("other.redb");
     let options = SettleOptions::default();

@@ -139,7 +139,7 @@ impl Chain {
     /// Creates a subnet for its owner, fee and all.
     pub(crate) async fn create_subnet(&self, owner: &DynSigner, name: &str) {
         self.deployer.transfer(owner.address(), tokens(10)).await.unwrap();
-        self.deployer.with_signer(owner.clone()).create_subnet(name).await.unwrap();
+        self.deployer.with_signer(owner.clone()).create_subnet(name, tokens(10)).await.unwrap();
     }
 
     pub(crate) fn ledger(&self, signer: DynSigner) -> Arc<EvmLedger> {
