@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
     // From here on the client needs no chain: it signs vouchers.
     let channel = Arc::new(ClientChannel::new(terms, deposit, expiry));
     let ledger = RelayedLedger::with_channel(transport.clone(), info.trust_root, signer.clone(), channel.clone());
-    let client = Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer).build()?;
+    let client = Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer).max_price(deposit).build()?;
     for digit in 1..=3 {
         let image = Value::png(std::fs::read(format!("examples/data/{digit}.png"))?);
         let answer = client.infer("digits", [("image", image)]).await?;

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use ncn_client::core::{Transport as _, Value};
+use ncn_client::core::{Amount, Transport as _, Value};
 use ncn_client::{Client, RelayedLedger, grpc::GrpcTransport};
 use ncn_node::devnet::{self, LocalNetwork};
 
@@ -11,7 +11,7 @@ async fn main() -> Result<()> {
     ncn_node::worker::init(); // models run in worker processes of this same program
     let network = LocalNetwork::start().await?;
     let signer = devnet::well_known_key("client", 0);
-    network.treasurer().transfer(signer.address(), "1000000000000000000".parse()?).await?;
+    network.treasurer().transfer(signer.address(), Amount::TOKEN).await?;
 
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url())?);
     // The gateway states its network; whether to trust it is for the client to know. Here the network says so itself.
@@ -19,7 +19,7 @@ async fn main() -> Result<()> {
     ensure!(trust == network.trust_root().await?, "the gateway is of another network");
 
     let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust, signer.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).max_price(Amount::TOKEN).build()?;
     let image = Value::png(std::fs::read("examples/data/7.png")?);
     let answer = client.infer("digits", [("image", image)]).await?;
     println!("{} (paid {})", answer.output.text("label").unwrap_or_default(), answer.receipt.payments.total);

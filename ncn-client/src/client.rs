@@ -80,24 +80,45 @@ impl Client {
         Ok(self.transport.models().await?)
     }
 
-    /// Runs a model on these inputs and pays its listed price: submit, pay, wait, verify.
+    /// Runs a model on these inputs and pays for it, at most the client's limit: submit, pay, wait, verify.
+    ///
+    /// # Errors
+    /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because nobody would see the price before
+    /// it is paid. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
     pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<Answer, ClientError> {
+        if self.options.max_price.is_none() {
+            let price = self.offered(model).await?.price;
+            return Err(ClientError::PriceUnseen { model: model.to_owned(), price });
+        }
         self.submit(Order::new(model, inputs)).await?.pay().await?.finish().await
     }
 
-    /// Submits an order and checks what the gateway makes of it. Nothing is paid yet.
+    /// The model of this name, as the gateway offers it now.
+    async fn offered(&self, name: &str) -> Result<ModelInfo, ClientError> {
+        let mut offered = self.transport.models().await?;
+        match offered.iter().position(|info| info.model.manifest().name == name) {
+            Some(index) => Ok(offered.swap_remove(index)),
+            None => {
+                let offered: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
+                Err(ClientError::UnknownModel { name: name.to_owned(), offered: offered.join(", ") })
+            }
+        }
+    }
+
+    /// Submits an order and checks what the gateway makes of it. Nothing is paid yet: the caller sees the quote first, and pays it or not.
+    ///
+    /// The order is signed for the price that the gateway lists at this moment, so neither a higher limit nor a price that rises meanwhile
+    /// is ever charged.
+    ///
+    /// # Errors
+    /// [`ClientError::TooExpensive`] when the listed price is above the order's limit, or above the client's where the order has none.
     pub async fn submit(&self, order: Order) -> Result<Quoted, ClientError> {
         let started = Instant::now();
-        let offered = self.transport.models().await?;
-        let Some(info) = offered.iter().find(|info| info.model.manifest().name == order.model) else {
-            let offered: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
-            return Err(ClientError::UnknownModel { name: order.model, offered: offered.join(", ") });
-        };
+        let info = self.offered(&order.model).await?;
         // The gateway checks the same; here it costs nobody anything.
         info.model.manifest().check(&order.inputs)?;
         info.model.manifest().check_parameters(&order.parameters)?;
-        let limit = order.max_price.unwrap_or(info.price);
-        if info.price > limit {
+        if let Some(limit) = order.max_price.or(self.options.max_price).filter(|limit| info.price > *limit) {
             return Err(ClientError::TooExpensive { price: info.price, limit });
         }
         let message = InferenceRequest {
@@ -106,7 +127,7 @@ impl Client {
             model_digest: info.model.digest(),
             input_hash: order.inputs.hash(),
             parameters: order.parameters,
-            max_price: limit,
+            max_price: info.price,
             deadline: unix_now() + order.patience.unwrap_or(self.options.patience).as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
         };

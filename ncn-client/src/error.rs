@@ -26,13 +26,24 @@ pub enum ClientError {
         /// What there is.
         offered: String,
     },
-    /// It costs more than the order allows.
-    #[error("price: {price} is more than the order's limit of {limit}")]
+    /// It costs more than the order, or the client, allows. Nothing was signed or paid.
+    #[error("price: {price} is more than the limit of {limit}")]
     TooExpensive {
         /// What it costs.
         price: Amount,
-        /// What the order allows.
+        /// What the order allows, or the client where the order states no limit.
         limit: Amount,
+    },
+    /// There is no limit, and nobody has seen the price. Nothing was signed or paid.
+    #[error(
+        "price: `{model}` costs {price} and the client has no limit: set `ClientBuilder::max_price`, or submit the order, look at its \
+         quote, and pay that"
+    )]
+    PriceUnseen {
+        /// What was to be run.
+        model: String,
+        /// What the gateway lists it at.
+        price: Amount,
     },
     /// The gateway, or the way to it, does not serve.
     #[error(transparent)]
@@ -98,6 +109,7 @@ impl ClientError {
                 | Self::Input(_)
                 | Self::UnknownModel { .. }
                 | Self::TooExpensive { .. }
+                | Self::PriceUnseen { .. }
                 | Self::Transport(TransportError::InvalidRequest { .. } | TransportError::UnknownModel(_))
         )
     }

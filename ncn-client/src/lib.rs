@@ -6,9 +6,10 @@
 //! ```no_run
 //! # async fn run(ledger: std::sync::Arc<dyn ncn_client::core::PaymentLedger>, key: ncn_client::core::DynSigner)
 //! # -> Result<(), Box<dyn std::error::Error>> {
-//! use ncn_client::{Client, core::Value};
+//! use ncn_client::{Client, core::{Amount, Value}};
 //!
-//! let client = Client::builder().gateway("http://127.0.0.1:50051").ledger(ledger).signer(key).build()?;
+//! let client = Client::builder().gateway("http://127.0.0.1:50051").ledger(ledger).signer(key);
+//! let client = client.max_price(Amount::TOKEN).build()?; // no request costs more
 //! let answer = client.infer("digits", [("image", Value::png(std::fs::read("7.png")?))]).await?;
 //! println!("{:?}, paid {}", answer.output.text("label"), answer.receipt.payments.total);
 //! # Ok(()) }

@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use ncn_core::{DynSigner, PaymentLedger, Transport, TrustRoot};
+use ncn_core::{Amount, DynSigner, PaymentLedger, Transport, TrustRoot};
 
 use super::Client;
 use crate::{ClientError, grpc::GrpcTransport};
@@ -12,17 +12,20 @@ pub struct Options {
     pub patience: Duration,
     /// The network to trust; by default the one that the ledger's chain has.
     pub trust: Option<TrustRoot>,
+    /// The most that a request may cost whose order states no limit. None by default: then [`Client::infer`] refuses to pay a price that
+    /// nobody has seen.
+    pub max_price: Option<Amount>,
 }
 
 impl Options {
     /// For a person who waits: a minute.
     pub const fn interactive() -> Self {
-        Self { patience: Duration::from_mins(1), trust: None }
+        Self { patience: Duration::from_mins(1), trust: None, max_price: None }
     }
 
     /// For work that may queue: an hour.
     pub const fn batch() -> Self {
-        Self { patience: Duration::from_hours(1), trust: None }
+        Self { patience: Duration::from_hours(1), trust: None, max_price: None }
     }
 }
 
@@ -89,6 +92,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn trust(mut self, trust: TrustRoot) -> Self {
         self.options.trust = Some(trust);
+        self
+    }
+
+    /// The most that a request may cost whose order states no limit. [`Client::infer`] needs it.
+    #[must_use]
+    pub const fn max_price(mut self, limit: Amount) -> Self {
+        self.options.max_price = Some(limit);
         self
     }
 

@@ -26,7 +26,7 @@ impl Order {
         self
     }
 
-    /// The most to pay. The listed price by default.
+    /// The most to pay. The client's limit by default; without either, whatever the quote says, which is seen before it is paid.
     #[must_use]
     pub const fn max_price(mut self, limit: Amount) -> Self {
         self.max_price = Some(limit);

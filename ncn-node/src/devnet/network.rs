@@ -435,12 +435,12 @@ impl LocalNetwork {
         LocalNetworkBuilder::default()
     }
 
-    /// A client of the gateway with a key of its own and ten tokens; ready to be built.
+    /// A client of the gateway with a key of its own and ten tokens, all of which a request may cost; ready to be built.
     pub async fn client(&self) -> Result<ClientBuilder, DevnetError> {
         let signer = new_key();
         self.deployer.transfer(signer.address(), POCKET_MONEY).await?;
         let ledger = Arc::new(self.ledger(signer.clone()));
-        Ok(Client::builder().gateway(self.gateway_url()).ledger(ledger).signer(signer))
+        Ok(Client::builder().gateway(self.gateway_url()).ledger(ledger).signer(signer).max_price(POCKET_MONEY))
     }
 
     /// The network's contracts, as an account sees them.

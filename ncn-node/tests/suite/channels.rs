@@ -52,7 +52,7 @@ impl Scene {
         assert_eq!(trust, self.network.trust_root().await.unwrap());
         let ledger = RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
         let client = Client::builder().transport(self.transport.clone()).ledger(Arc::new(ledger)).signer(self.signer.clone());
-        client.build().unwrap()
+        client.max_price(tokens(1)).build().unwrap()
     }
 
     fn id(&self) -> B256 {
@@ -187,7 +187,7 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
     let trust = transport.network().await.unwrap().trust_root;
     let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust.clone(), signer.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer.clone()).build().unwrap();
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer.clone()).max_price(tokens(1)).build().unwrap();
     let answer = client.infer("digits", image(7)).await.unwrap();
     assert_eq!(answer.output.text("label"), Some("7"));
     let Payment::Escrow { transaction, .. } = answer.receipt.payment else { panic!("paid by an escrow") };
@@ -199,7 +199,7 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     let poor = key();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
     let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust, poor.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(poor).build().unwrap();
+    let client = Client::builder().transport(transport).ledger(ledger).signer(poor).max_price(tokens(1)).build().unwrap();
     let refused = client.infer("digits", image(7)).await.unwrap_err();
     assert!(refused.to_string().contains("fund it first"), "{refused}");
     assert!(!refused.is_paid());

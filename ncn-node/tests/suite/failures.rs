@@ -33,7 +33,8 @@ async fn client(network: &LocalNetwork) -> (Client, Arc<dyn PaymentLedger>) {
     let key = crate::scene::key();
     network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
     let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(key.clone()));
-    let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key).build().unwrap();
+    let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key);
+    let client = client.max_price(Amount::TOKEN).build().unwrap();
     (client, ledger)
 }
 

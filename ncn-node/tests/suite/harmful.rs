@@ -52,7 +52,8 @@ impl Customer {
         let key = key();
         network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
-        let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key).build().unwrap();
+        let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key);
+        let client = client.max_price(Amount::TOKEN).build().unwrap();
         Self { client, ledger }
     }
 

@@ -212,7 +212,7 @@ async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Resul
     let ledger = Arc::new(ForgetfulLedger { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
     let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
     let transport = Arc::new(Flickering { gateway, outages: AtomicUsize::new(outages) });
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build().unwrap();
+    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).max_price(Amount::TOKEN).build().unwrap();
     let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
     let left = honest.balance(honest.account()).await.unwrap();
     (answer, left)

@@ -21,7 +21,7 @@ async fn sixty_four_clients_at_once() {
         let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(signer.clone()));
         let patience = Duration::from_mins(5);
         let builder = Client::builder().options(Options::batch()).patience(patience).gateway(network.gateway_url());
-        clients.push((builder.ledger(ledger.clone()).signer(signer).build().unwrap(), ledger));
+        clients.push((builder.ledger(ledger.clone()).signer(signer).max_price(Amount::TOKEN).build().unwrap(), ledger));
     }
     let fees = network.treasurer().balance(network.treasury()).await.unwrap();
     let served = clients.iter().map(|(client, ledger)| async move {
