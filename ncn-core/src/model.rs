@@ -13,7 +13,7 @@ mod spec;
 use ::bytes::Bytes;
 use alloy_primitives::B256;
 pub use generation::{ChatMessage, ChatRole, GenerationParameters, conversation};
-pub use io::{Tensors, Tokenize, Tokens};
+pub use io::{ParameterSet, Tensors, Tokenize, Tokens};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 pub use spec::{

@@ -14,7 +14,10 @@ mod gateway;
 mod infer;
 mod inputs;
 mod model;
+mod models;
 mod output;
+mod price;
+mod quote;
 mod refund;
 mod validator;
 mod verify;
@@ -48,6 +51,10 @@ enum Command {
     /// Show what this machine can confine models by, and run them with
     #[cfg(target_os = "linux")]
     Doctor(doctor::Arguments),
+    /// List what a gateway offers: models, prices, inputs
+    Models(models::Arguments),
+    /// Show what a request would cost and who would run it, without paying
+    Quote(quote::Arguments),
     /// Run one paid inference through a gateway
     Infer(Box<infer::Arguments>),
     /// Take a payment back after its end, without the gateway
@@ -164,6 +171,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Devnet(arguments) => devnet::run(&arguments),
         #[cfg(target_os = "linux")]
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Models(arguments) => models::run(&arguments),
+        Command::Quote(arguments) => quote::run(&arguments),
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Refund(arguments) => refund::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

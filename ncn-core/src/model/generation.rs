@@ -39,6 +39,9 @@ impl Default for GenerationParameters {
 }
 
 impl GenerationParameters {
+    /// What the fields are called in JSON.
+    pub const NAMES: [&str; 5] = ["max_tokens", "temperature", "top_p", "seed", "stop"];
+
     /// Reads a JSON object with any of the fields; `stop` may be a text or a list of texts. Refuses what it does not know.
     pub fn parse(json: &str) -> Result<Self, InputError> {
         let mut object = object(json)?;

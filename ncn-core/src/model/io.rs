@@ -8,6 +8,18 @@ use super::{
 };
 use crate::{DataType, Tensor, Value, Values};
 
+/// Which parameters a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParameterSet {
+    /// None.
+    Empty,
+    /// Those of [`GenerationParameters`], and no others.
+    Generation,
+    /// A `seed`, and whatever else the model knows.
+    Open,
+}
+
 /// The tensors of an engine, by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
@@ -50,21 +62,28 @@ impl Manifest {
         self.prepare(inputs, None).map(drop)
     }
 
-    /// Checks a user's parameters, a JSON object, or says which is wrong and what to do. Models that generate text take
-    /// [`GenerationParameters`], models in Python what they like and a `seed`, and all others none.
-    pub fn check_parameters(&self, parameters: &str) -> Result<(), InputError> {
+    /// Which parameters a request may have.
+    pub fn parameters(&self) -> ParameterSet {
         let is_text = |output: &OutputSpec| matches!(output, OutputSpec::Text(_));
         match self.format {
-            ModelFormat::Gguf => GenerationParameters::parse(parameters).map(drop),
-            ModelFormat::OpenAi if self.outputs.iter().any(is_text) => GenerationParameters::parse(parameters).map(drop),
-            ModelFormat::Python => match object(parameters)?.get("seed") {
+            ModelFormat::Gguf => ParameterSet::Generation,
+            ModelFormat::OpenAi if self.outputs.iter().any(is_text) => ParameterSet::Generation,
+            ModelFormat::Python | ModelFormat::Echo => ParameterSet::Open,
+            ModelFormat::Onnx | ModelFormat::OpenAi => ParameterSet::Empty,
+        }
+    }
+
+    /// Checks a user's parameters, a JSON object, or says which is wrong and what to do: see [`Self::parameters`].
+    pub fn check_parameters(&self, parameters: &str) -> Result<(), InputError> {
+        match self.parameters() {
+            ParameterSet::Generation => GenerationParameters::parse(parameters).map(drop),
+            ParameterSet::Open => match object(parameters)?.get("seed") {
                 Some(seed) if seed.as_u64().is_none() => {
                     Err(input_error("parameters.seed", "takes an integer from 0 to 18446744073709551615"))
                 }
                 _ => Ok(()),
             },
-            ModelFormat::Echo => object(parameters).map(drop),
-            ModelFormat::Onnx | ModelFormat::OpenAi => match object(parameters)?.keys().next() {
+            ParameterSet::Empty => match object(parameters)?.keys().next() {
                 Some(name) => Err(input_error(&format!("parameters.{name}"), "the model takes no parameters: send {}")),
                 None => Ok(()),
             },

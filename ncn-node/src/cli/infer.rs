@@ -10,18 +10,19 @@ use std::{
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
 use ncn_core::{
-    Amount, B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
+    B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
 };
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
 
 use super::{
     Failure,
-    account::{ChainArguments, KeyArguments, tokens},
+    account::{ChainArguments, KeyArguments},
     block_on,
     files::ReceiptFile,
     inputs::{Given, InputArguments},
     output::{print_output, prose},
+    price::PriceArguments,
     say, shown,
 };
 
@@ -51,9 +52,8 @@ pub(crate) struct Arguments {
     /// The model's parameters, as a JSON object
     #[arg(long, value_name = "JSON", default_value = "{}")]
     parameters: String,
-    /// The most to pay, in tokens; the listed price by default
-    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
-    max_price: Option<Amount>,
+    #[command(flatten)]
+    price: PriceArguments,
     /// How long to wait for the answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
     patience: u64,
@@ -82,15 +82,15 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
     let ledger = ledger(arguments, &transport, &signer).await?;
     let offered = transport.model_named(&arguments.model).await.map_err(Failure::failed)?;
-    let inputs = match offered {
-        Some(info) => given.inputs(&info.model)?,
+    let (inputs, limit) = match offered {
+        Some(info) => (given.inputs(&info.model)?, Some(arguments.price.agree(&arguments.model, info.price).await?)),
         // The client says what is offered instead.
-        None => Values::new(),
+        None => (Values::new(), None),
     };
     let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
     let mut order =
         Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).parameters(&arguments.parameters);
-    if let Some(limit) = arguments.max_price {
+    if let Some(limit) = limit {
         order = order.max_price(limit);
     }
     let quoted = client.submit(order).await?;
@@ -207,19 +207,14 @@ async fn ledger(
     signer: &DynSigner,
 ) -> Result<Arc<dyn PaymentLedger>, Failure> {
     if arguments.chain.is_given() && !arguments.relayed && arguments.channel.is_none() {
-        let ledger = arguments.chain.ledger(signer.clone()).await?;
-        let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
-        if let Some(expected) = arguments.network.filter(|expected| *expected != hash) {
-            return Err(Failure::Failed(format!("the chain has network {hash}, not {expected}: nothing was signed")));
-        }
-        return Ok(Arc::new(ledger));
+        return on_chain(&arguments.chain, arguments.network, signer).await;
     }
     let channel = match &arguments.channel {
         Some(path) => Some(super::channel::open_file(path)?),
         None if arguments.relayed => None,
         None => return Err(Failure::Input("give --rpc URL to pay on the chain, or --relayed, or --channel FILE".into())),
     };
-    let trust = trusted(arguments, &**transport).await?;
+    let trust = trusted(arguments.network, &**transport).await?;
     Ok(Arc::new(match channel {
         Some(channel) => {
             if channel.terms().client != signer.address() {
@@ -233,16 +228,30 @@ async fn ledger(
     }))
 }
 
+/// The chain's ledger, when the chain has the network that is trusted.
+pub(super) async fn on_chain(
+    chain: &ChainArguments,
+    network: Option<B256>,
+    signer: &DynSigner,
+) -> Result<Arc<dyn PaymentLedger>, Failure> {
+    let ledger = chain.ledger(signer.clone()).await?;
+    let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
+    if let Some(expected) = network.filter(|expected| *expected != hash) {
+        return Err(Failure::Failed(format!("the chain has network {hash}, not {expected}: nothing was signed")));
+    }
+    Ok(Arc::new(ledger))
+}
+
 /// The network that the gateway states, when there is reason to believe it: its hash was given, or it is a development network, whose
 /// contracts everybody knows.
-async fn trusted(arguments: &Arguments, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
+pub(super) async fn trusted(network: Option<B256>, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
     let stated = transport.network().await.map_err(Failure::failed)?.trust_root;
     stated.validate().map_err(|error| Failure::Failed(format!("the gateway's network: {error}")))?;
     let hash = stated.hash();
     let known = devnet::well_known_deployment();
     let development =
         stated.domain.chain_id == CHAIN_ID && (stated.domain.contract, stated.channels) == (known.payment, known.channels);
-    match arguments.network {
+    match network {
         Some(expected) if expected != hash => {
             Err(Failure::Failed(format!("the gateway is of network {hash}, not of {expected}: nothing was signed")))
         }

@@ -197,7 +197,7 @@ fn three_ways_to_pay_from_another_process() {
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     };
-    let request = ["infer", "--gateway", gateway, "--key", key, "--model", "digits", "--input", input];
+    let request = ["infer", "--gateway", gateway, "--key", key, "--model", "digits", "--input", input, "--yes"];
     let address = good(&["wallet", "show", "--key", key]);
     let balance = || good(&["wallet", "balance", "--rpc", rpc, "--account", address.trim()]);
     assert_eq!(balance(), "1000 NCN\n");

@@ -70,7 +70,7 @@ fn language_and_embedding_models_answer_on_a_devnet() {
     let store = here.join("store");
     let models = ["--model", smollm2.to_str().unwrap(), "--model", "minilm", "--store", store.to_str().unwrap()];
     let devnet = Devnet::start_with(here, &models);
-    let request = ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key"];
+    let request = ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--yes"];
     let ask = |more: &[&str]| good(here, &[&request[..], more].concat());
 
     // What an earlier run has left behind is not this one's to take away.
@@ -103,7 +103,7 @@ fn a_compute_node_joins_fetches_its_model_and_serves() {
     let here = directory.path();
     let devnet = Devnet::start_with(here, &[]);
     let seven = digit(7);
-    let request = ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key"];
+    let request = ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--yes"];
     let request = [&request[..], &["--model", quickstart::NAME, "--input", seven.to_str().unwrap(), "--json"]].concat();
     let node = ["compute", "--gateway", &devnet.gateway, "--registry", &devnet.registry, "--rpc", &devnet.rpc];
     let node = [&node[..], &["--key", "keys/client-1.key", "--sandbox", "strict"]].concat();

@@ -31,6 +31,7 @@ mod load;
 mod machine;
 mod models;
 mod models_cli;
+mod models_list;
 mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;
