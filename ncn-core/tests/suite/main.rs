@@ -4,6 +4,7 @@
 
 mod broken;
 mod conformance;
+mod documented;
 mod membership;
 mod receipts;
 mod scene;
