@@ -1,4 +1,4 @@
-//! The NCN SDK for dApps: send an inference request, pay for exactly what is delivered, hold a receipt that anyone can check.
+//! The NCN SDK for dApps: send an inference request, pay for it, hold a receipt that anyone can check.
 //!
 //! [`Client`] does a whole request: it checks the input against the model's manifest, submits the signed order, checks the quote
 //! and the validators' approval, pays, follows the work, and verifies the receipt before it hands the output over.

@@ -10,7 +10,7 @@
 //! | Preprocessing | Approved | AwaitingPayment |
 //! | AwaitingPayment | Paid | Executing |
 //! | Executing | Executed | Completing |
-//! | Executing | ExecutionFailed, another node may serve | Executing, next attempt |
+//! | Executing | ExecutionFailed, another attempt may succeed | Executing, next attempt |
 //! | Executing | ExecutionFailed, none may | Refunding |
 //! | Completing | Approved | Settling |
 //! | Completing | Refused | Refunding |

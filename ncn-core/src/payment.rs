@@ -1,4 +1,4 @@
-//! Who gets which part of a payment. The same rule stands in `InferencePayment.sol`; a test runs both.
+//! Who gets which part of a payment. The same rule stands in `contracts/src/PaymentTree.sol`; a test runs both.
 
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};

@@ -388,7 +388,7 @@ impl Transport for Gateway {
 
     async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
         let task = self.accessed(&access, AccessPurpose::Cancel)?;
-        // Who has seen a part of the output pays for it.
+        // A client that has seen a part of the output cannot withdraw any more; it is still refunded when the request fails.
         if !task.has_streamed() {
             task.tell(Event::Cancelled);
         }

@@ -9,7 +9,7 @@ use crate::{Execution, Executor, ExecutorError, ExecutorExt as _, Values, execut
 /// What the suite for [`Executor`] needs.
 #[derive(Clone, Debug)]
 pub struct ExecutorFixture {
-    /// A model that the executor runs; not loaded yet.
+    /// A model that the executor runs, and that gives equal outputs for equal inputs; not loaded yet.
     pub package: ModelPackage,
     /// A copy of it with a file that is not what its manifest says; `None` for formats without files.
     pub corrupt: Option<ModelPackage>,

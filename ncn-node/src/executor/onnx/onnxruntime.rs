@@ -173,7 +173,7 @@ fn environment(path: &Path) -> Result<Environment, Unusable> {
     Ok(environment)
 }
 
-/// Options by which equal inputs give equal outputs, and idle threads sleep.
+/// Options by which equal inputs give equal outputs, unless the graph has random operators, and idle threads sleep.
 fn configure(builder: SessionBuilder, device: Device, threads: usize) -> ::ort::Result<SessionBuilder> {
     let builder = builder
         .with_log_level(LogLevel::Fatal)?
