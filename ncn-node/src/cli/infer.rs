@@ -9,9 +9,7 @@ use std::{
 };
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
-use ncn_core::{
-    B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment,
-};
+use ncn_core::{B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
 

@@ -12,10 +12,11 @@ use async_trait::async_trait;
 use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, B256, Certificate, CompletionRequest, Departure, EscrowState, Heartbeat, LedgerError, ModelInfo,
-    NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError,
-    RequestId, Settlement, Signed, Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot,
-    UnixTime, Value, ledger::LedgerEvents, transport::Updates,
+    Address, Amount, Approval, B256, Certificate, Completion, CompletionRequest, Departure, DynSigner, EscrowState, Heartbeat,
+    InferenceResult, LedgerError, Message as _, ModelInfo, NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger,
+    PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signed, Submission, Subnet, TaskAccess,
+    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, conformance::LedgerFixture as _,
+    ledger::LedgerEvents, transport::Updates,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
@@ -27,10 +28,35 @@ use crate::{
     scene::{key, network},
 };
 
-/// A registry that makes up the approvals of one phase.
+/// What a registry, and the validators behind it, lie about.
+enum Lie {
+    /// It makes up the approvals of the quote.
+    Preprocessing,
+    /// It makes up the approvals of the result.
+    Completion,
+    /// These validators approve this thief's result too, and the thief settles before the gateway does.
+    Theft { validators: Vec<DynSigner>, thief: DynSigner, ledger: Arc<dyn PaymentLedger>, trust: TrustRoot },
+}
+
 struct LyingRegistry {
     honest: Arc<dyn Registry>,
-    about_completion: bool,
+    lie: Lie,
+}
+
+impl LyingRegistry {
+    /// Has the chain pay for another result than the gateway brought.
+    async fn steal(&self, request: &CompletionRequest) {
+        let Lie::Theft { validators, thief, ledger, trust } = &self.lie else { return };
+        let result = InferenceResult { compute: thief.address(), ..request.result.message.clone() };
+        let digest = Completion::new(&request.quote, &result).digest(&trust.domain);
+        let mut approvals = Vec::new();
+        for validator in validators.iter().take(usize::from(trust.threshold)) {
+            approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
+        }
+        let result = Signed::sign(result, &trust.domain, &**thief).await.unwrap();
+        let settlement = Settlement { quote: request.quote.clone(), result, certificate: Certificate::new(approvals) };
+        ledger.settle(&settlement).await.unwrap();
+    }
 }
 
 async fn made_up() -> Certificate {
@@ -68,11 +94,12 @@ impl Registry for LyingRegistry {
     }
 
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
-        if self.about_completion { self.honest.preprocessing(request).await } else { Ok(made_up().await) }
+        if matches!(self.lie, Lie::Preprocessing) { Ok(made_up().await) } else { self.honest.preprocessing(request).await }
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
-        if self.about_completion { Ok(made_up().await) } else { self.honest.completion(request).await }
+        self.steal(&request).await;
+        if matches!(self.lie, Lie::Completion) { Ok(made_up().await) } else { self.honest.completion(request).await }
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
@@ -81,11 +108,11 @@ impl Registry for LyingRegistry {
 }
 
 /// What becomes of a request, and of the client's tokens, with such a registry.
-async fn with_lies(about_completion: bool) -> (TaskUpdate, Amount) {
+async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskUpdate, Amount) {
     let directory = tempfile::tempdir().unwrap();
     let scene = recovery::Scene::new(directory.path()).await;
     let client = recovery::Client::new(&scene).await;
-    let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), about_completion });
+    let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), lie: lie(&scene) });
     let gateway = scene.start_with(Arc::new(MemoryJournal::default()), registry).await;
     let update = client.serve(&*gateway).await;
     (update, client.ledger.balance(client.ledger.account()).await.unwrap())
@@ -93,7 +120,7 @@ async fn with_lies(about_completion: bool) -> (TaskUpdate, Amount) {
 
 #[tokio::test]
 async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
-    let (update, left) = with_lies(false).await;
+    let (update, left) = with_lies(|_| Lie::Preprocessing).await;
     assert!(
         matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refused, reason } if reason.contains("does not verify")),
         "{update:?}"
@@ -103,12 +130,26 @@ async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
 
 #[tokio::test]
 async fn a_made_up_approval_of_the_result_pays_nobody() {
-    let (update, left) = with_lies(true).await;
+    let (update, left) = with_lies(|_| Lie::Completion).await;
     assert!(
         matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refunded, reason } if reason.contains("does not verify")),
         "{update:?}"
     );
     assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
+    let thief = key();
+    let address = thief.address();
+    let steal = |scene: &recovery::Scene| {
+        let (chain, trust) = (&scene.network.chain, scene.network.trust.clone());
+        Lie::Theft { validators: chain.validators(), ledger: chain.ledger(thief.clone()), thief, trust }
+    };
+    let (update, _) = with_lies(steal).await;
+    // M corrupt validators can take the money; a receipt that names somebody else as paid they cannot have.
+    let TaskUpdate::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
+    assert!(reason.contains(&address.to_string()), "{reason}");
 }
 
 /// A chain that takes the payment and loses the answer, and whose next answers come late.
