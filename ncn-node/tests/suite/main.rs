@@ -45,4 +45,5 @@ mod s3;
 mod sandbox;
 mod scene;
 mod streams;
+mod wait;
 mod workers;
