@@ -31,6 +31,8 @@ pub struct WorkerOptions {
     pub spares: usize,
     /// After how long without a request a worker ends; the next request starts another. 10 minutes by default.
     pub idle: Duration,
+    /// How long a run may go on after it was cancelled, before another worker takes over from its own, which ends. 1 second by default.
+    pub cancel_grace: Duration,
     /// How much memory all workers together may be promised, by their manifests' limits; whoever was used least recently makes room for
     /// whoever is needed. Half of the machine's by default.
     pub memory_bytes: u64,
@@ -38,7 +40,13 @@ pub struct WorkerOptions {
 
 impl Default for WorkerOptions {
     fn default() -> Self {
-        Self { at_least: Confinement::None, spares: 0, idle: Duration::from_mins(10), memory_bytes: memory::of_this_machine() / 2 }
+        Self {
+            at_least: Confinement::None,
+            spares: 0,
+            idle: Duration::from_mins(10),
+            cancel_grace: Duration::from_secs(1),
+            memory_bytes: memory::of_this_machine() / 2,
+        }
     }
 }
 

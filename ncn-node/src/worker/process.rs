@@ -28,14 +28,10 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::serve;
 
-/// How long a worker may take until it is ready.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a worker may take until it is ready: a confined one on a slow and busy machine needs more than ten seconds.
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How many messages wait for the worker to read them, and how many parts of one answer for the node.
 const QUEUE: usize = 64;
-
-/// How long a run may go on in the worker after nobody waits for it any more. An engine that cannot be interrupted may need longer:
-/// then another worker takes over from this one.
-const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
 /// Which questions the worker has not answered yet.
 type Questions = Arc<Mutex<Open>>;
@@ -68,6 +64,9 @@ pub(crate) struct Process {
     open: Questions,
     next: AtomicU64,
     group: Arc<Group>,
+    /// How long a run may go on in the worker after nobody waits for it any more. An engine that cannot be interrupted may need longer:
+    /// then another worker takes over from this one.
+    cancel_grace: Duration,
 }
 
 /// The worker and whatever it has started.
@@ -113,14 +112,14 @@ fn gone(problem: impl ToString) -> ExecutorError {
 
 impl Process {
     /// Takes charge of a worker that was just started, and waits until it is ready.
-    pub(crate) async fn start(mut child: Child) -> Result<Self, ExecutorError> {
+    pub(crate) async fn start(mut child: Child, cancel_grace: Duration) -> Result<Self, ExecutorError> {
         let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let group = Arc::new(Group { id, reaped: Mutex::new(false) });
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let open = Questions::default();
         let (messages, to_send) = mpsc::channel(QUEUE);
         // From here on, dropping this ends the process.
-        let process = Self { messages, open: open.clone(), next: AtomicU64::new(1), group: group.clone() };
+        let process = Self { messages, open: open.clone(), next: AtomicU64::new(1), group: group.clone(), cancel_grace };
         // Reaps the child whenever it ends.
         let (reaper, ended) = (group.clone(), open.clone());
         tokio::task::spawn_blocking(move || {
@@ -226,7 +225,7 @@ impl Drop for Asked {
         let told = self.cancel();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if told => drop(runtime.spawn(async move {
-                tokio::time::sleep(CANCEL_GRACE).await;
+                tokio::time::sleep(process.cancel_grace).await;
                 let busy = lock(&process.open).waiting.contains_key(&id);
                 if busy {
                     tracing::info!("a model goes on after its run was cancelled: another worker takes over");

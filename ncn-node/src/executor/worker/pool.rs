@@ -231,7 +231,7 @@ impl Slot {
         let command = SandboxCommand { program: path, arguments, environment };
         let policy = self.policy(work_directory.path());
         let child = self.starter.sandbox.start(&command, &policy).map_err(|error| failed(error.to_string()))?;
-        let process = Arc::new(Process::start(child).await?);
+        let process = Arc::new(Process::start(child, self.starter.options.cancel_grace).await?);
         let load = proto::LoadModel {
             manifest: self.package.model.bytes().clone(),
             directory: self.package.directory.to_string_lossy().into_owned(),
