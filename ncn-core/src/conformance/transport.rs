@@ -54,7 +54,7 @@ impl Scene<'_> {
             input_hash: inputs.hash(),
             parameters: "{}".into(),
             max_price: self.info.price,
-            deadline: self.fixture.now() + 120,
+            deadline: self.fixture.now() + 600,
             nonce: rand_bytes().into(),
         }
     }
