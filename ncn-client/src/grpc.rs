@@ -20,6 +20,8 @@ use crate::wire::{self, RemoteError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that is answered at once; streams are not bound by it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
+const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long thousands of requests may take to be judged together, and then to be settled.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 

@@ -6,7 +6,7 @@ use ncn_core::{
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
+use super::{EndpointError, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, bounded, channel, within};
 use crate::{
     proto::{self, gateway_client_service_client::GatewayClientServiceClient},
     wire::{self, MAX_MESSAGE_BYTES},
@@ -68,7 +68,9 @@ fn origin(url: &str) -> String {
 impl Transport for GrpcTransport {
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let request = proto::InferenceRequest::from(submission);
-        Ok(self.call(async |mut client| client.submit_inference_task(request).await).await?.into_inner().try_into()?)
+        let mut client = self.client.clone();
+        let submitted = within::<_, TransportError>(QUOTE_TIMEOUT, client.submit_inference_task(request)).await;
+        Ok(submitted.map_err(|error| self.located(error))?.into_inner().try_into()?)
     }
 
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
