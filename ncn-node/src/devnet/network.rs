@@ -45,7 +45,7 @@ const POCKET_MONEY: Amount = Amount::new(10 * Amount::TOKEN.units());
 /// What registering a subnet costs.
 const SUBNET_FEE: Amount = Amount::new(10 * Amount::TOKEN.units());
 /// How long the network may take until everyone has found everyone.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Why a local network does not start.
 #[derive(Debug, thiserror::Error)]

@@ -39,7 +39,7 @@ def find(name):
     return [str(path) for path in (spec and spec.submodule_search_locations) or []]
 print(json.dumps([find('onnxruntime'), find('nvidia')]))";
 /// How long Python may take to say so, and how much it may say.
-const PYTHON_PATIENCE: Duration = Duration::from_secs(10);
+const PYTHON_PATIENCE: Duration = Duration::from_secs(30);
 const PYTHON_ANSWER: u64 = 64 << 10;
 
 /// Where to look for ONNX Runtime. What is named here, or by an environment variable, is taken or refused; only when nothing is named,
