@@ -18,7 +18,10 @@ use ncn_node::{
     devnet::LocalNetwork,
 };
 
-use crate::scene::{Chain, digit, key, network, tokens};
+use crate::{
+    scene::{Chain, digit, key, network, tokens},
+    wait::{PATIENCE, eventually},
+};
 
 const WEEK: u64 = 7 * 24 * 3_600;
 
@@ -51,8 +54,9 @@ impl Scene {
         let trust = self.transport.network().await.unwrap().trust_root;
         assert_eq!(trust, self.network.trust_root().await.unwrap());
         let ledger = RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
-        let client = Client::builder().transport(self.transport.clone()).ledger(Arc::new(ledger)).signer(self.signer.clone());
-        client.max_price(tokens(1)).build().unwrap()
+        // Many requests at once take their time on a machine that has other things to do.
+        let client = Client::builder().patience(PATIENCE * 5).transport(self.transport.clone());
+        client.ledger(Arc::new(ledger)).signer(self.signer.clone()).max_price(tokens(1)).build().unwrap()
     }
 
     fn id(&self) -> B256 {
@@ -66,13 +70,7 @@ impl Scene {
 
     async fn settle(&self) {
         self.network.channels().flush();
-        tokio::time::timeout(Duration::from_mins(1), async {
-            while self.network.channels().unsettled() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await
-        .unwrap();
+        eventually("everything is settled", async || self.network.channels().unsettled() == 0).await;
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
 };
 
 use ncn_node::{
@@ -19,6 +18,7 @@ use crate::{
     cli::Devnet,
     real_models,
     scene::{digit, helper, ncn},
+    wait::PATIENCE,
 };
 
 fn run(directory: &Path, arguments: &[&str]) -> Output {
@@ -48,7 +48,7 @@ impl Node {
         let mut node = Self(command.stdout(Stdio::piped()).spawn().unwrap());
         let (output, (sender, line)) = (node.0.stdout.take().unwrap(), std::sync::mpsc::channel());
         std::thread::spawn(move || sender.send(BufReader::new(output).lines().next()));
-        let line = line.recv_timeout(Duration::from_mins(1)).expect("it says in time that it is ready");
+        let line = line.recv_timeout(PATIENCE).expect("it says in time that it is ready");
         assert!(line.is_some_and(|line| line.unwrap().starts_with("compute node 0x")), "it did not start");
         node
     }

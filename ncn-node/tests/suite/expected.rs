@@ -14,6 +14,7 @@ use ncn_node::{
 use crate::{
     real_models::directory,
     scene::{helper, ncn},
+    wait::PATIENCE,
 };
 
 /// A fetched package.
@@ -35,7 +36,7 @@ async fn model<'a>(executor: &'a dyn Executor, name: &str) -> impl AsyncFn(Value
     executor.load(&package).await.unwrap();
     let model_digest = package.model.digest();
     async move |inputs| {
-        let time_limit = Duration::from_mins(1);
+        let time_limit = PATIENCE;
         let execution = Execution { model_digest, inputs, parameters: "{}".into(), time_limit };
         executor.run_to_end(execution).await.unwrap().0
     }

@@ -23,7 +23,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     executor::failing,
     scene::{Behaviour, InProcess, ncn, network},
+    wait::{PATIENCE, eventually},
 };
+
+/// How long an order may take that is to expire: long enough for a quote on a slow machine, and then waited for.
+const SHORT: Duration = Duration::from_secs(20);
 
 fn seven() -> Values {
     [("image", Value::png(quickstart::SAMPLE))].into()
@@ -33,8 +37,8 @@ async fn client(network: &LocalNetwork) -> (Client, Arc<dyn PaymentLedger>) {
     let key = crate::scene::key();
     network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
     let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(key.clone()));
-    let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key);
-    let client = client.max_price(Amount::TOKEN).build().unwrap();
+    let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
+    let client = client.ledger(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
     (client, ledger)
 }
 
@@ -121,7 +125,7 @@ async fn a_gateway_that_dies_cannot_keep_the_payment() {
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
     let network = network().gateway_options(options).start().await.unwrap();
     let (client, ledger) = client(&network).await;
-    let order = Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(8));
+    let order = Order::new(quickstart::NAME, seven()).patience(SHORT);
     let quoted = client.submit(order).await.unwrap();
     // Gone between quote and payment: the client pays a gateway that is not there any more.
     drop(network);
@@ -140,15 +144,11 @@ async fn money_that_comes_after_a_cancellation_goes_back() {
     let quote = quoted.quote().clone();
     quoted.cancel().await.unwrap();
     ledger.escrow(&quote).await.unwrap();
-    let mut state = EscrowState::None;
-    for _ in 0..2_000 {
-        state = ledger.escrow_state(quote.client, quote.request_id).await.unwrap();
-        if matches!(state, EscrowState::Refunded { .. }) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(matches!(state, EscrowState::Refunded { .. }), "{state:?}");
+    eventually("the payment comes back", async || {
+        let state = ledger.escrow_state(quote.client, quote.request_id).await.unwrap();
+        matches!(state, EscrowState::Refunded { .. })
+    })
+    .await;
     assert_eq!(balance(&ledger).await, Amount::TOKEN);
 }
 
@@ -157,16 +157,10 @@ async fn an_unpaid_request_expires_by_itself() {
     let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
     let network = network().gateway_options(options).start().await.unwrap();
     let (client, _) = client(&network).await;
-    let quoted = client.submit(Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(6))).await.unwrap();
-    let mut status = network.gateway().status(quoted.request_id()).await.unwrap();
-    for _ in 0..200 {
-        if status.outcome().is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        status = network.gateway().status(quoted.request_id()).await.unwrap();
-    }
-    assert_eq!(status.outcome(), Some(ncn_core::Outcome::Expired));
+    let quoted = client.submit(Order::new(quickstart::NAME, seven()).patience(SHORT)).await.unwrap();
+    let (gateway, id) = (network.gateway(), quoted.request_id());
+    eventually("the request ends", async || gateway.status(id).await.unwrap().outcome().is_some()).await;
+    assert_eq!(gateway.status(id).await.unwrap().outcome(), Some(ncn_core::Outcome::Expired));
 }
 
 #[tokio::test]
@@ -228,20 +222,20 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], sandbox.clone(), WorkerOptions::default());
     executor.load(&quickstart::unpack(directory.path()).unwrap()).await.unwrap();
     let run = async |limit| executor.run_to_end(execution(limit)).await;
-    run(Duration::from_secs(20)).await.unwrap();
+    run(PATIENCE).await.unwrap();
     assert_eq!(sandbox.started(), 1);
 
     sandbox.signal(Signal::KILL);
     // Until its end has been noticed, a request may still go to it; then it is tried again in another.
-    run(Duration::from_secs(20)).await.unwrap();
-    run(Duration::from_secs(20)).await.unwrap();
+    run(PATIENCE).await.unwrap();
+    run(PATIENCE).await.unwrap();
     let started = sandbox.started();
     assert!((2..=3).contains(&started), "{started}");
 
     sandbox.signal(Signal::STOP);
     let limit = Duration::from_millis(200);
     assert_eq!(run(limit).await, Err(ExecutorError::TimedOut(limit)));
-    run(Duration::from_secs(20)).await.unwrap();
+    run(PATIENCE).await.unwrap();
     assert_eq!(sandbox.started(), started + 1);
 }
 

@@ -17,6 +17,7 @@ use serde_json::{Value as Json, json};
 use crate::{
     python::{TROUBLE, python, talker, troubles},
     scene::{helper, key, ncn, network},
+    wait::{PATIENCE, eventually},
 };
 
 fn seven() -> Values {
@@ -52,8 +53,8 @@ impl Customer {
         let key = key();
         network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
-        let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(key);
-        let client = client.max_price(Amount::TOKEN).build().unwrap();
+        let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
+        let client = client.ledger(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
         Self { client, ledger }
     }
 
@@ -78,16 +79,21 @@ async fn harm_is_paid_back_and_others_are_served() {
         manifest["name"] = "wrong-shape".into();
         manifest["outputs"] = json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": ["batch", 11] }]);
     });
-    let harmful = talker(&format!("if say == 'loop':\n    while True: pass\n{}", troubles()));
-    let packages = vec![digits, wrong, harmful.package.clone()];
+    // Trouble may take its time before it shows; only what never ends is given little of it.
+    let (harmful, endless) = (talker(&troubles()), talker("while True: pass"));
+    let mut manifest: Json = serde_json::from_slice(endless.package.model.bytes()).unwrap();
+    (manifest["name"], manifest["limits"]["deadline_ms"]) = ("endless".into(), 5_000.into());
+    let model = Arc::new(Model::parse(manifest.to_string()).unwrap());
+    let never_ends = ModelPackage { model, ..endless.package.clone() };
+    let packages = vec![digits, wrong, harmful.package.clone(), never_ends];
     let network = network().executor(executor(WorkerOptions::default()).await).models(packages).start().await.unwrap();
     assert_eq!(network.confinement(), Confinement::Full);
 
     let (customer, other) = (Customer::of(&network).await, network.client().await.unwrap().build().unwrap());
     let reason = customer.fails("wrong-shape", seven()).await;
     assert!(reason.contains("has the shape [1, 10], it has to be [batch, 11]"), "{reason}");
-    let endless = [("say", "loop")].into();
-    let (reason, good) = tokio::join!(customer.fails("test", endless), other.infer(quickstart::NAME, seven()));
+    let anything = [("say", "")].into();
+    let (reason, good) = tokio::join!(customer.fails("endless", anything), other.infer(quickstart::NAME, seven()));
     assert!(reason.contains("deadline"), "{reason}");
     assert_eq!(good.unwrap().output.text("label"), Some("7"));
     for (index, (body, expected)) in TROUBLE.iter().enumerate() {
@@ -110,17 +116,15 @@ async fn a_file_that_changes_under_the_node_is_not_run() {
     for bad in [&b"no graph"[..], &good[..good.len() / 2], &[&good[1..], &[0]].concat()] {
         fs::write(&file, bad).unwrap();
         // Until the worker that has read the file before is gone.
-        for tries in 0.. {
+        eventually("it is not run any more", async || {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let customer = Customer::of(&network).await;
-            let Err(error) = customer.client.infer(quickstart::NAME, seven()).await else {
-                assert!(tries < 20, "it is still run");
-                continue;
-            };
+            let Err(error) = customer.client.infer(quickstart::NAME, seven()).await else { return false };
             assert!(matches!(&error, ClientError::Refunded { reason, .. } if reason.contains("fetch it again")), "{error}");
             assert_eq!(customer.balance().await, Amount::TOKEN);
-            break;
-        }
+            true
+        })
+        .await;
     }
     fs::write(&file, good).unwrap();
     let customer = Customer::of(&network).await;
@@ -150,7 +154,7 @@ async fn a_pickle_bomb_among_the_weights_does_not_go_off() {
         model_digest: digits.0.model.digest(),
         inputs: seven(),
         parameters: "{}".into(),
-        time_limit: Duration::from_secs(10),
+        time_limit: PATIENCE,
     };
     assert_eq!(executor.run_to_end(run).await.unwrap().0.text("label"), Some("7"));
 }

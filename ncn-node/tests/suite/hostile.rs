@@ -24,7 +24,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::scene::{key, network};
+use crate::{
+    scene::{key, network},
+    wait::in_time,
+};
 
 /// Sends bytes to a port and returns once it has closed the connection, or said nothing more for a while.
 async fn throw(url: &str, bytes: &[u8]) {
@@ -154,7 +157,7 @@ async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) 
 async fn feed(bytes: Vec<u8>) -> std::io::Result<()> {
     let executor = std::sync::Arc::new(EngineExecutor::built_in());
     let serving = worker::serve(executor, std::io::Cursor::new(bytes), tokio::io::sink());
-    tokio::time::timeout(Duration::from_secs(5), serving).await.expect("it ends")
+    in_time("the worker ends", serving).await
 }
 
 #[tokio::test]

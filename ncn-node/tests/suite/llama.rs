@@ -5,7 +5,6 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::OnceLock,
-    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -18,7 +17,10 @@ use ncn_core::{
 };
 use ncn_node::executor::OpenAiExecutor;
 
-use crate::openai::{BOTH, TEXT, execution, executor, package};
+use crate::{
+    openai::{BOTH, TEXT, execution, executor, package},
+    wait::eventually,
+};
 
 const COUNTING: &str = "1, 2, 3, 4, 5, 6, 7, 8,";
 const EMBEDDING: &str = r#"{"type":"tensor","name":"embedding","dtype":"f32","shape":[1,576]}"#;
@@ -52,9 +54,13 @@ impl Llama {
         &SHARED.get_or_init(Self::start).url
     }
 
-    async fn is_busy(&self) -> bool {
+    async fn slots(&self) -> Vec<serde_json::Value> {
         let slots = reqwest::get(format!("{}/slots", self.url.trim_end_matches("/v1"))).await.unwrap();
-        slots.text().await.unwrap().contains(r#""is_processing":true"#)
+        slots.json().await.unwrap()
+    }
+
+    async fn is_busy(&self) -> bool {
+        self.slots().await.iter().any(|slot| slot["is_processing"] == true)
     }
 }
 
@@ -134,11 +140,9 @@ async fn it_stops_when_nobody_listens_and_its_end_is_noticed() {
     outputs.next().await.unwrap().unwrap();
     assert!(llama.is_busy().await);
     drop(outputs);
-    let dropped = Instant::now();
-    while llama.is_busy().await {
-        assert!(dropped.elapsed() < Duration::from_secs(3), "it goes on for nobody");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("it does not go on for nobody", async || !llama.is_busy().await).await;
+    let tokens = llama.slots().await.iter().filter_map(|slot| slot["n_prompt_tokens"].as_u64()).max();
+    assert!(tokens.is_some_and(|tokens| tokens < 900), "{tokens:?}: it has gone on to the end");
     let mut outputs = executor.run(long()).await.unwrap();
     outputs.next().await.unwrap().unwrap();
     llama.process.kill().unwrap();

@@ -5,7 +5,6 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
 };
 
 use ncn_node::{gateway::GatewayOptions, models::ModelStore};
@@ -14,6 +13,7 @@ use serde_json::Value;
 use crate::{
     models::{content, package, server::Behaviour, server::Server},
     scene::{ncn, network},
+    wait::eventually_blocking,
 };
 
 fn command(store: &Path, arguments: &[&str]) -> Command {
@@ -47,15 +47,12 @@ fn digest_of(line: &str) -> String {
 
 /// Waits until so much of some file has come.
 fn wait_for(store: &Path, bytes: u64) {
-    let since = Instant::now();
     let partial = || {
         let mut entries = fs::read_dir(store.join("blobs/sha256")).ok()?.flatten();
         entries.find(|entry| entry.path().extension().is_some_and(|extension| extension == "partial"))
     };
-    while partial().is_none_or(|entry| entry.metadata().map_or(0, |there| there.len()) < bytes) {
-        assert!(since.elapsed() < Duration::from_secs(30), "nothing comes");
-        std::thread::yield_now();
-    }
+    let there = || partial().and_then(|entry| entry.metadata().ok()).map_or(0, |there| there.len());
+    eventually_blocking("so much comes", || there() >= bytes);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use ncn_node::{
 use crate::{
     executor::{Failing, failing},
     scene::{key, tokens},
+    wait::eventually,
 };
 
 /// How often the authorisation is presented, half of the times at the wrong gateway.
@@ -62,7 +63,7 @@ impl Scene {
             input_hash: inputs.hash(),
             parameters: "{}".into(),
             max_price: info.price,
-            deadline: unix_now() + 60,
+            deadline: unix_now() + 600,
             nonce: B256::random(),
         };
         let request = Signed::sign(order, &self.trust.domain, &*self.client).await.unwrap();
@@ -145,13 +146,7 @@ async fn a_voucher_presented_250_times_to_two_gateways() {
 
     // After it was settled, too.
     let settled = async || scene.account.channel(terms.id()).await.unwrap().unwrap().settled;
-    tokio::time::timeout(Duration::from_secs(30), async {
-        while settled().await.is_zero() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .unwrap();
+    eventually("the voucher is settled", async || !settled().await.is_zero()).await;
     scene.replay(&submission, &quote, &Authorisation::Voucher(payment)).await;
     scene.served(&quote).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ncn_core::{
@@ -27,6 +27,7 @@ use crate::{
     engines,
     expected::{embeds_texts, hears_silence, labels_files, package},
     scene::ncn,
+    wait::PATIENCE,
 };
 
 /// Adds `x` to zero, `count` times.
@@ -77,7 +78,7 @@ fn loops(onnx: &[u8]) -> Package {
 }
 
 fn execution(package: &ModelPackage, inputs: Values) -> Execution {
-    let time_limit = Duration::from_mins(1);
+    let time_limit = PATIENCE;
     Execution { model_digest: package.model.digest(), inputs, parameters: "{}".into(), time_limit }
 }
 
@@ -240,14 +241,12 @@ async fn a_model_that_does_not_end_is_stopped() {
     let time_limit = Duration::from_millis(200);
     let endless = || Execution { time_limit, ..execution(&package.package, times(i64::MAX)) };
     assert_eq!(executor.run_to_end(endless()).await, Err(ExecutorError::TimedOut(time_limit)));
-    // One run at a time: this one waits until the one before has really stopped.
-    let started = Instant::now();
+    // One run at a time: these wait until the one before has really stopped, or else run out of time.
     assert_eq!(adds(&executor, &package, 3).await, [4.5]);
-    let dropped = executor.run(Execution { time_limit: Duration::from_mins(1), ..endless() }).await.unwrap();
+    let dropped = executor.run(Execution { time_limit: Duration::from_hours(1), ..endless() }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(dropped);
     assert_eq!(adds(&executor, &package, 1).await, [1.5]);
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -28,7 +27,10 @@ use ncn_node::{
 };
 use tokio::sync::Notify;
 
-use crate::scene::{Behaviour, InProcess, key, tokens};
+use crate::{
+    scene::{Behaviour, InProcess, key, tokens},
+    wait::{PATIENCE, in_time},
+};
 
 /// Where the power goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +144,7 @@ impl Client {
             input_hash: inputs.hash(),
             parameters: "{}".into(),
             max_price: model.manifest().price,
-            deadline: unix_now() + 60,
+            deadline: unix_now() + 600,
             nonce: B256::random(),
         };
         let access = TaskAccess { client: key.address(), request_id: order.digest(&domain), purpose: AccessPurpose::Follow };
@@ -178,12 +180,12 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
     tokio::select! {
         update = client.serve(&*first) => panic!("event {at} never came: {update:?}"),
         () = journal.crashed.notified() => {}
-        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("event {at} never came"),
+        () = tokio::time::sleep(PATIENCE) => panic!("event {at} never came"),
     }
     first.stop();
 
     let second = scene.start(kept).await;
-    let update = tokio::time::timeout(Duration::from_secs(30), client.serve(&*second)).await.unwrap();
+    let update = in_time("the second gateway goes on", client.serve(&*second)).await;
     let TaskUpdate::Delivered { output, receipt } = update else { panic!("{crash:?} of event {at}: {update:?}") };
     assert_eq!(output.text("label"), Some("7"));
     receipt.verify(&scene.network.trust).unwrap();

@@ -24,10 +24,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use crate::{
     conformance::digits,
     scene::{escape, helper, ncn},
+    wait::PATIENCE,
 };
-
-/// How soon everything must be gone when its end was wanted.
-const SOON: Duration = Duration::from_secs(2);
 
 fn full() -> Full {
     Full::new(helper()).unwrap()
@@ -227,7 +225,7 @@ fn stat(id: u32) -> Option<(u32, String)> {
 fn gone(processes: &[(u32, String)]) -> Duration {
     let since = Instant::now();
     while let Some(left) = processes.iter().find(|(id, start)| stat(*id).is_some_and(|(_, now)| now == *start)) {
-        assert!(since.elapsed() < SOON, "{left:?} of {processes:?} is left");
+        assert!(since.elapsed() < PATIENCE, "{left:?} of {processes:?} is left");
         std::thread::yield_now();
     }
     since.elapsed()
