@@ -1,5 +1,6 @@
 //! The project's task runner: `cargo xtask <task>`.
 
+mod busy;
 mod codegen;
 mod gas;
 mod models;
@@ -25,7 +26,14 @@ struct Arguments {
 enum Task {
     /// Check and test everything: formats, lints, Rust, doc and contract tests, drift of generated files. Installs what it needs.
     /// A step that fails hides none after it: all failures are told at the end
-    Test,
+    Test {
+        /// While one process per core spins, as on a machine that has something else to do
+        #[arg(long)]
+        busy: bool,
+    },
+    /// Keep one core busy until standard input ends: what `test --busy` starts
+    #[command(hide = true)]
+    Spin,
     /// Install what the tests need besides Rust, pinned: contracts' tools, Python packages, models
     Setup,
     /// Generate the Rust code of proto/ into ncn-client/src/proto/
@@ -86,7 +94,8 @@ fn main() -> ExitCode {
 /// Says whether all that was checked is good.
 fn perform() -> Result<bool> {
     match Arguments::parse().task {
-        Task::Test => return test::run(),
+        Task::Test { busy } => return test::run(busy),
+        Task::Spin => busy::spin(),
         Task::Setup => {
             setup::contracts()?;
             setup::python()?;

@@ -2,17 +2,24 @@
 
 use std::{process::Command, time::Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    busy::Busy,
     codegen, models, npm, root, setup,
     suite::{Count, Suite, say},
     watch::{is_failed_test, run as run_program, watch},
 };
 
-/// Does every step and says whether all were good.
-pub(crate) fn run() -> Result<bool> {
+/// Does every step and says whether all were good; `busy`: while something else keeps every core busy.
+pub(crate) fn run(busy: bool) -> Result<bool> {
     let started = Instant::now();
+    let mut busy = if busy { Some(Busy::start()?) } else { None };
+    let conditions =
+        busy.as_ref().map_or_else(String::new, |busy| format!(", with {} processes that spin, one per core", busy.count()));
+    if busy.is_some() {
+        say(&format!("busy: everything is done{}", conditions.trim_start_matches(',')))?;
+    }
     let mut suite = Suite::default();
     let cargo = |arguments: &[&str]| run_program("cargo", arguments, &root());
 
@@ -44,7 +51,14 @@ pub(crate) fn run() -> Result<bool> {
     for (name, script) in [("models: digits", "ncn-node/models/digits/train.py"), ("models: examples", "examples/models/make.py")] {
         suite.step_after("python: set up", name, |_| run_program(setup::python()?, &[script, "--check"], &root()))?;
     }
-    say(&suite.report(started.elapsed(), ""))?;
+    if let Some(busy) = &mut busy {
+        suite.step("busy to the end", |_| match (busy.left(), busy.count()) {
+            (left, count) if left == count => Ok(()),
+            (left, count) => bail!("{left} of {count} processes spin: the others have ended too early"),
+        })?;
+    }
+    drop(busy);
+    say(&suite.report(started.elapsed(), &conditions))?;
     Ok(suite.is_good())
 }
 
