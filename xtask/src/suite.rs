@@ -148,7 +148,10 @@ mod tests {
             .unwrap();
         suite.step_after("set up", "needs it", |_| panic!("it cannot be done")).unwrap();
         suite
-            .step("last", |count| Ok(count.add("Ran 3 test suites: 5 tests passed, 0 failed, 0 skipped (5 total tests)")))
+            .step("last", |count| {
+                count.add("Ran 3 test suites: 5 tests passed, 0 failed, 0 skipped (5 total tests)");
+                Ok(())
+            })
             .unwrap();
         suite.step_after("last", "after the last", |_| Ok(())).unwrap();
         assert!(!suite.is_good());
