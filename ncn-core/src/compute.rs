@@ -88,15 +88,26 @@ impl ComputeError {
     }
 }
 
-/// The most bytes of an output: with its receipt, it has to fit one message on every wire.
+/// The most bytes of an output, by [`Values::size`]: with its receipt, it has to fit one message on every wire.
 pub const MAX_OUTPUT_BYTES: usize = 8 << 20;
+/// The most bytes that all parts of one output have together, by [`Values::size`]: more than the output has, since a part may replace
+/// one before.
+pub const MAX_STREAM_BYTES: usize = 4 * MAX_OUTPUT_BYTES;
+/// The most parts of one output: one for each token of the longest texts that models write.
+pub const MAX_STREAM_PARTS: u64 = 1 << 17;
+/// The most characters of an error's text that a compute node passes on.
+pub const MAX_ERROR_CHARS: usize = 2_000;
+/// The most units of [`crate::Usage`] that a node signs for: more than bytes in or parts out could be.
+pub const MAX_UNITS: u64 = u32::MAX as u64;
 
 /// A compute node, as its gateway sees it.
 ///
 /// # For the implementer
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
 /// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
-/// - The result names the confinement that was really reached, and its output has no more than [`MAX_OUTPUT_BYTES`].
+/// - The result names the confinement that was really reached, and its output has no more than [`MAX_OUTPUT_BYTES`] and is what the
+///   model's manifest promises.
+/// - The parts of an output are within a [`crate::stream::StreamBudget`].
 #[async_trait]
 pub trait Compute: Send + Sync {
     /// Who this is.

@@ -59,7 +59,7 @@ pub use registry::{
     BatchRequest, CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator,
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
-pub use stream::{StreamChain, StreamError};
+pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};
 pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
 pub use tensor::{DataType, Tensor, TensorError};
 pub use transport::{

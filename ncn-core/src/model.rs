@@ -5,6 +5,7 @@
 //! second without the package's files, so the two cannot disagree.
 
 mod bytes;
+mod delivered;
 mod generation;
 mod image;
 mod io;

@@ -3,7 +3,10 @@
 use alloy_primitives::B256;
 use sha2::{Digest as _, Sha256};
 
-use crate::{Domain, RequestId, SignatureError, Signed, StreamCheckpoint, Values};
+use crate::{
+    Domain, RequestId, SignatureError, Signed, StreamCheckpoint, Values,
+    compute::{MAX_OUTPUT_BYTES, MAX_STREAM_BYTES, MAX_STREAM_PARTS},
+};
 
 /// After so many parts, a compute node signs what it has said at the latest.
 pub const CHECKPOINT_PARTS: u64 = 32;
@@ -17,6 +20,45 @@ pub struct StreamChain {
     request_id: RequestId,
     parts: u64,
     hash: B256,
+}
+
+/// What is left of what the parts of one output may take. Each hop counts for itself and believes none before it: worker, compute node,
+/// gateway, client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamBudget {
+    parts: u64,
+    bytes: usize,
+}
+
+/// An output has more in its parts than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamLimit {
+    /// A part that is larger than an output.
+    #[error("has more than {MAX_OUTPUT_BYTES} bytes in one part")]
+    Part,
+    /// Too many parts.
+    #[error("has more than {MAX_STREAM_PARTS} parts")]
+    Parts,
+    /// Too many bytes.
+    #[error("has more than {MAX_STREAM_BYTES} bytes in all its parts")]
+    Bytes,
+}
+
+impl StreamBudget {
+    /// Counts a part; an error says that it is one too many.
+    pub fn take(&mut self, part: &Values) -> Result<(), StreamLimit> {
+        let size = part.size();
+        self.parts = self.parts.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(size);
+        if size > MAX_OUTPUT_BYTES {
+            return Err(StreamLimit::Part);
+        }
+        if self.parts > MAX_STREAM_PARTS {
+            return Err(StreamLimit::Parts);
+        }
+        if self.bytes > MAX_STREAM_BYTES { Err(StreamLimit::Bytes) } else { Ok(()) }
+    }
 }
 
 /// Why a checkpoint is refused.
@@ -83,6 +125,22 @@ mod tests {
             chain.extend(&Values::from([("text", *part)]));
         }
         chain
+    }
+
+    #[test]
+    fn parts_and_their_bytes_are_counted() {
+        let mut budget = StreamBudget::default();
+        let empty = Values::new();
+        let taken = (0..=MAX_STREAM_PARTS).take_while(|_| budget.take(&empty).is_ok()).count();
+        assert_eq!(taken as u64, MAX_STREAM_PARTS);
+        assert_eq!(budget.take(&empty), Err(StreamLimit::Parts));
+
+        let mut budget = StreamBudget::default();
+        let typed = |bytes| crate::Value::File { media_type: "x".repeat(bytes), data: bytes::Bytes::new() };
+        let part = Values::from([("file", typed(MAX_STREAM_BYTES / 5))]);
+        assert_eq!([0; 5].map(|_| budget.take(&part)), [Ok(()), Ok(()), Ok(()), Ok(()), Err(StreamLimit::Bytes)]);
+        let part = Values::from([("file", typed(MAX_OUTPUT_BYTES))]);
+        assert_eq!(StreamBudget::default().take(&part), Err(StreamLimit::Part));
     }
 
     #[test]

@@ -10,6 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{DataType, Tensor};
 
+/// What each of [`Values`] takes beside its name and content: its place in the map, and the allocations' own bookkeeping. It is more
+/// than any wire format adds to a value, so that values of a given size fit a message of that size.
+pub const VALUE_OVERHEAD: usize = 128;
+
 /// One input or output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,12 +54,12 @@ impl Value {
         }
     }
 
-    /// How many bytes of payload it holds.
+    /// How many bytes it refers to: everything of it that has no fixed size.
     pub fn size(&self) -> usize {
         match self {
-            Self::Tensor(tensor) => tensor.data().len(),
+            Self::Tensor(tensor) => tensor.data().len() + size_of_val(tensor.shape()),
             Self::Text(text) => text.len(),
-            Self::File { data, .. } => data.len(),
+            Self::File { media_type, data } => media_type.len() + data.len(),
         }
     }
 }
@@ -124,9 +128,9 @@ impl Values {
         self.0.is_empty()
     }
 
-    /// How many bytes of payload they hold.
+    /// How many bytes they take: names, contents, and [`VALUE_OVERHEAD`] for each. No encoding of them on a wire is longer.
     pub fn size(&self) -> usize {
-        self.0.iter().map(|(name, value)| name.len() + value.size()).sum()
+        self.0.iter().map(|(name, value)| VALUE_OVERHEAD + name.len() + value.size()).sum()
     }
 
     /// SHA-256 of the values' one canonical encoding: `ncn.values.v1`, the count, and for each value, by name, its name, a tag and
@@ -218,7 +222,24 @@ impl<N: Into<String>, V: Into<Value>, const COUNT: usize> From<[(N, V); COUNT]> 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Every field that a sender can make longer makes the size larger, by as much.
+        #[test]
+        fn every_byte_counts(name in 0_usize..2_000, text in 0_usize..2_000, data in 0_usize..2_000, rank in 0_usize..8) {
+            let long = |bytes: usize| "x".repeat(bytes);
+            let size = |name: usize, value: Value| Values::from([(long(name), value)]).size();
+            prop_assert_eq!(size(name, Value::Text(long(text))), VALUE_OVERHEAD + name + text);
+            let file = Value::File { media_type: long(text), data: vec![0; data].into() };
+            prop_assert_eq!(size(name, file), VALUE_OVERHEAD + name + text + data);
+            let shape = [vec![1; rank], vec![data]].concat();
+            let tensor = Tensor::new(DataType::U8, shape, vec![0; data]).unwrap();
+            prop_assert_eq!(size(name, tensor.into()), VALUE_OVERHEAD + name + data + 8 * (rank + 1));
+        }
+    }
 
     #[test]
     fn parts_follow_each_other() {

@@ -40,7 +40,7 @@ pub trait Tokenize: Send + Sync {
     fn tokens(&self, text: &str) -> Result<Tokens, String>;
 }
 
-fn input_error(name: &str, problem: impl Into<String>) -> InputError {
+pub(super) fn input_error(name: &str, problem: impl Into<String>) -> InputError {
     InputError { name: name.into(), problem: problem.into() }
 }
 
@@ -240,7 +240,7 @@ impl Manifest {
     }
 }
 
-fn check_tensor<'a>(
+pub(super) fn check_tensor<'a>(
     name: &str,
     tensor: &Tensor,
     dtype: DataType,

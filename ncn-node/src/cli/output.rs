@@ -23,6 +23,7 @@ pub(super) fn print_output(out: &mut impl io::Write, output: &Values) -> io::Res
                 }
                 Err(_) => writeln!(out, "  {name}: {tensor:?}")?,
             },
+            Value::File { data, .. } => writeln!(out, "  {name}: {} bytes", data.len())?,
             other => writeln!(out, "  {name}: {} bytes", other.size())?,
         }
     }
