@@ -1,17 +1,25 @@
 //! Between the core's types and the messages on the wire. What arrives is checked field by field; an error names the field.
 
+mod answer;
 mod error;
 mod gateway;
 mod registry;
 mod types;
 
+pub use answer::decode_answer;
 pub use error::{RemoteError, from_status, to_status};
-use ncn_core::{Address, Amount, B256, Signature};
+use ncn_core::{Address, Amount, B256, Signature, compute::MAX_OUTPUT_BYTES};
 use prost::bytes::Bytes;
 pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
 
 /// The most bytes that one message may have.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// The most bytes that one message of a worker may have: an output, and what is said around it.
+pub const MAX_ANSWER_BYTES: usize = MAX_OUTPUT_BYTES + (64 << 10);
+/// The most values of one message: as many as an output has at most, by their overhead alone.
+pub const MAX_VALUES: usize = MAX_OUTPUT_BYTES / ncn_core::value::VALUE_OVERHEAD;
+/// The most bytes of a file's media type: type and subtype have at most 127 each (RFC 6838).
+pub const MAX_MEDIA_TYPE_BYTES: usize = 255;
 /// The version of what a compute node and its workers say to each other.
 pub const WORKER_VERSION: u32 = 1;
 

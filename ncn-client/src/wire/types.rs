@@ -7,7 +7,7 @@ use ncn_core::{
 };
 use prost::bytes::Bytes;
 
-use super::{WireError, address, amount, amount_bytes, bytes, hash, required, signature, small};
+use super::{MAX_MEDIA_TYPE_BYTES, MAX_VALUES, WireError, address, amount, amount_bytes, bytes, hash, required, signature, small};
 use crate::proto;
 
 /// Named values, as a message lists them.
@@ -25,13 +25,23 @@ pub fn values_to_proto(values: Values) -> Vec<proto::NamedValue> {
     values.into_iter().map(|(name, item)| proto::NamedValue { name, value: value(item) }).collect()
 }
 
-/// Named values of a message; each name once.
+/// Named values of a message; each name once. Contents are copied: the message's own are parts of whatever was received in one piece
+/// with them, which would be kept as long as they are, and not be counted by [`Values::size`].
 pub fn values_from_proto(named: Vec<proto::NamedValue>) -> Result<Values, WireError> {
+    if named.len() > MAX_VALUES {
+        return Err(WireError::new("values", format!("are {}, at most {MAX_VALUES} are taken", named.len())));
+    }
     let mut values = Values::new();
     for proto::NamedValue { name, value } in named {
         let value = match required("values.value", value)? {
             proto::named_value::Value::Text(text) => Value::Text(text),
-            proto::named_value::Value::File(proto::File { media_type, data }) => Value::File { media_type, data },
+            proto::named_value::Value::File(proto::File { media_type, data }) => {
+                if media_type.len() > MAX_MEDIA_TYPE_BYTES {
+                    let problem = format!("has {} bytes, at most {MAX_MEDIA_TYPE_BYTES} are taken", media_type.len());
+                    return Err(WireError::new("values.file.media_type", problem));
+                }
+                Value::File { media_type, data: Bytes::copy_from_slice(&data) }
+            }
             proto::named_value::Value::Tensor(tensor) => Value::Tensor(tensor.try_into()?),
         };
         if values.insert(name, value).is_some() {
@@ -49,7 +59,8 @@ impl TryFrom<proto::Tensor> for Tensor {
         let data_type = data_type.ok_or_else(|| WireError::new("tensor.data_type", "is unknown"))?;
         let shape: Result<Vec<_>, _> = tensor.shape.into_iter().map(usize::try_from).collect();
         let shape = shape.map_err(|_| WireError::new("tensor.shape", "is too large"))?;
-        Self::new(data_type, shape, tensor.data).map_err(|error| WireError::new("tensor", error.to_string()))
+        Self::new(data_type, shape, Bytes::copy_from_slice(&tensor.data))
+            .map_err(|error| WireError::new("tensor", error.to_string()))
     }
 }
 
