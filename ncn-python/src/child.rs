@@ -10,10 +10,10 @@ use std::{
 
 use ncn_client::{
     proto::{FromWorker, RunModel, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_MESSAGE_BYTES},
+    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES},
 };
 use ncn_core::{
-    ExecutorError, Manifest, OutputChunk, Tensor, Usage, Values,
+    ExecutorError, Manifest, OutputChunk, StreamBudget, Tensor, Usage, Values,
     model::{InputError, OutputSpec, Tensors},
 };
 use prost::Message as _;
@@ -26,9 +26,6 @@ use crate::{
     model::Loaded,
     values,
 };
-
-/// The most bytes that all parts of an output may have together.
-const MAX_OUTPUT_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// What a fork begins with.
 pub(crate) struct Job {
@@ -56,7 +53,7 @@ impl Job {
     fn serve(&self, py: Python<'_>) -> io::Result<()> {
         // All that can be done before the request comes.
         let prepared = self.prepare(py);
-        let mut messages = Incoming::new(self.ends.request.try_clone()?);
+        let mut messages = Incoming::new(self.ends.request.try_clone()?, MAX_MESSAGE_BYTES);
         let message = loop {
             match messages.next::<ToWorker>()? {
                 Some(ToWorker { message, .. }) => break message,
@@ -97,8 +94,9 @@ impl Job {
         let given = given.map_err(raised)?;
 
         let streams = given.hasattr("__next__").unwrap_or(false);
+        let mut budget = StreamBudget::default();
         let (all, output_units) = if streams {
-            self.stream(py, manifest, &given)?
+            self.stream(py, manifest, &given, &mut budget)?
         } else {
             let all = values::outputs(manifest, &given)?;
             let units = rows(all.iter().find_map(|(_, value)| value.as_tensor()));
@@ -108,22 +106,28 @@ impl Job {
         // What was sent already is not sent again.
         let sent = if streams { all } else { Values::new() };
         let values = whole.into_iter().filter(|(name, value)| sent.get(name) != Some(value)).collect();
+        budget.take(&values).map_err(|limit| ExecutorError::InvalidOutput(limit.to_string()))?;
         let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let input_units = rows(tensors.values().next());
         Ok(OutputChunk { values, usage: Some(Usage { input_units, output_units, duration_micros }) })
     }
 
     /// Sends what a generator gives as it comes. Returns all of it together, and how many parts it had.
-    fn stream(&self, py: Python<'_>, manifest: &Manifest, given: &Bound<'_, PyAny>) -> Result<(Values, u64), ExecutorError> {
+    fn stream(
+        &self,
+        py: Python<'_>,
+        manifest: &Manifest,
+        given: &Bound<'_, PyAny>,
+        budget: &mut StreamBudget,
+    ) -> Result<(Values, u64), ExecutorError> {
+        let invalid = |problem: String| ExecutorError::InvalidOutput(problem);
         let raised = |error: PyErr| failure::of_infer(py, &error);
         let mut all = Values::new();
-        let (mut parts, mut bytes) = (0, 0);
+        let mut parts = 0;
         for part in given.try_iter().map_err(raised)? {
             let values = values::outputs(manifest, &part.map_err(raised)?)?;
-            bytes += values.size();
-            if bytes > MAX_OUTPUT_BYTES {
-                return Err(ExecutorError::InvalidOutput(format!("has more than {MAX_OUTPUT_BYTES} bytes")));
-            }
+            budget.take(&values).map_err(|limit| invalid(limit.to_string()))?;
+            manifest.check_part(&values).map_err(|error| invalid(error.to_string()))?;
             parts += 1;
             all.append(values.clone());
             let sent = self.send(from_worker::Message::Chunk(OutputChunk { values, usage: None }.into()));
@@ -149,8 +153,8 @@ impl Job {
 
     fn send(&self, message: from_worker::Message) -> io::Result<()> {
         let mut message = FromWorker { id: 0, message: Some(message) };
-        if message.encoded_len() > MAX_MESSAGE_BYTES {
-            let error = ExecutorError::InvalidOutput(format!("has more than {MAX_MESSAGE_BYTES} bytes"));
+        if message.encoded_len() > MAX_ANSWER_BYTES {
+            let error = ExecutorError::InvalidOutput(format!("has more than {MAX_ANSWER_BYTES} bytes"));
             message.message = Some(error_message(&error));
         }
         (&self.ends.answers).write_all(&frame(&message))

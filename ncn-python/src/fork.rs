@@ -7,8 +7,15 @@ use std::{
     path::PathBuf,
 };
 
-use ncn_client::proto::{FromWorker, from_worker};
-use ncn_core::ExecutorError;
+use bytes::Bytes;
+use ncn_client::{
+    proto::{FromWorker, from_worker},
+    wire::{self, MAX_ANSWER_BYTES},
+};
+use ncn_core::{
+    ExecutorError,
+    compute::{MAX_STREAM_BYTES, MAX_STREAM_PARTS},
+};
 use pyo3::prelude::*;
 use rustix::{
     io::Errno,
@@ -20,12 +27,17 @@ use crate::{
     frames::{Incoming, Outgoing},
 };
 
+const NONSENSE: &str = "its process says something that makes no sense";
+
 /// A fork of the interpreter, which takes one request.
 pub(crate) struct Fork {
     process: Pid,
     directory: PathBuf,
     pub(crate) request: Outgoing,
     pub(crate) answers: Incoming,
+    /// How many parts it has given, and how many bytes they had on the pipe.
+    parts: u64,
+    bytes: usize,
     state: State,
 }
 
@@ -58,7 +70,9 @@ impl Fork {
                 process,
                 directory,
                 request: Outgoing::new(file(to_fork.into()))?,
-                answers: Incoming::new(file(from_fork.into())),
+                answers: Incoming::new(file(from_fork.into()), MAX_ANSWER_BYTES),
+                parts: 0,
+                bytes: 0,
                 state: State::Open,
             }),
         })
@@ -93,20 +107,35 @@ impl Fork {
         if !self.is_open() {
             return None;
         }
-        let message = match self.answers.next() {
+        let frame = match self.answers.next_frame() {
             Ok(None) => return None,
-            Ok(Some(FromWorker { message: Some(from_worker::Message::Chunk(chunk)), .. })) => {
-                if chunk.usage.is_none() {
-                    return Some(from_worker::Message::Chunk(chunk));
-                }
-                from_worker::Message::Chunk(chunk)
-            }
-            Ok(Some(FromWorker { message: Some(message @ from_worker::Message::Error(_)), .. })) => message,
+            Ok(Some(frame)) => Ok(frame),
+            Err(_) => Err(ExecutorError::Failed(NONSENSE.into())),
+        };
+        let message = match frame.and_then(|frame| self.check(frame)) {
+            Ok(from_worker::Message::Chunk(chunk)) if chunk.usage.is_none() => return Some(from_worker::Message::Chunk(chunk)),
+            Ok(message) => message,
             // Only a model that writes to the pipe by itself gets here.
-            _ => error_message(&ExecutorError::Failed("its process says something that makes no sense".into())),
+            Err(error) => error_message(&error),
         };
         self.state = State::Answered;
         Some(message)
+    }
+
+    /// What a frame says. The node counts again; here, a model that floods the pipe harms no request beside its own.
+    fn check(&mut self, frame: Bytes) -> Result<from_worker::Message, ExecutorError> {
+        self.parts += 1;
+        self.bytes = self.bytes.saturating_add(frame.len());
+        if self.parts > MAX_STREAM_PARTS || self.bytes > MAX_STREAM_BYTES {
+            let problem = format!("has more than {MAX_STREAM_PARTS} parts, or {MAX_STREAM_BYTES} bytes in them");
+            return Err(ExecutorError::InvalidOutput(problem));
+        }
+        match wire::decode_answer(frame) {
+            Ok(FromWorker {
+                message: Some(message @ (from_worker::Message::Chunk(_) | from_worker::Message::Error(_))), ..
+            }) => Ok(message),
+            _ => Err(ExecutorError::Failed(NONSENSE.into())),
+        }
     }
 
     /// Sees it off, once it says nothing any more or is not needed. Gives the answer that it still owes.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use ncn_client::wire::MAX_MESSAGE_BYTES;
 use prost::Message;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
@@ -20,13 +19,15 @@ const HEAD: usize = 4;
 /// Messages that come out of a pipe.
 pub(crate) struct Incoming {
     pipe: File,
+    most: usize,
     read: Box<[u8]>,
     buffer: BytesMut,
 }
 
 impl Incoming {
-    pub(crate) fn new(pipe: File) -> Self {
-        Self { pipe, read: vec![0; READ].into(), buffer: BytesMut::new() }
+    /// Messages of at most so many bytes.
+    pub(crate) fn new(pipe: File, most: usize) -> Self {
+        Self { pipe, most, read: vec![0; READ].into(), buffer: BytesMut::new() }
     }
 
     /// Reads what there is; false when there will be no more. Waits only when there is nothing yet.
@@ -41,18 +42,23 @@ impl Incoming {
         Ok(count > 0)
     }
 
-    /// The next whole message. One that is too long is an error before it is read.
+    /// The next whole message.
     pub(crate) fn next<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
+        self.next_frame()?.map(M::decode).transpose().map_err(io::Error::other)
+    }
+
+    /// The bytes of the next whole message. One that is too long is an error before it is read.
+    pub(crate) fn next_frame(&mut self) -> io::Result<Option<Bytes>> {
         let Some(head) = self.buffer.first_chunk::<HEAD>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
-        if length > MAX_MESSAGE_BYTES {
-            return Err(io::Error::other(format!("a message of {length} bytes, at most {MAX_MESSAGE_BYTES} are read")));
+        if length > self.most {
+            return Err(io::Error::other(format!("a message of {length} bytes, at most {} are read", self.most)));
         }
         if self.buffer.len() < HEAD + length {
             return Ok(None);
         }
         self.buffer.advance(HEAD);
-        M::decode(self.buffer.split_to(length).freeze()).map(Some).map_err(io::Error::other)
+        Ok(Some(self.buffer.split_to(length).freeze()))
     }
 }
 
@@ -120,7 +126,7 @@ impl AsFd for Outgoing {
     }
 }
 
-/// A message with its length before it. The caller has checked that it is at most [`MAX_MESSAGE_BYTES`] long.
+/// A message with its length before it. The caller has checked that the other side reads one of its length.
 pub(crate) fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut frame = Vec::with_capacity(HEAD + length);

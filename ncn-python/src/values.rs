@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ncn_client::wire::MAX_MESSAGE_BYTES;
 use ncn_core::{
     DataType, ExecutorError, Manifest, Tensor as CoreTensor, Value, Values,
+    compute::MAX_OUTPUT_BYTES,
     model::{InputSpec, OutputSpec, Tensors},
 };
 use pyo3::{
@@ -218,6 +218,6 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("is no file"));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_MESSAGE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path)?.take(MAX_OUTPUT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -96,7 +96,7 @@ pub(crate) fn serve(py: Python<'_>) -> PyResult<End> {
         py,
         directory,
         nothing,
-        messages: Incoming::new(messages.into()),
+        messages: Incoming::new(messages.into(), wire::MAX_MESSAGE_BYTES),
         answers: Outgoing::new(answers.into())?,
         model: None,
         waiting: VecDeque::new(),
