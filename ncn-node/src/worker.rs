@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use process::{Asked, Process};
+pub(crate) use process::{Answer, Asked, Process};
 pub use serve::serve;
 use tokio::net::unix::pipe;
 

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use ncn_client::{
     proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::{MAX_MESSAGE_BYTES, WORKER_VERSION},
+    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION},
 };
-use ncn_core::ExecutorError;
+use ncn_core::{ExecutorError, OutputChunk, StreamBudget};
 use prost::Message as _;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::{
@@ -30,16 +30,35 @@ use super::serve;
 
 /// How long a worker may take until it is ready: a confined one on a slow and busy machine needs more than ten seconds.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// How many messages wait for the worker to read them, and how many parts of one answer for the node.
+/// How many messages wait for the worker to read them, and how many parts of one answer for the node. What waits of an answer is within
+/// its `StreamBudget`: at most 32 MiB for each request that a node runs, and [`MAX_ANSWER_BYTES`] for each worker that is being read.
 const QUEUE: usize = 64;
+/// The most bytes of an error that are read.
+const MAX_ERROR_BYTES: usize = 64 << 10;
 
 /// Which questions the worker has not answered yet.
 type Questions = Arc<Mutex<Open>>;
 
+/// An answer of a worker, or a part of one. Contents are what the model made of them.
+pub(crate) enum Answer {
+    /// It is done.
+    Done,
+    /// A part of an output, within what all parts of it may have.
+    Part(OutputChunk),
+    /// It failed.
+    Error(ExecutorError),
+}
+
+/// A question that the worker has not answered yet.
+struct Question {
+    /// Who waits for the answer; `None` when nobody does any more.
+    asker: Option<mpsc::Sender<Answer>>,
+    budget: StreamBudget,
+}
+
 #[derive(Default)]
 struct Open {
-    /// Who waits for which answer; `None` where nobody does any more.
-    waiting: HashMap<u64, Option<mpsc::Sender<from_worker::Message>>>,
+    waiting: HashMap<u64, Question>,
     /// The worker has ended.
     gone: bool,
     /// It is not asked anything any more, and ends with its last answer that somebody waits for.
@@ -49,7 +68,27 @@ struct Open {
 impl Open {
     /// True when the worker has nothing left to live for.
     fn is_done(&self) -> bool {
-        self.retired && !self.waiting.values().any(Option::is_some)
+        self.retired && !self.waiting.values().any(|question| question.asker.is_some())
+    }
+
+    /// Whom to give an answer to, and what of it. A worker whose parts are malformed, or more than they may be, is retired: it checks
+    /// them itself, unless the model has got around that.
+    fn take(&mut self, id: u64, answer: Result<Answer, ExecutorError>) -> Option<(mpsc::Sender<Answer>, Answer)> {
+        let question = self.waiting.get_mut(&id)?;
+        let counted = answer.and_then(|answer| {
+            if let Answer::Part(part) = &answer {
+                question.budget.take(&part.values).map_err(|limit| ExecutorError::InvalidOutput(limit.to_string()))?;
+            }
+            Ok(answer)
+        });
+        let answer = counted.unwrap_or_else(|error| {
+            self.retired = true;
+            Answer::Error(error)
+        });
+        // A part that is not the last leaves the question open.
+        let more = matches!(&answer, Answer::Part(part) if part.usage.is_none());
+        let asker = if more { question.asker.clone() } else { self.waiting.remove(&id)?.asker };
+        Some((asker?, answer))
     }
 
     fn end(&mut self) {
@@ -129,15 +168,18 @@ impl Process {
 
         let stdin = ChildStdin::from_std(stdin.ok_or_else(|| gone("has no standard input"))?).map_err(gone)?;
         let stdout = ChildStdout::from_std(stdout.ok_or_else(|| gone("has no standard output"))?).map_err(gone)?;
-        let mut answers = FramedRead::new(stdout, serve::codec());
+        let mut answers = FramedRead::new(stdout, serve::codec(MAX_ANSWER_BYTES));
         let first = tokio::time::timeout(START_TIMEOUT, answers.next()).await;
         let first = first.map_err(|_| gone(format!("was not ready within {START_TIMEOUT:?}")))?;
         let first = first.ok_or_else(|| gone("ended before it was ready: does its program call ncn_node::worker::init?"))?;
-        match serve::decode(first.map_err(gone)?).map_err(gone)?.message {
+        match wire::decode_answer(first.map_err(gone)?.freeze()).map_err(gone)?.message {
             Some(from_worker::Message::Ready(proto::Ready { version: WORKER_VERSION })) => {}
-            other => return Err(gone(format!("speaks another version: {other:?}"))),
+            Some(from_worker::Message::Ready(proto::Ready { version })) => {
+                return Err(gone(format!("speaks version {version}, not {WORKER_VERSION}: use a worker of this release")));
+            }
+            _ => return Err(gone("did not begin by saying that it is ready: does its program call ncn_node::worker::init?")),
         }
-        tokio::spawn(write(FramedWrite::new(stdin, serve::codec()), to_send, group.clone()));
+        tokio::spawn(write(FramedWrite::new(stdin, serve::codec(MAX_MESSAGE_BYTES)), to_send, group.clone()));
         tokio::spawn(read(answers, open, group));
         Ok(process)
     }
@@ -168,7 +210,7 @@ impl Process {
     pub(crate) async fn ask(
         self: &Arc<Self>,
         message: to_worker::Message,
-    ) -> Result<(Asked, mpsc::Receiver<from_worker::Message>), ExecutorError> {
+    ) -> Result<(Asked, mpsc::Receiver<Answer>), ExecutorError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let message = ToWorker { id, message: Some(message) };
         if message.encoded_len() > MAX_MESSAGE_BYTES {
@@ -180,7 +222,7 @@ impl Process {
             if open.gone || open.retired {
                 return Err(gone("has ended"));
             }
-            open.waiting.insert(id, Some(sender));
+            open.waiting.insert(id, Question { asker: Some(sender), budget: StreamBudget::default() });
         }
         let asked = Asked { process: self.clone(), id };
         self.messages.send(message).await.map_err(|_| gone("has ended"))?;
@@ -218,8 +260,8 @@ impl Drop for Asked {
     fn drop(&mut self) {
         {
             let mut open = lock(&self.process.open);
-            let Some(waiter) = open.waiting.get_mut(&self.id) else { return };
-            *waiter = None;
+            let Some(question) = open.waiting.get_mut(&self.id) else { return };
+            question.asker = None;
         }
         let (process, id) = (self.process.clone(), self.id);
         let told = self.cancel();
@@ -256,17 +298,12 @@ async fn write(
 async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, open: Questions, group: Arc<Group>) {
     let ended: io::Result<()> = async {
         while let Some(frame) = answers.next().await {
-            let FromWorker { id, message } = serve::decode(frame?)?;
-            let message = message.ok_or_else(|| io::Error::other("an empty message"))?;
-            // A part that is not the last leaves the question open.
-            let more = matches!(&message, from_worker::Message::Chunk(chunk) if chunk.usage.is_none());
-            let asker = {
-                let mut open = lock(&open);
-                if more { open.waiting.get(&id).cloned() } else { open.waiting.remove(&id) }
-            };
-            if let Some(Some(asker)) = asker {
+            let FromWorker { id, message } = wire::decode_answer(frame?.freeze()).map_err(io::Error::other)?;
+            let answer = answer(message.ok_or_else(|| io::Error::other("an empty message"))?);
+            let taken = lock(&open).take(id, answer);
+            if let Some((asker, answer)) = taken {
                 // Waits when the asker is slow: the worker waits with it.
-                let _ = asker.send(message).await;
+                let _ = asker.send(answer).await;
             }
             if lock(&open).is_done() {
                 break;
@@ -281,4 +318,23 @@ async fn read(mut answers: FramedRead<ChildStdout, LengthDelimitedCodec>, open: 
     // Closes every asker's channel.
     lock(&open).end();
     group.kill();
+}
+
+/// A worker's message as an answer; an error is about one that no worker sends by itself.
+fn answer(message: from_worker::Message) -> Result<Answer, ExecutorError> {
+    Ok(match message {
+        from_worker::Message::Done(_) => Answer::Done,
+        from_worker::Message::Chunk(chunk) => {
+            Answer::Part(wire::chunk_from_proto(chunk).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?)
+        }
+        from_worker::Message::Error(error) if error.len() > MAX_ERROR_BYTES => {
+            let problem = format!("its error has {} bytes, at most {MAX_ERROR_BYTES} are read", error.len());
+            return Err(ExecutorError::Failed(problem));
+        }
+        from_worker::Message::Error(error) => {
+            let nonsense = |_| ExecutorError::Worker("gave an error that makes no sense".into());
+            Answer::Error(serde_json::from_str(&error).unwrap_or_else(nonsense))
+        }
+        from_worker::Message::Ready(_) => Answer::Error(ExecutorError::Worker("answered something else".into())),
+    })
 }

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt as _};
 use ncn_client::{
     proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_MESSAGE_BYTES, WORKER_VERSION},
+    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION},
 };
-use ncn_core::{Execution, Executor as _, ExecutorError, Model, executor::ModelPackage};
+use ncn_core::{Execution, Executor as _, ExecutorError, Model, StreamBudget, executor::ModelPackage};
 use prost::Message as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -30,9 +30,9 @@ use crate::executor::EngineExecutor;
 /// How many answers wait for the node to read them.
 const QUEUE: usize = 64;
 
-/// Frames of at most [`MAX_MESSAGE_BYTES`]; a longer one is an error before it is read.
-pub(super) fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE_BYTES).new_codec()
+/// Frames of at most so many bytes; a longer one is an error before it is read.
+pub(super) fn codec(most: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(most).new_codec()
 }
 
 /// The questions that are not answered yet.
@@ -51,7 +51,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (answers, mut to_send) = mpsc::channel::<FromWorker>(QUEUE);
     let writing = tokio::spawn(async move {
-        let mut output: FramedWrite<_, LengthDelimitedCodec> = FramedWrite::new(output, codec());
+        let mut output: FramedWrite<_, LengthDelimitedCodec> = FramedWrite::new(output, codec(MAX_ANSWER_BYTES));
         while let Some(answer) = to_send.recv().await {
             output.feed(Bytes::from(answer.encode_to_vec())).await?;
             // What is ready goes out together.
@@ -66,7 +66,7 @@ pub async fn serve(
     // Sending fails only when the node is gone, which the input's end will show.
     let _ = answers.send(FromWorker { id: 0, message: Some(ready) }).await;
 
-    let mut input = FramedRead::new(input, codec());
+    let mut input = FramedRead::new(input, codec(MAX_MESSAGE_BYTES));
     let open = Open::default();
     while let Some(frame) = input.next().await {
         let ToWorker { id, message } = ToWorker::decode(frame?).map_err(io::Error::other)?;
@@ -87,8 +87,8 @@ pub async fn serve(
                     };
                     lock(&open).remove(&id);
                     let mut answer = FromWorker { id, message: Some(answer) };
-                    if answer.encoded_len() > MAX_MESSAGE_BYTES {
-                        let error = ExecutorError::InvalidOutput(format!("has more than {MAX_MESSAGE_BYTES} bytes"));
+                    if answer.encoded_len() > MAX_ANSWER_BYTES {
+                        let error = ExecutorError::InvalidOutput(format!("has more than {MAX_ANSWER_BYTES} bytes"));
                         answer.message = Some(from_worker::Message::Error(serde_json::to_string(&error).unwrap_or_default()));
                     }
                     let _ = answers.send(answer).await;
@@ -130,8 +130,10 @@ async fn answer(
                 time_limit: Duration::from_micros(run.time_limit_micros),
             };
             let mut outputs = executor.start(execution, cancel).await?;
+            let mut budget = StreamBudget::default();
             while let Some(chunk) = outputs.next().await {
                 let chunk = chunk?;
+                budget.take(&chunk.values).map_err(|limit| ExecutorError::InvalidOutput(limit.to_string()))?;
                 let last = chunk.usage.is_some();
                 let message = from_worker::Message::Chunk(chunk.into());
                 if last {
@@ -143,9 +145,4 @@ async fn answer(
         }
         to_worker::Message::Cancel(_) => Ok(from_worker::Message::Done(proto::Empty {})),
     }
-}
-
-/// A frame's message.
-pub(super) fn decode(frame: BytesMut) -> io::Result<FromWorker> {
-    FromWorker::decode(frame).map_err(io::Error::other)
 }

@@ -7,11 +7,12 @@ use std::{
 };
 
 use ncn_client::{
-    proto::{self, from_worker, to_worker},
+    proto::{self, to_worker},
     wire,
 };
 use ncn_core::{
-    Confinement, Execution, ExecutorError, OutputChunk, Policy, ResourceLimits, Sandbox, SandboxCommand, executor::ModelPackage,
+    Confinement, Execution, ExecutorError, Model, OutputChunk, Policy, ResourceLimits, Sandbox, SandboxCommand,
+    executor::ModelPackage,
 };
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
@@ -22,7 +23,7 @@ use super::{
     WorkerOptions, WorkerProgram,
     memory::{Memory, Promise},
 };
-use crate::worker::{Asked, Process};
+use crate::worker::{Answer, Asked, Process};
 
 /// How long a model may take to load.
 const LOAD_TIMEOUT: Duration = Duration::from_mins(2);
@@ -260,14 +261,14 @@ impl Slot {
     /// Starts a run in the model's worker.
     pub(super) async fn run(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<Parts, Broken> {
         let worker = timeout_at(deadline, self.ready()).await.map_err(|_| not_ready())??;
-        Parts::ask(worker, execution, deadline, None).await
+        Parts::ask(worker, self.package.model.clone(), execution, deadline, None).await
     }
 
     /// Starts a run in a worker of its own.
     pub(super) async fn run_alone(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<Parts, Broken> {
         let alone = timeout_at(deadline, self.alone.clone().acquire_owned()).await.map_err(|_| not_ready())?.ok();
         let worker = timeout_at(deadline, self.start()).await.map_err(|_| not_ready())??;
-        Parts::ask(worker, execution, deadline, alone).await
+        Parts::ask(worker, self.package.model.clone(), execution, deadline, alone).await
     }
 }
 
@@ -307,7 +308,8 @@ async fn fill(slot: Weak<Slot>) {
 
 /// The parts of an output, as a worker gives them. Dropping it cancels the run.
 pub(super) struct Parts {
-    answers: mpsc::Receiver<from_worker::Message>,
+    answers: mpsc::Receiver<Answer>,
+    model: Arc<Model>,
     deadline: Instant,
     time_limit: Duration,
     asked: Asked,
@@ -318,6 +320,7 @@ pub(super) struct Parts {
 impl Parts {
     async fn ask(
         worker: Worker,
+        model: Arc<Model>,
         execution: Execution,
         deadline: Instant,
         alone: Option<OwnedSemaphorePermit>,
@@ -331,7 +334,7 @@ impl Parts {
         };
         let asking = timeout_at(deadline, worker.process.ask(to_worker::Message::Run(run))).await;
         let (asked, answers) = asking.map_err(|_| ExecutorError::TimedOut(time_limit))??;
-        Ok(Self { answers, deadline, time_limit, asked, worker, _alone: alone })
+        Ok(Self { answers, model, deadline, time_limit, asked, worker, _alone: alone })
     }
 
     /// Cancels the run. A worker that does not stop at once may be stuck: nothing more is sent to it.
@@ -346,32 +349,36 @@ impl Parts {
     /// The next part.
     pub(super) async fn next(&mut self) -> Result<OutputChunk, Broken> {
         let answer = timeout_at(self.deadline, self.answers.recv()).await;
-        let unexpected = || ExecutorError::Worker("answered something else".into());
         let Ok(answer) = answer else {
             self.give_up().await;
             return Err(ExecutorError::TimedOut(self.time_limit).into());
         };
         match answer {
-            Some(from_worker::Message::Chunk(chunk)) => {
-                Ok(wire::chunk_from_proto(chunk).map_err(|error| ExecutorError::Worker(error.to_string()))?)
-            }
-            Some(from_worker::Message::Error(error)) => Err(remote(&error).into()),
-            Some(_) => Err(unexpected().into()),
+            Some(Answer::Part(chunk)) => match self.model.manifest().check_part(&chunk.values) {
+                Ok(()) => Ok(chunk),
+                // The worker has checked this, unless the model has got around it: it may do the same to the next request.
+                Err(error) => {
+                    self.worker.process.retire();
+                    Err(ExecutorError::InvalidOutput(error.to_string()).into())
+                }
+            },
+            Some(Answer::Error(error)) => Err(error.into()),
+            Some(Answer::Done) => Err(unexpected().into()),
             None => Err(ExecutorError::Worker("died while it ran the model".into()).into()),
         }
     }
 }
 
 /// Waits for an answer without content.
-async fn answered(answers: &mut mpsc::Receiver<from_worker::Message>) -> Result<(), ExecutorError> {
+async fn answered(answers: &mut mpsc::Receiver<Answer>) -> Result<(), ExecutorError> {
     match answers.recv().await {
-        Some(from_worker::Message::Done(_)) => Ok(()),
-        Some(from_worker::Message::Error(error)) => Err(remote(&error)),
-        Some(_) => Err(ExecutorError::Worker("answered something else".into())),
+        Some(Answer::Done) => Ok(()),
+        Some(Answer::Error(error)) => Err(error),
+        Some(Answer::Part(_)) => Err(unexpected()),
         None => Err(ExecutorError::Worker("ended without an answer".into())),
     }
 }
 
-fn remote(error: &str) -> ExecutorError {
-    serde_json::from_str(error).unwrap_or_else(|_| ExecutorError::Worker("gave an error that makes no sense".into()))
+fn unexpected() -> ExecutorError {
+    ExecutorError::Worker("answered something else".into())
 }
