@@ -14,8 +14,8 @@ pub use attach::Attachments;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
-    Message as _, PaymentLedger, RequestId, Reservation, Signed, StreamChain, UnixTime, Usage, Values,
-    compute::{ComputeEvents, MAX_OUTPUT_BYTES},
+    Message as _, Model, PaymentLedger, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
+    compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_UNITS},
     crypto::Authored,
     executor::{ModelPackage, Outputs},
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -141,6 +141,7 @@ impl Compute for ComputeNode {
             parameters: task.request.message.parameters.clone(),
             time_limit: left.min(Duration::from_millis(package.model.manifest().limits.deadline_ms)),
         };
+        let started = Instant::now();
         let outputs = self.executor.run(execution).await.map_err(compute_error)?;
         let unsigned = InferenceResult {
             request_id,
@@ -152,7 +153,7 @@ impl Compute for ComputeNode {
             confinement: self.executor.confinement(&task.quote.model_digest),
         };
         let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned };
-        let running = Running::new(outputs, signing, lease);
+        let running = Running::new(outputs, started, package.model.clone(), signing, lease);
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
     }
 }
@@ -160,6 +161,9 @@ impl Compute for ComputeNode {
 /// A task that runs.
 struct Running {
     outputs: Outputs,
+    started: Instant,
+    model: Arc<Model>,
+    budget: StreamBudget,
     output: Values,
     signing: Signing,
     chain: StreamChain,
@@ -179,9 +183,12 @@ struct Signing {
 }
 
 impl Running {
-    fn new(outputs: Outputs, signing: Signing, lease: Lease) -> Self {
+    fn new(outputs: Outputs, started: Instant, model: Arc<Model>, signing: Signing, lease: Lease) -> Self {
         Self {
             outputs,
+            started,
+            model,
+            budget: StreamBudget::default(),
             output: Values::new(),
             chain: StreamChain::new(signing.unsigned.request_id),
             signing,
@@ -218,9 +225,19 @@ impl Running {
             }
             None => self.outputs.next().await,
         };
-        let part = part.ok_or_else(|| ComputeError::Failed("the output broke off".into()))?.map_err(compute_error)?;
+        let mut part = part.ok_or_else(|| ComputeError::Failed("the output broke off".into()))?.map_err(compute_error)?;
+        // What is signed has to be what the manifest promises, whoever made it.
+        let broken = |problem: String| compute_error(ExecutorError::InvalidOutput(problem));
+        self.budget.take(&part.values).map_err(|limit| broken(limit.to_string()))?;
+        self.model.manifest().check_part(&part.values).map_err(|error| broken(error.to_string()))?;
         self.output.append(part.values.clone());
         check_size(&self.output)?;
+        if let Some(usage) = &mut part.usage {
+            let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            usage.duration_micros = usage.duration_micros.min(elapsed);
+            self.model.manifest().check_delivered(&self.output).map_err(|error| broken(error.to_string()))?;
+            check_usage(usage)?;
+        }
         let usage = part.usage;
         // What comes in one part is no stream.
         if usage.is_none() || self.chain.parts() > 0 {
@@ -265,12 +282,23 @@ fn check_size(output: &Values) -> Result<(), ComputeError> {
     Err(ComputeError::Failed(format!("the output has {} bytes, at most {MAX_OUTPUT_BYTES} are delivered", output.size())))
 }
 
+/// Units are the model's own count.
+fn check_usage(usage: &Usage) -> Result<(), ComputeError> {
+    if usage.input_units.max(usage.output_units) <= MAX_UNITS {
+        return Ok(());
+    }
+    let Usage { input_units, output_units, .. } = usage;
+    Err(ComputeError::Failed(format!("usage: {input_units} units in and {output_units} out, at most {MAX_UNITS} are signed for")))
+}
+
 fn compute_error(error: ExecutorError) -> ComputeError {
+    // A model's own words, of which a few are enough.
+    let text = |error: ExecutorError| error.to_string().chars().take(MAX_ERROR_CHARS).collect();
     match error {
         ExecutorError::TimedOut(_) | ExecutorError::Cancelled => ComputeError::DeadlineExceeded,
         ExecutorError::NotLoaded(digest) => ComputeError::UnknownModel(digest),
-        error if error.is_retryable() => ComputeError::Unavailable(error.to_string()),
-        error => ComputeError::Failed(error.to_string()),
+        error if error.is_retryable() => ComputeError::Unavailable(text(error)),
+        error => ComputeError::Failed(text(error)),
     }
 }
 

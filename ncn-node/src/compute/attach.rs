@@ -16,8 +16,9 @@ use ncn_client::{
 use ncn_core::{
     Attachment, Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, Signed, membership::HEARTBEAT_SECONDS,
 };
+use prost::Message as _;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,6 +29,9 @@ use crate::presence::next_sequence;
 
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
+/// How many bytes these have together; a message is never longer. Beside them, each request that runs has one part of at most
+/// `MAX_OUTPUT_BYTES`, 8 MiB, that waits to be among them.
+const MAX_WAITING_BYTES: u32 = 16 << 20;
 
 /// A node's streams to its gateways; they end when this is dropped.
 #[derive(Default)]
@@ -66,8 +70,10 @@ async fn attach(
     mut client: GatewayComputeServiceClient<Channel>,
     backoff: &mut Backoff,
 ) -> Result<(), Status> {
-    let (answers, to_send) = mpsc::channel(QUEUE);
-    let mut messages = client.attach(ReceiverStream::new(to_send)).await?.into_inner();
+    let (answers, to_send) = Answers::new();
+    // Their bytes may be others' once the connection has taken them.
+    let to_send = ReceiverStream::new(to_send).map(|(message, _bytes)| message);
+    let mut messages = client.attach(to_send).await?.into_inner();
     let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new() };
     let mut heartbeats = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeats.tick().await;
@@ -86,10 +92,35 @@ async fn attach(
     }
 }
 
+/// What waits for the gateway, and how many bytes it may still have.
+#[derive(Clone)]
+struct Answers {
+    messages: mpsc::Sender<(ComputeMessage, OwnedSemaphorePermit)>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Answers {
+    fn new() -> (Self, mpsc::Receiver<(ComputeMessage, OwnedSemaphorePermit)>) {
+        let (messages, to_send) = mpsc::channel(QUEUE);
+        (Self { messages, bytes: Arc::new(Semaphore::new(MAX_WAITING_BYTES as usize)) }, to_send)
+    }
+
+    async fn send(&self, message: compute_message::Message) -> Result<(), Status> {
+        let gone = || Status::unavailable("the gateway does not read any more");
+        let message = ComputeMessage { message: Some(message) };
+        let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX).min(MAX_WAITING_BYTES);
+        let bytes = tokio::select! {
+            bytes = self.bytes.clone().acquire_many_owned(bytes) => bytes.map_err(|_| gone())?,
+            () = self.messages.closed() => return Err(gone()),
+        };
+        self.messages.send((message, bytes)).await.map_err(|_| gone())
+    }
+}
+
 struct Stream {
     node: Arc<ComputeNode>,
     gateway: Address,
-    answers: mpsc::Sender<ComputeMessage>,
+    answers: Answers,
     running: HashMap<RequestId, AbortHandle>,
 }
 
@@ -104,14 +135,9 @@ fn error_text(error: &ComputeError) -> String {
     serde_json::to_string(error).unwrap_or_default()
 }
 
-async fn send(answers: &mpsc::Sender<ComputeMessage>, message: compute_message::Message) -> Result<(), Status> {
-    let message = ComputeMessage { message: Some(message) };
-    answers.send(message).await.map_err(|_| Status::unavailable("the gateway does not read any more"))
-}
-
 impl Stream {
     async fn send(&self, message: compute_message::Message) -> Result<(), Status> {
-        send(&self.answers, message).await
+        self.answers.send(message).await
     }
 
     async fn handle(&mut self, message: GatewayMessage) -> Result<(), Status> {
@@ -167,7 +193,7 @@ impl Stream {
             if let Err(error) = run(&node, task, &answers).await {
                 let failed = proto::TaskFailed { request_id: wire::bytes(request_id), error: error_text(&error) };
                 // It fails only when the gateway is gone, which it will notice itself.
-                let _ = send(&answers, compute_message::Message::Failed(failed)).await;
+                let _ = answers.send(compute_message::Message::Failed(failed)).await;
             }
         });
         self.running.insert(request_id, running.abort_handle());
@@ -175,7 +201,7 @@ impl Stream {
 }
 
 /// Runs a task and sends what comes out.
-async fn run(node: &ComputeNode, task: ComputeTask, answers: &mpsc::Sender<ComputeMessage>) -> Result<(), ComputeError> {
+async fn run(node: &ComputeNode, task: ComputeTask, answers: &Answers) -> Result<(), ComputeError> {
     let id: B256 = task.quote.request_id;
     let mut events = node.execute(task).await?;
     while let Some(event) = events.next().await {
@@ -191,7 +217,29 @@ async fn run(node: &ComputeNode, task: ComputeTask, answers: &mpsc::Sender<Compu
             }),
             _ => continue,
         };
-        send(answers, message).await.map_err(|status| ComputeError::Unavailable(status.message().into()))?;
+        answers.send(message).await.map_err(|status| ComputeError::Unavailable(status.message().into()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes() {
+        let (answers, mut to_send) = Answers::new();
+        let large = || {
+            let failed = proto::TaskFailed { error: "x".repeat(7 << 20), ..proto::TaskFailed::default() };
+            answers.send(compute_message::Message::Failed(failed)).now_or_never()
+        };
+        assert!(large().is_some_and(|sent| sent.is_ok()) && large().is_some_and(|sent| sent.is_ok()));
+        assert!(large().is_none(), "a third does not fit");
+        drop(to_send.try_recv().unwrap());
+        assert!(large().is_some_and(|sent| sent.is_ok()));
+        drop(to_send);
+        assert!(large().is_some_and(|sent| sent.is_err()), "nobody reads any more");
+    }
 }
