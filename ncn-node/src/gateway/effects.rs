@@ -255,6 +255,10 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
                     && word.model_digest == order.model_digest
                     && word.input_hash == order.input_hash
                     && output.size() <= MAX_OUTPUT_BYTES
+                    && gateway
+                        .models
+                        .get(&order.model_digest)
+                        .is_some_and(|info| info.model.manifest().check_delivered(&output).is_ok())
                     && word.output_hash == output.hash()
                     && result.verify(&gateway.domain).is_ok();
                 if !honest {

@@ -14,8 +14,9 @@ use ncn_client::{
     wire,
 };
 use ncn_core::{
-    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamCheckpoint,
-    compute::ComputeEvents, membership::LIVENESS_SECONDS,
+    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamBudget, StreamCheckpoint,
+    compute::{ComputeEvents, MAX_ERROR_CHARS},
+    membership::LIVENESS_SECONDS,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -26,9 +27,11 @@ use super::Gateway;
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many messages wait for a node to read them.
 const QUEUE: usize = 256;
-/// The most bytes of an error that a node may send.
-const MAX_ERROR_BYTES: usize = 4 << 10;
-/// How many parts of an output wait for the gateway to read them.
+/// The most bytes of an error that a node may send: each character takes up to 6 in JSON.
+const MAX_ERROR_BYTES: usize = 8 * MAX_ERROR_CHARS;
+/// How many parts of an output wait for the gateway to read them. Whatever a node sends, all parts of one request are within a
+/// [`StreamBudget`] of 32 MiB, and its output within the one message that it comes in: what waits of a request is at most 48 MiB, for
+/// as long as it takes the request's driver to come round and put it away (`gateway/task.rs` says how much of it is kept).
 const EVENT_QUEUE: usize = 64;
 
 /// What is sent to a node.
@@ -114,9 +117,17 @@ struct RemoteCompute {
 #[derive(Default)]
 struct Open {
     reservations: HashMap<RequestId, oneshot::Sender<Result<(), ComputeError>>>,
-    tasks: HashMap<RequestId, mpsc::Sender<Result<ComputeEvent, ComputeError>>>,
+    tasks: HashMap<RequestId, OpenTask>,
     closed: bool,
 }
+
+/// A task that the node runs.
+struct OpenTask {
+    events: EventSender,
+    budget: StreamBudget,
+}
+
+type EventSender = mpsc::Sender<Result<ComputeEvent, ComputeError>>;
 
 /// An error as the node sent it, which is no reason to keep megabytes of it.
 fn remote_error(text: &str) -> ComputeError {
@@ -156,24 +167,32 @@ impl RemoteCompute {
             compute_message::Message::Chunk(chunk) => {
                 let id = wire::hash("chunk.request_id", &chunk.request_id)?;
                 let part = wire::chunk_from_proto(wire::required("chunk.chunk", chunk.chunk)?)?;
-                let task = self.open().tasks.get(&id).cloned();
+                let task = match self.open().tasks.get_mut(&id) {
+                    Some(task) => {
+                        // Nodes count by the same rules: one that sends more is not the software that it should be.
+                        let counted = task.budget.take(&part.values);
+                        counted.map_err(|limit| Status::resource_exhausted(format!("chunk: the output {limit}")))?;
+                        Some(task.events.clone())
+                    }
+                    None => None,
+                };
                 self.deliver(task, Ok(ComputeEvent::Chunk(part))).await;
             }
             compute_message::Message::Checkpoint(checkpoint) => {
                 let checkpoint: Signed<StreamCheckpoint> = checkpoint.try_into()?;
-                let task = self.open().tasks.get(&checkpoint.message.request_id).cloned();
+                let task = self.open().tasks.get(&checkpoint.message.request_id).map(|task| task.events.clone());
                 self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint))).await;
             }
             compute_message::Message::Finished(finished) => {
                 let id = wire::hash("finished.request_id", &finished.request_id)?;
                 let output = wire::values_from_proto(finished.output)?;
                 let result = wire::required("finished.result", finished.result)?.try_into()?;
-                let task = self.open().tasks.remove(&id);
+                let task = self.open().tasks.remove(&id).map(|task| task.events);
                 self.deliver(task, Ok(ComputeEvent::Finished { output, result })).await;
             }
             compute_message::Message::Failed(failed) => {
                 let id = wire::hash("failed.request_id", &failed.request_id)?;
-                let task = self.open().tasks.remove(&id);
+                let task = self.open().tasks.remove(&id).map(|task| task.events);
                 self.deliver(task, Err(remote_error(&failed.error))).await;
             }
         }
@@ -181,11 +200,7 @@ impl RemoteCompute {
     }
 
     /// Hands an event to whoever waits for it; waits when that one is slow, and the node waits with it.
-    async fn deliver(
-        &self,
-        task: Option<mpsc::Sender<Result<ComputeEvent, ComputeError>>>,
-        event: Result<ComputeEvent, ComputeError>,
-    ) {
+    async fn deliver(&self, task: Option<EventSender>, event: Result<ComputeEvent, ComputeError>) {
         if let Some(task) = task {
             let _ = task.send(event).await;
         }
@@ -230,7 +245,7 @@ impl Compute for RemoteCompute {
             if open.closed {
                 return Err(self.gone());
             }
-            open.tasks.insert(request_id, sender);
+            open.tasks.insert(request_id, OpenTask { events: sender, budget: StreamBudget::default() });
         }
         let cancel = Undo::new(self, request_id, gateway_message::Message::Cancel(wire::bytes(request_id)));
         self.send(gateway_message::Message::Task(task.into())).await?;
@@ -279,5 +294,43 @@ impl Drop for Undo {
         drop(open);
         // When the queue is full, the node is slow or gone; its own deadlines end what it still does.
         let _ = self.sender.try_send(Ok(GatewayMessage { message: Some(message) }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ncn_core::{OutputChunk, Value, Values, compute::MAX_STREAM_PARTS};
+    use tonic::Code;
+
+    use super::*;
+
+    /// What becomes of a node that sends a part again and again, and how many it could.
+    async fn flood(values: Values) -> (Status, u64) {
+        let (sender, _messages) = mpsc::channel(1);
+        let node = RemoteCompute { address: Address::ZERO, sender, open: Arc::default() };
+        let request_id = B256::repeat_byte(1);
+        let (events, mut queue) = mpsc::channel(EVENT_QUEUE);
+        node.open().tasks.insert(request_id, OpenTask { events, budget: StreamBudget::default() });
+        let chunk =
+            proto::TaskChunk { request_id: wire::bytes(request_id), chunk: Some(OutputChunk { values, usage: None }.into()) };
+        for sent in 0..=MAX_STREAM_PARTS {
+            let message = ComputeMessage { message: Some(compute_message::Message::Chunk(chunk.clone())) };
+            if let Err(status) = node.handle(message).await {
+                return (status, sent);
+            }
+            assert!(queue.try_recv().is_ok());
+        }
+        panic!("it may send as much as it likes")
+    }
+
+    #[tokio::test]
+    async fn a_node_that_floods_its_gateway_is_detached() {
+        let file = Value::File { media_type: "text/plain".into(), data: vec![0; 1 << 20].into() };
+        let (status, sent) = flood([("file", file)].into()).await;
+        assert_eq!((status.code(), sent), (Code::ResourceExhausted, 31), "{status}");
+        let (status, sent) = flood(Values::new()).await;
+        assert_eq!((status.code(), sent), (Code::ResourceExhausted, MAX_STREAM_PARTS), "{status}");
+        let (status, sent) = flood([("text", "x".repeat(8 << 20).as_str())].into()).await;
+        assert_eq!((status.code(), sent), (Code::ResourceExhausted, 0), "{status}");
     }
 }

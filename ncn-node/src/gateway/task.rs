@@ -18,10 +18,12 @@ use tokio::sync::{Notify, mpsc, watch};
 
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
-/// How many bytes of a streamed output's parts are remembered for those who follow late; all of it is in the final output.
-const MAX_CHUNK_BYTES: usize = 1 << 20;
-/// What a part costs beside its values.
-const CHUNK_OVERHEAD: usize = 256;
+/// How many bytes of a streamed output's parts are remembered for those who follow late; all of it is in the final output. With the
+/// output and the inputs, 8 MiB each, a request is remembered in at most 20 MiB: all of `GatewayOptions::max_tasks` in 200 GB, if as many
+/// are paid for within `GatewayOptions::retention`.
+const MAX_CHUNK_BYTES: usize = 4 << 20;
+/// What a part costs beside its values: mostly the map that they are in.
+const CHUNK_OVERHEAD: usize = 1 << 10;
 
 /// One request. The driver alone changes [`Progress`]; everyone else watches.
 pub(super) struct Task {
