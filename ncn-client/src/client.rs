@@ -28,6 +28,8 @@ const REFUND_PATIENCE: Duration = Duration::from_secs(30);
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
+/// How many steps a gateway may report; the rest is not remembered.
+const MAX_STEPS: usize = 256;
 /// How long the hint that a request is paid may take.
 const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -334,7 +336,7 @@ impl Paid {
             parts.rewind();
             while let Some(update) = updates.next().await {
                 match update? {
-                    TaskUpdate::Step(report) => steps.push(report),
+                    TaskUpdate::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
                     TaskUpdate::Attempt(node) => parts.attempt(node),
                     TaskUpdate::Chunk(chunk) => parts.part(chunk, on_event),
                     TaskUpdate::Checkpoint(signed) => parts.checkpoint(&signed),

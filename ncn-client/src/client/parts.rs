@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use ncn_core::{
-    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamChain, StreamCheckpoint, Value, Values,
-    compute::MAX_OUTPUT_BYTES, stream::CHECKPOINT_PARTS,
+    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, StreamCheckpoint, Value, Values,
+    stream::CHECKPOINT_PARTS,
 };
 
 /// What a caller sees of a streamed output.
@@ -35,9 +35,9 @@ pub(super) struct Parts {
     /// How many of them the node has signed.
     signed: u64,
     unsigned_since: Option<Instant>,
-    /// What the caller has, since the last restart.
+    /// What the caller has, since the last restart, and what it may have beside it.
     handed: Vec<OutputChunk>,
-    bytes: usize,
+    budget: StreamBudget,
     /// Why no more parts are handed out.
     misfit: Option<String>,
 }
@@ -54,7 +54,7 @@ impl Parts {
             signed: 0,
             unsigned_since: None,
             handed: Vec::new(),
-            bytes: 0,
+            budget: StreamBudget::default(),
             misfit: None,
         }
     }
@@ -85,9 +85,8 @@ impl Parts {
         if at < self.handed.len() {
             self.restart(at, hand_out);
         }
-        self.bytes = self.bytes.saturating_add(chunk.values.size());
-        if self.bytes > MAX_OUTPUT_BYTES {
-            return self.end(format!("the parts have more than the {MAX_OUTPUT_BYTES} bytes of an output"));
+        if let Err(limit) = self.budget.take(&chunk.values) {
+            return self.end(format!("the output {limit}"));
         }
         self.handed.push(chunk.clone());
         hand_out(StreamEvent::Part(chunk));
@@ -96,7 +95,9 @@ impl Parts {
     /// Voids what the caller has, but for the first `keep` parts, which have come again.
     fn restart(&mut self, keep: usize, hand_out: &mut (impl FnMut(StreamEvent) + Send)) {
         self.handed.truncate(keep);
-        self.bytes = self.handed.iter().map(|chunk| chunk.values.size()).sum();
+        self.budget = StreamBudget::default();
+        // What was within the budget before still is.
+        self.handed.iter().for_each(|chunk| drop(self.budget.take(&chunk.values)));
         hand_out(StreamEvent::Restarted);
         self.handed.iter().cloned().map(StreamEvent::Part).for_each(hand_out);
     }

@@ -1,5 +1,5 @@
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Amount, B256, Split, Usage};
+use ncn_core::{Amount, B256, Split, Usage, compute::MAX_STREAM_BYTES};
 
 use super::*;
 
@@ -127,13 +127,13 @@ async fn a_node_that_signs_other_parts_than_its_output_is_found_out() {
 }
 
 #[test]
-fn parts_have_no_more_bytes_than_an_output() {
+fn parts_have_no_more_bytes_than_a_stream_may_have() {
     let mut parts = Parts::new(&quote(Address::ZERO), DOMAIN);
     let mut count = 0;
-    let part = OutputChunk { values: Values::from([("text", "x".repeat(1 << 20).as_str())]), usage: Some(Usage::default()) };
-    for _ in 0..20 {
+    let part = OutputChunk { values: Values::from([("text", "x".repeat(2 << 20).as_str())]), usage: Some(Usage::default()) };
+    for _ in 0..30 {
         parts.part(part.clone(), &mut |_| count += 1);
     }
-    assert!(count <= MAX_OUTPUT_BYTES >> 20, "{count}");
-    assert!(parts.misfit.is_some());
+    assert!(count <= MAX_STREAM_BYTES / (2 << 20), "{count}");
+    assert!(parts.misfit.as_ref().is_some_and(|misfit| misfit.contains("bytes")), "{:?}", parts.misfit);
 }
