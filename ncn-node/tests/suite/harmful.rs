@@ -35,7 +35,7 @@ async fn executor(options: WorkerOptions) -> Arc<dyn Executor> {
 }
 
 /// The quickstart model with another manifest, in this directory.
-fn changed(directory: &std::path::Path, change: impl FnOnce(&mut Json)) -> ModelPackage {
+pub(crate) fn changed(directory: &std::path::Path, change: impl FnOnce(&mut Json)) -> ModelPackage {
     let package = quickstart::unpack(directory).unwrap();
     let mut manifest: Json = serde_json::from_slice(quickstart::MANIFEST).unwrap();
     change(&mut manifest);
@@ -43,13 +43,13 @@ fn changed(directory: &std::path::Path, change: impl FnOnce(&mut Json)) -> Model
 }
 
 /// A client with one token, and what is left of it.
-struct Customer {
+pub(crate) struct Customer {
     client: Client,
     ledger: Arc<ncn_client::evm::EvmLedger>,
 }
 
 impl Customer {
-    async fn of(network: &LocalNetwork) -> Self {
+    pub(crate) async fn of(network: &LocalNetwork) -> Self {
         let key = key();
         network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
@@ -63,7 +63,7 @@ impl Customer {
     }
 
     /// Why a request failed that was paid, and paid back.
-    async fn fails(&self, model: &str, inputs: Values) -> String {
+    pub(crate) async fn fails(&self, model: &str, inputs: Values) -> String {
         let refunded = self.client.infer(model, inputs).await.unwrap_err();
         assert_eq!(self.balance().await, Amount::TOKEN, "{refunded}");
         let ClientError::Refunded { reason, .. } = refunded else { panic!("{refunded}") };

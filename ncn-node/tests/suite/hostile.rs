@@ -69,6 +69,11 @@ async fn malformed_messages_name_the_field() {
     let request = proto::InferenceRequest { inputs: vec![twice.clone(), twice], ..proto::InferenceRequest::default() };
     let status = gateway.submit_inference_task(request).await.unwrap_err();
     assert_eq!(status.message(), "values.name: appears twice");
+    let file = proto::File { media_type: "x".repeat(256), ..proto::File::default() };
+    let typed = proto::NamedValue { name: "x".into(), value: Some(proto::named_value::Value::File(file)) };
+    let request = proto::InferenceRequest { inputs: vec![typed], ..proto::InferenceRequest::default() };
+    let status = gateway.submit_inference_task(request).await.unwrap_err();
+    assert!(status.message().starts_with("values.file.media_type: has 256 bytes"), "{status}");
 
     let mut registry = P2pRegistryServiceClient::new(channel(&network.registry_url()).unwrap());
     let status = registry.register_node(proto::NodeInfo::default()).await.unwrap_err();

@@ -36,6 +36,7 @@ mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod openai;
+mod outputs;
 mod prices;
 mod python;
 mod real_models;

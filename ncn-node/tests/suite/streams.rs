@@ -21,9 +21,10 @@ use ncn_core::{
     transport::{ModelInfo, Updates},
 };
 use ncn_node::devnet::{LocalNetwork, quickstart};
+use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::scene::key;
+use crate::{harmful::changed, scene::key};
 
 /// Says so many words, one part each, with a pause before each.
 #[derive(Clone)]
@@ -126,6 +127,8 @@ enum Meddling {
     Nothing,
     /// Changes the part with this number.
     Forges(usize),
+    /// Repeats every part this often.
+    Repeats(usize),
     /// Lies in every part, and drops what the node signs.
     Lies,
     /// The same, and signs the lies itself, as a node that has taken over.
@@ -151,6 +154,7 @@ impl Between {
                 chunk.values.insert("text", "forged ");
                 vec![TaskUpdate::Chunk(chunk)]
             }
+            (Meddling::Repeats(times), TaskUpdate::Chunk(chunk)) => vec![TaskUpdate::Chunk(chunk); times],
             (Meddling::Lies | Meddling::LiesAsNode, TaskUpdate::Checkpoint(_)) => vec![],
             (Meddling::Lies, TaskUpdate::Chunk(_)) => vec![part(&lie)],
             (Meddling::LiesAsNode, TaskUpdate::Chunk(_)) => {
@@ -229,7 +233,9 @@ async fn listen(executor: impl Executor + 'static, meddling: Meddling) -> Heard 
 
 /// The same, and tells of each checkpoint that came.
 async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, signed: Arc<Notify>) -> Heard {
-    let network = LocalNetwork::builder().executor(Arc::new(executor)).start().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let package = changed(directory.path(), |manifest| manifest["outputs"] = json!([{ "type": "text", "name": "text" }]));
+    let network = LocalNetwork::builder().executor(Arc::new(executor)).models(vec![package]).start().await.unwrap();
     let signer = key();
     network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -319,6 +325,15 @@ async fn a_forged_part_is_noticed_at_the_next_checkpoint() {
     assert!(error.to_string().contains("some were changed, left out or added"), "{error}");
     let parts = heard.text.split_whitespace().count();
     assert!(parts < 10 + 2 * usize::try_from(CHECKPOINT_PARTS).unwrap(), "{parts} parts were handed out");
+}
+
+#[tokio::test]
+async fn a_gateway_that_repeats_itself_is_not_listened_to() {
+    let heard = listen(Words::new(2, Duration::ZERO), Meddling::Repeats(200_000)).await;
+    let parts = heard.text.split_whitespace().count();
+    assert!(parts <= usize::try_from(CHECKPOINT_PARTS).unwrap(), "{parts} parts were handed out");
+    let ClientError::PartsRejected { answer, .. } = heard.answer.unwrap_err() else { panic!("not rejected") };
+    assert_eq!(answer.output.text("text"), Some("1 2 "));
 }
 
 #[tokio::test]
