@@ -97,7 +97,9 @@ impl Parts {
         self.handed.truncate(keep);
         self.budget = StreamBudget::default();
         // What was within the budget before still is.
-        self.handed.iter().for_each(|chunk| drop(self.budget.take(&chunk.values)));
+        for chunk in &self.handed {
+            let _ = self.budget.take(&chunk.values);
+        }
         hand_out(StreamEvent::Restarted);
         self.handed.iter().cloned().map(StreamEvent::Part).for_each(hand_out);
     }

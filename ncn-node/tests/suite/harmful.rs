@@ -119,7 +119,7 @@ async fn a_file_that_changes_under_the_node_is_not_run() {
         eventually("it is not run any more", async || {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let customer = Customer::of(&network).await;
-            let Err(error) = customer.client.infer(quickstart::NAME, seven()).await else { return false };
+            let Err(error) = Box::pin(customer.client.infer(quickstart::NAME, seven())).await else { return false };
             assert!(matches!(&error, ClientError::Refunded { reason, .. } if reason.contains("fetch it again")), "{error}");
             assert_eq!(customer.balance().await, Amount::TOKEN);
             true

@@ -170,7 +170,7 @@ async fn parts_that_nobody_reads_are_bounded() {
     let first = join_all(unread.iter_mut().map(|outputs| outputs.next())).await;
     assert!(first.iter().all(Option::is_some));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let ends = join_all(unread.into_iter().map(|outputs| outputs.collect::<Vec<_>>())).await;
+    let ends = join_all(unread.into_iter().map(futures::StreamExt::collect::<Vec<_>>)).await;
     for end in ends.iter().zip(first).map(|(end, first)| end.last().cloned().or(first)) {
         assert!(matches!(end, Some(Err(_))), "{end:?}");
     }
