@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
     block_on(async {
+        let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
         let mut models = transport.models().await.map_err(Failure::failed)?;
         models.sort_by(|a, b| a.model.manifest().name.cmp(&b.model.manifest().name));
         let mut out = io::stdout().lock();
