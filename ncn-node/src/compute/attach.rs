@@ -29,8 +29,9 @@ use crate::presence::next_sequence;
 
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
-/// How many bytes these have together; a message is never longer. Beside them, each request that runs has one part of at most
-/// `MAX_OUTPUT_BYTES`, 8 MiB, that waits to be among them.
+/// How many bytes these have together; a message is never longer. Beside them, each request that runs has at most 32 MiB of parts that
+/// its worker has sent (`worker/process.rs`), 8 MiB of output so far, and one part of 8 MiB that waits to be among these: a node with 8
+/// places and one gateway keeps at most 8 * 48 + 16 = 400 MiB of outputs.
 const MAX_WAITING_BYTES: u32 = 16 << 20;
 
 /// A node's streams to its gateways; they end when this is dropped.

@@ -28,6 +28,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long the engine may take to say what it has.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(10);
+/// How much of the list of models that an engine has is repeated in an error.
+const MAX_KNOWN_CHARS: usize = 1_000;
 /// The text of one answer.
 const MAX_TEXT_BYTES: usize = 8 << 20;
 
@@ -189,7 +191,7 @@ impl Executor for OpenAiExecutor {
         let interface = Interface::of(manifest).map_err(|problem| ExecutorError::InvalidModel(problem.into()))?;
         let models = self.models().await?;
         if !models.contains(&manifest.entry) {
-            let known = models.join(", ");
+            let known: String = models.join(", ").chars().take(MAX_KNOWN_CHARS).collect();
             return Err(ExecutorError::InvalidModel(format!("entry: the engine has no `{}`; it has: {known}", manifest.entry)));
         }
         self.loaded().insert(model.digest(), Arc::new(Loaded { model, interface }));
