@@ -21,6 +21,7 @@
 mod backoff;
 mod channel;
 mod client;
+pub mod codec;
 mod error;
 pub mod evm;
 pub mod grpc;

@@ -12,7 +12,7 @@ use ncn_core::{Address, Amount, B256, Signature, compute::MAX_OUTPUT_BYTES};
 use prost::bytes::Bytes;
 pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
 
-/// The most bytes that one message may have.
+/// The most bytes of a message with a batch, inputs or an output.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// The most bytes that one message of a worker may have: an output, and what is said around it.
 pub const MAX_ANSWER_BYTES: usize = MAX_OUTPUT_BYTES + (64 << 10);
@@ -20,6 +20,13 @@ pub const MAX_ANSWER_BYTES: usize = MAX_OUTPUT_BYTES + (64 << 10);
 pub const MAX_VALUES: usize = MAX_OUTPUT_BYTES / ncn_core::value::VALUE_OVERHEAD;
 /// The most bytes of a file's media type: type and subtype have at most 127 each (RFC 6838).
 pub const MAX_MEDIA_TYPE_BYTES: usize = 255;
+/// The most bytes of a subnet's configuration: [`Bounds::default`](ncn_core::membership::Bounds) allows 1,024 models with names of
+/// 256 bytes.
+pub const MAX_SUBNET_BYTES: usize = 512 << 10;
+/// The most bytes of a model's description, which has its manifest in it.
+pub const MAX_MODEL_BYTES: usize = ncn_core::model::MAX_MANIFEST_BYTES + MAX_SMALL_MESSAGE_BYTES;
+/// The most bytes of any other message; a node's record with 1,024 models and a certificate of 256 validators are the longest.
+pub const MAX_SMALL_MESSAGE_BYTES: usize = 64 << 10;
 /// The version of what a compute node and its workers say to each other.
 pub const WORKER_VERSION: u32 = 1;
 

@@ -1,8 +1,18 @@
 //! Generates the Rust code of `proto/` with a compiler in Rust, so that nobody needs protoc.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
+use prost_types::{
+    FileDescriptorSet,
+    field_descriptor_proto::{Label, Type},
+};
 
 const FILES: [&str; 4] = ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/worker.proto"];
 const GENERATED: &str = "ncn-client/src/proto/ncn.v1.rs";
@@ -12,13 +22,16 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let out = root.join("target/codegen");
     fs::create_dir_all(&out)?;
     let descriptors = protox::compile(FILES, [root.join("proto")]).context("proto/ does not compile")?;
+    let described = descriptions(&descriptors)?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::BoundedCodec")
         .build_transport(true)
         .out_dir(&out)
         .compile_fds(descriptors)
         .context("cannot generate code")?;
     let file = out.join("ncn.v1.rs");
+    OpenOptions::new().append(true).open(&file)?.write_all(described.as_bytes())?;
     format(&file)?;
     let generated = fs::read_to_string(&file)?;
     let committed = root.join(GENERATED);
@@ -29,6 +42,37 @@ pub(crate) fn run(check: bool) -> Result<()> {
         return Ok(());
     }
     fs::write(&committed, generated).with_context(|| format!("cannot write {GENERATED}"))
+}
+
+/// For each message, the fields that `ncn_client::codec` counts before it decodes the message.
+fn descriptions(files: &FileDescriptorSet) -> Result<String> {
+    let mut described = String::new();
+    for message in files.file.iter().flat_map(|file| &file.message_type) {
+        let mut fields = String::new();
+        for field in &message.field {
+            let (kind, number) = (field.r#type(), field.number());
+            let rust = rust_name(field.type_name().rsplit('.').next().unwrap_or_default());
+            let constructor = match (kind, field.label() == Label::Repeated) {
+                (Type::Message, true) => format!("messages::<{rust}>"),
+                (Type::Message, false) => format!("message::<{rust}>"),
+                (_, false) => continue,
+                (Type::Bytes, true) => "values::<::prost::bytes::Bytes>".to_owned(),
+                (Type::String, true) => "values::<::prost::alloc::string::String>".to_owned(),
+                (Type::Uint64, true) => "numbers::<u64>".to_owned(),
+                (_, true) => bail!("{}.{}: describe lists of {kind:?} here", message.name(), field.name()),
+            };
+            writeln!(fields, "crate::codec::Field::{constructor}({number}),")?;
+        }
+        let name = rust_name(message.name());
+        writeln!(described, "impl crate::codec::Described for {name} {{")?;
+        writeln!(described, "const FIELDS: &'static [crate::codec::Field] = &[{fields}];\n}}")?;
+    }
+    Ok(described)
+}
+
+/// The name that prost gives to a message: `TaskID` becomes `TaskId`.
+fn rust_name(name: &str) -> String {
+    name.strip_suffix("ID").map_or_else(|| name.to_owned(), |start| format!("{start}Id"))
 }
 
 /// Formatted here, so that `cargo fmt` finds nothing to change.

@@ -717,7 +717,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::InferenceRequest>,
         ) -> std::result::Result<tonic::Response<super::InferenceTaskStatus>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/SubmitInferenceTask");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "SubmitInferenceTask"));
@@ -728,7 +728,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::TaskId>,
         ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::InferenceResponse>>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/SubscribeToTaskUpdates");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "SubscribeToTaskUpdates"));
@@ -739,7 +739,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::TaskId>,
         ) -> std::result::Result<tonic::Response<super::InferenceTaskStatus>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetTaskStatus");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetTaskStatus"));
@@ -750,7 +750,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::TaskId>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/CancelTask");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "CancelTask"));
@@ -761,7 +761,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::TransactionConfirmation>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/ConfirmPayment");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "ConfirmPayment"));
@@ -772,7 +772,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::Empty>,
         ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ModelInfo>>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetSupportedModels");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetSupportedModels"));
@@ -783,7 +783,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::NetworkInfo>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetNetwork");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetNetwork"));
@@ -794,7 +794,7 @@ pub mod gateway_client_service_client {
             request: impl tonic::IntoRequest<super::CloseChannelRequest>,
         ) -> std::result::Result<tonic::Response<super::ChannelClosing>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/CloseChannel");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "CloseChannel"));
@@ -940,7 +940,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SubmitInferenceTaskSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -969,7 +969,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SubscribeToTaskUpdatesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -997,7 +997,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetTaskStatusSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1025,7 +1025,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CancelTaskSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1053,7 +1053,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ConfirmPaymentSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1082,7 +1082,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSupportedModelsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1110,7 +1110,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetNetworkSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1138,7 +1138,7 @@ pub mod gateway_client_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CloseChannelSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1249,7 +1249,7 @@ pub mod gateway_compute_service_client {
             request: impl tonic::IntoStreamingRequest<Message = super::ComputeMessage>,
         ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::GatewayMessage>>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/Attach");
             let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "Attach"));
@@ -1364,7 +1364,7 @@ pub mod gateway_compute_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1603,7 +1603,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::NodeInfo>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RegisterNode");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RegisterNode"));
@@ -1614,7 +1614,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::UpdateNodeHeartbeatRequest>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/UpdateNodeHeartbeat");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "UpdateNodeHeartbeat"));
@@ -1625,7 +1625,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::DeregisterNodeRequest>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/DeregisterNode");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "DeregisterNode"));
@@ -1636,7 +1636,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::DiscoverNodesRequest>,
         ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::NodeInfo>>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/DiscoverNodes");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "DiscoverNodes"));
@@ -1647,7 +1647,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::CreateSubnetRequest>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RegisterSubnet");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RegisterSubnet"));
@@ -1658,7 +1658,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::SubnetId>,
         ) -> std::result::Result<tonic::Response<super::CreateSubnetRequest>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/GetSubnet");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "GetSubnet"));
@@ -1669,7 +1669,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::InferenceRequest>,
         ) -> std::result::Result<tonic::Response<super::PreprocessingValidation>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RequestPreprocessingValidation");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestPreprocessingValidation"));
@@ -1680,7 +1680,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::CompletionRequest>,
         ) -> std::result::Result<tonic::Response<super::CompletionValidation>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RequestCompletionValidation");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestCompletionValidation"));
@@ -1691,7 +1691,7 @@ pub mod p2p_registry_service_client {
             request: impl tonic::IntoRequest<super::SettlementBatch>,
         ) -> std::result::Result<tonic::Response<super::SettlementValidation>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RequestSettlementValidation");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestSettlementValidation"));
@@ -1837,7 +1837,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RegisterNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1865,7 +1865,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateNodeHeartbeatSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1893,7 +1893,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeregisterNodeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1922,7 +1922,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiscoverNodesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1950,7 +1950,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RegisterSubnetSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -1978,7 +1978,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSubnetSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2007,7 +2007,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RequestPreprocessingValidationSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2036,7 +2036,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RequestCompletionValidationSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2065,7 +2065,7 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RequestSettlementValidationSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2176,7 +2176,7 @@ pub mod validator_service_client {
             request: impl tonic::IntoRequest<super::InferenceRequest>,
         ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.ValidatorService/ApprovePreprocessing");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApprovePreprocessing"));
@@ -2187,7 +2187,7 @@ pub mod validator_service_client {
             request: impl tonic::IntoRequest<super::CompletionRequest>,
         ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.ValidatorService/ApproveCompletion");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveCompletion"));
@@ -2198,7 +2198,7 @@ pub mod validator_service_client {
             request: impl tonic::IntoRequest<super::SettlementBatch>,
         ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.ValidatorService/ApproveSettlement");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveSettlement"));
@@ -2316,7 +2316,7 @@ pub mod validator_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApprovePreprocessingSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2344,7 +2344,7 @@ pub mod validator_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApproveCompletionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2372,7 +2372,7 @@ pub mod validator_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApproveSettlementSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
@@ -2479,4 +2479,249 @@ pub struct Ready {
     /// Both sides must speak the same version.
     #[prost(uint32, tag = "1")]
     pub version: u32,
+}
+impl crate::codec::Described for Empty {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Ack {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for InferenceRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::messages::<NamedValue>(10),
+        crate::codec::Field::message::<Quote>(11),
+        crate::codec::Field::message::<ChannelPayment>(12),
+    ];
+}
+impl crate::codec::Described for NamedValue {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::message::<Tensor>(2), crate::codec::Field::message::<File>(4)];
+}
+impl crate::codec::Described for Tensor {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::numbers::<u64>(2)];
+}
+impl crate::codec::Described for File {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Split {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Quote {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<Split>(7)];
+}
+impl crate::codec::Described for Usage {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for ComputeCompletion {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<Usage>(6)];
+}
+impl crate::codec::Described for StreamCheckpoint {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for ValidatorSignature {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for PreprocessingValidation {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+}
+impl crate::codec::Described for CompletionValidation {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+}
+impl crate::codec::Described for SettlementValidation {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+}
+impl crate::codec::Described for ChannelPayment {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Payout {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for PaymentTree {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<Payout>(2)];
+}
+impl crate::codec::Described for Domain {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for TrustRoot {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::message::<Domain>(1), crate::codec::Field::values::<::prost::bytes::Bytes>(2)];
+}
+impl crate::codec::Described for EscrowPayment {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Receipt {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<TrustRoot>(2),
+        crate::codec::Field::message::<InferenceRequest>(3),
+        crate::codec::Field::message::<Quote>(4),
+        crate::codec::Field::message::<PreprocessingValidation>(5),
+        crate::codec::Field::message::<EscrowPayment>(6),
+        crate::codec::Field::message::<ChannelPayment>(9),
+        crate::codec::Field::message::<ComputeCompletion>(7),
+        crate::codec::Field::message::<CompletionValidation>(8),
+        crate::codec::Field::message::<PaymentTree>(10),
+    ];
+}
+impl crate::codec::Described for NodeInfo {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::values::<::prost::bytes::Bytes>(5)];
+}
+impl crate::codec::Described for OutputChunk {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::messages::<NamedValue>(1), crate::codec::Field::message::<Usage>(2)];
+}
+impl crate::codec::Described for TaskId {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for InferenceTaskStatus {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::message::<Quote>(3), crate::codec::Field::message::<PreprocessingValidation>(4)];
+}
+impl crate::codec::Described for TransactionConfirmation {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<ChannelPayment>(4)];
+}
+impl crate::codec::Described for NetworkInfo {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::message::<TrustRoot>(2), crate::codec::Field::values::<::prost::alloc::string::String>(3)];
+}
+impl crate::codec::Described for CloseChannelRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<TaskId>(1)];
+}
+impl crate::codec::Described for ChannelClosing {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for ModelInfo {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for InferenceResponse {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<StepReport>(1),
+        crate::codec::Field::message::<OutputChunk>(2),
+        crate::codec::Field::message::<Delivery>(3),
+        crate::codec::Field::message::<Failure>(4),
+        crate::codec::Field::message::<StreamCheckpoint>(5),
+    ];
+}
+impl crate::codec::Described for StepReport {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Delivery {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::messages::<NamedValue>(1), crate::codec::Field::message::<Receipt>(2)];
+}
+impl crate::codec::Described for Failure {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for GatewayMessage {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<Challenge>(1),
+        crate::codec::Field::message::<Reserve>(2),
+        crate::codec::Field::message::<InferenceRequest>(4),
+    ];
+}
+impl crate::codec::Described for ComputeMessage {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<Attachment>(1),
+        crate::codec::Field::message::<Reserved>(2),
+        crate::codec::Field::message::<TaskChunk>(3),
+        crate::codec::Field::message::<TaskFinished>(4),
+        crate::codec::Field::message::<TaskFailed>(5),
+        crate::codec::Field::message::<Empty>(6),
+        crate::codec::Field::message::<StreamCheckpoint>(7),
+    ];
+}
+impl crate::codec::Described for Challenge {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Attachment {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<NodeInfo>(1)];
+}
+impl crate::codec::Described for Reserve {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for Reserved {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for TaskChunk {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<OutputChunk>(2)];
+}
+impl crate::codec::Described for TaskFinished {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::messages::<NamedValue>(2), crate::codec::Field::message::<ComputeCompletion>(3)];
+}
+impl crate::codec::Described for TaskFailed {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for UpdateNodeHeartbeatRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for DeregisterNodeRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for DiscoverNodesRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for SubnetId {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for CreateSubnetRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<SubnetMetadata>(1)];
+}
+impl crate::codec::Described for SubnetMetadata {
+    const FIELDS: &'static [crate::codec::Field] =
+        &[crate::codec::Field::messages::<ModelDescriptor>(3), crate::codec::Field::message::<Split>(4)];
+}
+impl crate::codec::Described for ModelDescriptor {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for CompletionRequest {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<InferenceRequest>(1),
+        crate::codec::Field::message::<Quote>(2),
+        crate::codec::Field::message::<ComputeCompletion>(3),
+        crate::codec::Field::message::<ChannelPayment>(4),
+    ];
+}
+impl crate::codec::Described for SettlementBatch {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::messages::<BatchEntry>(1),
+        crate::codec::Field::messages::<ChannelCharge>(3),
+        crate::codec::Field::messages::<ChannelPayout>(4),
+    ];
+}
+impl crate::codec::Described for BatchEntry {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<Quote>(1),
+        crate::codec::Field::message::<ComputeCompletion>(2),
+        crate::codec::Field::message::<CompletionValidation>(3),
+        crate::codec::Field::message::<ChannelPayment>(4),
+    ];
+}
+impl crate::codec::Described for ChannelCharge {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for ChannelPayout {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for ToWorker {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<LoadModel>(2),
+        crate::codec::Field::message::<RunModel>(4),
+        crate::codec::Field::message::<Empty>(5),
+    ];
+}
+impl crate::codec::Described for LoadModel {
+    const FIELDS: &'static [crate::codec::Field] = &[];
+}
+impl crate::codec::Described for RunModel {
+    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<NamedValue>(2)];
+}
+impl crate::codec::Described for FromWorker {
+    const FIELDS: &'static [crate::codec::Field] = &[
+        crate::codec::Field::message::<Ready>(2),
+        crate::codec::Field::message::<Empty>(3),
+        crate::codec::Field::message::<OutputChunk>(4),
+    ];
+}
+impl crate::codec::Described for Ready {
+    const FIELDS: &'static [crate::codec::Field] = &[];
 }
