@@ -6,15 +6,16 @@ mod validator;
 
 use std::time::Duration;
 
+use prost::Message;
 pub use registry::GrpcRegistry;
 use tonic::{
-    Status,
+    Status, Streaming,
     transport::{Channel, Endpoint},
 };
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
-use crate::wire::{self, RemoteError};
+use crate::wire::{self, MAX_MESSAGE_BYTES, RemoteError, WireError};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +25,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long thousands of requests may take to be judged together, and then to be settled.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// The most bytes that a list is read to, which a server sends message by message.
+const MAX_LIST_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// An address that cannot be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,4 +70,27 @@ fn within<T, E: RemoteError>(
         let called = called.map_err(|_| E::unreachable(format!("no answer within {timeout:?}")))?;
         called.map_err(|status| wire::from_status(&status))
     }
+}
+
+/// A list that a server sends message by message, read up to so many entries and to [`MAX_LIST_BYTES`]. Each is converted as it comes,
+/// since a message may hold more memory than what is taken out of it.
+async fn list<M, T>(mut messages: Streaming<M>, most: usize) -> Result<Result<Vec<T>, WireError>, Status>
+where
+    M: Message,
+    T: TryFrom<M, Error = WireError>,
+{
+    let (mut list, mut bytes) = (Vec::new(), 0_usize);
+    while list.len() < most
+        && let Some(message) = messages.message().await?
+    {
+        bytes = bytes.saturating_add(message.encoded_len());
+        if bytes > MAX_LIST_BYTES {
+            break;
+        }
+        match message.try_into() {
+            Ok(entry) => list.push(entry),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(list))
 }

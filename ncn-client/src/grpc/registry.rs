@@ -1,17 +1,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, TryStreamExt as _};
 use ncn_core::{
     B256, BatchRequest, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest,
     Registry, RegistryError, Signed, Subnet,
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
+use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
 use crate::{
     proto::{self, p2p_registry_service_client::P2pRegistryServiceClient},
-    wire::{self, MAX_MESSAGE_BYTES},
+    wire::{self, MAX_MESSAGE_BYTES, MAX_SUBNET_BYTES},
 };
 
 /// The most nodes that a discovery is read to.
@@ -27,7 +26,7 @@ impl GrpcRegistry {
     /// The registry node at this URL. It is called when it is first used.
     pub fn new(url: &str) -> Result<Self, EndpointError> {
         let client = P2pRegistryServiceClient::new(channel(url)?)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_SUBNET_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client })
     }
@@ -58,18 +57,9 @@ impl Registry for GrpcRegistry {
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
-        let nodes = self
-            .call(async |mut client| {
-                client
-                    .discover_nodes(proto::DiscoverNodesRequest::from(query))
-                    .await?
-                    .into_inner()
-                    .take(MAX_NODES)
-                    .try_collect::<Vec<_>>()
-                    .await
-            })
-            .await?;
-        Ok(nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+        let query = proto::DiscoverNodesRequest::from(query);
+        let nodes = self.call(async |mut client| list(client.discover_nodes(query).await?.into_inner(), MAX_NODES).await);
+        Ok(nodes.await??)
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {

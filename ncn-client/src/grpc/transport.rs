@@ -1,15 +1,15 @@
 use async_trait::async_trait;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use ncn_core::{
     Amount, ChannelTerms, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess,
     TaskStatus, TaskUpdate, Transport, TransportError, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, bounded, channel, within};
+use super::{EndpointError, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
 use crate::{
     proto::{self, gateway_client_service_client::GatewayClientServiceClient},
-    wire::{self, MAX_MESSAGE_BYTES},
+    wire::{self, MAX_MESSAGE_BYTES, MAX_MODEL_BYTES},
 };
 
 /// The most models that a gateway's list is read to.
@@ -28,7 +28,7 @@ impl GrpcTransport {
     /// The gateway at this URL. It is called when it is first used.
     pub fn new(url: &str) -> Result<Self, EndpointError> {
         let client = GatewayClientServiceClient::new(channel(url)?)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_MODEL_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { url: origin(url), client })
     }
@@ -80,7 +80,10 @@ impl Transport for GrpcTransport {
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
         let id = proto::TaskId::from(access);
-        let updates = self.call(async |mut client| client.subscribe_to_task_updates(id).await).await?.into_inner();
+        let follow = async |client: GatewayClientServiceClient<Channel>| {
+            client.max_decoding_message_size(MAX_MESSAGE_BYTES).subscribe_to_task_updates(id).await
+        };
+        let updates = self.call(follow).await?.into_inner();
         let this = self.clone();
         let update = move |reply: Result<proto::InferenceResponse, Status>| {
             Ok(TaskUpdate::try_from(reply.map_err(|status| this.error(&status))?)?)
@@ -99,12 +102,9 @@ impl Transport for GrpcTransport {
     }
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        let models = self
-            .call(async |mut client| {
-                client.get_supported_models(proto::Empty {}).await?.into_inner().take(MAX_MODELS).try_collect::<Vec<_>>().await
-            })
-            .await?;
-        Ok(models.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+        let models =
+            self.call(async |mut client| list(client.get_supported_models(proto::Empty {}).await?.into_inner(), MAX_MODELS).await);
+        Ok(models.await??)
     }
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {

@@ -5,7 +5,7 @@ use tonic::transport::Channel;
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
 use crate::{
     proto::{self, validator_service_client::ValidatorServiceClient},
-    wire::MAX_MESSAGE_BYTES,
+    wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES},
 };
 
 /// One validator, called over gRPC.
@@ -18,7 +18,10 @@ pub struct GrpcValidator {
 impl GrpcValidator {
     /// The validator `address` at this URL. It is called when it is first used.
     pub fn new(address: Address, url: &str) -> Result<Self, EndpointError> {
-        Ok(Self { address, client: ValidatorServiceClient::new(channel(url)?).max_encoding_message_size(MAX_MESSAGE_BYTES) })
+        let client = ValidatorServiceClient::new(channel(url)?)
+            .max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { address, client })
     }
 }
 

@@ -179,8 +179,10 @@ impl TryFrom<proto::ModelInfo> for ModelInfo {
     type Error = WireError;
 
     fn try_from(info: proto::ModelInfo) -> Result<Self, WireError> {
+        // A copy: these bytes are a part of the received message, and would keep the whole of it in memory.
+        let manifest = bytes(info.manifest);
         Ok(Self {
-            model: Model::parse(info.manifest).map_err(|error| WireError::new("model.manifest", error.to_string()))?,
+            model: Model::parse(manifest).map_err(|error| WireError::new("model.manifest", error.to_string()))?,
             subnet: hash("model.subnet", &info.subnet)?,
             price: amount("model.price", &info.price)?,
         })
