@@ -11,14 +11,15 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
 use ncn_client::{
     proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
-    wire,
+    wire::{self, MAX_MESSAGE_BYTES},
 };
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamBudget, StreamCheckpoint,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     membership::LIVENESS_SECONDS,
 };
-use tokio::sync::{mpsc, oneshot};
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tonic::Status;
 
 use super::Gateway;
@@ -33,6 +34,8 @@ const MAX_ERROR_BYTES: usize = 8 * MAX_ERROR_CHARS;
 /// [`StreamBudget`] of 32 MiB, and its output within the one message that it comes in: what waits of a request is at most 48 MiB, for
 /// as long as it takes the request's driver to come round and put it away (`gateway/task.rs` says how much of it is kept).
 const EVENT_QUEUE: usize = 64;
+/// How many bytes of a node's outputs wait for the gateway to read them: one message of any length.
+const EVENT_BYTES: usize = MAX_MESSAGE_BYTES;
 
 /// What is sent to a node.
 pub(super) type Sending = mpsc::Receiver<Result<GatewayMessage, Status>>;
@@ -65,7 +68,12 @@ where
     let first = first.map_err(|_| Status::deadline_exceeded("no answer to the challenge"))?;
     let address = admit(gateway, challenge, wire::required("message", first.transpose()?)?)?;
 
-    let remote = Arc::new(RemoteCompute { address, sender: sender.clone(), open: Arc::default() });
+    let remote = Arc::new(RemoteCompute {
+        address,
+        sender: sender.clone(),
+        open: Arc::default(),
+        room: Arc::new(Semaphore::new(EVENT_BYTES)),
+    });
     let compute: Arc<dyn Compute> = remote.clone();
     gateway.attach(compute.clone());
     tracing::info!(node = %address, "a compute node is attached");
@@ -111,6 +119,14 @@ struct RemoteCompute {
     address: Address,
     sender: mpsc::Sender<Result<GatewayMessage, Status>>,
     open: Arc<Mutex<Open>>,
+    /// For the bytes of events that wait.
+    room: Arc<Semaphore>,
+}
+
+/// An event that waits for the gateway to read it, and the room that it takes until then.
+struct Waiting {
+    event: Result<ComputeEvent, ComputeError>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// What the node still has to answer.
@@ -127,7 +143,7 @@ struct OpenTask {
     budget: StreamBudget,
 }
 
-type EventSender = mpsc::Sender<Result<ComputeEvent, ComputeError>>;
+type EventSender = mpsc::Sender<Waiting>;
 
 /// An error as the node sent it, which is no reason to keep megabytes of it.
 fn remote_error(text: &str) -> ComputeError {
@@ -154,6 +170,7 @@ impl RemoteCompute {
     }
 
     async fn handle(&self, message: ComputeMessage) -> Result<(), Status> {
+        let length = message.encoded_len();
         match wire::required("message", message.message)? {
             compute_message::Message::Heartbeat(_) => {}
             compute_message::Message::Attachment(_) => return Err(Status::permission_denied("attached already")),
@@ -176,34 +193,36 @@ impl RemoteCompute {
                     }
                     None => None,
                 };
-                self.deliver(task, Ok(ComputeEvent::Chunk(part))).await;
+                self.deliver(task, Ok(ComputeEvent::Chunk(part)), length).await;
             }
             compute_message::Message::Checkpoint(checkpoint) => {
                 let checkpoint: Signed<StreamCheckpoint> = checkpoint.try_into()?;
                 let task = self.open().tasks.get(&checkpoint.message.request_id).map(|task| task.events.clone());
-                self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint))).await;
+                self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint)), length).await;
             }
             compute_message::Message::Finished(finished) => {
                 let id = wire::hash("finished.request_id", &finished.request_id)?;
                 let output = wire::values_from_proto(finished.output)?;
                 let result = wire::required("finished.result", finished.result)?.try_into()?;
                 let task = self.open().tasks.remove(&id).map(|task| task.events);
-                self.deliver(task, Ok(ComputeEvent::Finished { output, result })).await;
+                self.deliver(task, Ok(ComputeEvent::Finished { output, result }), length).await;
             }
             compute_message::Message::Failed(failed) => {
                 let id = wire::hash("failed.request_id", &failed.request_id)?;
                 let task = self.open().tasks.remove(&id).map(|task| task.events);
-                self.deliver(task, Err(remote_error(&failed.error))).await;
+                self.deliver(task, Err(remote_error(&failed.error)), length).await;
             }
         }
         Ok(())
     }
 
     /// Hands an event to whoever waits for it; waits when that one is slow, and the node waits with it.
-    async fn deliver(&self, task: Option<EventSender>, event: Result<ComputeEvent, ComputeError>) {
-        if let Some(task) = task {
-            let _ = task.send(event).await;
-        }
+    async fn deliver(&self, task: Option<EventSender>, event: Result<ComputeEvent, ComputeError>, length: usize) {
+        let Some(task) = task else { return };
+        let length = u32::try_from(length.min(EVENT_BYTES)).unwrap_or(u32::MAX);
+        // It fails only when it is closed, which nobody does.
+        let Ok(room) = self.room.clone().acquire_many_owned(length).await else { return };
+        let _ = task.send(Waiting { event, _room: room }).await;
     }
 }
 
@@ -252,7 +271,7 @@ impl Compute for RemoteCompute {
         let state = Some((events, cancel, self.gone()));
         let events = stream::unfold(state, |state| async {
             let (mut events, mut cancel, gone) = state?;
-            match events.recv().await {
+            match events.recv().await.map(|waiting| waiting.event) {
                 Some(Ok(event @ (ComputeEvent::Chunk(_) | ComputeEvent::Checkpoint(_)))) => {
                     Some((Ok(event), Some((events, cancel, gone))))
                 }
