@@ -1,19 +1,43 @@
 //! Listening for gRPC.
 
+mod body;
+mod connection;
+mod intake;
+mod pool;
+
 use std::{io, net::SocketAddr, time::Duration};
 
-use ncn_client::wire::MAX_MESSAGE_BYTES;
+use connection::Connection;
+use intake::Intake;
+use pool::Pool;
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
     service::{Routes, RoutesBuilder},
     transport::{Server, server::TcpIncoming},
 };
 
-/// How many calls of one connection are worked on at once; more wait.
-const CALLS_PER_CONNECTION: usize = 256;
-/// How much a connection may have on its way to us unread.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+// What strangers can make a server hold in memory is the sum of these products:
+//
+//   unread      CONNECTIONS x CONNECTION_WINDOW x 1.5    384 MiB   h2 allows half as much for its records of small frames
+//   messages    MESSAGE_BYTES x 5                        320 MiB   the message, and entries of twice its length that grow
+//   calls       CALLS x 64 KiB                           128 MiB   headers of 8 KiB as a map, buffers, a frame
+//
+// together 832 MiB, of which one address alone gets half: 416 MiB.
+
+/// How many connections are open at once.
+const CONNECTIONS: usize = 1_024;
+/// How many bytes of a connection have been received and not been read. On a way of 100 ms it lets 2.5 MB/s through.
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// How many calls are open at once, answers that are being sent included.
+const CALLS: usize = 2_048;
+/// How many calls of one connection are open at once; a client keeps more waiting.
+const CALLS_PER_CONNECTION: u32 = 256;
+/// How many bytes of messages are arriving or being answered at once.
+const MESSAGE_BYTES: usize = 64 << 20;
+/// The most bytes of a call's headers. Ours have less than 1 KiB.
+const HEADER_BYTES: u32 = 8 << 10;
 
 /// A listening server; it stops when this is dropped.
 pub struct GrpcServer {
@@ -31,16 +55,21 @@ impl GrpcServer {
         routes(&mut builder);
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
+        let connections = Pool::new(CONNECTIONS);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).filter_map(move |accepted| match accepted {
+            Ok(stream) => Connection::admit(stream, &connections).map(Ok),
+            Err(error) => Some(Err(error)),
+        });
         let serving = Server::builder()
-            .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
-            .max_concurrent_streams(u32::try_from(CALLS_PER_CONNECTION).ok())
+            .max_concurrent_streams(CALLS_PER_CONNECTION)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_stream_window_size(1 << 20)
-            .max_frame_size(u32::try_from(MAX_MESSAGE_BYTES / 4).ok())
+            .initial_stream_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(15)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .layer(Intake { calls: Pool::new(CALLS), messages: Pool::new(MESSAGE_BYTES) })
             .add_routes(builder.routes())
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped);
+            .serve_with_incoming_shutdown(incoming, stopped);
         tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%address, %error, "the server ended");

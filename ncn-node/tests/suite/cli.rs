@@ -177,6 +177,10 @@ impl Devnet {
         assert!(!gateway.is_empty() && !rpc.is_empty(), "it did not start");
         Self { process, gateway, registry, rpc }
     }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
+    }
 }
 
 impl Drop for Devnet {

@@ -19,6 +19,7 @@ mod evm;
 mod executor;
 mod expected;
 mod failures;
+mod floods;
 mod gas;
 #[cfg(feature = "gguf")]
 mod gguf;
