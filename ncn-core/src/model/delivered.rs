@@ -24,7 +24,7 @@ impl Manifest {
             let name = spec.name();
             match (spec, output.get(name)) {
                 (OutputSpec::Tensor(spec), Some(Value::Tensor(tensor))) => {
-                    check_tensor(name, tensor, spec.dtype, &spec.shape, &mut named)?;
+                    check_tensor(name, tensor, spec.dtype, &spec.shape, 0, &mut named)?;
                 }
                 (_, Some(_)) => {}
                 (spec, None) if average(spec).is_some_and(|average| output.get(average).is_some()) => {}

@@ -144,7 +144,7 @@ impl Manifest {
                         continue;
                     }
                     let tensor = self.tensor(spec, value)?;
-                    check_tensor(name, &tensor, spec.dtype, &spec.shape, &mut named)?;
+                    check_tensor(name, &tensor, spec.dtype, &spec.shape, 1, &mut named)?;
                     tensors.insert(name.into(), tensor);
                 }
             }
@@ -204,7 +204,7 @@ impl Manifest {
             };
             let name = spec.name.as_str();
             let tensor = outputs.remove(name).ok_or_else(|| input_error(name, "the model did not give this output"))?;
-            check_tensor(name, &tensor, spec.dtype, &spec.shape, &mut named)?;
+            check_tensor(name, &tensor, spec.dtype, &spec.shape, 0, &mut named)?;
             match &spec.to {
                 None => {}
                 Some(Postprocessing::Labels(labels)) => read_labels(name, &tensor, labels, &mut values)?,
@@ -229,7 +229,7 @@ impl Manifest {
             let name = spec.name();
             match (spec, values.get(name)) {
                 (OutputSpec::Tensor(spec), Some(Value::Tensor(tensor))) => {
-                    check_tensor(name, tensor, spec.dtype, &spec.shape, &mut named)?;
+                    check_tensor(name, tensor, spec.dtype, &spec.shape, 0, &mut named)?;
                 }
                 (OutputSpec::Text(_), Some(Value::Text(_))) | (OutputSpec::File(_), Some(Value::File { .. })) => {}
                 (_, Some(_)) => return Err(input_error(name, "is of another type than the manifest says")),
@@ -240,11 +240,13 @@ impl Manifest {
     }
 }
 
+/// Sizes with a name are `least` or more: a model may find nothing, but is asked about something.
 pub(super) fn check_tensor<'a>(
     name: &str,
     tensor: &Tensor,
     dtype: DataType,
     shape: &'a [Dimension],
+    least: usize,
     named: &mut BTreeMap<&'a str, usize>,
 ) -> Result<(), InputError> {
     if tensor.data_type() != dtype {
@@ -253,7 +255,7 @@ pub(super) fn check_tensor<'a>(
     let fits = tensor.shape().len() == shape.len()
         && shape.iter().zip(tensor.shape()).all(|(expected, actual)| match expected {
             Dimension::Fixed(size) => size == actual,
-            Dimension::Named(size) => *actual > 0 && named.entry(size).or_insert(*actual) == actual,
+            Dimension::Named(size) => *actual >= least && named.entry(size).or_insert(*actual) == actual,
         });
     if fits {
         Ok(())

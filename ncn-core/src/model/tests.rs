@@ -178,3 +178,13 @@ fn batches_need_tensors_with_rows() {
     assert!(batched(DIGITS).is_ok());
     assert!(batched(SMOLLM2).unwrap_err().to_string().contains("limits.batch"));
 }
+
+#[test]
+fn outputs_may_be_empty_and_inputs_may_not() {
+    let manifest = Model::parse(DIGITS).unwrap().manifest().clone();
+    let nothing = Tensor::from_f32(vec![0, 10], &[]).unwrap();
+    let values = manifest.finish([("scores".into(), nothing.clone())].into(), &BTreeMap::new()).unwrap();
+    assert_eq!(values.get("scores").and_then(Value::as_tensor), Some(&nothing));
+    let image = Tensor::from_f32(vec![0, 1, 8, 8], &[]).unwrap();
+    assert!(problem([("image", Value::Tensor(image))]).contains("has the shape [0, 1, 8, 8]"));
+}

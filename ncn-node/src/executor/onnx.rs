@@ -1,6 +1,8 @@
 //! ONNX models: what is the same for every runtime.
 
 mod batch;
+mod bounds;
+mod graph;
 #[cfg(feature = "ort")]
 pub mod onnxruntime;
 mod outlet;

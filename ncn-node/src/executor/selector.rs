@@ -11,7 +11,7 @@ use ncn_core::{
     model::ModelFormat,
 };
 
-/// Several executors as one: each model is run by the first that runs its format, for example workers and an engine over HTTP.
+/// Several executors as one: each model is run by the first that runs its format and takes the model, for example workers and an engine over HTTP.
 pub struct Selector {
     executors: Vec<Arc<dyn Executor>>,
     loaded: Mutex<HashMap<B256, Arc<dyn Executor>>>,
@@ -40,11 +40,21 @@ impl Executor for Selector {
 
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
         let format = package.model.manifest().format;
-        let executor = self.executors.iter().find(|executor| executor.formats().contains(&format));
-        let executor = executor.ok_or(ExecutorError::UnsupportedFormat(format))?;
-        executor.load(package).await?;
-        self.loaded().insert(package.model.digest(), executor.clone());
-        Ok(())
+        let mut refused = None;
+        for executor in self.executors.iter().filter(|executor| executor.formats().contains(&format)) {
+            match executor.load(package).await {
+                Ok(()) => {
+                    self.loaded().insert(package.model.digest(), executor.clone());
+                    return Ok(());
+                }
+                // What one engine cannot compute, another may.
+                Err(error @ ExecutorError::InvalidModel(_)) => {
+                    refused.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or(ExecutorError::UnsupportedFormat(format)))
     }
 
     async fn unload(&self, model_digest: &B256) -> Result<(), ExecutorError> {

@@ -326,7 +326,8 @@ mod tests {
     /// What becomes of a node that sends a part again and again, and how many it could.
     async fn flood(values: Values) -> (Status, u64) {
         let (sender, _messages) = mpsc::channel(1);
-        let node = RemoteCompute { address: Address::ZERO, sender, open: Arc::default() };
+        let room = Arc::new(Semaphore::new(EVENT_BYTES));
+        let node = RemoteCompute { address: Address::ZERO, sender, open: Arc::default(), room };
         let request_id = B256::repeat_byte(1);
         let (events, mut queue) = mpsc::channel(EVENT_QUEUE);
         node.open().tasks.insert(request_id, OpenTask { events, budget: StreamBudget::default() });

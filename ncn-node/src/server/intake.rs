@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use ncn_client::wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES};
 use tonic::{
     Status,

@@ -219,7 +219,7 @@ async fn bodies_that_do_not_end_are_ended() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), arrived).await.expect("what the stranger may send is taken in");
+    tokio::time::timeout(Duration::from_mins(1), arrived).await.expect("what the stranger may send is taken in");
 
     let seven = digit(7);
     let arguments =

@@ -23,8 +23,10 @@ mod floods;
 mod gas;
 #[cfg(feature = "gguf")]
 mod gguf;
+mod graphs;
 mod harmful;
 mod hostile;
+mod integers;
 mod liars;
 mod llama;
 mod load;

@@ -1,14 +1,18 @@
+use bytes::Bytes;
 use ncn_core::{
     DataType, ExecutorError, Tensor,
     model::{Manifest, Tensors},
 };
+use prost::Message as _;
 use rten::{Model, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueType};
 use rten_tensor::{AsView as _, Layout as _};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Graph, Runtime,
+    bounds::{ADVICE, Bounds, Kind},
+    graph::ModelProto,
     outlet::{self, Outlet},
 };
 use crate::executor::Verified;
@@ -21,37 +25,54 @@ struct Loaded {
     /// Names and types of what it gives, in the manifest's order.
     outputs: Vec<(String, DataType)>,
     threads: Option<Arc<ThreadPool>>,
+    bounds: Bounds,
 }
 
 impl Runtime for Rten {
     fn open(&self, package: &mut Verified) -> Result<Box<dyn Graph>, ExecutorError> {
         let manifest: &Manifest = package.model.manifest();
         let invalid = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", manifest.entry));
-        let engine = Model::load(std::mem::take(&mut package.entry)).map_err(|error| invalid(error.to_string()))?;
-        let described = |ids: &[NodeId]| ids.iter().filter_map(|id| describe(&engine, *id)).collect::<Vec<_>>();
-        outlet::check(manifest, &described(engine.input_ids()), &described(engine.output_ids())).map_err(invalid)?;
+        let bytes = Bytes::from(std::mem::take(&mut package.entry));
+        let described = ModelProto::decode(bytes.clone()).map_err(|error| invalid(error.to_string()))?.graph.unwrap_or_default();
+        let bounds = Bounds::find(&described, manifest);
+        let inputs =
+            described.input.iter().filter_map(|input| Some((input.name.clone(), Kind::of(input.element()?.into())))).collect();
+        drop(described);
+        // Nothing else has the bytes now, so that they are not copied.
+        let engine = Model::load(bytes.into()).map_err(|error| invalid(error.to_string()))?;
+        let bounds = bounds.map_err(|problem| invalid(format!("{problem}{ADVICE}")))?;
+        let outlets = |ids: &[NodeId], kinds: &BTreeMap<String, Kind>| {
+            ids.iter().filter_map(|id| describe(&engine, *id, kinds)).collect::<Vec<_>>()
+        };
+        let (inputs, outputs) = (outlets(engine.input_ids(), &inputs), outlets(engine.output_ids(), &bounds.outputs));
+        outlet::check(manifest, &inputs, &outputs).map_err(invalid)?;
+        drop((inputs, outputs));
         let outputs = super::outputs(manifest);
         let threads = manifest.limits.threads.map(|threads| Arc::new(ThreadPool::with_num_threads(threads as usize)));
-        Ok(Box::new(Loaded { engine, outputs, threads }))
+        Ok(Box::new(Loaded { engine, outputs, threads, bounds }))
     }
 }
 
-/// An input or output as the engine describes it. It reads 64-bit integers and booleans as 32-bit integers.
-fn describe(engine: &Model, id: NodeId) -> Option<Outlet<'_>> {
+/// An input or output. Its type is the graph's own, since the engine has 64-bit integers and booleans as 32-bit integers.
+fn describe<'a>(engine: &'a Model, id: NodeId, kinds: &BTreeMap<String, Kind>) -> Option<Outlet<'a>> {
     let info = engine.node_info(id)?;
-    let holds = match info.dtype() {
-        None => Ok(Vec::new()),
-        Some(ValueType::Tensor(rten::DataType::Float)) => Ok(vec![DataType::F32]),
-        Some(ValueType::Tensor(rten::DataType::Int32)) => Ok(vec![DataType::I32, DataType::I64, DataType::Bool]),
-        Some(ValueType::Tensor(rten::DataType::Int8)) => Ok(vec![DataType::I8]),
-        Some(ValueType::Tensor(rten::DataType::UInt8)) => Ok(vec![DataType::U8]),
-        Some(_) => Err("something else than a tensor".into()),
+    let name = info.name()?;
+    let holds = match (info.dtype(), kinds.get(name)) {
+        (Some(ValueType::Tensor(_)) | None, Some(kind)) => {
+            kind.data_type().map(|known| vec![known]).ok_or_else(|| kind.to_string())
+        }
+        (None, None) => Ok(Vec::new()),
+        (Some(ValueType::Tensor(rten::DataType::Float)), None) => Ok(vec![DataType::F32]),
+        (Some(ValueType::Tensor(rten::DataType::Int32)), None) => Ok(vec![DataType::I32, DataType::I64, DataType::Bool]),
+        (Some(ValueType::Tensor(rten::DataType::Int8)), None) => Ok(vec![DataType::I8]),
+        (Some(ValueType::Tensor(rten::DataType::UInt8)), None) => Ok(vec![DataType::U8]),
+        (Some(_), _) => Err("something else than a tensor".into()),
     };
     let size = |dimension| match dimension {
         rten::Dimension::Fixed(size) => Some(size),
         rten::Dimension::Symbolic(_) => None,
     };
-    Some(Outlet { name: info.name()?, holds, shape: info.shape().map(|shape| shape.into_iter().map(size).collect()) })
+    Some(Outlet { name, holds, shape: info.shape().map(|shape| shape.into_iter().map(size).collect()) })
 }
 
 impl Graph for Loaded {
@@ -59,6 +80,8 @@ impl Graph for Loaded {
         let failed = |error: rten::RunError| ExecutorError::Failed(error.to_string());
         let mut given: Vec<(_, ValueOrView<'_>)> = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
+            let inside = self.bounds.check(name, tensor);
+            inside.map_err(|problem| ExecutorError::InvalidInput(format!("`{name}`: {problem}")))?;
             given.push((self.engine.node_id(name).map_err(failed)?, to_engine(name, tensor)?.into()));
         }
         let wanted: Result<Vec<_>, _> = self.outputs.iter().map(|(name, _)| self.engine.node_id(name)).collect();
