@@ -43,6 +43,8 @@ contract Slashing is ReentrancyGuardTransient {
 
     /// @notice The shortest silence that can be reported.
     uint64 public constant MIN_DOWNTIME = 1 days;
+    /// @notice A report has to come within this time after the end of the silence.
+    uint64 public constant MAX_REPORT_AGE = 1 days;
     /// @notice The most approvals that one call takes: as many as there can be active validators.
     uint256 public constant MAX_APPROVALS = 256;
 
@@ -55,8 +57,6 @@ contract Slashing is ReentrancyGuardTransient {
 
     /// @notice Who has been punished for what; see {evidenceOf}.
     mapping(bytes32 evidence => mapping(address validator => bool)) public punished;
-    /// @notice The end of the last downtime that a validator was punished for; what comes next starts there at the earliest.
-    mapping(address validator => uint64) public punishedUntil;
 
     /// @notice Evidence of `offence` cost `punished` validators stake; the registry says whom and how much.
     event EvidenceAccepted(bytes32 indexed evidence, bytes32 offence, uint256 punished);
@@ -75,7 +75,11 @@ contract Slashing is ReentrancyGuardTransient {
     error SelfReport(address validator);
     error DowntimeTooShort(uint64 since, uint64 until);
     error DowntimeNotOver(uint64 until);
-    error DowntimeOverlaps(uint64 since, uint64 punishedUntil);
+    error DowntimeTooOld(uint64 until);
+    /// @notice Silence can be held against the validator only from `accountableSince` to `accountableUntil`.
+    error DowntimeNotAccountable(uint64 accountableSince, uint64 accountableUntil);
+    /// @notice The reporter became active, or was slashed, after the beginning of the silence.
+    error UnreliableReporter(address reporter, uint64 accountableSince);
 
     constructor(ValidatorRegistry registry_, InferencePayment payment_, ISettlementDigest channel_) {
         registry = registry_;
@@ -148,25 +152,33 @@ contract Slashing is ReentrancyGuardTransient {
         _punish(signers, OFFENCE_INVALID_SIGNATURE, evidence, evidence, INVALID_SIGNATURE);
     }
 
-    /// @notice Punishes a validator that M of N active validators say did not answer. This is governed by their word, not proven:
-    /// what protects the reported one is that it takes a whole quorum, that each report is of a day at least, and that no
-    /// time is punished twice.
+    /// @notice Punishes a validator that M of N active validators say did not answer, also one that left less than
+    /// {MAX_REPORT_AGE} ago. This is governed by their word, not proven. What protects the reported one is that it takes a whole
+    /// quorum, and that a report is of a day at least in which the validator was active, since its last punishment. So there is at
+    /// most one report a day, however many are signed.
+    /// @dev The registry starts the accountable time anew with every slashing, so no time is punished twice. A reporter has to be
+    /// accountable for the whole time itself: who came later cannot know, and who was slashed for that time is not believed.
     /// @param approvals Over the report's typed-data hash in the domain of `payment`, as for {slashInvalidResult}.
     function slashDowntime(DowntimeReport calldata report, bytes calldata approvals) external nonReentrant {
         (address validator, uint64 since, uint64 until) = (report.validator, report.since, report.until);
         if (until > block.timestamp) revert DowntimeNotOver(until);
         if (until < since || until - since < MIN_DOWNTIME) revert DowntimeTooShort(since, until);
-        if (since < punishedUntil[validator]) revert DowntimeOverlaps(since, punishedUntil[validator]);
-        if (!registry.isActive(validator)) revert ValidatorRegistry.InactiveValidator(validator);
+        if (block.timestamp - until > MAX_REPORT_AGE) revert DowntimeTooOld(until);
+        (uint64 accountableSince, uint64 accountableUntil) = registry.accountableTime(validator);
+        if (accountableUntil == 0) revert ValidatorRegistry.InactiveValidator(validator);
+        if (since < accountableSince || until > accountableUntil) {
+            revert DowntimeNotAccountable(accountableSince, accountableUntil);
+        }
 
         bytes32 digest = _typedDataHash(report.hash());
         address[] memory signers = registry.approvers(digest, approvals);
         for (uint256 i = 0; i < signers.length; ++i) {
             if (signers[i] == validator) revert SelfReport(validator);
+            (accountableSince,) = registry.accountableTime(signers[i]);
+            if (since < accountableSince) revert UnreliableReporter(signers[i], accountableSince);
         }
 
         bytes32 evidence = evidenceOf(OFFENCE_DOWNTIME, digest);
-        punishedUntil[validator] = until;
         punished[evidence][validator] = true;
         emit EvidenceAccepted(evidence, OFFENCE_DOWNTIME, 1);
         registry.slash(validator, DOWNTIME, evidence);

@@ -27,10 +27,15 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         uint64 withdrawableAt;
         /// Place in the active list, counted from 1; 0 for one that is not active.
         uint16 position;
+        /// Silence before this time cannot be held against the validator; see {accountableTime}.
+        uint48 accountableSince;
     }
 
     /// @notice Keeps the active list short enough to be read in one call.
     uint256 public constant MAX_VALIDATORS = 256;
+    /// @notice A validator that returns after a shorter absence remains accountable for the time before it. Otherwise leaving and
+    /// returning in one block would be a way to be silent for free.
+    uint64 public constant MIN_ABSENCE = 1 days;
 
     uint256 private constant BASIS_POINTS = 10_000;
 
@@ -98,12 +103,13 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         uint256 stake = validator.stake + amount;
         if (stake < minimumStake) revert StakeBelowMinimum(stake, minimumStake);
         validator.stake = stake.toUint128();
-        validator.withdrawableAt = 0;
         if (validator.position == 0) {
             if (_active.length == MAX_VALIDATORS) revert TooManyValidators();
             _active.push(msg.sender);
             validator.position = uint16(_active.length);
+            validator.accountableSince = _accountableOnReturn(validator);
         }
+        validator.withdrawableAt = 0;
         _validators[msg.sender] = validator;
         emit ValidatorRegistered(msg.sender, amount, stake);
         token.pull(msg.sender, amount);
@@ -144,6 +150,8 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         amount = uint128(Math.ceilDiv(uint256(stake) * basisPoints, BASIS_POINTS));
         stake -= amount;
         validator.stake = stake;
+        // The silence up to now is settled by any slashing: no offence costs less than a downtime.
+        validator.accountableSince = uint48(block.timestamp);
         emit ValidatorSlashed(account, amount, stake, evidence);
         if (stake < minimumStake && validator.position != 0) {
             _deactivate(validator);
@@ -198,6 +206,29 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     /// @notice When `account` may withdraw its stake; 0 for one that is not leaving.
     function withdrawableAt(address account) external view returns (uint64) {
         return _validators[account].withdrawableAt;
+    }
+
+    /// @notice The time of which silence can be held against `account`: from when it became active, or was last slashed, until now or
+    /// until it left. The absence of a validator that returned within {MIN_ABSENCE} is subtracted: `since` is later by as much.
+    /// Both are 0 for an unknown account.
+    function accountableTime(address account) external view returns (uint64 since, uint64 until) {
+        Validator memory validator = _validators[account];
+        if (validator.position != 0) return (validator.accountableSince, uint64(block.timestamp));
+        if (validator.withdrawableAt != 0) return (validator.accountableSince, _leftAt(validator));
+    }
+
+    /// @dev The present for a new validator and for one that was absent for long.
+    function _accountableOnReturn(Validator memory validator) private view returns (uint48) {
+        if (validator.withdrawableAt == 0) return uint48(block.timestamp);
+        uint256 absence = block.timestamp - _leftAt(validator);
+        if (absence >= MIN_ABSENCE) return uint48(block.timestamp);
+        // One that was slashed during its absence would become accountable in the future.
+        return uint48(Math.min(validator.accountableSince + absence, block.timestamp));
+    }
+
+    /// @dev When a leaving validator stopped being active.
+    function _leftAt(Validator memory validator) private view returns (uint64) {
+        return validator.withdrawableAt - unstakeDelay;
     }
 
     /// @dev Takes an active validator off the list; the last one moves to its place.

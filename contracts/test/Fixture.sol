@@ -77,6 +77,7 @@ abstract contract Signing is Test {
 /// Names and places of a network, and what its members do.
 abstract contract Network is Signing {
     uint256 internal constant NOW = 1_800_000_000;
+    uint256 internal constant STARTED = NOW - 30 days;
     uint256 internal constant CHAIN = 42_161;
     uint128 internal constant SUPPLY = 1_000_000 ether;
     uint128 internal constant MINIMUM_STAKE = 100 ether;
@@ -402,16 +403,17 @@ abstract contract Network is Signing {
     }
 }
 
-/// A network of five validators that need three approvals, and one client with money.
+/// A network of five validators that need three approvals and have been active for a month, and one client with money.
 abstract contract Fixture is Network {
     function setUp() public virtual {
-        vm.warp(NOW);
+        vm.warp(STARTED);
         vm.chainId(CHAIN);
         token = new NCNToken(owner, SUPPLY);
         registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
         payment = new InferencePayment(token, registry, treasury);
         channels = new PaymentChannel(token, registry);
         addValidators("validator ", 5);
+        vm.warp(NOW);
         give(client, 1000 ether, address(payment));
         vm.prank(client);
         token.approve(address(channels), type(uint256).max);

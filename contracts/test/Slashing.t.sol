@@ -21,6 +21,7 @@ contract SlashingConstruction is SlashingFixture {
         vm.assertEq(slashing.COLLUSION(), 10_000);
         vm.assertEq(slashing.DOWNTIME(), 1000);
         vm.assertEq(slashing.MIN_DOWNTIME(), 86_400);
+        vm.assertEq(slashing.MAX_REPORT_AGE(), 86_400);
         vm.assertEq(slashing.MAX_APPROVALS(), registry.MAX_VALIDATORS());
     }
 
@@ -446,7 +447,8 @@ contract DowntimeTest is SlashingFixture {
         vm.assertEq(registry.stakeOf(silent), 90 ether);
         vm.assertFalse(registry.isActive(silent));
         vm.assertEq(token.balanceOf(treasury), 10 ether);
-        vm.assertEq(slashing.punishedUntil(silent), downtime.until);
+        (uint64 since,) = registry.accountableTime(silent);
+        vm.assertEq(since, NOW);
         vm.assertTrue(slashing.punished(evidence, silent));
     }
 
@@ -473,7 +475,16 @@ contract DowntimeTest is SlashingFixture {
         report(downtime);
     }
 
-    /// The next report may begin where the last one ended.
+    function test_ADayLaterIsTooLate() public {
+        bytes memory approvals = approve(digestOf(downtime), first(3));
+        vm.warp(NOW + 1 days + 1);
+        expectError(Slashing.DowntimeTooOld.selector, abi.encode(downtime.until));
+        report(downtime, approvals);
+        vm.warp(NOW + 1 days);
+        report(downtime, approvals);
+    }
+
+    /// The next report may begin where the last one was brought.
     function test_DowntimesFollowEachOther() public {
         stake(keys[4], MINIMUM_STAKE);
         report(downtime);
@@ -482,18 +493,33 @@ contract DowntimeTest is SlashingFixture {
         downtime.until += 1 days;
         report(downtime);
         vm.assertEq(registry.stakeOf(silent), 162 ether);
-        vm.assertEq(slashing.punishedUntil(silent), NOW + 1 days);
     }
 
-    function test_RefusesAValidatorThatIsNotActive() public {
-        bytes memory approvals = approve(digestOf(downtime), first(3));
-        unstake(silent);
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(silent));
-        report(downtime, approvals);
+    /// One that stays silent loses a tenth each day, until the rest is less than the minimum.
+    function test_ALongSilenceCostsATenthADay() public {
+        stake(keys[4], MINIMUM_STAKE / 2);
+        uint256 left = registry.stakeOf(silent);
+        for (uint256 time = NOW; time < NOW + 4 days; time += 1 days) {
+            vm.assertTrue(registry.isActive(silent));
+            vm.warp(time);
+            (downtime.since, downtime.until) = (uint64(time - 1 days), uint64(time));
+            report(downtime);
+            left -= (left + 9) / 10;
+            vm.assertEq(registry.stakeOf(silent), left);
+        }
+        vm.assertFalse(registry.isActive(silent));
+    }
+
+    function test_RefusesAnUnknownValidator() public {
         downtime.validator = accountOf("stranger");
-        approvals = approve(digestOf(downtime), first(3));
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(downtime.validator));
-        report(downtime, approvals);
+        refuseTime(ValidatorRegistry.InactiveValidator.selector, abi.encode(downtime.validator));
+        downtime.validator = silent;
+        unstake(silent);
+        vm.warp(NOW + UNSTAKE_DELAY);
+        vm.prank(silent);
+        registry.withdrawStake();
+        downtime.until = uint64(NOW) + UNSTAKE_DELAY;
+        refuseTime(ValidatorRegistry.InactiveValidator.selector, abi.encode(silent));
     }
 
     function test_RefusesTooFewAndTooMany() public {
@@ -503,6 +529,8 @@ contract DowntimeTest is SlashingFixture {
         expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         report(downtime, "");
         addValidators("more ", 2);
+        vm.warp(NOW + 2 days);
+        downtime = newReport();
         downtime.validator = validatorAt(6);
         approvals = approve(digestOf(downtime), first(6));
         expectError(Approvals.TooManyApprovals.selector, abi.encode(6, 5));
@@ -532,8 +560,6 @@ contract DowntimeTest is SlashingFixture {
     }
 
     function refuseTime(bytes4 selector, bytes memory fields) private {
-        bytes memory approvals = approve(digestOf(downtime), first(3));
-        expectError(selector, fields);
-        report(downtime, approvals);
+        refuseReport(downtime, selector, fields);
     }
 }

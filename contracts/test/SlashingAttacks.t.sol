@@ -263,47 +263,6 @@ contract FramingAttacks is SlashingFixture {
         report(downtime, approvals);
     }
 
-    function test_OverlappingWindows() public {
-        stake(keys[4], 10 * MINIMUM_STAKE);
-        DowntimeReport memory downtime = newReport();
-        (uint64 since, uint64 until) = (downtime.since, downtime.until);
-        report(downtime);
-        uint256 left = registry.stakeOf(downtime.validator);
-        vm.warp(NOW + 10 days);
-
-        refuseOverlap(downtime);
-        (downtime.since, downtime.until) = (since + 1, until);
-        refuseOverlap(downtime);
-        (downtime.since, downtime.until) = (since - 1 days, until + 1 days);
-        refuseOverlap(downtime);
-        (downtime.since, downtime.until) = (until - 1, until + 1 days);
-        refuseOverlap(downtime);
-        // What lies before could be cut into as many days as one likes.
-        (downtime.since, downtime.until) = (since - 1 days, since);
-        refuseOverlap(downtime);
-        vm.assertEq(registry.stakeOf(downtime.validator), left);
-
-        (downtime.since, downtime.until) = (until, until + 1 days);
-        report(downtime);
-        vm.assertEq(registry.stakeOf(downtime.validator), left - left / 10);
-    }
-
-    /// Leaving and coming back does not open the time that was punished.
-    function test_ReportReplayedAfterAComeback() public {
-        DowntimeReport memory downtime = newReport();
-        report(downtime);
-        stake(keys[4], MINIMUM_STAKE);
-        vm.assertTrue(registry.isActive(downtime.validator));
-        refuseOverlap(downtime);
-    }
-
-    function refuseOverlap(DowntimeReport memory downtime) private {
-        bytes memory approvals = approve(digestOf(downtime), first(3));
-        bytes memory fields = abi.encode(downtime.since, slashing.punishedUntil(downtime.validator));
-        expectError(Slashing.DowntimeOverlaps.selector, fields);
-        report(downtime, approvals);
-    }
-
     // The registry's door
 
     function test_NobodyElseSlashes() public nobodyIsSlashed {

@@ -219,4 +219,25 @@ abstract contract SlashingFixture is Fixture {
     function report(DowntimeReport memory downtime) internal {
         report(downtime, approve(digestOf(downtime), first(3)));
     }
+
+    function refuseReport(
+        DowntimeReport memory downtime,
+        uint256[] memory signers,
+        bytes4 selector,
+        bytes memory fields
+    ) internal {
+        bytes memory approvals = approve(digestOf(downtime), signers);
+        expectError(selector, fields);
+        report(downtime, approvals);
+    }
+
+    function refuseReport(DowntimeReport memory downtime, bytes4 selector, bytes memory fields) internal {
+        refuseReport(downtime, first(3), selector, fields);
+    }
+
+    /// The registry allows no report of this time.
+    function refuseTime(DowntimeReport memory downtime) internal {
+        (uint64 since, uint64 until) = registry.accountableTime(downtime.validator);
+        refuseReport(downtime, Slashing.DowntimeNotAccountable.selector, abi.encode(since, until));
+    }
 }

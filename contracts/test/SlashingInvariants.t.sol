@@ -15,6 +15,8 @@ contract StakeSchedule is Test {
     /// What each validator should have staked, and when it may have it.
     mapping(address validator => uint256 amount) public stakes;
     mapping(address validator => uint256 time) public ready;
+    /// The last time that it was a stranger or slashed: nothing before it can be held against it.
+    mapping(address validator => uint256 time) public accountable;
     uint256 public slashed;
     uint256 public registrations;
     uint256 public topUps;
@@ -40,6 +42,7 @@ contract StakeSchedule is Test {
         token.approve(address(registry), amount);
         try registry.registerValidator(amount) {
             vm.assertTrue(allowed, "registered against the rules");
+            if (stakes[validator] == 0) accountable[validator] = block.timestamp;
             stakes[validator] += amount;
             ready[validator] = 0;
             if (active) ++topUps;
@@ -107,6 +110,7 @@ contract StakeSchedule is Test {
     function settle(address validator, uint256 left) private {
         bool leaving = ready[validator] != 0;
         stakes[validator] = left;
+        accountable[validator] = block.timestamp;
         if (leaving) ++slashingsOfLeavers;
         if (left == 0) {
             ready[validator] = 0;
@@ -157,6 +161,7 @@ contract StakeInvariants is Fixture {
         theRegistryHoldsTheStakes();
         theTreasuryGotWhatWasSlashed();
         theActiveListIsTheActiveSet();
+        theAccountableTimeIsInThePast();
     }
 
     /// The rules would hold of schedules in which nothing happens, too; this one shows that everything does.
@@ -196,6 +201,19 @@ contract StakeInvariants is Fixture {
 
     function theTreasuryGotWhatWasSlashed() private view {
         vm.assertEq(token.balanceOf(treasury), schedule.slashed(), "slashed and got differ");
+    }
+
+    function theAccountableTimeIsInThePast() private view {
+        for (uint256 i = 0; i < schedule.count(); ++i) {
+            address validator = schedule.validators(i);
+            (uint64 since, uint64 until) = registry.accountableTime(validator);
+            vm.assertTrue(since <= block.timestamp && until <= block.timestamp, "accountable in the future");
+            vm.assertEq(until != 0, schedule.stakes(validator) != 0);
+            if (registry.isActive(validator)) vm.assertEq(until, block.timestamp);
+            if (since < until) {
+                vm.assertTrue(since >= schedule.accountable(validator), "accountable before it was active");
+            }
+        }
     }
 
     function theActiveListIsTheActiveSet() private view {

@@ -222,6 +222,75 @@ contract ValidatorRegistryTest is Fixture {
         unstake(validator);
     }
 
+    // accountableTime
+
+    function assertAccountable(address account, uint256 since, uint256 until) private view {
+        (uint64 from, uint64 to) = registry.accountableTime(account);
+        vm.assertEq(from, since);
+        vm.assertEq(to, until);
+    }
+
+    function test_AccountableFromTheStakeOn() public {
+        assertAccountable(newcomer, 0, 0);
+        register(newcomer, MINIMUM_STAKE);
+        assertAccountable(newcomer, NOW, NOW);
+        vm.warp(NOW + 1 days);
+        register(newcomer, 1);
+        assertAccountable(newcomer, NOW, NOW + 1 days);
+        assertAccountable(validator, STARTED, NOW + 1 days);
+    }
+
+    function test_AccountableUntilItLeaves() public {
+        unstake(validator);
+        vm.warp(NOW + UNSTAKE_DELAY);
+        assertAccountable(validator, STARTED, NOW);
+        withdraw(validator);
+        assertAccountable(validator, 0, 0);
+        register(validator, MINIMUM_STAKE);
+        assertAccountable(validator, NOW + UNSTAKE_DELAY, NOW + UNSTAKE_DELAY);
+    }
+
+    function test_AShortAbsenceIsSubtracted() public {
+        unstake(validator);
+        register(validator, 1);
+        assertAccountable(validator, STARTED, NOW);
+        unstake(validator);
+        vm.warp(NOW + 1 days - 1);
+        register(validator, 1);
+        assertAccountable(validator, STARTED + 1 days - 1, NOW + 1 days - 1);
+    }
+
+    function test_ALongAbsenceStartsAnew() public {
+        unstake(validator);
+        vm.warp(NOW + 1 days);
+        register(validator, 1);
+        assertAccountable(validator, NOW + 1 days, NOW + 1 days);
+    }
+
+    function test_ASlashingStartsAnew() public {
+        startSlashing();
+        register(validator, MINIMUM_STAKE);
+        slash(validator, 1);
+        assertAccountable(validator, NOW, NOW);
+        // Below the minimum it leaves, and is accountable for nothing before.
+        vm.warp(NOW + 1 days);
+        slash(validator, 9000);
+        assertAccountable(validator, NOW + 1 days, NOW + 1 days);
+        vm.warp(NOW + 2 days);
+        slash(validator, 10_000);
+        assertAccountable(validator, 0, 0);
+    }
+
+    function test_ASlashingDuringAnAbsenceIsNotInTheFuture() public {
+        startSlashing();
+        unstake(validator);
+        vm.warp(NOW + 12 hours);
+        slash(validator, 1);
+        vm.warp(NOW + 18 hours);
+        register(validator, 1 ether);
+        assertAccountable(validator, NOW + 18 hours, NOW + 18 hours);
+    }
+
     // withdrawStake
 
     function test_WithdrawPaysBackAfterTheDelay() public {
