@@ -57,6 +57,9 @@ contract Slashing is ReentrancyGuardTransient {
 
     /// @notice Who has been punished for what; see {evidenceOf}.
     mapping(bytes32 evidence => mapping(address validator => bool)) public punished;
+    /// @notice Until when a validator that lost its whole stake still counts as a signer of a contradiction: as long as its stake
+    /// would have remained here if it had left instead.
+    mapping(address validator => uint256) public countsUntil;
 
     /// @notice Evidence of `offence` cost `punished` validators stake; the registry says whom and how much.
     event EvidenceAccepted(bytes32 indexed evidence, bytes32 offence, uint256 punished);
@@ -90,8 +93,9 @@ contract Slashing is ReentrancyGuardTransient {
     /// @notice Punishes approvals of a completion that contradicts the quote or the result it names. Signers without a stake are
     /// passed over. Where those with one would make a certificate, it was no slip of one of them, and they lose everything.
     /// @dev A signer that lost its stake as part of this very collusion still counts towards the certificate, so that it does not
-    /// matter in how many calls the approvals of one completion come in. Nobody else without a stake does: strangers cannot turn
-    /// one validator's slip into a collusion.
+    /// matter in how many calls the approvals of one completion come in. A signer that lost its whole stake for anything else counts
+    /// until {countsUntil}, so that nobody can burn a stake to make a collusion cheaper for the others. Nobody else without a stake
+    /// does: strangers cannot turn one validator's slip into a collusion.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer. Any
     /// number of them: one validator's suffices to hold it to account.
     function slashInvalidResult(
@@ -111,7 +115,10 @@ contract Slashing is ReentrancyGuardTransient {
         bytes32 collusion = evidenceOf(OFFENCE_COLLUSION, digest);
         uint256 certificate = 0;
         for (uint256 i = 0; i < signers.length; ++i) {
-            if (punished[collusion][signers[i]] || registry.stakeOf(signers[i]) != 0) ++certificate;
+            address signer = signers[i];
+            if (punished[collusion][signer] || registry.stakeOf(signer) != 0 || block.timestamp < countsUntil[signer]) {
+                ++certificate;
+            }
         }
         if (certificate >= registry.threshold()) {
             _punish(signers, OFFENCE_COLLUSION, collusion, collusion, COLLUSION);
@@ -181,7 +188,7 @@ contract Slashing is ReentrancyGuardTransient {
         bytes32 evidence = evidenceOf(OFFENCE_DOWNTIME, digest);
         punished[evidence][validator] = true;
         emit EvidenceAccepted(evidence, OFFENCE_DOWNTIME, 1);
-        registry.slash(validator, DOWNTIME, evidence);
+        _slash(validator, DOWNTIME, evidence);
     }
 
     /// @notice What stands for `offence` in `punished` and in events. `digest` is the report's for a downtime, otherwise the
@@ -205,10 +212,15 @@ contract Slashing is ReentrancyGuardTransient {
             if (punished[evidence][signer] || punished[graver][signer] || registry.stakeOf(signer) == 0) continue;
             punished[evidence][signer] = true;
             ++count;
-            registry.slash(signer, basisPoints, evidence);
+            _slash(signer, basisPoints, evidence);
         }
         if (count == 0) revert NothingToSlash();
         emit EvidenceAccepted(evidence, offence, count);
+    }
+
+    function _slash(address validator, uint16 basisPoints, bytes32 evidence) private {
+        registry.slash(validator, basisPoints, evidence);
+        if (registry.stakeOf(validator) == 0) countsUntil[validator] = block.timestamp + registry.unstakeDelay();
     }
 
     /// @dev Recovers who signed `digest`, as {Approvals} does, but whoever and however many they are.

@@ -425,6 +425,43 @@ contract EvasionAttacks is SlashingFixture {
         vm.assertEq(hooked.balanceOf(treasury), 50 ether);
     }
 
+    /// A colluder destroys its own stake first, so that the others do not make a certificate with a stake any more.
+    function test_ABurntStakeStillCounts() public {
+        burn(0);
+        accuse(invalidCompletion(), first(3));
+        vm.assertEq(registry.stakeOf(validatorAt(1)), 0);
+        vm.assertEq(registry.stakeOf(validatorAt(2)), 0);
+    }
+
+    /// In any order: the lesser part of the evidence is brought before.
+    function test_ABurntStakeStillCountsAfterLesserEvidence() public {
+        accuse(invalidCompletion(), only(keys[1]));
+        burn(0);
+        accuse(invalidCompletion(), first(3));
+        vm.assertEq(registry.stakeOf(validatorAt(1)), 0);
+        vm.assertEq(registry.stakeOf(validatorAt(2)), 0);
+    }
+
+    /// As long as the stake would be here if its owner had left instead: afterwards it is a stranger's signature.
+    function test_ABurntStakeCountsForTheDelay() public {
+        burn(0);
+        vm.assertEq(slashing.countsUntil(validatorAt(0)), NOW + UNSTAKE_DELAY);
+        vm.warp(NOW + UNSTAKE_DELAY);
+        accuse(invalidCompletion(), first(3));
+        vm.assertEq(registry.stakeOf(validatorAt(1)), 70 ether);
+        vm.assertEq(registry.stakeOf(validatorAt(2)), 70 ether);
+    }
+
+    /// Contradictions of its own making, three tenths at a time, rounded up.
+    function burn(uint256 i) private {
+        Accusation memory own = invalidCompletion();
+        for (uint256 n = 0; registry.stakeOf(validatorAt(i)) != 0; ++n) {
+            own.result.outputHash = bytes32(n);
+            link(own);
+            accuse(own, only(keys[i]));
+        }
+    }
+
     /// Or the evidence, while half of it has been dealt with.
     function test_EvidenceReentered() public {
         HookToken hooked = overHookedToken();
