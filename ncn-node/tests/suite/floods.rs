@@ -223,7 +223,7 @@ async fn bodies_that_do_not_end_are_ended() {
 
     let seven = digit(7);
     let arguments =
-        ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits"];
+        ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits", "--yes"];
     let mut infer = Command::new(ncn());
     infer.args(arguments).arg("--input").arg(seven).current_dir(directory.path());
     let answered = tokio::task::spawn_blocking(move || infer.output().unwrap());
