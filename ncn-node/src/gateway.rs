@@ -3,6 +3,7 @@
 //! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
 //! are in `gateway/effects.rs`. The chain is followed by one more task, which tells the drivers of payments.
 
+mod acceptance;
 mod driver;
 mod effects;
 pub mod journal;
@@ -21,9 +22,8 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model,
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentLedgerExt as _, PaymentProof, Registry, RegistryError,
-    RequestId, Signature, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates,
-    validation,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature,
+    Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -79,6 +79,7 @@ pub struct Gateway {
     options: GatewayOptions,
     computes: Mutex<HashMap<Address, Arc<dyn Compute>>>,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
+    acceptances: acceptance::Acceptances,
     /// Ends every driver, and the following of the chain.
     stopped: CancellationToken,
     this: Weak<Self>,
@@ -156,6 +157,7 @@ impl Gateway {
             options,
             computes: Mutex::default(),
             tasks: Mutex::default(),
+            acceptances: acceptance::Acceptances::default(),
             stopped: CancellationToken::new(),
             this: this.clone(),
         });
@@ -291,19 +293,7 @@ impl Gateway {
         if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
-        // Whoever has paid in another way does not pay again.
-        if let Ok(Some(_)) = self.ledger.payment_of(&quote).await {
-            return Ok(());
-        }
-        // On its own: a client that hangs up must not leave a transaction to itself that others of this account wait for.
-        let (ledger, authorisation) = (self.ledger.clone(), *authorisation);
-        let accepting = tokio::spawn(async move { ledger.accept(&quote, &authorisation).await });
-        let accepted = accepting.await.unwrap_or_else(|error| Err(ncn_core::LedgerError::Busy(error.to_string())));
-        match accepted {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_retryable() => Err(TransportError::Internal(error.to_string())),
-            Err(error) => Err(TransportError::invalid("payment", error.to_string())),
-        }
+        self.acceptances.accept(&self.ledger, quote, authorisation).await
     }
 
     /// Takes a request in, unless somebody else just has.
@@ -408,11 +398,7 @@ impl Transport for Gateway {
             return Err(unauthorised("the signature is for another channel"));
         }
         access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
-        match self.ledger.agree_to_close(&terms).await {
-            Ok(agreed) => Ok(agreed),
-            Err(error) if error.is_retryable() => Err(TransportError::Internal(error.to_string())),
-            Err(error) => Err(TransportError::Refused(error.to_string())),
-        }
+        self.acceptances.close(&self.ledger, terms).await
     }
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {

@@ -7,7 +7,12 @@ use std::{
 };
 
 use alloy_primitives::B256;
-use ncn_client::{ClientChannel, evm::EvmLedger, grpc::GrpcRegistry, unix_now};
+use ncn_client::{
+    ClientChannel,
+    evm::{EvmBackend as _, EvmLedger},
+    grpc::GrpcRegistry,
+    unix_now,
+};
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChannelTerms, DynSigner, ExecutorError, InferenceRequest, PaymentConfirmation,
     PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
@@ -15,7 +20,7 @@ use ncn_core::{
 };
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
-    devnet::{LocalNetwork, quickstart},
+    devnet::{LocalNetwork, Mining, quickstart},
     gateway::{Gateway, GatewayOptions, GatewayParts, journal::MemoryJournal},
 };
 
@@ -181,4 +186,66 @@ async fn a_transfer_presented_250_times_to_two_gateways() {
     let confirmation = PaymentConfirmation { request_id: another.request_id, proof: PaymentProof::Authorisation(transfer) };
     let refused = scene.network.gateway().confirm_payment(confirmation).await;
     assert!(matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("transfer")), "{refused:?}");
+}
+
+/// Twice 200 presentations of two requests' authorisations, within a block: two transactions, and everybody has the same answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
+    let scene = Scene::new().await;
+    let (chain, gateway) = (scene.network.chain(), scene.network.gateway_address());
+    let mined = async || chain.nonces(gateway).await.unwrap().mined;
+    let mut presented = Vec::new();
+    let mut quotes = Vec::new();
+    for _ in 0..2 {
+        let (_, quote) = scene.quoted().await;
+        let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+        let proof = PaymentProof::Authorisation(transfer);
+        presented.push(PaymentConfirmation { request_id: quote.request_id, proof });
+        quotes.push(quote);
+    }
+    let before = mined().await;
+    chain.set_mining(Mining::Every(Duration::from_millis(500)));
+    let presenting = (0..400).map(|n| {
+        let (gateway, confirmation) = (scene.network.gateway(), presented[n % 2]);
+        tokio::spawn(async move { gateway.confirm_payment(confirmation).await })
+    });
+    for answer in futures::future::join_all(presenting).await {
+        assert_eq!(answer.unwrap(), Ok(()));
+    }
+    for quote in &quotes {
+        let access = TaskAccess { client: scene.client.address(), request_id: quote.request_id, purpose: AccessPurpose::Follow };
+        let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
+        let last = scene.network.gateway().last_update(access).await.unwrap();
+        assert!(matches!(last, TaskUpdate::Delivered { .. }), "{last:?}");
+    }
+    assert_eq!(mined().await - before, 4, "a payment and a settlement for each of the two");
+}
+
+/// A stranger's authorisation costs nothing and is in nobody's way; one that the chain refuses is not tried again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_transfer_is_not_tried_in_a_loop() {
+    let scene = Scene::new().await;
+    let (_, quote) = scene.quoted().await;
+    let confirm = async |authorisation| {
+        let proof = PaymentProof::Authorisation(authorisation);
+        scene.network.gateway().confirm_payment(PaymentConfirmation { request_id: quote.request_id, proof }).await
+    };
+    let strangers = Authorisation::transfer(&scene.trust, &quote, &key()).await.unwrap();
+    let refused = confirm(strangers).await;
+    assert!(matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("transfer")), "{refused:?}");
+
+    // The client's tokens are gone until later.
+    let treasurer = scene.network.treasurer().account();
+    scene.account.transfer(treasurer, tokens(1)).await.unwrap();
+    let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+    let poor = confirm(transfer).await;
+    assert!(matches!(&poor, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("fund it")), "{poor:?}");
+    scene.network.treasurer().transfer(scene.client.address(), tokens(1)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while confirm(transfer).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("it is tried again later");
 }

@@ -1,0 +1,286 @@
+//! Redeems what clients sign. Whoever presents the same thing many times at once makes the gateway do it once: one acceptance runs per
+//! request and one closing per channel, everybody else waits for its result, and how many run is bounded.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use alloy_primitives::{Address, B256};
+use ncn_core::{
+    Amount, Authorisation, ChannelTerms, LedgerError, PaymentLedger, PaymentLedgerExt as _, Quote, RequestId, Signature,
+    TransportError, UnixTime, channel::escrow_digest,
+};
+use tokio::sync::watch;
+
+use crate::time::unix_now;
+
+/// How many acceptances run at once, and how many of one client's.
+const MAX_ACCEPTANCES: usize = 512;
+const MAX_ACCEPTANCES_OF_ONE: usize = 64;
+/// How many closings run at once, and how many of one client's.
+const MAX_CLOSINGS: usize = 64;
+const MAX_CLOSINGS_OF_ONE: usize = 4;
+/// When somebody should ask again who was turned away.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long an authorisation that was refused is not tried again; twice as long each further time, up to the longest. The chain may
+/// have refused a transaction that the gateway paid for.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// How often a request's payment may be refused before it is tried no more.
+const MAX_REFUSALS: u32 = 8;
+/// Of how many requests refusals are remembered.
+const MAX_REFUSED: usize = 10_000;
+
+/// All acceptances and closings of a gateway.
+pub(super) struct Acceptances {
+    payments: Shared<()>,
+    closings: Shared<(Amount, Signature)>,
+    refused: Arc<Mutex<HashMap<RequestId, Refusal>>>,
+}
+
+/// The last refusal of a request's payment.
+struct Refusal {
+    error: TransportError,
+    count: u32,
+    until: Instant,
+    expiry: UnixTime,
+}
+
+impl Default for Acceptances {
+    fn default() -> Self {
+        Self {
+            payments: Shared::new(MAX_ACCEPTANCES, MAX_ACCEPTANCES_OF_ONE),
+            closings: Shared::new(MAX_CLOSINGS, MAX_CLOSINGS_OF_ONE),
+            refused: Arc::default(),
+        }
+    }
+}
+
+impl Acceptances {
+    /// Takes what pays a quote. The acceptance goes on when its caller is dropped.
+    pub(super) async fn accept(
+        &self,
+        ledger: &Arc<dyn PaymentLedger>,
+        quote: Quote,
+        authorisation: &Authorisation,
+    ) -> Result<(), TransportError> {
+        let request_id = quote.request_id;
+        // Before anything is asked or shared: what somebody else signed neither costs nor delays the client.
+        verify(&**ledger, &quote, authorisation).await.map_err(refusal)?;
+        if let Some(refusal) = lock(&self.refused).get(&request_id)
+            && (refusal.count >= MAX_REFUSALS || Instant::now() < refusal.until)
+        {
+            return Err(refusal.error.clone());
+        }
+        let (ledger, authorisation, refused) = (ledger.clone(), *authorisation, self.refused.clone());
+        let (client, expiry) = (quote.client, quote.expiry);
+        let accepting = async move {
+            // A client that has paid in another way does not pay again.
+            if let Ok(Some(_)) = ledger.payment_of(&quote).await {
+                return Ok(());
+            }
+            let accepted = ledger.accept(&quote, &authorisation).await.map(drop).map_err(refusal);
+            let mut refused = lock(&refused);
+            match &accepted {
+                Err(error) if !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
+                _ => drop(refused.remove(&request_id)),
+            }
+            drop(refused);
+            accepted
+        };
+        self.payments.run(request_id, client, accepting).await
+    }
+
+    /// Agrees to close a channel whose client has asked for it.
+    pub(super) async fn close(
+        &self,
+        ledger: &Arc<dyn PaymentLedger>,
+        terms: ChannelTerms,
+    ) -> Result<(Amount, Signature), TransportError> {
+        let ledger = ledger.clone();
+        let closing = async move {
+            ledger.agree_to_close(&terms).await.map_err(|error| match error {
+                error if error.is_retryable() => TransportError::Internal(error.to_string()),
+                error => TransportError::Refused(error.to_string()),
+            })
+        };
+        self.closings.run(terms.id(), terms.client, closing).await
+    }
+}
+
+async fn verify(ledger: &dyn PaymentLedger, quote: &Quote, authorisation: &Authorisation) -> Result<(), LedgerError> {
+    let trust = ledger.trust_root().await?;
+    match authorisation {
+        Authorisation::Transfer(signature) => {
+            let signed = signature.verify(&escrow_digest(&trust, quote), quote.client);
+            signed.map(drop).map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))
+        }
+        Authorisation::Voucher(payment) => Ok(payment.verify(quote, &trust)?),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn refusal(error: LedgerError) -> TransportError {
+    if error.is_retryable() {
+        TransportError::Internal(error.to_string())
+    } else {
+        TransportError::invalid("payment", error.to_string())
+    }
+}
+
+fn remember(refused: &mut HashMap<RequestId, Refusal>, request_id: RequestId, error: &TransportError, expiry: UnixTime) {
+    if refused.len() >= MAX_REFUSED {
+        let (now, instant) = (unix_now(), Instant::now());
+        refused.retain(|_, refusal| now < refusal.expiry);
+        if refused.len() >= MAX_REFUSED {
+            refused.retain(|_, refusal| instant < refusal.until);
+        }
+    }
+    let count = refused.get(&request_id).map_or(1, |refusal| refusal.count.saturating_add(1));
+    let pause = FIRST_PAUSE.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_PAUSE);
+    refused.insert(request_id, Refusal { error: error.clone(), count, until: Instant::now() + pause, expiry });
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Outcome<T> = Option<Result<T, TransportError>>;
+type Running<T> = Arc<Mutex<HashMap<B256, (Address, watch::Receiver<Outcome<T>>)>>>;
+
+/// Work that runs once at a time for each key, and has one result for all who ask for it meanwhile.
+struct Shared<T> {
+    running: Running<T>,
+    most: usize,
+    most_of_one: usize,
+}
+
+impl<T: Clone + Send + Sync + 'static> Shared<T> {
+    fn new(most: usize, most_of_one: usize) -> Self {
+        Self { running: Running::default(), most, most_of_one }
+    }
+
+    /// Waits for the work on this key that is under way, or starts this one.
+    async fn run(
+        &self,
+        key: B256,
+        client: Address,
+        work: impl Future<Output = Result<T, TransportError>> + Send + 'static,
+    ) -> Result<T, TransportError> {
+        let mut outcome = self.join(key, client, work)?;
+        let done = outcome.wait_for(Option::is_some).await;
+        let done = done.ok().and_then(|outcome| outcome.clone());
+        done.unwrap_or_else(|| Err(TransportError::Internal("the work on it broke off: try again".into())))
+    }
+
+    fn join(
+        &self,
+        key: B256,
+        client: Address,
+        work: impl Future<Output = Result<T, TransportError>> + Send + 'static,
+    ) -> Result<watch::Receiver<Outcome<T>>, TransportError> {
+        let mut running = lock(&self.running);
+        if let Some((_, outcome)) = running.get(&key) {
+            return Ok(outcome.clone());
+        }
+        let of_one = || running.values().filter(|(other, _)| *other == client).count();
+        if running.len() >= self.most || of_one() >= self.most_of_one {
+            return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
+        }
+        let (done, outcome) = watch::channel(None);
+        running.insert(key, (client, outcome.clone()));
+        drop(running);
+        let place = Place { running: self.running.clone(), key };
+        // On its own: a client that hangs up must not leave a transaction to itself that others of this account wait for.
+        tokio::spawn(async move {
+            let result = work.await;
+            drop(place);
+            done.send_replace(Some(result));
+        });
+        Ok(outcome)
+    }
+}
+
+/// Work that is under way; it is not any more when this is dropped, however it ended.
+struct Place<T> {
+    running: Running<T>,
+    key: B256,
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        lock(&self.running).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn key(byte: u8) -> B256 {
+        B256::repeat_byte(byte)
+    }
+
+    #[tokio::test]
+    async fn one_runs_for_all_and_the_number_is_bounded() {
+        let shared = Shared::new(3, 2);
+        let (gate, runs) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let (gate, runs) = (gate.clone(), runs.clone());
+            async move {
+                runs.fetch_add(1, Ordering::SeqCst);
+                gate.acquire().await.unwrap().forget();
+                Ok(runs.load(Ordering::SeqCst))
+            }
+        };
+        let (one, other) = (Address::repeat_byte(1), Address::repeat_byte(2));
+        let mut waiting: Vec<_> = (0..10).map(|_| shared.join(key(1), one, work()).unwrap()).collect();
+        drop(shared.join(key(2), one, work()).unwrap());
+        let busy = Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
+        assert_eq!(shared.join(key(3), one, work()).map(drop), busy.clone(), "two of one client's");
+        shared.join(key(4), other, work()).unwrap();
+        assert_eq!(shared.join(key(5), other, work()).map(drop), busy, "three altogether");
+        while runs.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        // Nobody waits for two of them: they come to their end all the same.
+        gate.add_permits(3);
+        for outcome in &mut waiting {
+            assert_eq!(*outcome.wait_for(Option::is_some).await.unwrap(), Some(Ok(3)));
+        }
+        while !lock(&shared.running).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(1);
+        assert_eq!(shared.run(key(1), one, work()).await, Ok(4), "what has ended can be asked for again");
+    }
+
+    #[tokio::test]
+    async fn work_that_breaks_off_leaves_its_place() {
+        let shared = Shared::<()>::new(1, 1);
+        let broken = shared.run(key(1), Address::ZERO, async { panic!("for the test") }).await;
+        assert!(matches!(broken, Err(TransportError::Internal(_))), "{broken:?}");
+        assert_eq!(shared.run(key(1), Address::ZERO, async { Ok(()) }).await, Ok(()));
+    }
+
+    #[test]
+    fn refusals_are_remembered_longer_each_time_and_not_for_ever() {
+        let mut refused = HashMap::new();
+        let error = TransportError::invalid("payment", "for the test");
+        let before = Instant::now();
+        for _ in 0..3 {
+            remember(&mut refused, key(1), &error, u64::MAX);
+        }
+        assert!(refused[&key(1)].count == 3 && refused[&key(1)].until >= before + FIRST_PAUSE * 4);
+        for n in 0..MAX_REFUSED + 10 {
+            remember(&mut refused, B256::left_padding_from(&n.to_be_bytes()), &error, 1);
+        }
+        assert!(refused.len() <= MAX_REFUSED && refused.contains_key(&key(1)));
+    }
+}
