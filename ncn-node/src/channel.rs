@@ -4,7 +4,10 @@
 //! [`ChannelLedger`] is a [`PaymentLedger`] around another one: what is paid by a voucher is its own, all else is the other's.
 
 mod book;
+mod chargeable;
+mod kept;
 mod records;
+mod reorganization;
 mod settler;
 
 use std::{
@@ -51,6 +54,9 @@ pub struct SettleOptions {
     pub max_value: Amount,
     /// How long before a channel's expiry everything has to be settled. No voucher is taken whose quote ends later than that.
     pub expiry_margin: Duration,
+    /// How long the chain has to be without a settled batch before the batch is presented again. A transaction that a reorganization
+    /// has taken back mostly returns by itself, and a provider may be behind for a while.
+    pub resubmit_after: Duration,
 }
 
 impl Default for SettleOptions {
@@ -60,6 +66,7 @@ impl Default for SettleOptions {
             max_age: Duration::from_mins(1),
             max_value: Amount::new(100 * Amount::TOKEN.units()),
             expiry_margin: Duration::from_hours(1),
+            resubmit_after: Duration::from_mins(1),
         }
     }
 }
@@ -97,7 +104,10 @@ impl ChannelLedger {
         let stopped = CancellationToken::new();
         let inner = Arc::new(Inner { chain, registry, signer, store, options, book, changed, flush, settled, stopped });
         let (settling, stopped) = (inner.clone(), inner.stopped.clone());
-        tokio::spawn(async move { stopped.run_until_cancelled_owned(settler::settle_for_ever(&settling)).await });
+        tokio::spawn(async move {
+            let work = async { tokio::join!(settler::settle_for_ever(&settling), reorganization::revisit_for_ever(&settling)) };
+            stopped.run_until_cancelled_owned(work).await
+        });
         Ok(Self(inner))
     }
 
@@ -203,8 +213,8 @@ impl PaymentLedger for ChannelLedger {
                 let hold = book.earn(quote.request_id, now)?;
                 let accounts = book.account_of(&hold).into_iter().collect();
                 // What is settled needs no proof any more.
-                let entry = matches!(hold.stage, Stage::Earned(_)).then(|| Box::new(entry));
-                Ok(((), Change { accounts, holds: vec![hold], entry, ..Change::default() }))
+                let entries = matches!(hold.stage, Stage::Earned(_)).then_some(entry).into_iter().collect();
+                Ok(((), Change { accounts, holds: vec![hold], entries, ..Change::default() }))
             })
             .await?;
         self.0.changed.notify_one();
@@ -226,7 +236,7 @@ impl PaymentLedger for ChannelLedger {
         let transaction = self.reference(&hold.payment).await?;
         Ok(match hold.stage {
             Stage::Reserved => EscrowState::Escrowed { quote: hold.payment.voucher.quote, transaction },
-            Stage::Earned(_) | Stage::Settled => EscrowState::Completed { transaction, compute: None },
+            Stage::Earned(_) | Stage::Settled | Stage::Lost => EscrowState::Completed { transaction, compute: None },
             Stage::Released => EscrowState::Refunded { transaction },
         })
     }
@@ -331,6 +341,11 @@ impl PaymentLedger for ChannelLedger {
             .await?;
         // What the chain has been charged, now that all is settled.
         let settled = inner.chain.channel(channel).await?.map(|known| known.settled).unwrap_or_default();
+        let owed = inner.book().account(channel).map(|account| account.settled).unwrap_or_default();
+        if settled < owed {
+            let problem = format!("channel {channel}: the chain was charged {settled} of {owed}: a settlement is presented again");
+            return Err(LedgerError::Busy(format!("{problem}; close it once that is done")));
+        }
         let close = ChannelClose { channel, settled };
         let signature = Signature::sign(&close.digest(&trust.channel_domain()), &*inner.signer).await;
         Ok((settled, signature.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?))

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use ncn_core::{Amount, B256, Channel, ChannelPayment, LedgerError, Quote, RequestId, UnixTime, channel::VoucherError, validation};
 use serde::{Deserialize, Serialize};
 
+use super::kept::Kept;
+
 /// How many requests are known at once, ended ones included.
 const MAX_HOLDS: usize = 1_000_000;
 
@@ -36,6 +38,8 @@ pub(super) enum Stage {
     Settled,
     /// Given back: the request was not served.
     Released,
+    /// Earned, and its channel ended before it was charged.
+    Lost,
 }
 
 /// One request's part of a channel.
@@ -75,6 +79,8 @@ pub(super) struct Book {
     earned_sum: Amount,
     /// Of channels that the book may not know otherwise, too: who never paid out of a channel may have it back as well.
     closing: HashMap<B256, Closing>,
+    /// The settled batches that a reorganization can still take back.
+    pub(super) kept: Kept,
 }
 
 fn refuse(channel: B256, problem: impl Into<String>) -> LedgerError {
@@ -87,9 +93,9 @@ fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
 
 impl Book {
     /// The book as it was kept.
-    pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>) -> Self {
+    pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>, kept: Kept) -> Self {
         let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
-        let mut book = Self { accounts, closing, ..Self::default() };
+        let mut book = Self { accounts, closing, kept, ..Self::default() };
         for hold in holds {
             book.count(&hold, true);
             if let Some(account) = book.accounts.get_mut(&hold.payment.voucher.channel)
@@ -130,7 +136,7 @@ impl Book {
                     self.earned_sum = self.earned_sum.checked_sub(voucher.amount).unwrap_or_default();
                 }
             }
-            Stage::Settled | Stage::Released => {}
+            Stage::Settled | Stage::Released | Stage::Lost => {}
         }
     }
 
@@ -168,7 +174,9 @@ impl Book {
         if let Some(hold) = self.holds.get(&voucher.request_id) {
             let same = hold.payment == *payment;
             return match (self.accounts.get(&channel), hold.stage) {
-                (Some(account), Stage::Reserved | Stage::Earned(_) | Stage::Settled) if same => Ok((account.clone(), *hold)),
+                (Some(account), Stage::Reserved | Stage::Earned(_) | Stage::Settled | Stage::Lost) if same => {
+                    Ok((account.clone(), *hold))
+                }
                 (_, stage) => {
                     let actual = format!("paid by {} voucher, {stage:?}", if same { "this" } else { "another" });
                     Err(LedgerError::WrongState { request_id: voucher.request_id, actual })
@@ -224,7 +232,7 @@ impl Book {
             Some(Hold { stage: Stage::Reserved, .. }) => {
                 self.turn(request_id, Stage::Earned(now)).ok_or_else(|| unknown(request_id))
             }
-            Some(hold) if matches!(hold.stage, Stage::Earned(_) | Stage::Settled) => Ok(hold),
+            Some(hold) if matches!(hold.stage, Stage::Earned(_) | Stage::Settled | Stage::Lost) => Ok(hold),
             Some(hold) => Err(LedgerError::WrongState { request_id, actual: format!("{:?}", hold.stage) }),
             None => Err(unknown(request_id)),
         }
@@ -251,6 +259,30 @@ impl Book {
             }
         }
         (accounts, holds)
+    }
+
+    /// The chain has taken a charge for these requests back, and charges the channels no more than this now: they are earned anew.
+    pub(super) fn reopen(&mut self, requests: &[Hold], settled: &[(B256, Amount)], now: UnixTime) -> (Vec<Account>, Vec<Hold>) {
+        let mut holds = Vec::with_capacity(requests.len());
+        for hold in requests {
+            let request = hold.payment.voucher.request_id;
+            // One whose quote expired long ago may have been forgotten.
+            self.holds.entry(request).or_insert(*hold);
+            holds.extend(self.turn(request, Stage::Earned(now)));
+        }
+        let mut accounts = Vec::new();
+        for (channel, settled) in settled {
+            if let Some(account) = self.accounts.get_mut(channel) {
+                account.settled = account.settled.min(*settled);
+                accounts.push(account.clone());
+            }
+        }
+        (accounts, holds)
+    }
+
+    /// These earned requests can never be charged.
+    pub(super) fn write_off(&mut self, requests: &[RequestId]) -> Vec<Hold> {
+        requests.iter().filter_map(|request| self.turn(*request, Stage::Lost)).collect()
     }
 
     /// Takes no more vouchers of a channel, from here on and for ever.
@@ -280,6 +312,11 @@ impl Book {
     /// What is to be settled, the oldest first.
     pub(super) fn earned(&self) -> impl Iterator<Item = (&(UnixTime, RequestId), &Amount)> {
         self.earned.iter()
+    }
+
+    /// The channel that a request is paid out of.
+    pub(super) fn channel_of(&self, request_id: RequestId) -> Option<B256> {
+        self.holds.get(&request_id).map(|hold| hold.payment.voucher.channel)
     }
 
     /// How much is to be settled.

@@ -9,7 +9,10 @@ use ncn_core::{
 use redb::{ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::book::{Account, Book, Closing, Hold};
+use super::{
+    book::{Account, Book, Closing, Hold},
+    kept::{Kept, SettledBatch},
+};
 use crate::store::{Store, StoreError};
 
 type Table = TableDefinition<'static, [u8; 32], &'static [u8]>;
@@ -20,6 +23,9 @@ const HOLDS: Table = TableDefinition::new("channel.holds");
 const CLOSING: Table = TableDefinition::new("channel.closing");
 /// What proves an earned request, until it is settled.
 const ENTRIES: Table = TableDefinition::new("channel.entries");
+/// The settled batches that a reorganization can still take back, and what proves their requests.
+const KEPT: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("channel.kept");
+const PROOFS: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("channel.kept.proofs");
 /// The batch that is being settled, at most one.
 const BATCH: TableDefinition<'static, (), &'static [u8]> = TableDefinition::new("channel.batch");
 
@@ -46,13 +52,21 @@ pub(super) enum BatchChange {
     Drop,
 }
 
+/// What becomes of a settled batch.
+pub(super) enum KeptChange {
+    /// With what proves its requests when it is new.
+    Keep(u64, Box<SettledBatch>, Option<Vec<u8>>),
+    Drop(u64),
+}
+
 /// Changes that belong together.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) accounts: Vec<Account>,
     pub(super) holds: Vec<Hold>,
-    pub(super) entry: Option<Box<BatchEntry>>,
+    pub(super) entries: Vec<BatchEntry>,
     pub(super) batch: Option<BatchChange>,
+    pub(super) kept: Vec<KeptChange>,
     pub(super) settled: Vec<RequestId>,
     pub(super) forgotten: Vec<RequestId>,
     pub(super) closing: Option<(B256, Closing)>,
@@ -75,7 +89,7 @@ impl Change {
             transaction.open_table(CLOSING)?.insert(channel.0, encode(closing)?.as_slice())?;
         }
         let mut entries = transaction.open_table(ENTRIES)?;
-        if let Some(entry) = &self.entry {
+        for entry in &self.entries {
             entries.insert(entry.quote.request_id.0, encode(entry)?.as_slice())?;
         }
         for request in &self.settled {
@@ -86,6 +100,21 @@ impl Change {
             match batch {
                 BatchChange::Keep(pending) => drop(table.insert((), encode(pending)?.as_slice())?),
                 BatchChange::Drop => drop(table.remove(())?),
+            }
+        }
+        for change in &self.kept {
+            let (mut kept, mut proofs) = (transaction.open_table(KEPT)?, transaction.open_table(PROOFS)?);
+            match change {
+                KeptChange::Keep(number, batch, new) => {
+                    kept.insert(number, encode(batch)?.as_slice())?;
+                    if let Some(new) = new {
+                        proofs.insert(number, new.as_slice())?;
+                    }
+                }
+                KeptChange::Drop(number) => {
+                    kept.remove(number)?;
+                    proofs.remove(number)?;
+                }
             }
         }
         Ok(())
@@ -117,7 +146,27 @@ pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
         }
         Ok(closing)
     })?;
-    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing))
+    let kept = store.read(|transaction| {
+        let table = match transaction.open_table(KEPT) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Kept::default()),
+            table => table?,
+        };
+        let mut kept = Vec::new();
+        for row in table.iter()? {
+            let (number, batch) = row?;
+            kept.push((number.value(), decode(batch.value())?));
+        }
+        Ok(Kept::load(kept))
+    })?;
+    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing, kept))
+}
+
+/// What proves the requests of a settled batch.
+pub(super) fn proofs(store: &Store, number: u64) -> Result<Vec<BatchEntry>, StoreError> {
+    store.read(|transaction| match transaction.open_table(PROOFS) {
+        Err(TableError::TableDoesNotExist(_)) => Ok(Vec::new()),
+        table => table?.get(number)?.map_or_else(|| Ok(Vec::new()), |row| decode(row.value())),
+    })
 }
 
 /// The batch that was being settled.
@@ -134,8 +183,11 @@ pub(super) fn entries(store: &Store, requests: &[B256]) -> Result<Vec<BatchEntry
         let table = transaction.open_table(ENTRIES)?;
         let mut entries = Vec::with_capacity(requests.len());
         for request in requests {
-            if let Some(entry) = table.get(request.0)? {
-                entries.push(decode(entry.value())?);
+            let Some(entry) = table.get(request.0)? else { continue };
+            match decode(entry.value()) {
+                Ok(entry) => entries.push(entry),
+                // One that cannot be read holds nobody else up.
+                Err(error) => tracing::error!(%request, %error, "what proves an earned request cannot be read"),
             }
         }
         Ok(entries)

@@ -2,21 +2,24 @@
 //! leads to the same settlement, once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ncn_client::Backoff;
 use ncn_core::{
     Amount, B256, BatchRequest, Certificate, ChannelPayment, LedgerError, Message as _, RegistryError, RequestId,
     SettlementRequest, SignatureError, Signed,
-    channel::{Batch, BatchEntry, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
+    channel::{Batch, BatchEntry, BatchError, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
 };
 
 use super::{
-    Inner,
-    records::{self, BatchChange, Change, Pending},
+    Book, Inner,
+    chargeable::{Aside, chargeable, fits},
+    kept::SettledBatch,
+    records::{self, BatchChange, Change, KeptChange, Pending},
+    reorganization::chain_time,
 };
 use crate::{store::StoreError, time::unix_now};
 
@@ -25,13 +28,15 @@ const TICK: Duration = Duration::from_millis(500);
 /// How often a batch is presented that the validators or the chain refuse, before its requests are put together anew, fewer at a time.
 const TRIES: u32 = 6;
 /// How long a request is left alone that was refused on its own.
-const SET_ASIDE: Duration = Duration::from_mins(1);
+pub(super) const SET_ASIDE: Duration = Duration::from_mins(1);
+/// How long a request is left alone whose proof is not on disk yet.
+const NOT_YET: Duration = Duration::from_secs(1);
 /// How long ended requests are remembered after their quotes' expiry, in seconds.
 const MEMORY: u64 = 3_600;
 
 /// Why a batch was not settled.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("validators: {0}")]
@@ -39,17 +44,20 @@ enum Failure {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
-    Batch(#[from] ncn_core::channel::BatchError),
+    Batch(#[from] BatchError),
     #[error("key: {0}")]
     Signature(#[from] SignatureError),
     /// The chain has been charged otherwise than the batch starts from.
     #[error("the channel was charged in another way: putting the batch together anew")]
     Outdated,
+    /// The chain has taken something back that the batch builds upon.
+    #[error("the chain has taken back what the batch builds upon: it is presented again after that")]
+    Behind,
 }
 
 impl Failure {
     /// True when it may be the batch's own fault: that ends after some tries. Everything else is waited for, however long it takes.
-    const fn is_refusal(&self) -> bool {
+    pub(super) const fn is_refusal(&self) -> bool {
         match self {
             Self::Registry(error) => !matches!(error, RegistryError::Unreachable(_) | RegistryError::Overloaded(_)),
             Self::Batch(_) | Self::Outdated => true,
@@ -57,19 +65,16 @@ impl Failure {
                 let circumstances = matches!(error, LedgerError::NotAllowed(_) | LedgerError::Malformed(_));
                 !circumstances && !error.is_retryable()
             }
-            Self::Store(_) | Self::Signature(_) => false,
+            Self::Store(_) | Self::Signature(_) | Self::Behind => false,
         }
     }
 }
-
-/// Requests that were refused on their own, and when. They hold nobody up, and are tried again.
-type Aside = HashMap<RequestId, Instant>;
 
 pub(super) async fn settle_for_ever(inner: &Inner) {
     let mut backoff = Backoff::new();
     // How many requests go into a batch: fewer after one was refused, so that a bad one ends up alone.
     let mut limit = MAX_BATCH;
-    let mut aside = Aside::new();
+    let mut aside = Aside::default();
     let mut flushing = false;
     loop {
         match next(inner, limit, &mut aside, flushing).await {
@@ -81,10 +86,15 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
                 Err((pending, error)) => {
                     let size = pending.batch.entries.len();
                     tracing::error!(%error, requests = size, "a batch is not settled; its requests are put together anew");
-                    if let (1, Some(entry)) = (size, pending.batch.entries.first()) {
-                        aside.insert(entry.quote.request_id, Instant::now());
+                    // What is one channel's trouble is not looked for among all requests.
+                    if let Failure::Ledger(LedgerError::Channel { channel, .. }) = &error {
+                        aside.channel(*channel, SET_ASIDE);
+                    } else {
+                        if let (1, Some(entry)) = (size, pending.batch.entries.first()) {
+                            aside.request(entry.quote.request_id, SET_ASIDE);
+                        }
+                        limit = (size / 2).max(1);
                     }
-                    limit = (size / 2).max(1);
                     if let Err(error) = discard(inner).await {
                         tracing::error!(%error, "a batch cannot be taken back");
                     }
@@ -113,46 +123,49 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         return Ok(Some(pending));
     }
     forget(inner).await?;
-    aside.retain(|_, since| since.elapsed() < SET_ASIDE);
+    aside.expire();
     if !is_due(inner, aside, flushing) {
         return Ok(None);
     }
     let requests: Vec<RequestId> = {
         let book = inner.book();
-        book.earned().map(|((_, request), _)| *request).filter(|request| !aside.contains_key(request)).take(limit).collect()
+        book.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&book, request)).take(limit).collect()
     };
-    let store = inner.store.clone();
-    let read = tokio::task::spawn_blocking(move || records::entries(&store, &requests));
-    let mut entries = choose(read.await.map_err(StoreError::new)??);
-    let mut settled = BTreeMap::new();
+    let (store, wanted) = (inner.store.clone(), requests.clone());
+    let read = tokio::task::spawn_blocking(move || records::entries(&store, &wanted));
+    let entries = read.await.map_err(StoreError::new)??;
+    let found: BTreeSet<_> = entries.iter().map(|entry| entry.quote.request_id).collect();
+    for request in requests.iter().filter(|request| !found.contains(*request)) {
+        aside.request(*request, NOT_YET);
+    }
+    let mut entries = choose(entries);
+    let mut channels = BTreeMap::new();
     for channel in entries.iter().map(|entry| entry.payment.voucher.channel).collect::<BTreeSet<_>>() {
-        let Some(chain) = inner.chain.channel(channel).await? else { continue };
-        let known = inner.book().account(channel).map(|account| account.settled).unwrap_or_default();
-        inner.book().refresh(channel, chain);
-        if !chain.open || unix_now() > chain.expiry {
-            tracing::error!(%channel, "a channel ended before what it owes was settled");
-            continue;
+        match chargeable(inner, channel).await {
+            Ok(Ok(known)) => {
+                channels.insert(channel, known);
+            }
+            Ok(Err(how_long)) => aside.channel(channel, how_long),
+            Err(error) => {
+                // It comes last in the next round, in case the trouble is this channel's alone.
+                aside.channel(channel, inner.options.resubmit_after.min(SET_ASIDE));
+                return Err(error);
+            }
         }
-        if chain.settled < known {
-            return Err(LedgerError::Unreachable(format!("channel {channel}: the chain's answer is older than the book")).into());
-        }
-        if chain.settled > known {
-            // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
-            tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the book says");
-            let sums = [(channel, chain.settled)];
-            inner.change(|book| Ok(((), Change { accounts: book.settle(&[], &sums).0, ..Change::default() }))).await?;
-        }
-        settled.insert(channel, chain.settled);
     }
-    // What can never be settled holds nobody up.
-    for entry in entries.iter().filter(|entry| !settled.contains_key(&entry.payment.voucher.channel)) {
-        aside.insert(entry.quote.request_id, Instant::now());
-    }
-    entries.retain(|entry| settled.contains_key(&entry.payment.voucher.channel));
+    entries.retain(|entry| fits(entry, &mut channels, aside));
     if entries.is_empty() {
         return Ok(None);
     }
-    let batch = Batch::new(entries, &settled, inner.chain.trust_root().await?.treasury)?;
+    let settled = channels.iter().map(|(channel, known)| (*channel, known.chain.settled)).collect();
+    let batch = match Batch::new(entries, &settled, inner.chain.trust_root().await?.treasury) {
+        Err(BatchError::Entry { request_id, problem }) => {
+            tracing::error!(request = %request_id, %problem, "a request cannot be settled");
+            aside.request(request_id, SET_ASIDE);
+            return Ok(None);
+        }
+        batch => batch?,
+    };
     let pending = Pending { batch, certificate: None };
     keep(inner, Some(&pending)).await?;
     Ok(Some(pending))
@@ -160,7 +173,7 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
 
 fn is_due(inner: &Inner, aside: &Aside, flushing: bool) -> bool {
     let book = inner.book();
-    let mut waiting = book.earned().filter(|((_, request), _)| !aside.contains_key(request)).peekable();
+    let mut waiting = book.earned().filter(|((_, request), _)| !aside.has(&book, request)).peekable();
     let Some(((oldest, _), _)) = waiting.peek() else { return false };
     let options = &inner.options;
     let now = unix_now();
@@ -197,8 +210,17 @@ async fn conclude(inner: &Inner, mut pending: Pending) -> Result<(), (Pending, F
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if matches!(error, Failure::Outdated) {
-            return Err((pending, error));
+        match error {
+            Failure::Outdated => return Err((pending, error)),
+            // Its transaction may be on its way: the batch stays as it is, and others go on.
+            Failure::Behind => match book_settled(inner, &pending).await {
+                Ok(()) => {
+                    tracing::warn!(requests = pending.batch.entries.len(), %error, "a batch waits for the chain");
+                    return Ok(());
+                }
+                Err(error) => tracing::error!(%error, "a batch cannot be put down"),
+            },
+            _ => {}
         }
         if error.is_refusal() {
             tries += 1;
@@ -229,17 +251,33 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
         let transaction = inner.chain.settle_batch(&CertifiedBatch { settlement, vouchers, certificate }).await?;
         tracing::info!(%transaction, requests = pending.batch.entries.len(), "settled a batch");
     }
-    let requests: Vec<RequestId> = pending.batch.entries.iter().map(|entry| entry.quote.request_id).collect();
-    let sums: Vec<_> = pending.batch.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_after)).collect();
-    let settle = |book: &mut super::Book| {
+    book_settled(inner, pending).await
+}
+
+/// Books a batch as settled, and keeps it until no reorganization can take it back.
+async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
+    let Pending { batch, certificate } = pending;
+    let at = chain_time(inner).await;
+    let requests: Vec<RequestId> = batch.entries.iter().map(|entry| entry.quote.request_id).collect();
+    let sums: Vec<_> = batch.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_after)).collect();
+    let (vouchers, proofs) = (vouchers(inner, batch), records::encode(&batch.entries)?);
+    let (settlement, certificate, bytes) = (batch.settlement.clone(), certificate.clone(), proofs.len() as u64);
+    let settled = SettledBatch { settlement, vouchers, certificate, at, bytes, reopened: false };
+    let settle = |book: &mut Book| {
         let (accounts, holds) = book.settle(&requests, &sums);
-        Ok(((), Change { accounts, holds, batch: Some(BatchChange::Drop), settled: requests.clone(), ..Change::default() }))
+        let (number, dropped) = book.kept.push(settled.clone());
+        if !dropped.is_empty() {
+            tracing::warn!(batches = dropped.len(), "too much is kept: settled batches are forgotten before they are deep");
+        }
+        let mut kept = vec![KeptChange::Keep(number, Box::new(settled), Some(proofs))];
+        kept.extend(dropped.into_iter().map(KeptChange::Drop));
+        Ok(((), Change { accounts, holds, batch: Some(BatchChange::Drop), settled: requests, kept, ..Change::default() }))
     };
     Ok(inner.change(settle).await?)
 }
 
 /// Has the validators approve a batch. What the registry brings is believed only when it verifies.
-async fn certify(inner: &Inner, batch: &Batch) -> Result<Certificate, Failure> {
+pub(super) async fn certify(inner: &Inner, batch: &Batch) -> Result<Certificate, Failure> {
     let trust = inner.chain.trust_root().await?;
     let message = SettlementRequest { gateway: inner.signer.address(), settlement: batch.settlement.struct_hash() };
     let request = Signed::sign(message, &trust.channel_domain(), &*inner.signer).await?;
@@ -253,16 +291,24 @@ async fn certify(inner: &Inner, batch: &Batch) -> Result<Certificate, Failure> {
 
 /// Whether the chain has been charged for this batch. It is charged for all of it or nothing.
 async fn is_charged(inner: &Inner, batch: &Batch) -> Result<bool, Failure> {
-    let Some(charge) = batch.settlement.charges.first() else { return Ok(true) };
-    let settled = inner.chain.channel(charge.channel).await?.map(|channel| channel.settled).unwrap_or_default();
-    if settled == charge.settled_before {
-        Ok(false)
-    } else if settled == charge.settled_after {
+    let (mut before, mut after) = (false, false);
+    for charge in &batch.settlement.charges {
+        let settled = inner.chain.channel(charge.channel).await?.map(|channel| channel.settled).unwrap_or_default();
+        if settled < charge.settled_before {
+            return Err(Failure::Behind);
+        }
+        before |= settled == charge.settled_before;
         // Only this gateway settles its channels, one batch after the other, and this one was kept before it was sent.
-        Ok(true)
-    } else {
-        Err(Failure::Outdated)
+        after |= settled == charge.settled_after;
+        if settled != charge.settled_before && settled != charge.settled_after {
+            return Err(Failure::Outdated);
+        }
     }
+    if before && after {
+        let problem = "its answers about the channels of a batch are of different blocks";
+        return Err(LedgerError::Unreachable(problem.into()).into());
+    }
+    Ok(!before)
 }
 
 /// For each charge the channel's highest voucher.

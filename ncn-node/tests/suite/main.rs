@@ -44,6 +44,7 @@ mod prices;
 mod python;
 mod real_models;
 mod recovery;
+mod reorganizations;
 mod rpc;
 mod s3;
 mod sandbox;

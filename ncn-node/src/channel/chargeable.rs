@@ -1,0 +1,130 @@
+//! Which channels can be charged now. A channel that cannot be is left alone for a while, and no other one waits for it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use ncn_core::{Amount, B256, Channel, RequestId, channel::BatchEntry};
+
+use super::{
+    Book, Inner,
+    kept::DEEP_AFTER,
+    records::Change,
+    settler::{Failure, SET_ASIDE},
+};
+use crate::time::unix_now;
+
+/// Requests that were refused on their own, and channels that cannot be charged at present; until when they are left alone. They hold
+/// nobody up, and are tried again.
+#[derive(Default)]
+pub(super) struct Aside {
+    requests: HashMap<RequestId, Instant>,
+    channels: HashMap<B256, Instant>,
+}
+
+impl Aside {
+    pub(super) fn request(&mut self, request: RequestId, how_long: Duration) {
+        self.requests.insert(request, Instant::now() + how_long);
+    }
+
+    pub(super) fn channel(&mut self, channel: B256, how_long: Duration) {
+        self.channels.insert(channel, Instant::now() + how_long);
+    }
+
+    pub(super) fn expire(&mut self) {
+        let now = Instant::now();
+        self.requests.retain(|_, until| now < *until);
+        self.channels.retain(|_, until| now < *until);
+    }
+
+    pub(super) fn has(&self, book: &Book, request: &RequestId) -> bool {
+        self.requests.contains_key(request) || book.channel_of(*request).is_some_and(|channel| self.channels.contains_key(&channel))
+    }
+}
+
+/// A channel that can be charged, and what requests so far bring the charge to.
+pub(super) struct Chargeable {
+    pub(super) chain: Channel,
+    sum: Amount,
+}
+
+/// What the chain has of a channel when it can be charged now; else how long its requests are left alone.
+pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Chargeable, Duration>, Failure> {
+    let account = inner.book().account(channel).cloned();
+    let known = account.as_ref().map(|account| account.settled).unwrap_or_default();
+    let soon = inner.options.resubmit_after.min(SET_ASIDE);
+    let (chain, expiry) = match inner.chain.channel(channel).await {
+        Ok(Some(chain)) => (Some(chain), chain.expiry),
+        Ok(None) => (None, account.map_or(u64::MAX, |account| account.chain.expiry)),
+        Err(error) if error.is_retryable() => return Err(error.into()),
+        Err(error) => {
+            tracing::error!(%channel, %error, "what the chain has of a channel cannot be read");
+            return Ok(Err(SET_ASIDE));
+        }
+    };
+    let now = unix_now();
+    // What a reorganization can still change is waited for.
+    if now > expiry.saturating_add(DEEP_AFTER) {
+        write_off(inner, channel).await?;
+        return Ok(Err(SET_ASIDE));
+    }
+    let Some(chain) = chain else {
+        tracing::error!(%channel, "the chain does not know a channel any more that owes something");
+        return Ok(Err(soon));
+    };
+    inner.book().refresh(channel, chain);
+    if !chain.open || now > chain.expiry {
+        tracing::error!(%channel, "a channel ended before what it owes was settled");
+        return Ok(Err(SET_ASIDE));
+    }
+    if chain.settled < known {
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged less than the book says: waiting for it");
+        return Ok(Err(soon));
+    }
+    if chain.settled > known {
+        if inner.book().kept.is_reopened(channel, known) {
+            tracing::warn!(%channel, %known, chain = %chain.settled, "a batch that counted as lost may have been charged: waiting");
+            return Ok(Err(soon));
+        }
+        // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the book says");
+        let sums = [(channel, chain.settled)];
+        inner.change(|book| Ok(((), Change { accounts: book.settle(&[], &sums).0, ..Change::default() }))).await?;
+    }
+    Ok(Ok(Chargeable { chain, sum: chain.settled }))
+}
+
+/// Whether a request's channel can be charged, and its deposit bears this one too: a top-up may have been taken back.
+pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>, aside: &mut Aside) -> bool {
+    let Some(known) = channels.get_mut(&entry.payment.voucher.channel) else { return false };
+    match known.sum.checked_add(entry.quote.total).filter(|sum| *sum <= known.chain.deposit) {
+        Some(sum) => {
+            known.sum = sum;
+            true
+        }
+        None => {
+            let (channel, request) = (entry.payment.voucher.channel, entry.quote.request_id);
+            tracing::error!(%channel, %request, deposit = %known.chain.deposit, "a channel's deposit does not bear what it owes");
+            aside.request(request, SET_ASIDE);
+            false
+        }
+    }
+}
+
+/// Gives up what a channel owes that has ended for good.
+async fn write_off(inner: &Inner, channel: B256) -> Result<(), Failure> {
+    let owed = |book: &Book| -> Vec<(RequestId, Amount)> {
+        let earned = book.earned().map(|((_, request), amount)| (*request, *amount));
+        earned.filter(|(request, _)| book.channel_of(*request) == Some(channel)).collect()
+    };
+    let owed = owed(&inner.book());
+    let (requests, amounts): (Vec<_>, Vec<_>) = owed.into_iter().unzip();
+    let lost = Amount::checked_sum(amounts).unwrap_or(Amount::new(u128::MAX));
+    tracing::error!(%channel, requests = requests.len(), %lost, "a channel ended for good before what it owes was settled: lost");
+    let change = |book: &mut Book| {
+        let holds = book.write_off(&requests);
+        Ok(((), Change { holds, settled: requests, ..Change::default() }))
+    };
+    Ok(inner.change(change).await?)
+}
