@@ -144,6 +144,18 @@ pub enum LedgerError {
     /// The voucher does not pay the quote.
     #[error(transparent)]
     Voucher(#[from] VoucherError),
+    /// The voucher allows less than its channel's requests come to, by the gateway's account. A client that has lost count can sign
+    /// another, up to what it has promised before.
+    #[error("voucher.cumulative: {cumulative} is less than {needed}, which all requests so far and this one come to")]
+    VoucherTooLow {
+        /// What the vouchers allow.
+        cumulative: Amount,
+        /// What it takes, this request included.
+        needed: Amount,
+    },
+    /// Only the gateway says what became of a payment, and neither the chain nor a receipt proves it.
+    #[error("{0}")]
+    Unproven(String),
     /// The channel is not in the state that this takes.
     #[error("channel {channel}: {problem}")]
     Channel {
@@ -271,7 +283,8 @@ pub trait PaymentLedger: Send + Sync {
         Err(LedgerError::Unsupported("keep vouchers"))
     }
 
-    /// The request is over, as its client sees it; `paid` says whether it was served. What a ledger holds for it, it lets go of.
+    /// The request is over, as its client has it proven: `paid` says whether it was served, with a receipt. A ledger releases what it
+    /// reserved for the request, as far as that proof goes.
     async fn conclude(&self, _quote: &Quote, _paid: bool) {}
 }
 

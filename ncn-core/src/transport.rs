@@ -77,6 +77,14 @@ pub enum TransportError {
         /// Why, and what to do.
         problem: String,
     },
+    /// The voucher allows less than the channel's requests come to, by the gateway's account.
+    #[error("payment: voucher.cumulative: {cumulative} is less than {needed}, which all requests so far and this one come to")]
+    VoucherTooLow {
+        /// What the vouchers allow.
+        cumulative: Amount,
+        /// What it takes, this request included.
+        needed: Amount,
+    },
     /// No such model here.
     #[error("model {0} is not offered by this gateway: ask it for its models")]
     UnknownModel(B256),

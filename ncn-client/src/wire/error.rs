@@ -24,7 +24,7 @@ pub trait RemoteError: Serialize + DeserializeOwned + Display {
 impl RemoteError for TransportError {
     fn code(&self) -> Code {
         match self {
-            Self::InvalidRequest { .. } => Code::InvalidArgument,
+            Self::InvalidRequest { .. } | Self::VoucherTooLow { .. } => Code::InvalidArgument,
             Self::UnknownModel(_) | Self::UnknownTask(_) => Code::NotFound,
             Self::Unauthorised(_) => Code::PermissionDenied,
             Self::Refused(_) => Code::FailedPrecondition,

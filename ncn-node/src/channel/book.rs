@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ncn_core::{Amount, B256, Channel, ChannelPayment, LedgerError, Quote, RequestId, UnixTime, channel::VoucherError, validation};
+use ncn_core::{Amount, B256, Channel, ChannelPayment, LedgerError, Quote, RequestId, UnixTime, validation};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
@@ -202,10 +202,9 @@ impl Book {
             return Err(refuse(channel, problem));
         }
         let needed = sum([account.settled, account.earned, account.reserved, voucher.amount]);
-        let allowed = account.highest.voucher.cumulative.max(voucher.cumulative);
-        if allowed < needed {
-            let problem = format!("{allowed} is less than {needed}, which all requests so far and this one come to");
-            return Err(VoucherError::new("cumulative", problem).into());
+        let cumulative = account.highest.voucher.cumulative.max(voucher.cumulative);
+        if cumulative < needed {
+            return Err(LedgerError::VoucherTooLow { cumulative, needed });
         }
         if needed > account.chain.deposit {
             let problem = format!("has a deposit of {}, {needed} are needed: top it up", account.chain.deposit);

@@ -69,7 +69,10 @@ impl Acceptances {
         let request_id = quote.request_id;
         // Before anything is asked or shared: what somebody else signed neither costs nor delays the client.
         verify(&**ledger, &quote, authorisation).await.map_err(refusal)?;
-        if let Some(refusal) = lock(&self.refused).get(&request_id)
+        // A voucher costs no transaction, and a client that has lost count signs the next one at once.
+        let costs = matches!(authorisation, Authorisation::Transfer(_));
+        if costs
+            && let Some(refusal) = lock(&self.refused).get(&request_id)
             && (refusal.count >= MAX_REFUSALS || Instant::now() < refusal.until)
         {
             return Err(refusal.error.clone());
@@ -84,7 +87,7 @@ impl Acceptances {
             let accepted = ledger.accept(&quote, &authorisation).await.map(drop).map_err(refusal);
             let mut refused = lock(&refused);
             match &accepted {
-                Err(error) if !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
+                Err(error) if costs && !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
                 _ => drop(refused.remove(&request_id)),
             }
             drop(refused);
@@ -123,10 +126,10 @@ async fn verify(ledger: &dyn PaymentLedger, quote: &Quote, authorisation: &Autho
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn refusal(error: LedgerError) -> TransportError {
-    if error.is_retryable() {
-        TransportError::Internal(error.to_string())
-    } else {
-        TransportError::invalid("payment", error.to_string())
+    match error {
+        error if error.is_retryable() => TransportError::Internal(error.to_string()),
+        LedgerError::VoucherTooLow { cumulative, needed } => TransportError::VoucherTooLow { cumulative, needed },
+        error => TransportError::invalid("payment", error.to_string()),
     }
 }
 
