@@ -1,5 +1,9 @@
 //! A client's own channel: what it has promised, what that came to, and the next voucher.
 
+mod reconcile;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -80,6 +84,9 @@ struct State {
     spent: Amount,
     /// The vouchers of requests in flight.
     held: HashMap<RequestId, ChannelPayment>,
+    /// The most that vouchers of ended requests allow: what the gateway can have charged without those in flight.
+    #[serde(default)]
+    signed: Amount,
 }
 
 impl State {
@@ -112,7 +119,7 @@ impl ChannelSums {
 impl ClientChannel {
     /// A channel in memory: for a program that ends with it.
     pub fn new(terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> Self {
-        let state = State { terms, deposit, expiry, spent: Amount::ZERO, held: HashMap::new() };
+        let state = State { terms, deposit, expiry, spent: Amount::ZERO, held: HashMap::new(), signed: Amount::ZERO };
         Self { terms, file: None, state: Mutex::new(state), signing: Mutex::default() }
     }
 
@@ -148,9 +155,14 @@ impl ClientChannel {
         ChannelSums { deposit: state.deposit, spent: state.spent, reserved: state.reserved(), expiry: state.expiry }
     }
 
-    /// Requests whose end is not known: after a restart, their gateway can be asked.
+    /// Requests whose end is not proven: [`crate::Client::resume`] asks for their answers.
     pub fn in_flight(&self) -> Vec<RequestId> {
         self.lock().held.keys().copied().collect()
+    }
+
+    /// Whether a request's amount is reserved.
+    pub fn holds(&self, request_id: RequestId) -> bool {
+        self.lock().held.contains_key(&request_id)
     }
 
     /// The channel has been topped up, or extended.
@@ -210,13 +222,15 @@ impl ClientChannel {
         Ok(Begun::New(Signing { total: &self.signing, amount: quote.total }, cumulative))
     }
 
-    /// A request has ended: what it cost is spent, or free again.
+    /// A request has ended: what it cost is spent when it was `paid`, and free again otherwise. That it was not paid is not for the
+    /// gateway to say: a client that believes it signs too little from then on, and its vouchers are refused.
     pub fn conclude(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
         self.change(|state| {
-            if let Some(payment) = state.held.remove(&request_id)
-                && paid
-            {
-                state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
+            if let Some(payment) = state.held.remove(&request_id) {
+                state.signed = state.signed.max(payment.voucher.cumulative);
+                if paid {
+                    state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
+                }
             }
             Ok(())
         })

@@ -3,6 +3,7 @@
 mod builder;
 mod order;
 mod parts;
+mod stored;
 
 use std::{
     sync::Arc,
@@ -12,13 +13,14 @@ use std::{
 pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, B256, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo, PaymentConfirmation,
-    PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess, TaskStatus,
-    TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
+    AccessPurpose, B256, Certificate, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo,
+    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess,
+    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 use parts::Parts;
 pub use parts::StreamEvent;
+pub use stored::Stored;
 
 use crate::{Backoff, ClientError, unix_now};
 
@@ -60,6 +62,7 @@ pub struct Quoted {
     request: Signed<InferenceRequest>,
     access: Signed<TaskAccess>,
     quote: Quote,
+    preprocessing: Certificate,
     trust: TrustRoot,
     submitting: Duration,
 }
@@ -141,8 +144,8 @@ impl Client {
 
         let submission = Submission { request: request.clone(), inputs: order.inputs };
         let status = self.transport.submit(submission).await?;
-        let quote = approved_quote(&request.message, &request_id, &trust, status)?;
-        Ok(Quoted { client: self.clone(), request, access, quote, trust, submitting: started.elapsed() })
+        let (quote, preprocessing) = approved_quote(&request.message, &request_id, &trust, status)?;
+        Ok(Quoted { client: self.clone(), request, access, quote, preprocessing, trust, submitting: started.elapsed() })
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, ClientError> {
@@ -153,13 +156,13 @@ impl Client {
     }
 }
 
-/// The quote to pay, once it is sure that it is for this order and that the validators have approved it.
+/// The quote to pay and the validators' approval of it, once it is sure that it is for this order and that they have approved it.
 fn approved_quote(
     order: &InferenceRequest,
     request_id: &RequestId,
     trust: &TrustRoot,
     status: TaskStatus,
-) -> Result<Quote, ClientError> {
+) -> Result<(Quote, Certificate), ClientError> {
     if status.outcome().is_some() {
         return Err(ClientError::Refused(status.failure.unwrap_or_else(|| "the gateway gave no reason".into())));
     }
@@ -180,7 +183,7 @@ fn approved_quote(
         return reject(problem);
     }
     match certificate.verify(&quote.digest(&trust.domain), request_id, trust) {
-        Ok(()) => Ok(quote),
+        Ok(()) => Ok((quote, certificate)),
         Err(error) => reject(&format!("the validators' approval does not count: {error}")),
     }
 }
@@ -234,8 +237,13 @@ impl Quoted {
                 Ok(EscrowState::Refunded { transaction }) => {
                     return Err(ClientError::Refunded { transaction, reason: error.to_string() });
                 }
-                // No try can have been taken, and this one is refused for good.
-                Ok(_) if !uncertain => return Err(error.into()),
+                // No try can have been taken, and this one is refused for good. What a gateway has seen and refused, it may still use.
+                Ok(_) | Err(LedgerError::Unproven(_)) if !uncertain => {
+                    return Err(match error {
+                        LedgerError::Unproven(says) => ClientError::Unproven(says),
+                        error => error.into(),
+                    });
+                }
                 _ => tracing::warn!(request = %self.request_id(), %error, "cannot see whether the payment was taken"),
             }
             if unix_now() > self.quote.expiry {
@@ -394,8 +402,10 @@ impl Paid {
         let mut paid_out = false;
         let mut backoff = Backoff::new();
         loop {
-            // The chain's clock is what the contract goes by.
+            // The chain's clock is what the contract goes by. Where no block comes, its newest one's time stands still: past expiry by
+            // this clock, a refund is tried, and makes the block that it needs.
             let expired = within(ledger.now()).await.is_ok_and(|now| now > quote.expiry);
+            let overdue = expired || unix_now() > quote.expiry;
             let problem = match self.quoted.escrow_state().await {
                 Ok(EscrowState::Refunded { transaction }) => return Err(ClientError::Refunded { transaction, reason }),
                 Ok(EscrowState::Completed { .. }) => {
@@ -407,16 +417,21 @@ impl Paid {
                         Ok(Ending::Answered(answer)) => return Ok(*answer),
                         Ok(Ending::Misled { problem, answer }) => return Err(ClientError::PartsRejected { problem, answer }),
                         Ok(Ending::Failed(problem)) => problem,
+                        // It forgets what has ended, after a while.
+                        Err(error @ TransportError::UnknownTask(_)) => {
+                            return Err(ClientError::Undelivered(format!("{error} any more")));
+                        }
                         Err(error) => error.to_string(),
                     }
                 }
                 Ok(EscrowState::None) if expired => return Err(ClientError::Refused(reason)),
                 Ok(EscrowState::None) => "the chain shows no payment".to_owned(),
-                Ok(EscrowState::Escrowed { .. }) if !expired => format!("the escrow can be refunded after {}", quote.expiry),
+                Ok(EscrowState::Escrowed { .. }) if !overdue => format!("the escrow can be refunded after {}", quote.expiry),
                 Ok(EscrowState::Escrowed { .. }) => match within(ledger.refund(quote)).await {
                     Ok(transaction) => return Err(ClientError::Refunded { transaction, reason }),
                     Err(error) => error.to_string(),
                 },
+                Err(LedgerError::Unproven(says)) => return Err(ClientError::Unproven(format!("{reason}; {says}"))),
                 Err(error) => error.to_string(),
             };
             if Instant::now() >= give_up {

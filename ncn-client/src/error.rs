@@ -71,6 +71,13 @@ pub enum ClientError {
     /// The network failed after the payment, and the refund is not there yet: it can be had once the quote has expired.
     #[error("the request failed and the payment is not back yet: {0}")]
     NotRefunded(String),
+    /// The request failed, and what became of its payment only the gateway says: neither the chain nor a receipt proves it. A payment
+    /// into escrow can be taken back once the quote has expired; out of a channel, it stays reserved.
+    #[error("the request failed, and it is not proven what became of the payment: {0}")]
+    Unproven(String),
+    /// The payment was paid out, and the gateway does not have the answer any more.
+    #[error("the request was paid out, and its answer cannot be had: {0}")]
+    Undelivered(String),
     /// What was delivered does not prove itself. The output is withheld.
     #[error("the receipt was rejected and the output withheld: {0}")]
     ReceiptRejected(String),
@@ -86,9 +93,17 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// True when the client's money has been paid out or is still held; false when it never left or is back.
+    /// True when the client's money has been paid out or is still held, or nothing proves that it is not; false when it never left or is
+    /// back.
     pub const fn is_paid(&self) -> bool {
-        matches!(self, Self::NotRefunded(_) | Self::ReceiptRejected(_) | Self::PartsRejected { .. })
+        matches!(
+            self,
+            Self::NotRefunded(_)
+                | Self::Unproven(_)
+                | Self::Undelivered(_)
+                | Self::ReceiptRejected(_)
+                | Self::PartsRejected { .. }
+        )
     }
 
     /// True when the same order may succeed on another try.

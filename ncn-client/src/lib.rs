@@ -34,7 +34,7 @@ pub mod wire;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelSums, ClientChannel};
-pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted, StreamEvent};
+pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted, Stored, StreamEvent};
 pub use error::ClientError;
 pub use http::http;
 pub use ncn_core as core;

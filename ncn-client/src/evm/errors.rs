@@ -51,6 +51,13 @@ fn reverted(data: &[u8]) -> LedgerError {
     LedgerError::Reverted(if shown.is_empty() { "without a reason".into() } else { hex::encode_prefixed(shown) })
 }
 
+/// Whether a refusal is over once a block has come that is late enough.
+pub(super) fn awaits_time(data: &[u8]) -> bool {
+    matches!(Payment::abi_decode(data), Ok(Payment::NotExpired(_)))
+        || matches!(Channel::abi_decode(data), Ok(Channel::NotExpired(_)))
+        || matches!(Registry::abi_decode(data), Ok(Registry::WithdrawalTooEarly(_)))
+}
+
 /// A custom error with its values: its name stands twice, once for the set it is of.
 fn named(error: &impl Debug) -> String {
     let text = format!("{error:?}");

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use endpoints::Endpoints;
 use serde_json::{Value, json};
 
-use super::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces};
+use super::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces, errors::awaits_time};
 
 /// How an endpoint is used.
 #[derive(Clone, Copy, Debug)]
@@ -162,7 +162,15 @@ impl EvmBackend for JsonRpc {
     }
 
     async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
-        Ok(self.endpoints.ask::<U64>("eth_estimateGas", json!([transaction(call)])).await?.to())
+        let call = transaction(call);
+        match self.endpoints.ask::<U64>("eth_estimateGas", json!([call])).await {
+            // By the newest block's time, perhaps, which stands still where no block comes: the transaction will be in the next one.
+            Err(EvmError::Reverted(data)) if awaits_time(&data) => {
+                let next = self.endpoints.ask::<U64>("eth_estimateGas", json!([call, "pending"])).await;
+                next.map(|gas| gas.to()).map_err(|_| EvmError::Reverted(data))
+            }
+            done => Ok(done?.to()),
+        }
     }
 
     async fn fees(&self) -> Result<Fees, EvmError> {

@@ -1,0 +1,127 @@
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
+
+use std::sync::Arc;
+
+use alloy_signer_local::PrivateKeySigner;
+use ncn_core::{Address, Amount, B256, Channel, ChannelTerms, Domain, DynSigner, LedgerError, Quote, Split, TrustRoot};
+
+use super::ClientChannel;
+
+const DEPOSIT: Amount = Amount::new(100);
+const EXPIRY: u64 = 10_000;
+
+struct Scene {
+    signer: DynSigner,
+    trust: TrustRoot,
+    channel: ClientChannel,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let signer: DynSigner = Arc::new(PrivateKeySigner::random());
+        let trust = TrustRoot {
+            domain: Domain { chain_id: 1, contract: Address::repeat_byte(1) },
+            token: Address::repeat_byte(2),
+            channels: Address::repeat_byte(3),
+            validators: vec![Address::repeat_byte(4)],
+            threshold: 1,
+            committee_size: 1,
+            treasury: Address::repeat_byte(5),
+        };
+        let terms = ChannelTerms { client: signer.address(), gateway: Address::repeat_byte(6), salt: B256::ZERO };
+        Self { signer, trust, channel: ClientChannel::new(terms, DEPOSIT, EXPIRY) }
+    }
+
+    fn quote(&self, total: u128) -> Quote {
+        Quote {
+            request_id: B256::random(),
+            client: self.signer.address(),
+            gateway: self.channel.terms().gateway,
+            compute: Address::repeat_byte(7),
+            model_digest: B256::ZERO,
+            total: Amount::new(total),
+            split: Split::default(),
+            expiry: 1_000,
+            trust_root: self.trust.hash(),
+        }
+    }
+
+    async fn pay(&self, quote: &Quote) -> Amount {
+        self.channel.pay(quote, &self.trust, &self.signer).await.unwrap().voucher.cumulative
+    }
+
+    async fn renew(&self, quote: &Quote, needed: u128) -> Result<Option<Amount>, LedgerError> {
+        let renewed = self.channel.renew(quote, Amount::new(needed), &self.trust, &self.signer).await?;
+        Ok(renewed.map(|payment| payment.voucher.cumulative))
+    }
+}
+
+fn charged(settled: u128, open: bool) -> Channel {
+    Channel { deposit: DEPOSIT, settled: Amount::new(settled), expiry: EXPIRY, open }
+}
+
+#[tokio::test]
+async fn what_was_given_up_too_early_is_paid_after_all_up_to_what_was_signed() {
+    let scene = Scene::new();
+    let lost = scene.quote(10);
+    assert_eq!(scene.pay(&lost).await, Amount::new(10));
+    // A client that believed its gateway, as it did before, or one whose file is a backup.
+    scene.channel.conclude(lost.request_id, false).unwrap();
+    let next = scene.quote(5);
+    assert_eq!(scene.pay(&next).await, Amount::new(5));
+    // The gateway has earned the 10.
+    assert_eq!(scene.renew(&next, 15).await, Ok(Some(Amount::new(15))));
+    assert_eq!(scene.channel.sums().spent, Amount::new(10));
+    // The voucher in its place is the one that is presented from here on, and it counts once.
+    assert_eq!(scene.pay(&next).await, Amount::new(15));
+    assert_eq!(scene.channel.sums().reserved, Amount::new(5));
+}
+
+#[tokio::test]
+async fn a_gateway_that_names_more_than_was_signed_gets_nothing_for_it() {
+    let scene = Scene::new();
+    let (first, next) = (scene.quote(10), scene.quote(5));
+    scene.pay(&first).await;
+    scene.channel.conclude(first.request_id, true).unwrap();
+    scene.pay(&next).await;
+    for claim in [16, 25, 100, u128::MAX] {
+        assert_eq!(scene.renew(&next, claim).await, Ok(None), "{claim}");
+    }
+    let sums = scene.channel.sums();
+    assert_eq!((sums.spent, sums.reserved), (Amount::new(10), Amount::new(5)));
+    assert_eq!(scene.renew(&scene.quote(1), 5).await, Ok(None), "only a voucher that was signed is replaced");
+}
+
+#[tokio::test]
+async fn what_the_chain_has_charged_is_spent() {
+    let scene = Scene::new();
+    let (first, second) = (scene.quote(10), scene.quote(10));
+    scene.pay(&first).await;
+    scene.pay(&second).await;
+    // One of the two was charged, and nothing says which.
+    scene.channel.reconcile(&charged(10, true)).unwrap();
+    assert_eq!(scene.channel.in_flight().len(), 2);
+    assert_eq!(scene.channel.sums().reserved, Amount::new(20));
+    // Both were.
+    scene.channel.reconcile(&charged(20, true)).unwrap();
+    assert_eq!(scene.channel.in_flight(), Vec::<B256>::new());
+    assert_eq!((scene.channel.sums().spent, scene.channel.sums().reserved), (Amount::new(20), Amount::ZERO));
+    // Another program has used the channel, or the file is a backup: the next voucher covers that.
+    scene.channel.reconcile(&charged(50, true)).unwrap();
+    assert_eq!(scene.pay(&scene.quote(1)).await, Amount::new(51));
+    // Once it is closed, nothing can be charged any more.
+    scene.channel.reconcile(&charged(50, false)).unwrap();
+    assert_eq!(scene.channel.sums().reserved, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn a_file_of_an_earlier_version_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("channel.json");
+    let scene = Scene::new();
+    drop(ClientChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap());
+    let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    file.as_object_mut().unwrap().remove("signed").unwrap();
+    std::fs::write(&path, file.to_string()).unwrap();
+    assert_eq!(ClientChannel::open(&path).unwrap().sums().available(), DEPOSIT);
+}
