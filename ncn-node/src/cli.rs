@@ -9,6 +9,7 @@ mod devnet;
 #[cfg(target_os = "linux")]
 mod doctor;
 mod engines;
+mod fetch;
 mod files;
 mod gateway;
 mod infer;
@@ -19,6 +20,7 @@ mod output;
 mod price;
 mod quote;
 mod refund;
+mod unfinished;
 mod validator;
 mod verify;
 mod wallet;
@@ -57,6 +59,8 @@ enum Command {
     Quote(quote::Arguments),
     /// Run one paid inference through a gateway
     Infer(Box<infer::Arguments>),
+    /// Fetch the answer of a request whose `ncn infer` was cut off
+    Fetch(Box<fetch::Arguments>),
     /// Take a payment back after its end, without the gateway
     Refund(refund::Arguments),
     /// Check a receipt, offline
@@ -97,6 +101,14 @@ impl Failure {
     fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
+
+    /// What went wrong.
+    fn problem(self) -> String {
+        match self {
+            Self::Input(problem) | Self::Failed(problem) => problem,
+            Self::Unread => String::new(),
+        }
+    }
 }
 
 impl From<ClientError> for Failure {
@@ -126,6 +138,13 @@ fn shown(text: &str) -> String {
         all.push_str("...");
     }
     all
+}
+
+/// A path as it can be typed into a shell.
+fn typed(path: &std::path::Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:=@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
@@ -174,6 +193,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Models(arguments) => models::run(&arguments),
         Command::Quote(arguments) => quote::run(&arguments),
         Command::Infer(arguments) => infer::run(&arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments),
         Command::Refund(arguments) => refund::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Wallet(command) => wallet::run(&command),

@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{self, IsTerminal as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -15,7 +15,7 @@ use ncn_client::{
 use ncn_core::{Address, Amount, DynSigner, Registry};
 use ncn_node::devnet;
 
-use super::Failure;
+use super::{Failure, typed};
 
 /// Where a keystore's password is looked for before anyone is asked.
 const PASSWORD_VARIABLE: &str = "NCN_PASSWORD";
@@ -29,6 +29,11 @@ pub(crate) struct KeyArguments {
 }
 
 impl KeyArguments {
+    /// As they can be typed again.
+    pub(crate) fn flags(&self) -> String {
+        format!("--key {}", typed(&self.key))
+    }
+
     pub(crate) fn open(&self) -> Result<DynSigner, Failure> {
         let text = self.key.to_string_lossy();
         let digits = text.strip_prefix("0x").unwrap_or(&text);
@@ -109,6 +114,24 @@ pub(crate) struct ChainArguments {
 }
 
 impl ChainArguments {
+    /// As they can be typed again. An endpoint that may hold a secret is not told.
+    pub(crate) fn flags(&self) -> String {
+        let all = self.rpc.join(",");
+        let bare = |url: &String| {
+            let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).trim_end_matches('/');
+            !host.contains(['/', '?', '#', '@'])
+        };
+        let rpc = match env::var("NCN_RPC") {
+            Ok(known) if known == all => "\"$NCN_RPC\"".to_owned(),
+            _ if self.is_given() && self.rpc.iter().all(bare) => typed(Path::new(&all)),
+            _ => "URL".to_owned(),
+        };
+        let contracts = self.contracts.as_deref().map(|path| format!(" --contracts {}", typed(path))).unwrap_or_default();
+        let confirmations =
+            if self.confirmations == 1 { String::new() } else { format!(" --confirmations {}", self.confirmations) };
+        format!("--rpc {rpc}{contracts}{confirmations}")
+    }
+
     pub(crate) fn is_given(&self) -> bool {
         self.rpc.iter().any(|url| !url.is_empty())
     }

@@ -1,7 +1,6 @@
 //! `ncn infer`: one request to any gateway.
 
 use std::{
-    fs,
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,7 +8,7 @@ use std::{
 };
 
 use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, PaymentLedger, Quote, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
+use ncn_core::{B256, DynSigner, PaymentLedger, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
 
@@ -17,11 +16,13 @@ use super::{
     Failure,
     account::{ChainArguments, KeyArguments},
     block_on,
+    fetch::witness,
     files::ReceiptFile,
     inputs::{Given, InputArguments},
     output::{print_output, prose},
     price::PriceArguments,
     say, shown,
+    unfinished::{Means, Request, Unfinished},
 };
 
 #[derive(clap::Args)]
@@ -68,13 +69,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let target = ReceiptFile::prepare(&arguments.receipt, given.paths())?;
     let signer = arguments.key.open()?;
     block_on(async {
-        let answer = infer(arguments, given, signer).await?;
+        let (answer, unfinished) = infer(arguments, given, signer).await?;
         target.write(&answer.receipt)?;
-        print(arguments, &answer)
+        print(arguments.json, &arguments.receipt, &answer)?;
+        // What was not written or shown can be fetched again until here.
+        unfinished.over();
+        Ok(())
     })
 }
 
-async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result<Answer, Failure> {
+async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result<(Answer, Unfinished), Failure> {
     let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
     let transport: Arc<dyn Transport> =
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
@@ -92,33 +96,51 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
         order = order.max_price(limit);
     }
     let quoted = client.submit(order).await?;
-    let mut unfinished = Unfinished::new(arguments, quoted.quote())?;
+    let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
+    let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
     let answer = match quoted.pay().await {
         Ok(paid) => {
-            let mut stream = Stream::new(arguments);
+            unfinished.paid(paid.stored());
+            let mut stream = Stream::new(arguments.json);
             paid.finish_with(|event| stream.show(&event)).await
         }
         Err(error) => Err(error),
     };
-    if answer.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
-        unfinished.over();
+    match answer {
+        Ok(answer) => Ok((answer, unfinished)),
+        Err(error) => {
+            if !error.is_paid() {
+                unfinished.over();
+            }
+            Err(error.into())
+        }
     }
-    Ok(answer?)
+}
+
+fn means(arguments: &Arguments) -> Means {
+    match &arguments.channel {
+        Some(path) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            Means::Channel(path.to_string_lossy().into_owned())
+        }
+        None if arguments.relayed || !arguments.chain.is_given() => Means::Relayed,
+        None => Means::Transaction,
+    }
 }
 
 /// Text that is shown while it comes, to whoever watches; nobody has approved it yet.
-struct Stream {
+pub(super) struct Stream {
     watched: bool,
     begun: bool,
 }
 
 impl Stream {
-    fn new(arguments: &Arguments) -> Self {
-        Self { watched: !arguments.json && io::stderr().is_terminal(), begun: false }
+    pub(super) fn new(json: bool) -> Self {
+        Self { watched: !json && io::stderr().is_terminal(), begun: false }
     }
 
     /// Shows a part, but not the last, which says how it went.
-    fn show(&mut self, event: &StreamEvent) {
+    pub(super) fn show(&mut self, event: &StreamEvent) {
         let StreamEvent::Part(part) = event else {
             if std::mem::take(&mut self.begun) {
                 say("\n(another node has taken over: the output starts anew)\n");
@@ -141,63 +163,6 @@ impl Drop for Stream {
     }
 }
 
-/// What there is to say, and to keep, when the program ends while money is on its way.
-struct Unfinished {
-    says: String,
-    /// The quote, with which the payment can be taken back after its end.
-    file: Option<PathBuf>,
-}
-
-/// Writes what was not there before.
-fn keep(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
-    fs::File::create_new(path)?.write_all(bytes)?;
-    Ok(path.to_path_buf())
-}
-
-impl Unfinished {
-    fn new(arguments: &Arguments, quote: &Quote) -> Result<Self, Failure> {
-        let (request, expiry) = (quote.request_id, quote.expiry);
-        let mut says = format!("request {request} may be paid, and goes on without this program");
-        // A channel's file keeps its vouchers by itself.
-        let mut file = None;
-        if arguments.channel.is_none() {
-            let path = PathBuf::from(format!("{}.unfinished", arguments.receipt.display()));
-            let json = serde_json::to_vec(quote).map_err(Failure::failed)?;
-            let path = keep(&path, &json).or_else(|error| match error.kind() {
-                // Of a request that another run has not seen the end of: it must stay what its payment can be taken back with.
-                io::ErrorKind::AlreadyExists => {
-                    say(&format!(
-                        "{} is of an earlier request: `ncn refund` takes its payment back, if it was not served",
-                        path.display()
-                    ));
-                    keep(&PathBuf::from(format!("{}.{request}.unfinished", arguments.receipt.display())), &json)
-                }
-                _ => Err(error),
-            });
-            let path = path.map_err(|error| Failure::Input(format!("--receipt: cannot write beside it: {error}")))?;
-            let back = format!("can be taken back after {expiry} (unix time): ncn refund {}", path.display());
-            says = format!("{says}; if it is not served, the payment comes back, or {back}");
-            file = Some(path);
-        }
-        Ok(Self { says, file })
-    }
-
-    fn over(&mut self) {
-        self.says.clear();
-        if let Some(file) = self.file.take() {
-            let _ = fs::remove_file(file);
-        }
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.says.is_empty() {
-            say(&shown(&self.says));
-        }
-    }
-}
-
 /// How the request is paid.
 async fn ledger(
     arguments: &Arguments,
@@ -213,16 +178,22 @@ async fn ledger(
         None => return Err(Failure::Input("give --rpc URL to pay on the chain, or --relayed, or --channel FILE".into())),
     };
     let trust = trusted(arguments.network, &**transport).await?;
+    let chain = witness(&arguments.chain, signer, &trust).await;
+    let observed = |ledger: RelayedLedger| match chain {
+        Some(chain) => ledger.with_chain(chain),
+        None => ledger,
+    };
     Ok(Arc::new(match channel {
         Some(channel) => {
             if channel.terms().client != signer.address() {
                 let (owner, key) = (channel.terms().client, signer.address());
                 return Err(Failure::Input(format!("--key: is the key of {key}, the channel is {owner}'s")));
             }
-            forget_ended(&channel, &**transport).await?;
-            RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel)
+            let ledger = observed(RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel.clone()));
+            reconcile(&ledger, &channel).await;
+            ledger
         }
-        None => RelayedLedger::new(transport.clone(), trust, signer.clone()),
+        None => observed(RelayedLedger::new(transport.clone(), trust, signer.clone())),
     }))
 }
 
@@ -264,30 +235,29 @@ pub(super) async fn trusted(network: Option<B256>, transport: &dyn Transport) ->
     }
 }
 
-/// Requests that were in flight when an earlier run ended.
-async fn forget_ended(channel: &ClientChannel, transport: &dyn Transport) -> Result<(), Failure> {
-    for request_id in channel.in_flight() {
-        if let Ok(status) = transport.status(request_id).await
-            && let Some(outcome) = status.outcome()
-        {
-            let paid = outcome == ncn_core::Outcome::Completed;
-            channel.conclude(request_id, paid).map_err(Failure::failed)?;
-        }
+/// Takes in what the chain has charged the channel, and says which requests of earlier runs have no proven end.
+async fn reconcile(ledger: &RelayedLedger, channel: &ClientChannel) {
+    if let Err(error) = ledger.reconcile().await {
+        say(&shown(&format!("--channel: cannot see what the chain has charged it: {error}")));
     }
-    Ok(())
+    let reserved = channel.sums().reserved;
+    if !reserved.is_zero() {
+        say(&format!("--channel: {reserved} are reserved for requests without a proven end; `ncn fetch` asks for their answers"));
+    }
 }
 
-fn print(arguments: &Arguments, answer: &Answer) -> Result<(), Failure> {
+/// Prints an answer whose receipt has been written.
+pub(super) fn print(json: bool, path: &Path, answer: &Answer) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let receipt: &Receipt = &answer.receipt;
-    if arguments.json {
+    if json {
         let all = json!({
             "request": receipt.request_id(),
             "output": answer.output.to_json(),
             "payment": receipt.payment,
             "payments": receipt.payments.payouts,
             "total": receipt.payments.total,
-            "receipt": arguments.receipt.to_string_lossy(),
+            "receipt": path.to_string_lossy(),
         });
         return Ok(writeln!(out, "{all:#}")?);
     }
@@ -298,6 +268,6 @@ fn print(arguments: &Arguments, answer: &Answer) -> Result<(), Failure> {
         Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),
     };
     writeln!(out, "\npaid {} {how}", receipt.payments.total)?;
-    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&arguments.receipt.display().to_string()))?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&path.display().to_string()))?;
     Ok(())
 }

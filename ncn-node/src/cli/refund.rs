@@ -2,23 +2,20 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use ncn_core::{PaymentLedger as _, Quote};
+use ncn_core::{EscrowState, PaymentLedger as _};
 
 use super::{
     Failure,
     account::{ChainArguments, KeyArguments},
-    block_on,
-    files::read_within,
+    block_on, typed,
+    unfinished::{self, Kept, Means},
 };
-
-/// A real one has about 700 bytes.
-const MAX_BYTES: usize = 64 << 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// What was paid, as `ncn infer` left it behind when a request did not come to its end
+    /// The request, as `ncn infer` left it behind when it did not come to its end
     #[arg(value_name = "FILE.unfinished")]
-    quote: PathBuf,
+    file: PathBuf,
     #[command(flatten)]
     chain: ChainArguments,
     #[command(flatten)]
@@ -26,13 +23,46 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let refuse = |problem: String| Failure::Input(format!("{}: {problem}", arguments.quote.display()));
-    let json = read_within(&arguments.quote, MAX_BYTES).map_err(|error| refuse(error.to_string()))?;
-    let json = json.ok_or_else(|| refuse(format!("is no quote: it has more than {MAX_BYTES} bytes")))?;
-    let quote: Quote = serde_json::from_slice(&json).map_err(|error| refuse(format!("is no quote: {error}")))?;
+    let file = typed(&arguments.file);
+    let quote = match unfinished::read(&arguments.file)? {
+        Kept::Quote(quote) => quote,
+        Kept::Request(request) => match request.means {
+            Means::Channel(channel) => {
+                let problem = format!("is paid out of the channel in {channel}, which `ncn channel close` brings the rest back of");
+                return Err(Failure::Input(format!("{file}: {problem}; `ncn fetch {file}` fetches the answer")));
+            }
+            Means::Transaction | Means::Relayed => request.stored.quote,
+        },
+    };
     block_on(async {
         let ledger = arguments.chain.ledger(arguments.key.open()?).await?;
-        let transaction = ledger.refund(&quote).await.map_err(Failure::failed)?;
-        Ok(writeln!(std::io::stdout(), "{} came back to {}: {transaction}", quote.total, quote.client)?)
+        let mut out = std::io::stdout();
+        match ledger.escrow_state(quote.client, quote.request_id).await.map_err(Failure::failed)? {
+            EscrowState::Completed { transaction } => {
+                let fetch =
+                    format!("`ncn fetch {file} {}` fetches its answer, as long as the gateway has it", arguments.key.flags());
+                return Err(Failure::Failed(format!("the request was served, and paid out by {transaction}: {fetch}")));
+            }
+            // A block after the expiry makes sure that it will not be paid any more.
+            EscrowState::None if ledger.now().await.map_err(Failure::failed)? > quote.expiry => {
+                writeln!(out, "request {} was never paid, and its quote has expired", quote.request_id)?;
+            }
+            EscrowState::None => {
+                return Err(Failure::Failed(format!(
+                    "the chain shows no payment of {}, and has no block yet that is later than its expiry at {} (unix time): try again \
+                     once it has one",
+                    quote.request_id, quote.expiry
+                )));
+            }
+            EscrowState::Refunded { transaction } => {
+                writeln!(out, "{} had come back to {} already: {transaction}", quote.total, quote.client)?;
+            }
+            EscrowState::Escrowed { .. } => {
+                let transaction = ledger.refund(&quote).await.map_err(Failure::failed)?;
+                writeln!(out, "{} came back to {}: {transaction}", quote.total, quote.client)?;
+            }
+        }
+        unfinished::end(&arguments.file);
+        Ok(())
     })
 }

@@ -19,6 +19,7 @@ mod evm;
 mod executor;
 mod expected;
 mod failures;
+mod fetch;
 mod floods;
 mod gas;
 #[cfg(feature = "gguf")]
