@@ -130,6 +130,7 @@ fn refused(error: TransportError) -> LedgerError {
         return LedgerError::Unreachable(error.to_string());
     }
     match error {
+        TransportError::VoucherTooLow { cumulative, needed } => LedgerError::VoucherTooLow { cumulative, needed },
         TransportError::InvalidRequest { problem, .. } | TransportError::Refused(problem) => LedgerError::NotAllowed(problem),
         error => LedgerError::NotAllowed(error.to_string()),
     }
@@ -165,14 +166,18 @@ impl PaymentLedger for RelayedLedger {
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
         let (mut authorisation, mut reference) = self.authorise(quote).await?;
         let request_id = quote.request_id;
-        let mut presented = self.present(request_id, authorisation).await;
-        if let Err(TransportError::VoucherTooLow { needed, .. }) = presented
-            && let Some(payment) = self.renew(quote, needed).await?
-        {
-            (authorisation, reference) = (Authorisation::Voucher(payment), payment.reference(&self.trust));
-            presented = self.present(request_id, authorisation).await;
+        let mut presented = self.present(request_id, authorisation).await.map_err(refused);
+        if let Err(LedgerError::VoucherTooLow { needed, .. }) = presented {
+            match self.renew(quote, needed).await {
+                Ok(Some(payment)) => {
+                    (authorisation, reference) = (Authorisation::Voucher(payment), payment.reference(&self.trust));
+                    presented = self.present(request_id, authorisation).await.map_err(refused);
+                }
+                Ok(None) => {}
+                Err(error) => presented = Err(error),
+            }
         }
-        match presented.map_err(refused) {
+        match presented {
             Ok(()) => {}
             Err(error) if error.is_retryable() => return Err(error),
             // The gateway has it in its hands.
