@@ -98,11 +98,7 @@ impl ClientError {
     pub const fn is_paid(&self) -> bool {
         matches!(
             self,
-            Self::NotRefunded(_)
-                | Self::Unproven(_)
-                | Self::Undelivered(_)
-                | Self::ReceiptRejected(_)
-                | Self::PartsRejected { .. }
+            Self::NotRefunded(_) | Self::Unproven(_) | Self::Undelivered(_) | Self::ReceiptRejected(_) | Self::PartsRejected { .. }
         )
     }
 

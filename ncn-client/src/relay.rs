@@ -72,8 +72,8 @@ impl RelayedLedger {
         Ok((transfer.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?, quote.struct_hash()))
     }
 
-    async fn present(&self, request_id: RequestId, authorisation: Authorisation) -> Result<(), TransportError> {
-        let proof = PaymentProof::Authorisation(authorisation);
+    async fn present(&self, request_id: RequestId, authorisation: &Authorisation) -> Result<(), TransportError> {
+        let proof = PaymentProof::Authorisation(*authorisation);
         self.transport.confirm_payment(PaymentConfirmation { request_id, proof }).await
     }
 
@@ -166,12 +166,12 @@ impl PaymentLedger for RelayedLedger {
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
         let (mut authorisation, mut reference) = self.authorise(quote).await?;
         let request_id = quote.request_id;
-        let mut presented = self.present(request_id, authorisation).await.map_err(refused);
+        let mut presented = self.present(request_id, &authorisation).await.map_err(refused);
         if let Err(LedgerError::VoucherTooLow { needed, .. }) = presented {
             match self.renew(quote, needed).await {
                 Ok(Some(payment)) => {
                     (authorisation, reference) = (Authorisation::Voucher(payment), payment.reference(&self.trust));
-                    presented = self.present(request_id, authorisation).await.map_err(refused);
+                    presented = self.present(request_id, &authorisation).await.map_err(refused);
                 }
                 Ok(None) => {}
                 Err(error) => presented = Err(error),

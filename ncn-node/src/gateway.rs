@@ -118,7 +118,7 @@ pub enum GatewayError {
     Registry(#[from] RegistryError),
     /// The chain does not answer.
     #[error("chain: {0}")]
-    Ledger(#[from] LedgerError),
+    Ledger(#[from] ncn_core::LedgerError),
     /// The gateway's key cannot be used.
     #[error("key: {0}")]
     Signer(#[from] ncn_core::SignatureError),

@@ -176,7 +176,7 @@ fn stated(state: &EscrowState) -> String {
     match state {
         EscrowState::None => "not paid".into(),
         EscrowState::Escrowed { transaction, .. } => format!("escrowed by {transaction}"),
-        EscrowState::Completed { transaction } => format!("paid out by {transaction}"),
+        EscrowState::Completed { transaction, .. } => format!("paid out by {transaction}"),
         EscrowState::Refunded { transaction } => format!("given back by {transaction}"),
     }
 }

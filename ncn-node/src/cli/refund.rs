@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let ledger = arguments.chain.ledger(arguments.key.open()?).await?;
         let mut out = std::io::stdout();
         match ledger.escrow_state(quote.client, quote.request_id).await.map_err(Failure::failed)? {
-            EscrowState::Completed { transaction } => {
+            EscrowState::Completed { transaction, .. } => {
                 let fetch =
                     format!("`ncn fetch {file} {}` fetches its answer, as long as the gateway has it", arguments.key.flags());
                 return Err(Failure::Failed(format!("the request was served, and paid out by {transaction}: {fetch}")));

@@ -22,7 +22,7 @@ use ncn_node::channel::{ChannelLedger, SettleOptions};
 use crate::scene::{Behaviour, InProcess, key, settlement};
 
 const PRICE: u128 = 1_000_003;
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_mins(2);
 
 /// A chain as a provider shows it that is behind for some channels.
 struct Provider {
