@@ -22,8 +22,8 @@ use crate::wire::WireError;
 
 /// The most bytes of entries that one byte of a message may lead to. Full batches and records lead to 1.1 at most.
 const ENTRY_BYTES_PER_BYTE: usize = 2;
-/// The bytes of entries that every message may have, however short it is.
-const FREE_ENTRY_BYTES: usize = 32 << 10;
+/// The bytes of entries that every message may have, however short it is: those of `MAX_OUTPUT_VALUES` short values.
+const FREE_ENTRY_BYTES: usize = 128 << 10;
 /// The bytes of unknown or repeated singular fields that every message may have. A decoded message shares its bytes with the
 /// received one, so it holds the memory of those fields too.
 const FREE_UNKNOWN_BYTES: usize = 4 << 10;

@@ -16,8 +16,6 @@ pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// The most bytes that one message of a worker may have: an output, and what is said around it.
 pub const MAX_ANSWER_BYTES: usize = MAX_OUTPUT_BYTES + (64 << 10);
-/// The most values of one message: as many as an output has at most, by their overhead alone.
-pub const MAX_VALUES: usize = MAX_OUTPUT_BYTES / ncn_core::value::VALUE_OVERHEAD;
 /// The most bytes of a file's media type: type and subtype have at most 127 each (RFC 6838).
 pub const MAX_MEDIA_TYPE_BYTES: usize = 255;
 /// The most bytes of a subnet's configuration: [`Bounds::default`](ncn_core::membership::Bounds) allows 1,024 models with names of

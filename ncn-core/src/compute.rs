@@ -90,6 +90,8 @@ impl ComputeError {
 
 /// The most bytes of an output, by [`Values::size`]: with its receipt, it has to fit one message on every wire.
 pub const MAX_OUTPUT_BYTES: usize = 8 << 20;
+/// The most values of an output: each takes some hundred bytes, however short it is on a wire.
+pub const MAX_OUTPUT_VALUES: usize = 1 << 10;
 /// The most bytes that all parts of one output have together, by [`Values::size`]: more than the output has, since a part may replace
 /// one before.
 pub const MAX_STREAM_BYTES: usize = 4 * MAX_OUTPUT_BYTES;

@@ -15,7 +15,7 @@ use futures::{StreamExt as _, stream};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
     Message as _, Model, PaymentLedger, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
-    compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_UNITS},
+    compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES, MAX_UNITS},
     crypto::Authored,
     executor::{ModelPackage, Outputs},
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -276,6 +276,10 @@ impl Signing {
 }
 
 fn check_size(output: &Values) -> Result<(), ComputeError> {
+    if output.len() > MAX_OUTPUT_VALUES {
+        let problem = format!("the output has {} values, at most {MAX_OUTPUT_VALUES} are delivered", output.len());
+        return Err(ComputeError::Failed(problem));
+    }
     if output.size() <= MAX_OUTPUT_BYTES {
         return Ok(());
     }

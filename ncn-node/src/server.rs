@@ -22,9 +22,9 @@ use tonic::{
 //
 //   unread      CONNECTIONS x CONNECTION_WINDOW x 1.5    384 MiB   h2 allows half as much for its records of small frames
 //   messages    MESSAGE_BYTES x 5                        320 MiB   the message, and entries of twice its length that grow
-//   calls       CALLS x 64 KiB                           128 MiB   headers of 8 KiB as a map, buffers, a frame
+//   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
 //
-// together 832 MiB, of which one address alone gets half: 416 MiB.
+// together 1,088 MiB, of which one address alone gets half: 544 MiB.
 
 /// How many connections are open at once.
 const CONNECTIONS: usize = 1_024;

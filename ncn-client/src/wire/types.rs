@@ -3,11 +3,11 @@
 use ncn_core::{
     Approval, Certificate, ChannelPayment, ChannelTerms, Confinement, DataType, Domain, InferenceRequest, InferenceResult,
     NodeRecord, NodeRole, OutputChunk, PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, StreamCheckpoint, Tensor,
-    TrustRoot, Usage, Value, Values, Voucher, receipt::Payment,
+    TrustRoot, Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES, receipt::Payment,
 };
 use prost::bytes::Bytes;
 
-use super::{MAX_MEDIA_TYPE_BYTES, MAX_VALUES, WireError, address, amount, amount_bytes, bytes, hash, required, signature, small};
+use super::{MAX_MEDIA_TYPE_BYTES, WireError, address, amount, amount_bytes, bytes, hash, required, signature, small};
 use crate::proto;
 
 /// Named values, as a message lists them.
@@ -28,8 +28,8 @@ pub fn values_to_proto(values: Values) -> Vec<proto::NamedValue> {
 /// Named values of a message; each name once. Contents are copied: the message's own are parts of whatever was received in one piece
 /// with them, which would be kept as long as they are, and not be counted by [`Values::size`].
 pub fn values_from_proto(named: Vec<proto::NamedValue>) -> Result<Values, WireError> {
-    if named.len() > MAX_VALUES {
-        return Err(WireError::new("values", format!("are {}, at most {MAX_VALUES} are taken", named.len())));
+    if named.len() > MAX_OUTPUT_VALUES {
+        return Err(WireError::new("values", format!("are {}, at most {MAX_OUTPUT_VALUES} are taken", named.len())));
     }
     let mut values = Values::new();
     for proto::NamedValue { name, value } in named {

@@ -188,7 +188,7 @@ pub(super) async fn witness(arguments: &ChainArguments, signer: &DynSigner, trus
         return None;
     }
     let asking = async {
-        let ledger = arguments.ledger(signer.clone()).await.map_err(|failure| failure.problem())?;
+        let ledger = arguments.ledger(signer.clone()).await.map_err(Failure::problem)?;
         let known = ledger.trust_root().await.map_err(|error| error.to_string())?;
         // The validators may have changed; the contracts do not.
         let same = (known.domain, known.channels) == (trust.domain, trust.channels);

@@ -486,7 +486,13 @@ yield {'said': say}",
     for text in ["loop", "sleep", "files", "stream"] {
         let started = Instant::now();
         let failed = executor.run_to_end(say(&package, text, limit)).await;
-        assert!(matches!(failed, Err(ExecutorError::TimedOut(_) | ExecutorError::InvalidOutput(_))), "{text}: {failed:?}");
+        let ended = match &failed {
+            Err(ExecutorError::TimedOut(_) | ExecutorError::InvalidOutput(_)) => true,
+            // A fast machine has made all the files that there may be before the time is over.
+            Err(ExecutorError::Failed(reason)) => text == "files" && reason.contains("No space left"),
+            _ => false,
+        };
+        assert!(ended, "{text}: {failed:?}");
         assert!(started.elapsed() < PATIENCE, "{text}: {:?}", started.elapsed());
         assert_eq!(said(&executor, &package, "after").await.as_deref(), Ok("after"), "{text}");
     }
