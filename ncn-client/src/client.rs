@@ -306,9 +306,11 @@ impl Paid {
     pub async fn finish_with(self, mut on_event: impl FnMut(StreamEvent) + Send) -> Result<Answer, ClientError> {
         let mut parts = Parts::new(self.quote(), self.quoted.trust.domain);
         let ended = self.end(&mut parts, &mut on_event).await;
+        // A verified answer is one, whatever was streamed before it.
+        let served = ended.is_ok() || matches!(ended, Err(ClientError::PartsRejected { .. }));
         // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
-        if ended.as_ref().map_or_else(|error| !error.is_paid(), |_| true) {
-            self.quoted.client.ledger.conclude(self.quote(), ended.is_ok()).await;
+        if served || ended.as_ref().is_err_and(|error| !error.is_paid()) {
+            self.quoted.client.ledger.conclude(self.quote(), served).await;
         }
         ended
     }

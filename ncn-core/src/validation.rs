@@ -8,6 +8,7 @@ use crate::{
     BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
     Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
     channel::{BatchEntry, VoucherError},
+    compute::MAX_UNITS,
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
@@ -82,6 +83,7 @@ pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), 
         (result.input_hash == order.input_hash, "result.inputHash: it was run on another input"),
         (result.compute == facts.compute.node, "result.compute: is not the node whose record was found"),
         (result.confinement <= facts.compute.confinement, "result.confinement: is more than the node's record says"),
+        (result.usage.input_units.max(result.usage.output_units) <= MAX_UNITS, "result.usage: is more than any node may sign for"),
     ];
     if let Some((_, reason)) = checks.iter().find(|(good, _)| !good) {
         return refuse(*reason);

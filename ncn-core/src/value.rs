@@ -113,6 +113,18 @@ impl Values {
         }
     }
 
+    /// The first of these values, all parts of an output so far, that is not what `whole` begins with: a text that its text does not
+    /// begin with, or any other value that it has otherwise. With `replaceable`, other values need only be there: a later part may
+    /// have replaced them.
+    pub fn misfit<'a>(&'a self, whole: &Self, replaceable: bool) -> Option<&'a str> {
+        let fits = |(name, value): &(&str, &Value)| match (*value, whole.get(name)) {
+            (Value::Text(begun), Some(Value::Text(text))) => text.starts_with(begun.as_str()),
+            (value, Some(given)) => replaceable || value == given,
+            (_, None) => false,
+        };
+        self.iter().find(|item| !fits(item)).map(|(name, _)| name)
+    }
+
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
@@ -248,6 +260,19 @@ mod tests {
         values.append(Values::from([("text", Value::from(" two")), ("tensor", tensor(2)), ("end", Value::from("stop"))]));
         let whole = Values::from([("text", Value::from("one two")), ("tensor", tensor(2)), ("end", Value::from("stop"))]);
         assert_eq!(values, whole);
+    }
+
+    #[test]
+    fn parts_are_what_an_output_begins_with() {
+        let (one, other) = (Value::png(&b"1"[..]), Value::png(&b"2"[..]));
+        let whole = Values::from([("text", Value::from("one two")), ("image", one.clone())]);
+        let misfit = |parts: Values, replaceable| parts.misfit(&whole, replaceable).map(str::to_owned);
+        assert_eq!(misfit(Values::new(), false), None);
+        assert_eq!(misfit(Values::from([("text", Value::from("one t")), ("image", one)]), false), None);
+        assert_eq!(misfit(Values::from([("text", "two")]), true).as_deref(), Some("text"));
+        assert_eq!(misfit(Values::from([("image", other.clone())]), false).as_deref(), Some("image"));
+        assert_eq!(misfit(Values::from([("image", other)]), true), None);
+        assert_eq!(misfit(Values::from([("more", "")]), true).as_deref(), Some("more"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ncn_core::{
-    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, StreamCheckpoint, Value, Values,
+    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, StreamCheckpoint, Values,
     stream::CHECKPOINT_PARTS,
 };
 
@@ -133,15 +133,11 @@ impl Parts {
             whole.append(chunk.values.clone());
         }
         let signed = self.signed >= self.handed.len() as u64;
-        let wrong = whole.iter().find(|(name, value)| match (value, output.get(name)) {
-            (Value::Text(begun), Some(Value::Text(text))) => !text.starts_with(begun.as_str()),
-            // A later part replaces such a value, so the node's signature decides.
-            (value, given) => given.is_none() || (!signed && given != Some(*value)),
-        });
-        match (wrong, &self.misfit) {
+        // A later part may have replaced what is no text, so the node's signature decides.
+        match (whole.misfit(output, signed), &self.misfit) {
             (None, _) => Ok(()),
-            (Some((name, _)), None) => Err(format!("`{name}` does not begin with them")),
-            (Some((name, _)), Some(misfit)) => Err(format!("`{name}` does not begin with them; {misfit}")),
+            (Some(name), None) => Err(format!("`{name}` does not begin with them")),
+            (Some(name), Some(misfit)) => Err(format!("`{name}` does not begin with them; {misfit}")),
         }
     }
 }

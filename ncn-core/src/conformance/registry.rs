@@ -223,7 +223,8 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
 
-    let bad: [Spoilt<CompletionRequest>; 4] = [
+    let bad: [Spoilt<CompletionRequest>; 5] = [
+        ("usage is bounded", |request| request.result.message.usage.output_units = u64::MAX),
         ("a result is of its request", |request| request.result.message.request_id = [7; 32].into()),
         ("a result is of its model", |request| request.result.message.model_digest = [7; 32].into()),
         ("a result is of its input", |request| request.result.message.input_hash = [7; 32].into()),

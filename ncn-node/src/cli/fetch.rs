@@ -15,7 +15,7 @@ use super::{
     account::{ChainArguments, KeyArguments},
     block_on,
     files::ReceiptFile,
-    infer::{Stream, print},
+    infer::{Stream, print, verified},
     say, shown,
     unfinished::{self, Kept, Means, RECEIPT, Request},
 };
@@ -138,7 +138,7 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
     let client = Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer).build()?;
     let paid = client.resume(stored.clone()).await.map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
     let mut stream = Stream::new(arguments.json);
-    let error = match paid.finish_with(|part| stream.show(&part)).await {
+    let error = match verified(paid.finish_with(|event| stream.show(&event)).await) {
         Ok(answer) => return Ok(answer),
         Err(error) => error,
     };

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
+use ncn_client::{Answer, Client, ClientChannel, ClientError, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
 use ncn_core::{B256, DynSigner, PaymentLedger, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
@@ -102,7 +102,7 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
         Ok(paid) => {
             unfinished.paid(paid.stored());
             let mut stream = Stream::new(arguments.json);
-            paid.finish_with(|event| stream.show(&event)).await
+            verified(paid.finish_with(|event| stream.show(&event)).await)
         }
         Err(error) => Err(error),
     };
@@ -125,6 +125,17 @@ fn means(arguments: &Arguments) -> Means {
         }
         None if arguments.relayed || !arguments.chain.is_given() => Means::Relayed,
         None => Means::Transaction,
+    }
+}
+
+/// A verified answer is one, whatever was streamed before it.
+pub(super) fn verified(ended: Result<Answer, ClientError>) -> Result<Answer, ClientError> {
+    match ended {
+        Err(ClientError::PartsRejected { problem, answer }) => {
+            say(&shown(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
+            Ok(*answer)
+        }
+        ended => ended,
     }
 }
 

@@ -11,8 +11,8 @@ use ncn_core::{
     B256, Certificate, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
     Effect, EscrowState, Event, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree,
     PreprocessingRequest, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step,
-    TaskUpdate, TrustRoot,
-    compute::MAX_OUTPUT_BYTES,
+    TaskUpdate, TrustRoot, Values,
+    compute::{MAX_OUTPUT_BYTES, MAX_UNITS},
     receipt::{self, Payment},
 };
 
@@ -243,26 +243,40 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
     let mut events = compute.execute(job).await?;
     task.report(Step::Dispatch, gateway.address(), started.elapsed());
     let started = Instant::now();
+    let manifest = gateway.models.get(&order.model_digest).map(|info| info.model.manifest());
+    // A node that streams something else than it gives would be paid for an answer that its client has to doubt.
+    let mut streamed = Values::new();
+    let dishonest = |what: &str| Err(ComputeError::Unavailable(format!("{} {what}", compute.address())));
     while let Some(event) = events.next().await {
         match event? {
-            ComputeEvent::Chunk(chunk) => task.publish(TaskUpdate::Chunk(chunk)),
-            // The client has the parts and checks it.
+            ComputeEvent::Chunk(chunk) => {
+                streamed.append(chunk.values.clone());
+                let promised = manifest.is_some_and(|manifest| manifest.check_part(&chunk.values).is_ok());
+                if !promised || streamed.size() > MAX_OUTPUT_BYTES {
+                    return dishonest("streams what its model does not give");
+                }
+                task.publish(TaskUpdate::Chunk(chunk));
+            }
+            // The client has the chain of the parts and checks it.
             ComputeEvent::Checkpoint(checkpoint) => task.publish(TaskUpdate::Checkpoint(checkpoint)),
             ComputeEvent::Finished { output, result } => {
+                if streamed.misfit(&output, false).is_some() {
+                    return dishonest("streamed something else than it gives");
+                }
                 let word = &result.message;
+                let units = word.usage.input_units.max(word.usage.output_units);
                 let honest = word.compute == compute.address()
                     && word.request_id == task.request_id
                     && word.model_digest == order.model_digest
                     && word.input_hash == order.input_hash
+                    && units <= MAX_UNITS
+                    && u128::from(word.usage.duration_micros) <= started.elapsed().as_micros()
                     && output.size() <= MAX_OUTPUT_BYTES
-                    && gateway
-                        .models
-                        .get(&order.model_digest)
-                        .is_some_and(|info| info.model.manifest().check_delivered(&output).is_ok())
+                    && manifest.is_some_and(|manifest| manifest.check_delivered(&output).is_ok())
                     && word.output_hash == output.hash()
                     && result.verify(&gateway.domain).is_ok();
                 if !honest {
-                    return Err(ComputeError::Unavailable(format!("{} signed something else than it ran", compute.address())));
+                    return dishonest("signed something else than it ran");
                 }
                 let running = Duration::from_micros(word.usage.duration_micros);
                 task.report(Step::Execute, word.compute, running);

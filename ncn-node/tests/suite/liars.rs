@@ -9,14 +9,15 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, B256, Certificate, Completion, CompletionRequest, Departure, DynSigner, EscrowState, Heartbeat,
-    InferenceResult, LedgerError, Message as _, ModelInfo, NodeQuery, NodeRecord, Outcome, PaymentConfirmation, PaymentLedger,
-    PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signed, Submission, Subnet, TaskAccess,
-    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, conformance::LedgerFixture as _,
-    ledger::LedgerEvents, transport::Updates,
+    Address, Amount, Approval, B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
+    Departure, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo, NodeQuery, NodeRecord,
+    Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId,
+    Reservation, Settlement, Signed, Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot,
+    UnixTime, Value, Values, compute::ComputeEvents, conformance::LedgerFixture as _, ledger::LedgerEvents, transport::Updates,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
@@ -150,6 +151,52 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     // M corrupt validators can take the money; a receipt that names somebody else as paid they cannot have.
     let TaskUpdate::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
     assert!(reason.contains(&address.to_string()), "{reason}");
+}
+
+/// A node that streams this before what it gives, the first time.
+struct LyingCompute {
+    honest: Arc<dyn Compute>,
+    streams: Option<&'static str>,
+    tries: AtomicUsize,
+}
+
+#[async_trait]
+impl Compute for LyingCompute {
+    fn address(&self) -> Address {
+        self.honest.address()
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
+        self.honest.reserve(reservation).await
+    }
+
+    async fn release(&self, request_id: RequestId) {
+        self.honest.release(request_id).await;
+    }
+
+    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
+        let events = self.honest.execute(task).await?;
+        let name = self.streams.filter(|_| self.tries.fetch_add(1, Ordering::SeqCst) == 0);
+        let lie = name.map(|name| Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: None })));
+        Ok(stream::iter(lie).chain(events).boxed())
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
+    // The model gives labels, and this one is not the answer; the other it does not give at all.
+    for name in ["label", "more"] {
+        let directory = tempfile::tempdir().unwrap();
+        let scene = recovery::Scene::new(directory.path()).await;
+        let client = recovery::Client::new(&scene).await;
+        let gateway = scene.start_with(Arc::new(MemoryJournal::default()), scene.network.registry.clone()).await;
+        let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
+        let lying = Arc::new(lying);
+        gateway.attach(lying.clone());
+        let TaskUpdate::Delivered { output, .. } = client.serve(&*gateway).await else { panic!("not delivered") };
+        assert_eq!(output.text("label"), Some("7"));
+        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{name}: the lie did not count");
+    }
 }
 
 /// A chain that takes the payment and loses the answer, and whose next answers come late.

@@ -78,7 +78,7 @@ impl Journal for CrashingJournal {
 pub(crate) struct Scene {
     pub(crate) network: InProcess,
     gateway: DynSigner,
-    compute: Arc<dyn Compute>,
+    pub(crate) compute: Arc<dyn Compute>,
     _presence: Presence,
 }
 
