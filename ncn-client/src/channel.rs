@@ -45,11 +45,32 @@ struct Kept {
 
 impl Kept {
     fn new(path: &Path) -> io::Result<Self> {
-        let lock = File::create(path.with_extension("lock"))?;
+        let path = resolved(path)?;
+        // Nothing is written to it: what somebody else has in a file of this name stays.
+        let lock = File::options().create(true).append(true).open(beside(&path, ".lock"))?;
         let busy = |_| io::Error::new(io::ErrorKind::WouldBlock, "another program uses this channel: wait until it has ended");
         lock.try_lock().map_err(busy)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path, _lock: lock })
     }
+}
+
+/// The file that a path leads to, whether it exists or not. Two links to one channel's file have one lock, and it is the file that is
+/// replaced, not a link to it.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    match (fs::canonicalize(path), path.file_name()) {
+        (Err(error), Some(name)) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Ok(fs::canonicalize(directory)?.join(name))
+        }
+        (resolved, _) => resolved,
+    }
+}
+
+/// A file of the channel's own: its whole name, and more.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// What a voucher starts from.
@@ -249,7 +270,7 @@ impl ClientChannel {
     /// Replaces the file in one step: after a crash it holds the old state or the new one.
     fn save(&self, state: &State) -> io::Result<()> {
         let Some(Kept { path, .. }) = &self.file else { return Ok(()) };
-        let beside = path.with_extension("new");
+        let beside = beside(path, ".new");
         // Who reads vouchers knows what the client does.
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(&serde_json::to_vec(state)?)?;

@@ -125,3 +125,33 @@ async fn a_file_of_an_earlier_version_is_read() {
     std::fs::write(&path, file.to_string()).unwrap();
     assert_eq!(ClientChannel::open(&path).unwrap().sums().available(), DEPOSIT);
 }
+
+#[test]
+fn one_file_is_one_channel_by_whatever_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, link) = (directory.path().join("channel.json"), directory.path().join("link.json"));
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let scene = Scene::new();
+    let channel = ClientChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
+    let busy = ClientChannel::open(&link).unwrap_err();
+    assert_eq!(busy.kind(), std::io::ErrorKind::WouldBlock, "{busy}");
+    drop(channel);
+    ClientChannel::open(&link).unwrap().funded(Amount::new(200), EXPIRY).unwrap();
+    assert!(link.is_symlink(), "the file was replaced, not the link");
+    assert_eq!(ClientChannel::open(&path).unwrap().sums().deposit, Amount::new(200));
+}
+
+#[test]
+fn the_files_of_others_keep_their_content() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for other in ["channel.lock", "channel.new", "channel.json.lock"] {
+        std::fs::write(path(other), "somebody else's").unwrap();
+    }
+    let scene = Scene::new();
+    let channel = ClientChannel::create(&path("channel.json"), *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
+    channel.funded(Amount::new(200), EXPIRY).unwrap();
+    for other in ["channel.lock", "channel.new", "channel.json.lock"] {
+        assert_eq!(std::fs::read_to_string(path(other)).unwrap(), "somebody else's", "{other}");
+    }
+}

@@ -48,12 +48,13 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (path, request) = find(arguments)?;
-    let receipt = receipt(arguments, &path, &request);
-    let target = ReceiptFile::prepare(&receipt, iter::empty())?;
+    ReceiptFile::prepare(&receipt(arguments, &path, &request), iter::empty())?;
     let signer = arguments.key.open()?;
     block_on(async {
         let answer = fetch(arguments, &path, &request, signer).await?;
-        target.write(&answer.receipt)?;
+        // Anew: a later request may have written its receipt in the meantime.
+        let receipt = receipt(arguments, &path, &request);
+        ReceiptFile::prepare(&receipt, iter::empty())?.write(&answer.receipt)?;
         print(arguments.json, &receipt, &answer)?;
         unfinished::end(&path);
         Ok(())
@@ -146,6 +147,11 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
     Err(ended(path, request, &error, channel.as_deref(), chain.as_deref()).await)
 }
 
+/// Whether nothing can come of a request any more. That a channel has nothing `reserved` for it may mean that it was charged.
+const fn is_over(error: &ClientError, reserved: bool) -> bool {
+    !error.is_paid() && !reserved
+}
+
 /// Why there is no answer, and what the chain says of the money. The file goes when that is proven, and stays otherwise.
 async fn ended(
     path: &Path,
@@ -155,8 +161,7 @@ async fn ended(
     chain: Option<&dyn PaymentLedger>,
 ) -> Failure {
     let quote = &request.stored.quote;
-    let open = channel.map_or_else(|| error.is_paid(), |channel| channel.holds(quote.request_id));
-    if !open {
+    if is_over(error, channel.is_some_and(|channel| channel.holds(quote.request_id))) {
         unfinished::end(path);
         return Failure::failed(error);
     }
@@ -201,5 +206,19 @@ pub(super) async fn witness(arguments: &ChainArguments, signer: &DynSigner, trus
             say(&shown(&format!("the chain is not asked what becomes of the payment: {problem}")));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_over_when_its_money_is_free_and_not_before() {
+        let (unpaid, unknown) = (ClientError::Refused("no".into()), ClientError::NotRefunded("the gateway is not reached".into()));
+        assert!(is_over(&unpaid, false));
+        assert!(!is_over(&unpaid, true), "its amount is reserved");
+        assert!(!is_over(&unknown, false), "the channel may have been charged");
+        assert!(!is_over(&unknown, true));
     }
 }

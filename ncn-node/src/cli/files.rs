@@ -56,6 +56,8 @@ impl ReceiptFile {
         let written = if self.replace {
             self.beside().and_then(|mut file| {
                 file.write_all(json.as_bytes())?;
+                // What the request could be fetched with is deleted next.
+                file.as_file().sync_all()?;
                 file.persist(&self.path).map(drop).map_err(|error| error.error)
             })
         } else {

@@ -38,6 +38,42 @@ pub(super) struct Acceptances {
     payments: Shared<()>,
     closings: Shared<(Amount, Signature)>,
     refused: Arc<Mutex<HashMap<RequestId, Refusal>>>,
+    underway: Underway,
+}
+
+/// What transactions that are under way take from each client. Each by itself passes a look at the client's balance; of those that it
+/// cannot pay together, all but the first would be the gateway's loss.
+type Underway = Arc<Mutex<HashMap<Address, Amount>>>;
+
+/// A transaction's part of what is under way.
+struct Taking {
+    underway: Underway,
+    client: Address,
+    amount: Amount,
+}
+
+impl Taking {
+    /// Counts a transaction; gives what is under way with it.
+    fn begin(underway: &Underway, client: Address, amount: Amount) -> (Self, Amount) {
+        let mut sums = lock(underway);
+        let sum = sums.entry(client).or_default();
+        *sum = Amount::checked_sum([*sum, amount]).unwrap_or(Amount::new(u128::MAX));
+        let sum = *sum;
+        drop(sums);
+        (Self { underway: underway.clone(), client, amount }, sum)
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        let mut sums = lock(&self.underway);
+        if let Some(sum) = sums.get_mut(&self.client) {
+            *sum = sum.checked_sub(self.amount).unwrap_or_default();
+            if sum.is_zero() {
+                sums.remove(&self.client);
+            }
+        }
+    }
 }
 
 /// The last refusal of a request's payment.
@@ -54,6 +90,7 @@ impl Default for Acceptances {
             payments: Shared::new(MAX_ACCEPTANCES, MAX_ACCEPTANCES_OF_ONE),
             closings: Shared::new(MAX_CLOSINGS, MAX_CLOSINGS_OF_ONE),
             refused: Arc::default(),
+            underway: Arc::default(),
         }
     }
 }
@@ -78,11 +115,18 @@ impl Acceptances {
             return Err(refusal.error.clone());
         }
         let (ledger, authorisation, refused) = (ledger.clone(), *authorisation, self.refused.clone());
-        let (client, expiry) = (quote.client, quote.expiry);
+        let (client, expiry, underway) = (quote.client, quote.expiry, self.underway.clone());
         let accepting = async move {
             // A client that has paid in another way does not pay again.
             if let Ok(Some(_)) = ledger.payment_of(&quote).await {
                 return Ok(());
+            }
+            let taking = costs.then(|| Taking::begin(&underway, client, quote.total));
+            if let Some((_, sum)) = &taking
+                && *sum > quote.total
+                && ledger.balance(client).await.map_err(refusal)? < *sum
+            {
+                return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
             }
             let accepted = ledger.accept(&quote, &authorisation).await.map(drop).map_err(refusal);
             let mut refused = lock(&refused);

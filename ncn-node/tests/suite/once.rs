@@ -221,6 +221,38 @@ async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
     assert_eq!(mined().await - before, 4, "a payment and a settlement for each of the two");
 }
 
+/// Tokens for one of many requests that are paid within a block: one transaction, not many of which all but one are refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_cannot_pay_together_is_not_brought_to_the_chain_together() {
+    let scene = Scene::new().await;
+    let (chain, gateway) = (scene.network.chain(), scene.network.gateway_address());
+    let mined = async || chain.nonces(gateway).await.unwrap().mined;
+    let mut presented = Vec::new();
+    let mut price = Amount::ZERO;
+    for _ in 0..10 {
+        let (_, quote) = scene.quoted().await;
+        price = quote.total;
+        let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+        let proof = PaymentProof::Authorisation(transfer);
+        presented.push(PaymentConfirmation { request_id: quote.request_id, proof });
+    }
+    scene.account.transfer(scene.network.treasurer().account(), tokens(1).checked_sub(price).unwrap()).await.unwrap();
+    let before = mined().await;
+    chain.set_mining(Mining::Every(Duration::from_secs(2)));
+    let presenting = presented.into_iter().map(|confirmation| {
+        let gateway = scene.network.gateway();
+        tokio::spawn(async move { (confirmation.request_id, gateway.confirm_payment(confirmation).await) })
+    });
+    let answers: Vec<_> = futures::future::join_all(presenting).await.into_iter().map(Result::unwrap).collect();
+    let paid: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(request_id, _)| *request_id).collect();
+    let [request_id] = paid[..] else { panic!("{answers:?}") };
+    let access = TaskAccess { client: scene.client.address(), request_id, purpose: AccessPurpose::Follow };
+    let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
+    let last = scene.network.gateway().last_update(access).await.unwrap();
+    assert!(matches!(last, TaskUpdate::Delivered { .. }), "{last:?}");
+    assert_eq!(mined().await - before, 2, "a payment and a settlement");
+}
+
 /// A stranger's authorisation costs nothing and is in nobody's way; one that the chain refuses is not tried again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_transfer_is_not_tried_in_a_loop() {
