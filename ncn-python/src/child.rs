@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::{self, Write as _},
+    os::fd::AsRawFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     time::Instant,
@@ -20,7 +21,7 @@ use prost::Message as _;
 use pyo3::prelude::*;
 
 use crate::{
-    failure,
+    descriptors, failure,
     fork::Ends,
     frames::{Incoming, frame},
     model::Loaded,
@@ -142,6 +143,8 @@ impl Job {
         env::set_current_dir(&self.directory).map_err(|error| error.to_string())?;
         #[cfg(target_os = "linux")]
         crate::confine::request(&self.directory).map_err(|error| error.to_string())?;
+        let own = [self.ends.request.as_raw_fd(), self.ends.answers.as_raw_fd()];
+        descriptors::close_channels(py, &own).map_err(|error| error.to_string())?;
         let environment = py.import("os").and_then(|os| os.getattr("environ"));
         let set = environment.and_then(|environment| {
             ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, self.directory.as_os_str()))

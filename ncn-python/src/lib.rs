@@ -9,6 +9,7 @@
 mod child;
 #[cfg(target_os = "linux")]
 mod confine;
+mod descriptors;
 mod failure;
 mod fork;
 mod frames;

@@ -514,6 +514,34 @@ async fn a_dropped_run_is_killed() {
     drop(directory);
 }
 
+/// What a module opens or duplicates while it is loaded leads from no request to another, and none to the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_opened_in_load_is_no_way_out_of_a_request() {
+    let executor = executor(&python().await);
+    let module = "import os, stat
+def load(model_dir):
+    global ways, weights
+    ways = list(os.pipe()) + [os.open('kept', os.O_RDWR | os.O_CREAT)]
+    # The worker's connection to its node, among others.
+    ways += [os.dup(fd) for fd in range(3, 32) if is_pipe(fd)]
+    weights = os.open(model_dir + '/model.py', os.O_RDONLY)
+def is_pipe(fd):
+    try: return stat.S_ISFIFO(os.fstat(fd).st_mode) or stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError: return False
+def works(fd):
+    try: return bool(os.write(fd, b'a secret'))
+    except OSError: return False
+def infer(inputs):
+    assert os.pread(weights, 6, 0) == b'import'
+    return {'said': f'{len(ways) > 3} {any(works(fd) for fd in ways)}'}
+";
+    let package = package(module, &json!([{ "type": "text", "name": "say" }]), &json!([{ "type": "text", "name": "said" }]));
+    executor.load(&package.package).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(said(&executor, &package, "x").await.as_deref(), Ok("True False"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn modules_that_cannot_be_loaded_are_refused() {
     let executor = executor(&python().await);
