@@ -1,8 +1,11 @@
 //! Small ONNX graphs, written as protocol buffers. Field numbers: `onnx.proto3`.
 
 pub(crate) const FLOAT: u64 = 1;
+pub(crate) const UINT8: u64 = 2;
 pub(crate) const INT64: u64 = 7;
 pub(crate) const BOOL: u64 = 9;
+pub(crate) const FLOAT16: u64 = 10;
+pub(crate) const DOUBLE: u64 = 11;
 
 fn number(tag: u64, value: u64) -> Vec<u8> {
     [varint(tag << 3), varint(value)].concat()
@@ -37,6 +40,13 @@ pub(crate) fn integers(name: &str, sizes: &[u64], values: &[i64]) -> Vec<u8> {
     [sizes, number(2, INT64), field(8, name), field(9, raw)].concat()
 }
 
+/// A constant of floats.
+pub(crate) fn floats(name: &str, sizes: &[u64], values: &[f32]) -> Vec<u8> {
+    let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let sizes: Vec<u8> = sizes.iter().flat_map(|size| number(1, *size)).collect();
+    [sizes, number(2, FLOAT), field(8, name), field(9, raw)].concat()
+}
+
 /// An operator with attributes.
 pub(crate) fn node(op: &str, inputs: &[&str], outputs: &[&str], attributes: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes: Vec<u8> = inputs.iter().flat_map(|name| field(1, name)).collect();
@@ -51,6 +61,22 @@ pub(crate) fn integer(name: &str, value: u64) -> Vec<u8> {
     [field(1, name), number(3, value), number(20, 2)].concat()
 }
 
+/// An attribute that is a text.
+pub(crate) fn text(name: &str, value: &str) -> Vec<u8> {
+    [field(1, name), field(4, value), number(20, 3)].concat()
+}
+
+/// An attribute that is a constant.
+pub(crate) fn constant(name: &str, tensor: &[u8]) -> Vec<u8> {
+    [field(1, name), field(5, tensor), number(20, 4)].concat()
+}
+
+/// An attribute that is a list of numbers.
+pub(crate) fn numbers(name: &str, values: &[u64]) -> Vec<u8> {
+    let values: Vec<u8> = values.iter().flat_map(|value| number(8, *value)).collect();
+    [field(1, name).as_slice(), &values, &number(20, 7)].concat()
+}
+
 /// An attribute that is a graph.
 pub(crate) fn body(name: &str, graph: &[u8]) -> Vec<u8> {
     [field(1, name), field(6, graph), number(20, 5)].concat()
@@ -63,5 +89,10 @@ pub(crate) fn graph(nodes: &[Vec<u8>], constants: &[Vec<u8>], inputs: &[Vec<u8>]
 
 /// A file, of the operators as they were in version 17.
 pub(crate) fn model(graph: &[u8]) -> Vec<u8> {
-    [number(1, 8), field(7, graph), field(8, number(2, 17))].concat()
+    model_of(graph, 17)
+}
+
+/// A file, of the operators as they were in a version.
+pub(crate) fn model_of(graph: &[u8], opset: u64) -> Vec<u8> {
+    [number(1, 8), field(7, graph), field(8, number(2, opset))].concat()
 }

@@ -18,16 +18,16 @@ use crate::{
     scene::ncn,
 };
 
-struct Package {
-    package: ModelPackage,
+pub(crate) struct Package {
+    pub(crate) package: ModelPackage,
     _directory: tempfile::TempDir,
 }
 
-fn tensor(name: &str, dtype: &str, shape: &Json) -> Json {
+pub(crate) fn tensor(name: &str, dtype: &str, shape: &Json) -> Json {
     json!({ "type": "tensor", "name": name, "dtype": dtype, "shape": shape })
 }
 
-fn package(onnx: &[u8], input: &Json, output: &Json) -> Package {
+pub(crate) fn package(onnx: &[u8], input: &Json, output: &Json) -> Package {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("model.onnx"), onnx).unwrap();
     let manifest = json!({
@@ -42,11 +42,11 @@ fn package(onnx: &[u8], input: &Json, output: &Json) -> Package {
 }
 
 /// `y` of `x`, both of any number of integers.
-fn of_integers(nodes: &[Vec<u8>], constants: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn of_integers(nodes: &[Vec<u8>], constants: &[Vec<u8>]) -> Vec<u8> {
     model(&graph(nodes, constants, &[value("x", INT64, &[0])], &[value("y", INT64, &[0])]))
 }
 
-fn any(onnx: &[u8]) -> Package {
+pub(crate) fn any(onnx: &[u8]) -> Package {
     package(onnx, &tensor("x", "i64", &json!(["n"])), &tensor("y", "i64", &json!(["m"])))
 }
 
@@ -70,7 +70,7 @@ fn i64s(values: &[i64]) -> Tensor {
     Tensor::new(DataType::I64, vec![values.len()], data).unwrap()
 }
 
-async fn run(executor: &dyn Executor, package: &Package, x: Tensor) -> Result<Tensor, ExecutorError> {
+pub(crate) async fn run(executor: &dyn Executor, package: &Package, x: Tensor) -> Result<Tensor, ExecutorError> {
     let inputs = Values::from([("x", x)]);
     let time_limit = Duration::from_mins(1);
     let execution = Execution { model_digest: package.package.model.digest(), inputs, parameters: "{}".into(), time_limit };
@@ -79,13 +79,13 @@ async fn run(executor: &dyn Executor, package: &Package, x: Tensor) -> Result<Te
 }
 
 /// What the built-in engine gives for `x`, after it has taken the model.
-async fn built_in(package: &Package, x: &[i64]) -> Result<Vec<i64>, ExecutorError> {
+pub(crate) async fn built_in(package: &Package, x: &[i64]) -> Result<Vec<i64>, ExecutorError> {
     let executor = EngineExecutor::built_in();
     executor.load(&package.package).await?;
     Ok(run(&executor, package, i64s(x)).await?.to_i64().unwrap())
 }
 
-async fn refused(onnx: &[u8], operator: &str) {
+pub(crate) async fn refused(onnx: &[u8], operator: &str) {
     let error = EngineExecutor::built_in().load(&any(onnx).package).await.unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, ExecutorError::InvalidModel(_)), "{text}");

@@ -12,6 +12,7 @@ mod chaos;
 mod cli;
 mod compute_cli;
 mod conformance;
+mod deviations;
 mod digests;
 mod doctor;
 mod engines;

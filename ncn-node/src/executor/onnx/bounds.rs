@@ -2,12 +2,15 @@
 //!
 //! Each value of the graph gets an interval (Cousot and Cousot, "Abstract interpretation", 1977): constants are exact, inputs are in the
 //! bounds that a run enforces, and every operator maps intervals to intervals. A graph is refused when an integer may leave 32 bits.
-//! The bounds of the inputs are the widest of some levels with which the graph is found to be safe.
+//! The bounds of the inputs are the widest of some levels with which the graph is found to be safe. Operators that the engine computes
+//! otherwise than ONNX says are refused as well.
 
 mod arithmetic;
+mod deviations;
 mod fact;
 mod flow;
 mod operators;
+mod shapes;
 
 use std::collections::BTreeMap;
 
@@ -58,8 +61,8 @@ fn range(level: f64) -> (f64, f64) {
 
 impl Bounds {
     /// Finds bounds with which no integer of the graph leaves 32 bits; the error names the operator where one may.
-    pub(super) fn find(graph: &GraphProto, manifest: &Manifest) -> Result<Self, String> {
-        let search = Search { graph, manifest, constants: Scope::constants(graph) };
+    pub(super) fn find(graph: &GraphProto, opset: i64, manifest: &Manifest) -> Result<Self, String> {
+        let search = Search { graph, opset, manifest, constants: Scope::constants(graph) };
         let kinds = search.kinds();
         let whole = |level| Assumed { dim: level, values: kinds.iter().map(|(name, kind)| (name.clone(), kind.range())).collect() };
         if let Ok(found) = search.with(&whole(DIMS.first().copied().unwrap_or_default())) {
@@ -72,14 +75,15 @@ impl Bounds {
     pub(super) fn check(&self, name: &str, tensor: &Tensor) -> Result<(), String> {
         let Some(fact) = self.inputs.get(name) else { return Ok(()) };
         #[allow(clippy::cast_precision_loss, reason = "compared with small numbers")]
-        let (most, count) = (
-            tensor.shape().iter().copied().max().unwrap_or(1) as f64,
-            tensor.shape().iter().map(|size| *size as f64).product::<f64>(),
-        );
-        if most > fact.dim() || count > fact.count {
-            let dim = fact.dim();
+        let sizes: Vec<f64> = tensor.shape().iter().map(|size| *size as f64).collect();
+        let inside = match &fact.shape {
+            Some(most) => sizes.len() == most.len() && sizes.iter().zip(most).all(|(size, most)| size <= most),
+            None => sizes.iter().all(|size| *size <= fact.dim()),
+        };
+        if !inside || sizes.iter().product::<f64>() > fact.count {
+            let most = fact.shape.clone().unwrap_or_else(|| vec![fact.dim()]);
             return Err(format!(
-                "has the shape {:?}: for this model, the built-in engine takes sizes up to {dim}{ADVICE}",
+                "has the shape {:?}: for this model, the built-in engine takes sizes up to {most:?}, since it computes 64-bit integers in 32 bits{ADVICE}",
                 tensor.shape()
             ));
         }
@@ -97,7 +101,9 @@ impl Bounds {
         match outside {
             Some(value) => {
                 let (lo, hi) = (fact.lo, fact.hi);
-                Err(format!("has the value {value}: for this model, the built-in engine takes values from {lo} to {hi}{ADVICE}"))
+                Err(format!(
+                    "has the value {value}: for this model, the built-in engine takes values from {lo} to {hi}, since it computes 64-bit integers in 32 bits{ADVICE}"
+                ))
             }
             None => Ok(()),
         }
@@ -105,10 +111,11 @@ impl Bounds {
 }
 
 /// What to do about a refusal.
-pub(super) const ADVICE: &str = ", since it computes 64-bit integers in 32 bits; ONNX Runtime takes all: install it on the node";
+pub(super) const ADVICE: &str = "; ONNX Runtime takes all: install it on the node";
 
 struct Search<'a> {
     graph: &'a GraphProto,
+    opset: i64,
     manifest: &'a Manifest,
     constants: BTreeMap<String, Fact>,
 }
@@ -141,7 +148,11 @@ impl Search<'_> {
         };
         let range = assumed.values.get(name).copied().unwrap_or_else(|| kind.range());
         match shape {
-            Some(shape) => Fact::of_shape(kind, range, shape.map(size).collect()),
+            Some(shape) => {
+                let fixed = shape.clone().all(|dimension| matches!(dimension, Dimension::Fixed(_)));
+                let fact = Fact::of_shape(kind, range, shape.map(size).collect());
+                fact.exactly(fixed)
+            }
             None => Fact { lo: range.0, hi: range.1, ..Fact::any(kind) },
         }
     }
@@ -154,7 +165,7 @@ impl Search<'_> {
         let inputs: BTreeMap<String, Fact> = facts.collect();
         let mut scope = Scope::new(None, self.constants.clone());
         scope.extend(inputs.clone());
-        let outputs = Analysis::default().graph(self.graph, &mut scope)?;
+        let outputs = Analysis::new(self.opset).graph(self.graph, &mut scope)?;
         let mut kinds = BTreeMap::new();
         for (output, fact) in self.graph.output.iter().zip(outputs) {
             if !fact.fits() {

@@ -7,6 +7,16 @@ use prost::Message;
 pub(super) struct ModelProto {
     #[prost(message, optional, tag = "7")]
     pub(super) graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) opset_import: Vec<OperatorSetIdProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OperatorSetIdProto {
+    #[prost(string, tag = "1")]
+    pub(super) domain: String,
+    #[prost(int64, tag = "2")]
+    pub(super) version: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -89,6 +99,14 @@ pub(super) struct TypeProto {
 pub(super) struct TensorTypeProto {
     #[prost(int32, tag = "1")]
     pub(super) elem_type: i32,
+}
+
+impl ModelProto {
+    /// The version of ONNX's own operators; 1, the oldest, when the file names none.
+    pub(super) fn opset(&self) -> i64 {
+        let own = self.opset_import.iter().filter(|set| set.domain.is_empty() || set.domain == "ai.onnx");
+        own.map(|set| set.version).min().unwrap_or(1)
+    }
 }
 
 impl NodeProto {

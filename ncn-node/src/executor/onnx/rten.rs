@@ -33,14 +33,15 @@ impl Runtime for Rten {
         let manifest: &Manifest = package.model.manifest();
         let invalid = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", manifest.entry));
         let bytes = Bytes::from(std::mem::take(&mut package.entry));
-        let described = ModelProto::decode(bytes.clone()).map_err(|error| invalid(error.to_string()))?.graph.unwrap_or_default();
-        let bounds = Bounds::find(&described, manifest);
+        let described = ModelProto::decode(bytes.clone()).map_err(|error| invalid(error.to_string()))?;
+        let opset = described.opset();
+        let described = described.graph.unwrap_or_default();
+        let bounds = Bounds::find(&described, opset, manifest).map_err(|problem| invalid(format!("{problem}{ADVICE}")))?;
         let inputs =
             described.input.iter().filter_map(|input| Some((input.name.clone(), Kind::of(input.element()?.into())))).collect();
         drop(described);
         // Nothing else has the bytes now, so that they are not copied.
         let engine = Model::load(bytes.into()).map_err(|error| invalid(error.to_string()))?;
-        let bounds = bounds.map_err(|problem| invalid(format!("{problem}{ADVICE}")))?;
         let outlets = |ids: &[NodeId], kinds: &BTreeMap<String, Kind>| {
             ids.iter().filter_map(|id| describe(&engine, *id, kinds)).collect::<Vec<_>>()
         };

@@ -40,7 +40,8 @@ pub(super) fn binary(node: &NodeProto, a: &Fact, b: &Fact) -> Result<Fact, Refus
     if range.0.is_nan() || range.1.is_nan() {
         return Err(refusal(node, "has bounds that are not found"));
     }
-    Ok(Fact::new(kind, range, shape, count))
+    let sums = a.sums || b.sums;
+    Ok(Fact { sums, ..Fact::new(kind, range, shape, count).exactly(a.exact && b.exact) })
 }
 
 /// A negative exponent, and an exponent of floats, is computed in floats.
@@ -102,5 +103,9 @@ pub(super) fn reduced(node: &NodeProto, data: &Fact, axes: Option<&Fact>) -> Res
     // Kept or removed dimensions only make it smaller.
     let keep = node.attribute("keepdims").is_none_or(|keep| keep.i != 0);
     let shape = data.shape.clone().filter(|_| keep);
-    Ok(Fact::new(data.kind, range, shape, data.count))
+    // Sums of nothing are as many as the other dimensions say.
+    let count = data.shape.as_ref().map_or(f64::INFINITY, |shape| shape.iter().product());
+    let list = data.shape.as_ref().is_some_and(|shape| shape.len() == 1);
+    let shape = if list { Some(if keep { vec![1.0] } else { Vec::new() }) } else { shape };
+    Ok(Fact::new(data.kind, range, shape, count).exactly(list))
 }

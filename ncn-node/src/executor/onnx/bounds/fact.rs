@@ -94,12 +94,16 @@ pub(in super::super) struct Fact {
     pub(in super::super) kind: Kind,
     pub(in super::super) lo: f64,
     pub(in super::super) hi: f64,
-    /// The most that each dimension can be; none when their number is unknown.
+    /// The most that each dimension can be, at least 1 (what has no elements may be given other sizes); none when their number is unknown.
     pub(super) shape: Option<Vec<f64>>,
-    /// The most elements.
+    /// Whether each dimension is what `shape` says, and not less.
+    pub(super) exact: bool,
+    /// The most elements, at least 1.
     pub(super) count: f64,
     /// The elements, of a small constant of integers.
     pub(super) ints: Option<Vec<i64>>,
+    /// Whether these are sums along a dimension.
+    pub(super) sums: bool,
 }
 
 /// Constants with more elements of floats are not looked through.
@@ -107,8 +111,32 @@ const MOST_FLOATS: usize = 4_096;
 const MOST_INTS: usize = 16;
 
 impl Fact {
-    pub(super) const fn new(kind: Kind, (lo, hi): (f64, f64), shape: Option<Vec<f64>>, count: f64) -> Self {
-        Self { kind, lo, hi, shape, count, ints: None }
+    pub(super) fn new(kind: Kind, (lo, hi): (f64, f64), shape: Option<Vec<f64>>, count: f64) -> Self {
+        let shape = shape.map(|shape| shape.into_iter().map(|size| size.max(1.0)).collect());
+        Self { kind, lo, hi, shape, exact: false, count: count.max(1.0), ints: None, sums: false }
+    }
+
+    /// Whose sizes are what they are said to be, if `exact`.
+    pub(super) fn exactly(self, exact: bool) -> Self {
+        Self { exact: exact && self.shape.is_some(), ..self }
+    }
+
+    /// The sizes, when they are known.
+    pub(super) fn exact_shape(&self) -> Option<&[f64]> {
+        self.shape.as_deref().filter(|_| self.exact)
+    }
+
+    /// Of these sizes, some of which may be 0.
+    pub(super) fn of_sizes(kind: Kind, range: (f64, f64), sizes: Vec<f64>) -> Self {
+        let exact = sizes.iter().all(|size| *size >= 1.0);
+        Self::of_shape(kind, range, sizes).exactly(exact)
+    }
+
+    /// The most that a dimension can be, counted from the end if `axis` is negative.
+    pub(super) fn along(&self, axis: i64) -> Option<f64> {
+        let shape = self.shape.as_ref()?;
+        let at = usize::try_from(axis.unsigned_abs()).ok()?;
+        shape.get(if axis < 0 { shape.len().checked_sub(at)? } else { at }).copied()
     }
 
     /// Anything of this kind, in any shape.
@@ -117,11 +145,11 @@ impl Fact {
     }
 
     pub(super) fn scalar(kind: Kind, range: (f64, f64)) -> Self {
-        Self::new(kind, range, Some(Vec::new()), 1.0)
+        Self::new(kind, range, Some(Vec::new()), 1.0).exactly(true)
     }
 
     pub(super) fn of_shape(kind: Kind, range: (f64, f64), shape: Vec<f64>) -> Self {
-        let count = shape.iter().product();
+        let count = shape.iter().map(|size| size.max(1.0)).product();
         Self::new(kind, range, Some(shape), count)
     }
 
@@ -148,7 +176,7 @@ impl Fact {
 
     /// With other sizes.
     pub(super) fn shaped(&self, shape: Option<Vec<f64>>, count: f64) -> Self {
-        Self { shape, count, ints: None, ..self.clone() }
+        Self { sums: self.sums, ..Self::new(self.kind, (self.lo, self.hi), shape, count) }
     }
 
     /// What holds for both.
@@ -158,13 +186,16 @@ impl Fact {
             _ => None,
         };
         let ints = if self.ints == other.ints { self.ints.clone() } else { None };
+        let exact = self.exact && other.exact && self.shape == other.shape;
         Self {
             kind: self.kind,
             lo: self.lo.min(other.lo),
             hi: self.hi.max(other.hi),
             shape,
+            exact,
             count: self.count.max(other.count),
             ints,
+            sums: self.sums || other.sums,
         }
     }
 
@@ -183,8 +214,8 @@ impl Fact {
     pub(super) fn constant(tensor: &TensorProto) -> Self {
         let kind = Kind::of(tensor.data_type.into());
         let shape: Vec<f64> = tensor.dims.iter().map(|size| (*size).max(0) as f64).collect();
-        let whole = Self::of_shape(kind, kind.range(), shape);
-        let raw = tensor.raw_data.as_deref();
+        let whole = Self::of_sizes(kind, kind.range(), shape);
+        let raw = tensor.raw_data.as_deref().filter(|raw| !raw.is_empty());
         let ints = match (kind, raw) {
             (Kind::I64, Some(raw)) => raw.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
             (Kind::I64, None) => tensor.int64_data.clone(),
@@ -206,7 +237,7 @@ impl Fact {
     }
 
     fn of_floats(mut self, tensor: &TensorProto) -> Self {
-        let values: Vec<f32> = match tensor.raw_data.as_deref() {
+        let values: Vec<f32> = match tensor.raw_data.as_deref().filter(|raw| !raw.is_empty()) {
             Some(raw) if raw.len() <= MOST_FLOATS * 4 => raw.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
             None if tensor.float_data.len() <= MOST_FLOATS => tensor.float_data.clone(),
             _ => return self,

@@ -43,9 +43,10 @@ impl<'a> Scope<'a> {
 }
 
 /// One pass over a graph.
-#[derive(Default)]
 pub(super) struct Analysis {
     steps: usize,
+    /// The version of the operators.
+    opset: i64,
 }
 
 /// An operator, for a refusal.
@@ -55,6 +56,10 @@ pub(super) fn refusal(node: &NodeProto, problem: &str) -> Refusal {
 }
 
 impl Analysis {
+    pub(super) const fn new(opset: i64) -> Self {
+        Self { steps: 0, opset }
+    }
+
     /// What the graph gives.
     pub(super) fn graph(&mut self, graph: &GraphProto, scope: &mut Scope<'_>) -> Result<Vec<Fact>, Refusal> {
         for node in &graph.node {
@@ -83,7 +88,10 @@ impl Analysis {
                 Ok(then.iter().zip(&otherwise).map(|(a, b)| a.join(b)).collect())
             }
             "Loop" => self.repeat(node, &inputs, scope),
-            _ => super::operators::outputs(node, &inputs),
+            _ => {
+                super::deviations::check(node, &inputs, self.opset)?;
+                super::operators::outputs(node, &inputs)
+            }
         }
     }
 
@@ -140,7 +148,7 @@ fn widened(before: &Fact, mut after: Fact) -> Fact {
         after.hi = hi;
     }
     if after.shape != before.shape {
-        after.shape = None;
+        (after.shape, after.exact) = (None, false);
     }
     if after.count > before.count {
         after.count = f64::INFINITY;

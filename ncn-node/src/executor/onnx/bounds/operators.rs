@@ -5,6 +5,7 @@ use super::{
     Fact, Kind, Refusal,
     arithmetic::{binary, reduced, unary},
     flow::refusal,
+    shapes::{flattened, joined, nonzero, of_sizes, reshaped, resized, shape_of, sliced},
 };
 
 /// Operators that give floats only, whatever they do with them.
@@ -107,6 +108,9 @@ const SAME_SHAPE: &[&str] = &[
     "Tanh",
 ];
 
+/// Those of them whose outputs have as many dimensions as their first input.
+const SAME_RANK: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"];
+
 /// The inputs, by their places, that may have values beyond 32 bits: the engine moves them, or takes the nearest value that it has for
 /// the end of a dimension or of a range.
 fn takes_any(op: &str, index: usize) -> bool {
@@ -157,16 +161,18 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
             one(data.shaped(shape, data.count))
         }
         "Squeeze" | "Unsqueeze" => one(resized(node, need(0)?, given(1))),
-        "ReverseSequence" | "Slice" => {
+        "ReverseSequence" => {
             let data = need(0)?;
             one(data.shaped(data.shape.clone(), data.count))
         }
+        "Slice" => one(sliced(node, inputs, need(0)?)),
         "Split" | "SplitToSequence" => {
             let data = need(0)?;
-            Ok(vec![data.shaped(data.shape.clone(), data.count); node.output.len()])
+            let keeps = node.attribute("keepdims").is_none_or(|keep| keep.i != 0);
+            Ok(vec![data.shaped(data.shape.clone().filter(|_| keeps), data.count); node.output.len()])
         }
         "Trilu" => one(need(0)?.join(&Fact { lo: 0.0, hi: 0.0, ..need(0)?.clone() })),
-        "Flatten" => one(need(0)?.shaped(Some(vec![need(0)?.count; 2]), need(0)?.count)),
+        "Flatten" => one(flattened(node, need(0)?)),
         "Reshape" => one(reshaped(need(0)?, given(1), node)),
         "DepthToSpace" => one(need(0)?.shaped(None, need(0)?.count)),
         "Gather" => {
@@ -175,16 +181,17 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
                 (Some(a), Some(b)) => Some(vec![data.dim().max(indices.dim()); (a.len() + b.len()).saturating_sub(1)]),
                 _ => None,
             };
-            one(data.shaped(shape, data.count * indices.count))
+            // Of a tensor in one dimension, it has the shape of the indices.
+            let exact = indices.exact && data.shape.as_ref().is_some_and(|shape| shape.len() == 1);
+            let shape = if exact { indices.shape.clone() } else { shape };
+            one(data.shaped(shape, data.count * indices.count).exactly(exact))
         }
         "GatherElements" => one(need(0)?.shaped(need(1)?.shape.clone(), need(1)?.count)),
         "GatherND" => one(need(0)?.shaped(None, need(0)?.count * need(1)?.count)),
         "Expand" => {
-            let (data, sizes) = (need(0)?, need(1)?);
-            let rank = sizes.shape.as_ref().and_then(|shape| shape.first()).filter(|rank| **rank <= 8.0);
-            let shape = rank.map(|rank| Fact::of_shape(data.kind, (0.0, 0.0), of_rank(*rank, sizes.hi)));
-            let (shape, count) = shape.map_or((None, f64::INFINITY), |shape| data.broadcast(&shape));
-            one(data.shaped(shape, count))
+            let (data, sizes) = (need(0)?, of_sizes(need(0)?, need(1)?));
+            let (shape, count) = data.broadcast(&sizes);
+            one(data.shaped(shape, count).exactly(data.exact && sizes.exact))
         }
         "Tile" => {
             let (data, repeats) = (need(0)?, need(1)?.hi.max(1.0));
@@ -215,7 +222,7 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
             let (condition, a, b) = (need(0)?, need(1)?, need(2)?);
             let (shape, count) = a.broadcast(b);
             let (shape, count) = a.shaped(shape, count).broadcast(condition);
-            one(a.join(b).shaped(shape, count))
+            one(a.join(b).shaped(shape, count).exactly(a.exact && b.exact && condition.exact))
         }
         "Scatter" | "ScatterElements" | "ScatterND" => {
             let (data, updates) = (need(0)?, need(2)?);
@@ -226,13 +233,9 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
                 (_, true) => one(Fact { lo: data.lo.min(updates.lo), hi: data.hi.max(updates.hi), ints: None, ..data.clone() }),
             }
         }
-        "Shape" => {
-            let data = need(0)?;
-            let rank = data.shape.as_ref().map(|shape| rank_of(shape));
-            one(Fact::new(Kind::I64, index_range(data), Some(vec![rank.unwrap_or(8.0)]), rank.unwrap_or(8.0)))
-        }
+        "Shape" => one(shape_of(node, need(0)?)),
         "Size" => within(node, Fact::scalar(Kind::I64, (0.0, need(0)?.count.min(f64::from(i32::MAX))))),
-        "NonZero" => one(Fact::of_shape(Kind::I64, index_range(need(0)?), vec![need(0)?.count.max(8.0); 2])),
+        "NonZero" => one(nonzero(need(0)?)),
         "ArgMax" | "ArgMin" => one(need(0)?.shaped(None, need(0)?.count).valued(Kind::I64, index_range(need(0)?))),
         "TopK" => {
             let data = need(0)?.shaped(need(0)?.shape.clone(), need(0)?.count);
@@ -254,10 +257,9 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
         "ConstantOfShape" => {
             let value = node.attribute("value").and_then(|attribute| attribute.t.as_ref());
             let value = value.map_or_else(|| Fact::scalar(Kind::F32, (0.0, 0.0)), Fact::constant);
-            let rank = need(0)?.shape.as_ref().and_then(|shape| shape.first()).filter(|rank| **rank <= 8.0);
-            let shape = rank.map(|rank| of_rank(*rank, need(0).map_or(0.0, |sizes| sizes.hi.max(0.0))));
-            let count = shape.as_ref().map_or(f64::INFINITY, |shape| shape.iter().product());
-            one(value.shaped(shape, count))
+            let sizes = of_sizes(&value, need(0)?);
+            let exact = sizes.exact;
+            one(value.shaped(sizes.shape, sizes.count).exactly(exact))
         }
         "Range" => {
             let (start, limit, step) = (need(0)?, need(1)?, need(2)?);
@@ -281,10 +283,15 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
         }
         "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Xor" => {
             let (shape, count) = need(0)?.broadcast(need(1)?);
-            one(Fact::new(Kind::Bool, Kind::Bool.range(), shape, count))
+            let exact = need(0)?.exact && need(1)?.exact;
+            one(Fact::new(Kind::Bool, Kind::Bool.range(), shape, count).exactly(exact))
         }
         "Not" | "IsNaN" | "IsInf" => one(need(0)?.valued(Kind::Bool, Kind::Bool.range())),
-        "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" => within(node, binary(node, need(0)?, need(1)?)?),
+        "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" => {
+            // What is summed up and multiplied is often a mask.
+            let flags = op == "Mul" && (need(0)?.sums || need(1)?.sums);
+            within(node, binary(node, need(0)?, need(1)?)?).map_err(|refusal| Refusal { flags: flags || refusal.flags, ..refusal })
+        }
         "Sum" | "Max" | "Min" => {
             let mut rest = inputs.iter().skip(1).flatten();
             within(node, rest.try_fold(need(0)?.clone(), |all, fact| binary(node, &all, fact))?)
@@ -295,7 +302,9 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
         "CumSum" => {
             let data = need(0)?;
             let count = data.dim();
-            within(node, data.valued(data.kind, (data.lo.min(data.lo * count), data.hi.max(data.hi * count))))
+            // Exclusive sums begin with 0.
+            let range = (data.lo.min(data.lo * count).min(0.0), data.hi.max(data.hi * count).max(0.0));
+            within(node, Fact { sums: true, ..data.valued(data.kind, range) })
         }
         "ReduceMax" | "ReduceMin" | "ReduceMean" | "ReduceSum" | "ReduceSumSquare" | "ReduceL1" | "ReduceProd" => {
             within(node, reduced(node, need(0)?, given(1))?)
@@ -310,15 +319,6 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
         _ if FLOATS.contains(&op) || MORE_FLOATS.contains(&op) => floats(node, inputs),
         _ => Err(refusal(node, "is not one that is known to give right integers")),
     }
-}
-
-fn of_rank(rank: f64, size: f64) -> Vec<f64> {
-    std::iter::successors(Some(1.0), |at| Some(at + 1.0)).take_while(|at| *at <= rank).map(|_| size).collect()
-}
-
-/// How many dimensions.
-fn rank_of(shape: &[f64]) -> f64 {
-    shape.iter().map(|_| 1.0).sum()
 }
 
 /// Refuses a result that may leave 32 bits; types that have no more in any engine wrap around or saturate within their range.
@@ -338,7 +338,7 @@ fn constant(node: &NodeProto) -> Result<Fact, Refusal> {
         ("value", Some(tensor)) => Fact::constant(tensor),
         ("value_int", _) => Fact::scalar(Kind::I64, (0.0, 0.0)).of_ints(vec![value.i]),
         #[allow(clippy::cast_precision_loss, reason = "sizes that a graph can have")]
-        ("value_ints", _) => Fact::of_shape(Kind::I64, (0.0, 0.0), vec![value.ints.len() as f64]).of_ints(value.ints.clone()),
+        ("value_ints", _) => Fact::of_sizes(Kind::I64, (0.0, 0.0), vec![value.ints.len() as f64]).of_ints(value.ints.clone()),
         ("value_float", _) => Fact::scalar(Kind::F32, Kind::F32.range()),
         ("value_floats", _) => Fact::any(Kind::F32),
         _ => return Err(refusal(node, "has a value of an unknown type")),
@@ -359,6 +359,11 @@ fn floats(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<Fact>, Refusa
     };
     let fact = match first {
         Some(first) if SAME_SHAPE.contains(&op) => first.valued(kind, range),
+        Some(first) if SAME_RANK.contains(&op) => {
+            let shape = first.shape.as_ref().map(|shape| vec![f64::INFINITY; shape.len()]);
+            Fact::new(kind, range, shape, f64::INFINITY)
+        }
+        _ if op == "Gemm" => Fact::new(kind, range, Some(vec![f64::INFINITY; 2]), f64::INFINITY),
         _ => Fact { lo: range.0, hi: range.1, ..Fact::any(kind) },
     };
     let others = std::iter::repeat_n(Fact::any(kind), node.output.len().saturating_sub(1));
@@ -366,42 +371,6 @@ fn floats(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<Fact>, Refusa
         return Err(refusal(node, "gives indices"));
     }
     Ok(std::iter::once(fact).chain(others).collect())
-}
-
-fn joined(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<Fact>, Refusal> {
-    let mut facts = inputs.iter().flatten();
-    let first = facts.next().ok_or_else(|| refusal(node, "has no input"))?;
-    let all = facts.fold(first.clone(), |all, fact| {
-        let (dim, count) = (all.dim() + fact.dim(), all.count + fact.count);
-        let rank =
-            all.shape.as_ref().filter(|shape| fact.shape.as_ref().is_some_and(|other| other.len() == shape.len())).map(Vec::len);
-        all.join(fact).shaped(rank.map(|rank| vec![dim; rank]), count)
-    });
-    Ok(vec![Fact { ints: None, ..all }])
-}
-
-/// With dimensions of size 1 added or removed.
-fn resized(node: &NodeProto, data: &Fact, axes: Option<&Fact>) -> Fact {
-    let dim = data.dim();
-    let old = node.attribute("axes").map(|axes| axes.ints.len());
-    let number = old.or_else(|| axes.and_then(|axes| axes.ints.as_ref()).map(Vec::len));
-    let rank = data.shape.as_ref().zip(number).map(|(shape, number)| match node.op_type.as_str() {
-        "Squeeze" => shape.len().saturating_sub(number),
-        _ => shape.len() + number,
-    });
-    Fact { ints: data.ints.clone(), ..data.shaped(rank.map(|rank| vec![dim; rank]), data.count) }
-}
-
-fn reshaped(data: &Fact, sizes: Option<&Fact>, node: &NodeProto) -> Fact {
-    #[allow(clippy::cast_precision_loss, reason = "sizes that a tensor can have")]
-    let bound = |size: &i64| if *size > 0 { *size as f64 } else { data.count.max(data.dim()) };
-    let exact = node.attribute("shape").map(|sizes| &sizes.ints).or_else(|| sizes.and_then(|sizes| sizes.ints.as_ref()));
-    let shape = match (exact, sizes.and_then(|sizes| sizes.shape.as_ref()).and_then(|shape| shape.first())) {
-        (Some(exact), _) => Some(exact.iter().map(bound).collect()),
-        (None, Some(rank)) if *rank <= 8.0 => Some(of_rank(*rank, data.count.max(data.dim()))),
-        _ => None,
-    };
-    data.shaped(shape, data.count)
 }
 
 fn cast(node: &NodeProto, data: &Fact, to: Kind) -> Result<Fact, Refusal> {
