@@ -33,12 +33,19 @@ fn refuse(reason: impl Into<String>) -> Result<(), RegistryError> {
     Err(RegistryError::Refused(reason.into()))
 }
 
-/// Judges a quote: price, node, liveness, subnet, split and times. The client's signature is checked here.
-pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+/// Checks that a client signed the order that is quoted. It costs one signature and no question, so it comes before anything else that is
+/// done for a quote.
+pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
-    if order.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("request: {error}")))? != quote.request_id {
+    if order.verify(domain).map_err(|error| RegistryError::Refused(format!("request: {error}")))? != quote.request_id {
         return refuse("quote.requestId: is not the request's digest");
     }
+    Ok(())
+}
+
+/// Judges a quote once [`signed_order`] has passed: price, node, liveness, subnet, split and times.
+pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+    let PreprocessingRequest { request: order, quote } = request;
     terms(&order.message, quote, facts)?;
     if facts.now >= quote.expiry {
         return refuse("quote.expiry: is in the past");

@@ -185,6 +185,7 @@ impl Registry for RegistryNode {
     }
 
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+        validation::signed_order(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
         let Quote { request_id, .. } = request.quote;
         let digest = request.quote.digest(&self.domain);

@@ -22,9 +22,10 @@ use tonic::{
 //
 //   unread      CONNECTIONS x CONNECTION_WINDOW x 1.5    384 MiB   h2 allows half as much for its records of small frames
 //   messages    MESSAGE_BYTES x 5                        320 MiB   the message, and entries of twice its length that grow
+//   streams     STREAM_BYTES x 5                         320 MiB   at a gateway, from nodes that it has admitted
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
 //
-// together 1,088 MiB, of which one address alone gets half: 544 MiB.
+// together 1,088 MiB without the streams, of which one address alone gets half: 544 MiB. Answers that are not read are not in it.
 
 /// How many connections are open at once.
 const CONNECTIONS: usize = 1_024;
@@ -36,6 +37,8 @@ const CALLS: usize = 2_048;
 const CALLS_PER_CONNECTION: u32 = 256;
 /// How many bytes of messages are arriving or being answered at once.
 const MESSAGE_BYTES: usize = 64 << 20;
+/// The same of compute nodes' streams, once they are admitted. The registry has none.
+const STREAM_BYTES: usize = 64 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
@@ -60,6 +63,8 @@ impl GrpcServer {
             Ok(stream) => Connection::admit(stream, &connections).map(Ok),
             Err(error) => Some(Err(error)),
         });
+        let (calls, messages, streams) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES), Pool::new(STREAM_BYTES));
+        let intake = Intake { calls, messages, streams };
         let serving = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -67,7 +72,7 @@ impl GrpcServer {
             .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(15)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .layer(Intake { calls: Pool::new(CALLS), messages: Pool::new(MESSAGE_BYTES) })
+            .layer(intake)
             .add_routes(builder.routes())
             .serve_with_incoming_shutdown(incoming, stopped);
         tokio::spawn(async move {

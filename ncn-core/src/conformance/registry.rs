@@ -206,8 +206,9 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     }
     let mut forged = good;
     forged.request.message.max_price = Amount::new(2_000);
+    // By the node itself: nobody else is asked about what no client has signed, and asking again is of no use.
     let refused = registry.preprocessing(forged).await;
-    rules.check("an order is its client's", refused.is_err(), refused)
+    rules.refused("an order is its client's", refused, RegistryError::is_retryable)
 }
 
 async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {

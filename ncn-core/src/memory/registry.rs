@@ -91,6 +91,7 @@ impl Registry for MemoryRegistry {
     }
 
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+        validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);
         self.judge(order, quote.compute, |facts| validation::preprocessing(&request, facts))?;
         self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await

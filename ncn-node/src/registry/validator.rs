@@ -89,6 +89,7 @@ impl Validator for ValidatorNode {
 
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
+        validation::signed_order(request, &trust.domain)?;
         let (subnet, compute) = self.known(&trust, &request.quote, &request.request.message, request.quote.compute).await?;
         let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::preprocessing(request, &facts)?;

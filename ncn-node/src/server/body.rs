@@ -31,6 +31,8 @@ pub(super) struct RequestBody {
     lengths: Lengths,
     peer: IpAddr,
     pool: Arc<Pool>,
+    /// For the messages of a stream after its first.
+    streams: Arc<Pool>,
     /// What the message takes out of the pool. The call that answers it shares in it.
     share: Arc<Mutex<Option<Share>>>,
     waiting: Option<Pin<Box<dyn Future<Output = Share> + Send>>>,
@@ -45,10 +47,16 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Body, lengths: Lengths, peer: IpAddr, pool: Arc<Pool>, share: Arc<Mutex<Option<Share>>>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        lengths: Lengths,
+        peer: IpAddr,
+        (pool, streams): (Arc<Pool>, Arc<Pool>),
+        share: Arc<Mutex<Option<Share>>>,
+    ) -> Self {
         let timeout = matches!(lengths, Lengths::Unary(_)).then(due);
         let (waiting, received, prefix) = (None, Bytes::new(), Vec::new());
-        Self { body, lengths, peer, pool, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
+        Self { body, lengths, peer, pool, streams, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
     }
 
     fn set_share(&self, share: Option<Share>) {
@@ -65,18 +73,18 @@ impl RequestBody {
         if length > most {
             return Err(Status::out_of_range(format!("message: has {length} bytes, at most {most} are taken here")));
         }
+        let first = self.messages == 0;
         (self.left, self.messages) = (length, self.messages.saturating_add(1));
         if length > FREE_BYTES {
-            match self.lengths {
+            if first {
                 // A call that waits would fill its connection's window with what it does not read, and hold up those that do not
                 // wait.
-                Lengths::Unary(_) => {
-                    let share = self.pool.try_take(self.peer, length);
-                    let busy = || Status::resource_exhausted("too many messages are arriving: try again later");
-                    self.set_share(Some(share.ok_or_else(busy)?));
-                }
+                let share = self.pool.try_take(self.peer, length);
+                let busy = || Status::resource_exhausted("too many messages are arriving: try again later");
+                self.set_share(Some(share.ok_or_else(busy)?));
+            } else {
                 // A compute node has a connection to itself, and what it sends was paid for.
-                Lengths::Stream(..) => self.waiting = Some(Box::pin(self.pool.clone().take(self.peer, length))),
+                self.waiting = Some(Box::pin(self.streams.clone().take(self.peer, length)));
             }
         }
         Ok(())
@@ -149,5 +157,54 @@ impl http_body::Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         self.received.is_empty() && self.prefix.is_empty() && self.left == 0 && self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, convert::Infallible, future::poll_fn, net::Ipv4Addr};
+
+    use super::*;
+
+    /// A body of these frames.
+    struct Frames(VecDeque<Bytes>);
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.pop_front().map(|frame| Ok(Frame::data(frame))))
+        }
+    }
+
+    /// A message of this length, with its prefix.
+    fn message(length: usize) -> Bytes {
+        let prefix = u32::try_from(length).unwrap().to_be_bytes();
+        [&[0][..], &prefix, &vec![1; length]].concat().into()
+    }
+
+    /// What is let through of two messages while others have announced all that strangers may.
+    async fn let_through(lengths: Lengths, first: usize, second: usize) -> Result<usize, Status> {
+        let (messages, streams) = (Pool::new(1), Pool::new(1 << 20));
+        let body = Body::new(Frames([message(first), message(second)].into()));
+        let peer = Ipv4Addr::LOCALHOST.into();
+        let mut body = RequestBody::new(body, lengths, peer, (messages, streams), Arc::default());
+        let mut bytes = 0;
+        while let Some(frame) = poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context)).await {
+            bytes += frame?.into_data().map_or(0, |data| data.len());
+        }
+        Ok(bytes)
+    }
+
+    #[tokio::test]
+    async fn what_strangers_announce_does_not_hold_up_admitted_nodes() {
+        let (short, long) = (100, 100_000);
+        let stream = Lengths::Stream(long, long);
+        assert_eq!(let_through(stream, short, long).await.unwrap(), 2 * PREFIX + short + long);
+        let busy = let_through(stream, long, short).await.unwrap_err();
+        assert_eq!(busy.code(), tonic::Code::ResourceExhausted, "before it is admitted, a node is a stranger");
+        let busy = let_through(Lengths::Unary(long), long, short).await.unwrap_err();
+        assert_eq!(busy.code(), tonic::Code::ResourceExhausted);
     }
 }

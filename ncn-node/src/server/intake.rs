@@ -55,8 +55,11 @@ impl Lengths {
 pub(super) struct Intake {
     /// Calls until their answer is sent.
     pub(super) calls: Arc<Pool>,
-    /// Bytes of messages from their announcement until they are answered, or until the next one of a stream is asked for.
+    /// Bytes of unary calls' messages, and of streams' first ones, from their announcement until they are answered.
     pub(super) messages: Arc<Pool>,
+    /// Bytes of streams' later messages, until the next one is asked for. Whoever sends these has been admitted, so that what strangers
+    /// announce does not hold up results that were paid for, nor the heartbeats behind them.
+    pub(super) streams: Arc<Pool>,
 }
 
 impl<S> Layer<S> for Intake {
@@ -95,7 +98,9 @@ where
         };
         let message = Arc::new(Mutex::new(None));
         let lengths = Lengths::of(request.uri().path());
-        let body = |body| Body::new(RequestBody::new(body, lengths, peer, self.intake.messages.clone(), message.clone()));
+        let pool = self.intake.messages.clone();
+        let streams = self.intake.streams.clone();
+        let body = |body| Body::new(RequestBody::new(body, lengths, peer, (pool, streams), message.clone()));
         let answering = self.inner.call(request.map(body));
         Box::pin(async move {
             let response = answering.await?;
