@@ -1,5 +1,6 @@
 //! Listening for gRPC.
 
+mod answer;
 mod body;
 mod connection;
 mod intake;
@@ -23,9 +24,11 @@ use tonic::{
 //   unread      CONNECTIONS x CONNECTION_WINDOW x 1.5    384 MiB   h2 allows half as much for its records of small frames
 //   messages    MESSAGE_BYTES x 5                        320 MiB   the message, and entries of twice its length that grow
 //   streams     STREAM_BYTES x 5                         320 MiB   at a gateway, from nodes that it has admitted
+//   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
 //
-// together 1,088 MiB without the streams, of which one address alone gets half: 544 MiB. Answers that are not read are not in it.
+// together 1,216 MiB without the streams, of which one address alone gets half: 608 MiB. What HTTP/2 has taken of answers that are
+// shorter than its buffer of 400 KB is not in it; a peer that reads nothing is cut off when it does not answer the keepalive.
 
 /// How many connections are open at once.
 const CONNECTIONS: usize = 1_024;
@@ -39,6 +42,8 @@ const CALLS_PER_CONNECTION: u32 = 256;
 const MESSAGE_BYTES: usize = 64 << 20;
 /// The same of compute nodes' streams, once they are admitted. The registry has none.
 const STREAM_BYTES: usize = 64 << 20;
+/// How many bytes of answers' messages are being sent at once.
+const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
@@ -63,8 +68,9 @@ impl GrpcServer {
             Ok(stream) => Connection::admit(stream, &connections).map(Ok),
             Err(error) => Some(Err(error)),
         });
-        let (calls, messages, streams) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES), Pool::new(STREAM_BYTES));
-        let intake = Intake { calls, messages, streams };
+        let (calls, messages) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES));
+        let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
+        let intake = Intake { calls, messages, streams, answers };
         let serving = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -10,6 +10,7 @@ use std::{
 
 use http_body::{Body as _, Frame};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Bytes};
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Messages of up to this length take nothing out of the pool, so that the calls which keep a network going are let through even
 /// when their own address has used its share up. The number of calls bounds them.
-const FREE_BYTES: usize = 4 << 10;
+pub(super) const FREE_BYTES: usize = 4 << 10;
 /// Before each message, gRPC sends a byte of flags and the length.
 const PREFIX: usize = 5;
 
@@ -30,6 +31,8 @@ pub(super) struct RequestBody {
     body: Body,
     lengths: Lengths,
     peer: IpAddr,
+    /// Ends the call.
+    end: CancellationToken,
     pool: Arc<Pool>,
     /// For the messages of a stream after its first.
     streams: Arc<Pool>,
@@ -51,12 +54,13 @@ impl RequestBody {
         body: Body,
         lengths: Lengths,
         peer: IpAddr,
+        end: CancellationToken,
         (pool, streams): (Arc<Pool>, Arc<Pool>),
         share: Arc<Mutex<Option<Share>>>,
     ) -> Self {
         let timeout = matches!(lengths, Lengths::Unary(_)).then(due);
         let (waiting, received, prefix) = (None, Bytes::new(), Vec::new());
-        Self { body, lengths, peer, pool, streams, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
+        Self { body, lengths, peer, end, pool, streams, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
     }
 
     fn set_share(&self, share: Option<Share>) {
@@ -79,7 +83,7 @@ impl RequestBody {
             if first {
                 // A call that waits would fill its connection's window with what it does not read, and hold up those that do not
                 // wait.
-                let share = self.pool.try_take(self.peer, length);
+                let share = self.pool.claim(self.peer, length, &self.end);
                 let busy = || Status::resource_exhausted("too many messages are arriving: try again later");
                 self.set_share(Some(share.ok_or_else(busy)?));
             } else {
@@ -189,7 +193,7 @@ mod tests {
         let (messages, streams) = (Pool::new(1), Pool::new(1 << 20));
         let body = Body::new(Frames([message(first), message(second)].into()));
         let peer = Ipv4Addr::LOCALHOST.into();
-        let mut body = RequestBody::new(body, lengths, peer, (messages, streams), Arc::default());
+        let mut body = RequestBody::new(body, lengths, peer, CancellationToken::new(), (messages, streams), Arc::default());
         let mut bytes = 0;
         while let Some(frame) = poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context)).await {
             bytes += frame?.into_data().map_or(0, |data| data.len());

@@ -1,7 +1,8 @@
-//! A connection that counts among those of its peer.
+//! A connection that counts among those of its peer, and can be ended from outside.
 
 use std::{
     io::{self, IoSlice},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -11,37 +12,52 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
 
 use super::pool::{Pool, Share, peer_of};
 
+/// Whose connection a call came on, and what ends it.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    pub(super) end: CancellationToken,
+}
+
 pub(super) struct Connection {
     stream: TcpStream,
+    peer: Peer,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     _share: Share,
 }
 
 impl Connection {
     /// The connection, unless its peer has too many; it is closed then.
     pub(super) fn admit(stream: TcpStream, connections: &Arc<Pool>) -> Option<Self> {
-        let peer = peer_of(stream.peer_addr().ok()?.ip());
-        let share = connections.try_take(peer, 1);
+        let peer = Peer { address: peer_of(stream.peer_addr().ok()?.ip()), end: CancellationToken::new() };
+        let share = connections.claim(peer.address, 1, &peer.end);
         if share.is_none() {
-            tracing::debug!(%peer, "a connection is refused: too many are open");
+            tracing::debug!(peer = %peer.address, "a connection is refused: too many are open");
         }
-        Some(Self { stream, _share: share? })
+        let ended = Box::pin(peer.end.clone().cancelled_owned());
+        Some(Self { stream, peer, ended, _share: share? })
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(context).is_ready() {
+            let crowded = "the connection was ended: others needed its place";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, crowded)));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -65,5 +81,50 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use tokio::{
+        io::AsyncReadExt as _,
+        net::{TcpListener, TcpSocket},
+    };
+
+    use super::*;
+
+    async fn connect(listener: &TcpListener, pool: &Arc<Pool>, last: u8) -> (TcpStream, Option<Connection>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0))).unwrap();
+        let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        (stream, Connection::admit(accepted, pool))
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_gets_a_connection_however_many_are_silent() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let pool = Pool::new(40);
+        let mut silent = Vec::new();
+        for last in 2..9 {
+            for _ in 0..20 {
+                silent.push(connect(&listener, &pool, last).await);
+            }
+        }
+        let (_stream, admitted) = connect(&listener, &pool, 1).await;
+        assert!(admitted.is_some());
+        let mut open = 0;
+        for (_, connection) in &mut silent {
+            let Some(connection) = connection else { continue };
+            if connection.peer.end.is_cancelled() {
+                let error = connection.read_u8().await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+            } else {
+                open += 1;
+            }
+        }
+        assert!((30..40).contains(&open), "{open}");
     }
 }

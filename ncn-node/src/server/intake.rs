@@ -3,14 +3,12 @@
 use std::{
     convert::Infallible,
     future::ready,
-    net::{IpAddr, Ipv4Addr},
-    pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
-use http_body::Frame;
 use ncn_client::wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES};
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     body::Body,
@@ -18,14 +16,10 @@ use tonic::{
         BoxFuture,
         http::{Request, Response},
     },
-    transport::server::TcpConnectInfo,
 };
 use tower::{Layer, Service};
 
-use super::{
-    body::RequestBody,
-    pool::{Pool, Share, peer_of},
-};
+use super::{answer::AnswerBody, body::RequestBody, connection::Peer, pool::Pool};
 
 /// How long the messages of a call may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +44,8 @@ impl Lengths {
     }
 }
 
+const CROWDED: &str = "too many calls are open: try again later";
+
 /// The pools of one server, as a layer around its services.
 #[derive(Clone, Debug)]
 pub(super) struct Intake {
@@ -60,6 +56,8 @@ pub(super) struct Intake {
     /// Bytes of streams' later messages, until the next one is asked for. Whoever sends these has been admitted, so that what strangers
     /// announce does not hold up results that were paid for, nor the heartbeats behind them.
     pub(super) streams: Arc<Pool>,
+    /// Bytes of answers' messages, until they are sent as far as the peer lets them be.
+    pub(super) answers: Arc<Pool>,
 }
 
 impl<S> Layer<S> for Intake {
@@ -90,48 +88,38 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let address = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        let peer = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| peer_of(address.ip()));
-        let Some(call) = self.intake.calls.try_take(peer, 1) else {
-            let refused = Status::resource_exhausted("too many calls are open: try again later");
-            return Box::pin(ready(Ok(refused.into_http())));
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+            return refuse("the call came on no connection");
+        };
+        let end = CancellationToken::new();
+        let Some(call) = self.intake.calls.claim(peer.address, 1, &end) else {
+            return refuse(CROWDED);
         };
         let message = Arc::new(Mutex::new(None));
         let lengths = Lengths::of(request.uri().path());
-        let pool = self.intake.messages.clone();
-        let streams = self.intake.streams.clone();
-        let body = |body| Body::new(RequestBody::new(body, lengths, peer, (pool, streams), message.clone()));
+        let pools = (self.intake.messages.clone(), self.intake.streams.clone());
+        let body = |body| Body::new(RequestBody::new(body, lengths, peer.address, end.clone(), pools, message.clone()));
         let answering = self.inner.call(request.map(body));
+        let answers = self.intake.answers.clone();
         Box::pin(async move {
-            let response = answering.await?;
+            let response = tokio::select! {
+                biased;
+                () = end.cancelled() => return refuse(CROWDED).await,
+                response = answering => response?,
+            };
             // Now a unary call's message is dealt with; the body of a stream shares in it for longer.
             drop(message);
-            Ok(response.map(|body| Body::new(ResponseBody { body, _call: call })))
+            let (head, body) = response.into_parts();
+            Ok(match AnswerBody::begin(body, peer, call, end, answers).await {
+                Ok(body) => Response::from_parts(head, Body::new(body)),
+                Err(refused) => refused.into_http(),
+            })
         })
     }
 }
 
-/// An answer; the call is open until it is sent.
-struct ResponseBody {
-    body: Body,
-    _call: Share,
-}
-
-impl http_body::Body for ResponseBody {
-    type Data = tonic::codegen::Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
+fn refuse(why: &str) -> BoxFuture<Response<Body>, Infallible> {
+    Box::pin(ready(Ok(Status::resource_exhausted(why).into_http())))
 }
 
 #[cfg(test)]

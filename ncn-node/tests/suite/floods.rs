@@ -6,6 +6,7 @@ use std::{
     fs,
     future::poll_fn,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     pin::Pin,
     process::Command,
     sync::{
@@ -221,20 +222,13 @@ async fn bodies_that_do_not_end_are_ended() {
     };
     tokio::time::timeout(Duration::from_mins(1), arrived).await.expect("what the stranger may send is taken in");
 
-    let seven = digit(7);
-    let arguments =
-        ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits", "--yes"];
-    let mut infer = Command::new(ncn());
-    infer.args(arguments).arg("--input").arg(seven).current_dir(directory.path());
-    let answered = tokio::task::spawn_blocking(move || infer.output().unwrap());
     let value = proto::named_value::Value::Text("x".repeat(8 << 20));
     let inputs = vec![proto::NamedValue { name: "text".into(), value: Some(value) }];
     let request = proto::InferenceRequest { inputs, ..proto::InferenceRequest::default() };
     let mut gateway = GatewayClientServiceClient::new(channel(&devnet.gateway).unwrap());
     let status = gateway.submit_inference_task(request).await.unwrap_err();
     assert_eq!(status.message(), "request.client: has 0 bytes, an address has 20");
-    let answered = answered.await.unwrap();
-    assert!(String::from_utf8_lossy(&answered.stdout).contains("label: 7"), "{}", String::from_utf8_lossy(&answered.stderr));
+    infer(&devnet, directory.path()).await;
     memory.assert_bounded("unfinished bodies");
 
     let ended = attacks.map(Result::unwrap).collect::<Vec<_>>();
@@ -243,4 +237,57 @@ async fn bodies_that_do_not_end_are_ended() {
         assert!(matches!(status.code(), Code::DeadlineExceeded | Code::ResourceExhausted), "{status}");
     }
     memory.assert_bounded("unfinished bodies");
+}
+
+/// Orders an answer as a user would.
+async fn infer(devnet: &Devnet, directory: &Path) {
+    let arguments =
+        ["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits", "--yes"];
+    let mut infer = Command::new(ncn());
+    infer.args(arguments).arg("--input").arg(digit(7)).current_dir(directory);
+    let answered = tokio::task::spawn_blocking(move || infer.output().unwrap()).await.unwrap();
+    assert!(String::from_utf8_lossy(&answered.stdout).contains("label: 7"), "{}", String::from_utf8_lossy(&answered.stderr));
+}
+
+/// Makes as many such calls from each of some addresses as a connection takes, until the server is full: until it refuses one. They
+/// are left open.
+async fn fill(url: &str, path: &'static str, message: &[Bytes]) {
+    let calls: FuturesUnordered<_> = (100..116)
+        .flat_map(|last| {
+            let from = Some([127, 0, 0, last].into());
+            let server = Endpoint::from_shared(url.to_owned()).unwrap().local_address(from).connect_lazy();
+            let body = || Sent { parts: message.iter().cloned().collect(), ends: false, count: Arc::default() };
+            (0..256).map(move |_| tokio::spawn(refused(server.clone(), path, body()))).collect::<Vec<_>>()
+        })
+        .collect();
+    let mut refused = calls.filter(|status| std::future::ready(status.as_ref().unwrap().code() == Code::ResourceExhausted));
+    let refused = tokio::time::timeout(Duration::from_mins(2), refused.next()).await.expect("the server is full at some point");
+    assert!(refused.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_calls_from_many_addresses_leave_room_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let validator = validator(&devnet).await;
+    // Nobody speaks in these calls.
+    fill(&devnet.registry, SETTLE, &[]).await;
+    fill(&validator, APPROVE, &[]).await;
+    fill(&devnet.gateway, ATTACH, &[]).await;
+    infer(&devnet, directory.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_from_many_addresses_leave_room_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    fill(&devnet.registry, SETTLE, &[prefix(1 << 20)]).await;
+    fill(&devnet.gateway, SUBMIT, &[prefix(1 << 20)]).await;
+    infer(&devnet, directory.path()).await;
+    let value = proto::named_value::Value::Text("x".repeat(2 << 20));
+    let inputs = vec![proto::NamedValue { name: "text".into(), value: Some(value) }];
+    let request = proto::InferenceRequest { inputs, ..proto::InferenceRequest::default() };
+    let mut gateway = GatewayClientServiceClient::new(channel(&devnet.gateway).unwrap());
+    let status = gateway.submit_inference_task(request).await.unwrap_err();
+    assert_eq!(status.message(), "request.client: has 0 bytes, an address has 20");
 }
