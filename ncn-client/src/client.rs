@@ -30,6 +30,8 @@ const REFUND_PATIENCE: Duration = Duration::from_secs(30);
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
+/// How far the gateway's clock may be off from the client's, in seconds.
+const CLOCK_TOLERANCE: u64 = 300;
 /// How many steps a gateway may report; the rest is not remembered.
 const MAX_STEPS: usize = 256;
 /// How long the hint that a request is paid may take.
@@ -351,7 +353,7 @@ impl Paid {
                     TaskUpdate::Chunk(chunk) => parts.part(chunk, on_event),
                     TaskUpdate::Checkpoint(signed) => parts.checkpoint(&signed),
                     TaskUpdate::Delivered { output, receipt } => {
-                        let answer = match self.accept(output, *receipt, steps) {
+                        let answer = match self.accept(output, *receipt, steps).await {
                             Ok(answer) => Box::new(answer),
                             Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
                         };
@@ -371,7 +373,7 @@ impl Paid {
     }
 
     /// Hands the output over only with the proof of it.
-    fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, String> {
+    async fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, String> {
         let started = Instant::now();
         let quoted = &self.quoted;
         if receipt.request != quoted.request || receipt.quote != quoted.quote {
@@ -381,6 +383,11 @@ impl Paid {
             return Err("the output is not the one that was signed and approved".into());
         }
         receipt.verify(&quoted.trust).map_err(|error| error.to_string())?;
+        let (from, to) = (quoted.quote.expiry.saturating_sub(MAX_ESCROW_SECONDS), unix_now());
+        if receipt.issued_at > to + CLOCK_TOLERANCE || receipt.issued_at + CLOCK_TOLERANCE < from {
+            return Err(format!("issuedAt: {} is not between {from} and now, {to}", receipt.issued_at));
+        }
+        self.check_payment(&receipt).await.map_err(|error| error.to_string())?;
         let client = quoted.quote.client;
         // What the gateway did while the client waited for its quote is reported as steps of its own.
         let within: Duration = steps.iter().take_while(|report| report.step < Step::Pay).map(|report| report.took).sum();
@@ -389,6 +396,18 @@ impl Paid {
         steps.push(StepReport { step: Step::Deliver, actor: client, took: started.elapsed() });
         steps.sort_by_key(|report| report.step);
         Ok(Answer { output, receipt, steps })
+    }
+
+    /// Waits for the chain to show the payment that a receipt speaks of, where the ledger sees one.
+    async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let give_up = Instant::now() + DELIVERY_PATIENCE;
+        let mut backoff = Backoff::new();
+        loop {
+            match within(self.quoted.client.ledger.check_payment(receipt)).await {
+                Err(error) if error.is_retryable() && Instant::now() < give_up => backoff.pause().await,
+                checked => return checked,
+            }
+        }
     }
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or

@@ -8,8 +8,8 @@ use std::{
 use async_trait::async_trait;
 use ncn_core::{
     Address, Amount, Authorisation, B256, ChannelPayment, DynSigner, EscrowState, LedgerError, Message as _, Outcome,
-    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, RequestId, Settlement, State, TaskStatus, Transport, TransportError,
-    TrustRoot, UnixTime, ledger::LedgerEvents,
+    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Settlement, State, TaskStatus, Transport,
+    TransportError, TrustRoot, UnixTime, ledger::LedgerEvents, receipt::Payment,
 };
 
 use crate::{ClientChannel, unix_now};
@@ -219,6 +219,19 @@ impl PaymentLedger for RelayedLedger {
 
     async fn events(&self, _: u64) -> Result<LedgerEvents, LedgerError> {
         Err(LedgerError::Unsupported("follow a chain"))
+    }
+
+    async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let refuse = |problem: &str| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
+        match (&receipt.payment, &self.channel, &self.chain) {
+            // The voucher's signature, which the receipt's verification has checked, is this client's own.
+            (Payment::Channel(payment), Some(channel), _) if payment.terms == *channel.terms() => Ok(()),
+            (Payment::Channel(_), Some(_), _) => refuse("is another channel's"),
+            (Payment::Channel(_), None, _) => refuse("is a channel's, and the client pays into escrow"),
+            (Payment::Escrow { .. }, Some(_), _) => refuse("is an escrow, and the client pays out of a channel"),
+            (Payment::Escrow { .. }, None, Some(chain)) => chain.check_payment(receipt).await,
+            (Payment::Escrow { .. }, None, None) => Ok(()),
+        }
     }
 
     async fn conclude(&self, quote: &Quote, paid: bool) {

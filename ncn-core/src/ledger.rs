@@ -6,8 +6,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, InferenceResult, Quote, RequestId,
-    Signature, Signed, TrustRoot, UnixTime,
+    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, InferenceResult, Quote, Receipt,
+    RequestId, Signature, Signed, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
@@ -281,6 +281,15 @@ pub trait PaymentLedger: Send + Sync {
     /// [`crate::ChannelClose`] with what was settled.
     async fn agree_to_close(&self, _terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
         Err(LedgerError::Unsupported("keep vouchers"))
+    }
+
+    /// Whether a verified receipt's payment is the one that this account has made, as far as the ledger knows: a receipt's signatures do
+    /// not say which transactions a chain holds, nor which of two ways its client meant to pay by.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotAllowed`] when it is not; a retryable error while that is to be seen.
+    async fn check_payment(&self, _receipt: &Receipt) -> Result<(), LedgerError> {
+        Ok(())
     }
 
     /// The request is over, as its client has it proven: `paid` says whether it was served, with a receipt. A ledger releases what it

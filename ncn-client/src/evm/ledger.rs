@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
     Amount, Authorisation, Channel, ChannelTerms, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger,
-    Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    Quote, Receipt, RequestId, Settlement, Signature, TrustRoot, UnixTime,
     channel::{CertifiedBatch, escrow_digest},
     ledger::LedgerEvents,
+    receipt::Payment,
 };
 
 use super::{
@@ -218,6 +219,35 @@ impl PaymentLedger for EvmLedger {
         } else {
             let escrowed = |state: &EscrowState| state.payment_of(commitment).is_some();
             self.stated(client, request_id, escrowed).await
+        }
+    }
+
+    async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
+        let Payment::Escrow { transaction, settlement } = receipt.payment else {
+            return refuse("is a channel's, and the chain is to hold an escrow".into());
+        };
+        let (client, request_id) = (receipt.quote.client, receipt.request_id());
+        match self.escrow_state(client, request_id).await? {
+            EscrowState::Completed { transaction: paid, .. } if paid != settlement => {
+                return refuse(format!("was paid out by {paid}, not by {settlement}"));
+            }
+            state @ EscrowState::Completed { .. } if state.settled_for(receipt.compute()).is_none() => {
+                return refuse("was paid out for another compute node's result".into());
+            }
+            EscrowState::Completed { .. } => {}
+            EscrowState::Refunded { transaction } => return refuse(format!("was given back by {transaction}")),
+            // The gateway's node may be ahead of this one.
+            state @ (EscrowState::None | EscrowState::Escrowed { .. }) => {
+                return Err(LedgerError::Unreachable(format!(
+                    "the chain does not show the settlement {settlement} yet, but {state:?}"
+                )));
+            }
+        }
+        let quote = receipt.quote.struct_hash();
+        match self.stated(client, request_id, |state| state.payment_of(quote).is_some()).await?.payment_of(quote) {
+            Some(paid) if paid == transaction => Ok(()),
+            paid => refuse(format!("was escrowed by {}, not by {transaction}", paid.unwrap_or_default())),
         }
     }
 

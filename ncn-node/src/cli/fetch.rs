@@ -166,12 +166,17 @@ async fn ended(
         return Failure::failed(error);
     }
     let says = match (channel, chain) {
-        (Some(_), Some(_)) => "by the chain, the channel was not charged for all that was promised".to_owned(),
+        (_, None) => "with --rpc URL, the chain is asked what became of the payment".to_owned(),
+        (Some(channel), Some(_)) if channel.holds(quote.request_id) => {
+            "what it may cost stays reserved in the channel until that is charged or closed".to_owned()
+        }
+        (Some(_), _) => {
+            "nothing is reserved for it in the channel any more: the channel was charged for it, or has ended".to_owned()
+        }
         (None, Some(chain)) => match chain.escrow_state(quote.client, quote.request_id).await {
             Ok(state) => format!("the chain says that it is {}", stated(&state)),
             Err(error) => format!("the chain does not say what became of the payment: {error}"),
         },
-        (_, None) => "with --rpc URL, the chain is asked what became of the payment".to_owned(),
     };
     Failure::Failed(format!("{error}; {says}; {} stays", path.display()))
 }

@@ -190,6 +190,12 @@ async fn ledger(
     };
     let trust = trusted(arguments.network, &**transport).await?;
     let chain = witness(&arguments.chain, signer, &trust).await;
+    if let (None, Some(chain)) = (arguments.network, &chain) {
+        let (stated, known) = (trust.hash(), chain.trust_root().await.map_err(Failure::failed)?.hash());
+        if stated != known {
+            return Err(Failure::Failed(format!("the gateway states network {stated}, the chain has {known}: nothing was signed")));
+        }
+    }
     let observed = |ledger: RelayedLedger| match chain {
         Some(chain) => ledger.with_chain(chain),
         None => ledger,

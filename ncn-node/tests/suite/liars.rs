@@ -1,6 +1,7 @@
 //! Registries, chains and gateways that lie, or whose answers get lost: the client keeps its tokens or gets its answer.
 
 use std::{
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,23 +11,26 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Answer, Client, ClientError, grpc::GrpcTransport};
+use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, B256, Certificate, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
-    Departure, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo, NodeQuery, NodeRecord,
-    Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId,
-    Reservation, Settlement, Signed, Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot,
-    UnixTime, Value, Values, compute::ComputeEvents, conformance::LedgerFixture as _, ledger::LedgerEvents, transport::Updates,
+    Address, Amount, Approval, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
+    ComputeTask, Departure, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo, NetworkInfo,
+    NodeQuery, NodeRecord, Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Receipt,
+    Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Submission, Subnet, TaskAccess, TaskStatus,
+    TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
+    conformance::LedgerFixture as _, ledger::LedgerEvents, receipt::Payment, transport::Updates,
 };
 use ncn_node::{
-    devnet::{LocalNetwork, quickstart},
-    gateway::journal::MemoryJournal,
+    devnet::{LocalNetwork, quickstart, well_known_key},
+    gateway::{client_service, journal::MemoryJournal},
+    server::GrpcServer,
 };
 
 use crate::{
+    cli::Devnet,
     recovery,
-    scene::{key, network},
+    scene::{digit, key, ncn, network},
 };
 
 /// What a registry, and the validators behind it, lie about.
@@ -287,7 +291,7 @@ impl Transport for Flickering {
         self.gateway.models().await
     }
 
-    async fn network(&self) -> Result<ncn_core::NetworkInfo, TransportError> {
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
         self.gateway.network().await
     }
 }
@@ -323,4 +327,137 @@ async fn a_gateway_that_flickers_still_delivers() {
     let network = network().start().await.unwrap();
     let (answer, _) = infer(&network, Duration::ZERO, 4).await;
     assert_eq!(answer.unwrap().output.text("label"), Some("7"));
+}
+
+/// A gateway that says something else in its receipts than what happened, and signs that; or that states another network.
+struct Forging {
+    gateway: GrpcTransport,
+    signer: DynSigner,
+    lie: fn(&mut Receipt),
+    network: Option<NetworkInfo>,
+}
+
+#[async_trait]
+impl Transport for Forging {
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        self.gateway.submit(submission).await
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        self.gateway.confirm_payment(confirmation).await
+    }
+
+    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+        let (lie, signer) = (self.lie, self.signer.clone());
+        let forge = move |update: Result<TaskUpdate, TransportError>| {
+            let signer = signer.clone();
+            async move {
+                let (output, mut receipt) = match update {
+                    Ok(TaskUpdate::Delivered { output, receipt }) => (output, receipt),
+                    other => return other,
+                };
+                lie(&mut receipt);
+                let digest = receipt.sealed().digest(&receipt.trust_root.domain);
+                receipt.seal = Signature::sign(&digest, &*signer).await.unwrap();
+                Ok(TaskUpdate::Delivered { output, receipt })
+            }
+        };
+        Ok(self.gateway.updates(access).await?.then(forge).boxed())
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        self.gateway.status(request_id).await
+    }
+
+    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+        self.gateway.cancel(access).await
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        self.gateway.models().await
+    }
+
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        match &self.network {
+            Some(network) => Ok(network.clone()),
+            None => self.gateway.network().await,
+        }
+    }
+}
+
+/// No transaction.
+const MADE_UP: B256 = B256::repeat_byte(7);
+
+fn forge_payment(receipt: &mut Receipt, escrowed: Option<B256>, settled: Option<B256>) {
+    let Payment::Escrow { transaction, settlement } = &mut receipt.payment else { panic!("not escrowed") };
+    *transaction = escrowed.unwrap_or(*transaction);
+    *settlement = settled.unwrap_or(*settlement);
+}
+
+#[tokio::test]
+async fn a_receipt_speaks_of_the_clients_own_payment() {
+    let network = &network().well_known_keys().start().await.unwrap();
+    let infer = async |lie, relayed: bool| {
+        let client = key();
+        network.treasurer().transfer(client.address(), Amount::TOKEN).await.unwrap();
+        let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
+        let transport = Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None });
+        let chain: Arc<dyn PaymentLedger> = Arc::new(network.ledger(client.clone()));
+        let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
+        let relay = RelayedLedger::new(transport, network.trust_root().await.unwrap(), client);
+        let client =
+            if relayed { builder.ledger(Arc::new(relay.with_chain(chain))) } else { builder.ledger(chain) }.build().unwrap();
+        let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
+        answer.map(|answer| answer.receipt).map_err(|error| error.to_string())
+    };
+    let (honest, settled, escrowed, relayed, late, early) = tokio::join!(
+        infer(|_| (), false),
+        infer(|receipt| forge_payment(receipt, None, Some(MADE_UP)), false),
+        infer(|receipt| forge_payment(receipt, Some(MADE_UP), None), false),
+        infer(|receipt| forge_payment(receipt, Some(MADE_UP), None), true),
+        infer(|receipt| receipt.issued_at = 1 << 63, false),
+        infer(|receipt| receipt.issued_at = 1, false),
+    );
+    for (lie, says) in [(settled, "was paid out by"), (escrowed, "was escrowed by"), (relayed, "was escrowed by")] {
+        let error = lie.unwrap_err();
+        assert!(error.contains(says) && error.contains(&format!("not by {MADE_UP}")), "{error}");
+    }
+    for lie in [late, early] {
+        let error = lie.unwrap_err();
+        assert!(error.contains("issuedAt"), "{error}");
+    }
+
+    // Whoever pays out of a channel does not take a receipt of an escrow, whatever that says.
+    let honest = honest.unwrap();
+    let (client, gateway) = (key(), GrpcTransport::new(&network.gateway_url()).unwrap());
+    let terms = ChannelTerms { client: client.address(), gateway: network.gateway_address(), salt: MADE_UP };
+    let channel = Arc::new(ClientChannel::new(terms, Amount::TOKEN, u64::MAX));
+    let ledger = RelayedLedger::with_channel(Arc::new(gateway), honest.trust_root.clone(), client, channel);
+    let error = ledger.check_payment(&honest).await.unwrap_err().to_string();
+    assert!(error.contains("is an escrow, and the client pays out of a channel"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_development_networks_validators_are_the_chains_where_there_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let gateway = GrpcTransport::new(&devnet.gateway).unwrap();
+    let mut stated = gateway.network().await.unwrap();
+    stated.trust_root.validators[0] = key().address();
+    stated.trust_root.validators.sort();
+    let liar: Arc<dyn Transport> =
+        Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) });
+    let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
+        routes.add_service(client_service(liar));
+    })
+    .await
+    .unwrap();
+    let (url, sample) = (server.url(), digit(7));
+    let infer = ["infer", "--gateway", &url, "--relayed", "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits"];
+    let mut program = Command::new(ncn());
+    program.args(infer).args(["--yes", "--input"]).arg(&sample).current_dir(directory.path());
+    let output = tokio::task::spawn_blocking(move || program.output().unwrap()).await.unwrap();
+    let says = String::from_utf8_lossy(&output.stderr);
+    let stated = stated.trust_root.hash();
+    assert!(says.contains(&format!("the gateway states network {stated}, the chain has")) && !output.status.success(), "{says}");
 }
