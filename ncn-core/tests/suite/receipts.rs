@@ -186,6 +186,7 @@ async fn one_kind_of_payment_does_not_pass_for_another() {
     for settlement in [B256::ZERO, [6; 32].into()] {
         let rewritten = Receipt { payment: Payment::Escrow { transaction, settlement }, ..by_voucher.clone() };
         assert!(rewritten.verify(&scene.trust).is_err(), "a voucher's digest is no transaction");
+        assert_ne!(rewritten.sealed(), by_voucher.sealed(), "the seal alone tells them apart");
     }
     let Payment::Channel(voucher) = &by_voucher.payment else { panic!("paid by a voucher") };
     let rewritten = Receipt { payment: Payment::Channel(voucher.clone()), ..receipt(&scene).await };
