@@ -27,8 +27,8 @@ use tonic::{
 //   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
 //
-// together 1,216 MiB without the streams, of which one address alone gets half: 608 MiB. What HTTP/2 has taken of answers that are
-// shorter than its buffer of 400 KB is not in it; a peer that reads nothing is cut off when it does not answer the keepalive.
+// together 1,216 MiB without the streams, of which one address alone gets half: 608 MiB. What the kernel holds of unsent bytes is not in it:
+// up to 4 MiB of a connection by Linux's defaults, for 30 s.
 
 /// How many connections are open at once.
 const CONNECTIONS: usize = 1_024;

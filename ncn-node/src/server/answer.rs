@@ -1,10 +1,11 @@
-//! An answer's body, which counts until its peer has taken it.
+//! An answer's body, which counts until it is sent.
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,11 +15,14 @@ use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::AbortOnDropHandle,
 };
-use tonic::{Status, body::Body, codegen::Bytes};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Bytes, http::HeaderMap},
+};
 
 use super::{
     body::FREE_BYTES,
-    connection::Peer,
     pool::{Pool, Share},
 };
 
@@ -28,43 +32,59 @@ const GRACE: Duration = Duration::from_millis(100);
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
-/// An answer; the call is open until it is sent.
+/// An open call. It is open until its answer is sent: each part of that shares in it.
+pub(super) struct Call {
+    end: CancellationToken,
+    _share: Share,
+    /// Ends the connection, when the call does not end by itself.
+    _guard: AbortOnDropHandle<()>,
+}
+
+impl Call {
+    /// `share` is ended by `end`.
+    pub(super) fn begin(share: Share, end: CancellationToken, connection: CancellationToken) -> Arc<Self> {
+        let ended = end.clone();
+        let guard = tokio::spawn(async move {
+            ended.cancelled().await;
+            sleep(GRACE).await;
+            connection.cancel();
+        });
+        Arc::new(Self { end, _share: share, _guard: AbortOnDropHandle::new(guard) })
+    }
+}
+
+/// A part of an answer, which counts until HTTP/2 has sent it.
+struct Part {
+    data: Bytes,
+    _share: Option<Share>,
+    _call: Arc<Call>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// An answer.
 pub(super) struct AnswerBody {
     body: Body,
-    peer: Peer,
-    answers: Arc<Pool>,
+    peer: IpAddr,
+    /// What its parts are taken out of; nothing where the peer was admitted, and gets only what others have paid for.
+    answers: Option<Arc<Pool>>,
+    call: Arc<Call>,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What was ready at the beginning.
     first: Option<Frame<Bytes>>,
-    /// What the last frame takes out of the pool, until the next one is asked for.
-    share: Option<Share>,
-    end: CancellationToken,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     finished: bool,
-    _call: Share,
-    _guard: AbortOnDropHandle<()>,
 }
 
 impl AnswerBody {
     /// Takes what is ready, since an answer that waits for its peer takes memory before it is written as a message too.
-    pub(super) async fn begin(
-        body: Body,
-        peer: Peer,
-        call: Share,
-        end: CancellationToken,
-        answers: Arc<Pool>,
-    ) -> Result<Self, Status> {
-        let (ended, connection) = (end.clone(), peer.end.clone());
-        let guard = async move {
-            ended.cancelled().await;
-            sleep(GRACE).await;
-            connection.cancel();
-        };
-        let guard = AbortOnDropHandle::new(tokio::spawn(guard));
-        let ended = Box::pin(end.clone().cancelled_owned());
-        let (first, share, finished) = (None, None, false);
-        let mut answer = Self { body, peer, answers, first, share, end, ended, finished, _call: call, _guard: guard };
-        let first = poll_fn(|context| Poll::Ready(answer.poll_body(context))).await;
-        match first {
+    pub(super) async fn begin(body: Body, peer: IpAddr, call: Arc<Call>, answers: Option<Arc<Pool>>) -> Result<Self, Status> {
+        let ended = Box::pin(call.end.clone().cancelled_owned());
+        let mut answer = Self { body, peer, answers, call, ended, first: None, finished: false };
+        match poll_fn(|context| Poll::Ready(answer.poll_body(context))).await {
             Poll::Ready(Some(frame)) => answer.first = Some(frame?),
             Poll::Ready(None) => answer.finished = true,
             Poll::Pending => {}
@@ -76,18 +96,25 @@ impl AnswerBody {
         if self.ended.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(Status::resource_exhausted("others needed the call's place: try again later"))));
         }
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-            && data.len() > FREE_BYTES
-        {
-            self.share = self.answers.claim(self.peer.address, data.len(), &self.end);
-            if self.share.is_none() {
-                let unread = "too many answers are being sent: read them, and try again later";
-                return Poll::Ready(Some(Err(Status::resource_exhausted(unread))));
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            end => return Poll::Ready(end),
+        };
+        Poll::Ready(Some(match frame.into_data() {
+            Ok(data) => self.count(data).map(Frame::data),
+            Err(trailers) => Ok(trailers),
+        }))
+    }
+
+    fn count(&self, data: Bytes) -> Result<Bytes, Status> {
+        let share = match &self.answers {
+            Some(answers) if data.len() > FREE_BYTES => {
+                let unread = || Status::resource_exhausted("too many answers are being sent: read them, and try again later");
+                Some(answers.claim(self.peer, data.len(), &self.call.end).ok_or_else(unread)?)
             }
-        }
-        polled
+            _ => None,
+        };
+        Ok(Bytes::from_owner(Part { data, _share: share, _call: self.call.clone() }))
     }
 }
 
@@ -103,14 +130,12 @@ impl http_body::Body for AnswerBody {
         if this.finished {
             return Poll::Ready(None);
         }
-        // HTTP/2 asks for more when it has sent what it had.
-        this.share = None;
-        let Poll::Ready(polled) = this.poll_body(context) else { return Poll::Pending };
+        let polled = ready!(this.poll_body(context));
         this.finished = !matches!(polled, Some(Ok(_)));
         // The peer is told what is wrong in the trailers; an error here would only break its stream off.
         Poll::Ready(polled.map(|frame| {
             frame.or_else(|refused| {
-                let mut trailers = tonic::codegen::http::HeaderMap::new();
+                let mut trailers = HeaderMap::new();
                 refused.add_header(&mut trailers)?;
                 Ok(Frame::trailers(trailers))
             })
@@ -133,74 +158,75 @@ mod tests {
 
     const LONG: usize = 100_000;
 
-    struct Answers {
+    struct Server {
         answers: Arc<Pool>,
         calls: Arc<Pool>,
     }
 
-    impl Answers {
-        async fn begin(&self, last: u8, frames: usize) -> (Peer, Result<AnswerBody, Status>) {
-            let peer = Peer { address: Ipv4Addr::new(10, 0, 0, last).into(), end: CancellationToken::new() };
-            let end = CancellationToken::new();
-            let call = self.calls.claim(peer.address, 1, &end).unwrap();
+    impl Server {
+        /// An answer of so many parts, and what ends its connection.
+        async fn answer(&self, last: u8, frames: usize) -> (CancellationToken, Result<AnswerBody, Status>) {
+            let peer = Ipv4Addr::new(10, 0, 0, last).into();
+            let (end, connection) = (CancellationToken::new(), CancellationToken::new());
+            let call = Call::begin(self.calls.claim(peer, 1, &end).unwrap(), end, connection.clone());
             let frames = (0..frames).map(|_| Ok::<_, Status>(Frame::data(Bytes::from(vec![0; LONG]))));
             let body = Body::new(StreamBody::new(iter(frames)));
-            (peer.clone(), AnswerBody::begin(body, peer, call, end, self.answers.clone()).await)
+            (connection, AnswerBody::begin(body, peer, call, Some(self.answers.clone())).await)
         }
     }
 
-    async fn code(body: &mut AnswerBody) -> Option<tonic::Code> {
-        let frame = body.frame().await?.unwrap();
-        Some(Status::from_header_map(frame.trailers_ref()?).unwrap().code())
+    /// The next part, which is not sent before it is dropped.
+    async fn part(body: &mut AnswerBody) -> Option<Bytes> {
+        body.frame().await?.unwrap().into_data().ok()
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_not_read_counts() {
-        let server = Answers { answers: Pool::new(5 * LONG), calls: Pool::new(100) };
-        let (_, first) = server.begin(1, 2).await;
-        let (_, second) = server.begin(1, 1).await;
-        let (mut first, mut second) = (first.unwrap(), second.unwrap());
-        let (_, refused) = server.begin(1, 1).await;
-        assert_eq!(refused.err().unwrap().code(), tonic::Code::ResourceExhausted);
-        assert_eq!(second.frame().await.unwrap().unwrap().into_data().unwrap().len(), LONG);
-        assert!(server.begin(1, 1).await.1.is_err(), "what HTTP/2 has taken is not sent yet");
-        assert!(second.frame().await.is_none() && second.is_end_stream());
-        let (_, third) = server.begin(1, 1).await;
-        assert!(third.is_ok());
-        assert!(first.frame().await.unwrap().unwrap().is_data());
-        assert!(first.frame().await.unwrap().unwrap().is_data(), "its next frame takes the place of the one before");
-        drop(third);
-        assert_eq!(code(&mut first).await, None);
+    async fn an_answer_counts_until_it_is_sent() {
+        let server = Server { answers: Pool::new(4 * LONG), calls: Pool::new(8) };
+        let (_, first) = server.answer(1, 2).await;
+        let mut first = first.unwrap();
+        let sent = (part(&mut first).await.unwrap(), part(&mut first).await.unwrap());
+        assert_eq!(sent.0.len(), LONG);
+        assert!(part(&mut first).await.is_none() && first.is_end_stream());
+        drop(first);
+        // HTTP/2 takes all that there is, and sends it when the peer lets it.
+        let refused = server.answer(1, 1).await.1.err().unwrap();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        let rest = sent.0.slice(1..);
+        drop(sent);
+        assert!(server.answer(1, 2).await.1.is_ok(), "the second part is sent");
+        drop(rest);
+        assert!(server.answer(1, 2).await.1.is_ok());
     }
 
     #[tokio::test]
     async fn a_stream_says_why_it_ends() {
-        let server = Answers { answers: Pool::new(2 * LONG), calls: Pool::new(100) };
-        let (_, first) = server.begin(1, 2).await;
+        let server = Server { answers: Pool::new(3 * LONG), calls: Pool::new(8) };
+        let (_, first) = server.answer(1, 2).await;
         let mut first = first.unwrap();
-        assert!(first.frame().await.unwrap().unwrap().is_data());
-        first.answers = Pool::new(0);
-        assert_eq!(code(&mut first).await, Some(tonic::Code::ResourceExhausted));
+        let _unsent = part(&mut first).await.unwrap();
+        let end = first.frame().await.unwrap().unwrap();
+        let status = Status::from_header_map(end.trailers_ref().unwrap()).unwrap();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         assert!(first.frame().await.is_none());
     }
 
     #[tokio::test]
     async fn an_answer_in_the_way_is_ended_with_its_connection_at_the_latest() {
-        let server = Answers { answers: Pool::new(4 * LONG), calls: Pool::new(100) };
+        let server = Server { answers: Pool::new(4 * LONG), calls: Pool::new(100) };
         let (mut unread, mut read) = (Vec::new(), Vec::new());
         for _ in 0..2 {
-            unread.push(server.begin(1, 1).await);
+            unread.push(server.answer(1, 1).await);
         }
-        read.push(server.begin(2, 1).await);
+        read.push(server.answer(2, 1).await);
         assert!(unread.iter().chain(&read).all(|(_, answer)| answer.is_ok()));
-        let (peer, _) = &unread[1];
-        assert!(!peer.end.is_cancelled());
+        let (connection, answer) = &mut unread[1];
         sleep(2 * GRACE).await;
-        assert!(!peer.end.is_cancelled(), "nobody needs its place");
-        read.push(server.begin(3, 1).await);
-        let (peer, answer) = &mut unread[1];
-        assert!(answer.as_mut().unwrap().end.is_cancelled());
-        tokio::time::timeout(Duration::from_secs(30), peer.end.cancelled()).await.unwrap();
-        assert!(read.iter().all(|(peer, answer)| answer.is_ok() && !peer.end.is_cancelled()));
+        assert!(!connection.is_cancelled(), "nobody needs its place");
+        // The answer is with HTTP/2, and its call is done with.
+        let _unsent = part(answer.as_mut().unwrap()).await.unwrap();
+        read.push(server.answer(3, 1).await);
+        tokio::time::timeout(Duration::from_secs(30), connection.cancelled()).await.unwrap();
+        assert!(read.iter().all(|(connection, answer)| answer.is_ok() && !connection.is_cancelled()));
     }
 }

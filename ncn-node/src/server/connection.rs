@@ -6,16 +6,21 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::pool::{Pool, Share, peer_of};
+
+/// How long a peer may take nothing of what is sent to it. HTTP/2 cannot end such a connection: it would have to send for that.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whose connection a call came on, and what ends it.
 #[derive(Clone, Debug)]
@@ -28,6 +33,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     peer: Peer,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// There is one while the peer takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
     _share: Share,
 }
 
@@ -40,7 +47,31 @@ impl Connection {
             tracing::debug!(peer = %peer.address, "a connection is refused: too many are open");
         }
         let ended = Box::pin(peer.end.clone().cancelled_owned());
-        Some(Self { stream, peer, ended, _share: share? })
+        Some(Self { stream, peer, ended, stalled: None, _share: share? })
+    }
+
+    /// An error once the connection is ended from outside. Asked whatever the connection is waiting for.
+    fn check_ended(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.ended.as_mut().poll(context).is_pending() {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was ended: others needed its place"))
+    }
+
+    /// Writes in this way, unless the connection is ended or its peer takes nothing.
+    fn poll_writing<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        self.check_ended(context)?;
+        let written = write(Pin::new(&mut self.stream), context);
+        if written.is_ready() {
+            self.stalled = None;
+        } else if self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT))).as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")));
+        }
+        written
     }
 }
 
@@ -54,21 +85,18 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ended.as_mut().poll(context).is_ready() {
-            let crowded = "the connection was ended: others needed its place";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, crowded)));
-        }
+        self.check_ended(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        self.poll_writing(context, |stream, context| stream.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        self.poll_writing(context, |stream, context| stream.poll_write_vectored(context, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -76,11 +104,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        self.poll_writing(context, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.poll_writing(context, AsyncWrite::poll_shutdown)
     }
 }
 

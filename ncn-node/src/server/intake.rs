@@ -19,7 +19,12 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::{answer::AnswerBody, body::RequestBody, connection::Peer, pool::Pool};
+use super::{
+    answer::{AnswerBody, Call},
+    body::RequestBody,
+    connection::Peer,
+    pool::Pool,
+};
 
 /// How long the messages of a call may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +61,7 @@ pub(super) struct Intake {
     /// Bytes of streams' later messages, until the next one is asked for. Whoever sends these has been admitted, so that what strangers
     /// announce does not hold up results that were paid for, nor the heartbeats behind them.
     pub(super) streams: Arc<Pool>,
-    /// Bytes of answers' messages, until they are sent as far as the peer lets them be.
+    /// Bytes of answers' messages, until they are sent. What admitted nodes are sent was paid for, and is not in it.
     pub(super) answers: Arc<Pool>,
 }
 
@@ -92,7 +97,7 @@ where
             return refuse("the call came on no connection");
         };
         let end = CancellationToken::new();
-        let Some(call) = self.intake.calls.claim(peer.address, 1, &end) else {
+        let Some(share) = self.intake.calls.claim(peer.address, 1, &end) else {
             return refuse(CROWDED);
         };
         let message = Arc::new(Mutex::new(None));
@@ -100,7 +105,7 @@ where
         let pools = (self.intake.messages.clone(), self.intake.streams.clone());
         let body = |body| Body::new(RequestBody::new(body, lengths, peer.address, end.clone(), pools, message.clone()));
         let answering = self.inner.call(request.map(body));
-        let answers = self.intake.answers.clone();
+        let answers = matches!(lengths, Lengths::Unary(_)).then(|| self.intake.answers.clone());
         Box::pin(async move {
             let response = tokio::select! {
                 biased;
@@ -110,7 +115,8 @@ where
             // Now a unary call's message is dealt with; the body of a stream shares in it for longer.
             drop(message);
             let (head, body) = response.into_parts();
-            Ok(match AnswerBody::begin(body, peer, call, end, answers).await {
+            let call = Call::begin(share, end, peer.end);
+            Ok(match AnswerBody::begin(body, peer.address, call, answers).await {
                 Ok(body) => Response::from_parts(head, Body::new(body)),
                 Err(refused) => refused.into_http(),
             })

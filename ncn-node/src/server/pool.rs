@@ -144,10 +144,11 @@ impl Drop for Share {
     }
 }
 
-/// Who counts as one peer: an IPv4 address, or the 64-bit prefix that an IPv6 subscriber has to itself.
+/// Who counts as one peer: an IPv4 address, or the 56-bit prefix that an IPv6 subscriber has to itself at the least (RIPE-690). Some have
+/// 48 bits, and count as 256 peers; some servers share 56 bits with others.
 pub(super) fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 72)).into(),
         address @ IpAddr::V4(_) => address,
     }
 }
@@ -230,7 +231,8 @@ mod tests {
     fn an_ipv6_subscriber_is_one_peer() {
         let address = |text: &str| peer_of(text.parse().unwrap());
         assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:1"));
-        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
+        assert_eq!(address("2001:db8::1"), address("2001:db8:0:ff::1"));
+        assert_ne!(address("2001:db8::1"), address("2001:db8:0:100::1"));
         assert_eq!(address("::ffff:10.0.0.1"), peer(1));
     }
 }

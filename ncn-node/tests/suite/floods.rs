@@ -291,3 +291,28 @@ async fn announcements_from_many_addresses_leave_room_for_others() {
     let status = gateway.submit_inference_task(request).await.unwrap_err();
     assert_eq!(status.message(), "request.client: has 0 bytes, an address has 20");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_read_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    // One byte of each answer may be sent, so HTTP/2 keeps the rest.
+    let unread = |connection: usize| {
+        let server = Endpoint::from_shared(devnet.gateway.clone()).unwrap().local_address(Some(STRANGER));
+        let server = server.initial_stream_window_size(1).connect_lazy();
+        (0..250).map(move |_| {
+            let mut server = server.clone();
+            let request = Request::post("/ncn.v1.GatewayClientService/GetSupportedModels");
+            let request = request.header("content-type", "application/grpc").header("te", "trailers");
+            let request = request.body(Body::new(Sent { parts: [prefix(0)].into(), ends: true, count: Arc::default() })).unwrap();
+            async move {
+                let answer = server.ready().await.unwrap().call(request).await.unwrap();
+                (connection, Status::from_header_map(answer.headers()).is_none(), answer)
+            }
+        })
+    };
+    let answers = join_all((0..5).flat_map(unread)).await;
+    let open = answers.iter().filter(|(_, open, _)| *open).count();
+    assert!((900..=1_024).contains(&open), "{open} of {} calls are open", answers.len());
+    infer(&devnet, directory.path()).await;
+}
