@@ -56,7 +56,8 @@ pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{PaymentTree, Payout, Recipient, Split};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
-    BatchRequest, CompletionRequest, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryExt, Validator,
+    Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeQuery, PreprocessingRequest, Registry, RegistryError,
+    Validator,
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};

@@ -134,17 +134,14 @@ impl From<SignatureError> for RegistryError {
     }
 }
 
-/// The P2P registry. A registry node implements it, and so does its client.
+/// Who is on the network, and what its subnets are. A registry node implements it, and so does its client.
 ///
 /// # For the implementer
 /// - Records, heartbeats and departures count only with their node's signature and a sequence newer than any seen from it.
 ///   The identical record again is accepted: a lost answer must be repeatable.
 /// - `discover` returns live nodes only: the record has not expired, and record or heartbeat is no older than the liveness window.
-/// - `preprocessing` and `completion` ask the request's committee in parallel and return at the Mth good approval; what they
-///   return passes [`Certificate::verify`]. They hold no state: asking again is harmless.
-/// - `completion` without the authorization of the quote's gateway is refused before anyone is asked.
 #[async_trait]
-pub trait Registry: Send + Sync {
+pub trait Directory: Send + Sync {
     /// Announces a node.
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError>;
 
@@ -162,7 +159,16 @@ pub trait Registry: Send + Sync {
 
     /// A subnet's definition.
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError>;
+}
 
+/// Collects the approvals of M of N validators. A registry node implements it, and so does its client.
+///
+/// # For the implementer
+/// - The request's committee is asked in parallel, and the certificate returned at the Mth good approval; it passes
+///   [`Certificate::verify`]. No state is kept: asking again is harmless.
+/// - `completion` without the authorization of the quote's gateway is refused before anyone is asked.
+#[async_trait]
+pub trait Attestors: Send + Sync {
     /// M of N validators approve a quote before it is paid.
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError>;
 
@@ -173,9 +179,14 @@ pub trait Registry: Send + Sync {
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError>;
 }
 
-/// Conveniences on every [`Registry`].
+/// The P2P registry: both of its parts at one node.
+pub trait Registry: Directory + Attestors {}
+
+impl<R: Directory + Attestors + ?Sized> Registry for R {}
+
+/// Conveniences on every [`Directory`].
 #[async_trait]
-pub trait RegistryExt: Registry {
+pub trait DirectoryExt: Directory {
     /// The live record of one node.
     async fn node(&self, node: Address) -> Result<Signed<NodeRecord>, RegistryError> {
         let query = NodeQuery { node: Some(node), ..NodeQuery::default() };
@@ -183,7 +194,7 @@ pub trait RegistryExt: Registry {
     }
 }
 
-impl<R: Registry + ?Sized> RegistryExt for R {}
+impl<D: Directory + ?Sized> DirectoryExt for D {}
 
 /// One validator: a registry node with a key and an on-chain stake. The node implements it, and so does its client.
 ///

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use book::{Book, Closing, Hold, Limits, Stage};
 use ncn_client::Backoff;
 use ncn_core::{
-    Address, Amount, Authorisation, B256, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, EscrowState, LedgerError,
-    Message as _, PaymentLedger, Quote, Registry, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    Address, Amount, Attestors, Authorisation, B256, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, EscrowState,
+    LedgerError, Message as _, PaymentLedger, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
     channel::{BatchEntry, CertifiedBatch},
     ledger::LedgerEvents,
 };
@@ -77,7 +77,7 @@ pub struct ChannelLedger(Arc<Inner>);
 
 struct Inner {
     chain: Arc<dyn PaymentLedger>,
-    registry: Arc<dyn Registry>,
+    registry: Arc<dyn Attestors>,
     signer: DynSigner,
     store: Store,
     options: SettleOptions,
@@ -94,7 +94,7 @@ impl ChannelLedger {
     /// Takes up what the file holds, and settles what is due from now on. `chain` is the gateway's account, `signer` its key.
     pub fn start(
         chain: Arc<dyn PaymentLedger>,
-        registry: Arc<dyn Registry>,
+        registry: Arc<dyn Attestors>,
         signer: DynSigner,
         store: Store,
         options: SettleOptions,
@@ -114,7 +114,7 @@ impl ChannelLedger {
     /// The same, in a file of its own.
     pub fn open(
         chain: Arc<dyn PaymentLedger>,
-        registry: Arc<dyn Registry>,
+        registry: Arc<dyn Attestors>,
         signer: DynSigner,
         path: &Path,
         options: SettleOptions,

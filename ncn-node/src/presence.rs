@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_core::{
-    Confinement, Departure, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, Registry, RegistryError, SignatureError, Signed,
+    Confinement, Departure, Directory, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, RegistryError, SignatureError, Signed,
     membership::HEARTBEAT_SECONDS,
 };
 use tokio::task::AbortHandle;
@@ -41,7 +41,7 @@ impl Announcement {
 
 /// A node's presence on the network; ends when it is dropped. Call [`Presence::leave`] to end it with a word of farewell.
 pub struct Presence {
-    registry: Arc<dyn Registry>,
+    registry: Arc<dyn Directory>,
     signer: DynSigner,
     domain: Domain,
     keeping: AbortHandle,
@@ -50,7 +50,7 @@ pub struct Presence {
 impl Presence {
     /// Registers a node and keeps it alive. Returns once it is registered.
     pub async fn start(
-        registry: Arc<dyn Registry>,
+        registry: Arc<dyn Directory>,
         signer: DynSigner,
         domain: Domain,
         announcement: Announcement,
@@ -84,7 +84,7 @@ pub(crate) fn next_sequence(last: u64) -> u64 {
 }
 
 struct Keeper {
-    registry: Arc<dyn Registry>,
+    registry: Arc<dyn Directory>,
     signer: DynSigner,
     domain: Domain,
     announcement: Announcement,

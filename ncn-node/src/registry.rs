@@ -16,9 +16,9 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{
-    Approval, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Domain, Heartbeat, Message as _, NodeQuery,
-    NodeRecord, NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot,
-    Validator,
+    Approval, Attestors, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Directory, Domain, Heartbeat,
+    Message as _, NodeQuery, NodeRecord, NodeRole, PaymentLedger, PreprocessingRequest, Quote, RegistryError, Signed, Subnet,
+    TrustRoot, Validator,
     membership::{Bounds, Membership},
     validation,
 };
@@ -156,7 +156,7 @@ async fn trust_root(ledger: &dyn PaymentLedger) -> Result<TrustRoot, RegistryErr
 }
 
 #[async_trait]
-impl Registry for RegistryNode {
+impl Directory for RegistryNode {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.membership().register(record, unix_now())
     }
@@ -183,7 +183,10 @@ impl Registry for RegistryNode {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.membership().subnet(&id).cloned()
     }
+}
 
+#[async_trait]
+impl Attestors for RegistryNode {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
         validation::signed_order(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ncn_core::{
-    B256, BatchRequest, Certificate, CompletionRequest, Departure, Heartbeat, NodeQuery, NodeRecord, PreprocessingRequest,
-    Registry, RegistryError, Signed, Subnet,
+    Attestors, B256, BatchRequest, Certificate, CompletionRequest, Departure, Directory, Heartbeat, NodeQuery, NodeRecord,
+    PreprocessingRequest, RegistryError, Signed, Subnet,
 };
 use tonic::{Status, transport::Channel};
 
@@ -40,7 +40,7 @@ impl GrpcRegistry {
 }
 
 #[async_trait]
-impl Registry for GrpcRegistry {
+impl Directory for GrpcRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.call(async |mut client| client.register_node(proto::NodeInfo::from(record)).await.map(drop)).await
     }
@@ -73,7 +73,10 @@ impl Registry for GrpcRegistry {
             .into_inner()
             .try_into()?)
     }
+}
 
+#[async_trait]
+impl Attestors for GrpcRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
         Ok(self
             .call(async |mut client| client.request_preprocessing_validation(proto::InferenceRequest::from(request)).await)

@@ -2,9 +2,9 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
 use crate::{
-    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Departure, DynSigner, Heartbeat, Message as _,
-    NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Signed, Split, Subnet,
-    SubnetModel, TrustRoot, UnixTime,
+    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Departure, DirectoryExt as _, DynSigner,
+    Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Split,
+    Subnet, SubnetModel, TrustRoot, UnixTime,
 };
 
 /// What the suite for [`Registry`] needs.

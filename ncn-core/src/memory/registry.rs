@@ -4,8 +4,9 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 
 use crate::{
-    Approval, BatchRequest, Certificate, Completion, CompletionRequest, Departure, DynSigner, Heartbeat, InferenceRequest,
-    Message as _, NodeQuery, NodeRecord, PreprocessingRequest, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
+    Approval, Attestors, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Directory, DynSigner, Heartbeat,
+    InferenceRequest, Message as _, NodeQuery, NodeRecord, PreprocessingRequest, RegistryError, Signed, Subnet, TrustRoot,
+    UnixTime,
     membership::{Bounds, Membership},
     validation::{self, Facts},
 };
@@ -65,7 +66,7 @@ impl MemoryRegistry {
 }
 
 #[async_trait]
-impl Registry for MemoryRegistry {
+impl Directory for MemoryRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.membership().register(record, (self.clock)())
     }
@@ -89,7 +90,10 @@ impl Registry for MemoryRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.membership().subnet(&id).cloned()
     }
+}
 
+#[async_trait]
+impl Attestors for MemoryRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
         validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);

@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
-    Address, Amount, Authorisation, B256, Certificate, Channel, ChannelTerms, CompletionRequest, Confinement, Departure, DynSigner,
-    EscrowState, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, PaymentLedger,
-    PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
+    Address, Amount, Attestors, Authorisation, B256, Certificate, Channel, ChannelTerms, CompletionRequest, Confinement, Departure,
+    Directory, DynSigner, EscrowState, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord,
+    PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet,
+    TrustRoot, UnixTime,
     conformance::{self, LedgerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     ledger::LedgerEvents,
@@ -185,7 +186,7 @@ struct BrokenRegistry {
 }
 
 #[async_trait]
-impl Registry for BrokenRegistry {
+impl Directory for BrokenRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.scene.registry.register(record).await
     }
@@ -210,7 +211,10 @@ impl Registry for BrokenRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.scene.registry.subnet(id).await
     }
+}
 
+#[async_trait]
+impl Attestors for BrokenRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
         let approved = self.scene.registry.preprocessing(request).await;
         if self.flaw == Flaw::ApprovesAnyQuote { Ok(approved.unwrap_or_default()) } else { approved }

@@ -6,8 +6,8 @@ use std::{
 use alloy_primitives::Address;
 use async_trait::async_trait;
 use ncn_core::{
-    Approval, BatchRequest, Completion, CompletionRequest, DynSigner, InferenceRequest, LedgerError, Message as _, NodeRecord,
-    PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RegistryExt as _, Subnet, TrustRoot, Validator,
+    Approval, BatchRequest, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest, LedgerError,
+    Message as _, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
     channel::Batch,
     validation::{self, Facts},
 };
@@ -24,7 +24,7 @@ const MAX_LEFT: usize = 64;
 /// A validator: judges by what registry and chain say, and signs what passes.
 pub struct ValidatorNode {
     signer: DynSigner,
-    registry: Arc<dyn Registry>,
+    registry: Arc<dyn Directory>,
     ledger: Arc<dyn PaymentLedger>,
     payments: Payments,
     subnets: Subnets,
@@ -33,7 +33,7 @@ pub struct ValidatorNode {
 
 impl ValidatorNode {
     /// The validator with this key.
-    pub fn new(signer: DynSigner, registry: Arc<dyn Registry>, ledger: Arc<dyn PaymentLedger>) -> Self {
+    pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn PaymentLedger>) -> Self {
         let (payments, subnets) = (Payments::new(ledger.clone()), Subnets::new(ledger.clone()));
         Self { signer, registry, ledger, payments, subnets, record: Mutex::default() }
     }

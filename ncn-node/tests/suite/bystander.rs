@@ -7,9 +7,9 @@ use ncn_client::{
     grpc::{GrpcRegistry, GrpcValidator},
 };
 use ncn_core::{
-    Amount, CompletionAuthorization, CompletionRequest, Confinement, DynSigner, InferenceRequest, InferenceResult, Message as _,
-    NodeQuery, NodeRecord, NodeRole, PaymentLedger as _, Quote, Registry as _, RegistryError, Signed, Submission, Transport,
-    TransportError, Usage, Validator as _, Value, Values,
+    Amount, Attestors as _, CompletionAuthorization, CompletionRequest, Confinement, Directory as _, DynSigner, InferenceRequest,
+    InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, PaymentLedger as _, Quote, RegistryError, Signed, Submission,
+    Transport, TransportError, Usage, Validator as _, Value, Values,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},

@@ -28,7 +28,7 @@ use ncn_client::{
     },
     wire::MAX_MESSAGE_BYTES,
 };
-use ncn_core::{NodeQuery, NodeRole, Registry as _, channel::MAX_BATCH};
+use ncn_core::{Directory as _, NodeQuery, NodeRole, channel::MAX_BATCH};
 use tonic::{
     Code, Status,
     body::Body,

@@ -14,11 +14,11 @@ use futures::{StreamExt as _, stream};
 use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, grpc::GrpcTransport};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
-    ComputeTask, Departure, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo, NetworkInfo,
-    NodeQuery, NodeRecord, Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest, Quote, Receipt,
-    Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Submission, Subnet, TaskAccess, TaskStatus,
-    TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
+    Address, Amount, Approval, Attestors, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError,
+    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _,
+    ModelInfo, NetworkInfo, NodeQuery, NodeRecord, Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest,
+    Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Submission, Subnet, TaskAccess,
+    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
     conformance::LedgerFixture as _, ledger::LedgerEvents, receipt::Payment, transport::Updates,
 };
 use ncn_node::{
@@ -73,7 +73,7 @@ async fn made_up() -> Certificate {
 }
 
 #[async_trait]
-impl Registry for LyingRegistry {
+impl Directory for LyingRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.honest.register(record).await
     }
@@ -97,7 +97,10 @@ impl Registry for LyingRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.honest.subnet(id).await
     }
+}
 
+#[async_trait]
+impl Attestors for LyingRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
         if matches!(self.lie, Lie::Preprocessing) { Ok(made_up().await) } else { self.honest.preprocessing(request).await }
     }
