@@ -23,7 +23,8 @@ pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
 pub use python::{INTERPRETER_VARIABLE, Python, PythonError, WORKER_VARIABLE};
 pub use selector::Selector;
-pub use worker::{WorkerExecutor, WorkerOptions, WorkerProgram};
+pub(crate) use worker::codec;
+pub use worker::{WORKER_ARGUMENT, WorkerExecutor, WorkerOptions, WorkerProgram};
 
 impl EngineExecutor {
     /// With every engine that this program has built in.

@@ -10,7 +10,7 @@ pub(crate) mod launch;
 mod reduced;
 mod unconfined;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 #[cfg(target_os = "linux")]
 pub use examine::{Examination, LayerState, examine};
@@ -20,8 +20,6 @@ use ncn_core::{Sandbox, SandboxError};
 #[cfg(target_os = "linux")]
 pub use reduced::Reduced;
 pub use unconfined::Unconfined;
-
-use crate::executor::WorkerProgram;
 
 /// How much confinement an operator insists on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +62,7 @@ impl FromStr for SandboxMode {
 ///
 /// Each sandbox is tried before it is chosen. Says loudly, and exactly, what is missing when it is not the full one; in
 /// [`SandboxMode::Strict`] that is an error instead.
-pub fn open(mode: SandboxMode, program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+pub fn open(mode: SandboxMode, program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     match mode {
         SandboxMode::Strict => strict(program),
         SandboxMode::Permissive => Ok(permissive(program)),
@@ -76,12 +74,12 @@ pub fn open(mode: SandboxMode, program: &WorkerProgram) -> Result<Arc<dyn Sandbo
 }
 
 #[cfg(target_os = "linux")]
-fn strict(program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+fn strict(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     Ok(Arc::new(Full::find(program)?))
 }
 
 #[cfg(target_os = "linux")]
-fn permissive(program: &WorkerProgram) -> Arc<dyn Sandbox> {
+fn permissive(program: &Path) -> Arc<dyn Sandbox> {
     match Full::find(program) {
         Ok(full) => return Arc::new(full),
         Err(error) => tracing::error!(%error, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
@@ -94,12 +92,12 @@ fn permissive(program: &WorkerProgram) -> Arc<dyn Sandbox> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn strict(_program: &WorkerProgram) -> Result<Arc<dyn Sandbox>, SandboxError> {
+fn strict(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     Err(SandboxError::Unsupported("there is no sandbox for this system but for Linux".into()))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn permissive(_program: &WorkerProgram) -> Arc<dyn Sandbox> {
+fn permissive(_program: &Path) -> Arc<dyn Sandbox> {
     tracing::error!("MODELS RUN UNCONFINED: there is no sandbox for this system but for Linux");
     Arc::new(Unconfined)
 }

@@ -2,7 +2,6 @@
 //!
 //! A program that runs compute nodes calls [`init`] first thing in `main`: its own executable, started with [`ARGUMENT`], is the worker.
 
-mod process;
 mod serve;
 
 use std::{
@@ -13,11 +12,11 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use process::{Answer, Asked, Process};
 pub use serve::serve;
 use tokio::net::unix::pipe;
 
 use crate::executor::EngineExecutor;
+pub use crate::executor::WORKER_ARGUMENT as ARGUMENT;
 #[cfg(feature = "ort")]
 use crate::executor::{
     OnnxEngine,
@@ -25,9 +24,6 @@ use crate::executor::{
 };
 #[cfg(target_os = "linux")]
 use crate::sandbox::launch;
-
-/// The argument that makes a program that calls [`init`] a worker.
-pub const ARGUMENT: &str = "ncn-worker";
 
 /// Runs as a worker, or confines itself to become one, when this process was started for that, and does not return; returns at once
 /// otherwise.

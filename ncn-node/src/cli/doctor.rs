@@ -1,6 +1,9 @@
 //! `ncn doctor`: what this machine can do, and what to do about the rest.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
 
 use ncn_core::{Confinement, model::ModelFormat};
 use ncn_node::{
@@ -48,7 +51,7 @@ struct Section {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let program = WorkerProgram::current().map_err(Failure::failed)?;
-        let (level, refused, confinement) = confinement(&program);
+        let (level, refused, confinement) = confinement(&program.path);
         let machine = arguments.search.look(&program).await;
         let sections = [confinement, engines(&machine), formats(&machine)];
         print(arguments, level, &sections)?;
@@ -57,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The level that is reached, why not the strict one, and each layer.
-fn confinement(program: &WorkerProgram) -> (Confinement, Option<String>, Section) {
+fn confinement(program: &Path) -> (Confinement, Option<String>, Section) {
     let examined = sandbox::examine(program);
     let helper = examined.helper.map(|path| path.display().to_string());
     let mut items = vec![Item {

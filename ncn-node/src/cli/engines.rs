@@ -95,7 +95,7 @@ impl EngineArguments {
             }
             say(&shown(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
         }
-        let sandbox = sandbox::open(self.sandbox, &program).map_err(Failure::failed)?;
+        let sandbox = sandbox::open(self.sandbox, &program.path).map_err(Failure::failed)?;
         Ok(machine.executor(sandbox, WorkerOptions::default()))
     }
 }

@@ -374,7 +374,7 @@ impl LocalNetworkBuilder {
             Some(executor) => executor.clone(),
             None => {
                 let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
-                let sandbox = sandbox::open(self.sandbox, &program)?;
+                let sandbox = sandbox::open(self.sandbox, &program.path)?;
                 Arc::new(WorkerExecutor::new(vec![program], sandbox, WorkerOptions::default()))
             }
         };

@@ -2,6 +2,7 @@
 
 mod memory;
 mod pool;
+mod process;
 mod program;
 
 use std::{
@@ -19,7 +20,8 @@ use ncn_core::{
     model::ModelFormat,
 };
 use pool::{Broken, Parts, Slot, Starter};
-pub use program::WorkerProgram;
+pub(crate) use process::codec;
+pub use program::{WORKER_ARGUMENT, WorkerProgram};
 use tokio::time::Instant;
 
 /// How workers are kept.

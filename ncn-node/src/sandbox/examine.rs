@@ -1,7 +1,7 @@
 use std::{
     fs,
     io::Read,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -12,7 +12,7 @@ use ncn_confine::{Layer, Missing};
 use ncn_core::Confinement;
 
 use super::{Full, Reduced, open};
-use crate::{executor::WorkerProgram, sandbox::SandboxMode};
+use crate::sandbox::SandboxMode;
 
 /// How long the helper may take to try every layer, and how much it may say.
 const CHECK_PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +43,7 @@ pub struct Examination {
 }
 
 /// Tries what this machine can confine models by. `program` is as for [`open`].
-pub fn examine(program: &WorkerProgram) -> Examination {
+pub fn examine(program: &Path) -> Examination {
     let helper = Full::helper(program).filter(|helper| helper.is_file());
     let layers = helper.as_ref().map(layers).unwrap_or_default();
     let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());

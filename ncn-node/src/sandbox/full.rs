@@ -8,8 +8,6 @@ use ncn_confine::Report;
 use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 
 use super::{launch, unconfined};
-use crate::executor::WorkerProgram;
-
 /// The helper program.
 pub const HELPER: &str = "ncn-sandbox";
 /// The environment variable that says where the helper is.
@@ -26,7 +24,7 @@ pub struct Full {
 
 impl Full {
     /// A sandbox by way of the helper that [`Self::helper`] finds.
-    pub fn find(program: &WorkerProgram) -> Result<Self, SandboxError> {
+    pub fn find(program: &Path) -> Result<Self, SandboxError> {
         Self::new(Self::helper(program).ok_or_else(|| {
             SandboxError::Unsupported(format!(
                 "the program {HELPER} is neither beside this one nor in PATH: build it (`cargo build --release -p ncn-sandbox`), or say \
@@ -36,11 +34,11 @@ impl Full {
     }
 
     /// Where the helper is: as `NCN_SANDBOX` says, beside this program or beside the workers', or in the search path.
-    pub fn helper(program: &WorkerProgram) -> Option<PathBuf> {
+    pub fn helper(program: &Path) -> Option<PathBuf> {
         if let Some(named) = env::var_os(HELPER_VARIABLE) {
             return Some(named.into());
         }
-        let programs = [env::current_exe().ok(), program.path.canonicalize().ok()];
+        let programs = [env::current_exe().ok(), program.canonicalize().ok()];
         let beside = programs.into_iter().flatten().filter_map(|program| Some(program.parent()?.to_path_buf()));
         let path = env::var_os("PATH").unwrap_or_default();
         beside.chain(env::split_paths(&path)).map(|directory| directory.join(HELPER)).find(|path| path.is_file())

@@ -1,9 +1,8 @@
-use std::process::Child;
+use std::{path::PathBuf, process::Child};
 
 use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 
 use super::{launch, unconfined};
-use crate::executor::WorkerProgram;
 
 /// Confines processes with what works without user namespaces: Landlock for files and network, seccomp for system calls, limits on
 /// resources, and no way to new privileges. Who runs it keeps its user id.
@@ -11,14 +10,15 @@ use crate::executor::WorkerProgram;
 /// The program that it is given confines itself first and then becomes what is to be started, so nothing runs unconfined in between.
 #[derive(Clone, Debug)]
 pub struct Reduced {
-    program: WorkerProgram,
+    program: PathBuf,
 }
 
 impl Reduced {
     /// A sandbox that confines by way of `program`, which calls [`crate::worker::init`]. Tries it, and refuses when a layer is missing.
-    pub fn new(program: &WorkerProgram) -> Result<Self, SandboxError> {
-        launch::try_out(&program.path, &[launch::CONFINE])?.check().map_err(launch::missing)?;
-        Ok(Self { program: program.clone() })
+    pub fn new(program: impl Into<PathBuf>) -> Result<Self, SandboxError> {
+        let program = program.into();
+        launch::try_out(&program, &[launch::CONFINE])?.check().map_err(launch::missing)?;
+        Ok(Self { program })
     }
 }
 
@@ -33,7 +33,7 @@ impl Sandbox for Reduced {
         }
         let launch = launch::launch(command, policy)?;
         let arguments = [launch::CONFINE.into()].into_iter().chain(launch.to_arguments());
-        unconfined::spawn(&self.program.path, arguments, &command.environment, &policy.work_directory)
+        unconfined::spawn(&self.program, arguments, &command.environment, &policy.work_directory)
             .map_err(|source| SandboxError::Start { program: command.program.clone(), source })
     }
 }

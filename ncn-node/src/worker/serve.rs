@@ -25,15 +25,10 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-use crate::executor::EngineExecutor;
+use crate::executor::{EngineExecutor, codec};
 
 /// How many answers wait for the node to read them.
 const QUEUE: usize = 64;
-
-/// Frames of at most so many bytes; a longer one is an error before it is read.
-pub(super) fn codec(most: usize) -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().max_frame_length(most).new_codec()
-}
 
 /// The questions that are not answered yet.
 type Open = Arc<Mutex<HashMap<u64, CancellationToken>>>;

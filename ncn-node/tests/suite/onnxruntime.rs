@@ -172,7 +172,7 @@ async fn a_worker_says_why_its_library_is_of_no_use() {
     std::fs::write(&text, "no library").unwrap();
     let library = find(&Search { library: Some(text), python: None }).await.unwrap().remove(0);
     let program = WorkerProgram::new(ncn());
-    let sandbox = Arc::new(Reduced::new(&program).unwrap());
+    let sandbox = Arc::new(Reduced::new(&program.path).unwrap());
     let programs = vec![program.with_onnxruntime(&library, Device::Cpu, None)];
     let executor = WorkerExecutor::new(programs, sandbox, WorkerOptions::default());
     let model = tempfile::tempdir().unwrap();

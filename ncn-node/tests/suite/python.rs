@@ -15,7 +15,7 @@ use ncn_core::{
     executor::ModelPackage,
 };
 use ncn_node::{
-    executor::{Python, PythonError, WorkerExecutor, WorkerOptions, WorkerProgram},
+    executor::{Python, PythonError, WorkerExecutor, WorkerOptions},
     sandbox::{Full, Reduced, Unconfined},
 };
 use serde_json::json;
@@ -147,7 +147,7 @@ fn digits(name: &str, directory: &Path) -> ExecutorFixture {
 #[tokio::test(flavor = "multi_thread")]
 async fn numpy_keeps_the_contract_at_every_level() {
     let python = python().await;
-    let reduced = Reduced::new(&WorkerProgram::new(ncn())).unwrap();
+    let reduced = Reduced::new(ncn()).unwrap();
     let sandboxes: [Arc<dyn Sandbox>; 3] = [Arc::new(Full::new(helper()).unwrap()), Arc::new(reduced), Arc::new(Unconfined)];
     for sandbox in sandboxes {
         let directory = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ fn full() -> Full {
 }
 
 fn reduced() -> Reduced {
-    Reduced::new(&WorkerProgram::new(ncn())).unwrap()
+    Reduced::new(ncn()).unwrap()
 }
 
 fn shell(directory: &Path) -> SandboxFixture {
@@ -73,7 +73,7 @@ async fn onnx_in_confined_workers() {
 #[test]
 fn a_program_that_cannot_confine_makes_no_sandbox() {
     for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
-        let refused = Reduced::new(&WorkerProgram::new(program));
+        let refused = Reduced::new(program);
         assert!(refused.is_err(), "{program}: {refused:?}");
         let refused = Full::new(program);
         assert!(refused.is_err(), "{program}: {refused:?}");
@@ -85,13 +85,12 @@ fn a_program_that_cannot_confine_makes_no_sandbox() {
 #[test]
 fn modes_open_what_they_say() {
     helper();
-    let program = WorkerProgram::new(ncn());
     for (mode, level) in [
         (SandboxMode::Strict, Confinement::Full),
         (SandboxMode::Permissive, Confinement::Full),
         (SandboxMode::Disabled, Confinement::None),
     ] {
-        assert_eq!(open(mode, &program).unwrap().confinement(), level, "{mode}");
+        assert_eq!(open(mode, &ncn()).unwrap().confinement(), level, "{mode}");
         assert_eq!(mode.to_string().parse(), Ok(mode));
     }
     assert!("Strict".parse::<SandboxMode>().is_err());

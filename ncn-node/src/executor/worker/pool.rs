@@ -22,8 +22,8 @@ use tokio::{
 use super::{
     WorkerOptions, WorkerProgram,
     memory::{Memory, Promise},
+    process::{Answer, Asked, Process},
 };
-use crate::worker::{Answer, Asked, Process};
 
 /// How long a model may take to load.
 const LOAD_TIMEOUT: Duration = Duration::from_mins(2);

@@ -2,9 +2,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use ncn_core::{Executor as _, ExecutorError, model::ModelFormat};
 
+use crate::executor::EngineExecutor;
 #[cfg(feature = "ort")]
 use crate::executor::onnxruntime::{Device, Library, Options};
-use crate::{executor::EngineExecutor, worker};
+
+/// The argument that makes a program that calls [`crate::worker::init`] a worker.
+pub const WORKER_ARGUMENT: &str = "ncn-worker";
 
 /// A program that is started as a worker.
 #[derive(Clone, Debug)]
@@ -28,10 +31,10 @@ pub struct WorkerProgram {
 }
 
 impl WorkerProgram {
-    /// This very program, which has to call [`worker::init`] first thing in its `main`.
+    /// This very program, which has to call [`crate::worker::init`] first thing in its `main`.
     pub fn current() -> Result<Self, ExecutorError> {
         // A program that forgot to call `init` would start itself again and again.
-        if std::env::args_os().nth(1).is_some_and(|argument| argument == worker::ARGUMENT) {
+        if std::env::args_os().nth(1).is_some_and(|argument| argument == WORKER_ARGUMENT) {
             return Err(ExecutorError::Worker("this program does not call ncn_node::worker::init first thing in main".into()));
         }
         let path = std::env::current_exe().map_err(|error| ExecutorError::Worker(error.to_string()))?;
@@ -52,12 +55,12 @@ impl WorkerProgram {
         Self { name: format!("ONNX Runtime on {device}"), formats: vec![ModelFormat::Onnx], ..self }
     }
 
-    /// Another program that calls [`worker::init`], such as `ncn`.
+    /// Another program that calls [`crate::worker::init`], such as `ncn`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             name: "built in".into(),
             path: path.into(),
-            arguments: vec![worker::ARGUMENT.into()],
+            arguments: vec![WORKER_ARGUMENT.into()],
             environment: BTreeMap::new(),
             paths: Vec::new(),
             readable: Vec::new(),

@@ -26,7 +26,10 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::serve;
+/// Frames of at most so many bytes; a longer one is an error before it is read.
+pub(crate) fn codec(most: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(most).new_codec()
+}
 
 /// How long a worker may take until it is ready: a confined one on a slow and busy machine needs more than ten seconds.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -168,7 +171,7 @@ impl Process {
 
         let stdin = ChildStdin::from_std(stdin.ok_or_else(|| gone("has no standard input"))?).map_err(gone)?;
         let stdout = ChildStdout::from_std(stdout.ok_or_else(|| gone("has no standard output"))?).map_err(gone)?;
-        let mut answers = FramedRead::new(stdout, serve::codec(MAX_ANSWER_BYTES));
+        let mut answers = FramedRead::new(stdout, codec(MAX_ANSWER_BYTES));
         let first = tokio::time::timeout(START_TIMEOUT, answers.next()).await;
         let first = first.map_err(|_| gone(format!("was not ready within {START_TIMEOUT:?}")))?;
         let first = first.ok_or_else(|| gone("ended before it was ready: does its program call ncn_node::worker::init?"))?;
@@ -179,7 +182,7 @@ impl Process {
             }
             _ => return Err(gone("did not begin by saying that it is ready: does its program call ncn_node::worker::init?")),
         }
-        tokio::spawn(write(FramedWrite::new(stdin, serve::codec(MAX_MESSAGE_BYTES)), to_send, group.clone()));
+        tokio::spawn(write(FramedWrite::new(stdin, codec(MAX_MESSAGE_BYTES)), to_send, group.clone()));
         tokio::spawn(read(answers, open, group));
         Ok(process)
     }
