@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ncn_client::core::{B256, ChannelTerms, PaymentLedger as _, Transport as _, Value};
+use ncn_client::core::{B256, ChannelTerms, Transport as _, Value};
 use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
 use ncn_node::devnet::{self, LocalNetwork};
 

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, Authorisation, B256, ChannelPayment, DynSigner, EscrowState, LedgerError, Message as _, Outcome,
+    Address, Amount, Authorisation, B256, ChainView, ChannelPayment, DynSigner, EscrowState, LedgerError, Message as _, Outcome,
     PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Settlement, State, TaskStatus, Transport,
     TransportError, TrustRoot, UnixTime, ledger::LedgerEvents, receipt::Payment,
 };
@@ -27,9 +27,15 @@ pub struct RelayedLedger {
     signer: DynSigner,
     channel: Option<Arc<ClientChannel>>,
     /// Proves what becomes of payments.
-    chain: Option<Arc<dyn PaymentLedger>>,
+    chain: Option<Chain>,
     /// The requests whose payment the gateway has taken, by its word.
     taken: Mutex<HashSet<RequestId>>,
+}
+
+/// The same chain: the payments, and all else.
+struct Chain {
+    payments: Arc<dyn PaymentLedger>,
+    view: Arc<dyn ChainView>,
 }
 
 impl RelayedLedger {
@@ -46,8 +52,8 @@ impl RelayedLedger {
     /// Asks this chain what became of payments, instead of the gateway, and has it refund what is past its expiry. It must be the one
     /// of the network that is trusted. Payments are still made by signature.
     #[must_use]
-    pub fn with_chain(self, chain: Arc<dyn PaymentLedger>) -> Self {
-        Self { chain: Some(chain), ..self }
+    pub fn with_chain(self, chain: Arc<impl PaymentLedger + ChainView + 'static>) -> Self {
+        Self { chain: Some(Chain { payments: chain.clone(), view: chain }), ..self }
     }
 
     /// Takes in what the chain has charged the channel, where there are both.
@@ -56,7 +62,7 @@ impl RelayedLedger {
     /// When the chain does not answer, or the channel's file cannot be written.
     pub async fn reconcile(&self) -> Result<(), LedgerError> {
         let (Some(channel), Some(chain)) = (&self.channel, &self.chain) else { return Ok(()) };
-        match chain.channel(channel.terms().id()).await? {
+        match chain.view.channel(channel.terms().id()).await? {
             Some(known) => channel.reconcile(&known),
             None => Ok(()),
         }
@@ -148,7 +154,7 @@ impl PaymentLedger for RelayedLedger {
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
         match &self.chain {
-            Some(chain) => chain.now().await,
+            Some(chain) => chain.view.now().await,
             None => Ok(unix_now()),
         }
     }
@@ -157,7 +163,7 @@ impl PaymentLedger for RelayedLedger {
         match &self.channel {
             Some(channel) if owner == self.account() => Ok(channel.sums().available()),
             _ => match &self.chain {
-                Some(chain) => chain.balance(owner).await,
+                Some(chain) => chain.payments.balance(owner).await,
                 None => Err(LedgerError::Unsupported("know balances: ask a chain")),
             },
         }
@@ -197,14 +203,14 @@ impl PaymentLedger for RelayedLedger {
 
     async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
         match (&self.chain, &self.channel) {
-            (Some(chain), None) => chain.refund(quote).await,
+            (Some(chain), None) => chain.payments.refund(quote).await,
             _ => Err(LedgerError::Unsupported("refund: its gateway does, and after the expiry anyone with a chain")),
         }
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
         if let (Some(chain), None) = (&self.chain, &self.channel) {
-            return chain.escrow_state(client, request_id).await;
+            return chain.payments.escrow_state(client, request_id).await;
         }
         let says = match self.transport.status(request_id).await {
             Ok(status) => match self.stated(&status) {
@@ -229,7 +235,7 @@ impl PaymentLedger for RelayedLedger {
             (Payment::Channel(_), Some(_), _) => refuse("is another channel's"),
             (Payment::Channel(_), None, _) => refuse("is a channel's, and the client pays into escrow"),
             (Payment::Escrow { .. }, Some(_), _) => refuse("is an escrow, and the client pays out of a channel"),
-            (Payment::Escrow { .. }, None, Some(chain)) => chain.check_payment(receipt).await,
+            (Payment::Escrow { .. }, None, Some(chain)) => chain.payments.check_payment(receipt).await,
             (Payment::Escrow { .. }, None, None) => Ok(()),
         }
     }

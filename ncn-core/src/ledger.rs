@@ -241,42 +241,6 @@ pub trait PaymentLedger: Send + Sync {
         Ok(None)
     }
 
-    /// What the chain holds of a channel.
-    async fn channel(&self, _id: B256) -> Result<Option<Channel>, LedgerError> {
-        Err(LedgerError::Unsupported("know channels"))
-    }
-
-    /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`.
-    async fn fund_channel(&self, _terms: &ChannelTerms, _deposit: Amount, _expiry: UnixTime) -> Result<B256, LedgerError> {
-        Err(LedgerError::Unsupported("fund channels"))
-    }
-
-    /// Charges channels for a batch of requests and pays everyone.
-    async fn settle_batch(&self, _batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        Err(LedgerError::Unsupported("settle batches"))
-    }
-
-    /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
-    /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
-    async fn close_channel(&self, _terms: &ChannelTerms, _agreement: Option<Signature>) -> Result<B256, LedgerError> {
-        Err(LedgerError::Unsupported("close channels"))
-    }
-
-    /// The root of the batch that charged a channel from `settled_before` on, when one has.
-    async fn charged_root(&self, _channel: B256, _settled_before: Amount) -> Result<Option<B256>, LedgerError> {
-        Err(LedgerError::Unsupported("know what channels were charged for"))
-    }
-
-    /// Whether an account has something at stake as a validator, active or leaving.
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        Ok(self.trust_root().await?.validators.contains(&account))
-    }
-
-    /// Who has created a subnet, and paid for it.
-    async fn subnet_owner(&self, _subnet: B256) -> Result<Option<Address>, LedgerError> {
-        Err(LedgerError::Unsupported("know subnets"))
-    }
-
     /// As a gateway: settles what it has earned out of a channel, takes no more vouchers of it, and gives its signature over the
     /// [`crate::ChannelClose`] with what was settled.
     async fn agree_to_close(&self, _terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
@@ -295,6 +259,39 @@ pub trait PaymentLedger: Send + Sync {
     /// The request is over, as its client has it proven: `paid` says whether it was served, with a receipt. A ledger releases what it
     /// reserved for the request, as far as that proof goes.
     async fn conclude(&self, _quote: &Quote, _paid: bool) {}
+}
+
+/// What the chain shows to those who neither pay nor are paid by this SDK's gateway: compute nodes, validators and registry nodes, who take
+/// nobody's word for it.
+#[async_trait]
+pub trait ChainView: Send + Sync {
+    /// The network's domain, validators, quorum and treasury, as the chain has them now.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+
+    /// The chain's time.
+    async fn now(&self) -> Result<UnixTime, LedgerError>;
+
+    /// Where a request's escrow is.
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError>;
+
+    /// What the chain holds of a channel; nothing when it was never opened.
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError>;
+
+    /// The root of the batch that charged a channel from `settled_before` on, when one has.
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError>;
+
+    /// Whether an account has something at stake as a validator, active or leaving.
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError>;
+
+    /// Who has created a subnet, and paid for it.
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError>;
+}
+
+/// The chain to whoever settles batches.
+#[async_trait]
+pub trait BatchSettler: ChainView {
+    /// Charges channels for a batch of requests and pays everyone. Returns the transaction. The same batch again is as good as once.
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError>;
 }
 
 /// Conveniences on every [`PaymentLedger`].

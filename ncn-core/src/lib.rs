@@ -45,7 +45,7 @@ pub use channel::{Authorisation, Channel, ChannelPayment, ChannelTerms};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
-pub use ledger::{EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
+pub use ledger::{BatchSettler, ChainView, EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,

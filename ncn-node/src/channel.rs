@@ -20,10 +20,9 @@ use async_trait::async_trait;
 use book::{Book, Closing, Hold, Limits, Stage};
 use ncn_client::Backoff;
 use ncn_core::{
-    Address, Amount, Attestors, Authorisation, B256, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, EscrowState,
-    LedgerError, Message as _, PaymentLedger, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
-    channel::{BatchEntry, CertifiedBatch},
-    ledger::LedgerEvents,
+    Address, Amount, Attestors, Authorisation, B256, BatchSettler, ChannelClose, ChannelPayment, ChannelTerms, DynSigner,
+    EscrowState, LedgerError, Message as _, PaymentLedger, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    channel::BatchEntry, ledger::LedgerEvents,
 };
 use records::Change;
 pub(crate) use records::{decode, encode};
@@ -76,7 +75,10 @@ impl Default for SettleOptions {
 pub struct ChannelLedger(Arc<Inner>);
 
 struct Inner {
-    chain: Arc<dyn PaymentLedger>,
+    /// The gateway's account on the chain.
+    ledger: Arc<dyn PaymentLedger>,
+    /// The same chain, as batches need it.
+    chain: Arc<dyn BatchSettler>,
     registry: Arc<dyn Attestors>,
     signer: DynSigner,
     store: Store,
@@ -93,7 +95,7 @@ struct Inner {
 impl ChannelLedger {
     /// Takes up what the file holds, and settles what is due from now on. `chain` is the gateway's account, `signer` its key.
     pub fn start(
-        chain: Arc<dyn PaymentLedger>,
+        chain: Arc<impl PaymentLedger + BatchSettler + 'static>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
         store: Store,
@@ -102,7 +104,8 @@ impl ChannelLedger {
         let book = Mutex::new(records::load(&store)?);
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
         let stopped = CancellationToken::new();
-        let inner = Arc::new(Inner { chain, registry, signer, store, options, book, changed, flush, settled, stopped });
+        let ledger = chain.clone();
+        let inner = Arc::new(Inner { ledger, chain, registry, signer, store, options, book, changed, flush, settled, stopped });
         let (settling, stopped) = (inner.clone(), inner.stopped.clone());
         tokio::spawn(async move {
             let work = async { tokio::join!(settler::settle_for_ever(&settling), reorganization::revisit_for_ever(&settling)) };
@@ -113,7 +116,7 @@ impl ChannelLedger {
 
     /// The same, in a file of its own.
     pub fn open(
-        chain: Arc<dyn PaymentLedger>,
+        chain: Arc<impl PaymentLedger + BatchSettler + 'static>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
         path: &Path,
@@ -182,7 +185,7 @@ impl Inner {
 #[async_trait]
 impl PaymentLedger for ChannelLedger {
     fn account(&self) -> Address {
-        self.0.chain.account()
+        self.0.ledger.account()
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
@@ -194,16 +197,16 @@ impl PaymentLedger for ChannelLedger {
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        self.0.chain.balance(owner).await
+        self.0.ledger.balance(owner).await
     }
 
     async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.0.chain.escrow(quote).await
+        self.0.ledger.escrow(quote).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
         let Settlement { quote, result, certificate } = settlement;
-        let Some(hold) = self.hold(quote.request_id) else { return self.0.chain.settle(settlement).await };
+        let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.settle(settlement).await };
         hold.payment.matches(quote)?;
         let entry =
             BatchEntry { quote: quote.clone(), result: result.clone(), completion: certificate.clone(), payment: hold.payment };
@@ -222,7 +225,7 @@ impl PaymentLedger for ChannelLedger {
     }
 
     async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        let Some(hold) = self.hold(quote.request_id) else { return self.0.chain.refund(quote).await };
+        let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.refund(quote).await };
         let request = quote.request_id;
         let release = |book: &mut Book| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
         self.0.change(release).await?;
@@ -231,7 +234,7 @@ impl PaymentLedger for ChannelLedger {
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
         let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
-            return self.0.chain.escrow_state(client, request_id).await;
+            return self.0.ledger.escrow_state(client, request_id).await;
         };
         let transaction = self.reference(&hold.payment).await?;
         Ok(match hold.stage {
@@ -242,13 +245,13 @@ impl PaymentLedger for ChannelLedger {
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.0.chain.events(from_block).await
+        self.0.ledger.events(from_block).await
     }
 
     async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
         let payment = match authorisation {
             Authorisation::Voucher(payment) => payment,
-            Authorisation::Transfer(_) => return self.0.chain.accept(quote, authorisation).await,
+            Authorisation::Transfer(_) => return self.0.ledger.accept(quote, authorisation).await,
         };
         let trust = self.0.chain.trust_root().await?;
         if payment.terms.gateway != self.account() {
@@ -273,34 +276,6 @@ impl PaymentLedger for ChannelLedger {
 
     async fn voucher(&self, request_id: RequestId) -> Result<Option<ChannelPayment>, LedgerError> {
         Ok(self.hold(request_id).map(|hold| hold.payment))
-    }
-
-    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
-        self.0.chain.charged_root(channel, settled_before).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        self.0.chain.has_stake(account).await
-    }
-
-    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
-        self.0.chain.subnet_owner(subnet).await
-    }
-
-    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        self.0.chain.channel(id).await
-    }
-
-    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
-        self.0.chain.fund_channel(terms, deposit, expiry).await
-    }
-
-    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        self.0.chain.settle_batch(batch).await
-    }
-
-    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
-        self.0.chain.close_channel(terms, agreement).await
     }
 
     async fn agree_to_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {

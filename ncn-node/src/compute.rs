@@ -13,8 +13,8 @@ use async_trait::async_trait;
 pub use attach::Attachments;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError, InferenceResult,
-    Message as _, Model, PaymentLedger, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
+    ChainView, Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError,
+    InferenceResult, Message as _, Model, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
     compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES, MAX_UNITS},
     crypto::Authored,
     executor::{ModelPackage, Outputs},
@@ -41,7 +41,7 @@ pub struct ComputeNode {
     domain: Domain,
     subnet: B256,
     executor: Arc<dyn Executor>,
-    ledger: Arc<dyn PaymentLedger>,
+    ledger: Arc<dyn ChainView>,
     payments: Payments,
     models: HashMap<B256, ModelPackage>,
     leases: Arc<Leases>,
@@ -54,7 +54,7 @@ impl ComputeNode {
         domain: Domain,
         subnet: B256,
         executor: Arc<dyn Executor>,
-        ledger: Arc<dyn PaymentLedger>,
+        ledger: Arc<dyn ChainView>,
         places: usize,
     ) -> Self {
         let leases = Arc::new(Leases { places, held: Mutex::default() });

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_core::{B256, Channel, ChannelPayment, EscrowState, LedgerError, Message as _, PaymentLedger, Quote, validation};
+use ncn_core::{B256, ChainView, Channel, ChannelPayment, EscrowState, LedgerError, Message as _, Quote, validation};
 
 /// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
 const CHANNEL_AGE: Duration = Duration::from_secs(5);
@@ -15,7 +15,7 @@ const MAX_CHANNELS: usize = 10_000;
 
 /// Looks payments up.
 pub(crate) struct Payments {
-    ledger: Arc<dyn PaymentLedger>,
+    ledger: Arc<dyn ChainView>,
     channels: Mutex<HashMap<B256, (Instant, Channel)>>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Unpaid {
 }
 
 impl Payments {
-    pub(crate) fn new(ledger: Arc<dyn PaymentLedger>) -> Self {
+    pub(crate) fn new(ledger: Arc<dyn ChainView>) -> Self {
         Self { ledger, channels: Mutex::default() }
     }
 

@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{
-    Approval, Attestors, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Directory, Domain, Heartbeat,
-    Message as _, NodeQuery, NodeRecord, NodeRole, PaymentLedger, PreprocessingRequest, Quote, RegistryError, Signed, Subnet,
+    Approval, Attestors, BatchRequest, Certificate, ChainView, Completion, CompletionRequest, Departure, Directory, Domain,
+    Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Signed, Subnet,
     TrustRoot, Validator,
     membership::{Bounds, Membership},
     validation,
@@ -41,7 +41,7 @@ type Dialled = (String, Arc<dyn Validator>);
 
 /// A registry node: membership in memory, and the validators' approvals collected in parallel.
 pub struct RegistryNode {
-    ledger: Arc<dyn PaymentLedger>,
+    ledger: Arc<dyn ChainView>,
     subnets: Subnets,
     domain: Domain,
     membership: Mutex<Membership>,
@@ -52,12 +52,12 @@ pub struct RegistryNode {
 
 impl RegistryNode {
     /// A registry node of the network that `ledger`'s chain has; it calls validators over gRPC.
-    pub async fn new(ledger: Arc<dyn PaymentLedger>) -> Result<Self, RegistryError> {
+    pub async fn new(ledger: Arc<dyn ChainView>) -> Result<Self, RegistryError> {
         Self::with_dial(ledger, Box::new(dial_grpc)).await
     }
 
     /// The same, calling validators in another way.
-    pub async fn with_dial(ledger: Arc<dyn PaymentLedger>, dial: Box<Dial>) -> Result<Self, RegistryError> {
+    pub async fn with_dial(ledger: Arc<dyn ChainView>, dial: Box<Dial>) -> Result<Self, RegistryError> {
         let domain = trust_root(&*ledger).await?.domain;
         let membership = Mutex::new(Membership::new(domain, Bounds::default()));
         let subnets = Subnets::new(ledger.clone());
@@ -151,7 +151,7 @@ fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
     Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))
 }
 
-async fn trust_root(ledger: &dyn PaymentLedger) -> Result<TrustRoot, RegistryError> {
+async fn trust_root(ledger: &dyn ChainView) -> Result<TrustRoot, RegistryError> {
     ledger.trust_root().await.map_err(|error| RegistryError::Unreachable(error.to_string()))
 }
 

@@ -1,7 +1,7 @@
 //! What an account does with its tokens beside paying for requests.
 
 use alloy_primitives::{Address, B256, U256};
-use ncn_core::{Amount, LedgerError, PaymentLedger as _, UnixTime};
+use ncn_core::{Amount, ChainView as _, LedgerError, UnixTime};
 
 use super::{EvmLedger, NCNToken, SubnetRegistry, ValidatorRegistry, errors::amount};
 

@@ -3,7 +3,7 @@
 use alloy_primitives::{B256, U256};
 use alloy_sol_types::SolEvent as _;
 use ncn_core::{
-    Amount, Channel, ChannelTerms, LedgerError, PaymentLedger as _, Signature, UnixTime,
+    Amount, ChainView, Channel, ChannelTerms, LedgerError, PaymentLedger as _, Signature, UnixTime,
     channel::{CertifiedBatch, transfer_digest},
 };
 
@@ -23,7 +23,12 @@ impl EvmLedger {
         }))
     }
 
-    pub(super) async fn fund(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+    /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`. Returns
+    /// the transaction. A deposit that is there already costs nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError::Channel`] when the channel is closed or has expired; [`LedgerError::InsufficientFunds`].
+    pub async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
         let (id, contract) = (terms.id(), self.network.deployment.channels);
         let known = self.channel_state(id).await?;
         if terms.client != self.account() {
@@ -55,7 +60,7 @@ impl EvmLedger {
             }
         } else {
             // One transaction instead of two, and no allowance that another payment could spend.
-            let trust = self.trust_root().await?;
+            let trust = ChainView::trust_root(self).await?;
             let nonce = terms.funding_nonce(before, amount, expiry);
             let digest = transfer_digest(&trust, terms.client, contract, amount, expiry, nonce);
             let (v, r, s) = parts(&self.sign(&digest).await?);
@@ -109,7 +114,12 @@ impl EvmLedger {
         Ok(roots.next())
     }
 
-    pub(super) async fn close(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+    /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
+    /// [`ncn_core::ChannelClose`], at any time; for anyone after the expiry. Returns the transaction.
+    ///
+    /// # Errors
+    /// [`LedgerError::Channel`] when it cannot be closed yet, or was never opened.
+    pub async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
         let (id, contract) = (terms.id(), self.network.deployment.channels);
         let Some(channel) = self.channel_state(id).await? else {
             return Err(LedgerError::Channel { channel: id, problem: "was never opened".into() });

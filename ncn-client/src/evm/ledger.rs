@@ -5,8 +5,8 @@ use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
-    Amount, Authorisation, Channel, ChannelTerms, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger,
-    Quote, Receipt, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    Amount, Authorisation, BatchSettler, ChainView, Channel, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _,
+    PaymentLedger, Quote, Receipt, RequestId, Settlement, Signature, TrustRoot, UnixTime,
     channel::{CertifiedBatch, escrow_digest},
     ledger::LedgerEvents,
     receipt::Payment,
@@ -87,7 +87,7 @@ impl EvmLedger {
         done: impl Fn(&EscrowState) -> Option<B256>,
         call: C,
     ) -> Result<B256, LedgerError> {
-        if let Some(transaction) = done(&self.escrow_state(quote.client, quote.request_id).await?) {
+        if let Some(transaction) = done(&ChainView::escrow_state(self, quote.client, quote.request_id).await?) {
             return Ok(transaction);
         }
         self.attempt(quote, done, call).await
@@ -102,7 +102,9 @@ impl EvmLedger {
     ) -> Result<B256, LedgerError> {
         match self.transact(self.network.deployment.payment, call).await {
             Ok(sent) => Ok(sent.hash),
-            Err(error) => done(&self.escrow_state(quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error)),
+            Err(error) => {
+                done(&ChainView::escrow_state(self, quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error))
+            }
         }
     }
 }
@@ -130,11 +132,11 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.network.trust_root().await
+        ChainView::trust_root(self).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.network.backend.head().await?.timestamp)
+        ChainView::now(self).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -145,7 +147,7 @@ impl PaymentLedger for EvmLedger {
         let hash = quote.struct_hash();
         let done = |state: &EscrowState| state.payment_of(hash);
         // What the contract would refuse for good is refused before an allowance is given.
-        let state = self.escrow_state(quote.client, quote.request_id).await?;
+        let state = ChainView::escrow_state(self, quote.client, quote.request_id).await?;
         if let Some(transaction) = done(&state) {
             return Ok(transaction);
         }
@@ -162,7 +164,7 @@ impl PaymentLedger for EvmLedger {
             let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
             return self.attempt(quote, done, initiate).await;
         }
-        let signature = self.sign(&escrow_digest(&self.trust_root().await?, quote)).await?;
+        let signature = self.sign(&escrow_digest(&ChainView::trust_root(self).await?, quote)).await?;
         self.attempt(quote, done, initiate(quote, &signature)).await
     }
 
@@ -171,7 +173,7 @@ impl PaymentLedger for EvmLedger {
             return Err(LedgerError::Unsupported("keep vouchers: pay into escrow"));
         };
         // Checked here, where a refusal has a name and costs no question.
-        let digest = escrow_digest(&self.trust_root().await?, quote);
+        let digest = escrow_digest(&ChainView::trust_root(self).await?, quote);
         let signed = signature.verify(&digest, quote.client);
         signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
         let hash = quote.struct_hash();
@@ -207,19 +209,7 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        let ask = InferencePayment::requestStateCall { client, requestId: request_id };
-        let commitment = self.network.ask(self.network.deployment.payment, ask).await?;
-        // The contract's three markers; anything else is the hash of the escrowed quote.
-        if commitment == B256::ZERO {
-            Ok(EscrowState::None)
-        } else if commitment == B256::with_last_byte(1) {
-            self.stated(client, request_id, |state| matches!(state, EscrowState::Completed { .. })).await
-        } else if commitment == B256::with_last_byte(2) {
-            self.stated(client, request_id, |state| matches!(state, EscrowState::Refunded { .. })).await
-        } else {
-            let escrowed = |state: &EscrowState| state.payment_of(commitment).is_some();
-            self.stated(client, request_id, escrowed).await
-        }
+        ChainView::escrow_state(self, client, request_id).await
     }
 
     async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
@@ -228,7 +218,7 @@ impl PaymentLedger for EvmLedger {
             return refuse("is a channel's, and the chain is to hold an escrow".into());
         };
         let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        match self.escrow_state(client, request_id).await? {
+        match ChainView::escrow_state(self, client, request_id).await? {
             EscrowState::Completed { transaction: paid, .. } if paid != settlement => {
                 return refuse(format!("was paid out by {paid}, not by {settlement}"));
             }
@@ -280,6 +270,37 @@ impl PaymentLedger for EvmLedger {
         });
         Ok(batches.try_flatten().boxed())
     }
+}
+
+#[async_trait]
+impl ChainView for EvmLedger {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.network.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        Ok(self.network.backend.head().await?.timestamp)
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        let ask = InferencePayment::requestStateCall { client, requestId: request_id };
+        let commitment = self.network.ask(self.network.deployment.payment, ask).await?;
+        // The contract's three markers; anything else is the hash of the escrowed quote.
+        if commitment == B256::ZERO {
+            Ok(EscrowState::None)
+        } else if commitment == B256::with_last_byte(1) {
+            self.stated(client, request_id, |state| matches!(state, EscrowState::Completed { .. })).await
+        } else if commitment == B256::with_last_byte(2) {
+            self.stated(client, request_id, |state| matches!(state, EscrowState::Refunded { .. })).await
+        } else {
+            let escrowed = |state: &EscrowState| state.payment_of(commitment).is_some();
+            self.stated(client, request_id, escrowed).await
+        }
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        self.channel_state(id).await
+    }
 
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.root_of(channel, settled_before).await
@@ -294,21 +315,12 @@ impl PaymentLedger for EvmLedger {
         let owner = self.network.ask(subnets, SubnetRegistry::ownerOfCall { id }).await?;
         Ok((owner != Address::ZERO).then_some(owner))
     }
+}
 
-    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        self.channel_state(id).await
-    }
-
-    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
-        self.fund(terms, deposit, expiry).await
-    }
-
+#[async_trait]
+impl BatchSettler for EvmLedger {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         self.settle_channels(batch).await
-    }
-
-    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
-        self.close(terms, agreement).await
     }
 }
 

@@ -7,13 +7,36 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Rules, Verdict, Violation, certificate, key, order, quote, result};
-use crate::{Amount, Authorisation, Completion, DynSigner, PaymentLedger, Quote, Settlement, TrustRoot};
+use crate::{
+    Amount, Authorisation, B256, BatchSettler, ChannelTerms, Completion, DynSigner, LedgerError, PaymentLedger, Quote, Settlement,
+    Signature, TrustRoot, UnixTime,
+};
 
 /// What the suite for [`PaymentLedger`] needs.
 #[async_trait]
 pub trait LedgerFixture: Send + Sync {
     /// The ledger as this account sees it, with these tokens on top of what it has. The same signer again is as after a restart.
     async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger>;
+
+    /// The chain as this account settles batches on it.
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler>;
+
+    /// Funds a channel out of this account.
+    async fn fund_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError>;
+
+    /// Closes a channel, as this account.
+    async fn close_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError>;
 
     /// The keys of the validators.
     fn validators(&self) -> Vec<DynSigner>;
@@ -39,22 +62,29 @@ struct Scene<'a> {
     client: DynSigner,
     gateway: DynSigner,
     compute: DynSigner,
+    outsider: DynSigner,
     paying: Arc<dyn PaymentLedger>,
     settling: Arc<dyn PaymentLedger>,
     stranger: Arc<dyn PaymentLedger>,
+    /// The chain, as the gateway and as the stranger settle batches on it.
+    settler: Arc<dyn BatchSettler>,
+    strange_settler: Arc<dyn BatchSettler>,
 }
 
 impl<'a> Scene<'a> {
     async fn new(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
-        let (client, gateway) = (key(), key());
+        let (client, gateway, outsider) = (key(), key(), key());
         Self {
             fixture,
             trust: trust.clone(),
             paying: fixture.account(client.clone(), PURSE).await,
             settling: fixture.account(gateway.clone(), Amount::ZERO).await,
-            stranger: fixture.account(key(), Amount::ZERO).await,
+            stranger: fixture.account(outsider.clone(), Amount::ZERO).await,
+            settler: fixture.settler(gateway.clone()).await,
+            strange_settler: fixture.settler(outsider.clone()).await,
             client,
             gateway,
+            outsider,
             compute: key(),
         }
     }
@@ -99,6 +129,14 @@ pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
     let scene = Scene::new(fixture, &trust).await;
     rules.check("an account is its signer's", scene.paying.account() == scene.client.address(), scene.paying.account())?;
     rules.check("a balance is what was given", scene.balance(&scene.client).await == PURSE, scene.balance(&scene.client).await)?;
+
+    let validator = scene.fixture.validators()[0].address();
+    for (account, expected) in [(validator, true), (scene.outsider.address(), false)] {
+        let staked = scene.settler.has_stake(account).await;
+        rules.check("everyone sees who has a stake", staked == Ok(expected), staked)?;
+    }
+    let owner = scene.settler.subnet_owner(B256::repeat_byte(9)).await;
+    rules.check("a subnet that nobody has created has no owner", owner == Ok(None), owner)?;
 
     escrow::pays_in(&mut rules, &scene).await?;
     escrow::pays_out(&mut rules, &scene).await?;

@@ -19,6 +19,8 @@ pub(super) struct Channels {
     closed: HashMap<B256, B256>,
     /// By the settlement's struct hash.
     settled: HashMap<B256, B256>,
+    /// By channel, and by what it had been charged before.
+    roots: HashMap<(B256, Amount), B256>,
 }
 
 fn refused(channel: B256, problem: impl Into<String>) -> LedgerError {
@@ -28,6 +30,10 @@ fn refused(channel: B256, problem: impl Into<String>) -> LedgerError {
 impl Channels {
     pub(super) fn get(&self, id: B256) -> Option<Channel> {
         self.channels.get(&id).copied()
+    }
+
+    pub(super) fn charged_root(&self, channel: B256, settled_before: Amount) -> Option<B256> {
+        self.roots.get(&(channel, settled_before)).copied()
     }
 
     fn open(&self, id: B256) -> Result<Channel, LedgerError> {
@@ -123,6 +129,8 @@ impl Ledger {
             return Err(LedgerError::Certificate("there are more than a committee's".into()));
         }
         self.channels.channels.extend(charged);
+        let charged = settlement.charges.iter().map(|charge| ((charge.channel, charge.settled_before), settlement.root));
+        self.channels.roots.extend(charged);
         for ChannelPayout { account, amount } in payouts {
             self.credit(*account, *amount);
         }

@@ -10,10 +10,11 @@ use futures::{StreamExt as _, stream};
 
 use super::channels::Channels;
 use crate::{
-    Amount, Authorisation, Channel, ChannelTerms, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, PaymentTree,
-    Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, EscrowState, LedgerError, LedgerEvent, Message as _,
+    PaymentLedger, PaymentTree, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
     channel::{CertifiedBatch, escrow_digest},
     ledger::LedgerEvents,
+    message::subnet_id,
     validation::MAX_ESCROW_SECONDS,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Ledger {
     balances: HashMap<Address, Amount>,
     escrows: HashMap<(Address, RequestId), EscrowState>,
     pub(super) channels: Channels,
+    /// Their owners, by id.
+    subnets: HashMap<B256, Address>,
     events: Vec<LedgerEvent>,
     waiting: Vec<Waker>,
 }
@@ -46,6 +49,7 @@ impl MemoryChain {
             balances: HashMap::new(),
             escrows: HashMap::new(),
             channels: Channels::default(),
+            subnets: HashMap::new(),
             events: Vec::new(),
             waiting: Vec::new(),
         };
@@ -159,11 +163,11 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.chain.lock().trust.clone())
+        ChainView::trust_root(self).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.chain.lock().now)
+        ChainView::now(self).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -224,7 +228,7 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        Ok(self.chain.lock().escrows.get(&(client, request_id)).copied().unwrap_or(EscrowState::None))
+        ChainView::escrow_state(self, client, request_id).await
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
@@ -241,20 +245,61 @@ impl PaymentLedger for MemoryLedger {
         });
         Ok(events.boxed())
     }
+}
+
+#[async_trait]
+impl ChainView for MemoryLedger {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.chain.lock().trust.clone())
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        Ok(self.chain.lock().now)
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        Ok(self.chain.lock().escrows.get(&(client, request_id)).copied().unwrap_or(EscrowState::None))
+    }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
         Ok(self.chain.lock().channels.get(id))
     }
 
-    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
-        self.chain.lock().fund_channel(self.account, terms, deposit, expiry)
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        Ok(self.chain.lock().channels.charged_root(channel, settled_before))
     }
 
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        Ok(self.chain.lock().trust.validators.contains(&account))
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        Ok(self.chain.lock().subnets.get(&subnet).copied())
+    }
+}
+
+#[async_trait]
+impl BatchSettler for MemoryLedger {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         self.chain.lock().settle_batch(batch)
     }
+}
 
-    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+impl MemoryLedger {
+    /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`.
+    pub fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+        self.chain.lock().fund_channel(self.account, terms, deposit, expiry)
+    }
+
+    /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
+    /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
+    pub fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
         self.chain.lock().close_channel(self.account, terms, agreement)
+    }
+
+    /// Creates this account's subnet of this name.
+    pub fn create_subnet(&self, name: &str) {
+        let id = subnet_id(self.account, name);
+        self.chain.lock().subnets.insert(id, self.account);
     }
 }

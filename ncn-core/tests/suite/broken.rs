@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
-    Address, Amount, Attestors, Authorisation, B256, Certificate, Channel, ChannelTerms, CompletionRequest, Confinement, Departure,
-    Directory, DynSigner, EscrowState, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord,
-    PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet,
-    TrustRoot, UnixTime,
+    Address, Amount, Attestors, Authorisation, B256, BatchSettler, Certificate, ChainView, Channel, ChannelTerms,
+    CompletionRequest, Confinement, Departure, Directory, DynSigner, EscrowState, Execution, Executor, ExecutorError, Heartbeat,
+    LedgerError, NodeQuery, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement,
+    Signature, Signed, Subnet, TrustRoot, UnixTime,
     conformance::{self, LedgerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     ledger::LedgerEvents,
@@ -37,7 +37,6 @@ enum Fault {
 struct BrokenLedger {
     ledger: Arc<dyn PaymentLedger>,
     fault: Fault,
-    chain: Arc<MemoryChain>,
 }
 
 #[async_trait]
@@ -99,36 +98,57 @@ impl PaymentLedger for BrokenLedger {
             (_, result) => result,
         }
     }
+}
+
+/// Settles batches in a wrong way.
+struct BrokenSettler {
+    chain: Arc<MemoryChain>,
+    settler: Arc<dyn BatchSettler>,
+    fault: Fault,
+}
+
+#[async_trait]
+impl ChainView for BrokenSettler {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.settler.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.settler.now().await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        self.settler.escrow_state(client, request_id).await
+    }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        self.ledger.channel(id).await
+        self.settler.channel(id).await
     }
 
-    async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
-        match (self.fault, self.ledger.fund_channel(terms, deposit, expiry).await) {
-            (Fault::OpensAnew, Ok(_)) => Ok(B256::random()),
-            (_, result) => result,
-        }
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        self.settler.charged_root(channel, settled_before).await
     }
 
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        self.settler.has_stake(account).await
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        self.settler.subnet_owner(subnet).await
+    }
+}
+
+#[async_trait]
+impl BatchSettler for BrokenSettler {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         let charge = batch.settlement.charges[0];
-        let charged = self.ledger.channel(charge.channel).await?.is_some_and(|channel| channel.settled >= charge.settled_after);
-        match (self.fault, self.ledger.settle_batch(batch).await) {
+        let charged = self.settler.channel(charge.channel).await?.is_some_and(|channel| channel.settled >= charge.settled_after);
+        match (self.fault, self.settler.settle_batch(batch).await) {
             (Fault::PaysBatchesTwice, Ok(transaction)) if charged => {
                 batch.settlement.payouts.iter().for_each(|payout| self.chain.mint(payout.account, payout.amount));
                 Ok(transaction)
             }
             (Fault::TakesOtherBatchesForDone, Err(_)) if charged => Ok(B256::ZERO),
-            (_, result) => result,
-        }
-    }
-
-    async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
-        match (self.fault, self.ledger.close_channel(terms, agreement).await) {
-            (Fault::ClosesForAnyone, Err(LedgerError::Channel { .. })) if self.ledger.channel(terms.id()).await?.is_some() => {
-                Ok(B256::ZERO)
-            }
             (_, result) => result,
         }
     }
@@ -140,7 +160,38 @@ struct BrokenChain(Scene, Fault);
 impl LedgerFixture for BrokenChain {
     async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
         let ledger = self.0.account(signer, tokens).await;
-        Arc::new(BrokenLedger { ledger, fault: self.1, chain: self.0.chain.clone() })
+        Arc::new(BrokenLedger { ledger, fault: self.1 })
+    }
+
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        let settler = self.0.settler(signer).await;
+        Arc::new(BrokenSettler { chain: self.0.chain.clone(), settler, fault: self.1 })
+    }
+
+    async fn fund_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError> {
+        match (self.1, self.0.fund_channel(signer, terms, deposit, expiry).await) {
+            (Fault::OpensAnew, Ok(_)) => Ok(B256::random()),
+            (_, result) => result,
+        }
+    }
+
+    async fn close_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError> {
+        let known = self.0.chain.ledger(Address::ZERO).channel(terms.id()).await?;
+        match (self.1, self.0.close_channel(signer, terms, agreement).await) {
+            (Fault::ClosesForAnyone, Err(LedgerError::Channel { .. })) if known.is_some() => Ok(B256::ZERO),
+            (_, result) => result,
+        }
     }
 
     fn validators(&self) -> Vec<DynSigner> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, Domain, DynSigner, PaymentLedger, Quote, Registry, TrustRoot, UnixTime,
+    Address, Amount, B256, BatchSettler, ChannelTerms, Domain, DynSigner, LedgerError, PaymentLedger, Quote, Registry, Signature,
+    TrustRoot, UnixTime,
     conformance::{LedgerFixture, RegistryFixture},
     memory::{MemoryChain, MemoryRegistry},
 };
@@ -49,6 +50,29 @@ impl LedgerFixture for Scene {
     async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
         self.chain.mint(signer.address(), tokens);
         Arc::new(self.chain.ledger(signer.address()))
+    }
+
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        Arc::new(self.chain.ledger(signer.address()))
+    }
+
+    async fn fund_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError> {
+        self.chain.ledger(signer.address()).fund_channel(terms, deposit, expiry)
+    }
+
+    async fn close_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError> {
+        self.chain.ledger(signer.address()).close_channel(terms, agreement)
     }
 
     fn validators(&self) -> Vec<DynSigner> {

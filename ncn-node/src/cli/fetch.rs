@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, grpc::GrpcTransport};
+use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, evm::EvmLedger, grpc::GrpcTransport};
 use ncn_core::{B256, DynSigner, EscrowState, PaymentLedger, Transport, TrustRoot};
 
 use super::{
@@ -144,7 +144,7 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
         Err(error) => error,
     };
     drop(stream);
-    Err(ended(path, request, &error, channel.as_deref(), chain.as_deref()).await)
+    Err(ended(path, request, &error, channel.as_deref(), chain.as_deref().map(|chain| chain as &dyn PaymentLedger)).await)
 }
 
 /// Whether nothing can come of a request any more. That a channel has nothing `reserved` for it may mean that it was charged.
@@ -193,7 +193,7 @@ fn stated(state: &EscrowState) -> String {
 
 /// The chain, where one is given that is of this network, to see what becomes of a payment that the gateway brings there. Without it
 /// the request goes on all the same.
-pub(super) async fn witness(arguments: &ChainArguments, signer: &DynSigner, trust: &TrustRoot) -> Option<Arc<dyn PaymentLedger>> {
+pub(super) async fn witness(arguments: &ChainArguments, signer: &DynSigner, trust: &TrustRoot) -> Option<Arc<EvmLedger>> {
     if !arguments.is_given() {
         return None;
     }

@@ -5,19 +5,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ncn_core::{B256, LedgerError, PaymentLedger, RegistryError, Subnet};
+use ncn_core::{B256, ChainView, RegistryError, Subnet};
 
 /// How many subnets are remembered.
 const MAX_KNOWN: usize = 100_000;
 
 /// Looks subnets up, each once: a subnet that was created stays so.
 pub(super) struct Subnets {
-    ledger: Arc<dyn PaymentLedger>,
+    ledger: Arc<dyn ChainView>,
     known: Mutex<HashSet<B256>>,
 }
 
 impl Subnets {
-    pub(super) fn new(ledger: Arc<dyn PaymentLedger>) -> Self {
+    pub(super) fn new(ledger: Arc<dyn ChainView>) -> Self {
         Self { ledger, known: Mutex::default() }
     }
 
@@ -35,8 +35,6 @@ impl Subnets {
                 Ok(())
             }
             Ok(_) => Err(RegistryError::invalid("subnet.name", "was not created on the chain: its owner has to pay the fee first")),
-            // A network without such a rule.
-            Err(LedgerError::Unsupported(_)) => Ok(()),
             Err(error) => Err(RegistryError::Unreachable(error.to_string())),
         }
     }

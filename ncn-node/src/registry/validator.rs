@@ -6,8 +6,8 @@ use std::{
 use alloy_primitives::Address;
 use async_trait::async_trait;
 use ncn_core::{
-    Approval, BatchRequest, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest, LedgerError,
-    Message as _, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
+    Approval, BatchRequest, ChainView, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest,
+    LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
     channel::Batch,
     validation::{self, Facts},
 };
@@ -25,7 +25,7 @@ const MAX_LEFT: usize = 64;
 pub struct ValidatorNode {
     signer: DynSigner,
     registry: Arc<dyn Directory>,
-    ledger: Arc<dyn PaymentLedger>,
+    ledger: Arc<dyn ChainView>,
     payments: Payments,
     subnets: Subnets,
     record: Mutex<Record>,
@@ -33,7 +33,7 @@ pub struct ValidatorNode {
 
 impl ValidatorNode {
     /// The validator with this key.
-    pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn PaymentLedger>) -> Self {
+    pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn ChainView>) -> Self {
         let (payments, subnets) = (Payments::new(ledger.clone()), Subnets::new(ledger.clone()));
         Self { signer, registry, ledger, payments, subnets, record: Mutex::default() }
     }

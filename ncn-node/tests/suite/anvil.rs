@@ -10,7 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, JsonRpc, RpcOptions};
-use ncn_core::{Address, Amount, DynSigner, PaymentLedger, conformance::LedgerFixture};
+use ncn_core::{
+    Address, Amount, B256, BatchSettler, ChannelTerms, DynSigner, LedgerError, PaymentLedger, Signature, UnixTime,
+    conformance::LedgerFixture,
+};
 use serde_json::{Value, json};
 
 use crate::scene::{genesis, key, tokens};
@@ -95,6 +98,29 @@ impl LedgerFixture for Remote {
         give_coin(&self.url, signer.address()).await;
         self.deployer.transfer(signer.address(), tokens).await.unwrap();
         Arc::new(self.deployer.with_signer(signer))
+    }
+
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        Arc::new(self.deployer.with_signer(signer))
+    }
+
+    async fn fund_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError> {
+        self.deployer.with_signer(signer).fund_channel(terms, deposit, expiry).await
+    }
+
+    async fn close_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError> {
+        self.deployer.with_signer(signer).close_channel(terms, agreement).await
     }
 
     fn validators(&self) -> Vec<DynSigner> {

@@ -12,9 +12,9 @@ use alloy_primitives::B256;
 use async_trait::async_trait;
 use ncn_client::{evm::EvmLedger, unix_now};
 use ncn_core::{
-    Address, Amount, Approval, Authorisation, BatchRequest, Certificate, Channel, ChannelPayment, ChannelTerms, Completion,
-    Confinement, DynSigner, EscrowState, InferenceResult, LedgerError, Message as _, PaymentLedger, Quote, RegistryError,
-    RequestId, Settlement, SettlementRequest, Signature, Signed, Split, TrustRoot, UnixTime, Usage,
+    Address, Amount, Approval, Authorisation, BatchRequest, BatchSettler, Certificate, ChainView, Channel, ChannelPayment,
+    ChannelTerms, Completion, Confinement, DynSigner, EscrowState, InferenceResult, LedgerError, Message as _, PaymentLedger,
+    Quote, RegistryError, RequestId, Settlement, SettlementRequest, Signature, Signed, Split, TrustRoot, UnixTime, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch},
     conformance::LedgerFixture as _,
     ledger::LedgerEvents,
@@ -42,8 +42,8 @@ impl Scene {
         let (client, gateway, compute) = (key(), key(), key());
         let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
         let deposit = Amount::new(PRICE.units() * 10);
-        let account = network.chain.account(client.clone(), deposit).await;
-        account.fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
+        network.chain.account(client.clone(), deposit).await;
+        network.chain.ledger(client.clone()).fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
         Self { network, client, gateway, compute, terms }
     }
 
@@ -239,11 +239,11 @@ impl PaymentLedger for Refusing {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.chain.trust_root().await
+        PaymentLedger::trust_root(&*self.chain).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        self.chain.now().await
+        PaymentLedger::now(&*self.chain).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -263,17 +263,47 @@ impl PaymentLedger for Refusing {
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        self.chain.escrow_state(client, request_id).await
+        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
         self.chain.events(from_block).await
     }
+}
+
+#[async_trait]
+impl ChainView for Refusing {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        ChainView::trust_root(&*self.chain).await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        ChainView::now(&*self.chain).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        ChainView::escrow_state(&*self.chain, client, request_id).await
+    }
+
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        self.chain.has_stake(account).await
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        self.chain.subnet_owner(subnet).await
+    }
+
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        self.chain.charged_root(channel, settled_before).await
+    }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
         self.chain.channel(id).await
     }
+}
 
+#[async_trait]
+impl BatchSettler for Refusing {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         let refuse = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if refuse.is_ok() { Err(LedgerError::Reverted("for the test".into())) } else { self.chain.settle_batch(batch).await }

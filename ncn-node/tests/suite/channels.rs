@@ -9,8 +9,8 @@ use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
 use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChannelPayment, ChannelTerms, DynSigner, Message as _, PaymentLedger as _, Quote,
-    Recipient, Signed, Split, TaskAccess, Transport as _, Value, conformance::LedgerFixture as _, memory::MemoryRegistry,
+    AccessPurpose, Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, Message as _, PaymentLedger as _,
+    Quote, Recipient, Signed, Split, TaskAccess, Transport as _, Value, conformance::LedgerFixture as _, memory::MemoryRegistry,
     receipt::Payment,
 };
 use ncn_node::{
@@ -215,11 +215,11 @@ async fn latency() {
     const COUNT: usize = 4_000;
     let chain = Chain::new(5).await;
     let (client, gateway) = (key(), key());
-    let trust = chain.deployer.trust_root().await.unwrap();
+    let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
     let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
     let expiry = unix_now() + WEEK;
-    let account = chain.account(client.clone(), tokens(1)).await;
-    account.fund_channel(&terms, tokens(1), expiry).await.unwrap();
+    chain.account(client.clone(), tokens(1)).await;
+    chain.ledger(client.clone()).fund_channel(&terms, tokens(1), expiry).await.unwrap();
     let channel = ClientChannel::new(terms, tokens(1), expiry);
     let mut vouchers = Vec::new();
     for _ in 0..COUNT {

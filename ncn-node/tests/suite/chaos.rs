@@ -22,7 +22,7 @@ use ncn_client::{
     grpc::{GrpcRegistry, GrpcTransport},
     unix_now,
 };
-use ncn_core::{Amount, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, TrustRoot, Value};
+use ncn_core::{Amount, ChainView, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, TrustRoot, Value};
 use ncn_node::{
     compute::{Attachments, ComputeNode},
     devnet::{RpcServer, quickstart},
@@ -64,7 +64,7 @@ impl Scene {
         let local = || "127.0.0.1:0".parse().unwrap();
         let Chain { chain, deployer, validators: keys } = Chain::new(5).await;
         let rpc = RpcServer::start(chain, local()).await.unwrap();
-        let domain = deployer.trust_root().await.unwrap().domain;
+        let domain = ChainView::trust_root(&deployer).await.unwrap().domain;
         let node = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(key()))).await.unwrap());
         let registry_server = GrpcServer::start(local(), |routes| {
             routes.add_service(registry_service(node));
@@ -201,7 +201,7 @@ async fn ask_until(client: Client, ended: Arc<AtomicBool>, progress: Arc<AtomicU
 async fn money() {
     let scene = Scene::new().await;
     let gateway = scene.start_gateway();
-    let trust = scene.deployer.trust_root().await.unwrap();
+    let trust = ChainView::trust_root(&scene.deployer).await.unwrap();
     let (ended, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let deposit = tokens(50);
 

@@ -8,9 +8,9 @@ use alloy_primitives::{B256, TxKind, U256, keccak256};
 use alloy_sol_types::SolCall as _;
 use ncn_client::evm::{EvmBackend as _, EvmLedger, NCNToken};
 use ncn_core::{
-    Address, Amount, Approval, Authorisation, Certificate, ChannelCharge, ChannelClose, ChannelPayment, ChannelPayout,
-    ChannelSettlement, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult, Message as _, PaymentLedger as _,
-    PaymentTree, Quote, Settlement, Signature, Signed, Split, TrustRoot, Usage,
+    Address, Amount, Approval, Authorisation, BatchSettler as _, Certificate, ChannelCharge, ChannelClose, ChannelPayment,
+    ChannelPayout, ChannelSettlement, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult, Message as _,
+    PaymentLedger as _, PaymentTree, Quote, Settlement, Signature, Signed, Split, TrustRoot, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch, MerkleTree},
 };
 use tokio::sync::OnceCell;

@@ -405,7 +405,7 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
         network.treasurer().transfer(client.address(), Amount::TOKEN).await.unwrap();
         let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
         let transport = Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None });
-        let chain: Arc<dyn PaymentLedger> = Arc::new(network.ledger(client.clone()));
+        let chain = Arc::new(network.ledger(client.clone()));
         let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
         let relay = RelayedLedger::new(transport, network.trust_root().await.unwrap(), client);
         let client =

@@ -14,9 +14,9 @@ use ncn_client::{
     unix_now,
 };
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChannelTerms, DynSigner, ExecutorError, InferenceRequest, PaymentConfirmation,
-    PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
-    TransportError, TransportExt as _, TrustRoot, Value, Values,
+    AccessPurpose, Amount, Authorisation, ChainView as _, ChannelTerms, DynSigner, ExecutorError, InferenceRequest,
+    PaymentConfirmation, PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess,
+    TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},

@@ -13,9 +13,9 @@ use ncn_client::{
     unix_now,
 };
 use ncn_core::{
-    Address, Amount, Authorisation, Channel, ChannelPayment, ChannelTerms, DynSigner, EscrowState, LedgerError, PaymentLedger,
-    Quote, RequestId, Settlement, Split, TrustRoot, UnixTime, channel::CertifiedBatch, conformance::LedgerFixture as _,
-    ledger::LedgerEvents,
+    Address, Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelPayment, ChannelTerms, DynSigner, EscrowState,
+    LedgerError, PaymentLedger, Quote, RequestId, Settlement, Split, TrustRoot, UnixTime, channel::CertifiedBatch,
+    conformance::LedgerFixture as _, ledger::LedgerEvents,
 };
 use ncn_node::channel::{ChannelLedger, SettleOptions};
 
@@ -37,11 +37,11 @@ impl PaymentLedger for Provider {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.chain.trust_root().await
+        PaymentLedger::trust_root(&*self.chain).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        self.chain.now().await
+        PaymentLedger::now(&*self.chain).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -61,11 +61,34 @@ impl PaymentLedger for Provider {
     }
 
     async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        self.chain.escrow_state(client, request_id).await
+        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
     }
 
     async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
         self.chain.events(from_block).await
+    }
+}
+
+#[async_trait]
+impl ChainView for Provider {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        ChainView::trust_root(&*self.chain).await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        ChainView::now(&*self.chain).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        ChainView::escrow_state(&*self.chain, client, request_id).await
+    }
+
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        self.chain.has_stake(account).await
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        self.chain.subnet_owner(subnet).await
     }
 
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
@@ -76,7 +99,10 @@ impl PaymentLedger for Provider {
         let stale = self.stale.lock().unwrap().get(&id).copied();
         if stale.is_some() { Ok(stale) } else { self.chain.channel(id).await }
     }
+}
 
+#[async_trait]
+impl BatchSettler for Provider {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         self.chain.settle_batch(batch).await
     }
@@ -134,8 +160,8 @@ impl Scene {
         let signer = key();
         let terms = ChannelTerms { client: signer.address(), gateway: self.gateway.address(), salt: B256::random() };
         let deposit = Amount::new(PRICE * 10);
-        let account = self.network.chain.account(signer.clone(), deposit).await;
-        account.fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
+        self.network.chain.account(signer.clone(), deposit).await;
+        self.network.chain.ledger(signer.clone()).fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
         Payer { signer, terms, promised: 0 }
     }
 

@@ -27,13 +27,34 @@ impl Scene<'_> {
     /// A channel with this deposit.
     pub(super) async fn opened(&self, rules: &mut Rules, deposit: Amount) -> Result<ChannelTerms, Violation> {
         let (terms, expiry) = (self.terms(), self.now().await? + OPEN);
-        rules.ok("a client opens a channel", self.paying.fund_channel(&terms, deposit, expiry).await)?;
+        rules.ok("a client opens a channel", self.fund(&self.client, &terms, deposit, expiry).await)?;
         Ok(terms)
+    }
+
+    /// Funds a channel, as this account.
+    pub(super) async fn fund(
+        &self,
+        signer: &DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError> {
+        self.fixture.fund_channel(signer.clone(), terms, deposit, expiry).await
+    }
+
+    /// Closes a channel, as this account.
+    pub(super) async fn close(
+        &self,
+        signer: &DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError> {
+        self.fixture.close_channel(signer.clone(), terms, agreement).await
     }
 
     /// What the ledger has of a channel that was opened.
     async fn channel(&self, terms: &ChannelTerms) -> Result<Channel, Violation> {
-        let channel = self.stranger.channel(terms.id()).await;
+        let channel = self.strange_settler.channel(terms.id()).await;
         let found = channel.clone().ok().flatten();
         found.ok_or_else(|| Violation { rule: "everyone sees a channel", what: format!("{channel:?}") })
     }
@@ -119,43 +140,43 @@ impl Scene<'_> {
 
 pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let (terms, expiry) = (scene.terms(), scene.now().await? + OPEN);
-    let (deposit, paying) = (times(3), &scene.paying);
-    let unknown = paying.channel(terms.id()).await;
+    let (deposit, client) = (times(3), &scene.client);
+    let unknown = scene.settler.channel(terms.id()).await;
     rules.check("a channel that was never opened is not known", unknown == Ok(None), unknown)?;
-    let refused = scene.settling.close_channel(&terms, None).await;
+    let refused = scene.close(&scene.gateway, &terms, None).await;
     rules.refused("what was never opened is not closed", refused, LedgerError::is_retryable)?;
-    for (rule, ledger, deposit, expiry) in [
-        ("only its client opens a channel", &scene.settling, deposit, expiry),
-        ("a channel is not opened without a deposit", paying, Amount::ZERO, expiry),
-        ("a channel is not opened in the past", paying, deposit, 1),
-        ("a deposit is not locked for ever", paying, deposit, expiry + MAX_CHANNEL_SECONDS),
+    for (rule, signer, deposit, expiry) in [
+        ("only its client opens a channel", &scene.gateway, deposit, expiry),
+        ("a channel is not opened without a deposit", client, Amount::ZERO, expiry),
+        ("a channel is not opened in the past", client, deposit, 1),
+        ("a deposit is not locked for ever", client, deposit, expiry + MAX_CHANNEL_SECONDS),
     ] {
-        rules.refused(rule, ledger.fund_channel(&terms, deposit, expiry).await, LedgerError::is_retryable)?;
+        rules.refused(rule, scene.fund(signer, &terms, deposit, expiry).await, LedgerError::is_retryable)?;
     }
-    let poor = paying.fund_channel(&terms, times(11), expiry).await;
+    let poor = scene.fund(client, &terms, times(11), expiry).await;
     let said = matches!(&poor, Err(LedgerError::InsufficientFunds { needed, .. }) if *needed == times(11));
     rules.check("lack of a deposit is said so", said, poor)?;
     let left = scene.balance(&scene.client).await;
     rules.check("a channel that is not opened costs nothing", left == PURSE, left)?;
 
-    let transaction = rules.ok("a client opens a channel", paying.fund_channel(&terms, deposit, expiry).await)?;
+    let transaction = rules.ok("a client opens a channel", scene.fund(client, &terms, deposit, expiry).await)?;
     stands(rules, scene, &terms, (deposit, expiry)).await?;
-    let again = paying.fund_channel(&terms, deposit, expiry).await;
+    let again = scene.fund(client, &terms, deposit, expiry).await;
     rules.check("opening again is the same transaction", again == Ok(transaction), again)?;
-    let less = paying.fund_channel(&terms, PRICE, expiry - 60).await;
+    let less = scene.fund(client, &terms, PRICE, expiry - 60).await;
     rules.check("neither deposit nor expiry is lowered", less == Ok(transaction), less)?;
     stands(rules, scene, &terms, (deposit, expiry)).await?;
 
-    let raised = rules.ok("a client tops its channel up", paying.fund_channel(&terms, times(5), expiry).await)?;
+    let raised = rules.ok("a client tops its channel up", scene.fund(client, &terms, times(5), expiry).await)?;
     rules.check("topping up is a transaction of its own", raised != transaction, raised)?;
     stands(rules, scene, &terms, (times(5), expiry)).await?;
-    let again = paying.fund_channel(&terms, times(5), expiry).await;
+    let again = scene.fund(client, &terms, times(5), expiry).await;
     rules.check("topping up again is the same transaction", again == Ok(raised), again)?;
-    let refused = scene.settling.fund_channel(&terms, times(6), expiry).await;
+    let refused = scene.fund(&scene.gateway, &terms, times(6), expiry).await;
     rules.refused("only its client tops a channel up", refused, LedgerError::is_retryable)?;
-    rules.ok("a client extends its channel", paying.fund_channel(&terms, times(5), expiry + 60).await)?;
+    rules.ok("a client extends its channel", scene.fund(client, &terms, times(5), expiry + 60).await)?;
     stands(rules, scene, &terms, (times(5), expiry + 60)).await?;
-    rules.ok("a client does both at once", paying.fund_channel(&terms, times(6), expiry + 120).await)?;
+    rules.ok("a client does both at once", scene.fund(client, &terms, times(6), expiry + 120).await)?;
     stands(rules, scene, &terms, (times(6), expiry + 120)).await
 }
 
@@ -176,12 +197,16 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let first = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
     let shares = scene.shares(rules, &entries)?;
     let before = scene.balances(shares.keys()).await?;
-    let transaction = rules.ok("an approved batch settles", scene.settling.settle_batch(&first).await)?;
+    let transaction = rules.ok("an approved batch settles", scene.settler.settle_batch(&first).await)?;
     let paid = scene.balances(shares.keys()).await?;
     pays(rules, &before, &shares, &paid)?;
     let channel = scene.channel(&terms).await?;
     rules.check("a channel is charged what was served", channel.settled == times(2), channel)?;
-    for ledger in [&scene.settling, &scene.stranger] {
+    for (before, root) in [(Amount::ZERO, Some(first.settlement.root)), (times(2), None)] {
+        let told = scene.strange_settler.charged_root(terms.id(), before).await;
+        rules.check("everyone sees which batch has charged a channel", told == Ok(root), told)?;
+    }
+    for ledger in [&scene.settler, &scene.strange_settler] {
         let again = ledger.settle_batch(&first).await;
         rules.check("settling a batch again is the same transaction", again == Ok(transaction), again)?;
     }
@@ -195,11 +220,11 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         charge.settled_after = PRICE;
     }
     scene.approve(&mut other, scene.threshold()).await;
-    let refused = scene.settling.settle_batch(&other).await;
+    let refused = scene.settler.settle_batch(&other).await;
     rules.refused("another settlement of the same requests is not the same", refused, LedgerError::is_retryable)?;
     let entries = scene.requests(&terms, 3, 3).await?;
     let stale = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
-    let refused = scene.settling.settle_batch(&stale).await;
+    let refused = scene.settler.settle_batch(&stale).await;
     rules.refused("a settlement starts from what was charged", refused, LedgerError::is_retryable)?;
     let after = scene.balances(shares.keys()).await?;
     rules.check("a batch that is refused pays nothing", after == paid, after)?;
@@ -210,11 +235,11 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let shares = scene.shares(rules, &entries)?;
     let before = scene.balances(shares.keys()).await?;
     // Whoever brings it: what counts is the approval.
-    rules.ok("one batch charges several channels", scene.stranger.settle_batch(&next).await)?;
+    rules.ok("one batch charges several channels", scene.strange_settler.settle_batch(&next).await)?;
     pays(rules, &before, &shares, &scene.balances(shares.keys()).await?)?;
     let settled = (scene.channel(&terms).await?.settled, scene.channel(&second).await?.settled);
     rules.check("each channel is charged for its own requests", settled == (times(3), PRICE), settled)?;
-    let again = scene.settling.settle_batch(&first).await;
+    let again = scene.settler.settle_batch(&first).await;
     rules.check("an earlier batch again is its own transaction", again == Ok(transaction), again)
 }
 
@@ -276,7 +301,7 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, sec
     let unopened = scene.requests(&unknown, 1, 1).await?;
     cases.push(("what was never opened is not charged", scene.certified(unopened, &[(&unknown, none)], threshold).await));
     for (rule, batch) in cases {
-        rules.refused(rule, scene.settling.settle_batch(&batch).await, LedgerError::is_retryable)?;
+        rules.refused(rule, scene.settler.settle_batch(&batch).await, LedgerError::is_retryable)?;
         let settled = scene.channel(terms).await?.settled;
         rules.check("a batch that is refused charges nothing", settled.is_zero(), (rule, settled))?;
     }
@@ -287,40 +312,40 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let (terms, deposit) = (scene.opened(rules, times(4)).await?, times(4));
     let none = scene.agreement(&terms, Amount::ZERO, &scene.gateway).await;
     let batch = scene.certified(scene.requests(&terms, 1, 1).await?, &[(&terms, Amount::ZERO)], scene.threshold()).await;
-    rules.ok("an approved batch settles", scene.settling.settle_batch(&batch).await)?;
+    rules.ok("an approved batch settles", scene.settler.settle_batch(&batch).await)?;
 
     let forged = scene.agreement(&terms, PRICE, &key()).await;
     let elsewhere = scene.agreement(&scene.terms(), PRICE, &scene.gateway).await;
-    for (rule, ledger, agreement) in [
-        ("a stranger closes no channel", &scene.stranger, None),
-        ("a client does not close alone before the expiry", &scene.paying, None),
-        ("only the gateway's signature closes", &scene.paying, Some(forged)),
-        ("another channel's agreement does not close", &scene.paying, Some(elsewhere)),
-        ("an agreement ends with the next settlement", &scene.paying, Some(none)),
+    for (rule, signer, agreement) in [
+        ("a stranger closes no channel", &scene.outsider, None),
+        ("a client does not close alone before the expiry", &scene.client, None),
+        ("only the gateway's signature closes", &scene.client, Some(forged)),
+        ("another channel's agreement does not close", &scene.client, Some(elsewhere)),
+        ("an agreement ends with the next settlement", &scene.client, Some(none)),
     ] {
-        rules.refused(rule, ledger.close_channel(&terms, agreement).await, LedgerError::is_retryable)?;
+        rules.refused(rule, scene.close(signer, &terms, agreement).await, LedgerError::is_retryable)?;
     }
     let channel = scene.channel(&terms).await?;
     rules.check("what does not close changes nothing", (channel.open, channel.deposit) == (true, deposit), channel)?;
 
     let agreement = Some(scene.agreement(&terms, PRICE, &scene.gateway).await);
-    let transaction = rules.ok("a client closes by agreement", scene.paying.close_channel(&terms, agreement).await)?;
+    let transaction = rules.ok("a client closes by agreement", scene.close(&scene.client, &terms, agreement).await)?;
     closed(rules, scene, &terms, PRICE, transaction).await?;
     let left = scene.balance(&scene.client).await;
     rules.check("the rest of a deposit goes back to the client", PURSE.checked_sub(left) == Some(PRICE), left)?;
-    let again = scene.paying.close_channel(&terms, agreement).await;
+    let again = scene.close(&scene.client, &terms, agreement).await;
     rules.check("closing again is the same transaction", again == Ok(transaction), again)?;
     let expiry = channel.expiry + 60;
-    let refused = scene.paying.fund_channel(&terms, times(5), expiry).await;
+    let refused = scene.fund(&scene.client, &terms, times(5), expiry).await;
     rules.refused("what is closed is not funded", refused, LedgerError::is_retryable)?;
     let late = scene.certified(scene.requests(&terms, 2, 2).await?, &[(&terms, PRICE)], scene.threshold()).await;
-    let refused = scene.settling.settle_batch(&late).await;
+    let refused = scene.settler.settle_batch(&late).await;
     rules.refused("what is closed is not charged", refused, LedgerError::is_retryable)?;
     let after = scene.balance(&scene.client).await;
     rules.check("a channel is closed once", after == left, after)?;
 
     let unused = scene.opened(rules, deposit).await?;
-    let transaction = rules.ok("a gateway closes alone", scene.settling.close_channel(&unused, None).await)?;
+    let transaction = rules.ok("a gateway closes alone", scene.close(&scene.gateway, &unused, None).await)?;
     closed(rules, scene, &unused, Amount::ZERO, transaction).await?;
     let after = scene.balance(&scene.client).await;
     rules.check("an unused deposit goes back whole", after == left, after)
@@ -330,7 +355,7 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 async fn closed(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, settled: Amount, transaction: B256) -> Checked {
     let channel = scene.channel(terms).await?;
     rules.check("a closed channel says so", (channel.open, channel.settled) == (false, settled), channel)?;
-    let again = scene.settling.close_channel(terms, None).await;
+    let again = scene.close(&scene.gateway, terms, None).await;
     rules.check("closing again is the same transaction", again == Ok(transaction), again)
 }
 
@@ -338,17 +363,17 @@ pub(super) async fn expires(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let terms = scene.opened(rules, times(4)).await?;
     let none = &[(&terms, Amount::ZERO)];
     let first = scene.certified(scene.requests(&terms, 1, 1).await?, none, scene.threshold()).await;
-    rules.ok("an approved batch settles", scene.settling.settle_batch(&first).await)?;
-    let early = scene.stranger.close_channel(&terms, None).await;
+    rules.ok("an approved batch settles", scene.settler.settle_batch(&first).await)?;
+    let early = scene.close(&scene.outsider, &terms, None).await;
     rules.refused("a stranger closes no channel", early, LedgerError::is_retryable)?;
     scene.fixture.advance(OPEN + 60).await;
     let late = scene.certified(scene.requests(&terms, 2, 2).await?, &[(&terms, PRICE)], scene.threshold()).await;
-    let refused = scene.settling.settle_batch(&late).await;
+    let refused = scene.settler.settle_batch(&late).await;
     rules.refused("past its expiry a channel is not charged", refused, LedgerError::is_retryable)?;
     let expiry = scene.now().await? + OPEN;
-    let refused = scene.paying.fund_channel(&terms, times(5), expiry).await;
+    let refused = scene.fund(&scene.client, &terms, times(5), expiry).await;
     rules.refused("past its expiry a channel is not funded", refused, LedgerError::is_retryable)?;
-    let transaction = rules.ok("past its expiry anyone closes a channel", scene.stranger.close_channel(&terms, None).await)?;
+    let transaction = rules.ok("past its expiry anyone closes a channel", scene.close(&scene.outsider, &terms, None).await)?;
     closed(rules, scene, &terms, PRICE, transaction).await?;
     let left = scene.balance(&scene.client).await;
     rules.check("an expired deposit's rest goes to the client", PURSE.checked_sub(left) == Some(PRICE), left)
