@@ -94,8 +94,9 @@ contract InferencePayment is EIP712, TokenVault {
         token.pull(quote.client, quote.total, ExactTransfer.Authorization(quote.expiry, commitment, v, r, s));
     }
 
-    /// @notice Pays the escrow out. Anyone may call: what counts is the validators' approval of this result by this compute node
-    /// under this quote.
+    /// @notice Pays the escrow out, by the validators' approval of this result by this compute node under this quote. Only the quote's
+    /// gateway may call: whoever else has collected approvals (a validator sees all that it takes to ask the others) would decide which of
+    /// them are paid, and leave the gateway without a certificate for the client's receipt.
     /// @param result Struct hash of the compute node's InferenceResult.
     /// @param compute The node that is paid: the quote's, or the one that took the task over.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer.
@@ -103,6 +104,7 @@ contract InferencePayment is EIP712, TokenVault {
         external
         nonReentrant
     {
+        if (msg.sender != quote.gateway) revert NotGateway(quote.gateway, msg.sender);
         bytes32 commitment = _close(quote, COMPLETED);
         if (block.timestamp > quote.expiry) revert Expired(quote.expiry);
         if (compute == address(0)) revert ZeroCompute();

@@ -105,6 +105,7 @@ contract PaymentChannel is EIP712, TokenVault {
     error ExpiryShortened(uint64 expiry, uint64 stated);
     error AlreadyOpen(bytes32 channel, uint128 deposit, uint128 settled, uint64 expiry);
     error NotOpen(bytes32 channel);
+    error NotGateway(bytes32 channel, address gateway, address caller);
     error Closed(bytes32 channel);
     error Expired(bytes32 channel, uint64 expiry);
     error NotExpired(bytes32 channel, uint64 expiry);
@@ -172,8 +173,9 @@ contract PaymentChannel is EIP712, TokenVault {
         token.pull(terms.client, amount, ExactTransfer.Authorization(expiry, nonce, v, r, s));
     }
 
-    /// @notice Charges channels for a batch of served requests and pays everyone who had a part in them. Anyone may call: what
-    /// counts is the client's voucher per channel, and the validators' approval of all of it together.
+    /// @notice Charges channels for a batch of served requests and pays everyone who had a part in them, by the client's voucher per
+    /// channel and the validators' approval of all of it together. Only the channels' gateway may call: others that have seen a batch and
+    /// its approvals would charge what the gateway has given up and settles in another way.
     /// @param root Merkle root over the batch's `count` {SettledCompletion}s.
     /// @param payouts By ascending account; together exactly what is charged.
     /// @param approvals 65-byte signatures (r, s, v) over the ChannelSettlement's digest, one after the other, by ascending signer.
@@ -312,6 +314,7 @@ contract PaymentChannel is EIP712, TokenVault {
     /// start from the wrong sum.
     function _charge(Charge calldata charge, bytes32 root) private returns (bytes32) {
         bytes32 id = channelId(charge.terms);
+        if (msg.sender != charge.terms.gateway) revert NotGateway(id, charge.terms.gateway, msg.sender);
         Channel memory channel_ = _opened(id);
         if (block.timestamp > channel_.expiry) revert Expired(id, channel_.expiry);
         (uint128 settledBefore, uint128 settledAfter) = (charge.settledBefore, charge.settledAfter);

@@ -183,6 +183,9 @@ contract ChannelSchedule is Network {
         allowed = allowed && fair && enough;
         bytes memory call =
             abi.encodeCall(channels.settle, (batch.root, batch.count, batch.charges, batch.payouts, approvals));
+        // In one of a few cases it is not the gateway that tries.
+        if (seed % 16 != 0) vm.prank(gateway);
+        else allowed = false;
         (bool success,) = address(channels).call(call);
         vm.assertEq(success, allowed);
         if (!success) {
@@ -200,6 +203,7 @@ contract ChannelSchedule is Network {
 
     function again(uint256 seed) external neverBack {
         if (spent.length == 0) return;
+        vm.prank(gateway);
         (bool success,) = address(channels).call(spent[seed % spent.length]);
         vm.assertFalse(success);
         ++replays;

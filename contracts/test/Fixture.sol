@@ -161,6 +161,7 @@ abstract contract Network is Signing {
     }
 
     function complete(Quote memory quote, bytes memory approvals) internal {
+        vm.prank(quote.gateway);
         payment.completeInferenceRequest(quote, RESULT, compute, approvals);
     }
 
@@ -354,6 +355,7 @@ abstract contract Network is Signing {
     }
 
     function settle(Batch memory batch, bytes memory approvals) internal {
+        if (batch.charges.length > 0) vm.prank(batch.charges[0].terms.gateway);
         channels.settle(batch.root, batch.count, batch.charges, batch.payouts, approvals);
     }
 

@@ -285,7 +285,6 @@ contract InferencePaymentTest is Fixture {
         emit InferencePayment.PaymentDistributed(
             quote.requestId, client, compute, rest, 1 ether, share, 0.5 ether, addressesOf(first(3))
         );
-        vm.prank(accountOf("anyone"));
         complete(quote, approvals);
 
         vm.assertEq(token.balanceOf(compute), rest);
@@ -433,6 +432,19 @@ contract InferencePaymentTest is Fixture {
         vm.prank(gateway);
         payment.markRequestFailed(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    /// Whoever has the approvals, be it the client, the compute node, or a validator that has asked the others itself.
+    function test_NobodyElseCompletes() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        address[3] memory others = [client, compute, vm.addr(keys[0])];
+        for (uint256 i = 0; i < others.length; ++i) {
+            expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, others[i]));
+            vm.prank(others[i]);
+            payment.completeInferenceRequest(quote, RESULT, compute, approvals);
+        }
+        complete(quote, approvals);
     }
 
     function test_NobodyElseGivesUp() public {

@@ -373,6 +373,20 @@ contract PaymentChannelTest is Fixture {
 
     // settle
 
+    /// Whoever has seen a batch with its approvals: a registry node, a validator, or somebody who watches the pool.
+    function test_NobodyElseSettles() public {
+        ChannelTerms memory terms = newChannel();
+        Batch memory batch = newBatch(terms, 0, 10 ether);
+        bytes memory approvals = approve(digestOf(batch), first(3));
+        address[3] memory others = [client, compute, vm.addr(keys[0])];
+        for (uint256 i = 0; i < others.length; ++i) {
+            expectError(PaymentChannel.NotGateway.selector, abi.encode(idOf(terms), gateway, others[i]));
+            vm.prank(others[i]);
+            channels.settle(batch.root, batch.count, batch.charges, batch.payouts, approvals);
+        }
+        settle(batch, approvals);
+    }
+
     function test_SettlePaysEveryone() public {
         ChannelTerms memory terms = newChannel();
         Batch memory batch = newBatch(terms, 0, 10 ether);
@@ -381,7 +395,6 @@ contract PaymentChannelTest is Fixture {
         emit PaymentChannel.ChannelCharged(idOf(terms), client, gateway, 0, 10 ether, batch.root);
         vm.expectEmit(address(channels));
         emit PaymentChannel.BatchSettled(batch.root, batch.count, 10 ether, addressesOf(first(3)));
-        vm.prank(accountOf("anyone"));
         settle(batch, approvals);
         vm.assertEq(token.balanceOf(compute), 9 ether);
         vm.assertEq(token.balanceOf(gateway), 1 ether);

@@ -13,7 +13,7 @@ pub const LIVENESS_SECONDS: u64 = 3 * HEARTBEAT_SECONDS;
 /// The longest that a record may claim to be good.
 pub const MAX_RECORD_SECONDS: u64 = 24 * 60 * 60;
 /// How far a node's clock may be off.
-const CLOCK_SKEW_SECONDS: u64 = 60;
+pub const CLOCK_SKEW_SECONDS: u64 = 60;
 
 /// How much a membership takes in.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,18 @@ pub struct Membership {
     subnets: HashMap<B256, Signed<Subnet>>,
 }
 
+/// A sequence is at most the clock's milliseconds: nobody could give a newer one after the largest number, and a node that was made to sign
+/// that would be shut out.
+fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), RegistryError> {
+    if sequence / 1_000 > now.saturating_add(CLOCK_SKEW_SECONDS) {
+        return Err(RegistryError::invalid(
+            field,
+            format!("{sequence} is ahead of the clock's milliseconds: set the node's clock"),
+        ));
+    }
+    Ok(())
+}
+
 impl Membership {
     /// An empty membership of one network.
     pub fn new(domain: Domain, bounds: Bounds) -> Self {
@@ -76,6 +88,7 @@ impl Membership {
         if expires_at < now || expires_at - now > MAX_RECORD_SECONDS {
             return Err(RegistryError::invalid("record.expiresAt", format!("has to be within {MAX_RECORD_SECONDS} s from now")));
         }
+        check_sequence("record.sequence", sequence, now)?;
         if let Some(known) = self.members.get(&node) {
             // A lost answer is repeatable; but the same record again is no sign of life: anyone could send it.
             if known.record.message == record.message && !known.departed && known.sequence == sequence {
@@ -104,6 +117,7 @@ impl Membership {
                 format!("is {} s off: set the node's clock", sent_at.abs_diff(now)),
             ));
         }
+        check_sequence("heartbeat.sequence", sequence, now)?;
         let domain = self.domain;
         let member = self.newer(node, sequence)?;
         if member.departed || member.record.message.expires_at < now {
@@ -115,8 +129,9 @@ impl Membership {
     }
 
     /// Takes a departure in. The node stays known as departed until its record expires, so that the record cannot be replayed.
-    pub fn deregister(&mut self, departure: &Signed<Departure>) -> Result<(), RegistryError> {
+    pub fn deregister(&mut self, departure: &Signed<Departure>, now: UnixTime) -> Result<(), RegistryError> {
         let Departure { node, sequence } = departure.message;
+        check_sequence("departure.sequence", sequence, now)?;
         let domain = self.domain;
         if self.members.get(&node).is_some_and(|member| member.departed && member.sequence == sequence) {
             return Ok(());

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use alloy_primitives::B256;
 use ncn_core::{
     Confinement, Departure, Directory, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, RegistryError, SignatureError, Signed,
-    membership::HEARTBEAT_SECONDS,
+    membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS},
 };
 use tokio::task::AbortHandle;
 
@@ -80,7 +80,7 @@ impl Drop for Presence {
 /// the same twice.
 pub(crate) fn next_sequence(last: u64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last + 1)
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last.saturating_add(1))
 }
 
 struct Keeper {
@@ -120,8 +120,9 @@ impl Keeper {
                 match error {
                     // The registry may have restarted and know nobody.
                     RegistryError::UnknownNode(_) => self.renew_at = 0,
-                    // This node's clock may have been set back.
-                    RegistryError::Stale { known, .. } => self.sequence = known,
+                    // This node's clock may have been set back a little. A registry's word for more is not taken: other registries
+                    // would refuse such a sequence.
+                    RegistryError::Stale { known, .. } if known / 1_000 <= unix_now() + CLOCK_SKEW_SECONDS => self.sequence = known,
                     _ => {}
                 }
             }

@@ -166,7 +166,7 @@ impl Directory for RegistryNode {
     }
 
     async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
-        self.membership().deregister(&departure)
+        self.membership().deregister(&departure, unix_now())
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

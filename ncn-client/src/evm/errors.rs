@@ -94,7 +94,7 @@ fn payment(error: Payment) -> LedgerError {
     match error {
         Payment::WrongClient(error) => LedgerError::NotAllowed(format!("client: {} cannot pay for {}", error.caller, error.client)),
         Payment::NotGateway(error) => LedgerError::NotAllowed(format!(
-            "gateway: only {} can give the payment back before it expires, not {}",
+            "gateway: only {} can settle the payment, or give it back before it expires, not {}",
             error.gateway, error.caller
         )),
         Payment::ZeroAmount(_) => invalid("total", "is zero".into()),
@@ -129,6 +129,9 @@ fn channel(error: Channel) -> LedgerError {
     let of = |channel: B256, problem: String| LedgerError::Channel { channel, problem };
     match error {
         Channel::AlreadyOpen(error) => of(error.channel, format!("is open already, with a deposit of {}", error.deposit)),
+        Channel::NotGateway(error) => {
+            LedgerError::NotAllowed(format!("gateway: only {} can charge its channel, not {}", error.gateway, error.caller))
+        }
         Channel::NotOpen(error) => of(error.channel, "was never opened".into()),
         Channel::Closed(error) => of(error.channel, "is closed: open another with a new salt".into()),
         Channel::Expired(error) => of(error.channel, format!("expired at {}", error.expiry)),

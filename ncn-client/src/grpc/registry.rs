@@ -57,8 +57,9 @@ impl Directory for GrpcRegistry {
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
+        let most = if query.node.is_some() { 1 } else { MAX_NODES };
         let query = proto::DiscoverNodesRequest::from(query);
-        let nodes = self.call(async |mut client| list(client.discover_nodes(query).await?.into_inner(), MAX_NODES).await);
+        let nodes = self.call(async |mut client| list(client.discover_nodes(query).await?.into_inner(), most).await);
         Ok(nodes.await??)
     }
 

@@ -130,8 +130,8 @@ pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
     rules.check("an account is its signer's", scene.paying.account() == scene.client.address(), scene.paying.account())?;
     rules.check("a balance is what was given", scene.balance(&scene.client).await == PURSE, scene.balance(&scene.client).await)?;
 
-    let validator = scene.fixture.validators()[0].address();
-    for (account, expected) in [(validator, true), (scene.outsider.address(), false)] {
+    let validators = fixture.validators().into_iter().map(|validator| (validator.address(), true));
+    for (account, expected) in validators.chain([(scene.outsider.address(), false)]) {
         let staked = scene.settler.has_stake(account).await;
         rules.check("everyone sees who has a stake", staked == Ok(expected), staked)?;
     }

@@ -81,7 +81,7 @@ impl Ledger {
         Ok(transaction)
     }
 
-    pub(super) fn settle_batch(&mut self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+    pub(super) fn settle_batch(&mut self, account: Address, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         let CertifiedBatch { settlement, vouchers, certificate } = batch;
         let hash = settlement.struct_hash();
         if let Some(transaction) = self.channels.settled.get(&hash) {
@@ -99,6 +99,9 @@ impl Ledger {
         let mut total = Amount::ZERO;
         for (charge, payment) in settlement.charges.iter().zip(vouchers) {
             let id = charge.channel;
+            if payment.terms.gateway != account {
+                return Err(LedgerError::NotAllowed("gateway: only the channels' gateway can charge them".into()));
+            }
             let mut channel = charged.get(&id).copied().map_or_else(|| self.channels.open(id), Ok)?;
             if self.now > channel.expiry {
                 return Err(refused(id, format!("expired at {}", channel.expiry)));

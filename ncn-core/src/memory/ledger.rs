@@ -199,6 +199,9 @@ impl PaymentLedger for MemoryLedger {
             return Ok(transaction);
         }
         ledger.escrowed(quote)?;
+        if self.account != quote.gateway {
+            return Err(LedgerError::NotAllowed("gateway: only the quote's gateway can settle".into()));
+        }
         if ledger.now > quote.expiry {
             return Err(LedgerError::Expired(quote.expiry));
         }
@@ -281,7 +284,7 @@ impl ChainView for MemoryLedger {
 #[async_trait]
 impl BatchSettler for MemoryLedger {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        self.chain.lock().settle_batch(batch)
+        self.chain.lock().settle_batch(self.account, batch)
     }
 }
 

@@ -76,7 +76,7 @@ impl Directory for MemoryRegistry {
     }
 
     async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
-        self.membership().deregister(&departure)
+        self.membership().deregister(&departure, (self.clock)())
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

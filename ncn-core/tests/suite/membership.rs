@@ -2,7 +2,7 @@
 
 use ncn_core::{
     Confinement, Departure, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed,
-    membership::{Bounds, LIVENESS_SECONDS, Membership},
+    membership::{Bounds, CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership},
 };
 
 use crate::scene::{NOW, Scene, key};
@@ -58,7 +58,7 @@ async fn a_departed_node_cannot_be_brought_back_by_its_old_record() {
     let old = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
     members.register(old.clone(), NOW).unwrap();
     let farewell = Departure { node: node.address(), sequence: 2 };
-    members.deregister(&Signed::sign(farewell, &domain, &*node).await.unwrap()).unwrap();
+    members.deregister(&Signed::sign(farewell, &domain, &*node).await.unwrap(), NOW).unwrap();
     assert_eq!(members.register(old, NOW + 1), Err(RegistryError::Stale { given: 1, known: 2 }));
 }
 
@@ -75,4 +75,25 @@ async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
     members.register(signed[1].clone(), NOW).unwrap();
     assert!(matches!(members.register(signed[2].clone(), NOW), Err(RegistryError::Overloaded(_))));
     members.register(signed[2].clone(), NOW + 11).unwrap();
+}
+
+/// A registry that lies about the newest sequence could have a node sign the largest one, and nobody would take a newer one.
+#[tokio::test]
+async fn a_sequence_is_not_ahead_of_the_clock() {
+    let (domain, node) = (Scene::new().trust.domain, key());
+    let mut members = Membership::new(domain, Bounds::default());
+    let sign = async |sequence| Signed::sign(record(node.address(), sequence, NOW + 600), &domain, &*node).await.unwrap();
+    let ahead = (NOW + CLOCK_SKEW_SECONDS + 1) * 1_000;
+    for sequence in [ahead, u64::MAX] {
+        let refused = members.register(sign(sequence).await, NOW);
+        assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "record.sequence"), "{refused:?}");
+    }
+    members.register(sign(ahead - 1).await, NOW).unwrap();
+    let beat = |sequence| Heartbeat { node: node.address(), sequence, sent_at: NOW };
+    let refused = members.heartbeat(&Signed::sign(beat(u64::MAX), &domain, &*node).await.unwrap(), NOW);
+    assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "heartbeat.sequence"), "{refused:?}");
+    members.heartbeat(&Signed::sign(beat(ahead), &domain, &*node).await.unwrap(), NOW + 1).unwrap();
+    let farewell = Signed::sign(Departure { node: node.address(), sequence: u64::MAX }, &domain, &*node).await.unwrap();
+    let refused = members.deregister(&farewell, NOW);
+    assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "departure.sequence"), "{refused:?}");
 }

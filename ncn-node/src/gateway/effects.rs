@@ -98,6 +98,7 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result
     let started = Instant::now();
     // Whose turn it is, is decided by the request: load spreads without anyone counting.
     nodes.sort_unstable_by_key(|node| node.address());
+    nodes.dedup_by_key(|node| node.address());
     let turn = usize::from(task.request_id.as_slice().last().copied().unwrap_or_default());
     if !nodes.is_empty() {
         let turn = turn % nodes.len();
@@ -133,14 +134,22 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
     let started = Instant::now();
     let ask = || gateway.registry.preprocessing(request.clone());
-    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, PREPROCESSING_TRIES, ask).await;
+    let final_word = |error: &RegistryError| !error.is_retryable();
+    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, PREPROCESSING_TRIES, final_word, ask).await;
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
     Some(event)
 }
 
 /// Asks the validators, again when too few of them answer. What the registry brings is believed only when it verifies: money
 /// would be paid out, or asked for, on approvals that the client then rejects.
-async fn approved<A, F>(trust: &TrustRoot, request_id: RequestId, digest: B256, tries: u32, ask: A) -> Event
+async fn approved<A, F>(
+    trust: &TrustRoot,
+    request_id: RequestId,
+    digest: B256,
+    tries: u32,
+    is_final: impl Fn(&RegistryError) -> bool,
+    ask: A,
+) -> Event
 where
     A: Fn() -> F,
     F: Future<Output = Result<Certificate, RegistryError>>,
@@ -154,7 +163,7 @@ where
                 Ok(()) => return Event::Approved(certificate),
                 Err(error) => (format!("the registry's certificate does not verify: {error}"), true),
             },
-            Err(error) => (error.to_string(), error.is_retryable()),
+            Err(error) => (error.to_string(), !is_final(&error)),
         };
         if !retryable || left == 0 {
             return Event::Refused(problem);
@@ -301,7 +310,8 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     };
     let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher, authorization };
     let ask = || gateway.registry.completion(request.clone());
-    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, ask).await;
+    // What was paid and has run is not given back on a word that no validator has signed.
+    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
     Some(event)
 }

@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     anvil::{Anvil, FAST, Remote, ask},
-    scene::{key, settlement, tokens},
+    scene::{key, tokens},
     wait::{PATIENCE, eventually, in_time},
 };
 
@@ -825,27 +825,27 @@ async fn authorisations_are_checked_before_anything_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_settles_second_gets_the_first_ones_transaction() {
+async fn who_refunds_second_gets_the_first_ones_transaction() {
     for scene in [Scene::embedded().await, Scene::anvil().await] {
         let (client, one, two) =
             (scene.account(tokens(1)).await, scene.account(Amount::ZERO).await, scene.account(Amount::ZERO).await);
         let quote = scene.quote(&client, tokens(1)).await;
         scene.connect(&client, POLLS, hasty()).await.escrow(&quote).await.unwrap();
-        let trust = scene.remote.deployer.trust_root().await.unwrap();
-        let worker = key();
-        let settlement = settlement(&quote, &worker, &trust, &scene.remote.validators(), 3).await;
+        // Now anyone can.
+        scene.ask("evm_increaseTime", json!([7 * 24 * 3_600])).await;
+        scene.mine().await;
         scene.ask("evm_setAutomine", json!([false])).await;
-        let settling = [&one, &two].map(|signer| {
-            let (ledger, settlement) = (scene.remote.deployer.with_signer(signer.clone()), settlement.clone());
-            tokio::spawn(async move { ledger.settle(&settlement).await })
+        let refunding = [&one, &two].map(|signer| {
+            let (ledger, quote) = (scene.remote.deployer.with_signer(signer.clone()), quote.clone());
+            tokio::spawn(async move { ledger.refund(&quote).await })
         });
         scene.until_pending(one.address(), 1).await;
         scene.until_pending(two.address(), 1).await;
         scene.mine().await;
-        let [first, second] = settling;
+        let [first, second] = refunding;
         let transaction = first.await.unwrap().unwrap();
         assert_eq!(second.await.unwrap(), Ok(transaction));
-        assert!(matches!(scene.state(&quote).await, EscrowState::Completed { transaction: by, .. } if by == transaction));
+        assert!(matches!(scene.state(&quote).await, EscrowState::Refunded { transaction: by } if by == transaction));
         assert_eq!(
             (scene.nonces(one.address()).await, scene.nonces(two.address()).await),
             ((1, 1), (1, 1)),

@@ -39,7 +39,7 @@ enum Lie {
     Preprocessing,
     /// It makes up the approvals of the result.
     Completion,
-    /// These validators approve this thief's result too, and the thief settles before the gateway does.
+    /// These validators approve this thief's result too, which is settled by the gateway's key before the gateway does.
     Theft { validators: Vec<DynSigner>, thief: DynSigner, ledger: Arc<dyn PaymentLedger>, trust: TrustRoot },
 }
 
@@ -152,10 +152,11 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     let address = thief.address();
     let steal = |scene: &recovery::Scene| {
         let (chain, trust) = (&scene.network.chain, scene.network.trust.clone());
-        Lie::Theft { validators: chain.validators(), ledger: chain.ledger(thief.clone()), thief, trust }
+        Lie::Theft { validators: chain.validators(), ledger: chain.ledger(scene.gateway.clone()), thief, trust }
     };
     let (update, _) = with_lies(steal).await;
-    // M corrupt validators can take the money; a receipt that names somebody else as paid they cannot have.
+    // M corrupt validators and the gateway's key in other hands can take the money; a receipt that names somebody else as paid they
+    // cannot have.
     let TaskUpdate::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
     assert!(reason.contains(&address.to_string()), "{reason}");
 }

@@ -77,7 +77,7 @@ impl Journal for CrashingJournal {
 /// A network in one process whose gateway can be started again.
 pub(crate) struct Scene {
     pub(crate) network: InProcess,
-    gateway: DynSigner,
+    pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
     _presence: Presence,
 }

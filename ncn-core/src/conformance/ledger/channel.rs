@@ -197,6 +197,8 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let first = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
     let shares = scene.shares(rules, &entries)?;
     let before = scene.balances(shares.keys()).await?;
+    let refused = scene.strange_settler.settle_batch(&first).await;
+    rules.refused("only the channels' gateway settles a batch", refused, LedgerError::is_retryable)?;
     let transaction = rules.ok("an approved batch settles", scene.settler.settle_batch(&first).await)?;
     let paid = scene.balances(shares.keys()).await?;
     pays(rules, &before, &shares, &paid)?;
@@ -235,7 +237,7 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let shares = scene.shares(rules, &entries)?;
     let before = scene.balances(shares.keys()).await?;
     // Whoever brings it: what counts is the approval.
-    rules.ok("one batch charges several channels", scene.strange_settler.settle_batch(&next).await)?;
+    rules.ok("one batch charges several channels", scene.settler.settle_batch(&next).await)?;
     pays(rules, &before, &shares, &scene.balances(shares.keys()).await?)?;
     let settled = (scene.channel(&terms).await?.settled, scene.channel(&second).await?.settled);
     rules.check("each channel is charged for its own requests", settled == (times(3), PRICE), settled)?;

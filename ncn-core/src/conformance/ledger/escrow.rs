@@ -79,6 +79,9 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Result<(),
     rules.refused("another request's approvals do not settle", refused, LedgerError::is_retryable)?;
 
     let settlement = scene.settlement(&quote, threshold).await;
+    for ledger in [&scene.stranger, &scene.paying] {
+        rules.refused("only the quote's gateway settles", ledger.settle(&settlement).await, LedgerError::is_retryable)?;
+    }
     let payees = settlement.certificate.validators();
     let tree = PaymentTree::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
     let tree = rules.ok("a payment can be split", tree)?;
