@@ -2,26 +2,22 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use alloy_primitives::B256;
-use async_trait::async_trait;
-use ncn_client::{evm::EvmLedger, unix_now};
+use ncn_client::unix_now;
 use ncn_core::{
-    Address, Amount, Approval, Authorisation, BatchRequest, BatchSettler, Certificate, ChainView, Channel, ChannelPayment,
-    ChannelTerms, Completion, Confinement, DynSigner, EscrowState, InferenceResult, LedgerError, Message as _, PaymentLedger,
-    Quote, RegistryError, RequestId, Settlement, SettlementRequest, Signature, Signed, Split, TrustRoot, UnixTime, Usage,
+    Amount, Approval, Authorisation, BatchRequest, BatchSettler, Certificate, ChainView, ChannelPayment, ChannelTerms, Completion,
+    Confinement, DynSigner, InferenceResult, Message as _, PaymentLedger, Quote, RegistryError, RequestId, Settlement,
+    SettlementRequest, Signature, Signed, Split, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch},
     conformance::LedgerFixture as _,
-    ledger::LedgerEvents,
 };
 use ncn_node::channel::{ChannelLedger, SettleOptions};
 
 use crate::{
+    provider::Provider,
     scene::{Behaviour, InProcess, key},
     wait::eventually,
 };
@@ -226,96 +222,12 @@ async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
     scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
 }
 
-/// A chain that refuses some settlements for good.
-struct Refusing {
-    chain: Arc<EvmLedger>,
-    refusals: AtomicUsize,
-}
-
-#[async_trait]
-impl PaymentLedger for Refusing {
-    fn account(&self) -> Address {
-        self.chain.account()
-    }
-
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        PaymentLedger::trust_root(&*self.chain).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        PaymentLedger::now(&*self.chain).await
-    }
-
-    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        self.chain.balance(owner).await
-    }
-
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.escrow(quote).await
-    }
-
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        self.chain.settle(settlement).await
-    }
-
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.refund(quote).await
-    }
-
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
-    }
-
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.chain.events(from_block).await
-    }
-}
-
-#[async_trait]
-impl ChainView for Refusing {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        ChainView::trust_root(&*self.chain).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        ChainView::now(&*self.chain).await
-    }
-
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        ChainView::escrow_state(&*self.chain, client, request_id).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        self.chain.has_stake(account).await
-    }
-
-    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
-        self.chain.subnet_owner(subnet).await
-    }
-
-    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
-        self.chain.charged_root(channel, settled_before).await
-    }
-
-    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        self.chain.channel(id).await
-    }
-}
-
-#[async_trait]
-impl BatchSettler for Refusing {
-    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        let refuse = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if refuse.is_ok() { Err(LedgerError::Reverted("for the test".into())) } else { self.chain.settle_batch(batch).await }
-    }
-}
-
 /// The validators have approved batches that were never settled, and one request can never be: all others are settled, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
     const REQUESTS: u128 = 10;
     let scene = Scene::new().await;
-    let chain = Arc::new(Refusing { chain: scene.network.chain.ledger(scene.gateway.clone()), refusals: AtomicUsize::new(6) });
+    let chain = Arc::new(Provider::new(scene.network.chain.ledger(scene.gateway.clone()), 6));
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("gateway.redb");
     let options = SettleOptions { max_requests: 10, ..SettleOptions::default() };

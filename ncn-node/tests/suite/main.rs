@@ -43,6 +43,7 @@ mod onnxruntime;
 mod openai;
 mod outputs;
 mod prices;
+mod provider;
 mod python;
 mod real_models;
 mod recovery;

@@ -1,112 +1,22 @@
 //! Settlements that the chain takes back: they are made again, once, and nobody else waits.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
-use async_trait::async_trait;
-use ncn_client::{
-    evm::{EvmBackend as _, EvmLedger},
-    unix_now,
-};
+use ncn_client::{evm::EvmBackend as _, unix_now};
 use ncn_core::{
-    Address, Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelPayment, ChannelTerms, DynSigner, EscrowState,
-    LedgerError, PaymentLedger, Quote, RequestId, Settlement, Split, TrustRoot, UnixTime, channel::CertifiedBatch,
-    conformance::LedgerFixture as _, ledger::LedgerEvents,
+    Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, PaymentLedger, Quote, Split,
+    conformance::LedgerFixture as _,
 };
 use ncn_node::channel::{ChannelLedger, SettleOptions};
 
-use crate::scene::{Behaviour, InProcess, key, settlement};
+use crate::{
+    provider::Provider,
+    scene::{Behaviour, InProcess, key, settlement},
+};
 
 const PRICE: u128 = 1_000_003;
 const SOON: Duration = Duration::from_mins(2);
-
-/// A chain as a provider shows it that is behind for some channels.
-struct Provider {
-    chain: Arc<EvmLedger>,
-    stale: Mutex<HashMap<B256, Channel>>,
-}
-
-#[async_trait]
-impl PaymentLedger for Provider {
-    fn account(&self) -> Address {
-        self.chain.account()
-    }
-
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        PaymentLedger::trust_root(&*self.chain).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        PaymentLedger::now(&*self.chain).await
-    }
-
-    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        self.chain.balance(owner).await
-    }
-
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.escrow(quote).await
-    }
-
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        self.chain.settle(settlement).await
-    }
-
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.refund(quote).await
-    }
-
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
-    }
-
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.chain.events(from_block).await
-    }
-}
-
-#[async_trait]
-impl ChainView for Provider {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        ChainView::trust_root(&*self.chain).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        ChainView::now(&*self.chain).await
-    }
-
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        ChainView::escrow_state(&*self.chain, client, request_id).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        self.chain.has_stake(account).await
-    }
-
-    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
-        self.chain.subnet_owner(subnet).await
-    }
-
-    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
-        self.chain.charged_root(channel, settled_before).await
-    }
-
-    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        let stale = self.stale.lock().unwrap().get(&id).copied();
-        if stale.is_some() { Ok(stale) } else { self.chain.channel(id).await }
-    }
-}
-
-#[async_trait]
-impl BatchSettler for Provider {
-    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        self.chain.settle_batch(batch).await
-    }
-}
 
 struct Scene {
     network: InProcess,
@@ -127,7 +37,7 @@ impl Scene {
     async fn new() -> Self {
         let network = InProcess::new(&[Behaviour::Honest; 5]).await;
         let (gateway, compute) = (key(), key());
-        let provider = Arc::new(Provider { chain: network.chain.ledger(gateway.clone()), stale: Mutex::default() });
+        let provider = Arc::new(Provider::new(network.chain.ledger(gateway.clone()), 0));
         Self { network, gateway, compute, provider, files: tempfile::tempdir().unwrap() }
     }
 

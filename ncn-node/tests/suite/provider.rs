@@ -1,0 +1,109 @@
+//! A chain's provider that is behind, or that refuses.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use ncn_client::evm::EvmLedger;
+use ncn_core::{
+    Address, Amount, B256, BatchSettler, ChainView, Channel, EscrowState, LedgerError, PaymentLedger, Quote, RequestId, Settlement,
+    TrustRoot, UnixTime, channel::CertifiedBatch, ledger::LedgerEvents,
+};
+
+/// A chain as a provider shows it that is behind for some channels, or refuses some settlements.
+pub(crate) struct Provider {
+    pub(crate) chain: Arc<EvmLedger>,
+    pub(crate) stale: Mutex<HashMap<B256, Channel>>,
+    /// How many settlements of batches are refused from now on.
+    pub(crate) refusals: AtomicUsize,
+}
+
+impl Provider {
+    pub(crate) fn new(chain: Arc<EvmLedger>, refusals: usize) -> Self {
+        Self { chain, stale: Mutex::default(), refusals: refusals.into() }
+    }
+}
+
+#[async_trait]
+impl PaymentLedger for Provider {
+    fn account(&self) -> Address {
+        self.chain.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        PaymentLedger::trust_root(&*self.chain).await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        PaymentLedger::now(&*self.chain).await
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        self.chain.balance(owner).await
+    }
+
+    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.chain.escrow(quote).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+        self.chain.settle(settlement).await
+    }
+
+    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        self.chain.refund(quote).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
+    }
+
+    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+        self.chain.events(from_block).await
+    }
+}
+
+#[async_trait]
+impl ChainView for Provider {
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        ChainView::trust_root(&*self.chain).await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        ChainView::now(&*self.chain).await
+    }
+
+    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+        ChainView::escrow_state(&*self.chain, client, request_id).await
+    }
+
+    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
+        self.chain.has_stake(account).await
+    }
+
+    async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
+        self.chain.subnet_owner(subnet).await
+    }
+
+    async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
+        self.chain.charged_root(channel, settled_before).await
+    }
+
+    async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
+        let stale = self.stale.lock().unwrap().get(&id).copied();
+        if stale.is_some() { Ok(stale) } else { self.chain.channel(id).await }
+    }
+}
+
+#[async_trait]
+impl BatchSettler for Provider {
+    async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
+        let refuse = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if refuse.is_ok() { Err(LedgerError::Reverted("for the test".into())) } else { self.chain.settle_batch(batch).await }
+    }
+}
