@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ncn_core::{
-    DataType, Executor, Manifest, Model, PaymentLedger, Registry, Sandbox, Tensor, Transport, Validator, Values,
+    Address, ChainView as _, DataType, Executor, Manifest, Model, PaymentLedger, Registry, Sandbox, Tensor, Transport, Validator,
+    Values,
     conformance::{self, ExecutorFixture},
     executor::ModelPackage,
     memory::EchoExecutor,
+    message::subnet_id,
 };
 
 use crate::scene::Scene;
@@ -34,6 +36,16 @@ pub(crate) fn echo_fixture() -> ExecutorFixture {
 async fn the_memory_ledger() {
     let rules = conformance::ledger(&Scene::new()).await.unwrap();
     assert!(rules.len() > 30, "{rules:?}");
+}
+
+#[tokio::test]
+async fn a_subnet_on_the_memory_chain_is_its_creators() {
+    let chain = Scene::new().chain;
+    let owner = chain.ledger(Address::repeat_byte(1));
+    owner.create_subnet("digits");
+    let known = async |id| chain.ledger(Address::ZERO).subnet_owner(id).await.unwrap();
+    assert_eq!(known(subnet_id(owner.account(), "digits")).await, Some(owner.account()));
+    assert_eq!(known(subnet_id(owner.account(), "letters")).await, None);
 }
 
 #[tokio::test]
