@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ncn_client::core::{B256, ChannelTerms, Transport as _, Value};
-use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
+use ncn_client::{ChannelPayer, Client, ClientChannel, grpc::GrpcTransport, unix_now};
 use ncn_node::devnet::{self, LocalNetwork};
 
 #[tokio::main]
@@ -23,8 +23,8 @@ async fn main() -> Result<()> {
 
     // From here on the client needs no chain: it signs vouchers.
     let channel = Arc::new(ClientChannel::new(terms, deposit, expiry));
-    let ledger = RelayedLedger::with_channel(transport.clone(), info.trust_root, signer.clone(), channel.clone());
-    let client = Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer).max_price(deposit).build()?;
+    let payer = ChannelPayer::new(transport.clone(), info.trust_root, signer.clone(), channel.clone());
+    let client = Client::builder().transport(transport).payer(Arc::new(payer)).signer(signer).max_price(deposit).build()?;
     for digit in 1..=3 {
         let image = Value::png(std::fs::read(format!("examples/data/{digit}.png"))?);
         let answer = client.infer("digits", [("image", image)]).await?;

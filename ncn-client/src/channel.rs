@@ -186,6 +186,11 @@ impl ClientChannel {
         self.lock().held.contains_key(&request_id)
     }
 
+    /// The voucher of a request whose amount is reserved.
+    pub fn held(&self, request_id: RequestId) -> Option<ChannelPayment> {
+        self.lock().held.get(&request_id).copied()
+    }
+
     /// The channel has been topped up, or extended.
     pub fn funded(&self, deposit: Amount, expiry: UnixTime) -> Result<(), LedgerError> {
         self.change(|state| {

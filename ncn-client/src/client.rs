@@ -13,9 +13,9 @@ use std::{
 pub use builder::{ClientBuilder, Options};
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, B256, Certificate, DynSigner, EscrowState, InferenceRequest, LedgerError, Message as _, ModelInfo,
-    PaymentConfirmation, PaymentLedger, PaymentProof, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission, TaskAccess,
-    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
+    AccessPurpose, B256, Certificate, DynSigner, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer,
+    PaymentConfirmation, PaymentProof, PaymentRef, PaymentStatus, Quote, Receipt, RequestId, Signed, Step, StepReport, Submission,
+    TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 use parts::Parts;
@@ -41,7 +41,7 @@ const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<dyn Transport>,
-    ledger: Arc<dyn PaymentLedger>,
+    payer: Arc<dyn Payer>,
     signer: DynSigner,
     options: Options,
 }
@@ -153,7 +153,7 @@ impl Client {
     async fn trust_root(&self) -> Result<TrustRoot, ClientError> {
         match &self.options.trust {
             Some(trust) => Ok(trust.clone()),
-            None => Ok(self.ledger.trust_root().await?),
+            None => Ok(self.payer.trust_root().await?),
         }
     }
 }
@@ -212,12 +212,12 @@ impl Quoted {
     ///
     /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
     pub async fn pay(self) -> Result<Paid, ClientError> {
-        let (ledger, quote) = (self.client.ledger.clone(), self.quote.clone());
+        let (payer, quote) = (self.client.payer.clone(), self.quote.clone());
         let paid = self.try_to_pay().await;
         if let Err(error) = &paid
             && !error.is_paid()
         {
-            ledger.conclude(&quote, false).await;
+            payer.release(&quote, false).await;
         }
         paid
     }
@@ -226,19 +226,17 @@ impl Quoted {
         let started = Instant::now();
         let mut backoff = Backoff::new();
         let mut uncertain = false;
-        let transaction = loop {
-            let error = match within(self.client.ledger.escrow(&self.quote)).await {
-                Ok(transaction) => break transaction,
+        let by = loop {
+            let error = match within(self.client.payer.pay(&self.quote)).await {
+                Ok(by) => break by,
                 Err(error) => error,
             };
             uncertain |= error.is_retryable();
             // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
-            match self.escrow_state().await {
-                Ok(EscrowState::Escrowed { quote, transaction }) if quote == self.quote.struct_hash() => break transaction,
-                Ok(EscrowState::Completed { transaction, .. }) => break transaction,
-                Ok(EscrowState::Refunded { transaction }) => {
-                    return Err(ClientError::Refunded { transaction, reason: error.to_string() });
-                }
+            match self.payment().await {
+                Ok(PaymentStatus::Held { quote, by }) if quote == self.quote.struct_hash() => break by,
+                Ok(PaymentStatus::Earned { by } | PaymentStatus::PaidOut { by, .. }) => break by,
+                Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason: error.to_string() }),
                 // No try can have been taken, and this one is refused for good. What a gateway has seen and refused, it may still use.
                 Ok(_) | Err(LedgerError::Unproven(_)) if !uncertain => {
                     return Err(match error {
@@ -257,17 +255,23 @@ impl Quoted {
             backoff.pause().await;
         };
         let paying = started.elapsed();
+        self.hint(&by).await;
+        Ok(Paid { quoted: self, paying })
+    }
+
+    /// Tells the gateway which transaction pays. What it has redeemed itself it knows, and the chain it follows by itself: a lost hint
+    /// costs a moment, not the request.
+    async fn hint(&self, by: &PaymentRef) {
+        let Some(transaction) = by.transaction() else { return };
         let confirmation = PaymentConfirmation { request_id: self.quote.request_id, proof: PaymentProof::Transaction(transaction) };
-        // The gateway follows the chain by itself: a lost hint costs a moment, not the request.
         let hint = tokio::time::timeout(HINT_TIMEOUT, self.client.transport.confirm_payment(confirmation)).await;
         if !matches!(hint, Ok(Ok(()))) {
             tracing::warn!(request = %self.quote.request_id, ?hint, "the gateway did not take the payment's hint");
         }
-        Ok(Paid { quoted: self, paying })
     }
 
-    async fn escrow_state(&self) -> Result<EscrowState, LedgerError> {
-        within(self.client.ledger.escrow_state(self.quote.client, self.quote.request_id)).await
+    async fn payment(&self) -> Result<PaymentStatus, LedgerError> {
+        within(self.client.payer.status(&self.quote)).await
     }
 }
 
@@ -312,7 +316,7 @@ impl Paid {
         let served = ended.is_ok() || matches!(ended, Err(ClientError::PartsRejected { .. }));
         // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
         if served || ended.as_ref().is_err_and(|error| !error.is_paid()) {
-            self.quoted.client.ledger.conclude(self.quote(), served).await;
+            self.quoted.client.payer.release(self.quote(), served).await;
         }
         ended
     }
@@ -403,7 +407,7 @@ impl Paid {
         let give_up = Instant::now() + DELIVERY_PATIENCE;
         let mut backoff = Backoff::new();
         loop {
-            match within(self.quoted.client.ledger.check_payment(receipt)).await {
+            match within(self.quoted.client.payer.check(receipt)).await {
                 Err(error) if error.is_retryable() && Instant::now() < give_up => backoff.pause().await,
                 checked => return checked,
             }
@@ -418,18 +422,22 @@ impl Paid {
         parts: &mut Parts,
         on_event: &mut (impl FnMut(StreamEvent) + Send),
     ) -> Result<Answer, ClientError> {
-        let (ledger, quote) = (&self.quoted.client.ledger, self.quote());
+        let (payer, quote) = (&self.quoted.client.payer, self.quote());
         let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
         let mut paid_out = false;
         let mut backoff = Backoff::new();
         loop {
             // The chain's clock is what the contract goes by. Where no block comes, its newest one's time stands still: past expiry by
             // this clock, a refund is tried, and makes the block that it needs.
-            let expired = within(ledger.now()).await.is_ok_and(|now| now > quote.expiry);
+            let expired = within(payer.now()).await.is_ok_and(|now| now > quote.expiry);
             let overdue = expired || unix_now() > quote.expiry;
-            let problem = match self.quoted.escrow_state().await {
-                Ok(EscrowState::Refunded { transaction }) => return Err(ClientError::Refunded { transaction, reason }),
-                Ok(EscrowState::Completed { .. }) => {
+            let status = match self.quoted.payment().await {
+                Ok(PaymentStatus::Held { .. }) if overdue => within(payer.reclaim(quote)).await,
+                status => status,
+            };
+            let problem = match status {
+                Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason }),
+                Ok(PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. }) => {
                     // The gateway owes the answer, and is asked for it for a while.
                     if !paid_out {
                         (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
@@ -445,13 +453,10 @@ impl Paid {
                         Err(error) => error.to_string(),
                     }
                 }
-                Ok(EscrowState::None) if expired => return Err(ClientError::Refused(reason)),
-                Ok(EscrowState::None) => "the chain shows no payment".to_owned(),
-                Ok(EscrowState::Escrowed { .. }) if !overdue => format!("the escrow can be refunded after {}", quote.expiry),
-                Ok(EscrowState::Escrowed { .. }) => match within(ledger.refund(quote)).await {
-                    Ok(transaction) => return Err(ClientError::Refunded { transaction, reason }),
-                    Err(error) => error.to_string(),
-                },
+                Ok(PaymentStatus::Unpaid) if expired => return Err(ClientError::Refused(reason)),
+                Ok(PaymentStatus::Unpaid) => "the chain shows no payment".to_owned(),
+                Ok(PaymentStatus::Held { .. }) if overdue => "the payment is still held".to_owned(),
+                Ok(PaymentStatus::Held { .. }) => format!("the escrow can be refunded after {}", quote.expiry),
                 Err(LedgerError::Unproven(says)) => return Err(ClientError::Unproven(format!("{reason}; {says}"))),
                 Err(error) => error.to_string(),
             };

@@ -1,7 +1,7 @@
 //! What can go wrong for a dApp.
 
 use crate::Answer;
-use ncn_core::{Amount, B256, InputError, LedgerError, SignatureError, TransportError};
+use ncn_core::{Amount, InputError, LedgerError, PaymentRef, SignatureError, TransportError};
 
 /// Why there is no answer. Each says whether money has moved: see [`ClientError::is_paid`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,10 +61,10 @@ pub enum ClientError {
     #[error("the request was not served, nothing was paid: {0}")]
     Refused(String),
     /// The network failed after the payment; the client has its money back.
-    #[error("the request failed and the payment was refunded (transaction {transaction}): {reason}")]
+    #[error("the request failed and the payment was refunded by {by}: {reason}")]
     Refunded {
         /// The refund.
-        transaction: B256,
+        by: PaymentRef,
         /// Why it came to that.
         reason: String,
     },

@@ -4,18 +4,18 @@
 //! and the validators' approval, pays, follows the work, and verifies the receipt before it hands the output over.
 //!
 //! ```no_run
-//! # async fn run(ledger: std::sync::Arc<dyn ncn_client::core::PaymentLedger>, key: ncn_client::core::DynSigner)
+//! # async fn run(payer: std::sync::Arc<dyn ncn_client::core::Payer>, key: ncn_client::core::DynSigner)
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! use ncn_client::{Client, core::{Amount, Value}};
 //!
-//! let client = Client::builder().gateway("http://127.0.0.1:50051").ledger(ledger).signer(key);
+//! let client = Client::builder().gateway("http://127.0.0.1:50051").payer(payer).signer(key);
 //! let client = client.max_price(Amount::TOKEN).build()?; // no request costs more
 //! let answer = client.infer("digits", [("image", Value::png(std::fs::read("7.png")?))]).await?;
 //! println!("{:?}, paid {}", answer.output.text("label"), answer.receipt.payments.total);
 //! # Ok(()) }
 //! ```
 //!
-//! [`grpc`] has the clients of gateways, registries and validators, [`evm`] the ledger on an EVM chain, [`wire`] and [`proto`]
+//! [`grpc`] has the clients of gateways, registries and validators, [`evm`] the ledger and payer on an EVM chain, [`wire`] and [`proto`]
 //! what travels between them.
 
 mod backoff;
@@ -27,8 +27,8 @@ pub mod evm;
 pub mod grpc;
 mod http;
 pub mod keystore;
+mod payer;
 pub mod proto;
-mod relay;
 mod time;
 pub mod wire;
 
@@ -38,5 +38,5 @@ pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted, St
 pub use error::ClientError;
 pub use http::http;
 pub use ncn_core as core;
-pub use relay::RelayedLedger;
+pub use payer::{ChannelPayer, RelayedPayer};
 pub use time::unix_now;

@@ -75,6 +75,11 @@ pub struct VoucherError {
 }
 
 impl VoucherError {
+    /// A voucher at a gateway that takes none.
+    pub fn not_taken() -> Self {
+        Self::new("channel", "this gateway takes no vouchers: pay into escrow")
+    }
+
     /// A voucher whose `field` is no good.
     pub fn new(field: &str, problem: impl Into<String>) -> Self {
         Self { field: field.into(), problem: problem.into() }

@@ -5,7 +5,7 @@
 
 mod escapes;
 mod executor;
-mod ledger;
+mod money;
 mod registry;
 mod sandbox;
 mod transport;
@@ -16,14 +16,14 @@ use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
 pub use escapes::{EscapeFixture, Escapes, escapes};
 pub use executor::{ExecutorFixture, executor};
-pub use ledger::{LedgerFixture, ledger};
+pub use money::{LedgerFixture, PayerFixture, chain, ledger, payer};
 pub use registry::{RegistryFixture, registry};
 pub use sandbox::{SandboxFixture, sandbox};
 pub use transport::{TransportFixture, transport};
 
 use crate::{
-    Amount, Approval, Certificate, Completion, Confinement, DynSigner, InferenceRequest, InferenceResult, Message as _, Quote,
-    Signed, Split, TrustRoot, UnixTime, Usage,
+    Amount, Approval, Certificate, Confinement, DynSigner, InferenceRequest, InferenceResult, Message, Quote, RequestId, Signed,
+    Split, TrustRoot, UnixTime, Usage,
 };
 
 /// A rule of a port's contract that an implementation breaks.
@@ -131,11 +131,17 @@ async fn signed<T: crate::crypto::Authored>(message: T, trust: &TrustRoot, key: 
     Signed::sign(message, &trust.domain, &**key).await.expect("a local key signs its own message")
 }
 
-/// The approvals of the first `count` of the quote's committee whose keys are at hand.
+/// The approvals of a message by the first `count` of the request's committee whose keys are at hand.
 #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
-async fn certificate(completion: &Completion, trust: &TrustRoot, validators: &[DynSigner], count: usize) -> Certificate {
-    let digest = completion.digest(&trust.domain);
-    let committee = trust.committee(&completion.request_id);
+async fn certificate(
+    message: &impl Message,
+    request_id: &RequestId,
+    trust: &TrustRoot,
+    validators: &[DynSigner],
+    count: usize,
+) -> Certificate {
+    let digest = message.digest(&trust.domain);
+    let committee = trust.committee(request_id);
     let judges = validators.iter().filter(|validator| committee.contains(&validator.address())).take(count);
     let mut approvals = Vec::new();
     for judge in judges {

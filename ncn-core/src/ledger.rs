@@ -1,4 +1,6 @@
-//! The port for money.
+//! The ports for money, by who calls them.
+
+use std::fmt;
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
@@ -6,51 +8,113 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, Certificate, Channel, ChannelPayment, ChannelTerms, Completion, InferenceResult, Quote, Receipt,
-    RequestId, Signature, Signed, TrustRoot, UnixTime,
+    Amount, Authorisation, Certificate, Channel, ChannelClose, ChannelPayment, ChannelTerms, Completion, DynSigner,
+    InferenceResult, Message as _, Quote, Receipt, RequestId, Signature, Signed, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
-/// Where a request's payment is. `transaction` is the one that brought it there; out of a channel, it is the voucher's digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EscrowState {
+/// What stands for one step of a payment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaymentRef {
+    /// A transaction of the chain, by its hash.
+    Transaction(B256),
+    /// A voucher, whose amount its channel is charged with in a batch.
+    Voucher(Box<ChannelPayment>),
+    /// A signed transfer that the gateway brings to the chain, by the struct hash of the quote that it pays. The client that signed it does
+    /// not see which transaction that is.
+    Transfer(B256),
+}
+
+impl PaymentRef {
+    /// The transaction, when it is one.
+    pub const fn transaction(&self) -> Option<B256> {
+        match self {
+            Self::Transaction(hash) => Some(*hash),
+            Self::Voucher(_) | Self::Transfer(_) => None,
+        }
+    }
+
+    /// The voucher, when it is one.
+    pub fn voucher(&self) -> Option<ChannelPayment> {
+        match self {
+            Self::Voucher(payment) => Some(**payment),
+            Self::Transaction(_) | Self::Transfer(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for PaymentRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transaction(hash) => write!(f, "{hash}"),
+            Self::Voucher(payment) => {
+                write!(f, "the voucher of request {} on channel {}", payment.voucher.request_id, payment.voucher.channel)
+            }
+            Self::Transfer(quote) => write!(f, "the signed transfer for quote {quote}"),
+        }
+    }
+}
+
+/// Where a request's payment is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PaymentStatus {
     /// Never paid.
-    None,
-    /// Paid, and waiting.
-    Escrowed {
+    Unpaid,
+    /// Paid, and waiting for the result: in escrow, or reserved in a channel.
+    Held {
         /// Struct hash of the quote that was paid.
         quote: B256,
         /// The client's payment.
-        transaction: B256,
+        by: PaymentRef,
+    },
+    /// The gateway's by right, and not known to be paid out: a voucher that was captured and is not settled yet.
+    Earned {
+        /// The client's payment.
+        by: PaymentRef,
     },
     /// Paid out. Final.
-    Completed {
-        /// The settlement.
-        transaction: B256,
+    PaidOut {
+        /// The settlement, or the voucher that was charged.
+        by: PaymentRef,
         /// Who was paid for computing; none out of a channel, where the gateway alone settles.
         compute: Option<Address>,
     },
     /// Given back. Final.
     Refunded {
-        /// The refund.
-        transaction: B256,
+        /// The refund, or the voucher that will not be charged.
+        by: PaymentRef,
     },
 }
 
-impl EscrowState {
-    /// The transaction that escrowed the quote with this struct hash, while its total is held.
-    pub fn payment_of(&self, hash: B256) -> Option<B256> {
+impl PaymentStatus {
+    /// What pays the quote with this struct hash, while its total is held.
+    pub fn payment_of(&self, hash: B256) -> Option<&PaymentRef> {
         match self {
-            Self::Escrowed { quote, transaction } if *quote == hash => Some(*transaction),
+            Self::Held { quote, by } if *quote == hash => Some(by),
             _ => None,
         }
     }
 
-    /// The settlement that paid for this node's result. One that paid another node is another completion's.
-    pub fn settled_for(&self, node: Address) -> Option<B256> {
+    /// What paid, or is to pay, for this node's result. A settlement that paid another node is another completion's.
+    pub fn settled_for(&self, node: Address) -> Option<&PaymentRef> {
         match self {
-            Self::Completed { transaction, compute } if compute.is_none_or(|paid| paid == node) => Some(*transaction),
+            Self::Earned { by } => Some(by),
+            Self::PaidOut { by, compute } if compute.is_none_or(|paid| paid == node) => Some(by),
             _ => None,
+        }
+    }
+}
+
+impl fmt::Display for PaymentStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unpaid => write!(f, "not paid"),
+            Self::Held { by: PaymentRef::Transaction(hash), .. } => write!(f, "escrowed by {hash}"),
+            Self::Held { by, .. } => write!(f, "held by {by}"),
+            Self::Earned { by } => write!(f, "earned by {by}"),
+            Self::PaidOut { by, .. } => write!(f, "paid out by {by}"),
+            Self::Refunded { by } => write!(f, "given back by {by}"),
         }
     }
 }
@@ -73,21 +137,21 @@ impl Settlement {
     }
 }
 
-/// A change of a request's payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LedgerEvent {
+/// A change of a request's escrow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PaymentChange {
     /// Whose request.
     pub client: Address,
     /// Which request.
     pub request_id: RequestId,
-    /// Where it is now.
-    pub state: EscrowState,
+    /// Where the payment is now.
+    pub status: PaymentStatus,
     /// The block that did it.
     pub block: u64,
 }
 
 /// Changes, in the chain's order. Does not end by itself.
-pub type LedgerEvents = BoxStream<'static, Result<LedgerEvent, LedgerError>>;
+pub type PaymentChanges = BoxStream<'static, Result<PaymentChange, LedgerError>>;
 
 /// Why money did not move.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -164,9 +228,6 @@ pub enum LedgerError {
         /// Why, and what to do.
         problem: String,
     },
-    /// This ledger cannot do that.
-    #[error("this ledger does not {0}")]
-    Unsupported(&'static str),
     /// The contract refused for a reason that has no name here.
     #[error("the contract reverted: {0}")]
     Reverted(String),
@@ -191,14 +252,14 @@ impl LedgerError {
     }
 }
 
-/// Money, as one account sees it.
+/// Money, as a gateway's account sees it.
 ///
 /// # For the implementer
-/// - Every call that moves money is idempotent: when the request is already where the call would bring it, it returns the
-///   transaction that did it and moves nothing. An escrow counts only when it is of the same quote.
-/// - A call returns once the chain has it for good, by the implementation's rule of confirmation.
-/// - A request's payment goes None, Escrowed, then Completed or Refunded, once and for ever. Completing is possible up to and
-///   including the quote's expiry, refunding after it; only the quote's gateway may give back earlier.
+/// - Every call that moves money is idempotent: when the request is already where the call would bring it, it returns what did it and
+///   moves nothing. A payment counts only when it is of the same quote.
+/// - A call returns once the chain has it for good, by the implementation's rule of confirmation, or a voucher's change survives a crash.
+/// - A request's payment goes Unpaid, Held, then (Earned and) `PaidOut` or Refunded, once and for ever. Completing an escrow is possible
+///   up to and including the quote's expiry, refunding it after that; only the quote's gateway may give back earlier.
 /// - Payouts follow [`crate::PaymentTree::new`] to the unit.
 #[async_trait]
 pub trait PaymentLedger: Send + Sync {
@@ -208,57 +269,70 @@ pub trait PaymentLedger: Send + Sync {
     /// The network's domain, validators, quorum and treasury, as the chain has them now.
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
 
-    /// The chain's time.
-    async fn now(&self) -> Result<UnixTime, LedgerError>;
-
     /// An account's tokens.
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError>;
 
-    /// Moves the quote's total from this account, which is the quote's client, into escrow. Returns the transaction.
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError>;
-
-    /// Pays an escrow out. Returns the transaction.
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError>;
-
-    /// Gives an escrow back to its client: for the quote's gateway at any time, for anyone after expiry. Returns the transaction.
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError>;
+    /// Takes what a client signed to pay this quote: brings a transfer to the chain, or reserves a voucher's amount in its channel.
+    /// Returns what [`PaymentStatus::Held`] then names. The same authorisation again is as good as once.
+    ///
+    /// # Errors
+    /// [`LedgerError::Voucher`] when the voucher does not pay the quote, or the ledger takes none.
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError>;
 
     /// Where a request's payment is.
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError>;
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError>;
 
-    /// Every change from this block on: those that have been, then those to come. When the chain takes blocks back, the changes of
-    /// those that replace them are told again, from a block before them.
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError>;
+    /// Pays an escrow out, or captures a voucher. Returns what [`PaymentStatus::settled_for`] then names.
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError>;
 
-    /// Takes what a client signed to pay this quote: brings a transfer to the chain, or holds a voucher's amount in its channel.
-    /// Returns what [`EscrowState`] then names. The same authorisation again is as good as once.
-    async fn accept(&self, _quote: &Quote, _authorisation: &Authorisation) -> Result<B256, LedgerError> {
-        Err(LedgerError::Unsupported("take authorisations: pay into escrow"))
-    }
+    /// Gives a payment back to its client. For an escrow, the quote's gateway can at any time, and anyone after its expiry. Returns what
+    /// [`PaymentStatus::Refunded`] then names.
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError>;
 
-    /// The voucher that pays a request, when one does.
-    async fn voucher(&self, _request_id: RequestId) -> Result<Option<ChannelPayment>, LedgerError> {
-        Ok(None)
-    }
+    /// Every change of an escrow from this block on: those that have been, then those to come. When the chain takes blocks back, the
+    /// changes of those that replace them are told again, from a block before them.
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError>;
 
-    /// As a gateway: settles what it has earned out of a channel, takes no more vouchers of it, and gives its signature over the
-    /// [`crate::ChannelClose`] with what was settled.
-    async fn agree_to_close(&self, _terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
-        Err(LedgerError::Unsupported("keep vouchers"))
-    }
+    /// As a channel's gateway: settles what it has earned out of the channel, takes no more vouchers of it, and gives its signature over
+    /// the [`crate::ChannelClose`] with what was settled.
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError>;
+}
 
-    /// Whether a verified receipt's payment is the one that this account has made, as far as the ledger knows: a receipt's signatures do
+/// Money, as a client pays it.
+///
+/// # For the implementer
+/// - `pay` is idempotent: a quote that is paid is not paid again. A caller that is cancelled may have paid.
+/// - What only the gateway says, and neither the chain nor a receipt proves, is a [`LedgerError::Unproven`].
+#[async_trait]
+pub trait Payer: Send + Sync {
+    /// Who pays.
+    fn account(&self) -> Address;
+
+    /// The network's domain, validators, quorum and treasury: as the chain has them now, or as the payer was told to trust them.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+
+    /// The time that decides about a quote's expiry.
+    async fn now(&self) -> Result<UnixTime, LedgerError>;
+
+    /// Pays the quote, of which this account is the client. Returns what [`PaymentStatus::Held`] then names.
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError>;
+
+    /// Where the payment of a request is that this account has quoted.
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError>;
+
+    /// Past the quote's expiry: takes the payment back as far as this payer can, and says where it is then.
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError>;
+
+    /// Whether a verified receipt's payment is the one that this account has made, as far as the payer knows: a receipt's signatures do
     /// not say which transactions a chain holds, nor which of two ways its client meant to pay by.
     ///
     /// # Errors
     /// [`LedgerError::NotAllowed`] when it is not; a retryable error while that is to be seen.
-    async fn check_payment(&self, _receipt: &Receipt) -> Result<(), LedgerError> {
-        Ok(())
-    }
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError>;
 
-    /// The request is over, as its client has it proven: `paid` says whether it was served, with a receipt. A ledger releases what it
-    /// reserved for the request, as far as that proof goes.
-    async fn conclude(&self, _quote: &Quote, _paid: bool) {}
+    /// The request is over, as its client has it proven: `served` says whether by a receipt. The payer releases what it reserved for the
+    /// request, as far as that proof goes.
+    async fn release(&self, quote: &Quote, served: bool);
 }
 
 /// What the chain shows to those who neither pay nor are paid by this SDK's gateway: compute nodes, validators and registry nodes, who take
@@ -272,7 +346,7 @@ pub trait ChainView: Send + Sync {
     async fn now(&self) -> Result<UnixTime, LedgerError>;
 
     /// Where a request's escrow is.
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError>;
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError>;
 
     /// What the chain holds of a channel; nothing when it was never opened.
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError>;
@@ -297,11 +371,41 @@ pub trait BatchSettler: ChainView {
 /// Conveniences on every [`PaymentLedger`].
 #[async_trait]
 pub trait PaymentLedgerExt: PaymentLedger {
-    /// The transaction that escrowed exactly this quote, or what stands in its place.
-    async fn payment_of(&self, quote: &Quote) -> Result<Option<B256>, LedgerError> {
-        use crate::Message as _;
-        Ok(self.escrow_state(quote.client, quote.request_id).await?.payment_of(quote.struct_hash()))
+    /// What pays exactly this quote, while that is held.
+    async fn payment_of(&self, quote: &Quote) -> Result<Option<PaymentRef>, LedgerError> {
+        Ok(self.status(quote.client, quote.request_id).await?.payment_of(quote.struct_hash()).cloned())
     }
 }
 
 impl<L: PaymentLedger + ?Sized> PaymentLedgerExt for L {}
+
+/// What the chain has of a channel that this gateway may close.
+///
+/// # Errors
+/// [`LedgerError::NotAllowed`] when the channel is another gateway's; [`LedgerError::Channel`] when it was never opened, or is closed.
+pub async fn closable(chain: &(impl ChainView + ?Sized), terms: &ChannelTerms, gateway: Address) -> Result<Channel, LedgerError> {
+    let refuse = |problem: &str| Err(LedgerError::Channel { channel: terms.id(), problem: problem.into() });
+    if terms.gateway != gateway {
+        return Err(LedgerError::NotAllowed("gateway: the channel is with another one".into()));
+    }
+    match chain.channel(terms.id()).await? {
+        None => refuse("was never opened"),
+        Some(channel) if !channel.open => refuse("is closed already"),
+        Some(channel) => Ok(channel),
+    }
+}
+
+/// The signature of a gateway that charges a channel no more than the chain has charged it.
+///
+/// # Errors
+/// As [`closable`]; and when the chain does not answer, or the key does not sign.
+pub async fn sign_close(
+    chain: &(impl ChainView + ?Sized),
+    terms: &ChannelTerms,
+    gateway: &DynSigner,
+) -> Result<(Amount, Signature), LedgerError> {
+    let Channel { settled, .. } = closable(chain, terms, gateway.address()).await?;
+    let close = ChannelClose { channel: terms.id(), settled };
+    let signature = Signature::sign(&close.digest(&chain.trust_root().await?.channel_domain()), &**gateway).await;
+    Ok((settled, signature.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?))
+}

@@ -5,7 +5,9 @@
 //! | --- | --- | --- |
 //! | [`Transport`] | a client's way to one gateway | the gateway itself, and every client of a wire |
 //! | [`Registry`] | who is on the network, and the validators' word | the registry node itself, its gRPC client, [`memory::MemoryRegistry`] |
-//! | [`PaymentLedger`] | money: escrow, settle, refund, read, follow | the EVM ledger over any backend, [`memory::MemoryLedger`] |
+//! | [`PaymentLedger`] | a gateway's money: redeem, settle, refund, follow | the EVM ledger over any backend, a channel processor around it, [`memory::MemoryLedger`] |
+//! | [`Payer`] | a client's money: pay, take back, check a receipt's payment | the EVM ledger, payers that sign and leave the rest to their gateway, [`memory::MemoryLedger`] |
+//! | [`ChainView`], [`BatchSettler`] | what the chain shows to everybody, and the settling of batches | the EVM ledger, [`memory::MemoryLedger`] |
 //! | [`Executor`] | run a model | ONNX in process, any executor in a worker process, [`memory::EchoExecutor`] |
 //! | [`Sandbox`] | start a process confined by a policy, and say how strongly | the node's sandboxes |
 //!
@@ -45,7 +47,10 @@ pub use channel::{Authorisation, Channel, ChannelPayment, ChannelTerms};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
-pub use ledger::{BatchSettler, ChainView, EscrowState, LedgerError, LedgerEvent, PaymentLedger, PaymentLedgerExt, Settlement};
+pub use ledger::{
+    BatchSettler, ChainView, LedgerError, Payer, PaymentChange, PaymentChanges, PaymentLedger, PaymentLedgerExt, PaymentRef,
+    PaymentStatus, Settlement,
+};
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,

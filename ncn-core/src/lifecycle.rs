@@ -25,10 +25,10 @@
 //! | Executing, Completing | Expired | Refunding |
 //! | Ended without payment | Paid | Refunding: late money goes back |
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, ChannelPayment, InferenceResult, Quote, Signed, TrustRoot, Values};
+use crate::{Certificate, InferenceResult, PaymentRef, Quote, Signed, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -96,13 +96,8 @@ pub enum Event {
     Approved(Certificate),
     /// Nobody took it, or the validators refused.
     Refused(String),
-    /// The chain holds the quote's total, or a channel the promise of it.
-    Paid {
-        /// What [`crate::EscrowState`] names: the transaction, or the voucher's digest.
-        transaction: B256,
-        /// The voucher, when it is one that pays.
-        voucher: Option<Box<ChannelPayment>>,
-    },
+    /// The chain holds the quote's total, or a channel the promise of it, by this.
+    Paid(PaymentRef),
     /// A compute node gave a result.
     Executed {
         /// What the client gets.
@@ -117,14 +112,14 @@ pub enum Event {
         /// Whether another node may serve.
         retryable: bool,
     },
-    /// The chain has paid everyone, by this transaction.
-    Settled(B256),
+    /// The chain has paid everyone by this transaction, or will by this voucher.
+    Settled(PaymentRef),
     /// The chain has paid for the result of this other node: M validators approved what this gateway did not ask for.
     PaidElsewhere(Address),
     /// The chain will not pay out any more: the escrow has expired, or it refuses the certificate for good.
     SettlementImpossible(String),
-    /// The chain has paid the client back, by this transaction.
-    Refunded(B256),
+    /// The chain has paid the client back by this transaction, or this voucher will not be charged.
+    Refunded(PaymentRef),
     /// The chain has taken the payment back with the blocks that held it, and it did not come again before the quote expired.
     PaymentLost,
     /// The client withdraws.
@@ -213,7 +208,7 @@ impl Lifecycle {
             (Reserving | Preprocessing | AwaitingPayment, Event::Expired) | (Settling | Refunding, Event::PaymentLost) => {
                 Ended(Expired)
             }
-            (AwaitingPayment, Event::Paid { .. }) => Executing,
+            (AwaitingPayment, Event::Paid(_)) => Executing,
             (Executing, Event::Executed { .. }) => Completing,
             (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
                 attempt += 1;
@@ -226,7 +221,7 @@ impl Lifecycle {
             (Settling | Refunding, Event::Settled(_) | Event::PaidElsewhere(_)) => Ended(Completed),
             (Settling | Refunding, Event::Refunded(_)) => Ended(Refunded),
             // The client paid when we had already let go: give it back at once rather than at expiry.
-            (Ended(outcome), Event::Paid { .. }) if outcome.is_unpaid() => Refunding,
+            (Ended(outcome), Event::Paid(_)) if outcome.is_unpaid() => Refunding,
             (state, _) => return Err(Unexpected { state }),
         };
         let next = Self { state, attempt };

@@ -6,7 +6,7 @@ use alloy_primitives::Address;
 
 use crate::{
     BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
-    Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
+    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
     channel::{BatchEntry, VoucherError},
     compute::MAX_UNITS,
 };
@@ -70,7 +70,7 @@ pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<(),
 }
 
 /// Judges a result once [`authorization`] has passed: the compute node's signature, and that every digest is the order's. An escrow is
-/// the chain's to confirm: the caller compares [`crate::EscrowState`], or for a voucher asks [`voucher`].
+/// the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
 pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
     let CompletionRequest { request: order, quote, result, voucher, .. } = request;
     let order = &order.message;
@@ -148,6 +148,23 @@ pub fn voucher(payment: &ChannelPayment, channel: Option<&Channel>, quote: &Quot
     ];
     match checks.into_iter().find(|(good, ..)| !good) {
         Some((_, field, problem)) => Err(VoucherError::new(field, problem)),
+        None => Ok(()),
+    }
+}
+
+/// Checks of a quote what the contract does when it is paid into escrow, so that nothing is signed or charged for one that cannot be.
+pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
+    let left = quote.expiry.checked_sub(now).filter(|left| *left > 0);
+    let checks = [
+        (!quote.total.is_zero(), "total", "is zero"),
+        (quote.gateway != Address::ZERO, "gateway", "must not be zero"),
+        (quote.compute != Address::ZERO, "compute", "must not be zero"),
+        (quote.split.is_valid(), "split", "is more than the whole"),
+        (left.is_some(), "expiry", "has passed: ask for another quote"),
+        (left.is_none_or(|left| left <= MAX_ESCROW_SECONDS), "expiry", "is more than a week away"),
+    ];
+    match checks.into_iter().find(|(good, ..)| !good) {
+        Some((_, field, problem)) => Err(LedgerError::InvalidQuote { field: field.into(), problem: problem.into() }),
         None => Ok(()),
     }
 }

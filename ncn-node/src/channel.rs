@@ -20,9 +20,10 @@ use async_trait::async_trait;
 use book::{Book, Closing, Hold, Limits, Stage};
 use ncn_client::Backoff;
 use ncn_core::{
-    Address, Amount, Attestors, Authorisation, B256, BatchSettler, ChannelClose, ChannelPayment, ChannelTerms, DynSigner,
-    EscrowState, LedgerError, Message as _, PaymentLedger, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
-    channel::BatchEntry, ledger::LedgerEvents,
+    Address, Amount, Attestors, Authorisation, BatchSettler, ChannelPayment, ChannelTerms, DynSigner, LedgerError, PaymentChanges,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustRoot,
+    channel::BatchEntry,
+    ledger::{closable, sign_close},
 };
 use records::Change;
 pub(crate) use records::{decode, encode};
@@ -157,10 +158,6 @@ impl ChannelLedger {
     fn hold(&self, request_id: RequestId) -> Option<Hold> {
         self.0.book().hold(request_id).copied()
     }
-
-    async fn reference(&self, payment: &ChannelPayment) -> Result<B256, LedgerError> {
-        Ok(payment.reference(&self.0.chain.trust_root().await?))
-    }
 }
 
 impl Inner {
@@ -192,19 +189,51 @@ impl PaymentLedger for ChannelLedger {
         self.0.chain.trust_root().await
     }
 
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        self.0.chain.now().await
-    }
-
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
         self.0.ledger.balance(owner).await
     }
 
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.0.ledger.escrow(quote).await
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
+        let payment = match authorisation {
+            Authorisation::Voucher(payment) => payment,
+            Authorisation::Transfer(_) => return self.0.ledger.redeem(quote, authorisation).await,
+        };
+        if payment.terms.gateway != self.account() {
+            return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
+        }
+        payment.matches(quote)?;
+        // The signature of a voucher that is held has been checked.
+        if self.hold(quote.request_id).is_none_or(|hold| hold.payment != *payment) {
+            payment.verify(quote, &self.0.chain.trust_root().await?)?;
+        }
+        self.learn(payment, quote).await?;
+        let options = &self.0.options;
+        let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
+        let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
+        self.0
+            .change(|book| {
+                let (account, hold) = book.reserve(payment, quote, &limits)?;
+                Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
+            })
+            .await?;
+        Ok(by(payment))
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
+            return self.0.ledger.status(client, request_id).await;
+        };
+        let by = by(&hold.payment);
+        Ok(match hold.stage {
+            Stage::Reserved => PaymentStatus::Held { quote: hold.payment.voucher.quote, by },
+            // What can never be charged was earned all the same: its client has the answer.
+            Stage::Earned(_) | Stage::Lost => PaymentStatus::Earned { by },
+            Stage::Settled => PaymentStatus::PaidOut { by, compute: None },
+            Stage::Released => PaymentStatus::Refunded { by },
+        })
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
         let Settlement { quote, result, certificate } = settlement;
         let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.settle(settlement).await };
         hold.payment.matches(quote)?;
@@ -221,74 +250,24 @@ impl PaymentLedger for ChannelLedger {
             })
             .await?;
         self.0.changed.notify_one();
-        self.reference(&hold.payment).await
+        Ok(by(&hold.payment))
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.refund(quote).await };
         let request = quote.request_id;
         let release = |book: &mut Book| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
         self.0.change(release).await?;
-        self.reference(&hold.payment).await
+        Ok(by(&hold.payment))
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
-            return self.0.ledger.escrow_state(client, request_id).await;
-        };
-        let transaction = self.reference(&hold.payment).await?;
-        Ok(match hold.stage {
-            Stage::Reserved => EscrowState::Escrowed { quote: hold.payment.voucher.quote, transaction },
-            Stage::Earned(_) | Stage::Settled | Stage::Lost => EscrowState::Completed { transaction, compute: None },
-            Stage::Released => EscrowState::Refunded { transaction },
-        })
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
+        self.0.ledger.changes(from_block).await
     }
 
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.0.ledger.events(from_block).await
-    }
-
-    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
-        let payment = match authorisation {
-            Authorisation::Voucher(payment) => payment,
-            Authorisation::Transfer(_) => return self.0.ledger.accept(quote, authorisation).await,
-        };
-        let trust = self.0.chain.trust_root().await?;
-        if payment.terms.gateway != self.account() {
-            return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
-        }
-        // The signature of a voucher that is held has been checked.
-        if self.hold(quote.request_id).is_none_or(|hold| hold.payment != *payment) {
-            payment.verify(quote, &trust)?;
-        }
-        self.learn(payment, quote).await?;
-        let options = &self.0.options;
-        let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
-        let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
-        self.0
-            .change(|book| {
-                let (account, hold) = book.reserve(payment, quote, &limits)?;
-                Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
-            })
-            .await?;
-        Ok(payment.reference(&trust))
-    }
-
-    async fn voucher(&self, request_id: RequestId) -> Result<Option<ChannelPayment>, LedgerError> {
-        Ok(self.hold(request_id).map(|hold| hold.payment))
-    }
-
-    async fn agree_to_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
         let (inner, channel) = (&self.0, terms.id());
-        if terms.gateway != self.account() {
-            return Err(LedgerError::NotAllowed("gateway: the channel is with another one".into()));
-        }
-        let trust = inner.chain.trust_root().await?;
-        let refuse = |problem: &str| LedgerError::Channel { channel, problem: problem.into() };
-        let Some(known) = inner.chain.channel(channel).await? else { return Err(refuse("was never opened")) };
-        if !known.open {
-            return Err(refuse("is closed already"));
-        }
+        closable(&*inner.chain, terms, self.account()).await?;
         let keep = |closing: Closing| Change { closing: Some((channel, closing)), ..Change::default() };
         inner
             .change(|book| {
@@ -315,14 +294,16 @@ impl PaymentLedger for ChannelLedger {
             })
             .await?;
         // What the chain has been charged, now that all is settled.
-        let settled = inner.chain.channel(channel).await?.map(|known| known.settled).unwrap_or_default();
+        let (settled, signature) = sign_close(&*inner.chain, terms, &inner.signer).await?;
         let owed = inner.book().account(channel).map(|account| account.settled).unwrap_or_default();
         if settled < owed {
             let problem = format!("channel {channel}: the chain was charged {settled} of {owed}: a settlement is presented again");
             return Err(LedgerError::Busy(format!("{problem}; close it once that is done")));
         }
-        let close = ChannelClose { channel, settled };
-        let signature = Signature::sign(&close.digest(&trust.channel_domain()), &*inner.signer).await;
-        Ok((settled, signature.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?))
+        Ok((settled, signature))
     }
+}
+
+fn by(payment: &ChannelPayment) -> PaymentRef {
+    PaymentRef::Voucher(Box::new(*payment))
 }

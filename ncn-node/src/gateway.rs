@@ -21,9 +21,10 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, EscrowState, Event, Message as _, Model,
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, Registry, RegistryError, RequestId, Signature,
-    Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates, validation,
+    AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, PaymentStatus, Registry, RegistryError, RequestId,
+    Signature, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates,
+    validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -118,7 +119,7 @@ pub enum GatewayError {
     Registry(#[from] RegistryError),
     /// The chain does not answer.
     #[error("chain: {0}")]
-    Ledger(#[from] ncn_core::LedgerError),
+    Ledger(#[from] LedgerError),
     /// The gateway's key cannot be used.
     #[error("key: {0}")]
     Signer(#[from] ncn_core::SignatureError),
@@ -328,18 +329,25 @@ async fn keep_subnet(gateway: &Gateway) {
 async fn follow_chain(gateway: &Gateway) {
     let mut from_block = 0;
     loop {
-        if let Ok(mut events) = gateway.ledger.events(from_block).await {
-            while let Some(Ok(event)) = events.next().await {
-                from_block = event.block;
-                if let EscrowState::Escrowed { .. } = event.state
-                    && let Ok(task) = gateway.task(event.request_id)
-                {
-                    task.hint();
-                }
-            }
+        if let Err(error) = follow_changes(gateway, &mut from_block).await {
+            tracing::warn!(%error, from_block, "the chain's changes cannot be followed; trying again");
         }
         tokio::time::sleep(CHAIN_PAUSE).await;
     }
+}
+
+async fn follow_changes(gateway: &Gateway, from_block: &mut u64) -> Result<(), LedgerError> {
+    let mut changes = gateway.ledger.changes(*from_block).await?;
+    while let Some(change) = changes.next().await {
+        let change = change?;
+        *from_block = change.block;
+        if let PaymentStatus::Held { .. } = change.status
+            && let Ok(task) = gateway.task(change.request_id)
+        {
+            task.hint();
+        }
+    }
+    Ok(())
 }
 
 #[async_trait]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_core::{B256, ChainView, Channel, ChannelPayment, EscrowState, LedgerError, Message as _, Quote, validation};
+use ncn_core::{B256, ChainView, Channel, ChannelPayment, LedgerError, Message as _, PaymentStatus, Quote, validation};
 
 /// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
 const CHANNEL_AGE: Duration = Duration::from_secs(5);
@@ -44,10 +44,10 @@ impl Payments {
         if let Some(payment) = voucher {
             return self.promised(quote, payment).await.map_err(unknown);
         }
-        match self.ledger.escrow_state(quote.client, quote.request_id).await.map_err(unknown)? {
-            EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
-            EscrowState::None => Err(Unpaid::NotYet("the chain does not hold this quote's payment".into())),
-            other => Err(Unpaid::Refused(format!("the chain does not hold this quote's payment ({other:?})"))),
+        match self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)? {
+            PaymentStatus::Held { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
+            PaymentStatus::Unpaid => Err(Unpaid::NotYet("the chain does not hold this quote's payment".into())),
+            other => Err(Unpaid::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
         }
     }
 

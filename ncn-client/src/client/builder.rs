@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use ncn_core::{Amount, DynSigner, PaymentLedger, Transport, TrustRoot};
+use ncn_core::{Amount, DynSigner, Payer, Transport, TrustRoot};
 
 use super::Client;
 use crate::{ClientError, grpc::GrpcTransport};
@@ -10,7 +10,7 @@ use crate::{ClientError, grpc::GrpcTransport};
 pub struct Options {
     /// How long to wait for an answer, and so how long a payment can be held.
     pub patience: Duration,
-    /// The network to trust; by default the one that the ledger's chain has.
+    /// The network to trust; by default the payer's.
     pub trust: Option<TrustRoot>,
     /// The most that a request may cost whose order states no limit. None by default: then [`Client::infer`] refuses to pay a price that
     /// nobody has seen.
@@ -35,12 +35,12 @@ impl Default for Options {
     }
 }
 
-/// Sets a [`Client`] up: a gateway or transport, a ledger and a key are needed.
+/// Sets a [`Client`] up: a gateway or transport, a payer and a key are needed.
 #[derive(Clone, Default)]
 pub struct ClientBuilder {
     gateway: Option<String>,
     transport: Option<Arc<dyn Transport>>,
-    ledger: Option<Arc<dyn PaymentLedger>>,
+    payer: Option<Arc<dyn Payer>>,
     signer: Option<DynSigner>,
     options: Options,
 }
@@ -60,14 +60,14 @@ impl ClientBuilder {
         self
     }
 
-    /// The money, as the client's account sees it.
+    /// How requests are paid.
     #[must_use]
-    pub fn ledger(mut self, ledger: Arc<dyn PaymentLedger>) -> Self {
-        self.ledger = Some(ledger);
+    pub fn payer(mut self, payer: Arc<dyn Payer>) -> Self {
+        self.payer = Some(payer);
         self
     }
 
-    /// The client's key; its account is the ledger's.
+    /// The client's key; its account is the payer's.
     #[must_use]
     pub fn signer(mut self, signer: DynSigner) -> Self {
         self.signer = Some(signer);
@@ -88,7 +88,7 @@ impl ClientBuilder {
         self
     }
 
-    /// The network to trust, instead of the one that the ledger's chain has.
+    /// The network to trust, instead of the payer's.
     #[must_use]
     pub fn trust(mut self, trust: TrustRoot) -> Self {
         self.options.trust = Some(trust);
@@ -111,12 +111,12 @@ impl ClientBuilder {
             (None, None) => return Err(missing("gateway", "is missing: give a URL or a transport")),
             (Some(_), Some(_)) => return Err(missing("gateway", "is given twice: give a URL or a transport, not both")),
         };
-        let ledger = self.ledger.ok_or_else(|| missing("ledger", "is missing: give the ledger that pays"))?;
+        let payer = self.payer.ok_or_else(|| missing("payer", "is missing: say how requests are paid"))?;
         let signer = self.signer.ok_or_else(|| missing("signer", "is missing: give the client's key"))?;
-        if signer.address() != ledger.account() {
-            let problem = format!("{} is not the ledger's account {}", signer.address(), ledger.account());
+        if signer.address() != payer.account() {
+            let problem = format!("{} is not the payer's account {}", signer.address(), payer.account());
             return Err(missing("signer", &problem));
         }
-        Ok(Client { transport, ledger, signer, options: self.options })
+        Ok(Client { transport, payer, signer, options: self.options })
     }
 }

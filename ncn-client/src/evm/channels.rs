@@ -3,7 +3,7 @@
 use alloy_primitives::{B256, U256};
 use alloy_sol_types::SolEvent as _;
 use ncn_core::{
-    Amount, ChainView, Channel, ChannelTerms, LedgerError, PaymentLedger as _, Signature, UnixTime,
+    Amount, Channel, ChannelTerms, LedgerError, Signature, UnixTime,
     channel::{CertifiedBatch, transfer_digest},
 };
 
@@ -60,7 +60,7 @@ impl EvmLedger {
             }
         } else {
             // One transaction instead of two, and no allowance that another payment could spend.
-            let trust = ChainView::trust_root(self).await?;
+            let trust = self.trust_root().await?;
             let nonce = terms.funding_nonce(before, amount, expiry);
             let digest = transfer_digest(&trust, terms.client, contract, amount, expiry, nonce);
             let (v, r, s) = parts(&self.sign(&digest).await?);

@@ -5,10 +5,11 @@ use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
-    Amount, Authorisation, BatchSettler, ChainView, Channel, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _,
-    PaymentLedger, Quote, Receipt, RequestId, Settlement, Signature, TrustRoot, UnixTime,
-    channel::{CertifiedBatch, escrow_digest},
-    ledger::LedgerEvents,
+    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, DynSigner, LedgerError, Message as _, Payer,
+    PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, Quote, Receipt, RequestId, Settlement, Signature,
+    TrustRoot, UnixTime,
+    channel::{CertifiedBatch, VoucherError, escrow_digest},
+    ledger::sign_close,
     receipt::Payment,
 };
 
@@ -68,91 +69,58 @@ impl EvmLedger {
         self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
     }
 
-    /// The state that an event brought a request to, when it is the one that the contract states.
-    async fn stated(
-        &self,
-        client: Address,
-        request_id: RequestId,
-        is: impl Fn(&EscrowState) -> bool + Send + Sync,
-    ) -> Result<EscrowState, LedgerError> {
-        let found = |entry: &LogEntry| event(entry).is_some_and(|event| event.client == client && is(&event.state));
-        let log = self.network.newest_log(self.network.deployment.payment, request_id, found).await?;
-        event(&log).map(|event| event.state).ok_or_else(|| LedgerError::Unreachable("the log has changed".into()))
-    }
-
-    /// Does what `call` says, unless `done` finds in the request's state that it has been done already.
-    async fn once<C: SolCall>(
-        &self,
-        quote: &Quote,
-        done: impl Fn(&EscrowState) -> Option<B256>,
-        call: C,
-    ) -> Result<B256, LedgerError> {
-        if let Some(transaction) = done(&ChainView::escrow_state(self, quote.client, quote.request_id).await?) {
-            return Ok(transaction);
-        }
-        self.attempt(quote, done, call).await
-    }
-
-    /// Does what `call` says; when that is refused because `done` finds it done in the meantime, that is as good.
-    async fn attempt<C: SolCall>(
-        &self,
-        quote: &Quote,
-        done: impl Fn(&EscrowState) -> Option<B256>,
-        call: C,
-    ) -> Result<B256, LedgerError> {
-        match self.transact(self.network.deployment.payment, call).await {
-            Ok(sent) => Ok(sent.hash),
-            Err(error) => {
-                done(&ChainView::escrow_state(self, quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error))
-            }
-        }
-    }
-}
-
-/// The payment event that a log is.
-fn event(entry: &LogEntry) -> Option<LedgerEvent> {
-    let transaction = entry.transaction;
-    let (client, request_id, state) = match InferencePaymentEvents::decode_log(&entry.log).ok()?.data {
-        InferencePaymentEvents::RequestInitiated(event) => {
-            (event.client, event.requestId, EscrowState::Escrowed { quote: event.quote, transaction })
-        }
-        InferencePaymentEvents::PaymentDistributed(event) => {
-            (event.client, event.requestId, EscrowState::Completed { transaction, compute: Some(event.compute) })
-        }
-        InferencePaymentEvents::RequestRefunded(event) => (event.client, event.requestId, EscrowState::Refunded { transaction }),
-        _ => return None,
-    };
-    Some(LedgerEvent { client, request_id, state, block: entry.block })
-}
-
-#[async_trait]
-impl PaymentLedger for EvmLedger {
-    fn account(&self) -> Address {
+    /// Whose transactions are sent.
+    pub fn account(&self) -> Address {
         self.sender.address()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        ChainView::trust_root(self).await
+    /// The network's domain, validators, quorum and treasury, as the chain has them now.
+    pub async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.network.trust_root().await
     }
 
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        ChainView::now(self).await
+    /// The chain's time.
+    pub async fn now(&self) -> Result<UnixTime, LedgerError> {
+        Ok(self.network.backend.head().await?.timestamp)
     }
 
-    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+    /// An account's tokens.
+    pub async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
         self.network.ask(self.network.token, NCNToken::balanceOfCall { account: owner }).await.map(amount)
     }
 
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
+    /// Where a request's escrow is.
+    pub async fn payment(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        let ask = InferencePayment::requestStateCall { client, requestId: request_id };
+        let commitment = self.network.ask(self.network.deployment.payment, ask).await?;
+        // The contract's three markers; anything else is the hash of the escrowed quote.
+        if commitment == B256::ZERO {
+            Ok(PaymentStatus::Unpaid)
+        } else if commitment == B256::with_last_byte(1) {
+            self.stated(client, request_id, |status| matches!(status, PaymentStatus::PaidOut { .. })).await
+        } else if commitment == B256::with_last_byte(2) {
+            self.stated(client, request_id, |status| matches!(status, PaymentStatus::Refunded { .. })).await
+        } else {
+            let held = |status: &PaymentStatus| status.payment_of(commitment).is_some();
+            self.stated(client, request_id, held).await
+        }
+    }
+
+    /// Moves the quote's total from this account, which is the quote's client, into escrow. Returns the transaction, the same one each
+    /// time.
+    ///
+    /// # Errors
+    /// [`LedgerError::InsufficientFunds`]; [`LedgerError::WrongState`] when another quote of the request was paid, or this one has ended.
+    pub async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
         let hash = quote.struct_hash();
-        let done = |state: &EscrowState| state.payment_of(hash);
+        let done = |status: &PaymentStatus| status.payment_of(hash).and_then(PaymentRef::transaction);
         // What the contract would refuse for good is refused before an allowance is given.
-        let state = ChainView::escrow_state(self, quote.client, quote.request_id).await?;
-        if let Some(transaction) = done(&state) {
+        let status = self.payment(quote.client, quote.request_id).await?;
+        if let Some(transaction) = done(&status) {
             return Ok(transaction);
         }
-        if state != EscrowState::None {
-            return Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{state:?}") });
+        if status != PaymentStatus::Unpaid {
+            return Err(LedgerError::WrongState { request_id: quote.request_id, actual: status.to_string() });
         }
         let (owner, needed) = (self.account(), quote.total);
         let balance = self.balance(owner).await?;
@@ -164,40 +132,15 @@ impl PaymentLedger for EvmLedger {
             let initiate = InferencePayment::initiateInferenceRequestCall { quote: contracts::quote(quote) };
             return self.attempt(quote, done, initiate).await;
         }
-        let signature = self.sign(&escrow_digest(&ChainView::trust_root(self).await?, quote)).await?;
+        let signature = self.sign(&escrow_digest(&self.trust_root().await?, quote)).await?;
         self.attempt(quote, done, initiate(quote, &signature)).await
     }
 
-    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
-        let Authorisation::Transfer(signature) = authorisation else {
-            return Err(LedgerError::Unsupported("keep vouchers: pay into escrow"));
-        };
-        // Checked here, where a refusal has a name and costs no question.
-        let digest = escrow_digest(&ChainView::trust_root(self).await?, quote);
-        let signed = signature.verify(&digest, quote.client);
-        signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
-        let hash = quote.struct_hash();
-        let done = |state: &EscrowState| state.payment_of(hash);
-        self.once(quote, done, initiate(quote, signature)).await
-    }
-
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        let Settlement { quote, certificate, .. } = settlement;
-        let completion = settlement.completion();
-        let complete = InferencePayment::completeInferenceRequestCall {
-            quote: contracts::quote(quote),
-            result: completion.result,
-            compute: completion.compute,
-            approvals: certificate.packed().into(),
-        };
-        // A completion of another node's result is not this one: nobody here was paid by it.
-        let done = |state: &EscrowState| state.settled_for(completion.compute);
-        self.once(quote, done, complete).await
-    }
-
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        let done = |state: &EscrowState| match state {
-            EscrowState::Refunded { transaction } => Some(*transaction),
+    /// Gives an escrow back to its client: for the quote's gateway at any time, for anyone after its expiry. Returns the transaction, the
+    /// same one each time.
+    pub async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+        let done = |status: &PaymentStatus| match status {
+            PaymentStatus::Refunded { by } => by.transaction(),
             _ => None,
         };
         let contract_quote = contracts::quote(quote);
@@ -208,40 +151,109 @@ impl PaymentLedger for EvmLedger {
         }
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        ChainView::escrow_state(self, client, request_id).await
+    /// The status that an event brought a request to, when it is the one that the contract states.
+    async fn stated(
+        &self,
+        client: Address,
+        request_id: RequestId,
+        is: impl Fn(&PaymentStatus) -> bool + Send + Sync,
+    ) -> Result<PaymentStatus, LedgerError> {
+        let found = |entry: &LogEntry| change(entry).is_some_and(|change| change.client == client && is(&change.status));
+        let log = self.network.newest_log(self.network.deployment.payment, request_id, found).await?;
+        change(&log).map(|change| change.status).ok_or_else(|| LedgerError::Unreachable("the log has changed".into()))
     }
 
-    async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
-        let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
-        let Payment::Escrow { transaction, settlement } = receipt.payment else {
-            return refuse("is a channel's, and the chain is to hold an escrow".into());
+    /// Does what `call` says, unless `done` finds in the payment's status that it has been done already.
+    async fn once<C: SolCall>(
+        &self,
+        quote: &Quote,
+        done: impl Fn(&PaymentStatus) -> Option<B256>,
+        call: C,
+    ) -> Result<B256, LedgerError> {
+        if let Some(transaction) = done(&self.payment(quote.client, quote.request_id).await?) {
+            return Ok(transaction);
+        }
+        self.attempt(quote, done, call).await
+    }
+
+    /// Does what `call` says; when that is refused because `done` finds it done in the meantime, that is as good.
+    async fn attempt<C: SolCall>(
+        &self,
+        quote: &Quote,
+        done: impl Fn(&PaymentStatus) -> Option<B256>,
+        call: C,
+    ) -> Result<B256, LedgerError> {
+        match self.transact(self.network.deployment.payment, call).await {
+            Ok(sent) => Ok(sent.hash),
+            Err(error) => done(&self.payment(quote.client, quote.request_id).await?).ok_or_else(|| LedgerError::from(error)),
+        }
+    }
+}
+
+/// The change of a payment that a log tells.
+fn change(entry: &LogEntry) -> Option<PaymentChange> {
+    let by = PaymentRef::Transaction(entry.transaction);
+    let (client, request_id, status) = match InferencePaymentEvents::decode_log(&entry.log).ok()?.data {
+        InferencePaymentEvents::RequestInitiated(event) => {
+            (event.client, event.requestId, PaymentStatus::Held { quote: event.quote, by })
+        }
+        InferencePaymentEvents::PaymentDistributed(event) => {
+            (event.client, event.requestId, PaymentStatus::PaidOut { by, compute: Some(event.compute) })
+        }
+        InferencePaymentEvents::RequestRefunded(event) => (event.client, event.requestId, PaymentStatus::Refunded { by }),
+        _ => return None,
+    };
+    Some(PaymentChange { client, request_id, status, block: entry.block })
+}
+
+#[async_trait]
+impl PaymentLedger for EvmLedger {
+    fn account(&self) -> Address {
+        self.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.trust_root().await
+    }
+
+    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
+        self.balance(owner).await
+    }
+
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
+        let Authorisation::Transfer(signature) = authorisation else { return Err(VoucherError::not_taken().into()) };
+        // Checked here, where a refusal has a name and costs no question.
+        let digest = escrow_digest(&self.trust_root().await?, quote);
+        let signed = signature.verify(&digest, quote.client);
+        signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
+        let hash = quote.struct_hash();
+        let done = |status: &PaymentStatus| status.payment_of(hash).and_then(PaymentRef::transaction);
+        self.once(quote, done, initiate(quote, signature)).await.map(PaymentRef::Transaction)
+    }
+
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        self.payment(client, request_id).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
+        let Settlement { quote, certificate, .. } = settlement;
+        let completion = settlement.completion();
+        let complete = InferencePayment::completeInferenceRequestCall {
+            quote: contracts::quote(quote),
+            result: completion.result,
+            compute: completion.compute,
+            approvals: certificate.packed().into(),
         };
-        let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        match ChainView::escrow_state(self, client, request_id).await? {
-            EscrowState::Completed { transaction: paid, .. } if paid != settlement => {
-                return refuse(format!("was paid out by {paid}, not by {settlement}"));
-            }
-            state @ EscrowState::Completed { .. } if state.settled_for(receipt.compute()).is_none() => {
-                return refuse("was paid out for another compute node's result".into());
-            }
-            EscrowState::Completed { .. } => {}
-            EscrowState::Refunded { transaction } => return refuse(format!("was given back by {transaction}")),
-            // The gateway's node may be ahead of this one.
-            state @ (EscrowState::None | EscrowState::Escrowed { .. }) => {
-                return Err(LedgerError::Unreachable(format!(
-                    "the chain does not show the settlement {settlement} yet, but {state:?}"
-                )));
-            }
-        }
-        let quote = receipt.quote.struct_hash();
-        match self.stated(client, request_id, |state| state.payment_of(quote).is_some()).await?.payment_of(quote) {
-            Some(paid) if paid == transaction => Ok(()),
-            paid => refuse(format!("was escrowed by {}, not by {transaction}", paid.unwrap_or_default())),
-        }
+        // A completion of another node's result is not this one: nobody here was paid by it.
+        let done = |status: &PaymentStatus| status.settled_for(completion.compute).and_then(PaymentRef::transaction);
+        self.once(quote, done, complete).await.map(PaymentRef::Transaction)
     }
 
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        self.refund(quote).await.map(PaymentRef::Transaction)
+    }
+
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
         let (backend, address) = (self.network.backend.clone(), self.network.deployment.payment);
         // Where to go on, and the last block that was read with its hash: another hash there means that blocks were taken back.
         let start = (from_block, None::<(u64, B256)>);
@@ -263,39 +275,90 @@ impl PaymentLedger for EvmLedger {
                 let hash = backend.block_hash(head.number).await?;
                 let filter = LogFilter { address, from_block: next, to_block: Some(head.number), ..LogFilter::default() };
                 let logs = backend.logs(filter).await?;
-                let events: Vec<_> = logs.iter().filter_map(event).map(Ok).collect();
+                let changes: Vec<_> = logs.iter().filter_map(change).map(Ok).collect();
                 let read = (head.number, hash.unwrap_or_default());
-                Ok::<_, LedgerError>(Some((stream::iter(events), (read.0.saturating_add(1), Some(read)))))
+                Ok::<_, LedgerError>(Some((stream::iter(changes), (read.0.saturating_add(1), Some(read)))))
             }
         });
         Ok(batches.try_flatten().boxed())
     }
+
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        sign_close(self, terms, self.sender.signer()).await
+    }
+}
+
+#[async_trait]
+impl Payer for EvmLedger {
+    fn account(&self) -> Address {
+        self.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.now().await
+    }
+
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        self.escrow(quote).await.map(PaymentRef::Transaction)
+    }
+
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        self.payment(quote.client, quote.request_id).await
+    }
+
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        let by = PaymentRef::Transaction(self.refund(quote).await?);
+        Ok(PaymentStatus::Refunded { by })
+    }
+
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
+        let Payment::Escrow { transaction, settlement } = receipt.payment else {
+            return refuse("is a channel's, and the chain is to hold an escrow".into());
+        };
+        let (client, request_id) = (receipt.quote.client, receipt.request_id());
+        let status = self.payment(client, request_id).await?;
+        match &status {
+            PaymentStatus::PaidOut { by, .. } if *by != PaymentRef::Transaction(settlement) => {
+                return refuse(format!("was paid out by {by}, not by {settlement}"));
+            }
+            PaymentStatus::PaidOut { .. } if status.settled_for(receipt.compute()).is_none() => {
+                return refuse("was paid out for another compute node's result".into());
+            }
+            PaymentStatus::PaidOut { .. } => {}
+            PaymentStatus::Refunded { by } => return refuse(format!("was given back by {by}")),
+            // The gateway's node may be ahead of this one.
+            PaymentStatus::Unpaid | PaymentStatus::Held { .. } | PaymentStatus::Earned { .. } => {
+                return Err(LedgerError::Unreachable(format!("the chain does not show the settlement {settlement} yet: {status}")));
+            }
+        }
+        let quote = receipt.quote.struct_hash();
+        let held = self.stated(client, request_id, |status| status.payment_of(quote).is_some()).await?;
+        match held.payment_of(quote).and_then(PaymentRef::transaction) {
+            Some(paid) if paid == transaction => Ok(()),
+            paid => refuse(format!("was escrowed by {}, not by {transaction}", paid.unwrap_or_default())),
+        }
+    }
+
+    async fn release(&self, _: &Quote, _: bool) {}
 }
 
 #[async_trait]
 impl ChainView for EvmLedger {
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.network.trust_root().await
+        self.trust_root().await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.network.backend.head().await?.timestamp)
+        self.now().await
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        let ask = InferencePayment::requestStateCall { client, requestId: request_id };
-        let commitment = self.network.ask(self.network.deployment.payment, ask).await?;
-        // The contract's three markers; anything else is the hash of the escrowed quote.
-        if commitment == B256::ZERO {
-            Ok(EscrowState::None)
-        } else if commitment == B256::with_last_byte(1) {
-            self.stated(client, request_id, |state| matches!(state, EscrowState::Completed { .. })).await
-        } else if commitment == B256::with_last_byte(2) {
-            self.stated(client, request_id, |state| matches!(state, EscrowState::Refunded { .. })).await
-        } else {
-            let escrowed = |state: &EscrowState| state.payment_of(commitment).is_some();
-            self.stated(client, request_id, escrowed).await
-        }
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        self.payment(client, request_id).await
     }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::join_all};
 
 use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
-    AccessPurpose, Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, PaymentConfirmation, PaymentLedger,
-    PaymentProof, Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError,
-    TransportExt as _, TrustRoot, UnixTime, Values,
+    AccessPurpose, Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, Payer, PaymentConfirmation, PaymentProof,
+    Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot,
+    UnixTime, Values,
 };
 
 /// What the suite for [`Transport`] needs: a network around the transport.
@@ -17,8 +17,11 @@ pub trait TransportFixture: Send + Sync {
     /// The transport under test.
     fn transport(&self) -> Arc<dyn Transport>;
 
-    /// A funded client's account.
-    async fn account(&self, signer: DynSigner) -> Arc<dyn PaymentLedger>;
+    /// A funded client, as it pays on the chain.
+    async fn payer(&self, signer: DynSigner) -> Arc<dyn Payer>;
+
+    /// An account's tokens.
+    async fn balance(&self, owner: Address) -> Amount;
 
     /// The network that it serves.
     async fn trust_root(&self) -> TrustRoot;
@@ -42,7 +45,7 @@ struct Scene<'a> {
     trust: TrustRoot,
     info: ModelInfo,
     client: DynSigner,
-    account: Arc<dyn PaymentLedger>,
+    payer: Arc<dyn Payer>,
 }
 
 impl Scene<'_> {
@@ -78,8 +81,8 @@ pub async fn transport(fixture: &dyn TransportFixture) -> Verdict {
         return Err(Violation { rule: "models are listed", what: format!("`{}` is not", fixture.model()) });
     };
     let client = key();
-    let account = fixture.account(client.clone()).await;
-    let scene = Scene { trust: fixture.trust_root().await, fixture, transport, info, client, account };
+    let payer = fixture.payer(client.clone()).await;
+    let scene = Scene { trust: fixture.trust_root().await, fixture, transport, info, client, payer };
     refuses(&mut rules, &scene).await?;
     let quoted = submits(&mut rules, &scene).await?;
     guards(&mut rules, &scene, &quoted).await?;
@@ -90,7 +93,7 @@ pub async fn transport(fixture: &dyn TransportFixture) -> Verdict {
 
 async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     let transport = &scene.transport;
-    let before = scene.account.balance(scene.client.address()).await;
+    let before = scene.fixture.balance(scene.client.address()).await;
     let mut bad = scene.submission(scene.order(&scene.fixture.bad_inputs())).await;
     bad.inputs = scene.fixture.bad_inputs();
     let refused = transport.submit(bad).await;
@@ -128,7 +131,7 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     let confirmed =
         transport.confirm_payment(PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction([1; 32].into()) }).await;
     rules.check("an unknown request cannot be paid", confirmed == Err(TransportError::UnknownTask(id)), confirmed)?;
-    let after = scene.account.balance(scene.client.address()).await;
+    let after = scene.fixture.balance(scene.client.address()).await;
     rules.check("refusals cost nothing", before == after, after)
 }
 
@@ -196,9 +199,12 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
         return Err(Violation { rule: "its quote is approved", what: "there is none".into() });
     };
     let access = scene.access(id, &scene.client, AccessPurpose::Follow).await;
-    let before = scene.account.balance(scene.client.address()).await.unwrap_or_default();
+    let before = scene.fixture.balance(scene.client.address()).await;
     let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
-    let transaction = rules.ok("a client escrows", scene.account.escrow(quote).await)?;
+    let paid = rules.ok("a client escrows", scene.payer.pay(quote).await)?;
+    let Some(transaction) = paid.transaction() else {
+        return rules.check("a client on a chain pays by a transaction", false, paid);
+    };
     let confirmation = PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction(transaction) };
     rules.ok("a payment is confirmed", transport.confirm_payment(confirmation).await)?;
     rules.ok("confirming again changes nothing", transport.confirm_payment(confirmation).await)?;
@@ -233,7 +239,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     )?;
     let status = rules.ok("a finished request is remembered", transport.status(id).await)?;
     rules.check("it has completed", status.outcome() == Some(Outcome::Completed), status.state)?;
-    let after = scene.account.balance(scene.client.address()).await.unwrap_or_default();
+    let after = scene.fixture.balance(scene.client.address()).await;
     rules.check("the client paid the quote's total, once", before.checked_sub(after) == Some(quote.total), (before, after))
 }
 

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Amount, Domain, Split};
+use crate::{Amount, B256, Domain, Split};
+
+const PAYMENT: PaymentRef = PaymentRef::Transaction(B256::ZERO);
 
 /// The events without the data that the machine does not look at.
 fn events() -> impl Strategy<Value = Event> {
@@ -10,13 +12,13 @@ fn events() -> impl Strategy<Value = Event> {
         reserved(),
         Event::Approved(Certificate::default()),
         Event::Refused(String::new()),
-        Event::Paid { transaction: B256::ZERO, voucher: None },
+        Event::Paid(PAYMENT),
         failed(true),
         failed(false),
-        Event::Settled(B256::ZERO),
+        Event::Settled(PAYMENT),
         Event::PaidElsewhere(Address::ZERO),
         Event::SettlementImpossible(String::new()),
-        Event::Refunded(B256::ZERO),
+        Event::Refunded(PAYMENT),
         Event::Cancelled,
         Event::Expired,
         executed(),
@@ -70,7 +72,7 @@ struct Chain {
 fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
     let refused = || Event::Refused("no".into());
     let from_chain = |chain: &Chain| {
-        if chain.settled > 0 { Event::Settled(B256::ZERO) } else { Event::Refunded(B256::ZERO) }
+        if chain.settled > 0 { Event::Settled(PAYMENT) } else { Event::Refunded(PAYMENT) }
     };
     match (effect, luck % 4) {
         (Effect::Reserve | Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
@@ -79,7 +81,7 @@ fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {
             chain.escrowed = true;
-            Event::Paid { transaction: B256::ZERO, voucher: None }
+            Event::Paid(PAYMENT)
         }
         (Effect::Dispatch { .. }, 0) => Event::ExecutionFailed { reason: String::new(), retryable: true },
         (Effect::Dispatch { .. }, 1) => Event::ExecutionFailed { reason: String::new(), retryable: false },
@@ -150,7 +152,7 @@ proptest! {
             executed |= matches!(event, Event::Executed { .. });
             prop_assert!(effect != Effect::Settle || executed);
             if let State::Ended(outcome) = before {
-                let late = matches!(event, Event::Paid { .. });
+                let late = matches!(event, Event::Paid(_));
                 prop_assert!(outcome.is_unpaid() && late && effect == Effect::Refund);
             }
             if matches!(next.state(), State::Ended(Outcome::Completed | Outcome::Refunded)) {

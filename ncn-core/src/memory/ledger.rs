@@ -10,12 +10,14 @@ use futures::{StreamExt as _, stream};
 
 use super::channels::Channels;
 use crate::{
-    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, EscrowState, LedgerError, LedgerEvent, Message as _,
-    PaymentLedger, PaymentTree, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
-    channel::{CertifiedBatch, escrow_digest},
-    ledger::LedgerEvents,
+    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, DynSigner, LedgerError, Message as _, Payer,
+    PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PaymentTree, Quote, Receipt, RequestId, Settlement,
+    Signature, TrustRoot, UnixTime,
+    channel::{CertifiedBatch, VoucherError, escrow_digest},
+    ledger::sign_close,
     message::subnet_id,
-    validation::MAX_ESCROW_SECONDS,
+    receipt::Payment,
+    validation,
 };
 
 /// The contracts' rules in a few lines of Rust: a chain of one transaction a block, shared by the ledgers that look at it.
@@ -31,11 +33,11 @@ pub(super) struct Ledger {
     /// How many transactions there were.
     blocks: u64,
     balances: HashMap<Address, Amount>,
-    escrows: HashMap<(Address, RequestId), EscrowState>,
+    escrows: HashMap<(Address, RequestId), PaymentStatus>,
     pub(super) channels: Channels,
     /// Their owners, by id.
     subnets: HashMap<B256, Address>,
-    events: Vec<LedgerEvent>,
+    changes: Vec<PaymentChange>,
     waiting: Vec<Waker>,
 }
 
@@ -50,7 +52,7 @@ impl MemoryChain {
             escrows: HashMap::new(),
             channels: Channels::default(),
             subnets: HashMap::new(),
-            events: Vec::new(),
+            changes: Vec::new(),
             waiting: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(ledger) })
@@ -67,9 +69,9 @@ impl MemoryChain {
         self.lock().now += seconds;
     }
 
-    /// The chain as `account` sees it.
-    pub fn ledger(self: &Arc<Self>, account: Address) -> MemoryLedger {
-        MemoryLedger { chain: self.clone(), account }
+    /// The chain as this account sees it.
+    pub fn ledger(self: &Arc<Self>, signer: DynSigner) -> MemoryLedger {
+        MemoryLedger { chain: self.clone(), signer }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
@@ -101,105 +103,85 @@ impl Ledger {
         (block, keccak256(block.to_be_bytes()))
     }
 
-    fn escrow_state(&self, quote: &Quote) -> EscrowState {
-        self.escrows.get(&(quote.client, quote.request_id)).copied().unwrap_or(EscrowState::None)
+    fn payment(&self, quote: &Quote) -> PaymentStatus {
+        self.escrows.get(&(quote.client, quote.request_id)).cloned().unwrap_or(PaymentStatus::Unpaid)
     }
 
     /// Moves a request on by a transaction of its own.
-    fn transact(&mut self, quote: &Quote, state: impl FnOnce(B256) -> EscrowState) -> B256 {
+    fn transact(&mut self, quote: &Quote, status: impl FnOnce(PaymentRef) -> PaymentStatus) -> PaymentRef {
         let (block, transaction) = self.mine();
-        let state = state(transaction);
-        self.escrows.insert((quote.client, quote.request_id), state);
-        self.events.push(LedgerEvent { client: quote.client, request_id: quote.request_id, state, block });
+        let by = PaymentRef::Transaction(transaction);
+        let status = status(by.clone());
+        self.escrows.insert((quote.client, quote.request_id), status.clone());
+        self.changes.push(PaymentChange { client: quote.client, request_id: quote.request_id, status, block });
         self.waiting.drain(..).for_each(Waker::wake);
-        transaction
+        by
     }
 
     /// Escrows a quote that its client agrees to.
-    fn escrow(&mut self, quote: &Quote) -> Result<B256, LedgerError> {
+    fn escrow(&mut self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         let hash = quote.struct_hash();
-        match self.escrow_state(quote) {
-            EscrowState::None => {}
-            EscrowState::Escrowed { quote, transaction } if quote == hash => return Ok(transaction),
-            other => return Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
+        match self.payment(quote) {
+            PaymentStatus::Unpaid => {}
+            PaymentStatus::Held { quote, by } if quote == hash => return Ok(by),
+            other => return Err(LedgerError::WrongState { request_id: quote.request_id, actual: other.to_string() }),
         }
-        let invalid = |field: &str, problem: &str| Err(LedgerError::InvalidQuote { field: field.into(), problem: problem.into() });
-        if quote.total.is_zero() {
-            return invalid("total", "is zero");
-        }
-        if quote.gateway == Address::ZERO || quote.compute == Address::ZERO {
-            return invalid("gateway, compute", "must not be zero");
-        }
-        if !quote.split.is_valid() {
-            return invalid("split", "is more than the whole");
-        }
-        if quote.expiry <= self.now || quote.expiry - self.now > MAX_ESCROW_SECONDS {
-            return invalid("expiry", "has to be in the future, and within a week");
-        }
+        validation::payable(quote, self.now)?;
         self.debit(quote.client, quote.total)?;
-        Ok(self.transact(quote, |transaction| EscrowState::Escrowed { quote: hash, transaction }))
+        Ok(self.transact(quote, |by| PaymentStatus::Held { quote: hash, by }))
     }
 
     /// The escrow of exactly this quote, or why there is none.
     fn escrowed(&self, quote: &Quote) -> Result<(), LedgerError> {
-        match self.escrow_state(quote) {
-            EscrowState::Escrowed { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
-            other => Err(LedgerError::WrongState { request_id: quote.request_id, actual: format!("{other:?}") }),
+        match self.payment(quote) {
+            PaymentStatus::Held { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
+            other => Err(LedgerError::WrongState { request_id: quote.request_id, actual: other.to_string() }),
         }
     }
 }
 
 /// A [`MemoryChain`], as one account sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MemoryLedger {
     chain: Arc<MemoryChain>,
-    account: Address,
+    signer: DynSigner,
 }
 
 #[async_trait]
 impl PaymentLedger for MemoryLedger {
     fn account(&self) -> Address {
-        self.account
+        self.account()
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        ChainView::trust_root(self).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        ChainView::now(self).await
+        Ok(self.trust_root())
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
         Ok(self.chain.lock().balance(owner))
     }
 
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        if quote.client != self.account {
-            return Err(LedgerError::NotAllowed("client: only the client itself can escrow for its request".into()));
-        }
-        self.chain.lock().escrow(quote)
-    }
-
-    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
-        let Authorisation::Transfer(signature) = authorisation else {
-            return Err(LedgerError::Unsupported("keep vouchers: pay into escrow"));
-        };
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
+        let Authorisation::Transfer(signature) = authorisation else { return Err(VoucherError::not_taken().into()) };
         let mut ledger = self.chain.lock();
         let signed = signature.verify(&escrow_digest(&ledger.trust, quote), quote.client);
         signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
         ledger.escrow(quote)
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        Ok(self.payment(client, request_id))
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
         let Settlement { quote, certificate, .. } = settlement;
         let completion = settlement.completion();
         let mut ledger = self.chain.lock();
-        if let Some(transaction) = ledger.escrow_state(quote).settled_for(completion.compute) {
-            return Ok(transaction);
+        if let Some(by) = ledger.payment(quote).settled_for(completion.compute) {
+            return Ok(by.clone());
         }
         ledger.escrowed(quote)?;
-        if self.account != quote.gateway {
+        if self.account() != quote.gateway {
             return Err(LedgerError::NotAllowed("gateway: only the quote's gateway can settle".into()));
         }
         if ledger.now > quote.expiry {
@@ -214,54 +196,104 @@ impl PaymentLedger for MemoryLedger {
         for payout in tree.payouts {
             ledger.credit(payout.address, payout.amount);
         }
-        Ok(ledger.transact(quote, |transaction| EscrowState::Completed { transaction, compute: Some(completion.compute) }))
+        Ok(ledger.transact(quote, |by| PaymentStatus::PaidOut { by, compute: Some(completion.compute) }))
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         let mut ledger = self.chain.lock();
-        if let EscrowState::Refunded { transaction } = ledger.escrow_state(quote) {
-            return Ok(transaction);
+        if let PaymentStatus::Refunded { by } = ledger.payment(quote) {
+            return Ok(by);
         }
         ledger.escrowed(quote)?;
-        if ledger.now <= quote.expiry && self.account != quote.gateway {
+        if ledger.now <= quote.expiry && self.account() != quote.gateway {
             return Err(LedgerError::NotExpired(quote.expiry));
         }
         ledger.credit(quote.client, quote.total);
-        Ok(ledger.transact(quote, |transaction| EscrowState::Refunded { transaction }))
+        Ok(ledger.transact(quote, |by| PaymentStatus::Refunded { by }))
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        ChainView::escrow_state(self, client, request_id).await
-    }
-
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
         let chain = self.chain.clone();
-        let mut next = chain.lock().events.partition_point(|event| event.block < from_block);
-        let events = stream::poll_fn(move |context| {
+        let mut next = chain.lock().changes.partition_point(|change| change.block < from_block);
+        let changes = stream::poll_fn(move |context| {
             let mut ledger = chain.lock();
-            let Some(event) = ledger.events.get(next).copied() else {
+            let Some(change) = ledger.changes.get(next).cloned() else {
                 ledger.waiting.push(context.waker().clone());
                 return Poll::Pending;
             };
             next += 1;
-            Poll::Ready(Some(Ok(event)))
+            Poll::Ready(Some(Ok(change)))
         });
-        Ok(events.boxed())
+        Ok(changes.boxed())
     }
+
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        sign_close(self, terms, &self.signer).await
+    }
+}
+
+#[async_trait]
+impl Payer for MemoryLedger {
+    fn account(&self) -> Address {
+        self.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.trust_root())
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        Ok(self.now())
+    }
+
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        if quote.client != self.account() {
+            return Err(LedgerError::NotAllowed("client: only the client itself can escrow for its request".into()));
+        }
+        self.chain.lock().escrow(quote)
+    }
+
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        Ok(self.payment(quote.client, quote.request_id))
+    }
+
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        Ok(PaymentStatus::Refunded { by: self.refund(quote).await? })
+    }
+
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
+        let Payment::Escrow { transaction, settlement } = receipt.payment else {
+            return refuse("is a channel's, and the chain is to hold an escrow".into());
+        };
+        let (client, request_id) = (receipt.quote.client, receipt.request_id());
+        let status = self.payment(client, request_id);
+        if status.settled_for(receipt.compute()) != Some(&PaymentRef::Transaction(settlement)) {
+            return refuse(format!("is {status}, not paid out by {settlement}"));
+        }
+        let quote = receipt.quote.struct_hash();
+        let escrowed = self.chain.lock().changes.iter().any(|change| {
+            (change.client, change.request_id) == (client, request_id)
+                && change.status.payment_of(quote) == Some(&PaymentRef::Transaction(transaction))
+        });
+        if escrowed { Ok(()) } else { refuse(format!("was not escrowed by {transaction}")) }
+    }
+
+    async fn release(&self, _: &Quote, _: bool) {}
 }
 
 #[async_trait]
 impl ChainView for MemoryLedger {
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.chain.lock().trust.clone())
+        Ok(self.trust_root())
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.chain.lock().now)
+        Ok(self.now())
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        Ok(self.chain.lock().escrows.get(&(client, request_id)).copied().unwrap_or(EscrowState::None))
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        Ok(self.payment(client, request_id))
     }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
@@ -284,25 +316,45 @@ impl ChainView for MemoryLedger {
 #[async_trait]
 impl BatchSettler for MemoryLedger {
     async fn settle_batch(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        self.chain.lock().settle_batch(self.account, batch)
+        self.chain.lock().settle_batch(self.account(), batch)
     }
 }
 
 impl MemoryLedger {
+    /// Whose account it is.
+    pub fn account(&self) -> Address {
+        self.signer.address()
+    }
+
+    /// The network.
+    pub fn trust_root(&self) -> TrustRoot {
+        self.chain.lock().trust.clone()
+    }
+
+    /// The chain's time.
+    pub fn now(&self) -> UnixTime {
+        self.chain.lock().now
+    }
+
+    /// Where a request's payment is.
+    pub fn payment(&self, client: Address, request_id: RequestId) -> PaymentStatus {
+        self.chain.lock().escrows.get(&(client, request_id)).cloned().unwrap_or(PaymentStatus::Unpaid)
+    }
+
     /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`.
     pub fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
-        self.chain.lock().fund_channel(self.account, terms, deposit, expiry)
+        self.chain.lock().fund_channel(self.account(), terms, deposit, expiry)
     }
 
     /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
     /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
     pub fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
-        self.chain.lock().close_channel(self.account, terms, agreement)
+        self.chain.lock().close_channel(self.account(), terms, agreement)
     }
 
     /// Creates this account's subnet of this name.
     pub fn create_subnet(&self, name: &str) {
-        let id = subnet_id(self.account, name);
-        self.chain.lock().subnets.insert(id, self.account);
+        let id = subnet_id(self.account(), name);
+        self.chain.lock().subnets.insert(id, self.account());
     }
 }

@@ -7,12 +7,11 @@ use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
     Address, Amount, Attestors, Authorisation, B256, BatchSettler, Certificate, ChainView, Channel, ChannelTerms,
-    CompletionRequest, Confinement, Departure, Directory, DynSigner, EscrowState, Execution, Executor, ExecutorError, Heartbeat,
-    LedgerError, NodeQuery, NodeRecord, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError, RequestId, Settlement,
-    Signature, Signed, Subnet, TrustRoot, UnixTime,
-    conformance::{self, LedgerFixture, RegistryFixture},
+    CompletionRequest, Confinement, Departure, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError,
+    NodeQuery, NodeRecord, Payer, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, Quote, Receipt,
+    Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
+    conformance::{self, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
-    ledger::LedgerEvents,
     memory::{EchoExecutor, MemoryChain},
     model::ModelFormat,
 };
@@ -20,22 +19,31 @@ use ncn_core::{
 use crate::{conformance::echo_fixture, scene::Scene};
 
 /// What is wrong with a ledger.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     EscrowsForAnyone,
     RefundsEarly,
     ForgetsRefunds,
     ReportsAnotherTransaction,
     AcceptsAnySignature,
+    TakesVouchersForNothing,
+    TakesOthersCompletionForOnes,
+    ClosesOthersChannels,
     OpensAnew,
     PaysBatchesTwice,
     TakesOtherBatchesForDone,
-    TakesOthersCompletionForOnes,
     ClosesForAnyone,
+    PaysAgain,
+    ForgetsPayments,
+    BelievesReceipts,
+    ReclaimsNothing,
 }
+
+const MADE_UP: PaymentRef = PaymentRef::Transaction(B256::repeat_byte(1));
 
 struct BrokenLedger {
     ledger: Arc<dyn PaymentLedger>,
+    signer: DynSigner,
     fault: Fault,
 }
 
@@ -49,54 +57,106 @@ impl PaymentLedger for BrokenLedger {
         self.ledger.trust_root().await
     }
 
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        self.ledger.now().await
-    }
-
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
         self.ledger.balance(owner).await
     }
 
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        match (self.fault, self.ledger.escrow(quote).await) {
-            (Fault::EscrowsForAnyone, Err(LedgerError::NotAllowed(_))) => Ok(B256::ZERO),
-            (Fault::ReportsAnotherTransaction, Ok(_)) => Ok(B256::repeat_byte(1)),
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
+        match (self.fault, self.ledger.redeem(quote, authorisation).await) {
+            (Fault::AcceptsAnySignature, Err(LedgerError::NotAllowed(_)))
+            | (Fault::ReportsAnotherTransaction, Ok(_))
+            | (Fault::TakesVouchersForNothing, Err(LedgerError::Voucher(_))) => Ok(MADE_UP),
             (_, result) => result,
         }
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
         let quote = &settlement.quote;
-        let state = self.ledger.escrow_state(quote.client, quote.request_id).await?;
-        match (self.fault, self.ledger.settle(settlement).await, state) {
-            (Fault::TakesOthersCompletionForOnes, Err(_), EscrowState::Completed { transaction, .. }) => Ok(transaction),
+        let status = self.ledger.status(quote.client, quote.request_id).await?;
+        match (self.fault, self.ledger.settle(settlement).await, status) {
+            (Fault::TakesOthersCompletionForOnes, Err(_), PaymentStatus::PaidOut { by, .. }) => Ok(by),
             (_, result, _) => result,
         }
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         match (self.fault, self.ledger.refund(quote).await) {
-            (Fault::RefundsEarly, Err(LedgerError::NotExpired(_))) => Ok(B256::ZERO),
+            (Fault::RefundsEarly, Err(LedgerError::NotExpired(_))) => Ok(MADE_UP),
             (_, result) => result,
         }
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        match (self.fault, self.ledger.escrow_state(client, request_id).await) {
-            (Fault::ForgetsRefunds, Ok(EscrowState::Refunded { .. })) => Ok(EscrowState::None),
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        match (self.fault, self.ledger.status(client, request_id).await) {
+            (Fault::ForgetsRefunds, Ok(PaymentStatus::Refunded { .. })) => Ok(PaymentStatus::Unpaid),
             (_, result) => result,
         }
     }
 
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.ledger.events(from_block).await
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
+        self.ledger.changes(from_block).await
     }
 
-    async fn accept(&self, quote: &Quote, authorisation: &Authorisation) -> Result<B256, LedgerError> {
-        match (self.fault, self.ledger.accept(quote, authorisation).await) {
-            (Fault::AcceptsAnySignature, Err(LedgerError::NotAllowed(_))) => Ok(B256::ZERO),
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        match (self.fault, self.ledger.cooperative_close(terms).await) {
+            (Fault::ClosesOthersChannels, Err(LedgerError::NotAllowed(_))) => {
+                let signature = Signature::sign(&B256::ZERO, &*self.signer).await;
+                Ok((Amount::ZERO, signature.map_err(|error| LedgerError::NotAllowed(error.to_string()))?))
+            }
             (_, result) => result,
         }
+    }
+}
+
+/// Pays in a wrong way.
+struct BrokenPayer {
+    payer: Arc<dyn Payer>,
+    fault: Fault,
+}
+
+#[async_trait]
+impl Payer for BrokenPayer {
+    fn account(&self) -> Address {
+        self.payer.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.payer.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.payer.now().await
+    }
+
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        match (self.fault, self.payer.pay(quote).await) {
+            (Fault::EscrowsForAnyone, Err(LedgerError::NotAllowed(_))) => Ok(MADE_UP),
+            (Fault::PaysAgain, Ok(_)) => Ok(PaymentRef::Transaction(B256::random())),
+            (_, result) => result,
+        }
+    }
+
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        match (self.fault, self.payer.status(quote).await) {
+            (Fault::ForgetsPayments, Ok(PaymentStatus::Held { .. })) => Ok(PaymentStatus::Unpaid),
+            (_, result) => result,
+        }
+    }
+
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        match self.fault {
+            Fault::ReclaimsNothing => self.payer.status(quote).await,
+            _ => self.payer.reclaim(quote).await,
+        }
+    }
+
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let checked = self.payer.check(receipt).await;
+        if self.fault == Fault::BelievesReceipts { Ok(()) } else { checked }
+    }
+
+    async fn release(&self, quote: &Quote, served: bool) {
+        self.payer.release(quote, served).await;
     }
 }
 
@@ -117,8 +177,8 @@ impl ChainView for BrokenSettler {
         self.settler.now().await
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        self.settler.escrow_state(client, request_id).await
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        self.settler.status(client, request_id).await
     }
 
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
@@ -158,13 +218,17 @@ struct BrokenChain(Scene, Fault);
 
 #[async_trait]
 impl LedgerFixture for BrokenChain {
-    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
-        let ledger = self.0.account(signer, tokens).await;
-        Arc::new(BrokenLedger { ledger, fault: self.1 })
+    async fn mint(&self, account: &DynSigner, tokens: Amount) {
+        self.0.mint(account, tokens).await;
     }
 
-    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        let settler = self.0.settler(signer).await;
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        let ledger = self.0.ledger(signer.clone()).await;
+        Arc::new(BrokenLedger { ledger, signer, fault: self.1 })
+    }
+
+    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        let settler = LedgerFixture::chain(&self.0, signer).await;
         Arc::new(BrokenSettler { chain: self.0.chain.clone(), settler, fault: self.1 })
     }
 
@@ -187,7 +251,7 @@ impl LedgerFixture for BrokenChain {
         terms: &ChannelTerms,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
-        let known = self.0.chain.ledger(Address::ZERO).channel(terms.id()).await?;
+        let known = self.0.chain.ledger(signer.clone()).channel(terms.id()).await?;
         match (self.1, self.0.close_channel(signer, terms, agreement).await) {
             (Fault::ClosesForAnyone, Err(LedgerError::Channel { .. })) if known.is_some() => Ok(B256::ZERO),
             (_, result) => result,
@@ -203,22 +267,64 @@ impl LedgerFixture for BrokenChain {
     }
 }
 
+#[async_trait]
+impl PayerFixture for BrokenChain {
+    fn money(&self) -> &dyn LedgerFixture {
+        &self.0
+    }
+
+    async fn payer(&self, signer: DynSigner, purse: Amount, gateway: &Arc<dyn PaymentLedger>) -> Arc<dyn Payer> {
+        let payer = self.0.payer(signer, purse, gateway).await;
+        Arc::new(BrokenPayer { payer, fault: self.1 })
+    }
+
+    fn sees_chain(&self) -> bool {
+        true
+    }
+}
+
 #[tokio::test]
 async fn broken_ledgers_are_caught() {
     let caught = [
-        (Fault::EscrowsForAnyone, "nobody escrows for another"),
+        (Fault::AcceptsAnySignature, "an authorisation pays its own quote"),
+        (Fault::ReportsAnotherTransaction, "everyone sees the escrow and its transaction"),
         (Fault::RefundsEarly, "before expiry only the gateway gives back"),
         (Fault::ForgetsRefunds, "a refunded request is refunded"),
-        (Fault::ReportsAnotherTransaction, "everyone sees the escrow and its transaction"),
-        (Fault::AcceptsAnySignature, "an authorisation pays its own quote"),
-        (Fault::OpensAnew, "opening again is the same transaction"),
-        (Fault::PaysBatchesTwice, "a batch is paid once"),
-        (Fault::TakesOtherBatchesForDone, "another settlement of the same requests is not the same"),
         (Fault::TakesOthersCompletionForOnes, "another node's completion is not taken for this one's"),
-        (Fault::ClosesForAnyone, "a stranger closes no channel"),
+        (Fault::TakesVouchersForNothing, "a voucher that is taken is what pays"),
+        (Fault::ClosesOthersChannels, "only a channel's gateway closes it"),
     ];
     for (fault, rule) in caught {
         let violation = conformance::ledger(&BrokenChain(Scene::new(), fault)).await.unwrap_err();
+        assert_eq!(violation.rule, rule, "{fault:?}: {violation}");
+    }
+}
+
+#[tokio::test]
+async fn broken_payers_are_caught() {
+    let caught = [
+        (Fault::EscrowsForAnyone, "nobody pays for another"),
+        (Fault::PaysAgain, "what a client pays, its gateway holds"),
+        (Fault::ForgetsPayments, "what is paid is held"),
+        (Fault::BelievesReceipts, "a voucher is no escrow"),
+        (Fault::ReclaimsNothing, "what is not taken back is said to be held"),
+    ];
+    for (fault, rule) in caught {
+        let violation = conformance::payer(&BrokenChain(Scene::new(), fault)).await.unwrap_err();
+        assert_eq!(violation.rule, rule, "{fault:?}: {violation}");
+    }
+}
+
+#[tokio::test]
+async fn broken_settlers_are_caught() {
+    let caught = [
+        (Fault::OpensAnew, "opening again is the same transaction"),
+        (Fault::PaysBatchesTwice, "a batch is paid once"),
+        (Fault::TakesOtherBatchesForDone, "another settlement of the same requests is not the same"),
+        (Fault::ClosesForAnyone, "a stranger closes no channel"),
+    ];
+    for (fault, rule) in caught {
+        let violation = conformance::chain(&BrokenChain(Scene::new(), fault)).await.unwrap_err();
         assert_eq!(violation.rule, rule, "{fault:?}: {violation}");
     }
 }

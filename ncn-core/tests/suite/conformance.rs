@@ -3,15 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ncn_core::{
-    Address, ChainView as _, DataType, Executor, Manifest, Model, PaymentLedger, Registry, Sandbox, Tensor, Transport, Validator,
-    Values,
+    BatchSettler, ChainView as _, DataType, Executor, Manifest, Model, Payer, PaymentLedger, Registry, Sandbox, Tensor, Transport,
+    Validator, Values,
     conformance::{self, ExecutorFixture},
     executor::ModelPackage,
     memory::EchoExecutor,
     message::subnet_id,
 };
 
-use crate::scene::Scene;
+use crate::scene::{Scene, key};
 
 /// A package without files: one i64 vector in, the same out.
 pub(crate) fn echo_fixture() -> ExecutorFixture {
@@ -34,16 +34,21 @@ pub(crate) fn echo_fixture() -> ExecutorFixture {
 
 #[tokio::test]
 async fn the_memory_ledger() {
-    let rules = conformance::ledger(&Scene::new()).await.unwrap();
+    let scene = Scene::new();
+    let rules = conformance::ledger(&scene).await.unwrap();
+    assert!(rules.len() > 30, "{rules:?}");
+    let rules = conformance::payer(&scene).await.unwrap();
+    assert!(rules.len() > 20, "{rules:?}");
+    let rules = conformance::chain(&scene).await.unwrap();
     assert!(rules.len() > 30, "{rules:?}");
 }
 
 #[tokio::test]
 async fn a_subnet_on_the_memory_chain_is_its_creators() {
     let chain = Scene::new().chain;
-    let owner = chain.ledger(Address::repeat_byte(1));
+    let owner = chain.ledger(key());
     owner.create_subnet("digits");
-    let known = async |id| chain.ledger(Address::ZERO).subnet_owner(id).await.unwrap();
+    let known = async |id| owner.subnet_owner(id).await.unwrap();
     assert_eq!(known(subnet_id(owner.account(), "digits")).await, Some(owner.account()));
     assert_eq!(known(subnet_id(owner.account(), "letters")).await, None);
 }
@@ -68,7 +73,9 @@ fn the_ports_are_object_safe() {
         transport: Arc<dyn Transport>,
         registry: Arc<dyn Registry>,
         validator: Arc<dyn Validator>,
+        payer: Arc<dyn Payer>,
         ledger: Arc<dyn PaymentLedger>,
+        chain: Arc<dyn BatchSettler>,
         executor: Arc<dyn Executor>,
         sandbox: Arc<dyn Sandbox>,
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChannelTerms, Domain, DynSigner, LedgerError, PaymentLedger, Quote, Registry, Signature,
-    TrustRoot, UnixTime,
-    conformance::{LedgerFixture, RegistryFixture},
+    Address, Amount, B256, BatchSettler, ChannelTerms, Domain, DynSigner, LedgerError, Payer, PaymentLedger, Quote, Registry,
+    Signature, TrustRoot, UnixTime,
+    conformance::{LedgerFixture, PayerFixture, RegistryFixture},
     memory::{MemoryChain, MemoryRegistry},
 };
 
@@ -47,13 +47,16 @@ impl Scene {
 
 #[async_trait]
 impl LedgerFixture for Scene {
-    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
-        self.chain.mint(signer.address(), tokens);
-        Arc::new(self.chain.ledger(signer.address()))
+    async fn mint(&self, account: &DynSigner, tokens: Amount) {
+        self.chain.mint(account.address(), tokens);
     }
 
-    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        Arc::new(self.chain.ledger(signer.address()))
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        Arc::new(self.chain.ledger(signer))
+    }
+
+    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        Arc::new(self.chain.ledger(signer))
     }
 
     async fn fund_channel(
@@ -63,7 +66,7 @@ impl LedgerFixture for Scene {
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
-        self.chain.ledger(signer.address()).fund_channel(terms, deposit, expiry)
+        self.chain.ledger(signer).fund_channel(terms, deposit, expiry)
     }
 
     async fn close_channel(
@@ -72,7 +75,7 @@ impl LedgerFixture for Scene {
         terms: &ChannelTerms,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
-        self.chain.ledger(signer.address()).close_channel(terms, agreement)
+        self.chain.ledger(signer).close_channel(terms, agreement)
     }
 
     fn validators(&self) -> Vec<DynSigner> {
@@ -81,6 +84,22 @@ impl LedgerFixture for Scene {
 
     async fn advance(&self, seconds: u64) {
         self.chain.advance(seconds);
+    }
+}
+
+#[async_trait]
+impl PayerFixture for Scene {
+    fn money(&self) -> &dyn LedgerFixture {
+        self
+    }
+
+    async fn payer(&self, signer: DynSigner, purse: Amount, _: &Arc<dyn PaymentLedger>) -> Arc<dyn Payer> {
+        self.mint(&signer, purse).await;
+        Arc::new(self.chain.ledger(signer))
+    }
+
+    fn sees_chain(&self) -> bool {
+        true
     }
 }
 

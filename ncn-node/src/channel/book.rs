@@ -192,9 +192,7 @@ impl Book {
         if self.earned_sum > limits.unsettled {
             return Err(LedgerError::Busy("what is earned is not settled in time: try again later".into()));
         }
-        if quote.expiry <= limits.now {
-            return Err(LedgerError::Expired(quote.expiry));
-        }
+        validation::payable(quote, limits.now)?;
         let account = self.accounts.get_mut(&channel).ok_or_else(|| refuse(channel, "was never opened: open it first"))?;
         validation::voucher(payment, Some(&account.chain), quote)?;
         if quote.expiry.saturating_add(limits.margin) >= account.chain.expiry {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ncn_core::{
-    Amount, B256, ChannelCharge, LedgerError,
+    Amount, B256, ChannelCharge,
     channel::{Batch, BatchEntry, CertifiedBatch},
 };
 
@@ -208,10 +208,7 @@ async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str)
 async fn watch_reopened(inner: &Inner, number: u64, batch: &SettledBatch) -> Result<(), Failure> {
     let Some(charge) = batch.first() else { return forget(inner, number).await };
     if is_on_chain(inner, batch).await? {
-        let root = match inner.chain.charged_root(charge.channel, charge.settled_before).await {
-            Err(LedgerError::Unsupported(_)) => None,
-            root => root?,
-        };
+        let root = inner.chain.charged_root(charge.channel, charge.settled_before).await?;
         if root == Some(batch.settlement.root) {
             tracing::warn!(root = %batch.settlement.root, "the chain has a settled batch again that counted as lost");
             return settle_after_all(inner, number, batch).await;

@@ -8,8 +8,7 @@ use std::{
 
 use ncn_client::{ClientChannel, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, B256, ChainView, ChannelTerms, PaymentLedger as _, Signed, TaskAccess, Transport as _,
-    channel::MAX_CHANNEL_SECONDS,
+    AccessPurpose, Amount, B256, ChainView as _, ChannelTerms, Signed, TaskAccess, Transport as _, channel::MAX_CHANNEL_SECONDS,
 };
 
 use super::{
@@ -107,7 +106,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
                 let network = transport(gateway)?.network().await.map_err(Failure::failed)?;
                 // Another network's gateway could not be paid out of this chain's channels.
-                if network.trust_root != ChainView::trust_root(&ledger).await.map_err(Failure::failed)? {
+                if network.trust_root != ledger.trust_root().await.map_err(Failure::failed)? {
                     return Err(Failure::Failed("--gateway: is of another network than the chain's contracts".into()));
                 }
                 let terms = ChannelTerms { client: ledger.account(), gateway: network.gateway, salt: B256::random() };
@@ -164,7 +163,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 let terms = *channel.terms();
                 let agreement = match gateway {
                     Some(url) => {
-                        let trust = ChainView::trust_root(&ledger).await.map_err(Failure::failed)?;
+                        let trust = ledger.trust_root().await.map_err(Failure::failed)?;
                         let purpose = AccessPurpose::CloseChannel;
                         let access = TaskAccess { client: signer.address(), request_id: terms.id(), purpose };
                         let access = Signed::sign(access, &trust.domain, &*signer).await.map_err(Failure::failed)?;

@@ -3,7 +3,7 @@
 use std::{io::Write as _, sync::Arc};
 
 use ncn_client::grpc::GrpcTransport;
-use ncn_core::{PaymentLedger as _, Transport as _};
+use ncn_core::Transport as _;
 use ncn_node::{
     compute::{Attachments, ComputeNode},
     presence::Presence,

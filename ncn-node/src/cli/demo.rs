@@ -10,7 +10,7 @@ use std::{
 
 use alloy_primitives::Address;
 use ncn_client::Answer;
-use ncn_core::{Amount, Confinement, PaymentLedger as _, Value, Values};
+use ncn_core::{Amount, Confinement, Value, Values};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     sandbox::SandboxMode,

@@ -7,15 +7,15 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, evm::EvmLedger, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, EscrowState, PaymentLedger, Transport, TrustRoot};
+use ncn_client::{Answer, Client, ClientChannel, ClientError, evm::EvmLedger, grpc::GrpcTransport};
+use ncn_core::{B256, DynSigner, Payer, Transport, TrustRoot};
 
 use super::{
     Failure,
     account::{ChainArguments, KeyArguments},
     block_on,
     files::ReceiptFile,
-    infer::{Stream, print, verified},
+    infer::{Stream, channel_payer, print, relayed_payer, verified},
     say, shown,
     unfinished::{self, Kept, Means, RECEIPT, Request},
 };
@@ -128,15 +128,11 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
         _ => None,
     };
     let trust = stored.trust_root.clone();
-    let ledger = match channel.clone() {
-        Some(channel) => RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel),
-        None => RelayedLedger::new(transport.clone(), trust, signer.clone()),
+    let payer: Arc<dyn Payer> = match channel.clone() {
+        Some(channel) => Arc::new(channel_payer(&transport, trust, &signer, channel, chain.clone())),
+        None => Arc::new(relayed_payer(&transport, trust, &signer, chain.clone())),
     };
-    let ledger = match chain.clone() {
-        Some(chain) => ledger.with_chain(chain),
-        None => ledger,
-    };
-    let client = Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer).build()?;
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let paid = client.resume(stored.clone()).await.map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
     let mut stream = Stream::new(arguments.json);
     let error = match verified(paid.finish_with(|event| stream.show(&event)).await) {
@@ -144,7 +140,7 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
         Err(error) => error,
     };
     drop(stream);
-    Err(ended(path, request, &error, channel.as_deref(), chain.as_deref().map(|chain| chain as &dyn PaymentLedger)).await)
+    Err(ended(path, request, &error, channel.as_deref(), chain.as_deref()).await)
 }
 
 /// Whether nothing can come of a request any more. That a channel has nothing `reserved` for it may mean that it was charged.
@@ -158,7 +154,7 @@ async fn ended(
     request: &Request,
     error: &ClientError,
     channel: Option<&ClientChannel>,
-    chain: Option<&dyn PaymentLedger>,
+    chain: Option<&EvmLedger>,
 ) -> Failure {
     let quote = &request.stored.quote;
     if is_over(error, channel.is_some_and(|channel| channel.holds(quote.request_id))) {
@@ -173,22 +169,12 @@ async fn ended(
         (Some(_), _) => {
             "nothing is reserved for it in the channel any more: the channel was charged for it, or has ended".to_owned()
         }
-        (None, Some(chain)) => match chain.escrow_state(quote.client, quote.request_id).await {
-            Ok(state) => format!("the chain says that it is {}", stated(&state)),
+        (None, Some(chain)) => match chain.payment(quote.client, quote.request_id).await {
+            Ok(status) => format!("the chain says that it is {status}"),
             Err(error) => format!("the chain does not say what became of the payment: {error}"),
         },
     };
     Failure::Failed(format!("{error}; {says}; {} stays", path.display()))
-}
-
-/// A payment's state, for people.
-fn stated(state: &EscrowState) -> String {
-    match state {
-        EscrowState::None => "not paid".into(),
-        EscrowState::Escrowed { transaction, .. } => format!("escrowed by {transaction}"),
-        EscrowState::Completed { transaction, .. } => format!("paid out by {transaction}"),
-        EscrowState::Refunded { transaction } => format!("given back by {transaction}"),
-    }
 }
 
 /// The chain, where one is given that is of this network, to see what becomes of a payment that the gateway brings there. Without it

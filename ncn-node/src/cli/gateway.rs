@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, Confinement, Model, NodeRole, PaymentLedger as _, Split, Subnet, SubnetModel};
+use ncn_core::{Amount, Confinement, Model, NodeRole, Split, Subnet, SubnetModel};
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
     devnet::quickstart,

@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, ClientError, Order, RelayedLedger, StreamEvent, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, PaymentLedger, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
+use ncn_client::{
+    Answer, ChannelPayer, Client, ClientChannel, ClientError, Order, RelayedPayer, StreamEvent, evm::EvmLedger, grpc::GrpcTransport,
+};
+use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
 
@@ -82,14 +84,14 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
     let transport: Arc<dyn Transport> =
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
-    let ledger = ledger(arguments, &transport, &signer).await?;
+    let payer = payer(arguments, &transport, &signer).await?;
     let offered = transport.model_named(&arguments.model).await.map_err(Failure::failed)?;
     let (inputs, limit) = match offered {
         Some(info) => (given.inputs(&info.model)?, Some(arguments.price.agree(&arguments.model, info.price).await?)),
         // The client says what is offered instead.
         None => (Values::new(), None),
     };
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let mut order =
         Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).parameters(&arguments.parameters);
     if let Some(limit) = limit {
@@ -175,11 +177,7 @@ impl Drop for Stream {
 }
 
 /// How the request is paid.
-async fn ledger(
-    arguments: &Arguments,
-    transport: &Arc<dyn Transport>,
-    signer: &DynSigner,
-) -> Result<Arc<dyn PaymentLedger>, Failure> {
+async fn payer(arguments: &Arguments, transport: &Arc<dyn Transport>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
     if arguments.chain.is_given() && !arguments.relayed && arguments.channel.is_none() {
         return on_chain(&arguments.chain, arguments.network, signer).await;
     }
@@ -196,30 +194,47 @@ async fn ledger(
             return Err(Failure::Failed(format!("the gateway states network {stated}, the chain has {known}: nothing was signed")));
         }
     }
-    let observed = |ledger: RelayedLedger| match chain {
-        Some(chain) => ledger.with_chain(chain),
-        None => ledger,
-    };
-    Ok(Arc::new(match channel {
-        Some(channel) => {
-            if channel.terms().client != signer.address() {
-                let (owner, key) = (channel.terms().client, signer.address());
-                return Err(Failure::Input(format!("--key: is the key of {key}, the channel is {owner}'s")));
-            }
-            let ledger = observed(RelayedLedger::with_channel(transport.clone(), trust, signer.clone(), channel.clone()));
-            reconcile(&ledger, &channel).await;
-            ledger
-        }
-        None => observed(RelayedLedger::new(transport.clone(), trust, signer.clone())),
-    }))
+    let Some(channel) = channel else { return Ok(Arc::new(relayed_payer(transport, trust, signer, chain))) };
+    if channel.terms().client != signer.address() {
+        let (owner, key) = (channel.terms().client, signer.address());
+        return Err(Failure::Input(format!("--key: is the key of {key}, the channel is {owner}'s")));
+    }
+    let payer = channel_payer(transport, trust, signer, channel.clone(), chain);
+    reconcile(&payer, &channel).await;
+    Ok(Arc::new(payer))
 }
 
-/// The chain's ledger, when the chain has the network that is trusted.
-pub(super) async fn on_chain(
-    chain: &ChainArguments,
-    network: Option<B256>,
+/// Pays by a signature; a chain proves what becomes of it.
+pub(super) fn relayed_payer(
+    transport: &Arc<dyn Transport>,
+    trust: TrustRoot,
     signer: &DynSigner,
-) -> Result<Arc<dyn PaymentLedger>, Failure> {
+    chain: Option<Arc<EvmLedger>>,
+) -> RelayedPayer {
+    let payer = RelayedPayer::new(transport.clone(), trust, signer.clone());
+    match chain {
+        Some(chain) => payer.with_chain(chain),
+        None => payer,
+    }
+}
+
+/// Pays out of a channel; a chain shows what that was charged.
+pub(super) fn channel_payer(
+    transport: &Arc<dyn Transport>,
+    trust: TrustRoot,
+    signer: &DynSigner,
+    channel: Arc<ClientChannel>,
+    chain: Option<Arc<EvmLedger>>,
+) -> ChannelPayer {
+    let payer = ChannelPayer::new(transport.clone(), trust, signer.clone(), channel);
+    match chain {
+        Some(chain) => payer.with_chain(chain),
+        None => payer,
+    }
+}
+
+/// A payer on the chain, when the chain has the network that is trusted.
+pub(super) async fn on_chain(chain: &ChainArguments, network: Option<B256>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
     let ledger = chain.ledger(signer.clone()).await?;
     let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
     if let Some(expected) = network.filter(|expected| *expected != hash) {
@@ -253,8 +268,8 @@ pub(super) async fn trusted(network: Option<B256>, transport: &dyn Transport) ->
 }
 
 /// Takes in what the chain has charged the channel, and says which requests of earlier runs have no proven end.
-async fn reconcile(ledger: &RelayedLedger, channel: &ClientChannel) {
-    if let Err(error) = ledger.reconcile().await {
+async fn reconcile(payer: &ChannelPayer, channel: &ClientChannel) {
+    if let Err(error) = payer.reconcile().await {
         say(&shown(&format!("--channel: cannot see what the chain has charged it: {error}")));
     }
     let reserved = channel.sums().reserved;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use alloy_signer_local::PrivateKeySigner;
-use ncn_client::{Client, Order, RelayedLedger, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, PaymentLedger, Transport, TransportExt as _, Values};
+use ncn_client::{Client, Order, RelayedPayer, grpc::GrpcTransport};
+use ncn_core::{B256, DynSigner, Payer, Transport, TransportExt as _, Values};
 use serde_json::json;
 
 use super::{
@@ -52,18 +52,18 @@ async fn quote(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     let transport: Arc<dyn Transport> = Arc::new(transport);
     // A fresh key has no tokens: the order cannot be paid, whatever becomes of it.
     let signer: DynSigner = Arc::new(PrivateKeySigner::random());
-    let ledger: Arc<dyn PaymentLedger> = if arguments.chain.is_given() {
+    let payer: Arc<dyn Payer> = if arguments.chain.is_given() {
         on_chain(&arguments.chain, arguments.network, &signer).await?
     } else {
         let trust = trusted(arguments.network, &*transport).await?;
-        Arc::new(RelayedLedger::new(transport.clone(), trust, signer.clone()))
+        Arc::new(RelayedPayer::new(transport.clone(), trust, signer.clone()))
     };
     let inputs = match transport.model_named(&arguments.model).await.map_err(Failure::failed)? {
         Some(info) => given.inputs(&info.model)?,
         // The client says what is offered instead.
         None => Values::new(),
     };
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build()?;
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let quoted = client.submit(Order::new(&arguments.model, inputs).parameters(&arguments.parameters)).await?;
     let quote = quoted.quote().clone();
     let withdrawn = quoted.cancel().await;

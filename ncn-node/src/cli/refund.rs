@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use ncn_core::{EscrowState, PaymentLedger as _};
+use ncn_core::PaymentStatus;
 
 use super::{
     Failure,
@@ -37,27 +37,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let ledger = arguments.chain.ledger(arguments.key.open()?).await?;
         let mut out = std::io::stdout();
-        match ledger.escrow_state(quote.client, quote.request_id).await.map_err(Failure::failed)? {
-            EscrowState::Completed { transaction, .. } => {
+        match ledger.payment(quote.client, quote.request_id).await.map_err(Failure::failed)? {
+            PaymentStatus::Earned { by } | PaymentStatus::PaidOut { by, .. } => {
                 let fetch =
                     format!("`ncn fetch {file} {}` fetches its answer, as long as the gateway has it", arguments.key.flags());
-                return Err(Failure::Failed(format!("the request was served, and paid out by {transaction}: {fetch}")));
+                return Err(Failure::Failed(format!("the request was served, and paid out by {by}: {fetch}")));
             }
             // A block after the expiry makes sure that it will not be paid any more.
-            EscrowState::None if ledger.now().await.map_err(Failure::failed)? > quote.expiry => {
+            PaymentStatus::Unpaid if ledger.now().await.map_err(Failure::failed)? > quote.expiry => {
                 writeln!(out, "request {} was never paid, and its quote has expired", quote.request_id)?;
             }
-            EscrowState::None => {
+            PaymentStatus::Unpaid => {
                 return Err(Failure::Failed(format!(
                     "the chain shows no payment of {}, and has no block yet that is later than its expiry at {} (unix time): try again \
                      once it has one",
                     quote.request_id, quote.expiry
                 )));
             }
-            EscrowState::Refunded { transaction } => {
-                writeln!(out, "{} had come back to {} already: {transaction}", quote.total, quote.client)?;
+            PaymentStatus::Refunded { by } => {
+                writeln!(out, "{} had come back to {} already: {by}", quote.total, quote.client)?;
             }
-            EscrowState::Escrowed { .. } => {
+            PaymentStatus::Held { .. } => {
                 let transaction = ledger.refund(&quote).await.map_err(Failure::failed)?;
                 writeln!(out, "{} came back to {}: {transaction}", quote.total, quote.client)?;
             }

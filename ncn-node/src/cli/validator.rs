@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use ncn_core::{Address, Amount, PaymentLedger as _};
+use ncn_core::{Address, Amount};
 
 use super::{
     Failure,

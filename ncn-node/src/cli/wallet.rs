@@ -3,7 +3,7 @@
 use std::{io::Write as _, path::PathBuf};
 
 use ncn_client::keystore;
-use ncn_core::{Address, Amount, PaymentLedger as _};
+use ncn_core::{Address, Amount};
 
 use super::{
     Failure,

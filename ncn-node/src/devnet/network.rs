@@ -15,8 +15,8 @@ use ncn_client::{
     grpc::{EndpointError, GrpcRegistry},
 };
 use ncn_core::{
-    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, LedgerError, NodeQuery, NodeRole, PaymentLedger as _,
-    Registry, RegistryError, SandboxError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
+    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, LedgerError, NodeQuery, NodeRole, Registry, RegistryError,
+    SandboxError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
 use super::{EmbeddedChain, quickstart};
@@ -439,8 +439,8 @@ impl LocalNetwork {
     pub async fn client(&self) -> Result<ClientBuilder, DevnetError> {
         let signer = new_key();
         self.deployer.transfer(signer.address(), POCKET_MONEY).await?;
-        let ledger = Arc::new(self.ledger(signer.clone()));
-        Ok(Client::builder().gateway(self.gateway_url()).ledger(ledger).signer(signer).max_price(POCKET_MONEY))
+        let payer = Arc::new(self.ledger(signer.clone()));
+        Ok(Client::builder().gateway(self.gateway_url()).payer(payer).signer(signer).max_price(POCKET_MONEY))
     }
 
     /// The network's contracts, as an account sees them.

@@ -128,7 +128,7 @@ impl Acceptances {
             {
                 return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
             }
-            let accepted = ledger.accept(&quote, &authorisation).await.map(drop).map_err(refusal);
+            let accepted = ledger.redeem(&quote, &authorisation).await.map(drop).map_err(refusal);
             let mut refused = lock(&refused);
             match &accepted {
                 Err(error) if costs && !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
@@ -148,7 +148,7 @@ impl Acceptances {
     ) -> Result<(Amount, Signature), TransportError> {
         let ledger = ledger.clone();
         let closing = async move {
-            ledger.agree_to_close(&terms).await.map_err(|error| match error {
+            ledger.cooperative_close(&terms).await.map_err(|error| match error {
                 error if error.is_retryable() => TransportError::Internal(error.to_string()),
                 error => TransportError::Refused(error.to_string()),
             })

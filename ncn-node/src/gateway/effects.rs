@@ -9,9 +9,9 @@ use futures::StreamExt as _;
 use ncn_client::Backoff;
 use ncn_core::{
     B256, Certificate, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
-    Effect, EscrowState, Event, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentTree,
-    PreprocessingRequest, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step,
-    TaskUpdate, TrustRoot, Values,
+    Effect, Event, LedgerError, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus,
+    PaymentTree, PreprocessingRequest, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State,
+    Step, TaskUpdate, TrustRoot, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_UNITS},
     receipt::{self, Payment},
 };
@@ -178,13 +178,10 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     loop {
         let started = Instant::now();
         match gateway.ledger.payment_of(&quote).await {
-            Ok(Some(transaction)) => match gateway.ledger.voucher(task.request_id).await {
-                Ok(voucher) => {
-                    task.report(Step::Confirm, gateway.address(), started.elapsed());
-                    return Event::Paid { transaction, voucher: voucher.map(Box::new) };
-                }
-                Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see how the request is paid"),
-            },
+            Ok(Some(by)) => {
+                task.report(Step::Confirm, gateway.address(), started.elapsed());
+                return Event::Paid(by);
+            }
             Ok(None) => {}
             Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see whether the request is paid"),
         }
@@ -245,7 +242,7 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
     let job = ComputeTask {
         request: task.submission.request.clone(),
         quote: quote.clone(),
-        voucher: task.progress().voucher,
+        voucher: task.progress().voucher(),
         inputs: task.submission.inputs.clone(),
     };
     let started = Instant::now();
@@ -301,7 +298,7 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
     let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
-    let voucher = progress.voucher;
+    let voucher = progress.voucher();
     let started = Instant::now();
     let authorization = CompletionAuthorization::new(&quote, &result.message);
     let authorization = match Signed::sign(authorization, &gateway.domain, &*gateway.signer).await {
@@ -323,20 +320,14 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
     let mut backoff = Backoff::new();
     loop {
         let error = match gateway.ledger.settle(&settlement).await {
-            Ok(transaction) => {
+            Ok(by) => {
                 task.report(Step::Finalize, gateway.address(), started.elapsed());
-                return Some(Event::Settled(transaction));
+                return Some(Event::Settled(by));
             }
             Err(error) => error,
         };
-        match gateway.ledger.escrow_state(settlement.quote.client, task.request_id).await {
-            Ok(state @ EscrowState::Completed { .. }) => return completed(state, progress),
-            Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
-            // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
-            Ok(EscrowState::None) if unix_now() > settlement.quote.expiry => return Some(Event::PaymentLost),
-            Ok(EscrowState::None) => tracing::warn!(request = %task.request_id, "the chain has taken the payment back; waiting"),
-            Ok(_) if !error.is_retryable() => return Some(Event::SettlementImpossible(error.to_string())),
-            _ => tracing::warn!(request = %task.request_id, %error, "the chain does not settle; trying again"),
+        if let Some(event) = decided(gateway, &settlement.quote, progress, &error).await {
+            return Some(event);
         }
         backoff.pause().await;
     }
@@ -347,25 +338,42 @@ async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
     let mut backoff = Backoff::new();
     loop {
         let error = match gateway.ledger.refund(quote).await {
-            Ok(transaction) => return Some(Event::Refunded(transaction)),
+            Ok(by) => return Some(Event::Refunded(by)),
             Err(error) => error,
         };
-        match gateway.ledger.escrow_state(quote.client, quote.request_id).await {
-            Ok(state @ EscrowState::Completed { .. }) => return completed(state, progress),
-            Ok(EscrowState::Refunded { transaction }) => return Some(Event::Refunded(transaction)),
-            Ok(EscrowState::None) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
-            _ => tracing::warn!(request = %quote.request_id, %error, "the chain does not refund; trying again"),
+        if let Some(event) = decided(gateway, quote, progress, &error).await {
+            return Some(event);
         }
         backoff.pause().await;
     }
 }
 
-/// Whether a payment that the chain has paid out was paid for the result that the request has.
-fn completed(state: EscrowState, progress: &Progress) -> Option<Event> {
-    let EscrowState::Completed { compute, .. } = state else { return None };
+/// What the ledger holds decides, not the error: the end of a payment that a call did not move. None while the call is to be made again.
+async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &LedgerError) -> Option<Event> {
+    let settling = progress.lifecycle.state() == State::Settling;
+    let status = gateway.ledger.status(quote.client, quote.request_id).await;
+    match &status {
+        Ok(status @ (PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. })) => return completed(status, progress),
+        Ok(PaymentStatus::Refunded { by }) => return Some(Event::Refunded(by.clone())),
+        // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
+        Ok(PaymentStatus::Unpaid) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
+        Ok(PaymentStatus::Held { .. }) if settling && !error.is_retryable() => {
+            return Some(Event::SettlementImpossible(error.to_string()));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    tracing::warn!(request = %quote.request_id, %error, ?status, "the payment does not move; trying again");
+    None
+}
+
+/// Whether a payment that is earned was earned by the result that the request has.
+fn completed(status: &PaymentStatus, progress: &Progress) -> Option<Event> {
     let node = progress.result.as_ref().map(|result| result.message.compute);
-    let own = node.and_then(|node| state.settled_for(node));
-    own.map(Event::Settled).or_else(|| compute.or(node).map(Event::PaidElsewhere))
+    if let Some(by) = node.and_then(|node| status.settled_for(node)) {
+        return Some(Event::Settled(by.clone()));
+    }
+    let PaymentStatus::PaidOut { compute, .. } = status else { return None };
+    (*compute).or(node).map(Event::PaidElsewhere)
 }
 
 /// Tells the client how it ended, and lets go of the compute nodes.
@@ -406,8 +414,7 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         quote: Some(quote),
         trust_root: Some(trust_root),
         preprocessing: Some(preprocessing),
-        payment: Some(transaction),
-        voucher,
+        payment: Some(payment),
         result: Some(result),
         completion: Some(completion),
         settlement: Some(settlement),
@@ -416,6 +423,11 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
     else {
         return Err("the journal is incomplete".into());
     };
+    let payment = match (payment, settlement) {
+        (PaymentRef::Voucher(voucher), PaymentRef::Voucher(_)) => Payment::Channel(voucher),
+        (PaymentRef::Transaction(transaction), PaymentRef::Transaction(settlement)) => Payment::Escrow { transaction, settlement },
+        (payment, settlement) => return Err(format!("{settlement} does not settle {payment}")),
+    };
     let payments = PaymentTree::new(&quote, result.message.compute, &completion.validators(), trust_root.treasury);
     let mut receipt = Receipt {
         version: receipt::VERSION,
@@ -423,10 +435,7 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         request: task.submission.request.clone(),
         quote,
         preprocessing,
-        payment: match voucher {
-            Some(voucher) => Payment::Channel(Box::new(voucher)),
-            None => Payment::Escrow { transaction, settlement },
-        },
+        payment,
         result,
         completion,
         payments: payments.map_err(|error| error.to_string())?,

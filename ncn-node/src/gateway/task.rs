@@ -8,11 +8,11 @@ use std::{
     },
 };
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::Address;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, Quote, RequestId, Signed, State, Step, StepReport,
-    Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, PaymentRef, Quote, RequestId, Signed, State, Step,
+    StepReport, Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -47,16 +47,20 @@ pub(super) struct Progress {
     pub(super) quote: Option<Quote>,
     pub(super) trust_root: Option<TrustRoot>,
     pub(super) preprocessing: Option<Certificate>,
-    pub(super) payment: Option<B256>,
-    pub(super) voucher: Option<ChannelPayment>,
+    pub(super) payment: Option<PaymentRef>,
     pub(super) output: Option<Values>,
     pub(super) result: Option<Signed<InferenceResult>>,
     pub(super) completion: Option<Certificate>,
-    pub(super) settlement: Option<B256>,
+    pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
 }
 
 impl Progress {
+    /// The voucher that pays, when one does.
+    pub(super) fn voucher(&self) -> Option<ChannelPayment> {
+        self.payment.as_ref().and_then(PaymentRef::voucher)
+    }
+
     /// Takes an event in, when it means something.
     fn apply(&mut self, event: Event) -> Result<Effect, Unexpected> {
         let before = self.lifecycle.state();
@@ -66,14 +70,12 @@ impl Progress {
             Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
             Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
             Event::Approved(certificate) => self.completion = Some(certificate),
-            Event::Paid { transaction, voucher } => {
-                (self.payment, self.voucher) = (Some(transaction), voucher.map(|voucher| *voucher));
-            }
+            Event::Paid(by) => self.payment = Some(by),
             Event::Executed { output, result } => {
                 (self.output, self.result) = (Some(output), Some(*result));
                 self.failure = None;
             }
-            Event::Settled(transaction) => self.settlement = Some(transaction),
+            Event::Settled(by) => self.settlement = Some(by),
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
                 self.failure = Some(reason);
             }

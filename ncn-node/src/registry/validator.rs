@@ -146,8 +146,5 @@ impl Validator for ValidatorNode {
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unreachable(error: LedgerError) -> RegistryError {
-    match error {
-        LedgerError::Unsupported(_) => RegistryError::Refused(error.to_string()),
-        error => RegistryError::Unreachable(error.to_string()),
-    }
+    RegistryError::Unreachable(error.to_string())
 }

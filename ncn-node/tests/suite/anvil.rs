@@ -10,13 +10,13 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, JsonRpc, RpcOptions};
-use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChannelTerms, DynSigner, LedgerError, PaymentLedger, Signature, UnixTime,
-    conformance::LedgerFixture,
-};
+use ncn_core::{Address, DynSigner};
 use serde_json::{Value, json};
 
-use crate::scene::{genesis, key, tokens};
+use crate::{
+    money::Contracts,
+    scene::{genesis, key, tokens},
+};
 
 /// A node that ends with its test.
 pub(crate) struct Anvil {
@@ -93,41 +93,20 @@ pub(crate) async fn give_coin(url: &str, account: Address) {
 }
 
 #[async_trait]
-impl LedgerFixture for Remote {
-    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
-        give_coin(&self.url, signer.address()).await;
-        self.deployer.transfer(signer.address(), tokens).await.unwrap();
-        Arc::new(self.deployer.with_signer(signer))
-    }
-
-    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        Arc::new(self.deployer.with_signer(signer))
-    }
-
-    async fn fund_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelTerms,
-        deposit: Amount,
-        expiry: UnixTime,
-    ) -> Result<B256, LedgerError> {
-        self.deployer.with_signer(signer).fund_channel(terms, deposit, expiry).await
-    }
-
-    async fn close_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelTerms,
-        agreement: Option<Signature>,
-    ) -> Result<B256, LedgerError> {
-        self.deployer.with_signer(signer).close_channel(terms, agreement).await
+impl Contracts for Remote {
+    fn deployer(&self) -> &EvmLedger {
+        &self.deployer
     }
 
     fn validators(&self) -> Vec<DynSigner> {
         self.validators.clone()
     }
 
-    async fn advance(&self, seconds: u64) {
+    async fn prepare(&self, account: Address) {
+        give_coin(&self.url, account).await;
+    }
+
+    async fn pass(&self, seconds: u64) {
         ask(&self.url, "evm_increaseTime", json!([seconds])).await;
         ask(&self.url, "evm_mine", json!([])).await;
     }

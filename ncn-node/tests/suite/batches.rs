@@ -12,11 +12,11 @@ use ncn_core::{
     Confinement, DynSigner, InferenceResult, Message as _, PaymentLedger, Quote, RegistryError, RequestId, Settlement,
     SettlementRequest, Signature, Signed, Split, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch},
-    conformance::LedgerFixture as _,
 };
 use ncn_node::channel::{ChannelLedger, SettleOptions};
 
 use crate::{
+    money::Contracts as _,
     provider::Provider,
     scene::{Behaviour, InProcess, key},
     wait::eventually,
@@ -239,7 +239,7 @@ async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
             // The compute node's word does not carry its signature: no validator approves that.
             entry.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
         }
-        ledger.accept(&entry.quote, &Authorisation::Voucher(entry.payment)).await.unwrap();
+        ledger.redeem(&entry.quote, &Authorisation::Voucher(entry.payment)).await.unwrap();
         let BatchEntry { quote, result, completion, .. } = entry;
         ledger.settle(&Settlement { quote, result, certificate: completion }).await.unwrap();
     }

@@ -8,8 +8,8 @@ use ncn_client::{
 };
 use ncn_core::{
     Amount, Attestors as _, CompletionAuthorization, CompletionRequest, Confinement, Directory as _, DynSigner, InferenceRequest,
-    InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, PaymentLedger as _, Quote, RegistryError, Signed, Submission,
-    Transport, TransportError, Usage, Validator as _, Value, Values,
+    InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, Quote, RegistryError, Signed, Submission, Transport,
+    TransportError, Usage, Validator as _, Value, Values,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
@@ -111,7 +111,7 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
     let order = Arc::new(Mutex::new(None));
     let transport = Arc::new(Overheard { inner: network.gateway(), order: order.clone() });
     let ledger = Arc::new(network.ledger(signer.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build().unwrap();
+    let client = Client::builder().transport(transport).payer(ledger).signer(signer).build().unwrap();
     let seven = [("image", Value::png(quickstart::SAMPLE))];
     let quoted = client.submit(Order::new(quickstart::NAME, seven).max_price(Amount::TOKEN)).await.unwrap();
     let quote = quoted.quote().clone();

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
-use ncn_core::{
-    Address, Amount, EscrowState, PaymentLedger as _, PaymentTree, Quote, Recipient, Split, conformance::LedgerFixture as _,
-};
+use ncn_core::{Address, Amount, PaymentLedger as _, PaymentStatus, PaymentTree, Quote, Recipient, Split};
 use ncn_node::{devnet::EmbeddedChain, time::unix_now};
 
-use crate::scene::{Chain, key, settlement, tokens};
+use crate::{
+    money::Contracts as _,
+    scene::{Chain, key, settlement, tokens},
+};
 
 /// Settles a payment of this size and split, approved by the first `approvals` validators, and compares every balance with the tree.
 async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals: usize) {
@@ -113,5 +114,5 @@ async fn chains_in_one_process_do_not_share_anything() {
     assert!(one.deployer.now().await.unwrap() >= other.deployer.now().await.unwrap() + 999);
     let filter = LogFilter { address: someone, ..LogFilter::default() };
     assert_eq!(one.chain.logs(filter).await.unwrap(), Vec::new());
-    assert_eq!(one.deployer.escrow_state(someone, B256::ZERO).await.unwrap(), EscrowState::None);
+    assert_eq!(one.deployer.payment(someone, B256::ZERO).await.unwrap(), PaymentStatus::Unpaid);
 }

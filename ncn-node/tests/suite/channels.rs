@@ -7,11 +7,10 @@ use std::{
 
 use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Client, ClientChannel, RelayedLedger, grpc::GrpcTransport, unix_now};
+use ncn_client::{ChannelPayer, Client, ClientChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, Message as _, PaymentLedger as _,
-    Quote, Recipient, Signed, Split, TaskAccess, Transport as _, Value, conformance::LedgerFixture as _, memory::MemoryRegistry,
-    receipt::Payment,
+    Quote, Recipient, Signed, Split, TaskAccess, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
 };
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},
@@ -19,6 +18,7 @@ use ncn_node::{
 };
 
 use crate::{
+    money::Contracts as _,
     scene::{Chain, digit, key, network, tokens},
     wait::{PATIENCE, eventually},
 };
@@ -53,10 +53,10 @@ impl Scene {
     async fn client(&self) -> Client {
         let trust = self.transport.network().await.unwrap().trust_root;
         assert_eq!(trust, self.network.trust_root().await.unwrap());
-        let ledger = RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
+        let ledger = ChannelPayer::new(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
         // Many requests at once take their time on a machine that has other things to do.
         let client = Client::builder().patience(PATIENCE * 5).transport(self.transport.clone());
-        client.ledger(Arc::new(ledger)).signer(self.signer.clone()).max_price(tokens(1)).build().unwrap()
+        client.payer(Arc::new(ledger)).signer(self.signer.clone()).max_price(tokens(1)).build().unwrap()
     }
 
     fn id(&self) -> B256 {
@@ -189,8 +189,8 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
     let trust = transport.network().await.unwrap().trust_root;
-    let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust.clone(), signer.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer.clone()).max_price(tokens(1)).build().unwrap();
+    let ledger = Arc::new(RelayedPayer::new(transport.clone(), trust.clone(), signer.clone()));
+    let client = Client::builder().transport(transport).payer(ledger).signer(signer.clone()).max_price(tokens(1)).build().unwrap();
     let answer = client.infer("digits", image(7)).await.unwrap();
     assert_eq!(answer.output.text("label"), Some("7"));
     let Payment::Escrow { transaction, .. } = answer.receipt.payment else { panic!("paid by an escrow") };
@@ -201,8 +201,8 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     // Without tokens the gateway's chain refuses, before anything is spent.
     let poor = key();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
-    let ledger = Arc::new(RelayedLedger::new(transport.clone(), trust, poor.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(poor).max_price(tokens(1)).build().unwrap();
+    let ledger = Arc::new(RelayedPayer::new(transport.clone(), trust, poor.clone()));
+    let client = Client::builder().transport(transport).payer(ledger).signer(poor).max_price(tokens(1)).build().unwrap();
     let refused = client.infer("digits", image(7)).await.unwrap_err();
     assert!(refused.to_string().contains("fund it first"), "{refused}");
     assert!(refused.is_paid(), "the gateway has the signature, and could use it until the quote expires: {refused}");
@@ -259,7 +259,7 @@ async fn latency() {
     let mut took = Vec::new();
     for (quote, payment) in one {
         let started = Instant::now();
-        ledger.accept(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+        ledger.redeem(quote, &Authorisation::Voucher(*payment)).await.unwrap();
         took.push(started.elapsed());
     }
     print("check and keep on disk, one at a time", took);
@@ -268,7 +268,7 @@ async fn latency() {
         let ledger = ledger.clone();
         async move {
             let started = Instant::now();
-            ledger.accept(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+            ledger.redeem(quote, &Authorisation::Voucher(*payment)).await.unwrap();
             started.elapsed()
         }
     });

@@ -17,12 +17,12 @@ use std::{
 use alloy_primitives::B256;
 use alloy_signer_local::PrivateKeySigner;
 use ncn_client::{
-    Client, ClientChannel, ClientError, Order, RelayedLedger,
+    ChannelPayer, Client, ClientChannel, ClientError, Order, RelayedPayer,
     evm::EvmLedger,
     grpc::{GrpcRegistry, GrpcTransport},
     unix_now,
 };
-use ncn_core::{Amount, ChainView, ChannelTerms, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, TrustRoot, Value};
+use ncn_core::{Amount, ChainView, ChannelTerms, Confinement, DynSigner, NodeRole, Payer, Registry, TrustRoot, Value};
 use ncn_node::{
     compute::{Attachments, ComputeNode},
     devnet::{RpcServer, quickstart},
@@ -131,12 +131,12 @@ impl Scene {
 
     fn client(&self, signer: &DynSigner, trust: &TrustRoot, channel: Option<Arc<ClientChannel>>) -> Client {
         let transport = Arc::new(GrpcTransport::new(&self.gateway_url).unwrap());
-        let (trust, ledger_signer) = (trust.clone(), signer.clone());
-        let ledger = match channel {
-            Some(channel) => RelayedLedger::with_channel(transport.clone(), trust, ledger_signer, channel),
-            None => RelayedLedger::new(transport.clone(), trust, ledger_signer),
+        let (trust, payer_signer) = (trust.clone(), signer.clone());
+        let payer: Arc<dyn Payer> = match channel {
+            Some(channel) => Arc::new(ChannelPayer::new(transport.clone(), trust, payer_signer, channel)),
+            None => Arc::new(RelayedPayer::new(transport.clone(), trust, payer_signer)),
         };
-        Client::builder().transport(transport).ledger(Arc::new(ledger)).signer(signer.clone()).build().unwrap()
+        Client::builder().transport(transport).payer(payer).signer(signer.clone()).build().unwrap()
     }
 }
 

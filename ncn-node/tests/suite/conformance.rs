@@ -3,16 +3,14 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use ncn_client::evm::{JsonRpc, RpcOptions};
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
-    Amount, DynSigner, ModelInfo, PaymentConfirmation, PaymentLedger, Quote, Registry, RequestId, Signed, Submission, TaskAccess,
+    Address, Amount, DynSigner, ModelInfo, Payer, PaymentConfirmation, Quote, Registry, RequestId, Signed, Submission, TaskAccess,
     TaskStatus, Transport, TransportError, TrustRoot, UnixTime, Value, Values,
     conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
     transport::Updates,
 };
-use ncn_node::devnet::{EmbeddedChain, RpcServer};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
@@ -22,31 +20,7 @@ use ncn_node::{
     time::unix_now,
 };
 
-use crate::anvil::{Anvil, FAST, Remote};
-use crate::scene::{Behaviour, Chain, InProcess, digit, ncn, network};
-
-#[tokio::test]
-async fn the_ledger_on_the_embedded_chain() {
-    let rules = conformance::ledger(&Chain::new(7).await).await.unwrap();
-    assert!(rules.len() > 30, "{rules:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_on_the_embedded_chain_over_json_rpc() {
-    let server = RpcServer::start(Arc::new(EmbeddedChain::new(31_337)), "127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let options = RpcOptions { poll: FAST, ..RpcOptions::default() };
-    let backend = Arc::new(JsonRpc::connect(&[server.url()], None, options).await.unwrap());
-    let rules = conformance::ledger(&Remote::new(&server.url(), backend).await).await.unwrap();
-    assert!(rules.len() > 30, "{rules:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_on_anvil() {
-    let anvil = Anvil::start(&[]);
-    let backend = anvil.backend(RpcOptions { poll: FAST, ..RpcOptions::default() }).await;
-    let rules = conformance::ledger(&Remote::new(&anvil.url, backend).await).await.unwrap();
-    assert!(rules.len() > 30, "{rules:?}");
-}
+use crate::scene::{Behaviour, InProcess, digit, ncn, network};
 
 #[tokio::test]
 async fn the_registry_node_in_process() {
@@ -136,9 +110,13 @@ impl TransportFixture for Network {
         self.transport.clone()
     }
 
-    async fn account(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+    async fn payer(&self, signer: DynSigner) -> Arc<dyn Payer> {
         self.network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         Arc::new(self.network.ledger(signer))
+    }
+
+    async fn balance(&self, owner: Address) -> Amount {
+        self.network.treasurer().balance(owner).await.unwrap()
     }
 
     async fn trust_root(&self) -> TrustRoot {

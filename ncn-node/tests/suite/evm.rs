@@ -19,8 +19,8 @@ use ncn_client::evm::{
     ValidatorRegistry,
 };
 use ncn_core::{
-    Amount, Authorisation, ChannelTerms, DynSigner, EscrowState, LedgerError, LedgerEvent, Message as _, PaymentLedger, Quote,
-    Split, conformance::LedgerFixture as _, ledger::LedgerEvents,
+    Amount, Authorisation, ChannelTerms, DynSigner, LedgerError, Message as _, PaymentChange, PaymentChanges, PaymentLedger,
+    PaymentRef, PaymentStatus, Quote, Split,
 };
 use ncn_node::devnet::{EmbeddedChain, RpcServer};
 use proxy::Proxy;
@@ -30,6 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     anvil::{Anvil, FAST, Remote, ask},
+    money::Contracts as _,
     scene::{key, tokens},
     wait::{PATIENCE, eventually, in_time},
 };
@@ -144,8 +145,8 @@ impl Scene {
         self.remote.deployer.balance(owner).await.unwrap()
     }
 
-    async fn state(&self, quote: &Quote) -> EscrowState {
-        self.remote.deployer.escrow_state(quote.client, quote.request_id).await.unwrap()
+    async fn state(&self, quote: &Quote) -> PaymentStatus {
+        self.remote.deployer.payment(quote.client, quote.request_id).await.unwrap()
     }
 
     /// How many transactions of an account are in blocks, and with those that wait.
@@ -190,7 +191,7 @@ fn number(value: &Value) -> u64 {
 }
 
 /// The next events of a stream.
-async fn next(events: &mut LedgerEvents, count: usize) -> Vec<LedgerEvent> {
+async fn next(events: &mut PaymentChanges, count: usize) -> Vec<PaymentChange> {
     in_time("there are that many events", events.take(count).map(Result::unwrap).collect()).await
 }
 
@@ -357,7 +358,7 @@ async fn waits_for_three_blocks(scene: &Scene) {
     let careful = RpcOptions { confirmations: 3, ..POLLS };
     let ledger = Arc::new(scene.connect(&client, careful, hasty()).await);
     let quote = scene.quote(&client, tokens(1)).await;
-    let final_state = async || ledger.escrow_state(quote.client, quote.request_id).await.unwrap();
+    let final_state = async || ledger.payment(quote.client, quote.request_id).await.unwrap();
     let escrow = escrowing(&ledger, &quote);
     scene.until_pending(client.address(), 1).await;
     for _ in 0..2 {
@@ -365,14 +366,14 @@ async fn waits_for_three_blocks(scene: &Scene) {
         tokio::time::sleep(FAST * 10).await;
         assert!(!escrow.is_finished(), "not deep enough");
     }
-    assert!(matches!(scene.state(&quote).await, EscrowState::Escrowed { .. }), "the newest block has it");
-    assert_eq!(final_state().await, EscrowState::None, "three blocks do not");
+    assert!(matches!(scene.state(&quote).await, PaymentStatus::Held { .. }), "the newest block has it");
+    assert_eq!(final_state().await, PaymentStatus::Unpaid, "three blocks do not");
     assert_eq!(ledger.balance(client.address()).await.unwrap(), tokens(1));
-    let told = async || ledger.events(0).await.unwrap();
+    let told = async || ledger.changes(0).await.unwrap();
     assert!(tokio::time::timeout(FAST * 10, told().await.next()).await.is_err(), "nothing has happened yet");
 
     scene.reorg(2).await;
-    assert_eq!(scene.state(&quote).await, EscrowState::None, "it is gone");
+    assert_eq!(scene.state(&quote).await, PaymentStatus::Unpaid, "it is gone");
     scene.until_pending(client.address(), 1).await;
     for _ in 0..2 {
         scene.mine().await;
@@ -381,9 +382,9 @@ async fn waits_for_three_blocks(scene: &Scene) {
     }
     scene.mine().await;
     let transaction = escrow.await.unwrap().unwrap();
-    let escrowed = EscrowState::Escrowed { quote: quote.struct_hash(), transaction };
-    assert_eq!((final_state().await, scene.nonces(client.address()).await), (escrowed, (1, 1)));
-    assert_eq!(next(&mut told().await, 1).await[0].state, escrowed);
+    let escrowed = PaymentStatus::Held { quote: quote.struct_hash(), by: PaymentRef::Transaction(transaction) };
+    assert_eq!((final_state().await, scene.nonces(client.address()).await), (escrowed.clone(), (1, 1)));
+    assert_eq!(next(&mut told().await, 1).await[0].status, escrowed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,24 +400,24 @@ async fn three_confirmations_and_a_reorganisation_before_on_anvil() {
 async fn notices_that_a_payment_disappears(scene: &Scene) {
     let client = scene.account(tokens(3)).await;
     let ledger = scene.connect(&client, POLLS, hasty()).await;
-    let mut events = scene.connect(&key(), POLLS, hasty()).await.events(0).await.unwrap();
+    let mut events = scene.connect(&key(), POLLS, hasty()).await.changes(0).await.unwrap();
     let (kept, dropped, later) =
         (scene.quote(&client, tokens(1)).await, scene.quote(&client, tokens(1)).await, scene.quote(&client, tokens(1)).await);
     ledger.escrow(&kept).await.unwrap();
     let first = ledger.escrow(&dropped).await.unwrap();
-    let ids = |events: Vec<LedgerEvent>| events.into_iter().map(|event| event.request_id).collect::<Vec<_>>();
+    let ids = |events: Vec<PaymentChange>| events.into_iter().map(|event| event.request_id).collect::<Vec<_>>();
     assert_eq!(ids(next(&mut events, 2).await), [kept.request_id, dropped.request_id]);
 
     scene.reorg(1).await;
-    assert_eq!(ledger.escrow_state(client.address(), dropped.request_id).await.unwrap(), EscrowState::None);
+    assert_eq!(ledger.payment(client.address(), dropped.request_id).await.unwrap(), PaymentStatus::Unpaid);
     assert_eq!(scene.balance(client.address()).await, tokens(2), "it was given back");
     ledger.escrow(&later).await.unwrap();
     // Told again from a block before: without what has disappeared.
     assert_eq!(ids(next(&mut events, 2).await), [kept.request_id, later.request_id]);
     // It can be paid again, and is.
     let again = ledger.escrow(&dropped).await.unwrap();
-    let event = next(&mut events, 1).await[0];
-    assert_eq!(event.state, EscrowState::Escrowed { quote: dropped.struct_hash(), transaction: again });
+    let event = next(&mut events, 1).await.remove(0);
+    assert_eq!(event.status, PaymentStatus::Held { quote: dropped.struct_hash(), by: PaymentRef::Transaction(again) });
     assert_ne!(again, first);
     assert_eq!(scene.balance(client.address()).await, Amount::ZERO);
 }
@@ -438,7 +439,7 @@ async fn events_go_on_after_a_restart() {
     let ledger = Arc::new(scene.connect(&client, POLLS, hasty()).await);
     // What was seen of the chain is old until it is looked at again, and few blocks of logs are told at once.
     let slow = RpcOptions { poll: Duration::from_millis(100), log_range: 2, ..POLLS };
-    let mut following = scene.connect(&key(), slow, hasty()).await.events(0).await.unwrap();
+    let mut following = scene.connect(&key(), slow, hasty()).await.changes(0).await.unwrap();
     // Followed while it happens: blocks come between any two questions.
     let following = tokio::spawn(async move { (next(&mut following, 30).await, following) });
     let mut quotes = Vec::new();
@@ -446,13 +447,13 @@ async fn events_go_on_after_a_restart() {
         let quote = scene.quote(&client, tokens(1)).await;
         ledger.escrow(&quote).await.unwrap();
         // Whoever pays and whoever asks see it at once.
-        assert!(matches!(scene.state(&quote).await, EscrowState::Escrowed { .. }));
+        assert!(matches!(scene.state(&quote).await, PaymentStatus::Held { .. }));
         quotes.push(quote.request_id);
     }
     let (told, mut following) = following.await.unwrap();
     assert_eq!(told.iter().map(|event| event.request_id).collect::<Vec<_>>(), quotes, "none is lost, none told twice");
 
-    let mut resumed = scene.connect(&key(), slow, hasty()).await.events(told[19].block + 1).await.unwrap();
+    let mut resumed = scene.connect(&key(), slow, hasty()).await.changes(told[19].block + 1).await.unwrap();
     assert_eq!(next(&mut resumed, 10).await, told[20..]);
     let quote = scene.quote(&client, tokens(1)).await;
     ledger.escrow(&quote).await.unwrap();
@@ -467,7 +468,7 @@ async fn events_go_on_after_a_restart() {
     ledger.transfer(Address::random(), tokens(1)).await.unwrap();
     let ended = in_time("the stream ends", following.next()).await.unwrap();
     assert!(matches!(ended, Err(LedgerError::Unreachable(_))), "{ended:?}");
-    let mut following = scene.connect(&key(), slow, hasty()).await.events(told[29].block + 1).await.unwrap();
+    let mut following = scene.connect(&key(), slow, hasty()).await.changes(told[29].block + 1).await.unwrap();
     assert_eq!(next(&mut following, 1).await[0].request_id, quote.request_id);
 }
 
@@ -590,7 +591,10 @@ async fn a_payment_whose_answer_is_lost_is_made_once() {
         scene.fault(mode, 1, "eth_sendRawTransaction").await;
         let quote = scene.quote(&client, tokens(1)).await;
         let transaction = ledger.escrow(&quote).await.unwrap();
-        assert_eq!(scene.state(&quote).await, EscrowState::Escrowed { quote: quote.struct_hash(), transaction });
+        assert_eq!(
+            scene.state(&quote).await,
+            PaymentStatus::Held { quote: quote.struct_hash(), by: PaymentRef::Transaction(transaction) }
+        );
     }
     // What is asked about it afterwards may fail too.
     for mode in ["error", "lost", "garbage"] {
@@ -811,15 +815,15 @@ async fn authorisations_are_checked_before_anything_is_sent() {
     dear.total = tokens(2);
     for (signed, by) in [(&other, &client), (&dear, &client), (&quote, &gateway)] {
         let wrong = Authorisation::transfer(&trust, signed, by).await.unwrap();
-        let refused = relays.accept(&quote, &wrong).await.unwrap_err();
+        let refused = relays.redeem(&quote, &wrong).await.unwrap_err();
         assert!(matches!(&refused, LedgerError::NotAllowed(problem) if problem.starts_with("transfer: ")), "{refused:?}");
     }
     assert_eq!(sent(), 0);
-    let paid = relays.accept(&quote, &authorisation).await.unwrap();
-    assert_eq!((relays.accept(&quote, &authorisation).await, sent()), (Ok(paid), 1), "again is as good as once");
+    let paid = relays.redeem(&quote, &authorisation).await.unwrap();
+    assert_eq!((relays.redeem(&quote, &authorisation).await, sent()), (Ok(paid), 1), "again is as good as once");
     assert_eq!(scene.balance(client.address()).await, tokens(4));
     relays.refund(&quote).await.unwrap();
-    let replayed = relays.accept(&quote, &authorisation).await.unwrap_err();
+    let replayed = relays.redeem(&quote, &authorisation).await.unwrap_err();
     assert!(!replayed.is_retryable() && matches!(replayed, LedgerError::WrongState { .. }), "{replayed:?}");
     assert_eq!((sent(), scene.balance(client.address()).await), (2, tokens(5)), "the payment and the refund, and no more");
 }
@@ -845,7 +849,7 @@ async fn who_refunds_second_gets_the_first_ones_transaction() {
         let [first, second] = refunding;
         let transaction = first.await.unwrap().unwrap();
         assert_eq!(second.await.unwrap(), Ok(transaction));
-        assert!(matches!(scene.state(&quote).await, EscrowState::Refunded { transaction: by } if by == transaction));
+        assert!(matches!(scene.state(&quote).await, PaymentStatus::Refunded { by } if by == PaymentRef::Transaction(transaction)));
         assert_eq!(
             (scene.nonces(one.address()).await, scene.nonces(two.address()).await),
             ((1, 1), (1, 1)),
@@ -864,6 +868,6 @@ async fn others_requests_of_the_same_id_hide_nothing() {
     let transaction = ledger.escrow(&quote).await.unwrap();
     let same = Quote { client: squatter.address(), ..quote.clone() };
     scene.connect(&squatter, POLLS, hasty()).await.escrow(&same).await.unwrap();
-    let state = ledger.escrow_state(client.address(), quote.request_id).await.unwrap();
-    assert_eq!(state, EscrowState::Escrowed { quote: quote.struct_hash(), transaction });
+    let state = ledger.payment(client.address(), quote.request_id).await.unwrap();
+    assert_eq!(state, PaymentStatus::Held { quote: quote.struct_hash(), by: PaymentRef::Transaction(transaction) });
 }

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientError, Order};
+use ncn_client::{Answer, Client, ClientError, Order, evm::EvmLedger};
 use ncn_core::{
-    Amount, Confinement, EscrowState, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentLedger, Policy, Sandbox,
-    SandboxCommand, SandboxError, Value, Values,
+    Amount, Confinement, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentStatus, Policy, Sandbox, SandboxCommand,
+    SandboxError, Value, Values,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
@@ -33,16 +33,16 @@ fn seven() -> Values {
     [("image", Value::png(quickstart::SAMPLE))].into()
 }
 
-async fn client(network: &LocalNetwork) -> (Client, Arc<dyn PaymentLedger>) {
+async fn client(network: &LocalNetwork) -> (Client, Arc<EvmLedger>) {
     let key = crate::scene::key();
     network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
-    let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(key.clone()));
+    let ledger = Arc::new(network.ledger(key.clone()));
     let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
-    let client = client.ledger(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
+    let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
     (client, ledger)
 }
 
-async fn balance(ledger: &Arc<dyn PaymentLedger>) -> Amount {
+async fn balance(ledger: &Arc<EvmLedger>) -> Amount {
     ledger.balance(ledger.account()).await.unwrap()
 }
 
@@ -145,8 +145,8 @@ async fn money_that_comes_after_a_cancellation_goes_back() {
     quoted.cancel().await.unwrap();
     ledger.escrow(&quote).await.unwrap();
     eventually("the payment comes back", async || {
-        let state = ledger.escrow_state(quote.client, quote.request_id).await.unwrap();
-        matches!(state, EscrowState::Refunded { .. })
+        let state = ledger.payment(quote.client, quote.request_id).await.unwrap();
+        matches!(state, PaymentStatus::Refunded { .. })
     })
     .await;
     assert_eq!(balance(&ledger).await, Amount::TOKEN);

@@ -14,14 +14,14 @@ use std::{
 use alloy_primitives::{B256, U256};
 use async_trait::async_trait;
 use ncn_client::{
-    Client, ClientChannel, ClientError, Order, RelayedLedger, Stored,
+    ChannelPayer, Client, ClientChannel, ClientError, Order, Stored,
     evm::{EvmLedger, JsonRpc, RpcOptions, SendOptions},
     grpc::GrpcTransport,
     unix_now,
 };
 use ncn_core::{
-    Amount, ChannelTerms, Confinement, DynSigner, EscrowState, Execution, Executor, ExecutorError, ModelInfo, NetworkInfo, Outcome,
-    PaymentConfirmation, PaymentLedger as _, RequestId, Signed, State, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport,
+    Amount, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError, ModelInfo, NetworkInfo, Outcome,
+    PaymentConfirmation, PaymentStatus, RequestId, Signed, State, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport,
     TransportError, Value,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
@@ -353,14 +353,14 @@ impl ChannelScene {
         Self { network, transport, channel, signer }
     }
 
-    async fn ledger(&self) -> RelayedLedger {
+    async fn ledger(&self) -> ChannelPayer {
         let trust = self.network.trust_root().await.unwrap();
-        RelayedLedger::with_channel(self.transport.clone(), trust, self.signer.clone(), self.channel.clone())
+        ChannelPayer::new(self.transport.clone(), trust, self.signer.clone(), self.channel.clone())
     }
 
     async fn client(&self) -> Client {
         let ledger = Arc::new(self.ledger().await);
-        Client::builder().transport(self.transport.clone()).ledger(ledger).signer(self.signer.clone()).build().unwrap()
+        Client::builder().transport(self.transport.clone()).payer(ledger).signer(self.signer.clone()).build().unwrap()
     }
 
     /// The gateway has served the request, and knows nothing of it any more.
@@ -429,7 +429,7 @@ async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let deployment = network.treasurer().deployment();
     let ledger = EvmLedger::connect(Arc::new(backend), deployment, signer.clone(), SendOptions::default()).await.unwrap();
     let ledger = Arc::new(ledger);
-    let client = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(signer.clone()).build().unwrap();
+    let client = Client::builder().gateway(network.gateway_url()).payer(ledger.clone()).signer(signer.clone()).build().unwrap();
     let order = Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(8));
     let quoted = client.submit(order).await.unwrap();
     drop(network);
@@ -438,10 +438,10 @@ async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let refunded = paid.finish().await.unwrap_err();
     // No block has come in the meantime, but for that of the refund.
     assert!(newest < expiry && unix_now() > expiry);
-    let ClientError::Refunded { transaction, .. } = refunded else { panic!("{refunded}") };
+    let ClientError::Refunded { by, .. } = refunded else { panic!("{refunded}") };
     assert!(ledger.now().await.unwrap() > expiry);
-    let state = ledger.escrow_state(signer.address(), request).await;
-    assert_eq!(state, Ok(EscrowState::Refunded { transaction }));
+    let state = ledger.payment(signer.address(), request).await;
+    assert_eq!(state, Ok(PaymentStatus::Refunded { by }));
     assert_eq!(ledger.balance(signer.address()).await.unwrap(), tokens(1));
 }
 
@@ -450,7 +450,7 @@ async fn a_refund_says_what_became_of_the_payment() {
     let scene = Scene::new(None).await;
     let (signer, rpc) = (well_known_key("client", 0), scene.rpc.url());
     let ledger = Arc::new(scene.network.ledger(signer.clone()));
-    let client = Client::builder().gateway(scene.network.gateway_url()).ledger(ledger.clone()).signer(signer).build().unwrap();
+    let client = Client::builder().gateway(scene.network.gateway_url()).payer(ledger.clone()).signer(signer).build().unwrap();
     let order = || Order::new(quickstart::NAME, seven()).patience(Duration::from_mins(10));
     let refund = |file| ["refund", file, "--rpc", &rpc, "--contracts", "contracts.json"];
 
@@ -476,7 +476,7 @@ async fn a_refund_says_what_became_of_the_payment() {
     back.cancel().await.unwrap();
     ledger.escrow(&quote).await.unwrap();
     until("the gateway gives it back", async || {
-        matches!(ledger.escrow_state(quote.client, quote.request_id).await, Ok(EscrowState::Refunded { .. }))
+        matches!(ledger.payment(quote.client, quote.request_id).await, Ok(PaymentStatus::Refunded { .. }))
     })
     .await;
     let already = scene.good(&refund("back.unfinished")).await;

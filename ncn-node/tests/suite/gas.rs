@@ -267,14 +267,14 @@ impl Scene {
         let (client, gateway) = (self.ledger(&self.client), self.ledger(&self.gateway));
         let quote = self.quote().await;
         let authorisation = Authorisation::transfer(&self.trust, &quote, &self.client).await.unwrap();
-        let relayed = gateway.accept(&quote, &authorisation).await.unwrap();
+        let relayed = gateway.redeem(&quote, &authorisation).await.unwrap();
         let failed = gateway.refund(&quote).await.unwrap();
 
         self.allow(self.trust.domain.contract).await;
         let expiring = self.quote().await;
         let initiated = client.escrow(&expiring).await.unwrap();
         self.measure_alone("initiate, by a standing allowance", 1, initiated).await;
-        self.measure_alone("initiate, by an authorisation that the gateway relays", 1, relayed).await;
+        self.measure_alone("initiate, by an authorisation that the gateway relays", 1, relayed.transaction().unwrap()).await;
         self.measure_alone("refund, by the gateway", 1, failed).await;
         self.chain.chain.advance(2 * HOUR);
         let expired = self.ledger(&self.nodes[0]).refund(&expiring).await.unwrap();
@@ -285,7 +285,7 @@ impl Scene {
         let settlement = self.served(0, 0).await;
         self.ledger(&self.client).escrow(&settlement.quote).await.unwrap();
         let completed = self.ledger(&self.gateway).settle(&settlement).await.unwrap();
-        self.measure("complete", 1, completed).await;
+        self.measure("complete", 1, completed.transaction().unwrap()).await;
     }
 
     /// All that happens to a channel but its settlement.

@@ -3,10 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use ncn_client::{Client, ClientError, Order};
-use ncn_core::{
-    Amount, Confinement, Executor, ExecutorError, ExecutorExt as _, Model, PaymentLedger as _, Value, Values,
-    executor::ModelPackage,
-};
+use ncn_core::{Amount, Confinement, Executor, ExecutorError, ExecutorExt as _, Model, Value, Values, executor::ModelPackage};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{EngineExecutor, Machine, MachineOptions, WorkerOptions, WorkerProgram},
@@ -54,7 +51,7 @@ impl Customer {
         network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
         let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
-        let client = client.ledger(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
+        let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
         Self { client, ledger }
     }
 

@@ -11,15 +11,15 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Answer, Client, ClientChannel, ClientError, RelayedLedger, grpc::GrpcTransport};
+use ncn_client::{Answer, ChannelPayer, Client, ClientChannel, ClientError, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
 use ncn_core::BatchRequest;
 use ncn_core::{
     Address, Amount, Approval, Attestors, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError,
-    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, EscrowState, Heartbeat, InferenceResult, LedgerError, Message as _,
-    ModelInfo, NetworkInfo, NodeQuery, NodeRecord, Outcome, OutputChunk, PaymentConfirmation, PaymentLedger, PreprocessingRequest,
-    Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Submission, Subnet, TaskAccess,
-    TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
-    conformance::LedgerFixture as _, ledger::LedgerEvents, receipt::Payment, transport::Updates,
+    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo,
+    NetworkInfo, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentConfirmation, PaymentLedger, PaymentRef, PaymentStatus,
+    PreprocessingRequest, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed,
+    Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values,
+    compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart, well_known_key},
@@ -152,7 +152,7 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     let address = thief.address();
     let steal = |scene: &recovery::Scene| {
         let (chain, trust) = (&scene.network.chain, scene.network.trust.clone());
-        Lie::Theft { validators: chain.validators(), ledger: chain.ledger(scene.gateway.clone()), thief, trust }
+        Lie::Theft { validators: chain.validators.clone(), ledger: chain.ledger(scene.gateway.clone()), thief, trust }
     };
     let (update, _) = with_lies(steal).await;
     // M corrupt validators and the gateway's key in other hands can take the money; a receipt that names somebody else as paid they
@@ -208,14 +208,14 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
 }
 
 /// A chain that takes the payment and loses the answer, and whose next answers come late.
-struct ForgetfulLedger {
-    honest: Arc<dyn PaymentLedger>,
+struct ForgetfulPayer {
+    honest: Arc<EvmLedger>,
     late: Duration,
     tries: AtomicUsize,
 }
 
 #[async_trait]
-impl PaymentLedger for ForgetfulLedger {
+impl Payer for ForgetfulPayer {
     fn account(&self) -> Address {
         self.honest.account()
     }
@@ -228,12 +228,8 @@ impl PaymentLedger for ForgetfulLedger {
         self.honest.now().await
     }
 
-    async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
-        self.honest.balance(owner).await
-    }
-
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        let escrowed = self.honest.escrow(quote).await;
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        let escrowed = self.honest.pay(quote).await;
         if self.tries.fetch_add(1, Ordering::SeqCst) == 0 {
             escrowed.unwrap();
             return Err(LedgerError::Unreachable("the connection broke".into()));
@@ -241,21 +237,21 @@ impl PaymentLedger for ForgetfulLedger {
         escrowed
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
-        self.honest.settle(settlement).await
-    }
-
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.honest.refund(quote).await
-    }
-
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
         tokio::time::sleep(self.late).await;
-        self.honest.escrow_state(client, request_id).await
+        Payer::status(&*self.honest, quote).await
     }
 
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.honest.events(from_block).await
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        self.honest.reclaim(quote).await
+    }
+
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        self.honest.check(receipt).await
+    }
+
+    async fn release(&self, quote: &Quote, served: bool) {
+        self.honest.release(quote, served).await;
     }
 }
 
@@ -304,11 +300,11 @@ impl Transport for Flickering {
 async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Result<Answer, ClientError>, Amount) {
     let signer = key();
     network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
-    let honest: Arc<dyn PaymentLedger> = Arc::new(network.ledger(signer.clone()));
-    let ledger = Arc::new(ForgetfulLedger { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
+    let honest = Arc::new(network.ledger(signer.clone()));
+    let payer = Arc::new(ForgetfulPayer { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
     let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
     let transport = Arc::new(Flickering { gateway, outages: AtomicUsize::new(outages) });
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).max_price(Amount::TOKEN).build().unwrap();
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).max_price(Amount::TOKEN).build().unwrap();
     let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
     let left = honest.balance(honest.account()).await.unwrap();
     (answer, left)
@@ -408,9 +404,8 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
         let transport = Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None });
         let chain = Arc::new(network.ledger(client.clone()));
         let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
-        let relay = RelayedLedger::new(transport, network.trust_root().await.unwrap(), client);
-        let client =
-            if relayed { builder.ledger(Arc::new(relay.with_chain(chain))) } else { builder.ledger(chain) }.build().unwrap();
+        let relay = RelayedPayer::new(transport, network.trust_root().await.unwrap(), client);
+        let client = if relayed { builder.payer(Arc::new(relay.with_chain(chain))) } else { builder.payer(chain) }.build().unwrap();
         let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
         answer.map(|answer| answer.receipt).map_err(|error| error.to_string())
     };
@@ -436,8 +431,8 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
     let (client, gateway) = (key(), GrpcTransport::new(&network.gateway_url()).unwrap());
     let terms = ChannelTerms { client: client.address(), gateway: network.gateway_address(), salt: MADE_UP };
     let channel = Arc::new(ClientChannel::new(terms, Amount::TOKEN, u64::MAX));
-    let ledger = RelayedLedger::with_channel(Arc::new(gateway), honest.trust_root.clone(), client, channel);
-    let error = ledger.check_payment(&honest).await.unwrap_err().to_string();
+    let payer = ChannelPayer::new(Arc::new(gateway), honest.trust_root.clone(), client, channel);
+    let error = payer.check(&honest).await.unwrap_err().to_string();
     assert!(error.contains("is an escrow, and the client pays out of a channel"), "{error}");
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use ncn_client::{Client, Options};
-use ncn_core::{Amount, PaymentLedger, Recipient, Value};
+use ncn_core::{Amount, Recipient, Value};
 use ncn_node::devnet::quickstart;
 
 use crate::scene::{key, network};
@@ -18,10 +18,10 @@ async fn sixty_four_clients_at_once() {
     for _ in 0..CLIENTS {
         let signer = key();
         network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
-        let ledger: Arc<dyn PaymentLedger> = Arc::new(network.ledger(signer.clone()));
+        let ledger = Arc::new(network.ledger(signer.clone()));
         let patience = Duration::from_mins(5);
         let builder = Client::builder().options(Options::batch()).patience(patience).gateway(network.gateway_url());
-        clients.push((builder.ledger(ledger.clone()).signer(signer).max_price(Amount::TOKEN).build().unwrap(), ledger));
+        clients.push((builder.payer(ledger.clone()).signer(signer).max_price(Amount::TOKEN).build().unwrap(), ledger));
     }
     let fees = network.treasurer().balance(network.treasury()).await.unwrap();
     let served = clients.iter().map(|(client, ledger)| async move {

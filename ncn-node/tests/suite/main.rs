@@ -37,6 +37,7 @@ mod machine;
 mod models;
 mod models_cli;
 mod models_list;
+mod money;
 mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use ncn_core::{Amount, PaymentLedger as _};
+use ncn_core::Amount;
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::Value;
 

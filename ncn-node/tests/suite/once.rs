@@ -15,8 +15,8 @@ use ncn_client::{
 };
 use ncn_core::{
     AccessPurpose, Amount, Authorisation, ChainView as _, ChannelTerms, DynSigner, ExecutorError, InferenceRequest,
-    PaymentConfirmation, PaymentLedger as _, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess,
-    TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
+    PaymentConfirmation, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
+    TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_node::{
     channel::{ChannelLedger, SettleOptions},

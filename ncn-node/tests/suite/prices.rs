@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ncn_client::{Client, ClientError, Order};
-use ncn_core::{Amount, LedgerError, PaymentLedger as _, Value};
+use ncn_core::{Amount, LedgerError, Value};
 use ncn_node::devnet::quickstart;
 
 use crate::scene::{Chain, key, network, tokens};
@@ -18,7 +18,7 @@ async fn a_client_without_a_limit_pays_only_what_it_was_shown() {
     let signer = key();
     network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let ledger = Arc::new(network.ledger(signer.clone()));
-    let builder = Client::builder().gateway(network.gateway_url()).ledger(ledger.clone()).signer(signer);
+    let builder = Client::builder().gateway(network.gateway_url()).payer(ledger.clone()).signer(signer);
     let price = quickstart::model().unwrap().manifest().price;
 
     let careless = builder.clone().build().unwrap();

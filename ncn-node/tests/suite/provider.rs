@@ -11,8 +11,9 @@ use std::{
 use async_trait::async_trait;
 use ncn_client::evm::EvmLedger;
 use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChainView, Channel, EscrowState, LedgerError, PaymentLedger, Quote, RequestId, Settlement,
-    TrustRoot, UnixTime, channel::CertifiedBatch, ledger::LedgerEvents,
+    Address, Amount, Authorisation, B256, BatchSettler, ChainView, Channel, ChannelTerms, LedgerError, PaymentChanges,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    channel::CertifiedBatch,
 };
 
 /// A chain as a provider shows it that is behind for some channels, or refuses some settlements.
@@ -36,50 +37,50 @@ impl PaymentLedger for Provider {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        PaymentLedger::trust_root(&*self.chain).await
-    }
-
-    async fn now(&self) -> Result<UnixTime, LedgerError> {
-        PaymentLedger::now(&*self.chain).await
+        self.chain.trust_root().await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
         self.chain.balance(owner).await
     }
 
-    async fn escrow(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.escrow(quote).await
+    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
+        self.chain.redeem(quote, authorisation).await
     }
 
-    async fn settle(&self, settlement: &Settlement) -> Result<B256, LedgerError> {
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        self.chain.payment(client, request_id).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
         self.chain.settle(settlement).await
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
-        self.chain.refund(quote).await
+    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        PaymentLedger::refund(&*self.chain, quote).await
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        PaymentLedger::escrow_state(&*self.chain, client, request_id).await
+    async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
+        self.chain.changes(from_block).await
     }
 
-    async fn events(&self, from_block: u64) -> Result<LedgerEvents, LedgerError> {
-        self.chain.events(from_block).await
+    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+        self.chain.cooperative_close(terms).await
     }
 }
 
 #[async_trait]
 impl ChainView for Provider {
     async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        ChainView::trust_root(&*self.chain).await
+        self.chain.trust_root().await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
-        ChainView::now(&*self.chain).await
+        self.chain.now().await
     }
 
-    async fn escrow_state(&self, client: Address, request_id: RequestId) -> Result<EscrowState, LedgerError> {
-        ChainView::escrow_state(&*self.chain, client, request_id).await
+    async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
+        self.chain.payment(client, request_id).await
     }
 
     async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {

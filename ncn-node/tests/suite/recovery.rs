@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    AccessPurpose, Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentLedger,
-    PaymentProof, Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
-    TransportExt as _, Value, Values, conformance::LedgerFixture as _,
+    AccessPurpose, Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentProof,
+    Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _,
+    Value, Values,
 };
 use ncn_node::{
     compute::ComputeNode,
@@ -28,6 +28,7 @@ use ncn_node::{
 use tokio::sync::Notify;
 
 use crate::{
+    money::Contracts as _,
     scene::{Behaviour, InProcess, key, tokens},
     wait::{PATIENCE, in_time},
 };
@@ -128,7 +129,7 @@ fn subnet(owner: &DynSigner) -> Subnet {
 pub(crate) struct Client {
     submission: Submission,
     access: Signed<TaskAccess>,
-    pub(crate) ledger: Arc<dyn PaymentLedger>,
+    pub(crate) ledger: Arc<ncn_client::evm::EvmLedger>,
 }
 
 impl Client {

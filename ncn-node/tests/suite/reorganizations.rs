@@ -4,13 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_client::{evm::EvmBackend as _, unix_now};
-use ncn_core::{
-    Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, PaymentLedger, Quote, Split,
-    conformance::LedgerFixture as _,
-};
+use ncn_core::{Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, PaymentLedger, Quote, Split};
 use ncn_node::channel::{ChannelLedger, SettleOptions};
 
 use crate::{
+    money::Contracts as _,
     provider::Provider,
     scene::{Behaviour, InProcess, key, settlement},
 };
@@ -91,7 +89,7 @@ impl Scene {
         };
         payer.promised += PRICE;
         let payment = ChannelPayment::sign(payer.terms, &quote, Amount::new(payer.promised), trust, &payer.signer).await.unwrap();
-        ledger.accept(&quote, &Authorisation::Voucher(payment)).await.unwrap();
+        ledger.redeem(&quote, &Authorisation::Voucher(payment)).await.unwrap();
         let settlement = settlement(&quote, &self.compute, trust, &self.network.chain.validators, 3).await;
         ledger.settle(&settlement).await.unwrap();
     }
@@ -249,13 +247,13 @@ async fn nothing_is_closed_below_what_it_owes() {
     scene.settles(&ledger, &[(&payer, 1)]).await;
     scene.is_booked(&ledger).await;
     scene.take_back_all().await;
-    let refused = ledger.agree_to_close(&payer.terms).await.unwrap_err();
+    let refused = ledger.cooperative_close(&payer.terms).await.unwrap_err();
     assert!(refused.is_retryable() && refused.to_string().contains("presented again"), "{refused}");
 
     let ledger = scene.reopen(ledger, RESUBMIT).await;
     let mut agreed = None;
     within(async || {
-        agreed = ledger.agree_to_close(&payer.terms).await.ok();
+        agreed = ledger.cooperative_close(&payer.terms).await.ok();
         agreed.is_some()
     })
     .await;

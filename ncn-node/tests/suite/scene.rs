@@ -13,10 +13,9 @@ use async_trait::async_trait;
 use ncn_client::evm::{EvmLedger, Genesis};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Amount, Approval, B256, BatchSettler, Certificate, ChannelTerms, Completion, CompletionRequest, Confinement, DynSigner,
-    InferenceResult, LedgerError, Message as _, NodeRole, PaymentLedger, PreprocessingRequest, Quote, Registry, RegistryError,
-    Settlement, Signature, Signed, TrustRoot, UnixTime, Usage, Validator,
-    conformance::{LedgerFixture, RegistryFixture},
+    Amount, Approval, B256, Certificate, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _,
+    NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage, Validator,
+    conformance::RegistryFixture,
 };
 use ncn_node::{
     devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder},
@@ -26,6 +25,8 @@ use ncn_node::{
     sandbox::HELPER,
     time::unix_now,
 };
+
+use crate::money::Contracts;
 
 pub(crate) fn key() -> DynSigner {
     Arc::new(PrivateKeySigner::random())
@@ -148,40 +149,18 @@ impl Chain {
 }
 
 #[async_trait]
-impl LedgerFixture for Chain {
-    async fn account(&self, signer: DynSigner, tokens: Amount) -> Arc<dyn PaymentLedger> {
-        self.deployer.transfer(signer.address(), tokens).await.unwrap();
-        self.ledger(signer)
-    }
-
-    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        Arc::new(self.deployer.with_signer(signer))
-    }
-
-    async fn fund_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelTerms,
-        deposit: Amount,
-        expiry: UnixTime,
-    ) -> Result<B256, LedgerError> {
-        self.deployer.with_signer(signer).fund_channel(terms, deposit, expiry).await
-    }
-
-    async fn close_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelTerms,
-        agreement: Option<Signature>,
-    ) -> Result<B256, LedgerError> {
-        self.deployer.with_signer(signer).close_channel(terms, agreement).await
+impl Contracts for Chain {
+    fn deployer(&self) -> &EvmLedger {
+        &self.deployer
     }
 
     fn validators(&self) -> Vec<DynSigner> {
         self.validators.clone()
     }
 
-    async fn advance(&self, seconds: u64) {
+    async fn prepare(&self, _: Address) {}
+
+    async fn pass(&self, seconds: u64) {
         self.chain.advance(seconds);
     }
 }

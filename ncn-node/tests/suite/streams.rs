@@ -243,7 +243,7 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
     let domain = network.trust_root().await.unwrap().domain;
     let transport = Arc::new(Between { inner, seen: seen.clone(), signed, meddling, domain });
     let ledger = Arc::new(network.ledger(signer.clone()));
-    let client = Client::builder().transport(transport).ledger(ledger).signer(signer).build().unwrap();
+    let client = Client::builder().transport(transport).payer(ledger).signer(signer).build().unwrap();
     let inputs = [("image", Value::png(quickstart::SAMPLE))];
     let paid =
         client.submit(Order::new(quickstart::NAME, inputs).patience(Duration::from_mins(10))).await.unwrap().pay().await.unwrap();

@@ -7,7 +7,7 @@ use alloy_primitives::{Address, B256};
 use super::{LIFETIME, PRICE, PURSE, Scene, times};
 use crate::{
     Amount, Approval, Certificate, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, LedgerError, Message as _,
-    PaymentTree, Settlement, Signature, UnixTime,
+    PaymentStatus, PaymentTree, Settlement, Signature, UnixTime,
     channel::{Batch, BatchEntry, CertifiedBatch, MAX_CHANNEL_SECONDS},
     conformance::{Rules, Violation, key, rand_bytes},
 };
@@ -117,7 +117,7 @@ impl Scene<'_> {
     async fn balances(&self, accounts: impl IntoIterator<Item = &Address>) -> Result<BTreeMap<Address, Amount>, Violation> {
         let mut balances = BTreeMap::new();
         for account in accounts {
-            let balance = self.paying.balance(*account).await;
+            let balance = self.ledger.balance(*account).await;
             let balance = balance.map_err(|error| Violation { rule: "balances can be read", what: error.to_string() })?;
             balances.insert(*account, balance);
         }
@@ -136,6 +136,27 @@ impl Scene<'_> {
         }
         Ok(shares)
     }
+}
+
+/// What the chain shows to everybody.
+pub(super) async fn shows(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
+    let trust = scene.strange_settler.trust_root().await;
+    rules.check("everyone sees the same network", trust.as_ref() == Ok(&scene.trust), trust)?;
+    let validators = scene.fixture.validators().into_iter().map(|validator| (validator.address(), true));
+    for (account, expected) in validators.chain([(scene.outsider.address(), false)]) {
+        let staked = scene.settler.has_stake(account).await;
+        rules.check("everyone sees who has a stake", staked == Ok(expected), staked)?;
+    }
+    let owner = scene.settler.subnet_owner(B256::repeat_byte(9)).await;
+    rules.check("a subnet that nobody has created has no owner", owner == Ok(None), owner)?;
+    let quote = scene.quote().await?;
+    rules.ok("a client pays", scene.escrow(&quote).await)?;
+    let known = scene.ledger.status(quote.client, quote.request_id).await;
+    let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
+    rules.check("everyone sees an escrow", seen == known && matches!(seen, Ok(PaymentStatus::Held { .. })), (known, seen))?;
+    rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+    let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
+    rules.check("everyone sees a refund", matches!(seen, Ok(PaymentStatus::Refunded { .. })), seen)
 }
 
 pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
@@ -275,7 +296,7 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, sec
     let mut diverted = good.clone();
     for payout in &mut diverted.settlement.payouts {
         if payout.account == scene.compute.address() {
-            payout.account = scene.stranger.account();
+            payout.account = scene.outsider.address();
         }
     }
     diverted.settlement.payouts.sort_unstable_by_key(|payout| payout.account);

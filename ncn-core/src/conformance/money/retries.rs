@@ -1,6 +1,7 @@
 //! Answers that are lost, and callers that begin again: whatever happens in between, money moves once.
 
-use alloy_primitives::B256;
+use std::fmt::Debug;
+
 use futures::future::BoxFuture;
 
 use super::{PRICE, Scene, times};
@@ -10,28 +11,27 @@ use crate::{
 };
 
 /// Calls as one account, whose answer is lost; as the same account after a restart; and as the first one again.
-async fn insists<'a, L: ?Sized>(
+async fn insists<'a, L: ?Sized, T: PartialEq + Debug>(
     rules: &mut Rules,
     rule: &'static str,
     (first, restarted): (&'a L, &'a L),
-    call: impl Fn(&'a L) -> BoxFuture<'a, Result<B256, LedgerError>>,
+    call: impl Fn(&'a L) -> BoxFuture<'a, Result<T, LedgerError>>,
 ) -> Result<(), Violation> {
     drop(call(first).await);
     let transaction = rules.ok(rule, call(restarted).await)?;
     let again = call(first).await;
-    rules.check(rule, again == Ok(transaction), (transaction, again))
+    rules.check(rule, again.as_ref() == Ok(&transaction), (&transaction, &again))
 }
 
 pub(super) async fn escrows(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let client = scene.fixture.account(scene.client.clone(), Amount::ZERO).await;
-    let gateway = scene.fixture.account(scene.gateway.clone(), Amount::ZERO).await;
-    let (client, gateway): ((&dyn PaymentLedger, _), _) = ((&*scene.paying, &*client), (&*scene.settling, &*gateway));
+    let restarted = scene.fixture.ledger(scene.gateway.clone()).await;
+    let gateway: (&dyn PaymentLedger, _) = (&*scene.ledger, &*restarted);
     let (served, failed) = (scene.quote().await?, scene.quote().await?);
-    let authorisation = scene.authorisation(&failed).await;
     let settlement = scene.settlement(&served, scene.threshold()).await;
-
-    insists(rules, "an escrow resumes", client, |ledger| ledger.escrow(&served)).await?;
-    insists(rules, "an authorisation resumes", gateway, |ledger| ledger.accept(&failed, &authorisation)).await?;
+    for quote in [&served, &failed] {
+        let authorisation = &scene.authorisation(quote).await;
+        insists(rules, "an authorisation resumes", gateway, |ledger| ledger.redeem(quote, authorisation)).await?;
+    }
     has(rules, scene, times(8)).await?;
     insists(rules, "a refund resumes", gateway, |ledger| ledger.refund(&failed)).await?;
     has(rules, scene, times(9)).await?;
@@ -41,7 +41,7 @@ pub(super) async fn escrows(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), 
 }
 
 pub(super) async fn channels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let restarted = scene.fixture.settler(scene.gateway.clone()).await;
+    let restarted = scene.fixture.chain(scene.gateway.clone()).await;
     let gateway: (&dyn BatchSettler, _) = (&*scene.settler, &*restarted);
     let (terms, expiry) = (&scene.terms(), scene.now().await? + super::LIFETIME);
     let batch = scene.requests(terms, 1, 2).await?;

@@ -1,0 +1,232 @@
+//! The suites for money, by who calls it: [`ledger`] a gateway, [`payer`] a client, [`chain`] everybody else.
+
+mod channel;
+mod ledger;
+mod payer;
+mod retries;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Rules, Spoilt, Verdict, Violation, certificate, key, order, quote, result};
+use crate::{
+    Amount, Authorisation, B256, BatchSettler, ChannelTerms, Completion, DynSigner, InferenceRequest, LedgerError, Payer,
+    PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime, validation::MAX_ESCROW_SECONDS,
+};
+
+/// What the suites for [`PaymentLedger`], [`Payer`], [`crate::ChainView`] and [`BatchSettler`] need.
+#[async_trait]
+pub trait LedgerFixture: Send + Sync {
+    /// Gives an account these tokens, and whatever it takes to send transactions.
+    async fn mint(&self, account: &DynSigner, tokens: Amount);
+
+    /// The ledger as this account sees it. The same signer again is as after a restart.
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger>;
+
+    /// The chain as this account settles batches on it.
+    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler>;
+
+    /// Funds a channel out of this account.
+    async fn fund_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        deposit: Amount,
+        expiry: UnixTime,
+    ) -> Result<B256, LedgerError>;
+
+    /// Closes a channel, as this account.
+    async fn close_channel(
+        &self,
+        signer: DynSigner,
+        terms: &ChannelTerms,
+        agreement: Option<Signature>,
+    ) -> Result<B256, LedgerError>;
+
+    /// The keys of the validators.
+    fn validators(&self) -> Vec<DynSigner>;
+
+    /// Lets the chain's time pass.
+    async fn advance(&self, seconds: u64);
+}
+
+/// What the suite for [`Payer`] needs beside: a way to pay.
+#[async_trait]
+pub trait PayerFixture: Send + Sync {
+    /// The chain, and the gateways' ledgers on it.
+    fn money(&self) -> &dyn LedgerFixture;
+
+    /// A payer for this account, which can spend just so many tokens at the gateway. It has none yet. The same signer again is as after a
+    /// restart.
+    async fn payer(&self, signer: DynSigner, purse: Amount, gateway: &Arc<dyn PaymentLedger>) -> Arc<dyn Payer>;
+
+    /// Whether the payer sees on the chain what becomes of its payments.
+    fn sees_chain(&self) -> bool;
+}
+
+/// How long an escrow of the suites can be settled.
+const LIFETIME: u64 = 3_600;
+const PRICE: Amount = Amount::new(1_000_003);
+/// What a client of the suites has at first.
+const PURSE: Amount = times(10);
+
+const fn times(count: u128) -> Amount {
+    Amount::new(PRICE.units() * count)
+}
+
+/// One client, gateway and compute node, new to the chain.
+struct Scene<'a> {
+    fixture: &'a dyn LedgerFixture,
+    trust: TrustRoot,
+    client: DynSigner,
+    gateway: DynSigner,
+    compute: DynSigner,
+    outsider: DynSigner,
+    /// The ledger, as the gateway and as the others see it.
+    ledger: Arc<dyn PaymentLedger>,
+    clients_ledger: Arc<dyn PaymentLedger>,
+    strange_ledger: Arc<dyn PaymentLedger>,
+    /// The chain, as the gateway and as the stranger settle batches on it.
+    settler: Arc<dyn BatchSettler>,
+    strange_settler: Arc<dyn BatchSettler>,
+}
+
+impl<'a> Scene<'a> {
+    /// Nobody has tokens.
+    async fn poor(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
+        let (client, gateway, outsider) = (key(), key(), key());
+        for account in [&client, &gateway, &outsider] {
+            fixture.mint(account, Amount::ZERO).await;
+        }
+        Self {
+            fixture,
+            trust: trust.clone(),
+            ledger: fixture.ledger(gateway.clone()).await,
+            clients_ledger: fixture.ledger(client.clone()).await,
+            strange_ledger: fixture.ledger(outsider.clone()).await,
+            settler: fixture.chain(gateway.clone()).await,
+            strange_settler: fixture.chain(outsider.clone()).await,
+            client,
+            gateway,
+            outsider,
+            compute: key(),
+        }
+    }
+
+    /// The client has its purse.
+    async fn new(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
+        let scene = Self::poor(fixture, trust).await;
+        fixture.mint(&scene.client, PURSE).await;
+        scene
+    }
+
+    fn threshold(&self) -> usize {
+        usize::from(self.trust.threshold)
+    }
+
+    async fn now(&self) -> Result<u64, Violation> {
+        self.settler.now().await.map_err(|error| Violation { rule: "the chain has a time", what: error.to_string() })
+    }
+
+    async fn order(&self) -> Result<InferenceRequest, Violation> {
+        Ok(order(self.client.address(), [1; 32].into(), [2; 32].into(), PRICE, self.now().await? + LIFETIME))
+    }
+
+    fn quoted(&self, order: &InferenceRequest) -> Quote {
+        quote(order, &self.trust, self.gateway.address(), self.compute.address(), PRICE)
+    }
+
+    async fn quote(&self) -> Result<Quote, Violation> {
+        Ok(self.quoted(&self.order().await?))
+    }
+
+    async fn settlement(&self, quote: &Quote, approvals: usize) -> Settlement {
+        let order = order(quote.client, [1; 32].into(), quote.model_digest, PRICE, quote.expiry);
+        let result = result(&order, quote, &self.trust, &self.compute).await;
+        let completion = Completion::new(quote, &result.message);
+        let certificate = certificate(&completion, &quote.request_id, &self.trust, &self.fixture.validators(), approvals).await;
+        Settlement { quote: quote.clone(), result, certificate }
+    }
+
+    #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+    async fn authorisation(&self, quote: &Quote) -> Authorisation {
+        Authorisation::transfer(&self.trust, quote, &self.client).await.expect("a local key signs")
+    }
+
+    /// The client pays into escrow, by its gateway.
+    async fn escrow(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        self.ledger.redeem(quote, &self.authorisation(quote).await).await
+    }
+
+    async fn balance(&self, owner: &DynSigner) -> Amount {
+        self.ledger.balance(owner.address()).await.unwrap_or_default()
+    }
+}
+
+/// Quotes that nobody may pay, each with what is wrong with it.
+fn spoilt(quote: &Quote) -> Vec<(&'static str, Quote)> {
+    let spoilt: [Spoilt<Quote>; 4] = [
+        ("nothing cannot be paid", |quote| quote.total = Amount::ZERO),
+        ("an expired quote is not paid", |quote| quote.expiry = 1),
+        ("a payment is not locked for ever", |quote| quote.expiry += MAX_ESCROW_SECONDS + 1),
+        ("a split is no more than the whole", |quote| quote.split.treasury_bps = 9_000),
+    ];
+    let spoil = |(rule, spoil): Spoilt<Quote>| {
+        let mut quote = quote.clone();
+        spoil(&mut quote);
+        (rule, quote)
+    };
+    spoilt.into_iter().map(spoil).collect()
+}
+
+/// A trust root that can be read, and is valid.
+async fn trust_root(rules: &mut Rules, fixture: &dyn LedgerFixture) -> Result<TrustRoot, Violation> {
+    let reader = fixture.ledger(key()).await;
+    let trust = rules.ok("the trust root can be read", reader.trust_root().await)?;
+    rules.check("the trust root is valid", trust.validate().is_ok(), trust.validate())?;
+    Ok(trust)
+}
+
+/// Runs the suite for [`PaymentLedger`].
+pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
+    let mut rules = Rules::default();
+    let trust = trust_root(&mut rules, fixture).await?;
+    let scene = Scene::new(fixture, &trust).await;
+    rules.check("an account is its signer's", scene.ledger.account() == scene.gateway.address(), scene.ledger.account())?;
+    rules.check("a balance is what was given", scene.balance(&scene.client).await == PURSE, scene.balance(&scene.client).await)?;
+
+    ledger::redeems(&mut rules, &scene).await?;
+    ledger::pays_out(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    ledger::pays_back(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    ledger::tells(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    ledger::takes_vouchers(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    ledger::closes(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    retries::escrows(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    Ok(rules.0)
+}
+
+/// Runs the suite for [`Payer`].
+pub async fn payer(fixture: &dyn PayerFixture) -> Verdict {
+    let mut rules = Rules::default();
+    let trust = trust_root(&mut rules, fixture.money()).await?;
+    payer::pays(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    payer::sees_the_end(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    payer::checks(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    payer::reclaims(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    Ok(rules.0)
+}
+
+/// Runs the suite for [`BatchSettler`], which is one for [`crate::ChainView`] too.
+pub async fn chain(fixture: &dyn LedgerFixture) -> Verdict {
+    let mut rules = Rules::default();
+    let trust = trust_root(&mut rules, fixture).await?;
+    let scene = Scene::new(fixture, &trust).await;
+    channel::shows(&mut rules, &scene).await?;
+    channel::funds(&mut rules, &scene).await?;
+    channel::charges(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::closes(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::expires(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    retries::channels(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    Ok(rules.0)
+}
