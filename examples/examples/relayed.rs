@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use ncn_client::core::{Amount, Transport as _, Value};
-use ncn_client::{Client, RelayedPayer, grpc::GrpcTransport};
+use ncn_client::{Client, Payment, grpc::GrpcTransport};
 use ncn_node::devnet::{self, LocalNetwork};
 
 #[tokio::main]
@@ -18,8 +18,8 @@ async fn main() -> Result<()> {
     let trust = transport.network().await?.trust_root;
     ensure!(trust == network.trust_root().await?, "the gateway is of another network");
 
-    let payer = Arc::new(RelayedPayer::new(transport.clone(), trust, signer.clone()));
-    let client = Client::builder().transport(transport).payer(payer).signer(signer).max_price(Amount::TOKEN).build()?;
+    let client = Client::builder().transport(transport).payment(Payment::Relayed).trust(trust).signer(signer);
+    let client = client.max_price(Amount::TOKEN).build()?;
     let image = Value::png(std::fs::read("examples/data/7.png")?);
     let answer = client.infer("digits", [("image", image)]).await?;
     println!("{} (paid {})", answer.output.text("label").unwrap_or_default(), answer.receipt.payments.total);

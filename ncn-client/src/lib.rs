@@ -4,11 +4,11 @@
 //! and the validators' approval, pays, follows the work, and verifies the receipt before it hands the output over.
 //!
 //! ```no_run
-//! # async fn run(payer: std::sync::Arc<dyn ncn_client::core::Payer>, key: ncn_client::core::DynSigner)
+//! # async fn run(ledger: ncn_client::evm::EvmLedger)
 //! # -> Result<(), Box<dyn std::error::Error>> {
-//! use ncn_client::{Client, core::{Amount, Value}};
+//! use ncn_client::{Client, Payment, core::{Amount, Value}};
 //!
-//! let client = Client::builder().gateway("http://127.0.0.1:50051").payer(payer).signer(key);
+//! let client = Client::builder().gateway("http://127.0.0.1:50051").payment(Payment::OnChain(ledger));
 //! let client = client.max_price(Amount::TOKEN).build()?; // no request costs more
 //! let answer = client.infer("digits", [("image", Value::png(std::fs::read("7.png")?))]).await?;
 //! println!("{:?}, paid {}", answer.output.text("label"), answer.receipt.payments.total);
@@ -34,7 +34,7 @@ pub mod wire;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelSums, ClientChannel};
-pub use client::{Answer, Client, ClientBuilder, Options, Order, Paid, Quoted, Stored, StreamEvent};
+pub use client::{Answer, Client, ClientBuilder, InferenceEvent, Options, Order, Paid, Payment, Quoted, Stored};
 pub use error::ClientError;
 pub use http::http;
 pub use ncn_core as core;

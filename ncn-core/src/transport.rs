@@ -173,13 +173,7 @@ pub trait Transport: Send + Sync {
     /// Asks the gateway to settle what it has earned out of a channel and to let go of the rest: its signature over a
     /// [`crate::ChannelClose`], and what it says was settled. From then on the gateway takes no voucher of the channel. The access is
     /// the client's, with the channel's id as its request id.
-    async fn close_channel(
-        &self,
-        _terms: ChannelTerms,
-        _access: Signed<TaskAccess>,
-    ) -> Result<(Amount, Signature), TransportError> {
-        Err(TransportError::Refused("this gateway has no channels".into()))
-    }
+    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError>;
 }
 
 /// Conveniences on every [`Transport`].

@@ -1,9 +1,9 @@
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ncn_core::{Amount, DynSigner, Payer, Transport, TrustRoot};
 
 use super::Client;
-use crate::{ClientError, grpc::GrpcTransport};
+use crate::{ChannelPayer, ClientChannel, ClientError, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
 
 /// What a client does unless an order says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +35,25 @@ impl Default for Options {
     }
 }
 
-/// Sets a [`Client`] up: a gateway or transport, a payer and a key are needed.
+/// How a client pays.
+#[derive(Clone)]
+pub enum Payment {
+    /// Each request by a transaction of this account, into escrow.
+    OnChain(EvmLedger),
+    /// Each request by a signature that the gateway brings to the chain, into escrow. The client needs tokens, and neither a chain nor gas.
+    Relayed,
+    /// Each request by a voucher, out of the channel that is kept in this file: see [`ClientChannel::create`].
+    Channel(PathBuf),
+}
+
+/// Sets a [`Client`] up: a gateway or transport, a payment and a key are needed.
 #[derive(Clone, Default)]
 pub struct ClientBuilder {
     gateway: Option<String>,
     transport: Option<Arc<dyn Transport>>,
+    payment: Option<Payment>,
     payer: Option<Arc<dyn Payer>>,
+    chain: Option<EvmLedger>,
     signer: Option<DynSigner>,
     options: Options,
 }
@@ -62,12 +75,27 @@ impl ClientBuilder {
 
     /// How requests are paid.
     #[must_use]
+    pub fn payment(mut self, payment: Payment) -> Self {
+        self.payment = Some(payment);
+        self
+    }
+
+    /// The chain that shows what becomes of payments which the gateway brings there. Without it, some of that only the gateway says
+    /// ([`ClientError::Unproven`]). It must be the one of the network that is trusted.
+    #[must_use]
+    pub fn chain(mut self, chain: EvmLedger) -> Self {
+        self.chain = Some(chain);
+        self
+    }
+
+    /// Any other way to pay, instead of [`ClientBuilder::payment`].
+    #[must_use]
     pub fn payer(mut self, payer: Arc<dyn Payer>) -> Self {
         self.payer = Some(payer);
         self
     }
 
-    /// The client's key; its account is the payer's.
+    /// The client's key; its account is the payer's. By default that of [`Payment::OnChain`].
     #[must_use]
     pub fn signer(mut self, signer: DynSigner) -> Self {
         self.signer = Some(signer);
@@ -88,7 +116,7 @@ impl ClientBuilder {
         self
     }
 
-    /// The network to trust, instead of the payer's.
+    /// The network to trust. By default the one that the chain has, with [`Payment::OnChain`]; the other ways to pay need it.
     #[must_use]
     pub fn trust(mut self, trust: TrustRoot) -> Self {
         self.options.trust = Some(trust);
@@ -111,12 +139,40 @@ impl ClientBuilder {
             (None, None) => return Err(missing("gateway", "is missing: give a URL or a transport")),
             (Some(_), Some(_)) => return Err(missing("gateway", "is given twice: give a URL or a transport, not both")),
         };
-        let payer = self.payer.ok_or_else(|| missing("payer", "is missing: say how requests are paid"))?;
-        let signer = self.signer.ok_or_else(|| missing("signer", "is missing: give the client's key"))?;
+        let signer = match (self.signer, &self.payment) {
+            (Some(signer), _) => signer,
+            (None, Some(Payment::OnChain(ledger))) => ledger.signer().clone(),
+            (None, _) => return Err(missing("signer", "is missing: give the client's key")),
+        };
+        let trusted = self.options.trust.clone();
+        let trust =
+            || trusted.ok_or_else(|| missing("trust", "is missing: without a chain you have to say which network you trust"));
+        let payer: Arc<dyn Payer> = match (self.payer, self.payment) {
+            (Some(payer), None) => payer,
+            (None, Some(Payment::OnChain(ledger))) => Arc::new(ledger),
+            (None, Some(Payment::Relayed)) => {
+                let payer = RelayedPayer::new(transport.clone(), trust()?, signer.clone());
+                Arc::new(match self.chain {
+                    Some(chain) => payer.with_chain(Arc::new(chain)),
+                    None => payer,
+                })
+            }
+            (None, Some(Payment::Channel(path))) => {
+                let opened = ClientChannel::open(&path);
+                let channel = opened.map_err(|error| missing("payment", &format!("channel {}: {error}", path.display())))?;
+                let payer = ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel));
+                Arc::new(match self.chain {
+                    Some(chain) => payer.with_chain(Arc::new(chain)),
+                    None => payer,
+                })
+            }
+            (None, None) => return Err(missing("payment", "is missing: say how requests are paid")),
+            (Some(_), Some(_)) => return Err(missing("payment", "is given twice: give a payment or a payer, not both")),
+        };
         if signer.address() != payer.account() {
             let problem = format!("{} is not the payer's account {}", signer.address(), payer.account());
             return Err(missing("signer", &problem));
         }
-        Ok(Client { transport, payer, signer, options: self.options })
+        Ok(Client { transport, payer, signer, options: self.options, offers: Arc::default() })
     }
 }

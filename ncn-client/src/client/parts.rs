@@ -1,20 +1,27 @@
 //! The parts of a streamed output on their way to the caller: handed out as they come, and held against what the compute node signs.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use ncn_core::{
     Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, StreamCheckpoint, Values,
     stream::CHECKPOINT_PARTS,
 };
 
-/// What a caller sees of a streamed output.
+use super::Answer;
+
+/// What a caller sees of a paid request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum StreamEvent {
-    /// The next part. Nobody has approved it yet.
+pub enum InferenceEvent {
+    /// The next part of a streamed output. Nobody has approved it yet.
     Part(OutputChunk),
     /// The parts so far are void, and the output starts anew: another node has taken the request over.
     Restarted,
+    /// The verified answer.
+    Finished(Box<Answer>),
 }
 
 /// How long the first part without the compute node's signature may be the newest that is signed. The node signs every quarter of a
@@ -40,6 +47,8 @@ pub(super) struct Parts {
     budget: StreamBudget,
     /// Why no more parts are handed out.
     misfit: Option<String>,
+    /// What is to be handed out.
+    events: VecDeque<InferenceEvent>,
 }
 
 impl Parts {
@@ -56,6 +65,7 @@ impl Parts {
             handed: Vec::new(),
             budget: StreamBudget::default(),
             misfit: None,
+            events: VecDeque::new(),
         }
     }
 
@@ -71,7 +81,7 @@ impl Parts {
         (self.signed, self.unsigned_since) = (0, None);
     }
 
-    pub(super) fn part(&mut self, chunk: OutputChunk, hand_out: &mut (impl FnMut(StreamEvent) + Send)) {
+    pub(super) fn part(&mut self, chunk: OutputChunk) {
         let at = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
         self.chain.extend(&chunk.values);
         let unsigned = self.chain.parts() - self.signed;
@@ -83,25 +93,47 @@ impl Parts {
             return;
         }
         if at < self.handed.len() {
-            self.restart(at, hand_out);
+            self.restart(at);
         }
         if let Err(limit) = self.budget.take(&chunk.values) {
             return self.end(format!("the output {limit}"));
         }
         self.handed.push(chunk.clone());
-        hand_out(StreamEvent::Part(chunk));
+        self.events.push_back(InferenceEvent::Part(chunk));
     }
 
     /// Voids what the caller has, but for the first `keep` parts, which have come again.
-    fn restart(&mut self, keep: usize, hand_out: &mut (impl FnMut(StreamEvent) + Send)) {
+    fn restart(&mut self, keep: usize) {
         self.handed.truncate(keep);
         self.budget = StreamBudget::default();
         // What was within the budget before still is.
         for chunk in &self.handed {
             let _ = self.budget.take(&chunk.values);
         }
-        hand_out(StreamEvent::Restarted);
-        self.handed.iter().cloned().map(StreamEvent::Part).for_each(hand_out);
+        self.events.push_back(InferenceEvent::Restarted);
+        self.events.extend(self.handed.iter().cloned().map(InferenceEvent::Part));
+    }
+
+    /// Whether something is to be handed out.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// What is to be handed out next.
+    pub(super) fn next(&mut self) -> Option<InferenceEvent> {
+        self.events.pop_front()
+    }
+
+    /// Nobody takes the parts.
+    pub(super) fn discard(&mut self) {
+        self.events.clear();
+    }
+
+    /// The caller took this long to take parts: the compute node could not be heard meanwhile.
+    pub(super) fn waited(&mut self, waited: Duration) {
+        if let Some(since) = &mut self.unsigned_since {
+            *since += waited;
+        }
     }
 
     pub(super) fn checkpoint(&mut self, signed: &Signed<StreamCheckpoint>) {
@@ -122,11 +154,11 @@ impl Parts {
     }
 
     /// Checks that what the caller has is the beginning of the delivered output; gives why it is not.
-    pub(super) fn delivered(&mut self, output: &Values, hand_out: &mut (impl FnMut(StreamEvent) + Send)) -> Result<(), String> {
+    pub(super) fn delivered(&mut self, output: &Values) -> Result<(), String> {
         let seen = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
         if seen < self.handed.len() {
             // They were of an attempt that another one has replaced.
-            self.restart(seen, hand_out);
+            self.restart(seen);
         }
         let mut whole = Values::new();
         for chunk in &self.handed {

@@ -28,7 +28,8 @@ use super::{
 /// How many blocks are read again when the chain has taken some back.
 const REORG_DEPTH: u64 = 64;
 
-/// The network's contracts on an EVM chain, as one account sees them.
+/// The network's contracts on an EVM chain, as one account sees them. Cheap to clone.
+#[derive(Clone)]
 pub struct EvmLedger {
     pub(super) network: Arc<Network>,
     pub(super) sender: Arc<Sender>,
@@ -67,6 +68,11 @@ impl EvmLedger {
     /// Sends a call to a contract.
     pub(super) async fn transact<C: SolCall>(&self, to: Address, call: C) -> Result<SentTransaction, EvmError> {
         self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
+    }
+
+    /// The account's key.
+    pub(crate) fn signer(&self) -> &DynSigner {
+        self.sender.signer()
     }
 
     /// Whose transactions are sent.

@@ -15,7 +15,7 @@ use super::{
     account::{ChainArguments, KeyArguments},
     block_on,
     files::ReceiptFile,
-    infer::{Stream, channel_payer, print, relayed_payer, verified},
+    infer::{Stream, channel_payer, finish, print, relayed_payer},
     say, shown,
     unfinished::{self, Kept, Means, RECEIPT, Request},
 };
@@ -135,7 +135,7 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let paid = client.resume(stored.clone()).await.map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
     let mut stream = Stream::new(arguments.json);
-    let error = match verified(paid.finish_with(|event| stream.show(&event)).await) {
+    let error = match finish(paid, &mut stream).await {
         Ok(answer) => return Ok(answer),
         Err(error) => error,
     };

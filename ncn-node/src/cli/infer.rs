@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt as _;
 use ncn_client::{
-    Answer, ChannelPayer, Client, ClientChannel, ClientError, Order, RelayedPayer, StreamEvent, evm::EvmLedger, grpc::GrpcTransport,
+    Answer, ChannelPayer, Client, ClientChannel, ClientError, InferenceEvent, Order, Paid, RelayedPayer, evm::EvmLedger,
+    grpc::GrpcTransport,
 };
-use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TransportExt as _, TrustRoot, Values, receipt::Payment};
+use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
 use ncn_node::devnet::{self, CHAIN_ID};
 use serde_json::json;
 
@@ -85,26 +87,19 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let transport: Arc<dyn Transport> =
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
     let payer = payer(arguments, &transport, &signer).await?;
-    let offered = transport.model_named(&arguments.model).await.map_err(Failure::failed)?;
-    let (inputs, limit) = match offered {
-        Some(info) => (given.inputs(&info.model)?, Some(arguments.price.agree(&arguments.model, info.price).await?)),
-        // The client says what is offered instead.
-        None => (Values::new(), None),
-    };
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
-    let mut order =
-        Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).parameters(&arguments.parameters);
-    if let Some(limit) = limit {
-        order = order.max_price(limit);
-    }
-    let quoted = client.submit(order).await?;
+    let info = client.model(&arguments.model).await?;
+    let inputs = given.inputs(&info.model)?;
+    let limit = arguments.price.agree(&arguments.model, info.price).await?;
+    let order = Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).max_price(limit);
+    let quoted = client.submit(order.parameters(&arguments.parameters)).await?;
     let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
     let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
     let answer = match quoted.pay().await {
         Ok(paid) => {
             unfinished.paid(paid.stored());
             let mut stream = Stream::new(arguments.json);
-            verified(paid.finish_with(|event| stream.show(&event)).await)
+            finish(paid, &mut stream).await
         }
         Err(error) => Err(error),
     };
@@ -130,8 +125,17 @@ fn means(arguments: &Arguments) -> Means {
     }
 }
 
-/// A verified answer is one, whatever was streamed before it.
-pub(super) fn verified(ended: Result<Answer, ClientError>) -> Result<Answer, ClientError> {
+/// Follows a request to its end, and shows what is streamed. A verified answer is one, whatever was streamed before it.
+pub(super) async fn finish(paid: Paid, stream: &mut Stream) -> Result<Answer, ClientError> {
+    let mut events = paid.events();
+    let ended = loop {
+        match events.next().await {
+            Some(Ok(InferenceEvent::Finished(answer))) => break Ok(*answer),
+            Some(Ok(event)) => stream.show(&event),
+            Some(Err(error)) => break Err(error),
+            None => break Err(ClientError::NotRefunded("the request has no end".into())),
+        }
+    };
     match ended {
         Err(ClientError::PartsRejected { problem, answer }) => {
             say(&shown(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
@@ -153,8 +157,8 @@ impl Stream {
     }
 
     /// Shows a part, but not the last, which says how it went.
-    pub(super) fn show(&mut self, event: &StreamEvent) {
-        let StreamEvent::Part(part) = event else {
+    fn show(&mut self, event: &InferenceEvent) {
+        let InferenceEvent::Part(part) = event else {
             if std::mem::take(&mut self.begun) {
                 say("\n(another node has taken over: the output starts anew)\n");
             }

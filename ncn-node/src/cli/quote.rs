@@ -7,7 +7,7 @@ use std::{
 
 use alloy_signer_local::PrivateKeySigner;
 use ncn_client::{Client, Order, RelayedPayer, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, Payer, Transport, TransportExt as _, Values};
+use ncn_core::{B256, DynSigner, Payer, Transport};
 use serde_json::json;
 
 use super::{
@@ -58,12 +58,8 @@ async fn quote(arguments: &Arguments, given: Given) -> Result<(), Failure> {
         let trust = trusted(arguments.network, &*transport).await?;
         Arc::new(RelayedPayer::new(transport.clone(), trust, signer.clone()))
     };
-    let inputs = match transport.model_named(&arguments.model).await.map_err(Failure::failed)? {
-        Some(info) => given.inputs(&info.model)?,
-        // The client says what is offered instead.
-        None => Values::new(),
-    };
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
+    let inputs = given.inputs(&client.model(&arguments.model).await?.model)?;
     let quoted = client.submit(Order::new(&arguments.model, inputs).parameters(&arguments.parameters)).await?;
     let quote = quoted.quote().clone();
     let withdrawn = quoted.cancel().await;

@@ -10,7 +10,7 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use futures::future::try_join_all;
 use ncn_client::{
-    Client, ClientBuilder,
+    Client, ClientBuilder, Payment,
     evm::{EvmLedger, Genesis},
     grpc::{EndpointError, GrpcRegistry},
 };
@@ -439,8 +439,7 @@ impl LocalNetwork {
     pub async fn client(&self) -> Result<ClientBuilder, DevnetError> {
         let signer = new_key();
         self.deployer.transfer(signer.address(), POCKET_MONEY).await?;
-        let payer = Arc::new(self.ledger(signer.clone()));
-        Ok(Client::builder().gateway(self.gateway_url()).payer(payer).signer(signer).max_price(POCKET_MONEY))
+        Ok(Client::builder().gateway(self.gateway_url()).payment(Payment::OnChain(self.ledger(signer))).max_price(POCKET_MONEY))
     }
 
     /// The network's contracts, as an account sees them.

@@ -17,7 +17,10 @@ use ncn_node::{
 };
 use std::sync::{Arc, Mutex};
 
-use crate::scene::{key, network};
+use crate::{
+    scene::{key, network},
+    tamper::{Tamper, Tampered},
+};
 
 /// A transport that shows a bystander the order that goes through.
 struct Overheard {
@@ -26,35 +29,19 @@ struct Overheard {
 }
 
 #[async_trait::async_trait]
-impl Transport for Overheard {
+impl Tamper for Overheard {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
+    }
+
     async fn submit(&self, submission: Submission) -> Result<ncn_core::TaskStatus, TransportError> {
         *self.order.lock().unwrap() = Some(submission.request.clone());
         self.inner.submit(submission).await
     }
 
-    async fn confirm_payment(&self, _: ncn_core::PaymentConfirmation) -> Result<(), TransportError> {
+    async fn confirm_payment(&self, _: &ncn_core::PaymentConfirmation) -> Result<(), TransportError> {
         // The bystander is faster than the client's hint.
         Ok(())
-    }
-
-    async fn updates(&self, access: Signed<ncn_core::TaskAccess>) -> Result<ncn_core::transport::Updates, TransportError> {
-        self.inner.updates(access).await
-    }
-
-    async fn status(&self, request_id: ncn_core::RequestId) -> Result<ncn_core::TaskStatus, TransportError> {
-        self.inner.status(request_id).await
-    }
-
-    async fn cancel(&self, access: Signed<ncn_core::TaskAccess>) -> Result<(), TransportError> {
-        self.inner.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ncn_core::ModelInfo>, TransportError> {
-        self.inner.models().await
-    }
-
-    async fn network(&self) -> Result<ncn_core::NetworkInfo, TransportError> {
-        self.inner.network().await
     }
 }
 
@@ -109,7 +96,7 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
     let signer = key();
     network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let order = Arc::new(Mutex::new(None));
-    let transport = Arc::new(Overheard { inner: network.gateway(), order: order.clone() });
+    let transport = Arc::new(Tampered(Overheard { inner: network.gateway(), order: order.clone() }));
     let ledger = Arc::new(network.ledger(signer.clone()));
     let client = Client::builder().transport(transport).payer(ledger).signer(signer).build().unwrap();
     let seven = [("image", Value::png(quickstart::SAMPLE))];

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
-    Address, Amount, DynSigner, ModelInfo, Payer, PaymentConfirmation, Quote, Registry, RequestId, Signed, Submission, TaskAccess,
-    TaskStatus, Transport, TransportError, TrustRoot, UnixTime, Value, Values,
+    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskAccess, TaskStatus, Transport, TransportError,
+    TrustRoot, UnixTime, Value, Values,
     conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
     transport::Updates,
@@ -20,7 +20,10 @@ use ncn_node::{
     time::unix_now,
 };
 
-use crate::scene::{Behaviour, InProcess, digit, ncn, network};
+use crate::{
+    scene::{Behaviour, InProcess, digit, ncn, network},
+    tamper::{Tamper, Tampered},
+};
 
 #[tokio::test]
 async fn the_registry_node_in_process() {
@@ -166,17 +169,17 @@ enum Fault {
 struct BrokenTransport(Arc<dyn Transport>, Fault);
 
 #[async_trait]
-impl Transport for BrokenTransport {
+impl Tamper for BrokenTransport {
+    fn inner(&self) -> &dyn Transport {
+        &*self.0
+    }
+
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let mut status = self.0.submit(submission).await?;
         if matches!(self.1, Fault::ForgetsTheQuote) {
             status.preprocessing = Some(ncn_core::Certificate::default());
         }
         Ok(status)
-    }
-
-    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.0.confirm_payment(confirmation).await
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
@@ -187,22 +190,6 @@ impl Transport for BrokenTransport {
             Fault::TellsStrangers => Ok(updates.unwrap_or_else(|_| futures::stream::empty().boxed())),
             Fault::ForgetsTheQuote => updates,
         }
-    }
-
-    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
-        self.0.status(request_id).await
-    }
-
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.0.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        self.0.models().await
-    }
-
-    async fn network(&self) -> Result<ncn_core::NetworkInfo, TransportError> {
-        self.0.network().await
     }
 }
 
@@ -215,7 +202,7 @@ async fn broken_transports_are_caught() {
     ];
     for (fault, rule) in caught {
         let network = network().start().await.unwrap();
-        let transport = Arc::new(BrokenTransport(network.gateway(), fault));
+        let transport = Arc::new(Tampered(BrokenTransport(network.gateway(), fault)));
         let violation: Violation = conformance::transport(&Network { network, transport }).await.unwrap_err();
         assert_eq!(violation.rule, rule, "{fault:?}: {violation}");
     }

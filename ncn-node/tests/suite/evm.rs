@@ -839,12 +839,18 @@ async fn who_refunds_second_gets_the_first_ones_transaction() {
         scene.ask("evm_increaseTime", json!([7 * 24 * 3_600])).await;
         scene.mine().await;
         scene.ask("evm_setAutomine", json!([false])).await;
-        let refunding = [&one, &two].map(|signer| {
+        let mut refunding = [&one, &two].map(|signer| {
             let (ledger, quote) = (scene.remote.deployer.with_signer(signer.clone()), quote.clone());
             tokio::spawn(async move { ledger.refund(&quote).await })
         });
-        scene.until_pending(one.address(), 1).await;
-        scene.until_pending(two.address(), 1).await;
+        let waiting = async {
+            scene.until_pending(one.address(), 1).await;
+            scene.until_pending(two.address(), 1).await;
+        };
+        tokio::select! {
+            () = waiting => {}
+            (ended, ..) = futures::future::select_all(&mut refunding) => panic!("a refund ended before there was a block: {ended:?}"),
+        }
         scene.mine().await;
         let [first, second] = refunding;
         let transaction = first.await.unwrap().unwrap();

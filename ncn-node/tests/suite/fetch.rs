@@ -20,9 +20,8 @@ use ncn_client::{
     unix_now,
 };
 use ncn_core::{
-    Amount, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError, ModelInfo, NetworkInfo, Outcome,
-    PaymentConfirmation, PaymentStatus, RequestId, Signed, State, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport,
-    TransportError, Value,
+    Amount, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentStatus, RequestId, Signed,
+    State, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, Value,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     transport::Updates,
@@ -35,7 +34,10 @@ use ncn_node::{
 };
 use tokio::sync::watch;
 
-use crate::scene::{digit, key, ncn, network, tokens};
+use crate::{
+    scene::{digit, key, ncn, network, tokens},
+    tamper::{Tamper, Tampered},
+};
 
 /// For what a busy machine may take its time.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -255,13 +257,9 @@ impl Liar {
 }
 
 #[async_trait]
-impl Transport for Liar {
-    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
-        self.gateway.submit(submission).await
-    }
-
-    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.gateway.confirm_payment(confirmation).await
+impl Tamper for Liar {
+    fn inner(&self) -> &dyn Transport {
+        &*self.gateway
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
@@ -279,24 +277,12 @@ impl Transport for Liar {
         }
         Ok(status)
     }
-
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.gateway.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        self.gateway.models().await
-    }
-
-    async fn network(&self) -> Result<NetworkInfo, TransportError> {
-        self.gateway.network().await
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_says_refunded_frees_nothing() {
     let scene = Scene::new(None).await;
-    let liar = Arc::new(Liar { gateway: scene.network.gateway(), lies: AtomicBool::new(true) });
+    let liar = Arc::new(Tampered(Liar { gateway: scene.network.gateway(), lies: AtomicBool::new(true) }));
     let port: Arc<dyn Transport> = liar.clone();
     let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
         routes.add_service(client_service(port));
@@ -312,7 +298,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
     let infer = [&infer[..], &["--network", &hash]].concat();
 
     for means in [&["--relayed"][..], &["--channel", "channel.json"]] {
-        liar.lies.store(true, Ordering::SeqCst);
+        liar.0.lies.store(true, Ordering::SeqCst);
         let says = scene.bad(&[&infer[..], means].concat()).await;
         assert!(says.contains("it is not proven what became of the payment") && says.contains("the gateway says"), "{says}");
         let [file] = &scene.unfinished()[..] else { panic!("{means:?}: {:?}", scene.unfinished()) };
@@ -325,7 +311,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
         let again = scene.bad(&["fetch", file]).await;
         assert!(again.contains("--rpc URL") && Path::new(file).exists(), "{again}");
         // The truth, with its receipt, ends it.
-        liar.lies.store(false, Ordering::SeqCst);
+        liar.0.lies.store(false, Ordering::SeqCst);
         assert!(scene.good(&["fetch", file]).await.contains("label: 7"));
         assert!(!Path::new(file).exists());
     }

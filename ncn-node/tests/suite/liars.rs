@@ -15,11 +15,10 @@ use ncn_client::{Answer, ChannelPayer, Client, ClientChannel, ClientError, Relay
 use ncn_core::BatchRequest;
 use ncn_core::{
     Address, Amount, Approval, Attestors, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError,
-    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, ModelInfo,
-    NetworkInfo, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentConfirmation, PaymentLedger, PaymentRef, PaymentStatus,
-    PreprocessingRequest, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed,
-    Submission, Subnet, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TrustRoot, UnixTime, Value, Values,
-    compute::ComputeEvents, receipt::Payment, transport::Updates,
+    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
+    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, Quote,
+    Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet, TaskAccess, TaskUpdate,
+    Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart, well_known_key},
@@ -31,6 +30,7 @@ use crate::{
     cli::Devnet,
     recovery,
     scene::{digit, key, ncn, network},
+    tamper::{Tamper, Tampered},
 };
 
 /// What a registry, and the validators behind it, lie about.
@@ -262,13 +262,9 @@ struct Flickering {
 }
 
 #[async_trait]
-impl Transport for Flickering {
-    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
-        self.gateway.submit(submission).await
-    }
-
-    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.gateway.confirm_payment(confirmation).await
+impl Tamper for Flickering {
+    fn inner(&self) -> &dyn Transport {
+        &self.gateway
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
@@ -277,22 +273,6 @@ impl Transport for Flickering {
             Ok(_) => Err(TransportError::Unreachable { endpoint: "gateway".into(), problem: "flickers".into() }),
             Err(_) => self.gateway.updates(access).await,
         }
-    }
-
-    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
-        self.gateway.status(request_id).await
-    }
-
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.gateway.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        self.gateway.models().await
-    }
-
-    async fn network(&self) -> Result<NetworkInfo, TransportError> {
-        self.gateway.network().await
     }
 }
 
@@ -303,7 +283,7 @@ async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Resul
     let honest = Arc::new(network.ledger(signer.clone()));
     let payer = Arc::new(ForgetfulPayer { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
     let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
-    let transport = Arc::new(Flickering { gateway, outages: AtomicUsize::new(outages) });
+    let transport = Arc::new(Tampered(Flickering { gateway, outages: AtomicUsize::new(outages) }));
     let client = Client::builder().transport(transport).payer(payer).signer(signer).max_price(Amount::TOKEN).build().unwrap();
     let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
     let left = honest.balance(honest.account()).await.unwrap();
@@ -338,13 +318,9 @@ struct Forging {
 }
 
 #[async_trait]
-impl Transport for Forging {
-    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
-        self.gateway.submit(submission).await
-    }
-
-    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.gateway.confirm_payment(confirmation).await
+impl Tamper for Forging {
+    fn inner(&self) -> &dyn Transport {
+        &self.gateway
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
@@ -363,18 +339,6 @@ impl Transport for Forging {
             }
         };
         Ok(self.gateway.updates(access).await?.then(forge).boxed())
-    }
-
-    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
-        self.gateway.status(request_id).await
-    }
-
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.gateway.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        self.gateway.models().await
     }
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {
@@ -401,7 +365,7 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
         let client = key();
         network.treasurer().transfer(client.address(), Amount::TOKEN).await.unwrap();
         let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
-        let transport = Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None });
+        let transport = Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None }));
         let chain = Arc::new(network.ledger(client.clone()));
         let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
         let relay = RelayedPayer::new(transport, network.trust_root().await.unwrap(), client);
@@ -445,7 +409,7 @@ async fn a_development_networks_validators_are_the_chains_where_there_is_one() {
     stated.trust_root.validators[0] = key().address();
     stated.trust_root.validators.sort();
     let liar: Arc<dyn Transport> =
-        Arc::new(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) });
+        Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) }));
     let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
         routes.add_service(client_service(liar));
     })

@@ -54,5 +54,6 @@ mod s3;
 mod sandbox;
 mod scene;
 mod streams;
+mod tamper;
 mod wait;
 mod workers;

@@ -1,12 +1,19 @@
 //! No price is paid unseen: what a library's caller has to limit, or to look at.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
-use ncn_client::{Client, ClientError, Order};
-use ncn_core::{Amount, LedgerError, Value};
+use async_trait::async_trait;
+use ncn_client::{Client, ClientBuilder, ClientError, Order, Payment};
+use ncn_core::{Amount, LedgerError, ModelInfo, Transport, TransportError, Value};
 use ncn_node::devnet::quickstart;
 
-use crate::scene::{Chain, key, network, tokens};
+use crate::{
+    scene::{Chain, key, network, tokens},
+    tamper::{Tamper, Tampered},
+};
 
 fn seven() -> [(&'static str, Value); 1] {
     [("image", Value::png(quickstart::SAMPLE))]
@@ -44,6 +51,64 @@ async fn a_client_without_a_limit_pays_only_what_it_was_shown() {
     let generous = builder.max_price(Amount::TOKEN).build().unwrap();
     let answer = generous.infer(quickstart::NAME, seven()).await.unwrap();
     assert_eq!(answer.receipt.request.message.max_price, price);
+}
+
+/// A gateway whose list of models is counted, and shows another price the first time.
+struct Listing {
+    gateway: Arc<dyn Transport>,
+    asked: Arc<AtomicUsize>,
+    first: Amount,
+}
+
+#[async_trait]
+impl Tamper for Listing {
+    fn inner(&self) -> &dyn Transport {
+        &*self.gateway
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        let mut models = self.gateway.models().await?;
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            for info in &mut models {
+                info.price = self.first;
+            }
+        }
+        Ok(models)
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
+    let network = network().start().await.unwrap();
+    let price = quickstart::model().unwrap().manifest().price;
+    let asked_after = async |first: Amount, limit: Amount| {
+        let (signer, asked) = (key(), Arc::new(AtomicUsize::new(0)));
+        network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        let transport = Arc::new(Tampered(Listing { gateway: network.gateway(), asked: asked.clone(), first }));
+        let payment = Payment::OnChain(network.ledger(signer));
+        let client = Client::builder().transport(transport).payment(payment).max_price(limit).build().unwrap();
+        assert_eq!(client.models().await.unwrap()[0].price, first);
+        let mut totals = Vec::new();
+        for _ in 0..2 {
+            totals.push(client.infer(quickstart::NAME, seven()).await.map(|answer| answer.receipt.quote.total));
+        }
+        (totals, asked.load(Ordering::SeqCst))
+    };
+    let (paid, unseen) = (vec![Ok(price); 2], Amount::new(price.units() - 1));
+    assert_eq!(asked_after(price, Amount::TOKEN).await, (paid.clone(), 1), "nothing has changed");
+    assert_eq!(asked_after(unseen, Amount::TOKEN).await, (paid.clone(), 2), "it has become dearer");
+    assert_eq!(asked_after(tokens(9), Amount::TOKEN).await, (paid, 2), "it has become cheaper");
+    let refused = Err(ClientError::TooExpensive { price, limit: unseen });
+    assert_eq!(asked_after(unseen, unseen).await.0, vec![refused; 2], "dearer than the limit");
+}
+
+#[tokio::test]
+async fn a_client_without_a_way_to_pay_says_what_is_missing() {
+    let builder = || Client::builder().gateway("http://127.0.0.1:1").signer(key());
+    let problem = |builder: ClientBuilder| builder.build().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(problem(builder()).starts_with("payment: is missing"));
+    assert!(problem(builder().payment(Payment::Relayed)).starts_with("trust: is missing"));
+    assert!(problem(builder().payment(Payment::Channel("no such file".into()))).starts_with("payment: channel no such file: "));
 }
 
 #[tokio::test]

@@ -10,21 +10,24 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Client, ClientError, Order, StreamEvent};
+use ncn_client::{Client, ClientError, InferenceEvent, Order};
 use ncn_core::{
-    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, NetworkInfo, OutputChunk, PaymentConfirmation,
-    RequestId, Signed, StreamChain, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, Usage, Value,
-    Values,
+    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, StreamChain, TaskAccess,
+    TaskUpdate, Transport, TransportError, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
-    transport::{ModelInfo, Updates},
+    transport::Updates,
 };
 use ncn_node::devnet::{LocalNetwork, quickstart};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::{harmful::changed, scene::key};
+use crate::{
+    harmful::changed,
+    scene::key,
+    tamper::{Tamper, Tampered},
+};
 
 /// Says so many words, one part each, with a pause before each.
 #[derive(Clone)]
@@ -170,13 +173,9 @@ impl Between {
 }
 
 #[async_trait]
-impl Transport for Between {
-    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
-        self.inner.submit(submission).await
-    }
-
-    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
-        self.inner.confirm_payment(confirmation).await
+impl Tamper for Between {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
     }
 
     async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
@@ -200,22 +199,6 @@ impl Transport for Between {
             }
         });
         Ok(updates.flatten().boxed())
-    }
-
-    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
-        self.inner.status(request_id).await
-    }
-
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        self.inner.cancel(access).await
-    }
-
-    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        self.inner.models().await
-    }
-
-    async fn network(&self) -> Result<NetworkInfo, TransportError> {
-        self.inner.network().await
     }
 }
 
@@ -241,22 +224,26 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
     let seen = Arc::new(Mutex::new(Vec::new()));
     let inner = Arc::new(ncn_client::grpc::GrpcTransport::new(&network.gateway_url()).unwrap());
     let domain = network.trust_root().await.unwrap().domain;
-    let transport = Arc::new(Between { inner, seen: seen.clone(), signed, meddling, domain });
+    let transport = Arc::new(Tampered(Between { inner, seen: seen.clone(), signed, meddling, domain }));
     let ledger = Arc::new(network.ledger(signer.clone()));
     let client = Client::builder().transport(transport).payer(ledger).signer(signer).build().unwrap();
     let inputs = [("image", Value::png(quickstart::SAMPLE))];
     let paid =
         client.submit(Order::new(quickstart::NAME, inputs).patience(Duration::from_mins(10))).await.unwrap().pay().await.unwrap();
     let (mut text, mut restarts) = (String::new(), 0);
-    let answer = paid
-        .finish_with(|event| match event {
-            StreamEvent::Part(part) => text.push_str(part.values.text("text").unwrap()),
-            _ => {
+    let mut events = paid.events();
+    let answer = loop {
+        match events.next().await.unwrap() {
+            Ok(InferenceEvent::Part(part)) => text.push_str(part.values.text("text").unwrap()),
+            Ok(InferenceEvent::Finished(answer)) => break Ok(*answer),
+            Ok(_) => {
                 text.clear();
                 restarts += 1;
             }
-        })
-        .await;
+            Err(error) => break Err(error),
+        }
+    };
+    assert!(events.next().await.is_none(), "the stream ends after the answer");
     let seen = seen.lock().unwrap().clone();
     Heard { answer, text, restarts, seen }
 }

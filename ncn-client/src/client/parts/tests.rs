@@ -38,18 +38,21 @@ async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(
     let quote = quote(nodes[0].address());
     let mut parts = Parts::new(&quote, DOMAIN);
     let (mut has, mut restarts) = (Vec::new(), 0);
-    let mut hand_out = |event| match event {
-        StreamEvent::Part(part) => has.push(part.values.text("text").unwrap().to_owned()),
-        StreamEvent::Restarted => {
-            has.clear();
-            restarts += 1;
+    let mut hand_out = |parts: &mut Parts| {
+        while let Some(event) = parts.next() {
+            if let InferenceEvent::Part(part) = event {
+                has.push(part.values.text("text").unwrap().to_owned());
+            } else {
+                has.clear();
+                restarts += 1;
+            }
         }
     };
     for sent in sent {
         match sent {
             Sent::Rewind => parts.rewind(),
             Sent::Attempt(node) => parts.attempt(nodes[node].address()),
-            Sent::Part(text) => parts.part(chunk(text), &mut hand_out),
+            Sent::Part(text) => parts.part(chunk(text)),
             Sent::Signed(node, texts) => {
                 let mut chain = StreamChain::new(quote.request_id);
                 for text in texts {
@@ -60,7 +63,8 @@ async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(
             }
         }
     }
-    let delivered = parts.delivered(&Values::from([("text", output)]), &mut hand_out);
+    let delivered = parts.delivered(&Values::from([("text", output)]));
+    hand_out(&mut parts);
     (has, restarts, delivered)
 }
 
@@ -132,7 +136,8 @@ fn parts_have_no_more_bytes_than_a_stream_may_have() {
     let mut count = 0;
     let part = OutputChunk { values: Values::from([("text", "x".repeat(2 << 20).as_str())]), usage: Some(Usage::default()) };
     for _ in 0..30 {
-        parts.part(part.clone(), &mut |_| count += 1);
+        parts.part(part.clone());
+        count += usize::from(parts.next().is_some());
     }
     assert!(count <= MAX_STREAM_BYTES / (2 << 20), "{count}");
     assert!(parts.misfit.as_ref().is_some_and(|misfit| misfit.contains("bytes")), "{:?}", parts.misfit);

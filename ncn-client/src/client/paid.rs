@@ -1,0 +1,278 @@
+use std::{
+    panic,
+    time::{Duration, Instant},
+};
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use ncn_core::{
+    LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepReport, TaskUpdate, TransportError, Values,
+    validation::MAX_ESCROW_SECONDS,
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Answer, InferenceEvent, Parts, Quoted, within};
+use crate::{Backoff, ClientError, unix_now};
+
+/// How long past expiry a refund is tried for before the caller is told that it is still to come.
+const REFUND_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a gateway that has been paid is asked for what it has not delivered yet.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
+/// How far the gateway's clock may be off from the client's, in seconds.
+const CLOCK_TOLERANCE: u64 = 300;
+/// How many steps a gateway may report; the rest is not remembered.
+const MAX_STEPS: usize = 256;
+/// How many parts of an output wait for a caller who is slow to take them. More wait at the gateway.
+const MAX_WAITING: usize = 16;
+
+/// A paid order.
+#[derive(Clone)]
+pub struct Paid {
+    pub(super) quoted: Quoted,
+    pub(super) paying: Duration,
+}
+
+/// How a look at the updates ended.
+enum Ending {
+    Answered(Box<Answer>),
+    /// The answer is good; the parts that were handed out before are not its beginning.
+    Misled {
+        problem: String,
+        answer: Box<Answer>,
+    },
+    Failed(String),
+}
+
+/// Whoever takes the parts of an output, if anyone does.
+struct Listener {
+    parts: Parts,
+    out: Option<mpsc::Sender<InferenceEvent>>,
+}
+
+impl Listener {
+    fn none(paid: &Paid) -> Self {
+        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None }
+    }
+
+    fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
+        let (out, parts) = mpsc::channel(MAX_WAITING);
+        (Self { out: Some(out), ..Self::none(paid) }, parts)
+    }
+
+    /// Hands out what there is; waits while the caller is slow. What is not handed out when this is dropped is there the next time.
+    async fn hand_out(&mut self) {
+        let Some(out) = &self.out else { return self.parts.discard() };
+        let started = Instant::now();
+        while self.parts.is_waiting() {
+            let Ok(permit) = out.reserve().await else { return self.parts.discard() };
+            if let Some(event) = self.parts.next() {
+                permit.send(event);
+            }
+        }
+        self.parts.waited(started.elapsed());
+    }
+}
+
+impl Paid {
+    /// The request's id.
+    pub const fn request_id(&self) -> RequestId {
+        self.quoted.request_id()
+    }
+
+    /// What was paid.
+    pub const fn quote(&self) -> &Quote {
+        &self.quoted.quote
+    }
+
+    /// Waits for the answer and verifies it.
+    ///
+    /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain. A caller
+    /// that drops this has paid all the same: [`super::Client::resume`] goes on.
+    pub async fn finish(self) -> Result<Answer, ClientError> {
+        self.finish_to(Listener::none(&self)).await
+    }
+
+    /// The same, with the parts of a streamed output as they come, before anyone has approved them. The stream ends after
+    /// [`InferenceEvent::Finished`], or after an error.
+    ///
+    /// The compute node signs its parts now and then. When that signature is missing or is for other parts, no more parts are handed
+    /// out, and the answer is waited for. When the parts that were handed out are not the beginning of the delivered output, the
+    /// answer is in [`ClientError::PartsRejected`]. [`InferenceEvent::Restarted`] says that the parts so far are void.
+    ///
+    /// Needs a Tokio runtime. A caller that drops the stream ends the following, and has paid all the same: [`super::Client::resume`] goes
+    /// on.
+    pub fn events(self) -> BoxStream<'static, Result<InferenceEvent, ClientError>> {
+        let (listener, parts) = Listener::new(&self);
+        // On its own: what the caller does between two parts is not taken for the compute node's silence.
+        let ending = AbortOnDropHandle::new(tokio::spawn(async move { self.finish_to(listener).await }));
+        let end = async {
+            match ending.await {
+                Ok(ended) => ended.map(|answer| InferenceEvent::Finished(Box::new(answer))),
+                Err(error) => panic::resume_unwind(error.into_panic()),
+            }
+        };
+        ReceiverStream::new(parts).map(Ok).chain(stream::once(end)).boxed()
+    }
+
+    async fn finish_to(&self, mut listener: Listener) -> Result<Answer, ClientError> {
+        let ended = self.end(&mut listener).await;
+        // A verified answer is one, whatever was streamed before it.
+        let served = ended.is_ok() || matches!(ended, Err(ClientError::PartsRejected { .. }));
+        // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
+        if served || ended.as_ref().is_err_and(|error| !error.is_paid()) {
+            self.quoted.client.payer.release(self.quote(), served).await;
+        }
+        ended
+    }
+
+    async fn end(&self, listener: &mut Listener) -> Result<Answer, ClientError> {
+        let mut backoff = Backoff::new();
+        let reason = loop {
+            let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
+            match self.follow(left, listener).await {
+                Ok(Ending::Answered(answer)) => return Ok(*answer),
+                Ok(Ending::Misled { problem, answer }) => return Err(ClientError::PartsRejected { problem, answer }),
+                Ok(Ending::Failed(reason)) => break reason,
+                Err(error) if error.is_retryable() && unix_now() <= self.quote().expiry => {
+                    tracing::warn!(request = %self.request_id(), %error, "lost the gateway; asking again");
+                    backoff.pause().await;
+                }
+                Err(error) => break error.to_string(),
+            }
+        };
+        self.conclude(reason, listener).await
+    }
+
+    /// Follows the updates once, for at most `patience`.
+    async fn follow(&self, patience: Duration, listener: &mut Listener) -> Result<Ending, TransportError> {
+        let following = async {
+            let mut steps = Vec::new();
+            let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
+            listener.parts.rewind();
+            while let Some(update) = updates.next().await {
+                match update? {
+                    TaskUpdate::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
+                    TaskUpdate::Attempt(node) => listener.parts.attempt(node),
+                    TaskUpdate::Chunk(chunk) => listener.parts.part(chunk),
+                    TaskUpdate::Checkpoint(signed) => listener.parts.checkpoint(&signed),
+                    TaskUpdate::Delivered { output, receipt } => {
+                        let answer = match self.accept(output, *receipt, steps).await {
+                            Ok(answer) => Box::new(answer),
+                            Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
+                        };
+                        let delivered = listener.parts.delivered(&answer.output);
+                        listener.hand_out().await;
+                        return Ok(match delivered {
+                            Ok(()) => Ending::Answered(answer),
+                            Err(problem) => Ending::Misled { problem, answer },
+                        });
+                    }
+                    TaskUpdate::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
+                    _ => {}
+                }
+                listener.hand_out().await;
+            }
+            Err(TransportError::Internal("the updates broke off".into()))
+        };
+        let silent = || TransportError::Refused("the gateway delivered nothing in time".into());
+        tokio::time::timeout(patience, following).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// Hands the output over only with the proof of it.
+    async fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, String> {
+        let started = Instant::now();
+        let quoted = &self.quoted;
+        if receipt.request != quoted.request || receipt.quote != quoted.quote {
+            return Err("it is for another request".into());
+        }
+        if !receipt.matches_output(&output) {
+            return Err("the output is not the one that was signed and approved".into());
+        }
+        receipt.verify(&quoted.trust).map_err(|error| error.to_string())?;
+        let (from, to) = (quoted.quote.expiry.saturating_sub(MAX_ESCROW_SECONDS), unix_now());
+        if receipt.issued_at > to + CLOCK_TOLERANCE || receipt.issued_at + CLOCK_TOLERANCE < from {
+            return Err(format!("issuedAt: {} is not between {from} and now, {to}", receipt.issued_at));
+        }
+        self.check_payment(&receipt).await.map_err(|error| error.to_string())?;
+        let client = quoted.quote.client;
+        // What the gateway did while the client waited for its quote is reported as steps of its own.
+        let within: Duration = steps.iter().take_while(|report| report.step < Step::Pay).map(|report| report.took).sum();
+        steps.push(StepReport { step: Step::Submit, actor: client, took: quoted.submitting.saturating_sub(within) });
+        steps.push(StepReport { step: Step::Pay, actor: client, took: self.paying });
+        steps.push(StepReport { step: Step::Deliver, actor: client, took: started.elapsed() });
+        steps.sort_by_key(|report| report.step);
+        Ok(Answer { output, receipt, steps })
+    }
+
+    /// Waits for the chain to show the payment that a receipt speaks of, where the ledger sees one.
+    async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        let give_up = Instant::now() + DELIVERY_PATIENCE;
+        let mut backoff = Backoff::new();
+        loop {
+            match within(self.quoted.client.payer.check(receipt)).await {
+                Err(error) if error.is_retryable() && Instant::now() < give_up => backoff.pause().await,
+                checked => return checked,
+            }
+        }
+    }
+
+    /// The same, where nobody listens.
+    pub(super) async fn concluded(&self, reason: String) -> Result<Answer, ClientError> {
+        self.conclude(reason, &mut Listener::none(self)).await
+    }
+
+    /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
+    /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
+    async fn conclude(&self, reason: String, listener: &mut Listener) -> Result<Answer, ClientError> {
+        let (payer, quote) = (&self.quoted.client.payer, self.quote());
+        let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
+        let mut paid_out = false;
+        let mut backoff = Backoff::new();
+        loop {
+            // The chain's clock is what the contract goes by. Where no block comes, its newest one's time stands still: past expiry by
+            // this clock, a refund is tried, and makes the block that it needs.
+            let expired = within(payer.now()).await.is_ok_and(|now| now > quote.expiry);
+            let overdue = expired || unix_now() > quote.expiry;
+            let status = match self.quoted.payment().await {
+                Ok(PaymentStatus::Held { .. }) if overdue => within(payer.reclaim(quote)).await,
+                status => status,
+            };
+            let problem = match status {
+                Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason }),
+                Ok(PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. }) => {
+                    // The gateway owes the answer, and is asked for it for a while.
+                    if !paid_out {
+                        (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
+                    }
+                    match self.follow(give_up.saturating_duration_since(Instant::now()), listener).await {
+                        Ok(Ending::Answered(answer)) => return Ok(*answer),
+                        Ok(Ending::Misled { problem, answer }) => return Err(ClientError::PartsRejected { problem, answer }),
+                        Ok(Ending::Failed(problem)) => problem,
+                        // It forgets what has ended, after a while.
+                        Err(error @ TransportError::UnknownTask(_)) => {
+                            return Err(ClientError::Undelivered(format!("{error} any more")));
+                        }
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Ok(PaymentStatus::Unpaid) if expired => return Err(ClientError::Refused(reason)),
+                Ok(PaymentStatus::Unpaid) => "the chain shows no payment".to_owned(),
+                Ok(PaymentStatus::Held { .. }) if overdue => "the payment is still held".to_owned(),
+                Ok(PaymentStatus::Held { .. }) => format!("the escrow can be refunded after {}", quote.expiry),
+                Err(LedgerError::Unproven(says)) => return Err(ClientError::Unproven(format!("{reason}; {says}"))),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= give_up {
+                let reason = format!("{reason}; {problem}");
+                let rejected = || ClientError::ReceiptRejected(format!("paid out, but no valid receipt came: {reason}"));
+                return Err(if paid_out { rejected() } else { ClientError::NotRefunded(reason) });
+            }
+            backoff.pause().await;
+        }
+    }
+}

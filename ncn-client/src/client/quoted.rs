@@ -1,0 +1,108 @@
+use std::time::{Duration, Instant};
+
+use ncn_core::{
+    AccessPurpose, Certificate, InferenceRequest, LedgerError, Message as _, PaymentConfirmation, PaymentProof, PaymentRef,
+    PaymentStatus, Quote, RequestId, Signed, TaskAccess, TrustRoot,
+};
+
+use super::{Client, Paid, within};
+use crate::{Backoff, ClientError, unix_now};
+
+/// How long the hint that a request is paid may take.
+const HINT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An order that the validators approved and nobody has paid yet. Dropping it costs nothing.
+#[derive(Clone)]
+pub struct Quoted {
+    pub(super) client: Client,
+    pub(super) request: Signed<InferenceRequest>,
+    pub(super) access: Signed<TaskAccess>,
+    pub(super) quote: Quote,
+    pub(super) preprocessing: Certificate,
+    pub(super) trust: TrustRoot,
+    pub(super) submitting: Duration,
+}
+
+impl Quoted {
+    /// The request's id.
+    pub const fn request_id(&self) -> RequestId {
+        self.quote.request_id
+    }
+
+    /// What is to be paid, to whom, until when.
+    pub const fn quote(&self) -> &Quote {
+        &self.quote
+    }
+
+    /// Withdraws the order.
+    pub async fn cancel(self) -> Result<(), ClientError> {
+        let access = TaskAccess { purpose: AccessPurpose::Cancel, ..self.access.message };
+        let access = Signed::sign(access, &self.trust.domain, &*self.client.signer).await?;
+        Ok(self.client.transport.cancel(access).await?)
+    }
+
+    /// Escrows the quote's total and tells the gateway. Paying twice is paying once.
+    ///
+    /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
+    pub async fn pay(self) -> Result<Paid, ClientError> {
+        let (payer, quote) = (self.client.payer.clone(), self.quote.clone());
+        let paid = self.try_to_pay().await;
+        if let Err(error) = &paid
+            && !error.is_paid()
+        {
+            payer.release(&quote, false).await;
+        }
+        paid
+    }
+
+    async fn try_to_pay(self) -> Result<Paid, ClientError> {
+        let started = Instant::now();
+        let mut backoff = Backoff::new();
+        let mut uncertain = false;
+        let by = loop {
+            let error = match within(self.client.payer.pay(&self.quote)).await {
+                Ok(by) => break by,
+                Err(error) => error,
+            };
+            uncertain |= error.is_retryable();
+            // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
+            match self.payment().await {
+                Ok(PaymentStatus::Held { quote, by }) if quote == self.quote.struct_hash() => break by,
+                Ok(PaymentStatus::Earned { by } | PaymentStatus::PaidOut { by, .. }) => break by,
+                Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason: error.to_string() }),
+                // No try can have been taken, and this one is refused for good. What a gateway has seen and refused, it may still use.
+                Ok(_) | Err(LedgerError::Unproven(_)) if !uncertain => {
+                    return Err(match error {
+                        LedgerError::Unproven(says) => ClientError::Unproven(says),
+                        error => error.into(),
+                    });
+                }
+                _ => tracing::warn!(request = %self.request_id(), %error, "cannot see whether the payment was taken"),
+            }
+            if unix_now() > self.quote.expiry {
+                let paid = Paid { quoted: self, paying: started.elapsed() };
+                // Should it have been paid out after all, `finish` brings the answer.
+                return paid.concluded(error.to_string()).await.map(|_| paid.clone());
+            }
+            backoff.pause().await;
+        };
+        let paying = started.elapsed();
+        self.hint(&by).await;
+        Ok(Paid { quoted: self, paying })
+    }
+
+    /// Tells the gateway which transaction pays. What it has redeemed itself it knows, and the chain it follows by itself: a lost hint
+    /// costs a moment, not the request.
+    async fn hint(&self, by: &PaymentRef) {
+        let Some(transaction) = by.transaction() else { return };
+        let confirmation = PaymentConfirmation { request_id: self.quote.request_id, proof: PaymentProof::Transaction(transaction) };
+        let hint = tokio::time::timeout(HINT_TIMEOUT, self.client.transport.confirm_payment(confirmation)).await;
+        if !matches!(hint, Ok(Ok(()))) {
+            tracing::warn!(request = %self.quote.request_id, ?hint, "the gateway did not take the payment's hint");
+        }
+    }
+
+    pub(super) async fn payment(&self) -> Result<PaymentStatus, LedgerError> {
+        within(self.client.payer.status(&self.quote)).await
+    }
+}
