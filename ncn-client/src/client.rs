@@ -25,7 +25,7 @@ use parts::Parts;
 pub use quoted::Quoted;
 pub use stored::Stored;
 
-use crate::{ClientError, unix_now};
+use crate::{ClientError, QuoteProblem, unix_now};
 
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
@@ -189,26 +189,15 @@ fn approved_quote(
     if status.outcome().is_some() {
         return Err(ClientError::Refused(status.failure.unwrap_or_else(|| "the gateway gave no reason".into())));
     }
-    let reject = |problem: &str| Err(ClientError::QuoteRejected(problem.to_owned()));
     let (Some(quote), Some(certificate)) = (status.quote, status.preprocessing) else {
-        return reject("the gateway gave none");
+        return Err(QuoteProblem::Missing.into());
     };
-    let checks = [
-        (quote.request_id == *request_id, "it is for another request"),
-        (quote.client == order.client, "it names another client"),
-        (quote.model_digest == order.model_digest, "it is for another model"),
-        (quote.total <= order.max_price, "it asks for more than the order allows"),
-        (quote.expiry <= order.deadline, "it would hold the payment past the order's deadline"),
-        (quote.expiry > unix_now(), "it has expired"),
-        (quote.trust_root == trust.hash(), "it is of another network, or of other validators than the chain has"),
-    ];
-    if let Some((_, problem)) = checks.iter().find(|(good, _)| !good) {
-        return reject(problem);
+    quote.fits(order, request_id).and_then(|()| quote.is_of(trust.hash())).map_err(QuoteProblem::from)?;
+    if quote.expiry <= unix_now() {
+        return Err(QuoteProblem::Expired(quote.expiry).into());
     }
-    match certificate.verify(&quote.digest(&trust.domain), request_id, trust) {
-        Ok(()) => Ok((quote, certificate)),
-        Err(error) => reject(&format!("the validators' approval does not count: {error}")),
-    }
+    certificate.verify(&quote.digest(&trust.domain), request_id, trust).map_err(QuoteProblem::from)?;
+    Ok((quote, certificate))
 }
 
 /// A call to the chain that does not hang for ever. Every one that moves money may be made again.

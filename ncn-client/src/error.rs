@@ -1,7 +1,27 @@
 //! What can go wrong for a dApp.
 
 use crate::Answer;
-use ncn_core::{Amount, InputError, LedgerError, PaymentRef, SignatureError, TransportError};
+use ncn_core::{
+    Amount, CertificateError, InputError, LedgerError, PaymentRef, SignatureError, TransportError, UnixTime, agreement::Mismatch,
+};
+
+/// What is wrong with a quote.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuoteProblem {
+    /// There is none, or no approval of it.
+    #[error("the gateway gave none that is approved")]
+    Missing,
+    /// It is not for the order, or not of the network that is trusted.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// It cannot be paid any more.
+    #[error("quote.expiry: {0} has passed")]
+    Expired(UnixTime),
+    /// The validators have not approved it.
+    #[error("the validators' approval does not count: {0}")]
+    Certificate(#[from] CertificateError),
+}
 
 /// Why there is no answer. Each says whether money has moved: see [`ClientError::is_paid`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +76,7 @@ pub enum ClientError {
     Signer(#[from] SignatureError),
     /// The gateway asks for something else than was ordered and approved. Nothing was paid.
     #[error("the quote was rejected, nothing was paid: {0}")]
-    QuoteRejected(String),
+    QuoteRejected(#[from] QuoteProblem),
     /// The network did not take the order. Nothing was paid.
     #[error("the request was not served, nothing was paid: {0}")]
     Refused(String),

@@ -35,7 +35,7 @@ pub mod wire;
 pub use backoff::Backoff;
 pub use channel::{ChannelSums, ClientChannel};
 pub use client::{Answer, Client, ClientBuilder, InferenceEvent, Options, Order, Paid, Payment, Quoted, Stored};
-pub use error::ClientError;
+pub use error::{ClientError, QuoteProblem};
 pub use http::http;
 pub use ncn_core as core;
 pub use payer::{ChannelPayer, RelayedPayer};

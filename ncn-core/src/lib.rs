@@ -14,6 +14,7 @@
 //! A role implements the trait that its remote client implements, so in-process and over-the-wire are interchangeable.
 //! With the feature `conformance`, the module `conformance` holds a public test suite for each port.
 
+pub mod agreement;
 pub mod amount;
 pub mod certificate;
 pub mod channel;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Certificate, CertificateError, ChannelPayment, Completion, InferenceRequest, InferenceResult, Message as _, PaymentKind,
     PaymentTree, Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values,
-    channel::VoucherError, payment::SplitError, trust::TrustRootError,
+    agreement::Mismatch, channel::VoucherError, payment::SplitError, trust::TrustRootError,
 };
 
 /// The version that this code writes and reads.
@@ -108,36 +108,36 @@ pub enum ReceiptError {
         trusted: B256,
     },
     /// Two parts contradict each other.
-    #[error("{0}")]
-    Mismatch(&'static str),
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// A payment by no transaction.
+    #[error("payment: no transaction has the hash zero")]
+    NoTransaction,
     /// A party did not sign what the receipt says.
-    #[error("{part}: {error}")]
+    #[error("{part}: {source}")]
     Signature {
         /// Whose.
         part: &'static str,
         /// What is wrong with it.
-        error: SignatureError,
+        source: SignatureError,
     },
     /// The client did not promise to pay this out of its channel.
     #[error("payment: {0}")]
     Voucher(#[from] VoucherError),
     /// Too few validators approved, or the wrong ones.
-    #[error("{phase}: {error}")]
+    #[error("{phase}: {source}")]
     Certificate {
         /// Preprocessing or completion.
         phase: &'static str,
         /// What is wrong with it.
-        error: CertificateError,
+        source: CertificateError,
     },
-    /// The payments are not what quote and approvals lead to.
+    /// The quote's total cannot be split.
     #[error("payments: {0}")]
-    Payments(String),
-}
-
-impl From<SplitError> for ReceiptError {
-    fn from(error: SplitError) -> Self {
-        Self::Payments(error.to_string())
-    }
+    Split(#[from] SplitError),
+    /// The payments are not what quote and approvals lead to.
+    #[error("payments: are not what the quote and the completion's approvals lead to")]
+    Payments,
 }
 
 impl Receipt {
@@ -202,57 +202,41 @@ impl Receipt {
         self.check_consistency()?;
 
         let domain = &trust.domain;
-        let signature = |part| move |error| ReceiptError::Signature { part, error };
-        let order_digest = self.request.verify(domain).map_err(signature("request.signature"))?;
-        if order_digest != self.quote.request_id {
-            return Err(ReceiptError::Mismatch("quote.requestId: is not the request's digest"));
-        }
+        let signature = |part| move |source| ReceiptError::Signature { part, source };
+        let request_id = self.request.verify(domain).map_err(signature("request.signature"))?;
+        self.quote.fits(&self.request.message, &request_id)?;
         self.result.verify(domain).map_err(signature("result.signature"))?;
         self.seal.verify(&self.sealed().digest(domain), self.quote.gateway).map_err(signature("seal"))?;
 
         if let Payment::Channel(payment) = &self.payment {
             payment.verify(&self.quote, trust)?;
         }
-        let certificate = |phase| move |error| ReceiptError::Certificate { phase, error };
-        let request_id = self.quote.request_id;
+        let certificate = |phase| move |source| ReceiptError::Certificate { phase, source };
         self.preprocessing.verify(&self.quote.digest(domain), &request_id, trust).map_err(certificate("preprocessing"))?;
         let completion = Completion::new(&self.quote, &self.result.message);
         self.completion.verify(&completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
 
         let paid = PaymentTree::new(&self.quote, completion.compute, &self.completion.validators(), trust.treasury)?;
         if paid != self.payments {
-            return Err(ReceiptError::Payments("are not what the quote and the completion's approvals lead to".into()));
+            return Err(ReceiptError::Payments);
         }
         Ok(())
     }
 
-    /// Do the order, the quote and the result speak of the same thing?
+    /// Do the parts speak of the same thing, as far as that is seen without a signature?
     fn check_consistency(&self) -> Result<(), ReceiptError> {
-        let (order, quote, result) = (&self.request.message, &self.quote, &self.result.message);
-        let transactions = match &self.payment {
-            Payment::Escrow { transaction, settlement } => !transaction.is_zero() && !settlement.is_zero(),
-            Payment::Channel(_) => true,
-        };
-        let checks = [
-            (transactions, "payment: no transaction has the hash zero"),
-            (quote.trust_root == self.trust_root.hash(), "quote.trustRoot: is another network's"),
-            (quote.client == order.client, "quote.client: is not the request's client"),
-            (quote.model_digest == order.model_digest, "quote.modelDigest: is another model"),
-            (quote.total <= order.max_price, "quote.total: is more than the client's maxPrice"),
-            (quote.expiry <= order.deadline, "quote.expiry: is after the client's deadline"),
-            (result.request_id == quote.request_id, "result.requestId: is another request"),
-            (result.model_digest == order.model_digest, "result.modelDigest: another model was run"),
-            (result.input_hash == order.input_hash, "result.inputHash: it was run on another input"),
-        ];
-        match checks.into_iter().find(|(good, _)| !good) {
-            Some((_, problem)) => Err(ReceiptError::Mismatch(problem)),
-            None => Ok(()),
+        if let Payment::Escrow { transaction, settlement } = &self.payment
+            && (transaction.is_zero() || settlement.is_zero())
+        {
+            return Err(ReceiptError::NoTransaction);
         }
+        self.quote.is_of(self.trust_root.hash())?;
+        Ok(self.result.message.fits(&self.request.message, &self.quote)?)
     }
 
     /// True when `output` is the output that this receipt proves.
     pub fn matches_output(&self, output: &Values) -> bool {
-        output.hash() == self.result.message.output_hash
+        self.result.message.fits_output(output).is_ok()
     }
 
     /// Who computed.

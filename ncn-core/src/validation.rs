@@ -7,6 +7,7 @@ use alloy_primitives::Address;
 use crate::{
     BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
     LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
+    agreement::Mismatch,
     channel::{BatchEntry, VoucherError},
     compute::MAX_UNITS,
 };
@@ -33,14 +34,18 @@ fn refuse(reason: impl Into<String>) -> Result<(), RegistryError> {
     Err(RegistryError::Refused(reason.into()))
 }
 
+impl From<Mismatch> for RegistryError {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::Refused(mismatch.to_string())
+    }
+}
+
 /// Checks that a client signed the order that is quoted. It costs one signature and no question, so it comes before anything else that is
 /// done for a quote.
 pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
-    if order.verify(domain).map_err(|error| RegistryError::Refused(format!("request: {error}")))? != quote.request_id {
-        return refuse("quote.requestId: is not the request's digest");
-    }
-    Ok(())
+    let request_id = order.verify(domain).map_err(|error| RegistryError::Refused(format!("request: {error}")))?;
+    Ok(quote.fits(&order.message, &request_id)?)
 }
 
 /// Judges a quote once [`signed_order`] has passed: price, node, liveness, subnet, split and times.
@@ -75,19 +80,15 @@ pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), 
     let CompletionRequest { request: order, quote, result, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
-    if order.digest(&facts.trust.domain) != quote.request_id {
-        return refuse("quote.requestId: is not the request's digest");
-    }
+    quote.fits(order, &order.digest(&facts.trust.domain))?;
     terms(order, quote, facts)?;
     result.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
     if let Some(voucher) = voucher {
         voucher.verify(quote, facts.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
     }
     let result = &result.message;
+    result.fits(order, quote)?;
     let checks = [
-        (result.request_id == quote.request_id, "result.requestId: is another request"),
-        (result.model_digest == order.model_digest, "result.modelDigest: another model was run"),
-        (result.input_hash == order.input_hash, "result.inputHash: it was run on another input"),
         (result.compute == facts.compute.node, "result.compute: is not the node whose record was found"),
         (result.confinement <= facts.compute.confinement, "result.confinement: is more than the node's record says"),
         (result.usage.input_units.max(result.usage.output_units) <= MAX_UNITS, "result.usage: is more than any node may sign for"),
@@ -169,23 +170,19 @@ pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
     }
 }
 
-/// Do order and quote agree with each other, the subnet and the network?
+/// Do order and quote, which fit each other, fit the subnet and the network?
 fn terms(order: &InferenceRequest, quote: &Quote, facts: &Facts<'_>) -> Result<(), RegistryError> {
     let subnet = facts.subnet;
     let Some(listed) = subnet.model(&order.model_digest) else {
         return refuse("request.modelDigest: the subnet does not offer this model");
     };
+    quote.is_of(facts.trust.hash())?;
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),
         (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),
-        (quote.client == order.client, "quote.client: is not the request's client"),
-        (quote.model_digest == order.model_digest, "quote.modelDigest: is another model"),
         (quote.total == listed.price, "quote.total: is not the subnet's price"),
-        (quote.total <= order.max_price, "quote.total: is more than the client's maxPrice"),
         (!quote.total.is_zero(), "quote.total: is zero"),
         (quote.split == subnet.split && quote.split.is_valid(), "quote.split: is not the subnet's"),
-        (quote.trust_root == facts.trust.hash(), "quote.trustRoot: is not the network's current one"),
-        (quote.expiry <= order.deadline, "quote.expiry: is after the client's deadline"),
     ];
     match checks.iter().find(|(good, _)| !good) {
         Some((_, reason)) => refuse(*reason),

@@ -84,15 +84,8 @@ impl ComputeNode {
     async fn check(&self, task: &ComputeTask) -> Result<(), ComputeError> {
         let (order, quote) = (&task.request.message, &task.quote);
         let invalid = |problem: &str| Err(ComputeError::InvalidTask(problem.to_owned()));
-        if order.digest(&self.domain) != quote.request_id {
-            return invalid("quote.requestId: is not the request's digest");
-        }
-        if (quote.model_digest, quote.client) != (order.model_digest, order.client) {
-            return invalid("quote: is not for the request's model and client");
-        }
-        if task.inputs.hash() != order.input_hash {
-            return invalid("inputs: do not hash to the request's inputHash");
-        }
+        let fits = quote.fits(order, &order.digest(&self.domain)).and_then(|()| order.fits_inputs(&task.inputs));
+        fits.map_err(|mismatch| ComputeError::InvalidTask(mismatch.to_string()))?;
         if let Some(voucher) = &task.voucher {
             let trust = self.ledger.trust_root().await.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
             voucher.verify(quote, &trust).map_err(|error| ComputeError::InvalidTask(error.to_string()))?;

@@ -264,7 +264,7 @@ impl Gateway {
             let problem = format!("have {size} bytes, at most {} are taken", self.options.max_input_bytes);
             return Err(TransportError::invalid("inputs", problem));
         }
-        if submission.inputs.hash() != order.input_hash {
+        if order.fits_inputs(&submission.inputs).is_err() {
             return Err(TransportError::invalid("request.inputHash", "is not the hash of the inputs"));
         }
         let checked = info.model.manifest().check(&submission.inputs);

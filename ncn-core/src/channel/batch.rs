@@ -53,14 +53,7 @@ impl BatchEntry {
     pub fn verify(&self, trust: &TrustRoot, validators: &[Address]) -> Result<(), BatchError> {
         let request_id = self.quote.request_id;
         let entry = |problem: String| BatchError::Entry { request_id, problem };
-        let result = &self.result.message;
-        let checks = [
-            (result.request_id == request_id, "result.requestId: is another request"),
-            (result.model_digest == self.quote.model_digest, "result.modelDigest: another model was run"),
-        ];
-        if let Some((_, problem)) = checks.into_iter().find(|(good, _)| !good) {
-            return Err(entry(problem.into()));
-        }
+        self.result.message.fits_quote(&self.quote).map_err(|mismatch| entry(mismatch.to_string()))?;
         self.payment.verify(&self.quote, trust).map_err(|error: VoucherError| entry(error.to_string()))?;
         self.result.verify(&trust.domain).map_err(|error: SignatureError| entry(format!("result: {error}")))?;
         let digest = self.completion().digest(&trust.domain);

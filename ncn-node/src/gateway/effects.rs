@@ -272,14 +272,12 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
                 let word = &result.message;
                 let units = word.usage.input_units.max(word.usage.output_units);
                 let honest = word.compute == compute.address()
-                    && word.request_id == task.request_id
-                    && word.model_digest == order.model_digest
-                    && word.input_hash == order.input_hash
+                    && word.fits(order, quote).is_ok()
                     && units <= MAX_UNITS
                     && u128::from(word.usage.duration_micros) <= started.elapsed().as_micros()
                     && output.size() <= MAX_OUTPUT_BYTES
                     && manifest.is_some_and(|manifest| manifest.check_delivered(&output).is_ok())
-                    && word.output_hash == output.hash()
+                    && word.fits_output(&output).is_ok()
                     && result.verify(&gateway.domain).is_ok();
                 if !honest {
                     return dishonest("signed something else than it ran");

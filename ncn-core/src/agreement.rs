@@ -1,0 +1,176 @@
+//! Whether the parts of one request speak of the same thing. Whoever checks a part against another one does it here.
+
+use alloy_primitives::B256;
+
+use crate::{InferenceRequest, InferenceResult, Quote, RequestId, Values};
+
+/// Two parts of a request that do not agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Mismatch {
+    /// The quote is for another order.
+    #[error("quote.requestId: is not the request's digest")]
+    RequestId,
+    /// The quote names another client.
+    #[error("quote.client: is not the request's client")]
+    Client,
+    /// The quote is for another model.
+    #[error("quote.modelDigest: is not the request's model")]
+    Model,
+    /// The quote asks for more than its order allows.
+    #[error("quote.total: is more than the request's maxPrice")]
+    Price,
+    /// The quote holds the payment longer than its order allows.
+    #[error("quote.expiry: is after the request's deadline")]
+    Deadline,
+    /// The quote is of another network, or of other validators.
+    #[error("quote.trustRoot: is another network's, or has other validators")]
+    Network,
+    /// The inputs are not those of the order.
+    #[error("inputs: do not hash to the request's inputHash")]
+    Inputs,
+    /// The result is another request's.
+    #[error("result.requestId: is another request's")]
+    ResultRequestId,
+    /// Another model was run.
+    #[error("result.modelDigest: another model was run")]
+    ResultModel,
+    /// The model was run on something else.
+    #[error("result.inputHash: the model was run on other inputs")]
+    ResultInputs,
+    /// The output is not the one that was signed.
+    #[error("output: does not hash to the result's outputHash")]
+    Output,
+}
+
+fn first(checks: impl IntoIterator<Item = (bool, Mismatch)>) -> Result<(), Mismatch> {
+    match checks.into_iter().find(|(agrees, _)| !agrees) {
+        Some((_, mismatch)) => Err(mismatch),
+        None => Ok(()),
+    }
+}
+
+impl Quote {
+    /// Whether this is a quote for an order, whose digest is `request_id`, within its limits.
+    pub fn fits(&self, order: &InferenceRequest, request_id: &RequestId) -> Result<(), Mismatch> {
+        first([
+            (self.request_id == *request_id, Mismatch::RequestId),
+            (self.client == order.client, Mismatch::Client),
+            (self.model_digest == order.model_digest, Mismatch::Model),
+            (self.total <= order.max_price, Mismatch::Price),
+            (self.expiry <= order.deadline, Mismatch::Deadline),
+        ])
+    }
+
+    /// Whether this is a quote of the network whose trust root has this hash.
+    pub fn is_of(&self, network: B256) -> Result<(), Mismatch> {
+        first([(self.trust_root == network, Mismatch::Network)])
+    }
+}
+
+impl InferenceResult {
+    /// Whether this is a result for a quote.
+    pub fn fits_quote(&self, quote: &Quote) -> Result<(), Mismatch> {
+        first([
+            (self.request_id == quote.request_id, Mismatch::ResultRequestId),
+            (self.model_digest == quote.model_digest, Mismatch::ResultModel),
+        ])
+    }
+
+    /// Whether this is a result for a quote and its order.
+    pub fn fits(&self, order: &InferenceRequest, quote: &Quote) -> Result<(), Mismatch> {
+        self.fits_quote(quote)?;
+        first([
+            (self.model_digest == order.model_digest, Mismatch::ResultModel),
+            (self.input_hash == order.input_hash, Mismatch::ResultInputs),
+        ])
+    }
+
+    /// Whether this output is the one that was signed.
+    pub fn fits_output(&self, output: &Values) -> Result<(), Mismatch> {
+        first([(self.output_hash == output.hash(), Mismatch::Output)])
+    }
+}
+
+impl InferenceRequest {
+    /// Whether these inputs are those of the order.
+    pub fn fits_inputs(&self, inputs: &Values) -> Result<(), Mismatch> {
+        first([(self.input_hash == inputs.hash(), Mismatch::Inputs)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Address, Amount, Confinement, Split, Usage};
+
+    fn order() -> InferenceRequest {
+        InferenceRequest {
+            client: Address::repeat_byte(1),
+            subnet: B256::repeat_byte(2),
+            model_digest: B256::repeat_byte(3),
+            input_hash: Values::new().hash(),
+            parameters: "{}".into(),
+            max_price: Amount::new(5),
+            deadline: 100,
+            nonce: B256::ZERO,
+        }
+    }
+
+    fn quote() -> Quote {
+        Quote {
+            request_id: B256::repeat_byte(7),
+            client: order().client,
+            gateway: Address::repeat_byte(8),
+            compute: Address::repeat_byte(9),
+            model_digest: order().model_digest,
+            total: Amount::new(5),
+            split: Split::default(),
+            expiry: 100,
+            trust_root: B256::repeat_byte(10),
+        }
+    }
+
+    fn result() -> InferenceResult {
+        InferenceResult {
+            request_id: quote().request_id,
+            compute: quote().compute,
+            model_digest: order().model_digest,
+            input_hash: order().input_hash,
+            output_hash: Values::new().hash(),
+            usage: Usage::default(),
+            confinement: Confinement::None,
+        }
+    }
+
+    #[test]
+    fn every_field_that_parts_share_is_compared() {
+        let (order, quote, result, other) = (order(), quote(), result(), B256::repeat_byte(0xff));
+        assert_eq!(quote.fits(&order, &quote.request_id), Ok(()));
+        assert_eq!(quote.is_of(quote.trust_root), Ok(()));
+        assert_eq!(result.fits(&order, &quote), Ok(()));
+        assert_eq!((result.fits_output(&Values::new()), order.fits_inputs(&Values::new())), (Ok(()), Ok(())));
+
+        assert_eq!(quote.fits(&order, &other), Err(Mismatch::RequestId));
+        assert_eq!(quote.is_of(other), Err(Mismatch::Network));
+        let spoilt = |spoil: fn(&mut Quote)| {
+            let mut quote = quote.clone();
+            spoil(&mut quote);
+            quote.fits(&order, &B256::repeat_byte(7))
+        };
+        assert_eq!(spoilt(|quote| quote.client = Address::ZERO), Err(Mismatch::Client));
+        assert_eq!(spoilt(|quote| quote.model_digest = B256::ZERO), Err(Mismatch::Model));
+        assert_eq!(spoilt(|quote| quote.total = Amount::new(6)), Err(Mismatch::Price));
+        assert_eq!(spoilt(|quote| quote.expiry = 101), Err(Mismatch::Deadline));
+        let spoilt = |spoil: fn(&mut InferenceResult)| {
+            let mut result = result.clone();
+            spoil(&mut result);
+            result.fits(&order, &quote)
+        };
+        assert_eq!(spoilt(|result| result.request_id = B256::ZERO), Err(Mismatch::ResultRequestId));
+        assert_eq!(spoilt(|result| result.model_digest = B256::ZERO), Err(Mismatch::ResultModel));
+        assert_eq!(spoilt(|result| result.input_hash = B256::ZERO), Err(Mismatch::ResultInputs));
+        let output = Values::from([("text", "another")]);
+        assert_eq!((result.fits_output(&output), order.fits_inputs(&output)), (Err(Mismatch::Output), Err(Mismatch::Inputs)));
+    }
+}
