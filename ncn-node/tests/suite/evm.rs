@@ -6,7 +6,7 @@ use std::{
     slice,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -839,10 +839,20 @@ async fn who_refunds_second_gets_the_first_ones_transaction() {
         scene.ask("evm_increaseTime", json!([7 * 24 * 3_600])).await;
         scene.mine().await;
         scene.ask("evm_setAutomine", json!([false])).await;
-        let mut refunding = [&one, &two].map(|signer| {
-            let (ledger, quote) = (scene.remote.deployer.with_signer(signer.clone()), quote.clone());
-            tokio::spawn(async move { ledger.refund(&quote).await })
-        });
+        // A node may estimate on top of what waits: neither is handed in before both are estimated.
+        let estimated = Arc::new(AtomicUsize::new(0));
+        let (early, counted) = (estimated.clone(), estimated.clone());
+        let refuses = move |method: &str| method == "eth_sendRawTransaction" && early.load(Ordering::SeqCst) < 2;
+        let counts = move |method: &str, _: &mut Value| {
+            counted.fetch_add(usize::from(method == "eth_estimateGas"), Ordering::SeqCst);
+        };
+        let proxy = Proxy::start(&scene.url, Arc::new(refuses), Arc::new(counts)).await;
+        let mut refunding = Vec::new();
+        for signer in [&one, &two] {
+            let ledger = scene.connect_by(&[proxy.url()], signer, POLLS, hasty()).await;
+            let quote = quote.clone();
+            refunding.push(tokio::spawn(async move { ledger.refund(&quote).await }));
+        }
         let waiting = async {
             scene.until_pending(one.address(), 1).await;
             scene.until_pending(two.address(), 1).await;
@@ -852,9 +862,8 @@ async fn who_refunds_second_gets_the_first_ones_transaction() {
             (ended, ..) = futures::future::select_all(&mut refunding) => panic!("a refund ended before there was a block: {ended:?}"),
         }
         scene.mine().await;
-        let [first, second] = refunding;
-        let transaction = first.await.unwrap().unwrap();
-        assert_eq!(second.await.unwrap(), Ok(transaction));
+        let transaction = refunding.remove(0).await.unwrap().unwrap();
+        assert_eq!(refunding.remove(0).await.unwrap(), Ok(transaction));
         assert!(matches!(scene.state(&quote).await, PaymentStatus::Refunded { by } if by == PaymentRef::Transaction(transaction)));
         assert_eq!(
             (scene.nonces(one.address()).await, scene.nonces(two.address()).await),

@@ -33,7 +33,8 @@ impl Proxy {
         Self::start(node, Arc::new(|_: &str| false), Arc::new(changes)).await
     }
 
-    async fn start(node: &str, refuses: Arc<Refuses>, changes: Arc<Changes>) -> Self {
+    /// Both.
+    pub(super) async fn start(node: &str, refuses: Arc<Refuses>, changes: Arc<Changes>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let counts = Arc::<Mutex<HashMap<String, usize>>>::default();
