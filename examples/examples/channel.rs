@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ncn_client::core::{B256, ChannelTerms, Transport as _, Value};
-use ncn_client::{ChannelPayer, Client, ClientChannel, grpc::GrpcTransport, unix_now};
+use ncn_client::core::{B256, ChannelParams, Transport as _, Value};
+use ncn_client::{ChannelPayer, Client, PayerChannel, grpc::GrpcTransport, unix_now};
 use ncn_node::devnet::{self, LocalNetwork};
 
 #[tokio::main]
@@ -12,17 +12,17 @@ async fn main() -> Result<()> {
     let network = LocalNetwork::start().await?;
     let signer = devnet::well_known_key("client", 0);
     let deposit = "1000000000000000000".parse()?;
-    network.treasurer().transfer(signer.address(), deposit).await?;
+    network.funder().transfer(signer.address(), deposit).await?;
 
     // One transaction opens the channel. What is not spent comes back after a week, or as soon as the gateway agrees.
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url())?);
     let info = transport.network().await?;
-    let terms = ChannelTerms { client: signer.address(), gateway: info.gateway, salt: B256::random() };
+    let terms = ChannelParams { client: signer.address(), gateway: info.gateway, salt: B256::random() };
     let expiry = unix_now() + 7 * 24 * 60 * 60;
     network.ledger(signer.clone()).fund_channel(&terms, deposit, expiry).await?;
 
     // From here on the client needs no chain: it signs vouchers.
-    let channel = Arc::new(ClientChannel::new(terms, deposit, expiry));
+    let channel = Arc::new(PayerChannel::new(terms, deposit, expiry));
     let payer = ChannelPayer::new(transport.clone(), info.trust_root, signer.clone(), channel.clone());
     let client = Client::builder().transport(transport).payer(Arc::new(payer)).signer(signer).max_price(deposit).build()?;
     for digit in 1..=3 {

@@ -11,7 +11,7 @@ async fn main() -> Result<()> {
     ncn_node::worker::init(); // models run in worker processes of this same program
     let network = LocalNetwork::start().await?;
     let signer = devnet::well_known_key("client", 0);
-    network.treasurer().transfer(signer.address(), Amount::TOKEN).await?;
+    network.funder().transfer(signer.address(), Amount::TOKEN).await?;
 
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url())?);
     // The gateway states its network; whether to trust it is for the client to know. Here the network says so itself.

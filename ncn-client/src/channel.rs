@@ -14,7 +14,7 @@ use std::{
 };
 
 use ncn_core::{
-    Amount, ChannelPayment, ChannelTerms, DynSigner, LedgerError, Quote, RequestId, TrustRoot, UnixTime, channel::VoucherError,
+    Amount, ChannelParams, DynSigner, LedgerError, Quote, RequestId, SignedVoucher, TrustRoot, UnixTime, channel::VoucherError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,8 @@ const MAX_IN_FLIGHT: usize = 100_000;
 ///
 /// Many requests can be in flight: each has its maximum set aside, and what is not spent is free again once it has ended.
 #[derive(Debug)]
-pub struct ClientChannel {
-    terms: ChannelTerms,
+pub struct PayerChannel {
+    terms: ChannelParams,
     file: Option<Kept>,
     state: Mutex<State>,
     /// What is being signed for at this moment. Locked after `state`.
@@ -77,7 +77,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 #[allow(clippy::large_enum_variant, reason = "lives for a moment")]
 enum Begun<'a> {
     /// It is there already.
-    Known(ChannelPayment),
+    Known(SignedVoucher),
     /// It is to be signed, for this much altogether.
     New(Signing<'a>, Amount),
 }
@@ -98,13 +98,13 @@ impl Drop for Signing<'_> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    terms: ChannelTerms,
+    terms: ChannelParams,
     deposit: Amount,
     expiry: UnixTime,
     /// What served requests came to.
     spent: Amount,
     /// The vouchers of requests in flight.
-    held: HashMap<RequestId, ChannelPayment>,
+    held: HashMap<RequestId, SignedVoucher>,
     /// The most that vouchers of ended requests allow: what the gateway can have charged without those in flight.
     #[serde(default)]
     signed: Amount,
@@ -118,7 +118,7 @@ impl State {
 
 /// What a channel comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChannelSums {
+pub struct ChannelBalance {
     /// All that was paid in.
     pub deposit: Amount,
     /// What served requests came to.
@@ -129,7 +129,7 @@ pub struct ChannelSums {
     pub expiry: UnixTime,
 }
 
-impl ChannelSums {
+impl ChannelBalance {
     /// What is free.
     pub fn available(&self) -> Amount {
         let bound = Amount::checked_sum([self.spent, self.reserved]).unwrap_or(self.deposit);
@@ -137,15 +137,15 @@ impl ChannelSums {
     }
 }
 
-impl ClientChannel {
+impl PayerChannel {
     /// A channel in memory: for a program that ends with it.
-    pub fn new(terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> Self {
+    pub fn new(terms: ChannelParams, deposit: Amount, expiry: UnixTime) -> Self {
         let state = State { terms, deposit, expiry, spent: Amount::ZERO, held: HashMap::new(), signed: Amount::ZERO };
         Self { terms, file: None, state: Mutex::new(state), signing: Mutex::default() }
     }
 
     /// A channel that is kept in this file, which must not exist yet.
-    pub fn create(path: &Path, terms: ChannelTerms, deposit: Amount, expiry: UnixTime) -> io::Result<Self> {
+    pub fn create(path: &Path, terms: ChannelParams, deposit: Amount, expiry: UnixTime) -> io::Result<Self> {
         let file = Some(Kept::new(path)?);
         File::create_new(path)?;
         let this = Self { file, ..Self::new(terms, deposit, expiry) };
@@ -166,14 +166,14 @@ impl ClientChannel {
     }
 
     /// Which channel.
-    pub const fn terms(&self) -> &ChannelTerms {
+    pub const fn terms(&self) -> &ChannelParams {
         &self.terms
     }
 
     /// What it comes to.
-    pub fn sums(&self) -> ChannelSums {
+    pub fn sums(&self) -> ChannelBalance {
         let state = self.lock();
-        ChannelSums { deposit: state.deposit, spent: state.spent, reserved: state.reserved(), expiry: state.expiry }
+        ChannelBalance { deposit: state.deposit, spent: state.spent, reserved: state.reserved(), expiry: state.expiry }
     }
 
     /// Requests whose end is not proven: [`crate::Client::resume`] asks for their answers.
@@ -187,7 +187,7 @@ impl ClientChannel {
     }
 
     /// The voucher of a request whose amount is reserved.
-    pub fn held(&self, request_id: RequestId) -> Option<ChannelPayment> {
+    pub fn held(&self, request_id: RequestId) -> Option<SignedVoucher> {
         self.lock().held.get(&request_id).copied()
     }
 
@@ -204,12 +204,12 @@ impl ClientChannel {
     }
 
     /// The voucher that pays this quote: the same one each time it is asked for. It is kept before anyone sees it.
-    pub async fn pay(&self, quote: &Quote, trust: &TrustRoot, signer: &DynSigner) -> Result<ChannelPayment, LedgerError> {
+    pub async fn pay(&self, quote: &Quote, trust: &TrustRoot, signer: &DynSigner) -> Result<SignedVoucher, LedgerError> {
         let (signing, cumulative) = match self.begin(quote)? {
             Begun::Known(payment) => return Ok(payment),
             Begun::New(signing, cumulative) => (signing, cumulative),
         };
-        let signed = ChannelPayment::sign(self.terms, quote, cumulative, trust, signer).await;
+        let signed = SignedVoucher::sign(self.terms, quote, cumulative, trust, signer).await;
         let payment = signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
         // From here on the amount is counted by the voucher that is held.
         let kept = self.change(|state| Ok(*state.held.entry(quote.request_id).or_insert(payment)));

@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use builder::{ClientBuilder, Options, Payment};
+pub use builder::{ClientBuilder, ClientConfig, Payment};
 use ncn_core::{
-    AccessPurpose, B256, Certificate, DynSigner, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, Quote, Receipt,
-    RequestId, Signed, StepReport, Submission, TaskAccess, TaskStatus, Transport, TransportError, TrustRoot, Values,
+    B256, CapabilityScope, DynSigner, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, QuorumCertificate, Quote,
+    Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Transport, TransportError, TrustRoot, Values,
     validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
@@ -38,7 +38,7 @@ pub struct Client {
     transport: Arc<dyn Transport>,
     payer: Arc<dyn Payer>,
     signer: DynSigner,
-    options: Options,
+    options: ClientConfig,
     offers: Arc<Mutex<Option<Offers>>>,
 }
 
@@ -50,13 +50,13 @@ struct Offers {
 
 /// A verified answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct InferenceOutput {
     /// What the model gave.
     pub output: Values,
     /// The proof of it, verified against the client's trust root.
     pub receipt: Receipt,
     /// The steps that led to it, as client and gateway measured them.
-    pub steps: Vec<StepReport>,
+    pub steps: Vec<StepTiming>,
 }
 
 impl Client {
@@ -103,7 +103,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because nobody would see the price before
     /// it is paid. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
-    pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<Answer, ClientError> {
+    pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<InferenceOutput, ClientError> {
         if self.options.max_price.is_none() {
             let price = self.model(model).await?.price;
             return Err(ClientError::PriceUnseen { model: model.to_owned(), price });
@@ -145,13 +145,13 @@ impl Client {
             input_hash: order.inputs.hash(),
             parameters: order.parameters.clone(),
             max_price: info.price,
-            deadline: unix_now() + order.patience.unwrap_or(self.options.patience).as_secs().clamp(1, MAX_ESCROW_SECONDS),
+            deadline: unix_now() + order.timeout.unwrap_or(self.options.timeout).as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
         };
         let trust = self.trust_root().await?;
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
-        let access = TaskAccess { client: self.signer.address(), request_id, purpose: AccessPurpose::Follow };
+        let access = TaskCapability { client: self.signer.address(), request_id, purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone() };
@@ -185,7 +185,7 @@ fn approved_quote(
     request_id: &RequestId,
     trust: &TrustRoot,
     status: TaskStatus,
-) -> Result<(Quote, Certificate), ClientError> {
+) -> Result<(Quote, QuorumCertificate), ClientError> {
     if status.outcome().is_some() {
         return Err(ClientError::Refused(status.failure.unwrap_or_else(|| "the gateway gave no reason".into())));
     }

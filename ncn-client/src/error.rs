@@ -1,6 +1,6 @@
 //! What can go wrong for a dApp.
 
-use crate::Answer;
+use crate::InferenceOutput;
 use ncn_core::{
     Amount, CertificateError, InputError, LedgerError, PaymentRef, SignatureError, TransportError, UnixTime, agreement::Mismatch,
 };
@@ -108,7 +108,7 @@ pub enum ClientError {
         /// What does not fit.
         problem: String,
         /// What was delivered, verified.
-        answer: Box<Answer>,
+        answer: Box<InferenceOutput>,
     },
 }
 

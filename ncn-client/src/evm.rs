@@ -14,7 +14,7 @@ pub use account::Stake;
 use alloy_primitives::{Address, B256, Bytes, TxKind};
 use async_trait::async_trait;
 pub use contracts::{InferencePayment, NCNToken, PaymentChannel, Slashing, SubnetRegistry, ValidatorRegistry};
-pub use deploy::{Genesis, create};
+pub use deploy::{DeployParams, create};
 pub use ledger::EvmLedger;
 use ncn_core::UnixTime;
 pub use network::Deployment;
@@ -60,7 +60,7 @@ pub trait EvmBackend: Send + Sync {
     async fn submit(&self, transaction: Bytes) -> Result<(), EvmError>;
 
     /// Where a transaction is, when it is in a block.
-    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError>;
+    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError>;
 
     /// The logs that fit, in the chain's order.
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError>;
@@ -106,7 +106,7 @@ pub struct Fees {
 
 /// A transaction in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inclusion {
+pub struct TransactionReceipt {
     /// In which.
     pub block: u64,
     /// Whether that block is final.
@@ -170,10 +170,10 @@ pub enum EvmError {
     Nonce(u64),
     /// The account cannot pay for gas.
     #[error("gas: the account cannot pay for it ({0}): give it some of the chain's own coin, or have a gateway relay")]
-    NoGas(String),
+    InsufficientGasFunds(String),
     /// Gas costs more than the caller allows.
     #[error("gas: costs {needed} wei a unit now, the limit is {limit}: wait, or raise the limit")]
-    TooDear {
+    FeeCapExceeded {
         /// What it takes.
         needed: u128,
         /// What is allowed.

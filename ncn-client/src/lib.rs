@@ -33,8 +33,8 @@ mod time;
 pub mod wire;
 
 pub use backoff::Backoff;
-pub use channel::{ChannelSums, ClientChannel};
-pub use client::{Answer, Client, ClientBuilder, InferenceEvent, Options, Order, Paid, Payment, Quoted, Stored};
+pub use channel::{ChannelBalance, PayerChannel};
+pub use client::{Client, ClientBuilder, ClientConfig, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored};
 pub use error::{ClientError, QuoteProblem};
 pub use http::http;
 pub use ncn_core as core;

@@ -10,8 +10,8 @@ use std::{
 
 pub use channel::ChannelPayer;
 use ncn_core::{
-    Authorisation, DynSigner, LedgerError, Message as _, Outcome, PaymentConfirmation, PaymentProof, PaymentRef, PaymentStatus,
-    Quote, RequestId, State, Transport, TransportError, TrustRoot,
+    DynSigner, LedgerError, Message as _, Outcome, PaymentAuthorization, PaymentConfirmation, PaymentRef, PaymentStatus,
+    PaymentSubmission, Quote, RequestId, State, Transport, TransportError, TrustRoot,
 };
 pub use relayed::RelayedPayer;
 
@@ -33,8 +33,8 @@ impl Relay {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn present(&self, request_id: RequestId, authorisation: &Authorisation) -> Result<(), LedgerError> {
-        let proof = PaymentProof::Authorisation(*authorisation);
+    async fn present(&self, request_id: RequestId, authorization: &PaymentAuthorization) -> Result<(), LedgerError> {
+        let proof = PaymentSubmission::Authorization(*authorization);
         let presented = self.transport.confirm_payment(PaymentConfirmation { request_id, proof }).await;
         presented.map_err(refused)?;
         self.taken().insert(request_id);

@@ -102,7 +102,7 @@ impl InferenceRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Address, Amount, Confinement, Split, Usage};
+    use crate::{Address, Amount, Confinement, FeeSplit, Usage};
 
     fn order() -> InferenceRequest {
         InferenceRequest {
@@ -125,7 +125,7 @@ mod tests {
             compute: Address::repeat_byte(9),
             model_digest: order().model_digest,
             total: Amount::new(5),
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: 100,
             trust_root: B256::repeat_byte(10),
         }

@@ -26,7 +26,7 @@ impl Approval {
 /// Approvals of one digest, ascending by validator, each validator once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Certificate(Vec<Approval>);
+pub struct QuorumCertificate(Vec<Approval>);
 
 /// Why a certificate does not count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -51,8 +51,8 @@ pub enum CertificateError {
     BadSignature(Address),
 }
 
-impl Certificate {
-    /// A certificate of these approvals, put in order. Says nothing yet about their worth: see [`Certificate::verify`].
+impl QuorumCertificate {
+    /// A certificate of these approvals, put in order. Says nothing yet about their worth: see [`QuorumCertificate::verify`].
     pub fn new(mut approvals: Vec<Approval>) -> Self {
         approvals.sort_unstable_by_key(|approval| approval.validator);
         Self(approvals)
@@ -73,7 +73,7 @@ impl Certificate {
         self.0.iter().flat_map(|approval| *approval.signature.as_bytes()).collect()
     }
 
-    /// keccak256 of [`Certificate::packed`].
+    /// keccak256 of [`QuorumCertificate::packed`].
     pub fn hash(&self) -> B256 {
         let mut hasher = Keccak256::new();
         for approval in &self.0 {

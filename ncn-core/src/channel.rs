@@ -17,7 +17,7 @@ pub const MAX_CHANNEL_SECONDS: u64 = 180 * 24 * 60 * 60;
 /// Which channel: a client that wants another one with the same gateway takes another salt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ChannelTerms {
+pub struct ChannelParams {
     /// Who pays, and to whom the rest goes back.
     pub client: Address,
     /// Who serves.
@@ -26,13 +26,13 @@ pub struct ChannelTerms {
     pub salt: B256,
 }
 
-impl ChannelTerms {
+impl ChannelParams {
     /// The channel's id: keccak256(abi.encode(client, gateway, salt)).
     pub fn id(&self) -> B256 {
         keccak256((self.client, self.gateway, self.salt).abi_encode_params())
     }
 
-    /// The nonce of the token authorisation that opens the channel or adds `amount` to it, when it has `before` as its deposit.
+    /// The nonce of the token authorization that opens the channel or adds `amount` to it, when it has `before` as its deposit.
     pub fn funding_nonce(&self, before: Amount, amount: Amount, expiry: UnixTime) -> B256 {
         keccak256((self.id(), before.units(), amount.units(), expiry).abi_encode_params())
     }
@@ -55,9 +55,9 @@ pub struct Channel {
 /// A voucher with what it takes to check it: the payment of one request out of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ChannelPayment {
+pub struct SignedVoucher {
     /// The channel.
-    pub terms: ChannelTerms,
+    pub terms: ChannelParams,
     /// The promise.
     pub voucher: Voucher,
     /// The client's signature over the voucher.
@@ -86,10 +86,10 @@ impl VoucherError {
     }
 }
 
-impl ChannelPayment {
+impl SignedVoucher {
     /// The client's promise to pay `quote` out of a channel that may then be charged `cumulative` altogether.
     pub async fn sign(
-        terms: ChannelTerms,
+        terms: ChannelParams,
         quote: &Quote,
         cumulative: Amount,
         trust: &TrustRoot,
@@ -136,15 +136,15 @@ impl ChannelPayment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(clippy::large_enum_variant, reason = "the larger one is the usual one")]
-pub enum Authorisation {
+pub enum PaymentAuthorization {
     /// Moves the quote's total into escrow once somebody brings it to the chain.
     Transfer(Signature),
     /// Promises it out of a channel.
-    Voucher(ChannelPayment),
+    Voucher(SignedVoucher),
 }
 
-impl Authorisation {
-    /// A client's authorisation to escrow exactly this quote.
+impl PaymentAuthorization {
+    /// A client's authorization to escrow exactly this quote.
     pub async fn transfer(trust: &TrustRoot, quote: &Quote, client: &DynSigner) -> Result<Self, SignatureError> {
         Ok(Self::Transfer(Signature::sign(&escrow_digest(trust, quote), &**client).await?))
     }

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChannelPayment, InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, StreamCheckpoint, UnixTime, Values,
+    InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, SignedVoucher, StreamCheckpoint, UnixTime, Values,
 };
 
 /// A wish to hold a place for a request.
@@ -30,7 +30,7 @@ pub struct ComputeTask {
     /// What was approved and escrowed.
     pub quote: Quote,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
-    pub voucher: Option<ChannelPayment>,
+    pub voucher: Option<SignedVoucher>,
     /// What to run on; hashes to the order's `input_hash`.
     pub inputs: Values,
 }

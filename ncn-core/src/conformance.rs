@@ -22,8 +22,8 @@ pub use sandbox::{SandboxFixture, sandbox};
 pub use transport::{TransportFixture, transport};
 
 use crate::{
-    Amount, Approval, Certificate, Confinement, DynSigner, InferenceRequest, InferenceResult, Message, Quote, RequestId, Signed,
-    Split, TrustRoot, UnixTime, Usage,
+    Amount, Approval, Confinement, DynSigner, FeeSplit, InferenceRequest, InferenceResult, Message, QuorumCertificate, Quote,
+    RequestId, Signed, TrustRoot, UnixTime, Usage,
 };
 
 /// A rule of a port's contract that an implementation breaks.
@@ -106,7 +106,7 @@ fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute:
         compute,
         model_digest: order.model_digest,
         total,
-        split: Split::default(),
+        split: FeeSplit::default(),
         expiry: order.deadline,
         trust_root: trust.hash(),
     }
@@ -139,7 +139,7 @@ async fn certificate(
     trust: &TrustRoot,
     validators: &[DynSigner],
     count: usize,
-) -> Certificate {
+) -> QuorumCertificate {
     let digest = message.digest(&trust.domain);
     let committee = trust.committee(request_id);
     let judges = validators.iter().filter(|validator| committee.contains(&validator.address())).take(count);
@@ -147,5 +147,5 @@ async fn certificate(
     for judge in judges {
         approvals.push(Approval::sign(&digest, &**judge).await.expect("a local key signs"));
     }
-    Certificate::new(approvals)
+    QuorumCertificate::new(approvals)
 }

@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, Certificate, Channel, ChannelClose, ChannelPayment, ChannelTerms, Completion, DynSigner,
-    InferenceResult, Message as _, Quote, Receipt, RequestId, Signature, Signed, TrustRoot, UnixTime,
+    Amount, Channel, ChannelClose, ChannelParams, Completion, DynSigner, InferenceResult, Message as _, PaymentAuthorization,
+    QuorumCertificate, Quote, Receipt, RequestId, Signature, Signed, SignedVoucher, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
@@ -20,7 +20,7 @@ pub enum PaymentRef {
     /// A transaction of the chain, by its hash.
     Transaction(B256),
     /// A voucher, whose amount its channel is charged with in a batch.
-    Voucher(Box<ChannelPayment>),
+    Voucher(Box<SignedVoucher>),
     /// A signed transfer that the gateway brings to the chain, by the struct hash of the quote that it pays. The client that signed it does
     /// not see which transaction that is.
     Transfer(B256),
@@ -36,7 +36,7 @@ impl PaymentRef {
     }
 
     /// The voucher, when it is one.
-    pub fn voucher(&self) -> Option<ChannelPayment> {
+    pub fn voucher(&self) -> Option<SignedVoucher> {
         match self {
             Self::Voucher(payment) => Some(**payment),
             Self::Transaction(_) | Self::Transfer(_) => None,
@@ -127,7 +127,7 @@ pub struct Settlement {
     /// What the compute node says it ran.
     pub result: Signed<InferenceResult>,
     /// The validators' approval of the completion.
-    pub certificate: Certificate,
+    pub certificate: QuorumCertificate,
 }
 
 impl Settlement {
@@ -260,7 +260,7 @@ impl LedgerError {
 /// - A call returns once the chain has it for good, by the implementation's rule of confirmation, or a voucher's change survives a crash.
 /// - A request's payment goes Unpaid, Held, then (Earned and) `PaidOut` or Refunded, once and for ever. Completing an escrow is possible
 ///   up to and including the quote's expiry, refunding it after that; only the quote's gateway may give back earlier.
-/// - Payouts follow [`crate::PaymentTree::new`] to the unit.
+/// - Payouts follow [`crate::PayoutSchedule::new`] to the unit.
 #[async_trait]
 pub trait PaymentLedger: Send + Sync {
     /// Whose transactions are sent.
@@ -273,11 +273,11 @@ pub trait PaymentLedger: Send + Sync {
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError>;
 
     /// Takes what a client signed to pay this quote: brings a transfer to the chain, or reserves a voucher's amount in its channel.
-    /// Returns what [`PaymentStatus::Held`] then names. The same authorisation again is as good as once.
+    /// Returns what [`PaymentStatus::Held`] then names. The same authorization again is as good as once.
     ///
     /// # Errors
     /// [`LedgerError::Voucher`] when the voucher does not pay the quote, or the ledger takes none.
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError>;
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError>;
 
     /// Where a request's payment is.
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError>;
@@ -295,7 +295,7 @@ pub trait PaymentLedger: Send + Sync {
 
     /// As a channel's gateway: settles what it has earned out of the channel, takes no more vouchers of it, and gives its signature over
     /// the [`crate::ChannelClose`] with what was settled.
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError>;
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError>;
 }
 
 /// Money, as a client pays it.
@@ -383,7 +383,7 @@ impl<L: PaymentLedger + ?Sized> PaymentLedgerExt for L {}
 ///
 /// # Errors
 /// [`LedgerError::NotAllowed`] when the channel is another gateway's; [`LedgerError::Channel`] when it was never opened, or is closed.
-pub async fn closable(chain: &(impl ChainView + ?Sized), terms: &ChannelTerms, gateway: Address) -> Result<Channel, LedgerError> {
+pub async fn closable(chain: &(impl ChainView + ?Sized), terms: &ChannelParams, gateway: Address) -> Result<Channel, LedgerError> {
     let refuse = |problem: &str| Err(LedgerError::Channel { channel: terms.id(), problem: problem.into() });
     if terms.gateway != gateway {
         return Err(LedgerError::NotAllowed("gateway: the channel is with another one".into()));
@@ -401,7 +401,7 @@ pub async fn closable(chain: &(impl ChainView + ?Sized), terms: &ChannelTerms, g
 /// As [`closable`]; and when the chain does not answer, or the key does not sign.
 pub async fn sign_close(
     chain: &(impl ChainView + ?Sized),
-    terms: &ChannelTerms,
+    terms: &ChannelParams,
     gateway: &DynSigner,
 ) -> Result<(Amount, Signature), LedgerError> {
     let Channel { settled, .. } = closable(chain, terms, gateway.address()).await?;

@@ -43,8 +43,8 @@ pub mod value;
 
 pub use alloy_primitives::{Address, B256};
 pub use amount::Amount;
-pub use certificate::{Approval, Certificate, CertificateError};
-pub use channel::{Authorisation, Channel, ChannelPayment, ChannelTerms};
+pub use certificate::{Approval, CertificateError, QuorumCertificate};
+pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
@@ -54,12 +54,13 @@ pub use ledger::{
 };
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    AccessPurpose, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
-    Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind,
-    Quote, ReceiptSeal, SettledCompletion, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel, TaskAccess, Voucher,
+    CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
+    Deregistration, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole,
+    PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel,
+    TaskCapability, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
-pub use payment::{PaymentTree, Payout, Recipient, Split};
+pub use payment::{FeeSplit, PayeeRole, Payout, PayoutSchedule};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
     Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeQuery, PreprocessingRequest, Registry, RegistryError,
@@ -67,10 +68,10 @@ pub use registry::{
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};
-pub use task::{Step, StepReport, TaskStatus, TaskUpdate};
+pub use task::{Step, StepTiming, TaskEvent, TaskStatus};
 pub use tensor::{DataType, Tensor, TensorError};
 pub use transport::{
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentProof, Submission, Transport, TransportError, TransportExt,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Transport, TransportError, TransportExt,
 };
 pub use trust::TrustRoot;
 pub use value::{Value, Values};

@@ -28,7 +28,7 @@
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, InferenceResult, PaymentRef, Quote, Signed, TrustRoot, Values};
+use crate::{InferenceResult, PaymentRef, QuorumCertificate, Quote, Signed, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -93,7 +93,7 @@ pub enum Event {
         trust_root: Box<TrustRoot>,
     },
     /// The validators approved what they were asked.
-    Approved(Certificate),
+    Approved(QuorumCertificate),
     /// Nobody took it, or the validators refused.
     Refused(String),
     /// The chain holds the quote's total, or a channel the promise of it, by this.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use alloy_primitives::{Address, B256};
 
-use crate::{Departure, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
+use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
 
 /// How often a node sends a heartbeat, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 5;
@@ -17,7 +17,7 @@ pub const CLOCK_SKEW_SECONDS: u64 = 60;
 
 /// How much a membership takes in.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct MembershipLimits {
     /// Nodes.
     pub nodes: usize,
     /// Subnets.
@@ -28,7 +28,7 @@ pub struct Bounds {
     pub text: usize,
 }
 
-impl Default for Bounds {
+impl Default for MembershipLimits {
     fn default() -> Self {
         Self { nodes: 65_536, subnets: 4_096, models: 1_024, text: 256 }
     }
@@ -53,7 +53,7 @@ impl Member {
 #[derive(Clone, Debug)]
 pub struct Membership {
     domain: Domain,
-    bounds: Bounds,
+    bounds: MembershipLimits,
     members: HashMap<Address, Member>,
     subnets: HashMap<B256, Signed<Subnet>>,
 }
@@ -72,7 +72,7 @@ fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), Regis
 
 impl Membership {
     /// An empty membership of one network.
-    pub fn new(domain: Domain, bounds: Bounds) -> Self {
+    pub fn new(domain: Domain, bounds: MembershipLimits) -> Self {
         Self { domain, bounds, members: HashMap::new(), subnets: HashMap::new() }
     }
 
@@ -129,8 +129,8 @@ impl Membership {
     }
 
     /// Takes a departure in. The node stays known as departed until its record expires, so that the record cannot be replayed.
-    pub fn deregister(&mut self, departure: &Signed<Departure>, now: UnixTime) -> Result<(), RegistryError> {
-        let Departure { node, sequence } = departure.message;
+    pub fn deregister(&mut self, departure: &Signed<Deregistration>, now: UnixTime) -> Result<(), RegistryError> {
+        let Deregistration { node, sequence } = departure.message;
         check_sequence("departure.sequence", sequence, now)?;
         let domain = self.domain;
         if self.members.get(&node).is_some_and(|member| member.departed && member.sequence == sequence) {

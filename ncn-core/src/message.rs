@@ -9,11 +9,11 @@ mod sol;
 use alloy_primitives::{Address, B256, keccak256};
 use alloy_sol_types::{SolStruct, SolValue, eip712_domain};
 pub use channel::{
-    ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettledCompletion, SettlementRequest, Voucher,
+    ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettlementLeaf, SettlementRequest, Voucher,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, Model, RequestId, Split, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
+use crate::{Amount, FeeSplit, Model, RequestId, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
 
 /// Which network a signature is good for: a chain, and the payment contract on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ pub struct Quote {
     /// What the client escrows.
     pub total: Amount,
     /// How the total is split.
-    pub split: Split,
+    pub split: FeeSplit,
     /// Until when the escrow can be settled; from the next second on it can be refunded.
     pub expiry: UnixTime,
     /// [`crate::TrustRoot::hash`] of the validators that judge this request.
@@ -167,9 +167,9 @@ pub struct ReceiptSeal {
     pub quote: B256,
     /// Struct hash of the [`InferenceResult`].
     pub result: B256,
-    /// [`crate::Certificate::hash`] of the preprocessing certificate.
+    /// [`crate::QuorumCertificate::hash`] of the preprocessing certificate.
     pub preprocessing: B256,
-    /// [`crate::Certificate::hash`] of the completion certificate.
+    /// [`crate::QuorumCertificate::hash`] of the completion certificate.
     pub completion: B256,
     /// How it was paid.
     pub payment_kind: PaymentKind,
@@ -195,20 +195,20 @@ pub enum PaymentKind {
 /// A client's permission to do one thing with its own request. Request ids become public on chain; this keeps outputs private.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TaskAccess {
+pub struct TaskCapability {
     /// Whose request it is.
     pub client: Address,
     /// The client's request.
     pub request_id: RequestId,
     /// What it may be used for.
-    pub purpose: AccessPurpose,
+    pub purpose: CapabilityScope,
 }
 
-/// What a [`TaskAccess`] may be used for. Whoever sees one that follows cannot cancel with it.
+/// What a [`TaskCapability`] may be used for. Whoever sees one that follows cannot cancel with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
-pub enum AccessPurpose {
+pub enum CapabilityScope {
     /// To see updates and output.
     Follow = 1,
     /// To withdraw the request.
@@ -267,7 +267,7 @@ pub struct Heartbeat {
 /// A node's wish to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Departure {
+pub struct Deregistration {
     /// Who leaves.
     pub node: Address,
     /// Larger than that of the node's last record or heartbeat.
@@ -277,7 +277,7 @@ pub struct Departure {
 /// A compute node's answer to a gateway's challenge: proves, freshly and to this gateway only, that it holds its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Attachment {
+pub struct SessionProof {
     /// The compute node.
     pub node: Address,
     /// The gateway that it attaches to.
@@ -330,7 +330,7 @@ pub struct Subnet {
     /// What it offers.
     pub models: Vec<SubnetModel>,
     /// How payments are split.
-    pub split: Split,
+    pub split: FeeSplit,
     /// A newer version replaces an older one.
     pub version: u64,
 }
@@ -367,11 +367,11 @@ authored! {
     InferenceResult => compute,
     NodeRecord => node,
     Heartbeat => node,
-    Departure => node,
-    Attachment => node,
+    Deregistration => node,
+    SessionProof => node,
     CompletionAuthorization => gateway,
     StreamCheckpoint => compute,
     SettlementRequest => gateway,
-    TaskAccess => client,
+    TaskCapability => client,
     Subnet => owner,
 }

@@ -1,4 +1,4 @@
-//! Who gets which part of a payment. The same rule stands in `contracts/src/PaymentTree.sol`; a test runs both.
+//! Who gets which part of a payment. The same rule stands in `contracts/src/PayoutSchedule.sol`; a test runs both.
 
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use crate::{Amount, Quote};
 /// How a payment is split, in basis points (1/10,000). The compute node has whatever the others leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Split {
+pub struct FeeSplit {
     /// The gateway's part.
     pub gateway_bps: u16,
     /// The part that the approving validators share equally.
@@ -18,13 +18,13 @@ pub struct Split {
 }
 
 /// Compute 80 %, gateway 10 %, validators 5 %, treasury 5 %.
-impl Default for Split {
+impl Default for FeeSplit {
     fn default() -> Self {
         Self { gateway_bps: 1_000, validators_bps: 500, treasury_bps: 500 }
     }
 }
 
-impl Split {
+impl FeeSplit {
     const WHOLE: u32 = 10_000;
 
     /// True when the parts are no more than the whole.
@@ -36,7 +36,7 @@ impl Split {
     fn part(total: Amount, bps: u16) -> Amount {
         let (whole, bps) = (u128::from(Self::WHOLE), u128::from(bps));
         let (quotient, remainder) = (total.units() / whole, total.units() % whole);
-        // bps <= 65,535 could exceed the whole in an invalid split: saturate here, and let `PaymentTree::new` refuse it.
+        // bps <= 65,535 could exceed the whole in an invalid split: saturate here, and let `PayoutSchedule::new` refuse it.
         Amount::new(quotient.saturating_mul(bps).saturating_add(remainder * bps / whole))
     }
 }
@@ -44,7 +44,7 @@ impl Split {
 /// Why somebody is paid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Recipient {
+pub enum PayeeRole {
     /// Ran the model.
     Compute,
     /// Coordinated the request.
@@ -60,7 +60,7 @@ pub enum Recipient {
 #[serde(deny_unknown_fields)]
 pub struct Payout {
     /// Why it is paid.
-    pub role: Recipient,
+    pub role: PayeeRole,
     /// Who gets it.
     pub address: Address,
     /// How much.
@@ -70,7 +70,7 @@ pub struct Payout {
 /// Who gets which part of a request's total. The parts always sum to the total.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PaymentTree {
+pub struct PayoutSchedule {
     /// What the client escrowed.
     pub total: Amount,
     /// Compute, gateway, validators in the certificate's order, treasury; nobody is listed with zero.
@@ -89,7 +89,7 @@ pub enum SplitError {
     NoValidators,
 }
 
-impl PaymentTree {
+impl PayoutSchedule {
     /// Splits the quote's total among `compute`, the gateway, the `validators` that approved the completion, and `treasury`.
     ///
     /// Parts are rounded down; all that rounding leaves goes to the compute node, which did the work.
@@ -101,24 +101,24 @@ impl PaymentTree {
             return Err(SplitError::NoValidators);
         }
         let total = quote.total.units();
-        let gateway = Split::part(quote.total, quote.split.gateway_bps).units();
-        let treasury_part = Split::part(quote.total, quote.split.treasury_bps).units();
-        let pool = Split::part(quote.total, quote.split.validators_bps).units();
+        let gateway = FeeSplit::part(quote.total, quote.split.gateway_bps).units();
+        let treasury_part = FeeSplit::part(quote.total, quote.split.treasury_bps).units();
+        let pool = FeeSplit::part(quote.total, quote.split.validators_bps).units();
         let count = validators.len() as u128;
         let share = pool / count;
         // Cannot underflow: a valid split's parts sum to at most the total.
         let rest = total - gateway - treasury_part - share * count;
 
         let payout = |role, address, units| Payout { role, address, amount: Amount::new(units) };
-        let mut payouts = vec![payout(Recipient::Compute, compute, rest), payout(Recipient::Gateway, quote.gateway, gateway)];
-        payouts.extend(validators.iter().map(|validator| payout(Recipient::Validator, *validator, share)));
-        payouts.push(payout(Recipient::Treasury, treasury, treasury_part));
+        let mut payouts = vec![payout(PayeeRole::Compute, compute, rest), payout(PayeeRole::Gateway, quote.gateway, gateway)];
+        payouts.extend(validators.iter().map(|validator| payout(PayeeRole::Validator, *validator, share)));
+        payouts.push(payout(PayeeRole::Treasury, treasury, treasury_part));
         payouts.retain(|payout| !payout.amount.is_zero());
         Ok(Self { total: quote.total, payouts })
     }
 
     /// What one role gets altogether.
-    pub fn paid_to(&self, role: Recipient) -> Amount {
+    pub fn paid_to(&self, role: PayeeRole) -> Amount {
         self.payouts.iter().filter(|payout| payout.role == role).map(|payout| payout.amount).sum()
     }
 }
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::B256;
 
-    pub(crate) fn quote(total: u128, split: Split) -> Quote {
+    pub(crate) fn quote(total: u128, split: FeeSplit) -> Quote {
         Quote {
             request_id: B256::ZERO,
             client: Address::repeat_byte(1),
@@ -147,21 +147,25 @@ mod tests {
     #[test]
     fn the_public_percentages() {
         let validators = [4, 5, 6].map(Address::repeat_byte);
-        let tree =
-            PaymentTree::new(&quote(1_000_000, Split::default()), Address::repeat_byte(3), &validators, Address::repeat_byte(9));
+        let tree = PayoutSchedule::new(
+            &quote(1_000_000, FeeSplit::default()),
+            Address::repeat_byte(3),
+            &validators,
+            Address::repeat_byte(9),
+        );
         let tree = tree.unwrap();
-        assert_eq!(tree.paid_to(Recipient::Gateway), Amount::new(100_000));
-        assert_eq!(tree.paid_to(Recipient::Treasury), Amount::new(50_000));
-        assert_eq!(tree.paid_to(Recipient::Validator), Amount::new(49_998));
-        assert_eq!(tree.paid_to(Recipient::Compute), Amount::new(800_002));
+        assert_eq!(tree.paid_to(PayeeRole::Gateway), Amount::new(100_000));
+        assert_eq!(tree.paid_to(PayeeRole::Treasury), Amount::new(50_000));
+        assert_eq!(tree.paid_to(PayeeRole::Validator), Amount::new(49_998));
+        assert_eq!(tree.paid_to(PayeeRole::Compute), Amount::new(800_002));
     }
 
     proptest! {
         #[test]
         fn parts_sum_to_the_total(total: u128, g in 0u16..=10_000, v in 0u16..=10_000, t in 0u16..=10_000, count in 1usize..20) {
-            let split = Split { gateway_bps: g, validators_bps: v, treasury_bps: t };
+            let split = FeeSplit { gateway_bps: g, validators_bps: v, treasury_bps: t };
             let validators: Vec<_> = (0..count).map(|i| Address::left_padding_from(&[u8::try_from(i).unwrap() + 1])).collect();
-            let tree = PaymentTree::new(&quote(total, split), Address::repeat_byte(3), &validators, Address::repeat_byte(9));
+            let tree = PayoutSchedule::new(&quote(total, split), Address::repeat_byte(3), &validators, Address::repeat_byte(9));
             if split.is_valid() {
                 let tree = tree.unwrap();
                 prop_assert_eq!(Amount::checked_sum(tree.payouts.iter().map(|p| p.amount)), Some(Amount::new(total)));

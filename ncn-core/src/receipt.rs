@@ -4,8 +4,8 @@ use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Certificate, CertificateError, ChannelPayment, Completion, InferenceRequest, InferenceResult, Message as _, PaymentKind,
-    PaymentTree, Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, TrustRoot, UnixTime, Values,
+    CertificateError, Completion, InferenceRequest, InferenceResult, Message as _, PaymentKind, PayoutSchedule, QuorumCertificate,
+    Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, SignedVoucher, TrustRoot, UnixTime, Values,
     agreement::Mismatch, channel::VoucherError, payment::SplitError, trust::TrustRootError,
 };
 
@@ -26,7 +26,7 @@ pub enum Payment {
         settlement: B256,
     },
     /// Out of a channel, by this voucher. The channel pays everyone in a later batch.
-    Channel(Box<ChannelPayment>),
+    Channel(Box<SignedVoucher>),
 }
 
 impl Payment {
@@ -71,15 +71,15 @@ pub struct Receipt {
     /// What was approved and paid.
     pub quote: Quote,
     /// The validators' approval of the quote.
-    pub preprocessing: Certificate,
+    pub preprocessing: QuorumCertificate,
     /// How it was paid.
     pub payment: Payment,
     /// The compute node's signed result.
     pub result: Signed<InferenceResult>,
     /// The validators' approval of the result.
-    pub completion: Certificate,
+    pub completion: QuorumCertificate,
     /// Who was paid what.
-    pub payments: PaymentTree,
+    pub payments: PayoutSchedule,
     /// When the gateway sealed it.
     pub issued_at: UnixTime,
     /// The gateway's signature over all of it.
@@ -134,7 +134,7 @@ pub enum ReceiptError {
     },
     /// The quote's total cannot be split.
     #[error("payments: {0}")]
-    Split(#[from] SplitError),
+    FeeSplit(#[from] SplitError),
     /// The payments are not what quote and approvals lead to.
     #[error("payments: are not what the quote and the completion's approvals lead to")]
     Payments,
@@ -188,12 +188,12 @@ impl Receipt {
         if self.trust_root != *trust {
             return Err(ReceiptError::UntrustedRoot { stated: self.trust_root.hash(), trusted: trust.hash() });
         }
-        self.verify_as_stated()
+        self.verify_self_consistent()
     }
 
     /// Checks the receipt against the network that it states itself. That proves that those validators approved it; whether they
     /// are the ones to trust, the caller decides by [`TrustRoot::hash`].
-    pub fn verify_as_stated(&self) -> Result<(), ReceiptError> {
+    pub fn verify_self_consistent(&self) -> Result<(), ReceiptError> {
         if self.version != VERSION {
             return Err(ReceiptError::Version(self.version));
         }
@@ -216,7 +216,7 @@ impl Receipt {
         let completion = Completion::new(&self.quote, &self.result.message);
         self.completion.verify(&completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
 
-        let paid = PaymentTree::new(&self.quote, completion.compute, &self.completion.validators(), trust.treasury)?;
+        let paid = PayoutSchedule::new(&self.quote, completion.compute, &self.completion.validators(), trust.treasury)?;
         if paid != self.payments {
             return Err(ReceiptError::Payments);
         }

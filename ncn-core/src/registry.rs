@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, Certificate, ChannelPayment, CompletionAuthorization, Departure, Heartbeat, InferenceRequest, InferenceResult,
-    NodeRecord, NodeRole, Quote, SignatureError, Signed, Subnet, channel::Batch, message::SettlementRequest,
+    Approval, CompletionAuthorization, Deregistration, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole,
+    QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -43,7 +43,7 @@ pub struct CompletionRequest {
     /// What the compute node says it ran.
     pub result: Signed<InferenceResult>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
-    pub voucher: Option<ChannelPayment>,
+    pub voucher: Option<SignedVoucher>,
     /// The quote's gateway's word that it wants this result approved. Who takes part in a request is known to bystanders, and any
     /// registered node can sign a result: only the gateway says whose is paid.
     pub authorization: Signed<CompletionAuthorization>,
@@ -149,7 +149,7 @@ pub trait Directory: Send + Sync {
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError>;
 
     /// Takes a node off the network.
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError>;
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError>;
 
     /// The live nodes that fit, in no particular order.
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError>;
@@ -165,18 +165,18 @@ pub trait Directory: Send + Sync {
 ///
 /// # For the implementer
 /// - The request's committee is asked in parallel, and the certificate returned at the Mth good approval; it passes
-///   [`Certificate::verify`]. No state is kept: asking again is harmless.
+///   [`QuorumCertificate::verify`]. No state is kept: asking again is harmless.
 /// - `completion` without the authorization of the quote's gateway is refused before anyone is asked.
 #[async_trait]
 pub trait Attestors: Send + Sync {
     /// M of N validators approve a quote before it is paid.
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError>;
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError>;
 
     /// M of N validators approve a result before it is paid out.
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError>;
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError>;
 
     /// M of N validators approve a batch of served requests before it is settled. Its committee is [`BatchRequest::committee_id`]'s.
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError>;
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError>;
 }
 
 /// The P2P registry: both of its parts at one node.

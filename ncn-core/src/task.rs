@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, Outcome, OutputChunk, Quote, Receipt, RequestId, Signed, State, StreamCheckpoint, Values};
+use crate::{Outcome, OutputChunk, QuorumCertificate, Quote, Receipt, RequestId, Signed, State, StreamCheckpoint, Values};
 
 /// The twelve steps of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl fmt::Display for Step {
 
 /// A step that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepReport {
+pub struct StepTiming {
     /// Which.
     pub step: Step,
     /// Who took it.
@@ -101,7 +101,7 @@ pub struct TaskStatus {
     /// What the client is asked to pay, once the validators have approved it.
     pub quote: Option<Quote>,
     /// Their approval.
-    pub preprocessing: Option<Certificate>,
+    pub preprocessing: Option<QuorumCertificate>,
     /// Why it failed, when it did.
     pub failure: Option<String>,
 }
@@ -119,9 +119,9 @@ impl TaskStatus {
 /// News of a request.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum TaskUpdate {
+pub enum TaskEvent {
     /// A step was taken.
-    Step(StepReport),
+    Step(StepTiming),
     /// A compute node begins to run it. Parts and checkpoints that follow are this node's, and start anew: those of a node that
     /// failed are void.
     Attempt(Address),
@@ -145,7 +145,7 @@ pub enum TaskUpdate {
     },
 }
 
-impl TaskUpdate {
+impl TaskEvent {
     /// True when nothing comes after it.
     pub const fn is_last(&self) -> bool {
         matches!(self, Self::Delivered { .. } | Self::Failed { .. })

@@ -8,8 +8,8 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Authorisation, ChannelTerms, InferenceRequest, Model, RequestId, Signature, Signed, TaskAccess, TaskStatus, TaskUpdate,
-    TrustRoot, Values,
+    Amount, ChannelParams, InferenceRequest, Model, PaymentAuthorization, RequestId, Signature, Signed, TaskCapability, TaskEvent,
+    TaskStatus, TrustRoot, Values,
 };
 
 /// A signed order and what to run on.
@@ -27,17 +27,17 @@ pub struct PaymentConfirmation {
     /// For which request.
     pub request_id: RequestId,
     /// How.
-    pub proof: PaymentProof,
+    pub proof: PaymentSubmission,
 }
 
 /// What a client tells its gateway of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "passed once a request")]
-pub enum PaymentProof {
+pub enum PaymentSubmission {
     /// A hint: the transaction that escrowed the payment. The gateway believes the chain, not the hint.
     Transaction(B256),
     /// What the client signed, for the gateway to bring to the chain or to keep until a batch is settled.
-    Authorisation(Authorisation),
+    Authorization(PaymentAuthorization),
 }
 
 /// What a gateway says of itself.
@@ -62,8 +62,8 @@ pub struct ModelInfo {
     pub price: Amount,
 }
 
-/// News of a request: from its beginning, in order, ending after a [`TaskUpdate::is_last`].
-pub type Updates = BoxStream<'static, Result<TaskUpdate, TransportError>>;
+/// News of a request: from its beginning, in order, ending after a [`TaskEvent::is_last`].
+pub type Updates = BoxStream<'static, Result<TaskEvent, TransportError>>;
 
 /// Why a gateway, or the way to it, does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -92,8 +92,8 @@ pub enum TransportError {
     #[error("request {0} is not known to this gateway")]
     UnknownTask(RequestId),
     /// Somebody else's request.
-    #[error("not authorised: {0}")]
-    Unauthorised(String),
+    #[error("not authorized: {0}")]
+    Unauthorized(String),
     /// The request ended before it could be paid.
     #[error("refused: {0}")]
     Refused(String),
@@ -155,13 +155,13 @@ pub trait Transport: Send + Sync {
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError>;
 
     /// Follows an order.
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError>;
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError>;
 
     /// Where an order is. Holds no output, so it needs no signature.
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError>;
 
     /// Withdraws an order.
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError>;
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError>;
 
     /// What the gateway offers.
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError>;
@@ -173,7 +173,11 @@ pub trait Transport: Send + Sync {
     /// Asks the gateway to settle what it has earned out of a channel and to let go of the rest: its signature over a
     /// [`crate::ChannelClose`], and what it says was settled. From then on the gateway takes no voucher of the channel. The access is
     /// the client's, with the channel's id as its request id.
-    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError>;
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError>;
 }
 
 /// Conveniences on every [`Transport`].
@@ -185,7 +189,7 @@ pub trait TransportExt: Transport {
     }
 
     /// The last update of an order: its result or why there is none.
-    async fn last_update(&self, access: Signed<TaskAccess>) -> Result<TaskUpdate, TransportError> {
+    async fn last_update(&self, access: Signed<TaskCapability>) -> Result<TaskEvent, TransportError> {
         let mut updates = self.updates(access).await?;
         while let Some(update) = updates.next().await {
             let update = update?;

@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    BatchRequest, Channel, ChannelCharge, ChannelPayment, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, UnixTime,
+    BatchRequest, Channel, ChannelCharge, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest, LedgerError,
+    Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet, TrustRoot, UnixTime,
     agreement::Mismatch,
     channel::{BatchEntry, VoucherError},
     compute::MAX_UNITS,
@@ -19,7 +19,7 @@ pub const MAX_PARAMETERS: usize = 16 << 10;
 
 /// What a validator knows when it judges.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub struct ValidationContext<'a> {
     /// The network.
     pub trust: &'a TrustRoot,
     /// The subnet of the request.
@@ -49,7 +49,7 @@ pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(
 }
 
 /// Judges a quote once [`signed_order`] has passed: price, node, liveness, subnet, split and times.
-pub fn preprocessing(request: &PreprocessingRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+pub fn preprocessing(request: &PreprocessingRequest, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
     terms(&order.message, quote, facts)?;
     if facts.now >= quote.expiry {
@@ -76,7 +76,7 @@ pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<(),
 
 /// Judges a result once [`authorization`] has passed: the compute node's signature, and that every digest is the order's. An escrow is
 /// the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
-pub fn completion(request: &CompletionRequest, facts: &Facts<'_>) -> Result<(), RegistryError> {
+pub fn completion(request: &CompletionRequest, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let CompletionRequest { request: order, quote, result, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
@@ -132,8 +132,8 @@ pub fn charge(charge: &ChannelCharge, channel: Option<&Channel>, now: UnixTime) 
     }
 }
 
-/// Judges a voucher by what the chain holds of its channel. Whether the client promised it, [`crate::ChannelPayment::verify`] says.
-pub fn voucher(payment: &ChannelPayment, channel: Option<&Channel>, quote: &Quote) -> Result<(), VoucherError> {
+/// Judges a voucher by what the chain holds of its channel. Whether the client promised it, [`crate::SignedVoucher::verify`] says.
+pub fn voucher(payment: &SignedVoucher, channel: Option<&Channel>, quote: &Quote) -> Result<(), VoucherError> {
     let Some(channel) = channel else {
         return Err(VoucherError::new("channel", "was never opened: open it first"));
     };
@@ -171,7 +171,7 @@ pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
 }
 
 /// Do order and quote, which fit each other, fit the subnet and the network?
-fn terms(order: &InferenceRequest, quote: &Quote, facts: &Facts<'_>) -> Result<(), RegistryError> {
+fn terms(order: &InferenceRequest, quote: &Quote, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let subnet = facts.subnet;
     let Some(listed) = subnet.model(&order.model_digest) else {
         return refuse("request.modelDigest: the subnet does not offer this model");
@@ -191,7 +191,7 @@ fn terms(order: &InferenceRequest, quote: &Quote, facts: &Facts<'_>) -> Result<(
 }
 
 /// Is the compute node alive, in the subnet, and in possession of the model?
-fn able(quote: &Quote, facts: &Facts<'_>) -> Result<(), RegistryError> {
+fn able(quote: &Quote, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let record = facts.compute;
     let checks = [
         (record.role == NodeRole::Compute, "compute: is no compute node"),

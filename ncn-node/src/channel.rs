@@ -1,7 +1,7 @@
 //! The gateway's side of channels: vouchers are checked without the chain and kept before they count; what they paid for is settled in
 //! batches.
 //!
-//! [`ChannelLedger`] is a [`PaymentLedger`] around another one: what is paid by a voucher is its own, all else is the other's.
+//! [`ChannelProcessor`] is a [`PaymentLedger`] around another one: what is paid by a voucher is its own, all else is the other's.
 
 mod book;
 mod chargeable;
@@ -17,11 +17,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use book::{Book, Closing, Hold, Limits, Stage};
+use book::{ChannelState, Closing, Hold, Limits, Stage};
 use ncn_client::Backoff;
 use ncn_core::{
-    Address, Amount, Attestors, Authorisation, BatchSettler, ChannelPayment, ChannelTerms, DynSigner, LedgerError, PaymentChanges,
-    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustRoot,
+    Address, Amount, Attestors, BatchSettler, ChannelParams, DynSigner, LedgerError, PaymentAuthorization, PaymentChanges,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, SignedVoucher, TrustRoot,
     channel::BatchEntry,
     ledger::{closable, sign_close},
 };
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// How long a client's wish to close its channel waits for requests in flight and their settlement.
-const CLOSE_PATIENCE: Duration = Duration::from_mins(4);
+const CLOSE_TIMEOUT: Duration = Duration::from_mins(4);
 
 /// How often is looked whether a channel that is to be closed has come to rest.
 const CLOSE_LOOK: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ const UNSETTLED_FACTOR: u128 = 10;
 
 /// When earned vouchers are settled.
 #[derive(Clone, Copy, Debug)]
-pub struct SettleOptions {
+pub struct BatchPolicy {
     /// Once there are this many.
     pub max_requests: usize,
     /// Once the oldest is this old.
@@ -59,7 +59,7 @@ pub struct SettleOptions {
     pub resubmit_after: Duration,
 }
 
-impl Default for SettleOptions {
+impl Default for BatchPolicy {
     fn default() -> Self {
         Self {
             max_requests: 1_000,
@@ -73,7 +73,7 @@ impl Default for SettleOptions {
 
 /// A ledger that takes vouchers too.
 #[derive(Clone)]
-pub struct ChannelLedger(Arc<Inner>);
+pub struct ChannelProcessor(Arc<Inner>);
 
 struct Inner {
     /// The gateway's account on the chain.
@@ -83,8 +83,8 @@ struct Inner {
     registry: Arc<dyn Attestors>,
     signer: DynSigner,
     store: Store,
-    options: SettleOptions,
-    book: Mutex<Book>,
+    options: BatchPolicy,
+    book: Mutex<ChannelState>,
     /// Something is to be settled, or has been.
     changed: Notify,
     /// Settle without waiting for more.
@@ -93,14 +93,14 @@ struct Inner {
     stopped: CancellationToken,
 }
 
-impl ChannelLedger {
+impl ChannelProcessor {
     /// Takes up what the file holds, and settles what is due from now on. `chain` is the gateway's account, `signer` its key.
     pub fn start(
         chain: Arc<impl PaymentLedger + BatchSettler + 'static>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
         store: Store,
-        options: SettleOptions,
+        options: BatchPolicy,
     ) -> Result<Self, StoreError> {
         let book = Mutex::new(records::load(&store)?);
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
@@ -121,7 +121,7 @@ impl ChannelLedger {
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
         path: &Path,
-        options: SettleOptions,
+        options: BatchPolicy,
     ) -> Result<Self, StoreError> {
         Self::start(chain, registry, signer, Store::open(path)?, options)
     }
@@ -143,7 +143,7 @@ impl ChannelLedger {
 
     /// Makes sure that the book knows enough of the voucher's channel to judge it. The chain is asked when a channel is new, and when
     /// what is known does not suffice: it may have been topped up.
-    async fn learn(&self, payment: &ChannelPayment, quote: &Quote) -> Result<(), LedgerError> {
+    async fn learn(&self, payment: &SignedVoucher, quote: &Quote) -> Result<(), LedgerError> {
         let inner = &self.0;
         if inner.book().knows_enough(payment, quote) {
             return Ok(());
@@ -161,12 +161,15 @@ impl ChannelLedger {
 }
 
 impl Inner {
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, ChannelState> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the book, and returns once the change survives a crash. What is kept is in the order of the changes.
-    async fn change<T>(&self, change: impl FnOnce(&mut Book) -> Result<(T, Change), LedgerError> + Send) -> Result<T, LedgerError> {
+    async fn change<T>(
+        &self,
+        change: impl FnOnce(&mut ChannelState) -> Result<(T, Change), LedgerError> + Send,
+    ) -> Result<T, LedgerError> {
         let storage = |error: StoreError| LedgerError::Storage(error.to_string());
         let slot = self.store.slot().await.map_err(storage)?;
         let (value, kept) = {
@@ -180,7 +183,7 @@ impl Inner {
 }
 
 #[async_trait]
-impl PaymentLedger for ChannelLedger {
+impl PaymentLedger for ChannelProcessor {
     fn account(&self) -> Address {
         self.0.ledger.account()
     }
@@ -193,10 +196,10 @@ impl PaymentLedger for ChannelLedger {
         self.0.ledger.balance(owner).await
     }
 
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
-        let payment = match authorisation {
-            Authorisation::Voucher(payment) => payment,
-            Authorisation::Transfer(_) => return self.0.ledger.redeem(quote, authorisation).await,
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError> {
+        let payment = match authorization {
+            PaymentAuthorization::Voucher(payment) => payment,
+            PaymentAuthorization::Transfer(_) => return self.0.ledger.redeem(quote, authorization).await,
         };
         if payment.terms.gateway != self.account() {
             return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
@@ -256,7 +259,7 @@ impl PaymentLedger for ChannelLedger {
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.refund(quote).await };
         let request = quote.request_id;
-        let release = |book: &mut Book| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
+        let release = |book: &mut ChannelState| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
         self.0.change(release).await?;
         Ok(by(&hold.payment))
     }
@@ -265,7 +268,7 @@ impl PaymentLedger for ChannelLedger {
         self.0.ledger.changes(from_block).await
     }
 
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError> {
         let (inner, channel) = (&self.0, terms.id());
         closable(&*inner.chain, terms, self.account()).await?;
         let keep = |closing: Closing| Change { closing: Some((channel, closing)), ..Change::default() };
@@ -286,7 +289,7 @@ impl PaymentLedger for ChannelLedger {
             }
         };
         // However long it takes: the channel stays shut, and its client may ask again.
-        let _ = tokio::time::timeout(CLOSE_PATIENCE, idle).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, idle).await;
         inner
             .change(|book| {
                 let closing = book.agree(channel)?;
@@ -304,6 +307,6 @@ impl PaymentLedger for ChannelLedger {
     }
 }
 
-fn by(payment: &ChannelPayment) -> PaymentRef {
+fn by(payment: &SignedVoucher) -> PaymentRef {
     PaymentRef::Voucher(Box::new(*payment))
 }

@@ -131,7 +131,7 @@ fn escaped(c: char) -> String {
 }
 
 /// What may come from outside, as it can be shown on a terminal, on one line.
-fn shown(text: &str) -> String {
+fn sanitize(text: &str) -> String {
     const LONGEST: usize = 1_000;
     let mut all: String = text.replace('\n', " ").chars().take(LONGEST).map(escaped).collect();
     if text.chars().nth(LONGEST).is_some() {
@@ -209,6 +209,6 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Err(Failure::Input(problem)) => (problem, 2),
         Err(Failure::Failed(problem)) => (problem, 1),
     };
-    say(&format!("error: {}", shown(&problem)));
+    say(&format!("error: {}", sanitize(&problem)));
     ExitCode::from(status)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
-pub use attach::Attachments;
+pub use attach::GatewaySessions;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
     ChainView, Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError,
@@ -24,8 +24,8 @@ use ncn_core::{
 use tokio::time::Instant;
 
 use crate::{
-    payments::{Payments, Unpaid},
-    presence::Announcement,
+    payments::{PaymentCheckError, PaymentVerifier},
+    presence::NodeDescriptor,
     time::unix_now,
 };
 
@@ -42,7 +42,7 @@ pub struct ComputeNode {
     subnet: B256,
     executor: Arc<dyn Executor>,
     ledger: Arc<dyn ChainView>,
-    payments: Payments,
+    payments: PaymentVerifier,
     models: HashMap<B256, ModelPackage>,
     leases: Arc<Leases>,
 }
@@ -58,7 +58,7 @@ impl ComputeNode {
         places: usize,
     ) -> Self {
         let leases = Arc::new(Leases { places, held: Mutex::default() });
-        let payments = Payments::new(ledger.clone());
+        let payments = PaymentVerifier::new(ledger.clone());
         Self { signer, domain, subnet, executor, ledger, payments, models: HashMap::new(), leases }
     }
 
@@ -70,8 +70,8 @@ impl ComputeNode {
     }
 
     /// What this node says of itself.
-    pub fn announcement(&self) -> Announcement {
-        Announcement {
+    pub fn announcement(&self) -> NodeDescriptor {
+        NodeDescriptor {
             role: ncn_core::NodeRole::Compute,
             subnet: self.subnet,
             endpoint: String::new(),
@@ -96,9 +96,9 @@ impl ComputeNode {
             match self.payments.check(quote, task.voucher.as_ref()).await {
                 Ok(()) => return Ok(()),
                 // This node's view of the chain may be a block behind the gateway's.
-                Err(Unpaid::NotYet(_)) if looks < PAYMENT_LOOKS => tokio::time::sleep(PAYMENT_PAUSE).await,
-                Err(error @ Unpaid::NotYet(_)) => return Err(ComputeError::Unavailable(error.to_string())),
-                Err(error @ Unpaid::Refused(_)) => return invalid(&error.to_string()),
+                Err(PaymentCheckError::NotYet(_)) if looks < PAYMENT_LOOKS => tokio::time::sleep(PAYMENT_PAUSE).await,
+                Err(error @ PaymentCheckError::NotYet(_)) => return Err(ComputeError::Unavailable(error.to_string())),
+                Err(error @ PaymentCheckError::Refused(_)) => return invalid(&error.to_string()),
             }
         }
     }

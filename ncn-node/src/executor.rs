@@ -12,17 +12,17 @@ mod selector;
 mod tokenizer;
 mod worker;
 
-pub use engine::{Engine, EngineExecutor, Job, Session};
+pub use engine::{Engine, EngineExecutor, RunContext, Session};
 #[cfg(feature = "gguf")]
 pub use gguf::GgufEngine;
-pub use machine::{Choice, EngineState, Machine, MachineOptions};
+pub use machine::{Choice, EngineCatalog, EngineState, MachineOptions};
 #[cfg(feature = "ort")]
 pub use onnx::onnxruntime;
 pub use onnx::{Graph, OnnxEngine, Runtime};
 pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
 pub use python::{INTERPRETER_VARIABLE, Python, PythonError, WORKER_VARIABLE};
-pub use selector::Selector;
+pub use selector::ExecutorRouter;
 pub(crate) use worker::codec;
 pub use worker::{WORKER_ARGUMENT, WorkerExecutor, WorkerOptions, WorkerProgram};
 

@@ -21,10 +21,10 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChannelTerms, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model,
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentLedger, PaymentProof, PaymentStatus, Registry, RegistryError, RequestId,
-    Signature, Signed, State, Submission, Subnet, TaskAccess, TaskStatus, Transport, TransportError, transport::Updates,
-    validation,
+    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
+    NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Registry,
+    RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
+    transport::Updates, validation,
 };
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -46,7 +46,7 @@ pub struct GatewayOptions {
     /// The most bytes of inputs that a request may have.
     pub max_input_bytes: usize,
     /// The longest that a client may want to wait.
-    pub max_patience: Duration,
+    pub max_timeout: Duration,
     /// How long before a quote expires the gateway stops hoping and gives the money back.
     pub finish_margin: Duration,
     /// How long an ended request is remembered.
@@ -60,7 +60,7 @@ impl Default for GatewayOptions {
         Self {
             max_tasks: 10_000,
             max_input_bytes: 8 << 20,
-            max_patience: Duration::from_hours(24),
+            max_timeout: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
             retention: Duration::from_mins(10),
             model_sources: Vec::new(),
@@ -228,15 +228,15 @@ impl Gateway {
     }
 
     /// The task that an access is for, once it is sure that its client signed it, for this purpose.
-    fn accessed(&self, access: &Signed<TaskAccess>, purpose: AccessPurpose) -> Result<Arc<Task>, TransportError> {
+    fn accessed(&self, access: &Signed<TaskCapability>, purpose: CapabilityScope) -> Result<Arc<Task>, TransportError> {
         let task = self.task(access.message.request_id)?;
         if access.message.client != task.submission.request.message.client {
-            return Err(TransportError::Unauthorised("the request is another client's".into()));
+            return Err(TransportError::Unauthorized("the request is another client's".into()));
         }
         if access.message.purpose != purpose {
-            return Err(TransportError::Unauthorised("the signature is for another purpose".into()));
+            return Err(TransportError::Unauthorized("the signature is for another purpose".into()));
         }
-        access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
+        access.verify(&self.domain).map_err(|error| TransportError::Unauthorized(error.to_string()))?;
         Ok(task)
     }
 
@@ -244,8 +244,8 @@ impl Gateway {
     fn check(&self, submission: &Submission) -> Result<(), TransportError> {
         let order = &submission.request.message;
         let left = validation::order(order, unix_now()).map_err(|(field, problem)| TransportError::invalid(field, problem))?;
-        if left.get() > self.options.max_patience.as_secs() {
-            let problem = format!("is {left} s away, at most {} s are taken", self.options.max_patience.as_secs());
+        if left.get() > self.options.max_timeout.as_secs() {
+            let problem = format!("is {left} s away, at most {} s are taken", self.options.max_timeout.as_secs());
             return Err(TransportError::invalid("request.deadline", problem));
         }
         if left.get() <= self.options.finish_margin.as_secs() {
@@ -279,7 +279,7 @@ impl Gateway {
     }
 
     /// Takes what pays an order, once: when it is paid already, there is nothing to take.
-    async fn take(&self, task: &Task, authorisation: &Authorisation) -> Result<(), TransportError> {
+    async fn take(&self, task: &Task, authorization: &PaymentAuthorization) -> Result<(), TransportError> {
         let status = task.status();
         let Some(quote) = status.quote else {
             return Err(TransportError::Refused("the order has no approved quote to pay".into()));
@@ -294,7 +294,7 @@ impl Gateway {
         if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
-        self.acceptances.accept(&self.ledger, quote, authorisation).await
+        self.acceptances.accept(&self.ledger, quote, authorization).await
     }
 
     /// Takes a request in, unless somebody else just has.
@@ -369,23 +369,23 @@ impl Transport for Gateway {
 
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
         let task = self.task(confirmation.request_id)?;
-        if let PaymentProof::Authorisation(authorisation) = confirmation.proof {
-            self.take(&task, &authorisation).await?;
+        if let PaymentSubmission::Authorization(authorization) = confirmation.proof {
+            self.take(&task, &authorization).await?;
         }
         task.hint();
         Ok(())
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
-        Ok(self.accessed(&access, AccessPurpose::Follow)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+        Ok(self.accessed(&access, CapabilityScope::Follow)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
         Ok(self.task(request_id)?.status())
     }
 
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
-        let task = self.accessed(&access, AccessPurpose::Cancel)?;
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
+        let task = self.accessed(&access, CapabilityScope::Cancel)?;
         // A client that has seen a part of the output cannot withdraw any more; it is still refunded when the request fails.
         if !task.has_streamed() {
             task.tell(Event::Cancelled);
@@ -397,15 +397,19 @@ impl Transport for Gateway {
         Ok(self.models.values().cloned().collect())
     }
 
-    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
-        let unauthorised = |problem: &str| TransportError::Unauthorised(problem.to_owned());
-        if access.message.purpose != AccessPurpose::CloseChannel {
-            return Err(unauthorised("the signature is for another purpose"));
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError> {
+        let unauthorized = |problem: &str| TransportError::Unauthorized(problem.to_owned());
+        if access.message.purpose != CapabilityScope::CloseChannel {
+            return Err(unauthorized("the signature is for another purpose"));
         }
         if (terms.id(), terms.client) != (access.message.request_id, access.message.client) {
-            return Err(unauthorised("the signature is for another channel"));
+            return Err(unauthorized("the signature is for another channel"));
         }
-        access.verify(&self.domain).map_err(|error| TransportError::Unauthorised(error.to_string()))?;
+        access.verify(&self.domain).map_err(|error| TransportError::Unauthorized(error.to_string()))?;
         self.acceptances.close(&self.ledger, terms).await
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_core::{B256, ChainView, Channel, ChannelPayment, LedgerError, Message as _, PaymentStatus, Quote, validation};
+use ncn_core::{B256, ChainView, Channel, LedgerError, Message as _, PaymentStatus, Quote, SignedVoucher, validation};
 
 /// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
 const CHANNEL_AGE: Duration = Duration::from_secs(5);
@@ -14,14 +14,14 @@ const CHANNEL_AGE: Duration = Duration::from_secs(5);
 const MAX_CHANNELS: usize = 10_000;
 
 /// Looks payments up.
-pub(crate) struct Payments {
+pub(crate) struct PaymentVerifier {
     ledger: Arc<dyn ChainView>,
     channels: Mutex<HashMap<B256, (Instant, Channel)>>,
 }
 
 /// Why a request does not count as paid.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unpaid {
+pub(crate) enum PaymentCheckError {
     /// It may be in a moment: the chain does not answer, or this node's view of it is behind.
     #[error("payment: {0}")]
     NotYet(String),
@@ -30,29 +30,33 @@ pub(crate) enum Unpaid {
     Refused(String),
 }
 
-impl Payments {
+impl PaymentVerifier {
     pub(crate) fn new(ledger: Arc<dyn ChainView>) -> Self {
         Self { ledger, channels: Mutex::default() }
     }
 
     /// Does the chain hold exactly this quote's payment, or enough of a deposit for its voucher? The voucher's signature is the
     /// caller's to check.
-    pub(crate) async fn check(&self, quote: &Quote, voucher: Option<&ChannelPayment>) -> Result<(), Unpaid> {
+    pub(crate) async fn check(&self, quote: &Quote, voucher: Option<&SignedVoucher>) -> Result<(), PaymentCheckError> {
         let unknown = |error: LedgerError| {
-            if error.is_retryable() { Unpaid::NotYet(error.to_string()) } else { Unpaid::Refused(error.to_string()) }
+            if error.is_retryable() {
+                PaymentCheckError::NotYet(error.to_string())
+            } else {
+                PaymentCheckError::Refused(error.to_string())
+            }
         };
         if let Some(payment) = voucher {
             return self.promised(quote, payment).await.map_err(unknown);
         }
         match self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)? {
             PaymentStatus::Held { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
-            PaymentStatus::Unpaid => Err(Unpaid::NotYet("the chain does not hold this quote's payment".into())),
-            other => Err(Unpaid::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
+            PaymentStatus::Unpaid => Err(PaymentCheckError::NotYet("the chain does not hold this quote's payment".into())),
+            other => Err(PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
         }
     }
 
     /// Can the channel bear what the voucher promises? What was known of it a moment ago is enough when it says yes.
-    async fn promised(&self, quote: &Quote, payment: &ChannelPayment) -> Result<(), LedgerError> {
+    async fn promised(&self, quote: &Quote, payment: &SignedVoucher) -> Result<(), LedgerError> {
         let id = payment.voucher.channel;
         let known = self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
         if let Some((at, channel)) = known

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_core::{
-    Confinement, Departure, Directory, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, RegistryError, SignatureError, Signed,
+    Confinement, Deregistration, Directory, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, RegistryError, SignatureError,
+    Signed,
     membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS},
 };
 use tokio::task::AbortHandle;
@@ -16,7 +17,7 @@ const RECORD_SECONDS: u64 = 60 * 60;
 
 /// What a node says of itself.
 #[derive(Clone, Debug)]
-pub struct Announcement {
+pub struct NodeDescriptor {
     /// As what it serves.
     pub role: NodeRole,
     /// In which subnet; zero for all.
@@ -29,7 +30,7 @@ pub struct Announcement {
     pub confinement: Confinement,
 }
 
-impl Announcement {
+impl NodeDescriptor {
     /// The record that says so, good from now on.
     pub async fn record(&self, domain: &Domain, signer: &DynSigner, sequence: u64) -> Result<Signed<NodeRecord>, SignatureError> {
         let Self { role, subnet, endpoint, models, confinement } = self.clone();
@@ -39,21 +40,21 @@ impl Announcement {
     }
 }
 
-/// A node's presence on the network; ends when it is dropped. Call [`Presence::leave`] to end it with a word of farewell.
-pub struct Presence {
+/// A node's presence on the network; ends when it is dropped. Call [`Registration::leave`] to end it with a word of farewell.
+pub struct Registration {
     registry: Arc<dyn Directory>,
     signer: DynSigner,
     domain: Domain,
     keeping: AbortHandle,
 }
 
-impl Presence {
+impl Registration {
     /// Registers a node and keeps it alive. Returns once it is registered.
     pub async fn start(
         registry: Arc<dyn Directory>,
         signer: DynSigner,
         domain: Domain,
-        announcement: Announcement,
+        announcement: NodeDescriptor,
     ) -> Result<Self, RegistryError> {
         let mut keeper = Keeper { registry, signer, domain, announcement, sequence: 0, renew_at: 0 };
         keeper.register().await?;
@@ -65,12 +66,12 @@ impl Presence {
     /// Takes the node off the network.
     pub async fn leave(self) -> Result<(), RegistryError> {
         self.keeping.abort();
-        let departure = Departure { node: self.signer.address(), sequence: next_sequence(0) };
+        let departure = Deregistration { node: self.signer.address(), sequence: next_sequence(0) };
         self.registry.deregister(Signed::sign(departure, &self.domain, &*self.signer).await?).await
     }
 }
 
-impl Drop for Presence {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.keeping.abort();
     }
@@ -87,7 +88,7 @@ struct Keeper {
     registry: Arc<dyn Directory>,
     signer: DynSigner,
     domain: Domain,
-    announcement: Announcement,
+    announcement: NodeDescriptor,
     sequence: u64,
     renew_at: u64,
 }

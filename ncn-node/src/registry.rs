@@ -16,10 +16,10 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{
-    Approval, Attestors, BatchRequest, Certificate, ChainView, Completion, CompletionRequest, Departure, Directory, Domain,
-    Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, Signed, Subnet,
+    Approval, Attestors, BatchRequest, ChainView, Completion, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
+    Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError, Signed, Subnet,
     TrustRoot, Validator,
-    membership::{Bounds, Membership},
+    membership::{Membership, MembershipLimits},
     validation,
 };
 pub use serve::{registry_service, validator_service};
@@ -59,7 +59,7 @@ impl RegistryNode {
     /// The same, calling validators in another way.
     pub async fn with_dial(ledger: Arc<dyn ChainView>, dial: Box<Dial>) -> Result<Self, RegistryError> {
         let domain = trust_root(&*ledger).await?.domain;
-        let membership = Mutex::new(Membership::new(domain, Bounds::default()));
+        let membership = Mutex::new(Membership::new(domain, MembershipLimits::default()));
         let subnets = Subnets::new(ledger.clone());
         Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial })
     }
@@ -109,7 +109,7 @@ impl RegistryNode {
         digest: B256,
         timeout: Duration,
         ask: A,
-    ) -> Result<Certificate, RegistryError>
+    ) -> Result<QuorumCertificate, RegistryError>
     where
         A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
     {
@@ -132,7 +132,7 @@ impl RegistryNode {
                 Err(_) => reasons.push(format!("{validator}: no answer in {timeout:?}")),
             }
             if approvals.len() == need {
-                return Ok(Certificate::new(approvals));
+                return Ok(QuorumCertificate::new(approvals));
             }
             // Whoever has not answered yet could not make it enough any more.
             if approvals.len() + answers.len() < need {
@@ -165,7 +165,7 @@ impl Directory for RegistryNode {
         self.membership().heartbeat(&heartbeat, unix_now())
     }
 
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
         self.membership().deregister(&departure, unix_now())
     }
 
@@ -187,7 +187,7 @@ impl Directory for RegistryNode {
 
 #[async_trait]
 impl Attestors for RegistryNode {
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
         let Quote { request_id, .. } = request.quote;
@@ -200,7 +200,7 @@ impl Attestors for RegistryNode {
         self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
     }
 
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::authorization(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
         let Quote { request_id, .. } = request.quote;
@@ -213,7 +213,7 @@ impl Attestors for RegistryNode {
         self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
     }
 
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
         // Whoever is not the gateway does not make validators check thousands of signatures.
         validation::settlement(&request, &trust)?;

@@ -1,7 +1,7 @@
 //! Starting processes, confined as well as this system can.
 
 #[cfg(target_os = "linux")]
-mod examine;
+mod diagnose;
 #[cfg(target_os = "linux")]
 mod full;
 #[cfg(target_os = "linux")]
@@ -13,13 +13,13 @@ mod unconfined;
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 #[cfg(target_os = "linux")]
-pub use examine::{Examination, LayerState, examine};
+pub use diagnose::{LayerState, SandboxReport, diagnose};
 #[cfg(target_os = "linux")]
-pub use full::{Full, HELPER, HELPER_VARIABLE};
+pub use full::{HELPER, HELPER_VARIABLE, NamespaceSandbox};
 use ncn_core::{Sandbox, SandboxError};
 #[cfg(target_os = "linux")]
-pub use reduced::Reduced;
-pub use unconfined::Unconfined;
+pub use reduced::LandlockSandbox;
+pub use unconfined::NoSandbox;
 
 /// How much confinement an operator insists on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,27 +68,27 @@ pub fn open(mode: SandboxMode, program: &Path) -> Result<Arc<dyn Sandbox>, Sandb
         SandboxMode::Permissive => Ok(permissive(program)),
         SandboxMode::Disabled => {
             tracing::error!("MODELS RUN UNCONFINED: the sandbox is disabled. For development only");
-            Ok(Arc::new(Unconfined))
+            Ok(Arc::new(NoSandbox))
         }
     }
 }
 
 #[cfg(target_os = "linux")]
 fn strict(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
-    Ok(Arc::new(Full::find(program)?))
+    Ok(Arc::new(NamespaceSandbox::find(program)?))
 }
 
 #[cfg(target_os = "linux")]
 fn permissive(program: &Path) -> Arc<dyn Sandbox> {
-    match Full::find(program) {
+    match NamespaceSandbox::find(program) {
         Ok(full) => return Arc::new(full),
         Err(error) => tracing::error!(%error, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
     }
-    match Reduced::new(program) {
+    match LandlockSandbox::new(program) {
         Ok(reduced) => return Arc::new(reduced),
         Err(error) => tracing::error!(%error, "MODELS RUN UNCONFINED: this system cannot confine them"),
     }
-    Arc::new(Unconfined)
+    Arc::new(NoSandbox)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -99,5 +99,5 @@ fn strict(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
 #[cfg(not(target_os = "linux"))]
 fn permissive(_program: &Path) -> Arc<dyn Sandbox> {
     tracing::error!("MODELS RUN UNCONFINED: there is no sandbox for this system but for Linux");
-    Arc::new(Unconfined)
+    Arc::new(NoSandbox)
 }

@@ -2,9 +2,9 @@
 
 use std::{mem, sync::PoisonError};
 
-use ncn_core::{Amount, Channel, ChannelPayment, DynSigner, LedgerError, Quote, RequestId, TrustRoot};
+use ncn_core::{Amount, Channel, DynSigner, LedgerError, Quote, RequestId, SignedVoucher, TrustRoot};
 
-use super::{ClientChannel, State};
+use super::{PayerChannel, State};
 
 impl State {
     /// The most that vouchers of other requests allow. Before this one's voucher came, the gateway could take no more.
@@ -25,7 +25,7 @@ impl State {
     }
 }
 
-impl ClientChannel {
+impl PayerChannel {
     /// Takes in what the chain holds of the channel. What it has charged, the client has signed: the contract has checked that. When it
     /// has charged all that was promised, or the channel is closed, no request is in flight any more.
     pub fn reconcile(&self, chain: &Channel) -> Result<(), LedgerError> {
@@ -64,10 +64,10 @@ impl ClientChannel {
         needed: Amount,
         trust: &TrustRoot,
         signer: &DynSigner,
-    ) -> Result<Option<ChannelPayment>, LedgerError> {
+    ) -> Result<Option<SignedVoucher>, LedgerError> {
         let request_id = quote.request_id;
         let Some(cumulative) = self.admit(quote, needed)? else { return Ok(None) };
-        let signed = ChannelPayment::sign(self.terms, quote, cumulative, trust, signer).await;
+        let signed = SignedVoucher::sign(self.terms, quote, cumulative, trust, signer).await;
         let payment = signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
         self.change(|state| {
             state.held.insert(request_id, payment);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Address, Amount, B256, Channel, ChannelTerms, Domain, DynSigner, LedgerError, Quote, Split, TrustRoot};
+use ncn_core::{Address, Amount, B256, Channel, ChannelParams, Domain, DynSigner, FeeSplit, LedgerError, Quote, TrustRoot};
 
-use super::ClientChannel;
+use super::PayerChannel;
 
 const DEPOSIT: Amount = Amount::new(100);
 const EXPIRY: u64 = 10_000;
@@ -13,7 +13,7 @@ const EXPIRY: u64 = 10_000;
 struct Scene {
     signer: DynSigner,
     trust: TrustRoot,
-    channel: ClientChannel,
+    channel: PayerChannel,
 }
 
 impl Scene {
@@ -28,8 +28,8 @@ impl Scene {
             committee_size: 1,
             treasury: Address::repeat_byte(5),
         };
-        let terms = ChannelTerms { client: signer.address(), gateway: Address::repeat_byte(6), salt: B256::ZERO };
-        Self { signer, trust, channel: ClientChannel::new(terms, DEPOSIT, EXPIRY) }
+        let terms = ChannelParams { client: signer.address(), gateway: Address::repeat_byte(6), salt: B256::ZERO };
+        Self { signer, trust, channel: PayerChannel::new(terms, DEPOSIT, EXPIRY) }
     }
 
     fn quote(&self, total: u128) -> Quote {
@@ -40,7 +40,7 @@ impl Scene {
             compute: Address::repeat_byte(7),
             model_digest: B256::ZERO,
             total: Amount::new(total),
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: 1_000,
             trust_root: self.trust.hash(),
         }
@@ -119,11 +119,11 @@ async fn a_file_of_an_earlier_version_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("channel.json");
     let scene = Scene::new();
-    drop(ClientChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap());
+    drop(PayerChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap());
     let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     file.as_object_mut().unwrap().remove("signed").unwrap();
     std::fs::write(&path, file.to_string()).unwrap();
-    assert_eq!(ClientChannel::open(&path).unwrap().sums().available(), DEPOSIT);
+    assert_eq!(PayerChannel::open(&path).unwrap().sums().available(), DEPOSIT);
 }
 
 #[test]
@@ -132,13 +132,13 @@ fn one_file_is_one_channel_by_whatever_name() {
     let (path, link) = (directory.path().join("channel.json"), directory.path().join("link.json"));
     std::os::unix::fs::symlink(&path, &link).unwrap();
     let scene = Scene::new();
-    let channel = ClientChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
-    let busy = ClientChannel::open(&link).unwrap_err();
+    let channel = PayerChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
+    let busy = PayerChannel::open(&link).unwrap_err();
     assert_eq!(busy.kind(), std::io::ErrorKind::WouldBlock, "{busy}");
     drop(channel);
-    ClientChannel::open(&link).unwrap().funded(Amount::new(200), EXPIRY).unwrap();
+    PayerChannel::open(&link).unwrap().funded(Amount::new(200), EXPIRY).unwrap();
     assert!(link.is_symlink(), "the file was replaced, not the link");
-    assert_eq!(ClientChannel::open(&path).unwrap().sums().deposit, Amount::new(200));
+    assert_eq!(PayerChannel::open(&path).unwrap().sums().deposit, Amount::new(200));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn the_files_of_others_keep_their_content() {
         std::fs::write(path(other), "somebody else's").unwrap();
     }
     let scene = Scene::new();
-    let channel = ClientChannel::create(&path("channel.json"), *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
+    let channel = PayerChannel::create(&path("channel.json"), *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
     channel.funded(Amount::new(200), EXPIRY).unwrap();
     for other in ["channel.lock", "channel.new", "channel.json.lock"] {
         assert_eq!(std::fs::read_to_string(path(other)).unwrap(), "somebody else's", "{other}");

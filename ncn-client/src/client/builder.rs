@@ -3,13 +3,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use ncn_core::{Amount, DynSigner, Payer, Transport, TrustRoot};
 
 use super::Client;
-use crate::{ChannelPayer, ClientChannel, ClientError, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
+use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
 
 /// What a client does unless an order says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct ClientConfig {
     /// How long to wait for an answer, and so how long a payment can be held.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// The network to trust; by default the payer's.
     pub trust: Option<TrustRoot>,
     /// The most that a request may cost whose order states no limit. None by default: then [`Client::infer`] refuses to pay a price that
@@ -17,19 +17,19 @@ pub struct Options {
     pub max_price: Option<Amount>,
 }
 
-impl Options {
+impl ClientConfig {
     /// For a person who waits: a minute.
     pub const fn interactive() -> Self {
-        Self { patience: Duration::from_mins(1), trust: None, max_price: None }
+        Self { timeout: Duration::from_mins(1), trust: None, max_price: None }
     }
 
     /// For work that may queue: an hour.
     pub const fn batch() -> Self {
-        Self { patience: Duration::from_hours(1), trust: None, max_price: None }
+        Self { timeout: Duration::from_hours(1), trust: None, max_price: None }
     }
 }
 
-impl Default for Options {
+impl Default for ClientConfig {
     fn default() -> Self {
         Self::interactive()
     }
@@ -42,7 +42,7 @@ pub enum Payment {
     OnChain(EvmLedger),
     /// Each request by a signature that the gateway brings to the chain, into escrow. The client needs tokens, and neither a chain nor gas.
     Relayed,
-    /// Each request by a voucher, out of the channel that is kept in this file: see [`ClientChannel::create`].
+    /// Each request by a voucher, out of the channel that is kept in this file: see [`PayerChannel::create`].
     Channel(PathBuf),
 }
 
@@ -55,7 +55,7 @@ pub struct ClientBuilder {
     payer: Option<Arc<dyn Payer>>,
     chain: Option<EvmLedger>,
     signer: Option<DynSigner>,
-    options: Options,
+    options: ClientConfig,
 }
 
 impl ClientBuilder {
@@ -102,17 +102,17 @@ impl ClientBuilder {
         self
     }
 
-    /// A preset: [`Options::interactive`] (the default) or [`Options::batch`].
+    /// A preset: [`ClientConfig::interactive`] (the default) or [`ClientConfig::batch`].
     #[must_use]
-    pub fn options(mut self, options: Options) -> Self {
+    pub fn options(mut self, options: ClientConfig) -> Self {
         self.options = options;
         self
     }
 
     /// How long to wait for an answer, and so how long a payment can be held.
     #[must_use]
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.options.patience = patience;
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
         self
     }
 
@@ -158,7 +158,7 @@ impl ClientBuilder {
                 })
             }
             (None, Some(Payment::Channel(path))) => {
-                let opened = ClientChannel::open(&path);
+                let opened = PayerChannel::open(&path);
                 let channel = opened.map_err(|error| missing("payment", &format!("channel {}: {error}", path.display())))?;
                 let payer = ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel));
                 Arc::new(match self.chain {

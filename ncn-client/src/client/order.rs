@@ -9,14 +9,14 @@ pub struct Order {
     pub(super) inputs: Values,
     pub(super) parameters: String,
     pub(super) max_price: Option<Amount>,
-    pub(super) patience: Option<Duration>,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Order {
     /// Runs the model of this name on these inputs.
     pub fn new(model: &str, inputs: impl Into<Values>) -> Self {
         let (model, inputs) = (model.into(), inputs.into());
-        Self { model, inputs, parameters: "{}".into(), max_price: None, patience: None }
+        Self { model, inputs, parameters: "{}".into(), max_price: None, timeout: None }
     }
 
     /// The model's parameters, a JSON object. None by default.
@@ -35,8 +35,8 @@ impl Order {
 
     /// How long to wait for the answer; the payment can be held no longer. The client's by default.
     #[must_use]
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 }

@@ -8,7 +8,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use ncn_core::{
-    LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepReport, TaskUpdate, TransportError, Values,
+    LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepTiming, TaskEvent, TransportError, Values,
     validation::MAX_ESCROW_SECONDS,
 };
 
@@ -16,13 +16,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, InferenceEvent, Parts, Quoted, within};
+use super::{InferenceEvent, InferenceOutput, Parts, Quoted, within};
 use crate::{Backoff, ClientError, unix_now};
 
 /// How long past expiry a refund is tried for before the caller is told that it is still to come.
-const REFUND_PATIENCE: Duration = Duration::from_secs(30);
+const REFUND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a gateway that has been paid is asked for what it has not delivered yet.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(30);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How far the gateway's clock may be off from the client's, in seconds.
 const CLOCK_TOLERANCE: u64 = 300;
 /// How many steps a gateway may report; the rest is not remembered.
@@ -39,11 +39,11 @@ pub struct Paid {
 
 /// How a look at the updates ended.
 enum Ending {
-    Answered(Box<Answer>),
+    Answered(Box<InferenceOutput>),
     /// The answer is good; the parts that were handed out before are not its beginning.
     Misled {
         problem: String,
-        answer: Box<Answer>,
+        answer: Box<InferenceOutput>,
     },
     Failed(String),
 }
@@ -93,7 +93,7 @@ impl Paid {
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain. A caller
     /// that drops this has paid all the same: [`super::Client::resume`] goes on.
-    pub async fn finish(self) -> Result<Answer, ClientError> {
+    pub async fn finish(self) -> Result<InferenceOutput, ClientError> {
         self.finish_to(Listener::none(&self)).await
     }
 
@@ -119,7 +119,7 @@ impl Paid {
         ReceiverStream::new(parts).map(Ok).chain(stream::once(end)).boxed()
     }
 
-    async fn finish_to(&self, mut listener: Listener) -> Result<Answer, ClientError> {
+    async fn finish_to(&self, mut listener: Listener) -> Result<InferenceOutput, ClientError> {
         let ended = self.end(&mut listener).await;
         // A verified answer is one, whatever was streamed before it.
         let served = ended.is_ok() || matches!(ended, Err(ClientError::PartsRejected { .. }));
@@ -130,7 +130,7 @@ impl Paid {
         ended
     }
 
-    async fn end(&self, listener: &mut Listener) -> Result<Answer, ClientError> {
+    async fn end(&self, listener: &mut Listener) -> Result<InferenceOutput, ClientError> {
         let mut backoff = Backoff::new();
         let reason = loop {
             let left = Duration::from_secs((self.quote().expiry + 1).saturating_sub(unix_now()));
@@ -148,19 +148,19 @@ impl Paid {
         self.conclude(reason, listener).await
     }
 
-    /// Follows the updates once, for at most `patience`.
-    async fn follow(&self, patience: Duration, listener: &mut Listener) -> Result<Ending, TransportError> {
+    /// Follows the updates once, for at most `timeout`.
+    async fn follow(&self, timeout: Duration, listener: &mut Listener) -> Result<Ending, TransportError> {
         let following = async {
             let mut steps = Vec::new();
             let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
             listener.parts.rewind();
             while let Some(update) = updates.next().await {
                 match update? {
-                    TaskUpdate::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
-                    TaskUpdate::Attempt(node) => listener.parts.attempt(node),
-                    TaskUpdate::Chunk(chunk) => listener.parts.part(chunk),
-                    TaskUpdate::Checkpoint(signed) => listener.parts.checkpoint(&signed),
-                    TaskUpdate::Delivered { output, receipt } => {
+                    TaskEvent::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
+                    TaskEvent::Attempt(node) => listener.parts.attempt(node),
+                    TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
+                    TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
+                    TaskEvent::Delivered { output, receipt } => {
                         let answer = match self.accept(output, *receipt, steps).await {
                             Ok(answer) => Box::new(answer),
                             Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
@@ -172,7 +172,7 @@ impl Paid {
                             Err(problem) => Ending::Misled { problem, answer },
                         });
                     }
-                    TaskUpdate::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
+                    TaskEvent::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
                     _ => {}
                 }
                 listener.hand_out().await;
@@ -180,11 +180,11 @@ impl Paid {
             Err(TransportError::Internal("the updates broke off".into()))
         };
         let silent = || TransportError::Refused("the gateway delivered nothing in time".into());
-        tokio::time::timeout(patience, following).await.unwrap_or_else(|_| Err(silent()))
+        tokio::time::timeout(timeout, following).await.unwrap_or_else(|_| Err(silent()))
     }
 
     /// Hands the output over only with the proof of it.
-    async fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepReport>) -> Result<Answer, String> {
+    async fn accept(&self, output: Values, receipt: Receipt, mut steps: Vec<StepTiming>) -> Result<InferenceOutput, String> {
         let started = Instant::now();
         let quoted = &self.quoted;
         if receipt.request != quoted.request || receipt.quote != quoted.quote {
@@ -202,16 +202,16 @@ impl Paid {
         let client = quoted.quote.client;
         // What the gateway did while the client waited for its quote is reported as steps of its own.
         let within: Duration = steps.iter().take_while(|report| report.step < Step::Pay).map(|report| report.took).sum();
-        steps.push(StepReport { step: Step::Submit, actor: client, took: quoted.submitting.saturating_sub(within) });
-        steps.push(StepReport { step: Step::Pay, actor: client, took: self.paying });
-        steps.push(StepReport { step: Step::Deliver, actor: client, took: started.elapsed() });
+        steps.push(StepTiming { step: Step::Submit, actor: client, took: quoted.submitting.saturating_sub(within) });
+        steps.push(StepTiming { step: Step::Pay, actor: client, took: self.paying });
+        steps.push(StepTiming { step: Step::Deliver, actor: client, took: started.elapsed() });
         steps.sort_by_key(|report| report.step);
-        Ok(Answer { output, receipt, steps })
+        Ok(InferenceOutput { output, receipt, steps })
     }
 
     /// Waits for the chain to show the payment that a receipt speaks of, where the ledger sees one.
     async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
-        let give_up = Instant::now() + DELIVERY_PATIENCE;
+        let give_up = Instant::now() + DELIVERY_TIMEOUT;
         let mut backoff = Backoff::new();
         loop {
             match within(self.quoted.client.payer.check(receipt)).await {
@@ -222,15 +222,15 @@ impl Paid {
     }
 
     /// The same, where nobody listens.
-    pub(super) async fn concluded(&self, reason: String) -> Result<Answer, ClientError> {
+    pub(super) async fn concluded(&self, reason: String) -> Result<InferenceOutput, ClientError> {
         self.conclude(reason, &mut Listener::none(self)).await
     }
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
     /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
-    async fn conclude(&self, reason: String, listener: &mut Listener) -> Result<Answer, ClientError> {
+    async fn conclude(&self, reason: String, listener: &mut Listener) -> Result<InferenceOutput, ClientError> {
         let (payer, quote) = (&self.quoted.client.payer, self.quote());
-        let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_PATIENCE;
+        let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_TIMEOUT;
         let mut paid_out = false;
         let mut backoff = Backoff::new();
         loop {
@@ -247,7 +247,7 @@ impl Paid {
                 Ok(PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. }) => {
                     // The gateway owes the answer, and is asked for it for a while.
                     if !paid_out {
-                        (paid_out, give_up) = (true, Instant::now() + DELIVERY_PATIENCE);
+                        (paid_out, give_up) = (true, Instant::now() + DELIVERY_TIMEOUT);
                     }
                     match self.follow(give_up.saturating_duration_since(Instant::now()), listener).await {
                         Ok(Ending::Answered(answer)) => return Ok(*answer),

@@ -10,7 +10,7 @@ use ncn_core::{
     stream::CHECKPOINT_PARTS,
 };
 
-use super::Answer;
+use super::InferenceOutput;
 
 /// What a caller sees of a paid request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum InferenceEvent {
     /// The parts so far are void, and the output starts anew: another node has taken the request over.
     Restarted,
     /// The verified answer.
-    Finished(Box<Answer>),
+    Finished(Box<InferenceOutput>),
 }
 
 /// How long the first part without the compute node's signature may be the newest that is signed. The node signs every quarter of a

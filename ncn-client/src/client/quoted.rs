@@ -1,8 +1,8 @@
 use std::time::{Duration, Instant};
 
 use ncn_core::{
-    AccessPurpose, Certificate, InferenceRequest, LedgerError, Message as _, PaymentConfirmation, PaymentProof, PaymentRef,
-    PaymentStatus, Quote, RequestId, Signed, TaskAccess, TrustRoot,
+    CapabilityScope, InferenceRequest, LedgerError, Message as _, PaymentConfirmation, PaymentRef, PaymentStatus,
+    PaymentSubmission, QuorumCertificate, Quote, RequestId, Signed, TaskCapability, TrustRoot,
 };
 
 use super::{Client, Paid, within};
@@ -16,9 +16,9 @@ const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Quoted {
     pub(super) client: Client,
     pub(super) request: Signed<InferenceRequest>,
-    pub(super) access: Signed<TaskAccess>,
+    pub(super) access: Signed<TaskCapability>,
     pub(super) quote: Quote,
-    pub(super) preprocessing: Certificate,
+    pub(super) preprocessing: QuorumCertificate,
     pub(super) trust: TrustRoot,
     pub(super) submitting: Duration,
 }
@@ -36,7 +36,7 @@ impl Quoted {
 
     /// Withdraws the order.
     pub async fn cancel(self) -> Result<(), ClientError> {
-        let access = TaskAccess { purpose: AccessPurpose::Cancel, ..self.access.message };
+        let access = TaskCapability { purpose: CapabilityScope::Cancel, ..self.access.message };
         let access = Signed::sign(access, &self.trust.domain, &*self.client.signer).await?;
         Ok(self.client.transport.cancel(access).await?)
     }
@@ -95,7 +95,8 @@ impl Quoted {
     /// costs a moment, not the request.
     async fn hint(&self, by: &PaymentRef) {
         let Some(transaction) = by.transaction() else { return };
-        let confirmation = PaymentConfirmation { request_id: self.quote.request_id, proof: PaymentProof::Transaction(transaction) };
+        let confirmation =
+            PaymentConfirmation { request_id: self.quote.request_id, proof: PaymentSubmission::Transaction(transaction) };
         let hint = tokio::time::timeout(HINT_TIMEOUT, self.client.transport.confirm_payment(confirmation)).await;
         if !matches!(hint, Ok(Ok(()))) {
             tracing::warn!(request = %self.quote.request_id, ?hint, "the gateway did not take the payment's hint");

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ncn_core::{AccessPurpose, Certificate, InferenceRequest, Message as _, Quote, RequestId, Signed, TaskAccess, TrustRoot};
+use ncn_core::{
+    CapabilityScope, InferenceRequest, Message as _, QuorumCertificate, Quote, RequestId, Signed, TaskCapability, TrustRoot,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Client, Paid, Quoted};
@@ -18,7 +20,7 @@ pub struct Stored {
     /// What was to be paid.
     pub quote: Quote,
     /// The validators' approval of the quote.
-    pub preprocessing: Certificate,
+    pub preprocessing: QuorumCertificate,
     /// The network that the quote is of.
     pub trust_root: TrustRoot,
     /// True once the payment was seen to be taken. It may have been taken before that, too.
@@ -89,7 +91,7 @@ impl Client {
                 domain.chain_id, domain.contract
             )));
         }
-        let access = TaskAccess { client, request_id, purpose: AccessPurpose::Follow };
+        let access = TaskCapability { client, request_id, purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &domain, &*self.signer).await?;
         let Stored { request, quote, preprocessing, trust_root, .. } = stored;
         let (client, trust, submitting) = (self.clone(), trust_root, Duration::ZERO);

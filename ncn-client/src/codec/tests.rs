@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use ncn_core::{
     channel::{MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
-    membership::Bounds,
+    membership::MembershipLimits,
 };
 
 use super::*;
@@ -80,7 +80,7 @@ fn the_largest_honest_messages_pass() {
         passes(&batch, MAX_MESSAGE_BYTES);
     }
 
-    let bounds = Bounds::default();
+    let bounds = MembershipLimits::default();
     let models = vec![proto::ModelDescriptor { name: "m".into(), digest: field(32), price: field(16) }; bounds.models];
     let named = vec![proto::ModelDescriptor { name: "m".repeat(bounds.text), digest: field(32), price: field(16) }; bounds.models];
     for models in [models, named] {

@@ -3,7 +3,7 @@
 use alloy_primitives::{B256, U256};
 use alloy_sol_types::SolEvent as _;
 use ncn_core::{
-    Amount, Channel, ChannelTerms, LedgerError, Signature, UnixTime,
+    Amount, Channel, ChannelParams, LedgerError, Signature, UnixTime,
     channel::{CertifiedBatch, transfer_digest},
 };
 
@@ -28,7 +28,7 @@ impl EvmLedger {
     ///
     /// # Errors
     /// [`LedgerError::Channel`] when the channel is closed or has expired; [`LedgerError::InsufficientFunds`].
-    pub async fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+    pub async fn fund_channel(&self, terms: &ChannelParams, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
         let (id, contract) = (terms.id(), self.network.deployment.channels);
         let known = self.channel_state(id).await?;
         if terms.client != self.account() {
@@ -119,7 +119,7 @@ impl EvmLedger {
     ///
     /// # Errors
     /// [`LedgerError::Channel`] when it cannot be closed yet, or was never opened.
-    pub async fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+    pub async fn close_channel(&self, terms: &ChannelParams, agreement: Option<Signature>) -> Result<B256, LedgerError> {
         let (id, contract) = (terms.id(), self.network.deployment.channels);
         let Some(channel) = self.channel_state(id).await? else {
             return Err(LedgerError::Channel { channel: id, problem: "was never opened".into() });

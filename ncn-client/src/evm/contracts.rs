@@ -62,7 +62,7 @@ pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
 }
 
 /// The terms, as the contract takes them.
-pub(super) const fn terms(terms: &ncn_core::ChannelTerms) -> ChannelTerms {
+pub(super) const fn terms(terms: &ncn_core::ChannelParams) -> ChannelTerms {
     ChannelTerms { client: terms.client, gateway: terms.gateway, salt: terms.salt }
 }
 

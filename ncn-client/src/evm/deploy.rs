@@ -13,7 +13,7 @@ use super::{
 
 /// How a network's contracts are set up.
 #[derive(Clone, Copy, Debug)]
-pub struct Genesis {
+pub struct DeployParams {
     /// Minted to the deployer.
     pub supply: Amount,
     /// The least stake of a validator.
@@ -30,7 +30,7 @@ pub struct Genesis {
     pub subnet_fee: Amount,
 }
 
-impl Genesis {
+impl DeployParams {
     /// Deploys all of the network's contracts, and returns them as `deployer` sees them.
     pub async fn deploy(&self, backend: Arc<dyn EvmBackend>, deployer: &DynSigner) -> Result<EvmLedger, LedgerError> {
         let options = SendOptions::default();

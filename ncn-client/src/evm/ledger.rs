@@ -5,7 +5,7 @@ use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
-    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, DynSigner, LedgerError, Message as _, Payer,
+    Amount, BatchSettler, ChainView, Channel, ChannelParams, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization,
     PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, Quote, Receipt, RequestId, Settlement, Signature,
     TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError, escrow_digest},
@@ -226,8 +226,8 @@ impl PaymentLedger for EvmLedger {
         self.balance(owner).await
     }
 
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
-        let Authorisation::Transfer(signature) = authorisation else { return Err(VoucherError::not_taken().into()) };
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError> {
+        let PaymentAuthorization::Transfer(signature) = authorization else { return Err(VoucherError::not_taken().into()) };
         // Checked here, where a refusal has a name and costs no question.
         let digest = escrow_digest(&self.trust_root().await?, quote);
         let signed = signature.verify(&digest, quote.client);
@@ -289,7 +289,7 @@ impl PaymentLedger for EvmLedger {
         Ok(batches.try_flatten().boxed())
     }
 
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError> {
         sign_close(self, terms, self.sender.signer()).await
     }
 }
@@ -393,7 +393,7 @@ impl BatchSettler for EvmLedger {
     }
 }
 
-/// The call that escrows a quote on its client's authorisation.
+/// The call that escrows a quote on its client's authorization.
 fn initiate(quote: &Quote, signature: &Signature) -> InferencePayment::initiateWithAuthorizationCall {
     let (v, r, s) = parts(signature);
     InferencePayment::initiateWithAuthorizationCall { quote: contracts::quote(quote), v, r, s }

@@ -34,7 +34,7 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Where [`super::Genesis::deploy`] puts the contracts when they are the first that `deployer` creates.
+    /// Where [`super::DeployParams::deploy`] puts the contracts when they are the first that `deployer` creates.
     pub fn first_of(deployer: Address) -> Self {
         Self {
             payment: deployer.create(2),

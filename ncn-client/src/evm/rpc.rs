@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use endpoints::Endpoints;
 use serde_json::{Value, json};
 
-use super::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces, errors::awaits_time};
+use super::{Call, EvmBackend, EvmError, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt, errors::awaits_time};
 
 /// How an endpoint is used.
 #[derive(Clone, Copy, Debug)]
@@ -215,12 +215,12 @@ impl EvmBackend for JsonRpc {
         Err(EvmError::InvalidTransaction(problem))
     }
 
-    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError> {
+    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
         let read = |answer: &Value| Receipt::read(answer, transaction);
         let receipt = self.endpoints.read("eth_getTransactionReceipt", json!([transaction]), read).await.answer?;
         let Some(Receipt { block, succeeded, gas_used, created }) = receipt else { return Ok(None) };
         let confirmed = self.options.confirmations == 1 || block <= self.final_of(self.latest().await?);
-        Ok(Some(Inclusion { block, confirmed, succeeded, gas_used, created }))
+        Ok(Some(TransactionReceipt { block, confirmed, succeeded, gas_used, created }))
     }
 
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {

@@ -12,7 +12,7 @@ use alloy_eips::eip2718::Encodable2718 as _;
 use alloy_primitives::{Address, B256, Bytes, TxKind};
 use ncn_core::DynSigner;
 
-use super::{Call, EvmBackend, EvmError, Fees, Inclusion, SentTransaction};
+use super::{Call, EvmBackend, EvmError, Fees, SentTransaction, TransactionReceipt};
 
 /// How often a transaction is made anew because its nonce was taken by one that somebody else sent from the same account.
 const MAX_NONCE_RETRIES: u32 = 64;
@@ -36,14 +36,14 @@ pub struct SendOptions {
     /// After how long a transaction that is in no block is sent again with a higher fee.
     pub bump_after: Duration,
     /// After how long it is given up. It may still be taken later: what moves money is asked about, not repeated blindly.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// The most that a unit of gas may cost, in the chain's smallest unit.
     pub max_fee_per_gas: u128,
 }
 
 impl Default for SendOptions {
     fn default() -> Self {
-        Self { bump_after: Duration::from_secs(30), patience: Duration::from_mins(10), max_fee_per_gas: 1_000_000_000_000 }
+        Self { bump_after: Duration::from_secs(30), timeout: Duration::from_mins(10), max_fee_per_gas: 1_000_000_000_000 }
     }
 }
 
@@ -128,7 +128,7 @@ impl Sender {
             }
             match looked {
                 Ok(Some((hash, inclusion))) if inclusion.confirmed => return self.outcome(&pending.call, hash, inclusion).await,
-                // In a block that is not final yet: a reorganisation may take it out again, and then it is handed in again below.
+                // In a block that is not final yet: a reorganization may take it out again, and then it is handed in again below.
                 Ok(Some(_)) => (offered, problem) = (Instant::now(), None),
                 Ok(None) if offered.elapsed() >= self.options.bump_after => {
                     offered = Instant::now();
@@ -157,7 +157,7 @@ impl Sender {
                 tracing::warn!(account = %self.address(), nonce = *pending.nonce, %problem, "a transaction is not taken yet");
             }
             told.clone_from(&problem);
-            if started.elapsed() >= self.options.patience {
+            if started.elapsed() >= self.options.timeout {
                 return Err(self.given_up(&pending, problem));
             }
             let wait = self.options.bump_after.clamp(SHORTEST_LOOK, LOOK);
@@ -171,7 +171,7 @@ impl Sender {
 
     fn given_up(&self, pending: &Pending<'_>, problem: Option<EvmError>) -> EvmError {
         let hash = pending.hashes.last().copied().unwrap_or_default();
-        let given_up = format!("transaction {hash} was not taken within {:?}", self.options.patience);
+        let given_up = format!("transaction {hash} was not taken within {:?}", self.options.timeout);
         match problem {
             None => EvmError::Unreachable(given_up),
             Some(malformed @ EvmError::Malformed { .. }) => malformed,
@@ -180,7 +180,7 @@ impl Sender {
     }
 
     /// Which version of a transaction is in a block.
-    async fn look(&self, pending: &Pending<'_>) -> Result<Option<(B256, Inclusion)>, EvmError> {
+    async fn look(&self, pending: &Pending<'_>) -> Result<Option<(B256, TransactionReceipt)>, EvmError> {
         if let Some(found) = self.find(pending).await? {
             return Ok(Some(found));
         }
@@ -191,7 +191,7 @@ impl Sender {
         self.find(pending).await?.map(Some).ok_or(EvmError::Nonce(*pending.nonce))
     }
 
-    async fn find(&self, pending: &Pending<'_>) -> Result<Option<(B256, Inclusion)>, EvmError> {
+    async fn find(&self, pending: &Pending<'_>) -> Result<Option<(B256, TransactionReceipt)>, EvmError> {
         for hash in pending.hashes.iter().rev() {
             if let Some(inclusion) = self.backend.inclusion(*hash).await? {
                 return Ok(Some((*hash, inclusion)));
@@ -231,7 +231,7 @@ impl Sender {
         // The base fee can double within six blocks; what is not needed is not paid.
         let (needed, limit) = (base.saturating_add(priority), self.options.max_fee_per_gas);
         if needed > limit {
-            return Err(EvmError::TooDear { needed, limit });
+            return Err(EvmError::FeeCapExceeded { needed, limit });
         }
         let transaction = TxEip1559 {
             chain_id: self.chain_id,
@@ -249,8 +249,8 @@ impl Sender {
         Ok((*envelope.tx_hash(), envelope.encoded_2718().into()))
     }
 
-    async fn outcome(&self, call: &Call, hash: B256, inclusion: Inclusion) -> Result<SentTransaction, EvmError> {
-        let Inclusion { block, gas_used, created, succeeded, .. } = inclusion;
+    async fn outcome(&self, call: &Call, hash: B256, inclusion: TransactionReceipt) -> Result<SentTransaction, EvmError> {
+        let TransactionReceipt { block, gas_used, created, succeeded, .. } = inclusion;
         if succeeded {
             return Ok(SentTransaction { hash, block, gas_used, created });
         }

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ncn_core::{
-    Attestors, B256, BatchRequest, Certificate, CompletionRequest, Departure, Directory, Heartbeat, NodeQuery, NodeRecord,
-    PreprocessingRequest, RegistryError, Signed, Subnet,
+    Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeQuery, NodeRecord,
+    PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
 };
 use tonic::{Status, transport::Channel};
 
@@ -52,7 +52,7 @@ impl Directory for GrpcRegistry {
         .await
     }
 
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
         self.call(async |mut client| client.deregister_node(proto::DeregisterNodeRequest::from(departure)).await.map(drop)).await
     }
 
@@ -78,7 +78,7 @@ impl Directory for GrpcRegistry {
 
 #[async_trait]
 impl Attestors for GrpcRegistry {
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         Ok(self
             .call(async |mut client| client.request_preprocessing_validation(proto::InferenceRequest::from(request)).await)
             .await?
@@ -86,7 +86,7 @@ impl Attestors for GrpcRegistry {
             .try_into()?)
     }
 
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         Ok(self
             .call(async |mut client| client.request_completion_validation(proto::CompletionRequest::from(request)).await)
             .await?
@@ -94,7 +94,7 @@ impl Attestors for GrpcRegistry {
             .try_into()?)
     }
 
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         let mut client = self.client.clone();
         let judged = client.request_settlement_validation(proto::SettlementBatch::from(&*request));
         let judged = within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?;

@@ -1,8 +1,8 @@
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
-    Amount, ChannelTerms, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess,
-    TaskStatus, TaskUpdate, Transport, TransportError, transport::Updates,
+    Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
+    TaskEvent, TaskStatus, Transport, TransportError, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
@@ -78,7 +78,7 @@ impl Transport for GrpcTransport {
         self.call(async |mut client| client.confirm_payment(confirmation).await.map(drop)).await
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         let id = proto::TaskId::from(access);
         let follow = async |client: GatewayClientServiceClient<Channel>| {
             client.max_decoding_message_size(MAX_MESSAGE_BYTES).subscribe_to_task_updates(id).await
@@ -86,7 +86,7 @@ impl Transport for GrpcTransport {
         let updates = self.call(follow).await?.into_inner();
         let this = self.clone();
         let update = move |reply: Result<proto::InferenceResponse, Status>| {
-            Ok(TaskUpdate::try_from(reply.map_err(|status| this.error(&status))?)?)
+            Ok(TaskEvent::try_from(reply.map_err(|status| this.error(&status))?)?)
         };
         Ok(updates.map(update).boxed())
     }
@@ -96,7 +96,7 @@ impl Transport for GrpcTransport {
         Ok(self.call(async |mut client| client.get_task_status(id).await).await?.into_inner().try_into()?)
     }
 
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         let id = proto::TaskId::from(access);
         self.call(async |mut client| client.cancel_task(id).await.map(drop)).await
     }
@@ -116,7 +116,11 @@ impl Transport for GrpcTransport {
         })
     }
 
-    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError> {
         let mut client = self.client.clone();
         let (salt, gateway) = (wire::bytes(terms.salt), wire::bytes(terms.gateway));
         let closing = client.close_channel(proto::CloseChannelRequest { access: Some(access.into()), salt, gateway });

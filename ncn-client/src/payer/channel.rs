@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, Authorisation, ChainView, ChannelPayment, DynSigner, LedgerError, Payer, PaymentRef, PaymentStatus, Quote,
-    Receipt, Transport, TrustRoot, UnixTime, receipt::Payment, validation,
+    Address, Amount, ChainView, DynSigner, LedgerError, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
+    SignedVoucher, Transport, TrustRoot, UnixTime, receipt::Payment, validation,
 };
 
 use super::Relay;
-use crate::{ClientChannel, unix_now};
+use crate::{PayerChannel, unix_now};
 
 /// Pays each request out of a channel by a voucher, which the gateway keeps until a batch is settled.
 ///
@@ -16,13 +16,13 @@ use crate::{ClientChannel, unix_now};
 /// the channel was charged.
 pub struct ChannelPayer {
     relay: Relay,
-    channel: Arc<ClientChannel>,
+    channel: Arc<PayerChannel>,
     chain: Option<Arc<dyn ChainView>>,
 }
 
 impl ChannelPayer {
     /// Pays by this gateway, whose channel it is. `trust` is the network that the client trusts.
-    pub fn new(transport: Arc<dyn Transport>, trust: TrustRoot, signer: DynSigner, channel: Arc<ClientChannel>) -> Self {
+    pub fn new(transport: Arc<dyn Transport>, trust: TrustRoot, signer: DynSigner, channel: Arc<PayerChannel>) -> Self {
         Self { relay: Relay::new(transport, trust, signer), channel, chain: None }
     }
 
@@ -50,13 +50,13 @@ impl ChannelPayer {
         }
     }
 
-    async fn present(&self, payment: &ChannelPayment) -> Result<(), LedgerError> {
-        self.relay.present(payment.voucher.request_id, &Authorisation::Voucher(*payment)).await
+    async fn present(&self, payment: &SignedVoucher) -> Result<(), LedgerError> {
+        self.relay.present(payment.voucher.request_id, &PaymentAuthorization::Voucher(*payment)).await
     }
 
     /// After a gateway has refused a voucher because the channel's requests come to more than the client knows of: another voucher, when
     /// the client's own signatures bear that out.
-    async fn renew(&self, quote: &Quote, needed: Amount) -> Result<Option<ChannelPayment>, LedgerError> {
+    async fn renew(&self, quote: &Quote, needed: Amount) -> Result<Option<SignedVoucher>, LedgerError> {
         self.try_to_reconcile().await;
         self.channel.renew(quote, needed, &self.relay.trust, &self.relay.signer).await
     }

@@ -2,14 +2,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Authorisation, DynSigner, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, Quote, Receipt, Transport,
-    TrustRoot, UnixTime, receipt::Payment, validation,
+    Address, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
+    Transport, TrustRoot, UnixTime, receipt::Payment, validation,
 };
 
 use super::Relay;
 use crate::unix_now;
 
-/// Pays each request into escrow by a token authorisation (ERC-3009), which the gateway brings to the chain.
+/// Pays each request into escrow by a token authorization (ERC-3009), which the gateway brings to the chain.
 ///
 /// The client's money does not depend on the gateway's word: a signature pays for one approved quote and for nothing else, an escrow comes
 /// back after the quote's expiry without the gateway, and an answer counts only with a receipt that verifies. Where only the gateway says
@@ -58,7 +58,7 @@ impl Payer for RelayedPayer {
         }
         validation::payable(quote, unix_now())?;
         let Relay { trust, signer, .. } = &self.relay;
-        let transfer = Authorisation::transfer(trust, quote, signer).await;
+        let transfer = PaymentAuthorization::transfer(trust, quote, signer).await;
         let transfer = transfer.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
         match self.relay.present(quote.request_id, &transfer).await {
             Err(error) if !error.is_retryable() => {

@@ -26,7 +26,7 @@ impl RemoteError for TransportError {
         match self {
             Self::InvalidRequest { .. } | Self::VoucherTooLow { .. } => Code::InvalidArgument,
             Self::UnknownModel(_) | Self::UnknownTask(_) => Code::NotFound,
-            Self::Unauthorised(_) => Code::PermissionDenied,
+            Self::Unauthorized(_) => Code::PermissionDenied,
             Self::Refused(_) => Code::FailedPrecondition,
             Self::Overloaded { .. } => Code::ResourceExhausted,
             Self::Unreachable { .. } => Code::Unavailable,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use ncn_core::{
-    AccessPurpose, Attachment, Authorisation, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentConfirmation,
-    PaymentProof, Reservation, Signed, State, Step, StepReport, Submission, TaskAccess, TaskStatus, TaskUpdate,
+    CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
+    PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
+    TaskStatus,
 };
 
 use super::{
@@ -119,9 +120,11 @@ impl From<PaymentConfirmation> for proto::TransactionConfirmation {
     fn from(confirmation: PaymentConfirmation) -> Self {
         use proto::transaction_confirmation::Proof;
         let proof = match confirmation.proof {
-            PaymentProof::Transaction(transaction) => Proof::Transaction(bytes(transaction)),
-            PaymentProof::Authorisation(Authorisation::Transfer(signature)) => Proof::Transfer(bytes(signature.as_bytes())),
-            PaymentProof::Authorisation(Authorisation::Voucher(payment)) => Proof::Voucher(payment.into()),
+            PaymentSubmission::Transaction(transaction) => Proof::Transaction(bytes(transaction)),
+            PaymentSubmission::Authorization(PaymentAuthorization::Transfer(signature)) => {
+                Proof::Transfer(bytes(signature.as_bytes()))
+            }
+            PaymentSubmission::Authorization(PaymentAuthorization::Voucher(payment)) => Proof::Voucher(payment.into()),
         };
         Self { request_id: bytes(confirmation.request_id), proof: Some(proof) }
     }
@@ -133,18 +136,18 @@ impl TryFrom<proto::TransactionConfirmation> for PaymentConfirmation {
     fn try_from(confirmation: proto::TransactionConfirmation) -> Result<Self, WireError> {
         use proto::transaction_confirmation::Proof;
         let proof = match required("confirmation.proof", confirmation.proof)? {
-            Proof::Transaction(transaction) => PaymentProof::Transaction(hash("confirmation.transaction", &transaction)?),
+            Proof::Transaction(transaction) => PaymentSubmission::Transaction(hash("confirmation.transaction", &transaction)?),
             Proof::Transfer(transfer) => {
-                PaymentProof::Authorisation(Authorisation::Transfer(signature("confirmation.transfer", &transfer)?))
+                PaymentSubmission::Authorization(PaymentAuthorization::Transfer(signature("confirmation.transfer", &transfer)?))
             }
-            Proof::Voucher(payment) => PaymentProof::Authorisation(Authorisation::Voucher(payment.try_into()?)),
+            Proof::Voucher(payment) => PaymentSubmission::Authorization(PaymentAuthorization::Voucher(payment.try_into()?)),
         };
         Ok(Self { request_id: hash("confirmation.request_id", &confirmation.request_id)?, proof })
     }
 }
 
-impl From<Signed<TaskAccess>> for proto::TaskId {
-    fn from(Signed { message, signature }: Signed<TaskAccess>) -> Self {
+impl From<Signed<TaskCapability>> for proto::TaskId {
+    fn from(Signed { message, signature }: Signed<TaskCapability>) -> Self {
         Self {
             request_id: bytes(message.request_id),
             client: bytes(message.client),
@@ -154,13 +157,13 @@ impl From<Signed<TaskAccess>> for proto::TaskId {
     }
 }
 
-impl TryFrom<proto::TaskId> for Signed<TaskAccess> {
+impl TryFrom<proto::TaskId> for Signed<TaskCapability> {
     type Error = WireError;
 
     fn try_from(id: proto::TaskId) -> Result<Self, WireError> {
-        let purposes = [AccessPurpose::Follow, AccessPurpose::Cancel, AccessPurpose::CloseChannel];
+        let purposes = [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel];
         let purpose = purposes.into_iter().find(|purpose| *purpose as u32 == id.purpose);
-        let message = TaskAccess {
+        let message = TaskCapability {
             client: address("task_id.client", &id.client)?,
             request_id: hash("task_id.request_id", &id.request_id)?,
             purpose: purpose.ok_or_else(|| WireError::new("task_id.purpose", "is unknown"))?,
@@ -189,22 +192,22 @@ impl TryFrom<proto::ModelInfo> for ModelInfo {
     }
 }
 
-impl From<TaskUpdate> for proto::InferenceResponse {
-    fn from(update: TaskUpdate) -> Self {
+impl From<TaskEvent> for proto::InferenceResponse {
+    fn from(update: TaskEvent) -> Self {
         use proto::inference_response::Update;
         let update = match update {
-            TaskUpdate::Step(report) => Some(Update::Step(proto::StepReport {
+            TaskEvent::Step(report) => Some(Update::Step(proto::StepReport {
                 step: report.step as u32,
                 actor: bytes(report.actor),
                 took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
             })),
-            TaskUpdate::Attempt(node) => Some(Update::Attempt(bytes(node))),
-            TaskUpdate::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
-            TaskUpdate::Checkpoint(checkpoint) => Some(Update::Checkpoint(checkpoint.into())),
-            TaskUpdate::Delivered { output, receipt } => {
+            TaskEvent::Attempt(node) => Some(Update::Attempt(bytes(node))),
+            TaskEvent::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
+            TaskEvent::Checkpoint(checkpoint) => Some(Update::Checkpoint(checkpoint.into())),
+            TaskEvent::Delivered { output, receipt } => {
                 Some(Update::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
             }
-            TaskUpdate::Failed { outcome, reason } => {
+            TaskEvent::Failed { outcome, reason } => {
                 Some(Update::Failed(proto::Failure { outcome: proto::TaskState::from(State::Ended(outcome)).into(), reason }))
             }
             _ => None,
@@ -213,7 +216,7 @@ impl From<TaskUpdate> for proto::InferenceResponse {
     }
 }
 
-impl TryFrom<proto::InferenceResponse> for TaskUpdate {
+impl TryFrom<proto::InferenceResponse> for TaskEvent {
     type Error = WireError;
 
     fn try_from(response: proto::InferenceResponse) -> Result<Self, WireError> {
@@ -221,7 +224,7 @@ impl TryFrom<proto::InferenceResponse> for TaskUpdate {
         Ok(match required("update", response.update)? {
             Update::Step(report) => {
                 let step = Step::from_code(small("step.step", report.step)?);
-                Self::Step(StepReport {
+                Self::Step(StepTiming {
                     step: required("step.step", step)?,
                     actor: address("step.actor", &report.actor)?,
                     took: Duration::from_micros(report.took_micros),
@@ -266,9 +269,9 @@ impl TryFrom<proto::Reserve> for Reservation {
 
 impl proto::Attachment {
     /// The record and the answer to the challenge, which has to be the record's node's.
-    pub fn read(self) -> Result<(Signed<ncn_core::NodeRecord>, Signed<Attachment>), WireError> {
+    pub fn read(self) -> Result<(Signed<ncn_core::NodeRecord>, Signed<SessionProof>), WireError> {
         let record: Signed<ncn_core::NodeRecord> = required("attachment.node", self.node)?.try_into()?;
-        let message = Attachment {
+        let message = SessionProof {
             node: record.message.node,
             gateway: address("attachment.gateway", &self.gateway)?,
             challenge: hash("attachment.challenge", &self.challenge)?,
@@ -277,7 +280,7 @@ impl proto::Attachment {
     }
 
     /// A node's record, and its answer to the challenge.
-    pub fn write(record: Signed<ncn_core::NodeRecord>, Signed { message, signature }: Signed<Attachment>) -> Self {
+    pub fn write(record: Signed<ncn_core::NodeRecord>, Signed { message, signature }: Signed<SessionProof>) -> Self {
         Self {
             node: Some(record.into()),
             gateway: bytes(message.gateway),

@@ -2,7 +2,7 @@
 
 use ncn_core::{
     Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionAuthorization, CompletionRequest,
-    Departure, Heartbeat, InferenceResult, Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet,
+    Deregistration, Heartbeat, InferenceResult, Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet,
     SubnetModel,
     channel::{Batch, BatchEntry},
 };
@@ -34,17 +34,17 @@ impl TryFrom<proto::UpdateNodeHeartbeatRequest> for Signed<Heartbeat> {
     }
 }
 
-impl From<Signed<Departure>> for proto::DeregisterNodeRequest {
-    fn from(Signed { message, signature }: Signed<Departure>) -> Self {
+impl From<Signed<Deregistration>> for proto::DeregisterNodeRequest {
+    fn from(Signed { message, signature }: Signed<Deregistration>) -> Self {
         Self { node: bytes(message.node), sequence: message.sequence, signature: bytes(signature.as_bytes()) }
     }
 }
 
-impl TryFrom<proto::DeregisterNodeRequest> for Signed<Departure> {
+impl TryFrom<proto::DeregisterNodeRequest> for Signed<Deregistration> {
     type Error = WireError;
 
     fn try_from(departure: proto::DeregisterNodeRequest) -> Result<Self, WireError> {
-        let message = Departure { node: address("departure.node", &departure.node)?, sequence: departure.sequence };
+        let message = Deregistration { node: address("departure.node", &departure.node)?, sequence: departure.sequence };
         Ok(Self { message, signature: signature("departure.signature", &departure.signature)? })
     }
 }

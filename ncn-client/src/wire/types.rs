@@ -1,9 +1,9 @@
 //! The messages that several services share.
 
 use ncn_core::{
-    Approval, Certificate, ChannelPayment, ChannelTerms, Confinement, DataType, Domain, InferenceRequest, InferenceResult,
-    NodeRecord, NodeRole, OutputChunk, PaymentTree, Payout, Quote, Receipt, Recipient, Signed, Split, StreamCheckpoint, Tensor,
-    TrustRoot, Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES, receipt::Payment,
+    Approval, ChannelParams, Confinement, DataType, Domain, FeeSplit, InferenceRequest, InferenceResult, NodeRecord, NodeRole,
+    OutputChunk, PayeeRole, Payout, PayoutSchedule, QuorumCertificate, Quote, Receipt, Signed, SignedVoucher, StreamCheckpoint,
+    Tensor, TrustRoot, Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES, receipt::Payment,
 };
 use prost::bytes::Bytes;
 
@@ -87,8 +87,8 @@ impl From<proto::Usage> for Usage {
     }
 }
 
-impl From<Split> for proto::Split {
-    fn from(split: Split) -> Self {
+impl From<FeeSplit> for proto::Split {
+    fn from(split: FeeSplit) -> Self {
         Self {
             gateway_bps: split.gateway_bps.into(),
             validators_bps: split.validators_bps.into(),
@@ -97,7 +97,7 @@ impl From<Split> for proto::Split {
     }
 }
 
-impl TryFrom<proto::Split> for Split {
+impl TryFrom<proto::Split> for FeeSplit {
     type Error = WireError;
 
     fn try_from(split: proto::Split) -> Result<Self, WireError> {
@@ -260,24 +260,24 @@ impl TryFrom<proto::ValidatorSignature> for Approval {
     }
 }
 
-fn approvals(certificate: &Certificate) -> Vec<proto::ValidatorSignature> {
+fn approvals(certificate: &QuorumCertificate) -> Vec<proto::ValidatorSignature> {
     certificate.approvals().iter().copied().map(Into::into).collect()
 }
 
-fn certificate(approvals: Vec<proto::ValidatorSignature>) -> Result<Certificate, WireError> {
-    Ok(Certificate::new(approvals.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
+fn certificate(approvals: Vec<proto::ValidatorSignature>) -> Result<QuorumCertificate, WireError> {
+    Ok(QuorumCertificate::new(approvals.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
 }
 
 /// A certificate is one thing, whichever phase it is of; the wire has a message for each.
 macro_rules! certificates {
     ($($validation:ty),* $(,)?) => {$(
-        impl From<Certificate> for $validation {
-            fn from(certificate: Certificate) -> Self {
+        impl From<QuorumCertificate> for $validation {
+            fn from(certificate: QuorumCertificate) -> Self {
                 Self { approvals: approvals(&certificate) }
             }
         }
 
-        impl TryFrom<$validation> for Certificate {
+        impl TryFrom<$validation> for QuorumCertificate {
             type Error = WireError;
 
             fn try_from(validation: $validation) -> Result<Self, WireError> {
@@ -289,8 +289,8 @@ macro_rules! certificates {
 
 certificates!(proto::PreprocessingValidation, proto::CompletionValidation, proto::SettlementValidation);
 
-impl From<ChannelPayment> for proto::ChannelPayment {
-    fn from(ChannelPayment { terms, voucher, signature }: ChannelPayment) -> Self {
+impl From<SignedVoucher> for proto::ChannelPayment {
+    fn from(SignedVoucher { terms, voucher, signature }: SignedVoucher) -> Self {
         Self {
             client: bytes(terms.client),
             gateway: bytes(terms.gateway),
@@ -304,11 +304,11 @@ impl From<ChannelPayment> for proto::ChannelPayment {
     }
 }
 
-impl TryFrom<proto::ChannelPayment> for ChannelPayment {
+impl TryFrom<proto::ChannelPayment> for SignedVoucher {
     type Error = WireError;
 
     fn try_from(payment: proto::ChannelPayment) -> Result<Self, WireError> {
-        let terms = ChannelTerms {
+        let terms = ChannelParams {
             client: address("voucher.client", &payment.client)?,
             gateway: address("voucher.gateway", &payment.gateway)?,
             salt: hash("voucher.salt", &payment.salt)?,
@@ -324,15 +324,15 @@ impl TryFrom<proto::ChannelPayment> for ChannelPayment {
     }
 }
 
-const RECIPIENTS: [Recipient; 4] = [Recipient::Compute, Recipient::Gateway, Recipient::Validator, Recipient::Treasury];
+const RECIPIENTS: [PayeeRole; 4] = [PayeeRole::Compute, PayeeRole::Gateway, PayeeRole::Validator, PayeeRole::Treasury];
 
 impl From<Payout> for proto::Payout {
     fn from(payout: Payout) -> Self {
         let role = match payout.role {
-            Recipient::Compute => 1,
-            Recipient::Gateway => 2,
-            Recipient::Validator => 3,
-            Recipient::Treasury => 4,
+            PayeeRole::Compute => 1,
+            PayeeRole::Gateway => 2,
+            PayeeRole::Validator => 3,
+            PayeeRole::Treasury => 4,
         };
         Self { role, address: bytes(payout.address), amount: amount_bytes(payout.amount) }
     }
@@ -351,13 +351,13 @@ impl TryFrom<proto::Payout> for Payout {
     }
 }
 
-impl From<PaymentTree> for proto::PaymentTree {
-    fn from(tree: PaymentTree) -> Self {
+impl From<PayoutSchedule> for proto::PaymentTree {
+    fn from(tree: PayoutSchedule) -> Self {
         Self { total: amount_bytes(tree.total), payouts: tree.payouts.into_iter().map(Into::into).collect() }
     }
 }
 
-impl TryFrom<proto::PaymentTree> for PaymentTree {
+impl TryFrom<proto::PaymentTree> for PayoutSchedule {
     type Error = WireError;
 
     fn try_from(tree: proto::PaymentTree) -> Result<Self, WireError> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use alloy_primitives::{Address, B256, keccak256};
 use serde::{Deserialize, Serialize};
 
-use super::{ChannelPayment, MerkleTree, VoucherError};
+use super::{MerkleTree, SignedVoucher, VoucherError};
 use crate::{
-    Amount, Certificate, CertificateError, ChannelCharge, ChannelPayout, ChannelSettlement, Completion, InferenceResult,
-    Message as _, PaymentTree, Quote, RequestId, SettledCompletion, SignatureError, Signed, TrustRoot, payment::SplitError,
+    Amount, CertificateError, ChannelCharge, ChannelPayout, ChannelSettlement, Completion, InferenceResult, Message as _,
+    PayoutSchedule, QuorumCertificate, Quote, RequestId, SettlementLeaf, SignatureError, Signed, TrustRoot, payment::SplitError,
 };
 
 /// The most requests that validators judge at once.
@@ -27,9 +27,9 @@ pub struct BatchEntry {
     /// What the compute node says it ran.
     pub result: Signed<InferenceResult>,
     /// The validators' approval of the result.
-    pub completion: Certificate,
+    pub completion: QuorumCertificate,
     /// The client's voucher.
-    pub payment: ChannelPayment,
+    pub payment: SignedVoucher,
 }
 
 impl BatchEntry {
@@ -39,8 +39,8 @@ impl BatchEntry {
     }
 
     /// The request's leaf.
-    pub fn leaf(&self) -> SettledCompletion {
-        SettledCompletion {
+    pub fn leaf(&self) -> SettlementLeaf {
+        SettlementLeaf {
             channel: self.payment.voucher.channel,
             completion: self.completion().struct_hash(),
             amount: self.quote.total,
@@ -121,8 +121,8 @@ impl Batch {
 
     /// The voucher of each charge, in their order: the highest of the channel's in this batch. Earlier vouchers of the channel may
     /// allow more; see [`CertifiedBatch::vouchers`].
-    pub fn vouchers(&self) -> BTreeMap<B256, ChannelPayment> {
-        let mut highest: BTreeMap<B256, ChannelPayment> = BTreeMap::new();
+    pub fn vouchers(&self) -> BTreeMap<B256, SignedVoucher> {
+        let mut highest: BTreeMap<B256, SignedVoucher> = BTreeMap::new();
         for entry in &self.entries {
             let known = highest.entry(entry.payment.voucher.channel).or_insert(entry.payment);
             if entry.payment.voucher.cumulative > known.voucher.cumulative {
@@ -145,9 +145,9 @@ pub struct CertifiedBatch {
     /// What was approved.
     pub settlement: ChannelSettlement,
     /// For each charge, in order, a voucher of the channel that allows as much.
-    pub vouchers: Vec<ChannelPayment>,
+    pub vouchers: Vec<SignedVoucher>,
     /// The approval.
-    pub certificate: Certificate,
+    pub certificate: QuorumCertificate,
 }
 
 fn tree(entries: &[BatchEntry]) -> Option<MerkleTree> {
@@ -183,7 +183,7 @@ fn settlement_of(
         let charge = charges.entry(channel).or_insert(ChannelCharge { channel, settled_before: before, settled_after: before });
         charge.settled_after = Amount::checked_sum([charge.settled_after, total]).ok_or_else(overflow)?;
         let validators = entry.completion.validators();
-        let tree = PaymentTree::new(&entry.quote, entry.result.message.compute, &validators, treasury);
+        let tree = PayoutSchedule::new(&entry.quote, entry.result.message.compute, &validators, treasury);
         for payout in tree.map_err(|error: SplitError| refuse(error.to_string()))?.payouts {
             let sum = payouts.entry(payout.address).or_default();
             *sum = Amount::checked_sum([*sum, payout.amount]).ok_or_else(overflow)?;
@@ -207,7 +207,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::{Approval, ChannelTerms, Confinement, Signature, Split, Usage, Voucher};
+    use crate::{Approval, ChannelParams, Confinement, FeeSplit, Signature, Usage, Voucher};
 
     const TREASURY: Address = Address::repeat_byte(0xdd);
 
@@ -226,7 +226,7 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Request {
         total: u128,
-        split: Split,
+        split: FeeSplit,
         channel: u8,
         node: u8,
         validators: Range<u8>,
@@ -235,7 +235,7 @@ mod tests {
     fn requests() -> impl Strategy<Value = Vec<Request>> {
         let basis_points = || 0u16..=3_333;
         let split = (basis_points(), basis_points(), basis_points())
-            .prop_map(|(gateway_bps, validators_bps, treasury_bps)| Split { gateway_bps, validators_bps, treasury_bps });
+            .prop_map(|(gateway_bps, validators_bps, treasury_bps)| FeeSplit { gateway_bps, validators_bps, treasury_bps });
         let validators = (0u8..8, 1u8..8).prop_map(|(first, count)| first..first + count);
         let request = (1u128..1 << 100, split, 0u8..4, 0u8..4, validators);
         let request =
@@ -244,7 +244,7 @@ mod tests {
     }
 
     fn entry(number: u8, request: &Request) -> BatchEntry {
-        let terms = ChannelTerms { client: account(1, request.channel), gateway: account(2, 0), salt: B256::ZERO };
+        let terms = ChannelParams { client: account(1, request.channel), gateway: account(2, 0), salt: B256::ZERO };
         let quote = Quote {
             request_id: B256::repeat_byte(number),
             client: terms.client,
@@ -270,8 +270,8 @@ mod tests {
         let approval = |number| Approval { validator: account(4, number), signature: signature(number) };
         BatchEntry {
             result: Signed { message, signature: signature(number) },
-            completion: Certificate::new(request.validators.clone().map(approval).collect()),
-            payment: ChannelPayment { terms, voucher, signature: signature(0) },
+            completion: QuorumCertificate::new(request.validators.clone().map(approval).collect()),
+            payment: SignedVoucher { terms, voucher, signature: signature(0) },
             quote,
         }
     }

@@ -16,7 +16,7 @@ use crate::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand};
 /// How many ways out must have been tried, and be closed, at [`Confinement::Full`].
 const ENOUGH: usize = 40;
 /// How long a probe may take; some wait for seconds, and the machine may be slow and busy.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 /// How soon everything must be gone when its end is wanted. What escapes lives much longer.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -282,8 +282,8 @@ fn watch(mut child: Child, probe: &str) -> Result<Outcome, Violation> {
         // It is at its end: nobody has it open any more.
         let _ = stdout.read_to_end(&mut Vec::new());
     });
-    let next = |patience| lines.recv_timeout(patience);
-    match next(PATIENCE).as_deref() {
+    let next = |timeout| lines.recv_timeout(timeout);
+    match next(TIMEOUT).as_deref() {
         Ok("trying") => {}
         // Not known on this architecture.
         Ok("unknown") => return ended(child).map(|()| Outcome::Stopped("unknown here".into())),
@@ -292,7 +292,7 @@ fn watch(mut child: Child, probe: &str) -> Result<Outcome, Violation> {
     let orphans = probe.starts_with("outlive");
     if orphans {
         // It says that it has left something behind, or why it cannot.
-        let _ = next(PATIENCE);
+        let _ = next(TIMEOUT);
         if probe == "outlive the deadline" {
             // The deadline: the caller ends what it has started, and only that.
             child.kill().map_err(broken)?;
@@ -304,7 +304,7 @@ fn watch(mut child: Child, probe: &str) -> Result<Outcome, Violation> {
             _ => Outcome::Stopped(format!("gone after {:?}", since.elapsed())),
         });
     }
-    let said = next(PATIENCE);
+    let said = next(TIMEOUT);
     ended(child)?;
     Ok(match said.as_deref() {
         Ok("escaped") => Outcome::Escaped,
@@ -317,7 +317,7 @@ fn watch(mut child: Child, probe: &str) -> Result<Outcome, Violation> {
 fn ended(mut child: Child) -> Result<(), Violation> {
     let since = Instant::now();
     while child.try_wait().map_err(broken)?.is_none() {
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             let _ = child.kill();
             let _ = child.wait();
             return Err(broken("it did not end"));

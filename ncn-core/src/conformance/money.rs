@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, certificate, key, order, quote, result};
 use crate::{
-    Amount, Authorisation, B256, BatchSettler, ChannelTerms, Completion, DynSigner, InferenceRequest, LedgerError, Payer,
+    Amount, B256, BatchSettler, ChannelParams, Completion, DynSigner, InferenceRequest, LedgerError, Payer, PaymentAuthorization,
     PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime, validation::MAX_ESCROW_SECONDS,
 };
 
@@ -31,7 +31,7 @@ pub trait LedgerFixture: Send + Sync {
     async fn fund_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError>;
@@ -40,7 +40,7 @@ pub trait LedgerFixture: Send + Sync {
     async fn close_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError>;
 
@@ -150,13 +150,13 @@ impl<'a> Scene<'a> {
     }
 
     #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
-    async fn authorisation(&self, quote: &Quote) -> Authorisation {
-        Authorisation::transfer(&self.trust, quote, &self.client).await.expect("a local key signs")
+    async fn authorization(&self, quote: &Quote) -> PaymentAuthorization {
+        PaymentAuthorization::transfer(&self.trust, quote, &self.client).await.expect("a local key signs")
     }
 
     /// The client pays into escrow, by its gateway.
     async fn escrow(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        self.ledger.redeem(quote, &self.authorisation(quote).await).await
+        self.ledger.redeem(quote, &self.authorization(quote).await).await
     }
 
     async fn balance(&self, owner: &DynSigner) -> Amount {

@@ -2,9 +2,9 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
 use crate::{
-    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Departure, DirectoryExt as _, DynSigner,
-    Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Split,
-    Subnet, SubnetModel, TrustRoot, UnixTime,
+    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner,
+    FeeSplit, Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError,
+    Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
 };
 
 /// What the suite for [`Registry`] needs.
@@ -79,7 +79,7 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
         owner: gateway.address(),
         name: "conformance".into(),
         models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: PRICE }],
-        split: Split::default(),
+        split: FeeSplit::default(),
         version: 1,
     };
     let scene = Scene { trust: fixture.trust_root().await, fixture, subnet, gateway, compute };
@@ -167,7 +167,7 @@ async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     let stale = registry.register(record).await;
     rules.check("a record does not undo a heartbeat", matches!(stale, Err(RegistryError::Stale { .. })), stale)?;
 
-    let departure = scene.sign(Departure { node: address, sequence: 20 }, node).await;
+    let departure = scene.sign(Deregistration { node: address, sequence: 20 }, node).await;
     let mut forged = departure.clone();
     forged.message.sequence = 21;
     rules.refused("a forged departure is refused", registry.deregister(forged).await, RegistryError::is_retryable)?;

@@ -6,9 +6,9 @@ use futures::{StreamExt as _, future::join_all};
 
 use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
-    AccessPurpose, Amount, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, Payer, PaymentConfirmation, PaymentProof,
-    Signed, State, Step, Submission, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, TransportExt as _, TrustRoot,
-    UnixTime, Values,
+    Amount, CapabilityScope, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, Payer, PaymentConfirmation,
+    PaymentSubmission, Signed, State, Step, Submission, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError,
+    TransportExt as _, TrustRoot, UnixTime, Values,
 };
 
 /// What the suite for [`Transport`] needs: a network around the transport.
@@ -66,8 +66,8 @@ impl Scene<'_> {
         Submission { request: signed(order, &self.trust, &self.client).await, inputs: self.fixture.inputs() }
     }
 
-    async fn access(&self, request_id: B256, key: &DynSigner, purpose: AccessPurpose) -> Signed<TaskAccess> {
-        signed(TaskAccess { client: key.address(), request_id, purpose }, &self.trust, key).await
+    async fn access(&self, request_id: B256, key: &DynSigner, purpose: CapabilityScope) -> Signed<TaskCapability> {
+        signed(TaskCapability { client: key.address(), request_id, purpose }, &self.trust, key).await
     }
 }
 
@@ -128,8 +128,9 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
 
     let unknown = transport.status(id).await;
     rules.check("a refused request is not known", unknown == Err(TransportError::UnknownTask(id)), unknown)?;
-    let confirmed =
-        transport.confirm_payment(PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction([1; 32].into()) }).await;
+    let confirmed = transport
+        .confirm_payment(PaymentConfirmation { request_id: id, proof: PaymentSubmission::Transaction([1; 32].into()) })
+        .await;
     rules.check("an unknown request cannot be paid", confirmed == Err(TransportError::UnknownTask(id)), confirmed)?;
     let after = scene.fixture.balance(scene.client.address()).await;
     rules.check("refusals cost nothing", before == after, after)
@@ -163,30 +164,30 @@ async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Vio
 
 async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Result<(), Violation> {
     let (transport, id) = (&scene.transport, quoted.request_id);
-    let denied = |result: &Result<(), TransportError>| matches!(result, Err(TransportError::Unauthorised(_)));
+    let denied = |result: &Result<(), TransportError>| matches!(result, Err(TransportError::Unauthorized(_)));
     let stranger = key();
-    let access = scene.access(id, &stranger, AccessPurpose::Follow).await;
+    let access = scene.access(id, &stranger, CapabilityScope::Follow).await;
     let followed = transport.updates(access.clone()).await.map(drop);
     rules.check("strangers do not follow", denied(&followed), followed)?;
-    let cancelled = transport.cancel(scene.access(id, &stranger, AccessPurpose::Cancel).await).await;
+    let cancelled = transport.cancel(scene.access(id, &stranger, CapabilityScope::Cancel).await).await;
     rules.check("strangers do not cancel", denied(&cancelled), cancelled)?;
     let mut forged = access;
     forged.message.client = scene.client.address();
     let followed = transport.updates(forged).await.map(drop);
     rules.check("a forged access is refused", denied(&followed), followed)?;
-    let follow = scene.access(id, &scene.client, AccessPurpose::Follow).await;
+    let follow = scene.access(id, &scene.client, CapabilityScope::Follow).await;
     let cancelled = transport.cancel(follow.clone()).await;
     rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
     let mut turned = follow;
-    turned.message.purpose = AccessPurpose::Cancel;
+    turned.message.purpose = CapabilityScope::Cancel;
     let cancelled = transport.cancel(turned).await;
     rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
-    let unknown = scene.access([9; 32].into(), &scene.client, AccessPurpose::Follow).await;
+    let unknown = scene.access([9; 32].into(), &scene.client, CapabilityScope::Follow).await;
     let unknown = transport.updates(unknown).await.map(drop);
     rules.check("an unknown request is said so", matches!(unknown, Err(TransportError::UnknownTask(_))), unknown)?;
 
     // A hint without a payment leads nowhere.
-    let hint = PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction([1; 32].into()) };
+    let hint = PaymentConfirmation { request_id: id, proof: PaymentSubmission::Transaction([1; 32].into()) };
     rules.ok("a hint is taken", transport.confirm_payment(hint).await)?;
     let status = transport.status(id).await;
     let waits = matches!(&status, Ok(status) if status.state == State::AwaitingPayment);
@@ -198,14 +199,14 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let Some(quote) = &quoted.quote else {
         return Err(Violation { rule: "its quote is approved", what: "there is none".into() });
     };
-    let access = scene.access(id, &scene.client, AccessPurpose::Follow).await;
+    let access = scene.access(id, &scene.client, CapabilityScope::Follow).await;
     let before = scene.fixture.balance(scene.client.address()).await;
     let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
     let paid = rules.ok("a client escrows", scene.payer.pay(quote).await)?;
     let Some(transaction) = paid.transaction() else {
         return rules.check("a client on a chain pays by a transaction", false, paid);
     };
-    let confirmation = PaymentConfirmation { request_id: id, proof: PaymentProof::Transaction(transaction) };
+    let confirmation = PaymentConfirmation { request_id: id, proof: PaymentSubmission::Transaction(transaction) };
     rules.ok("a payment is confirmed", transport.confirm_payment(confirmation).await)?;
     rules.ok("confirming again changes nothing", transport.confirm_payment(confirmation).await)?;
 
@@ -216,7 +217,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     for (index, update) in early.iter().enumerate() {
         let update = rules.ok("updates come without errors", update.as_ref())?;
         rules.check("nothing comes after the last update", update.is_last() == (index + 1 == early.len()), update)?;
-        if let TaskUpdate::Step(report) = update {
+        if let TaskEvent::Step(report) = update {
             steps.push(report.step);
         }
     }
@@ -225,7 +226,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     rules.check("every step of the gateway's is reported, in order", steps == expected, &steps)?;
 
     let last = rules.ok("the last update can be had", transport.last_update(access).await)?;
-    let TaskUpdate::Delivered { output, receipt } = last else {
+    let TaskEvent::Delivered { output, receipt } = last else {
         return rules.check("a paid request is delivered", false, last);
     };
     let verified = receipt.verify(&scene.trust);
@@ -247,11 +248,11 @@ async fn cancels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     let transport = &scene.transport;
     let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
     let status = rules.ok("a good order is taken", transport.submit(submission.clone()).await)?;
-    let access = scene.access(status.request_id, &scene.client, AccessPurpose::Follow).await;
-    let cancel = scene.access(status.request_id, &scene.client, AccessPurpose::Cancel).await;
+    let access = scene.access(status.request_id, &scene.client, CapabilityScope::Follow).await;
+    let cancel = scene.access(status.request_id, &scene.client, CapabilityScope::Cancel).await;
     rules.ok("a client cancels", transport.cancel(cancel.clone()).await)?;
     let last = rules.ok("the last update can be had", transport.last_update(access).await)?;
-    let cancelled = matches!(last, TaskUpdate::Failed { outcome: Outcome::Cancelled, .. });
+    let cancelled = matches!(last, TaskEvent::Failed { outcome: Outcome::Cancelled, .. });
     rules.check("a cancelled request ends so", cancelled, last)?;
     rules.ok("cancelling again changes nothing", transport.cancel(cancel).await)?;
     let status = rules.ok("the same order is the same request", transport.submit(submission).await)?;

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Amount, B256, Domain, Split};
+use crate::{Amount, B256, Domain, FeeSplit};
 
 const PAYMENT: PaymentRef = PaymentRef::Transaction(B256::ZERO);
 
@@ -10,7 +10,7 @@ fn events() -> impl Strategy<Value = Event> {
     let failed = |retryable| Event::ExecutionFailed { reason: String::new(), retryable };
     prop::sample::select(vec![
         reserved(),
-        Event::Approved(Certificate::default()),
+        Event::Approved(QuorumCertificate::default()),
         Event::Refused(String::new()),
         Event::Paid(PAYMENT),
         failed(true),
@@ -36,7 +36,7 @@ fn reserved() -> Event {
         compute: Address::ZERO,
         model_digest: B256::ZERO,
         total: Amount::TOKEN,
-        split: Split::default(),
+        split: FeeSplit::default(),
         expiry: 0,
         trust_root: B256::ZERO,
     };
@@ -77,7 +77,7 @@ fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
     match (effect, luck % 4) {
         (Effect::Reserve | Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
         (Effect::Reserve, _) => reserved(),
-        (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(Certificate::default()),
+        (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(QuorumCertificate::default()),
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {
             chain.escrowed = true;

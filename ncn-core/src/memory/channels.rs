@@ -6,7 +6,7 @@ use alloy_primitives::{Address, B256};
 
 use super::ledger::Ledger;
 use crate::{
-    Amount, Channel, ChannelClose, ChannelPayment, ChannelPayout, ChannelTerms, LedgerError, Message as _, Signature, TrustRoot,
+    Amount, Channel, ChannelClose, ChannelParams, ChannelPayout, LedgerError, Message as _, Signature, SignedVoucher, TrustRoot,
     UnixTime,
     channel::{CertifiedBatch, MAX_CHANNEL_SECONDS, MAX_CHARGES, MAX_PAYOUTS, VoucherError},
 };
@@ -46,7 +46,7 @@ impl Ledger {
     pub(super) fn fund_channel(
         &mut self,
         account: Address,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -145,7 +145,7 @@ impl Ledger {
     pub(super) fn close_channel(
         &mut self,
         account: Address,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         let id = terms.id();
@@ -171,8 +171,8 @@ impl Ledger {
 }
 
 /// Whether a voucher lets its channel be charged this much altogether.
-fn allows(payment: &ChannelPayment, channel: B256, charged: Amount, trust: &TrustRoot) -> Result<(), VoucherError> {
-    let ChannelPayment { terms, voucher, signature } = payment;
+fn allows(payment: &SignedVoucher, channel: B256, charged: Amount, trust: &TrustRoot) -> Result<(), VoucherError> {
+    let SignedVoucher { terms, voucher, signature } = payment;
     if (terms.id(), voucher.channel) != (channel, channel) {
         return Err(VoucherError::new("channel", "is another one than is charged"));
     }

@@ -10,8 +10,8 @@ use futures::{StreamExt as _, stream};
 
 use super::channels::Channels;
 use crate::{
-    Amount, Authorisation, BatchSettler, ChainView, Channel, ChannelTerms, DynSigner, LedgerError, Message as _, Payer,
-    PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PaymentTree, Quote, Receipt, RequestId, Settlement,
+    Amount, BatchSettler, ChainView, Channel, ChannelParams, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization,
+    PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, RequestId, Settlement,
     Signature, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError, escrow_digest},
     ledger::sign_close,
@@ -161,8 +161,8 @@ impl PaymentLedger for MemoryLedger {
         Ok(self.chain.lock().balance(owner))
     }
 
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
-        let Authorisation::Transfer(signature) = authorisation else { return Err(VoucherError::not_taken().into()) };
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError> {
+        let PaymentAuthorization::Transfer(signature) = authorization else { return Err(VoucherError::not_taken().into()) };
         let mut ledger = self.chain.lock();
         let signed = signature.verify(&escrow_digest(&ledger.trust, quote), quote.client);
         signed.map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))?;
@@ -191,7 +191,7 @@ impl PaymentLedger for MemoryLedger {
         certificate
             .verify(&completion.digest(&trust.domain), &quote.request_id, &trust)
             .map_err(|error| LedgerError::Certificate(error.to_string()))?;
-        let tree = PaymentTree::new(quote, completion.compute, &certificate.validators(), trust.treasury)
+        let tree = PayoutSchedule::new(quote, completion.compute, &certificate.validators(), trust.treasury)
             .map_err(|error| LedgerError::Reverted(error.to_string()))?;
         for payout in tree.payouts {
             ledger.credit(payout.address, payout.amount);
@@ -227,7 +227,7 @@ impl PaymentLedger for MemoryLedger {
         Ok(changes.boxed())
     }
 
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError> {
         sign_close(self, terms, &self.signer).await
     }
 }
@@ -342,13 +342,13 @@ impl MemoryLedger {
     }
 
     /// Brings the deposit of this account's channel up to `deposit`, opening it when there is none, and its expiry to `expiry`.
-    pub fn fund_channel(&self, terms: &ChannelTerms, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
+    pub fn fund_channel(&self, terms: &ChannelParams, deposit: Amount, expiry: UnixTime) -> Result<B256, LedgerError> {
         self.chain.lock().fund_channel(self.account(), terms, deposit, expiry)
     }
 
     /// Gives the rest of a deposit back to its client: for its gateway, and for whoever has the gateway's signature over a
     /// [`crate::ChannelClose`], at any time; for anyone after the expiry.
-    pub fn close_channel(&self, terms: &ChannelTerms, agreement: Option<Signature>) -> Result<B256, LedgerError> {
+    pub fn close_channel(&self, terms: &ChannelParams, agreement: Option<Signature>) -> Result<B256, LedgerError> {
         self.chain.lock().close_channel(self.account(), terms, agreement)
     }
 

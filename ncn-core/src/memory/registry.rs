@@ -4,11 +4,11 @@ use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 
 use crate::{
-    Approval, Attestors, BatchRequest, Certificate, Completion, CompletionRequest, Departure, Directory, DynSigner, Heartbeat,
-    InferenceRequest, Message as _, NodeQuery, NodeRecord, PreprocessingRequest, RegistryError, Signed, Subnet, TrustRoot,
-    UnixTime,
-    membership::{Bounds, Membership},
-    validation::{self, Facts},
+    Approval, Attestors, BatchRequest, Completion, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
+    InferenceRequest, Message as _, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
+    TrustRoot, UnixTime,
+    membership::{Membership, MembershipLimits},
+    validation::{self, ValidationContext},
 };
 
 /// Tells the time; the core has no clock of its own.
@@ -25,7 +25,7 @@ pub struct MemoryRegistry {
 impl MemoryRegistry {
     /// A registry of the network `trust`, with these validators.
     pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
-        let membership = Mutex::new(Membership::new(trust.domain, Bounds::default()));
+        let membership = Mutex::new(Membership::new(trust.domain, MembershipLimits::default()));
         Self { trust, validators, membership, clock }
     }
 
@@ -38,7 +38,7 @@ impl MemoryRegistry {
         &self,
         order: &InferenceRequest,
         compute: Address,
-        check: impl FnOnce(&Facts<'_>) -> Result<(), RegistryError>,
+        check: impl FnOnce(&ValidationContext<'_>) -> Result<(), RegistryError>,
     ) -> Result<(), RegistryError> {
         let now = (self.clock)();
         let membership = self.membership();
@@ -46,10 +46,10 @@ impl MemoryRegistry {
         let query = NodeQuery { node: Some(compute), ..NodeQuery::default() };
         let records = membership.discover(&query, now);
         let compute = &records.first().ok_or(RegistryError::UnknownNode(compute))?.message;
-        check(&Facts { trust: &self.trust, subnet, compute, now })
+        check(&ValidationContext { trust: &self.trust, subnet, compute, now })
     }
 
-    async fn certify(&self, request_id: &B256, digest: &B256) -> Result<Certificate, RegistryError> {
+    async fn certify(&self, request_id: &B256, digest: &B256) -> Result<QuorumCertificate, RegistryError> {
         let committee = self.trust.committee(request_id);
         let need = usize::from(self.trust.threshold);
         let mut approvals = Vec::with_capacity(need);
@@ -61,7 +61,7 @@ impl MemoryRegistry {
             let have = approvals.len();
             return Err(RegistryError::TooFewApprovals { have, need, reasons: "no more of the committee are here".into() });
         }
-        Ok(Certificate::new(approvals))
+        Ok(QuorumCertificate::new(approvals))
     }
 }
 
@@ -75,7 +75,7 @@ impl Directory for MemoryRegistry {
         self.membership().heartbeat(&heartbeat, (self.clock)())
     }
 
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
         self.membership().deregister(&departure, (self.clock)())
     }
 
@@ -94,21 +94,21 @@ impl Directory for MemoryRegistry {
 
 #[async_trait]
 impl Attestors for MemoryRegistry {
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);
         self.judge(order, quote.compute, |facts| validation::preprocessing(&request, facts))?;
         self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await
     }
 
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::authorization(&request, &self.trust.domain)?;
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
         self.judge(order, result.compute, |facts| validation::completion(&request, facts))?;
         self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
     }
 
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         validation::settlement(&request, &self.trust)?;
         for entry in &request.batch.entries {
             let verified = entry.verify(&self.trust, &self.trust.validators);

@@ -24,7 +24,7 @@ pub struct Voucher {
 /// One request of a batch: a leaf of the settlement's Merkle tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SettledCompletion {
+pub struct SettlementLeaf {
     /// The channel that is charged.
     pub channel: B256,
     /// Struct hash of the [`crate::Completion`].
@@ -61,7 +61,7 @@ pub struct ChannelPayout {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChannelSettlement {
-    /// Merkle root over the batch's [`SettledCompletion`]s.
+    /// Merkle root over the batch's [`SettlementLeaf`]s.
     pub root: B256,
     /// How many they are.
     pub count: u64,

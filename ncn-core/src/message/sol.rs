@@ -106,7 +106,7 @@ impl ToSol for super::ReceiptSeal {
     }
 }
 
-impl ToSol for super::TaskAccess {
+impl ToSol for super::TaskCapability {
     type Sol = generated::TaskAccess;
 
     fn to_sol(&self) -> Self::Sol {
@@ -139,7 +139,7 @@ impl ToSol for super::Heartbeat {
     }
 }
 
-impl ToSol for super::Departure {
+impl ToSol for super::Deregistration {
     type Sol = generated::Departure;
 
     fn to_sol(&self) -> Self::Sol {
@@ -147,7 +147,7 @@ impl ToSol for super::Departure {
     }
 }
 
-impl ToSol for super::Attachment {
+impl ToSol for super::SessionProof {
     type Sol = generated::Attachment;
 
     fn to_sol(&self) -> Self::Sol {
@@ -197,7 +197,7 @@ impl ToSol for super::Voucher {
     }
 }
 
-impl ToSol for super::SettledCompletion {
+impl ToSol for super::SettlementLeaf {
     type Sol = generated::SettledCompletion;
 
     fn to_sol(&self) -> Self::Sol {

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
-    Address, Amount, Attestors, Authorisation, B256, BatchSettler, Certificate, ChainView, Channel, ChannelTerms,
-    CompletionRequest, Confinement, Departure, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError,
-    NodeQuery, NodeRecord, Payer, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, Quote, Receipt,
-    Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
+    Address, Amount, Attestors, B256, BatchSettler, ChainView, Channel, ChannelParams, CompletionRequest, Confinement,
+    Deregistration, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, Payer,
+    PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
+    Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
     conformance::{self, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
@@ -61,8 +61,8 @@ impl PaymentLedger for BrokenLedger {
         self.ledger.balance(owner).await
     }
 
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
-        match (self.fault, self.ledger.redeem(quote, authorisation).await) {
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError> {
+        match (self.fault, self.ledger.redeem(quote, authorization).await) {
             (Fault::AcceptsAnySignature, Err(LedgerError::NotAllowed(_)))
             | (Fault::ReportsAnotherTransaction, Ok(_))
             | (Fault::TakesVouchersForNothing, Err(LedgerError::Voucher(_))) => Ok(MADE_UP),
@@ -97,7 +97,7 @@ impl PaymentLedger for BrokenLedger {
         self.ledger.changes(from_block).await
     }
 
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError> {
         match (self.fault, self.ledger.cooperative_close(terms).await) {
             (Fault::ClosesOthersChannels, Err(LedgerError::NotAllowed(_))) => {
                 let signature = Signature::sign(&B256::ZERO, &*self.signer).await;
@@ -235,7 +235,7 @@ impl LedgerFixture for BrokenChain {
     async fn fund_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -248,7 +248,7 @@ impl LedgerFixture for BrokenChain {
     async fn close_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         let known = self.0.chain.ledger(signer.clone()).channel(terms.id()).await?;
@@ -286,7 +286,7 @@ impl PayerFixture for BrokenChain {
 #[tokio::test]
 async fn broken_ledgers_are_caught() {
     let caught = [
-        (Fault::AcceptsAnySignature, "an authorisation pays its own quote"),
+        (Fault::AcceptsAnySignature, "an authorization pays its own quote"),
         (Fault::ReportsAnotherTransaction, "everyone sees the escrow and its transaction"),
         (Fault::RefundsEarly, "before expiry only the gateway gives back"),
         (Fault::ForgetsRefunds, "a refunded request is refunded"),
@@ -353,7 +353,7 @@ impl Directory for BrokenRegistry {
         if self.flaw == Flaw::TakesAnyHeartbeat { Ok(()) } else { taken }
     }
 
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
         self.scene.registry.deregister(departure).await
     }
 
@@ -372,22 +372,22 @@ impl Directory for BrokenRegistry {
 
 #[async_trait]
 impl Attestors for BrokenRegistry {
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         let approved = self.scene.registry.preprocessing(request).await;
         if self.flaw == Flaw::ApprovesAnyQuote { Ok(approved.unwrap_or_default()) } else { approved }
     }
 
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let approved = self.scene.registry.completion(request).await;
         match &approved {
             Err(RegistryError::Refused(reason)) if self.flaw == Flaw::NeedsNoGateway && reason.starts_with("authorization") => {
-                Ok(Certificate::default())
+                Ok(QuorumCertificate::default())
             }
             _ => approved,
         }
     }
 
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         self.scene.registry.settlement(request).await
     }
 }

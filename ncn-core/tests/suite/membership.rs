@@ -1,8 +1,8 @@
 //! What time does to a membership.
 
 use ncn_core::{
-    Confinement, Departure, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed,
-    membership::{Bounds, CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership},
+    Confinement, Deregistration, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed,
+    membership::{CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits},
 };
 
 use crate::scene::{NOW, Scene, key};
@@ -23,7 +23,7 @@ fn record(node: ncn_core::Address, sequence: u64, expires_at: u64) -> NodeRecord
 #[tokio::test]
 async fn the_silent_and_the_expired_are_gone() {
     let (domain, node) = (Scene::new().trust.domain, key());
-    let mut members = Membership::new(domain, Bounds::default());
+    let mut members = Membership::new(domain, MembershipLimits::default());
     let found = |members: &Membership, now| members.discover(&NodeQuery::default(), now).len();
     let sign = |message| Signed::sign(message, &domain, &*node);
 
@@ -44,7 +44,7 @@ async fn the_silent_and_the_expired_are_gone() {
 #[tokio::test]
 async fn the_same_record_again_is_no_sign_of_life() {
     let (domain, node) = (Scene::new().trust.domain, key());
-    let mut members = Membership::new(domain, Bounds::default());
+    let mut members = Membership::new(domain, MembershipLimits::default());
     let signed = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
     members.register(signed.clone(), NOW).unwrap();
     members.register(signed, NOW + LIVENESS_SECONDS).unwrap();
@@ -54,10 +54,10 @@ async fn the_same_record_again_is_no_sign_of_life() {
 #[tokio::test]
 async fn a_departed_node_cannot_be_brought_back_by_its_old_record() {
     let (domain, node) = (Scene::new().trust.domain, key());
-    let mut members = Membership::new(domain, Bounds::default());
+    let mut members = Membership::new(domain, MembershipLimits::default());
     let old = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
     members.register(old.clone(), NOW).unwrap();
-    let farewell = Departure { node: node.address(), sequence: 2 };
+    let farewell = Deregistration { node: node.address(), sequence: 2 };
     members.deregister(&Signed::sign(farewell, &domain, &*node).await.unwrap(), NOW).unwrap();
     assert_eq!(members.register(old, NOW + 1), Err(RegistryError::Stale { given: 1, known: 2 }));
 }
@@ -65,7 +65,7 @@ async fn a_departed_node_cannot_be_brought_back_by_its_old_record() {
 #[tokio::test]
 async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
     let domain = Scene::new().trust.domain;
-    let mut members = Membership::new(domain, Bounds { nodes: 2, ..Bounds::default() });
+    let mut members = Membership::new(domain, MembershipLimits { nodes: 2, ..MembershipLimits::default() });
     let mut signed = Vec::new();
     for expires_at in [NOW + 10, NOW + 600, NOW + 600] {
         let node = key();
@@ -81,7 +81,7 @@ async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
 #[tokio::test]
 async fn a_sequence_is_not_ahead_of_the_clock() {
     let (domain, node) = (Scene::new().trust.domain, key());
-    let mut members = Membership::new(domain, Bounds::default());
+    let mut members = Membership::new(domain, MembershipLimits::default());
     let sign = async |sequence| Signed::sign(record(node.address(), sequence, NOW + 600), &domain, &*node).await.unwrap();
     let ahead = (NOW + CLOCK_SKEW_SECONDS + 1) * 1_000;
     for sequence in [ahead, u64::MAX] {
@@ -93,7 +93,7 @@ async fn a_sequence_is_not_ahead_of_the_clock() {
     let refused = members.heartbeat(&Signed::sign(beat(u64::MAX), &domain, &*node).await.unwrap(), NOW);
     assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "heartbeat.sequence"), "{refused:?}");
     members.heartbeat(&Signed::sign(beat(ahead), &domain, &*node).await.unwrap(), NOW + 1).unwrap();
-    let farewell = Signed::sign(Departure { node: node.address(), sequence: u64::MAX }, &domain, &*node).await.unwrap();
+    let farewell = Signed::sign(Deregistration { node: node.address(), sequence: u64::MAX }, &domain, &*node).await.unwrap();
     let refused = members.deregister(&farewell, NOW);
     assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "departure.sequence"), "{refused:?}");
 }

@@ -2,21 +2,21 @@
 
 use ncn_core::receipt::Payment;
 use ncn_core::{
-    Amount, Approval, B256, Certificate, ChannelPayment, ChannelTerms, Completion, Confinement, InferenceRequest, InferenceResult,
-    Message as _, PaymentKind, PaymentTree, Quote, Receipt, ReceiptError, Signature, Signed, Split, TrustRoot, Usage, Values,
-    receipt,
+    Amount, Approval, B256, ChannelParams, Completion, Confinement, FeeSplit, InferenceRequest, InferenceResult, Message as _,
+    PaymentKind, PayoutSchedule, QuorumCertificate, Quote, Receipt, ReceiptError, Signature, Signed, SignedVoucher, TrustRoot,
+    Usage, Values, receipt,
 };
 use serde_json::Value;
 
 use crate::scene::{NOW, Scene, key};
 
-async fn certificate(scene: &Scene, request_id: B256, digest: B256) -> Certificate {
+async fn certificate(scene: &Scene, request_id: B256, digest: B256) -> QuorumCertificate {
     let committee = scene.trust.committee(&request_id);
     let mut approvals = Vec::new();
     for validator in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(3) {
         approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
     }
-    Certificate::new(approvals)
+    QuorumCertificate::new(approvals)
 }
 
 async fn receipt(scene: &Scene) -> Receipt {
@@ -45,7 +45,7 @@ async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
         compute: compute.address(),
         model_digest: order.model_digest,
         total: Amount::new(1_000_003),
-        split: Split::default(),
+        split: FeeSplit::default(),
         expiry: NOW + 60,
         trust_root: scene.trust.hash(),
     };
@@ -61,13 +61,13 @@ async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
     let result = Signed::sign(result, &domain, &*compute).await.unwrap();
     let completion = Completion::new(&quote, &result.message);
     let approved = certificate(scene, request_id, completion.digest(&domain)).await;
-    let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
-    let voucher = ChannelPayment::sign(terms, &quote, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
+    let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
+    let voucher = SignedVoucher::sign(terms, &quote, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
         preprocessing: certificate(scene, request_id, quote.digest(&domain)).await,
-        payments: PaymentTree::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
+        payments: PayoutSchedule::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
         request,
         quote,
         payment: match kind {
@@ -172,7 +172,7 @@ async fn no_single_change_passes() {
             }
             let Ok(receipt) = Receipt::from_json(changed.to_string().as_bytes()) else { continue };
             judged += 1;
-            assert!(receipt.verify_as_stated().is_err(), "passed: {changed:#}");
+            assert!(receipt.verify_self_consistent().is_err(), "passed: {changed:#}");
         }
         assert!(judged > 1_000, "most changes can be read, and are judged by what they say: {judged}");
     }
@@ -218,7 +218,7 @@ async fn a_certificate_needs_the_committee() {
         approvals.push(Approval::sign(&digest, &**outsider).await.unwrap());
     }
     approvals.extend(receipt.preprocessing.approvals().iter().skip(1));
-    receipt.preprocessing = Certificate::new(approvals);
+    receipt.preprocessing = QuorumCertificate::new(approvals);
     let error = receipt.preprocessing.verify(&digest, &receipt.quote.request_id, trust).unwrap_err();
     assert!(error.to_string().contains("committee"), "{error}");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChannelTerms, Domain, DynSigner, LedgerError, Payer, PaymentLedger, Quote, Registry,
+    Address, Amount, B256, BatchSettler, ChannelParams, Domain, DynSigner, LedgerError, Payer, PaymentLedger, Quote, Registry,
     Signature, TrustRoot, UnixTime,
     conformance::{LedgerFixture, PayerFixture, RegistryFixture},
     memory::{MemoryChain, MemoryRegistry},
@@ -62,7 +62,7 @@ impl LedgerFixture for Scene {
     async fn fund_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -72,7 +72,7 @@ impl LedgerFixture for Scene {
     async fn close_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         self.chain.ledger(signer).close_channel(terms, agreement)

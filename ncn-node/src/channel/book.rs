@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ncn_core::{Amount, B256, Channel, ChannelPayment, LedgerError, Quote, RequestId, UnixTime, validation};
+use ncn_core::{Amount, B256, Channel, LedgerError, Quote, RequestId, SignedVoucher, UnixTime, validation};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
@@ -14,7 +14,7 @@ const MAX_HOLDS: usize = 1_000_000;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Account {
     /// The voucher that allows most.
-    pub(super) highest: ChannelPayment,
+    pub(super) highest: SignedVoucher,
     /// What the chain held when it was last asked.
     pub(super) chain: Channel,
     /// What was charged in batches. In step with the holds, where the chain may be a batch ahead.
@@ -45,7 +45,7 @@ pub(super) enum Stage {
 /// One request's part of a channel.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Hold {
-    pub(super) payment: ChannelPayment,
+    pub(super) payment: SignedVoucher,
     pub(super) expiry: UnixTime,
     pub(super) stage: Stage,
 }
@@ -71,7 +71,7 @@ pub(super) struct Limits {
 
 /// All channels of a gateway.
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct ChannelState {
     accounts: HashMap<B256, Account>,
     holds: HashMap<RequestId, Hold>,
     /// What is earned, the oldest first.
@@ -91,7 +91,7 @@ fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
     Amount::checked_sum(amounts).unwrap_or(Amount::new(u128::MAX))
 }
 
-impl Book {
+impl ChannelState {
     /// The book as it was kept.
     pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>, kept: Kept) -> Self {
         let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
@@ -151,13 +151,13 @@ impl Book {
     }
 
     /// Whether a voucher can be judged by what the book knows; if not, the chain has to be asked.
-    pub(super) fn knows_enough(&self, payment: &ChannelPayment, quote: &Quote) -> bool {
+    pub(super) fn knows_enough(&self, payment: &SignedVoucher, quote: &Quote) -> bool {
         let account = self.accounts.get(&payment.voucher.channel);
         account.is_some_and(|account| validation::voucher(payment, Some(&account.chain), quote).is_ok())
     }
 
     /// Takes in what the chain holds of a channel.
-    pub(super) fn learn(&mut self, payment: &ChannelPayment, chain: Channel) {
+    pub(super) fn learn(&mut self, payment: &SignedVoucher, chain: Channel) {
         let new = || Account { highest: *payment, chain, settled: chain.settled, reserved: Amount::ZERO, earned: Amount::ZERO };
         self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
     }
@@ -165,7 +165,7 @@ impl Book {
     /// Holds a voucher's amount for its request; the signature has been checked. The same voucher again changes nothing.
     pub(super) fn reserve(
         &mut self,
-        payment: &ChannelPayment,
+        payment: &SignedVoucher,
         quote: &Quote,
         limits: &Limits,
     ) -> Result<(Account, Hold), LedgerError> {

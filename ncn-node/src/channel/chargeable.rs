@@ -8,7 +8,7 @@ use std::{
 use ncn_core::{Amount, B256, Channel, RequestId, channel::BatchEntry};
 
 use super::{
-    Book, Inner,
+    ChannelState, Inner,
     kept::DEEP_AFTER,
     records::Change,
     settler::{Failure, SET_ASIDE},
@@ -38,7 +38,7 @@ impl Aside {
         self.channels.retain(|_, until| now < *until);
     }
 
-    pub(super) fn has(&self, book: &Book, request: &RequestId) -> bool {
+    pub(super) fn has(&self, book: &ChannelState, request: &RequestId) -> bool {
         self.requests.contains_key(request) || book.channel_of(*request).is_some_and(|channel| self.channels.contains_key(&channel))
     }
 }
@@ -114,7 +114,7 @@ pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>
 
 /// Gives up what a channel owes that has ended for good.
 async fn write_off(inner: &Inner, channel: B256) -> Result<(), Failure> {
-    let owed = |book: &Book| -> Vec<(RequestId, Amount)> {
+    let owed = |book: &ChannelState| -> Vec<(RequestId, Amount)> {
         let earned = book.earned().map(|((_, request), amount)| (*request, *amount));
         earned.filter(|(request, _)| book.channel_of(*request) == Some(channel)).collect()
     };
@@ -122,7 +122,7 @@ async fn write_off(inner: &Inner, channel: B256) -> Result<(), Failure> {
     let (requests, amounts): (Vec<_>, Vec<_>) = owed.into_iter().unzip();
     let lost = Amount::checked_sum(amounts).unwrap_or(Amount::new(u128::MAX));
     tracing::error!(%channel, requests = requests.len(), %lost, "a channel ended for good before what it owes was settled: lost");
-    let change = |book: &mut Book| {
+    let change = |book: &mut ChannelState| {
         let holds = book.write_off(&requests);
         Ok(((), Change { holds, settled: requests, ..Change::default() }))
     };

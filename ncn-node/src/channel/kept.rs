@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ncn_core::{Amount, B256, Certificate, ChannelCharge, ChannelPayment, ChannelSettlement, UnixTime};
+use ncn_core::{Amount, B256, ChannelCharge, ChannelSettlement, QuorumCertificate, SignedVoucher, UnixTime};
 use serde::{Deserialize, Serialize};
 
 /// How long after its settlement, in seconds of the chain's time, a batch counts as deep: longer than any chain that is in use takes to
@@ -16,9 +16,9 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SettledBatch {
     pub(super) settlement: ChannelSettlement,
-    pub(super) vouchers: Vec<ChannelPayment>,
+    pub(super) vouchers: Vec<SignedVoucher>,
     /// Absent when the chain was found to be charged after the approval had been dropped.
-    pub(super) certificate: Option<Certificate>,
+    pub(super) certificate: Option<QuorumCertificate>,
     /// The chain's time when the charge was seen.
     pub(super) at: UnixTime,
     /// The size of its proofs.

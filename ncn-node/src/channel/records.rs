@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use ncn_core::{
-    B256, Certificate, RequestId,
+    B256, QuorumCertificate, RequestId,
     channel::{Batch, BatchEntry},
 };
 use redb::{ReadableTable as _, TableDefinition, TableError, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    book::{Account, Book, Closing, Hold},
+    book::{Account, ChannelState, Closing, Hold},
     kept::{Kept, SettledBatch},
 };
 use crate::store::{Store, StoreError};
@@ -33,7 +33,7 @@ const BATCH: TableDefinition<'static, (), &'static [u8]> = TableDefinition::new(
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) batch: Batch,
-    pub(super) certificate: Option<Certificate>,
+    pub(super) certificate: Option<QuorumCertificate>,
 }
 
 /// A value as it is kept.
@@ -133,7 +133,7 @@ fn all<T: DeserializeOwned>(store: &Store, table: Table) -> Result<Vec<T>, Store
 }
 
 /// The book as it was kept.
-pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
+pub(super) fn load(store: &Store) -> Result<ChannelState, StoreError> {
     let closing = store.read(|transaction| {
         let table = match transaction.open_table(CLOSING) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
@@ -158,7 +158,7 @@ pub(super) fn load(store: &Store) -> Result<Book, StoreError> {
         }
         Ok(Kept::load(kept))
     })?;
-    Ok(Book::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing, kept))
+    Ok(ChannelState::load(all(store, ACCOUNTS)?, all(store, HOLDS)?, closing, kept))
 }
 
 /// What proves the requests of a settled batch.

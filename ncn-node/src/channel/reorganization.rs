@@ -15,7 +15,7 @@ use ncn_core::{
 };
 
 use super::{
-    Book, Inner,
+    ChannelState, Inner,
     book::{Hold, Stage},
     kept::SettledBatch,
     records::{self, Change, KeptChange},
@@ -167,7 +167,7 @@ async fn present(inner: &Inner, number: u64, batch: &SettledBatch, anew: bool) -
     tracing::info!(%transaction, requests = settlement.count, "settled a batch again that the chain had taken back");
     let at = chain_time(inner).await;
     let batch = SettledBatch { certificate: Some(certificate), at, ..batch.clone() };
-    let update = move |book: &mut Book| {
+    let update = move |book: &mut ChannelState| {
         book.kept.replace(number, batch.clone());
         Ok(((), Change { kept: vec![KeptChange::Keep(number, Box::new(batch), None)], ..Change::default() }))
     };
@@ -193,7 +193,7 @@ async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str)
     let hold = |entry: &BatchEntry| Hold { payment: entry.payment, expiry: entry.quote.expiry, stage: Stage::Settled };
     let requests: Vec<Hold> = entries.iter().map(hold).collect();
     let batch = SettledBatch { reopened: true, ..batch.clone() };
-    let update = move |book: &mut Book| {
+    let update = move |book: &mut ChannelState| {
         let (accounts, holds) = book.reopen(&requests, &settled, unix_now());
         book.kept.replace(number, batch.clone());
         let kept = vec![KeptChange::Keep(number, Box::new(batch), None)];
@@ -223,7 +223,7 @@ async fn watch_reopened(inner: &Inner, number: u64, batch: &SettledBatch) -> Res
 async fn settle_after_all(inner: &Inner, number: u64, batch: &SettledBatch) -> Result<(), Failure> {
     let requests: Vec<_> = proofs(inner, number).await?.iter().map(|entry| entry.quote.request_id).collect();
     let batch = SettledBatch { reopened: false, at: chain_time(inner).await, ..batch.clone() };
-    let update = move |book: &mut Book| {
+    let update = move |book: &mut ChannelState| {
         let known = |channel| book.account(channel).map(|account| account.settled).unwrap_or_default();
         let sum = |charge: &ChannelCharge| (charge.channel, charge.settled_after.max(known(charge.channel)));
         let sums: Vec<_> = batch.settlement.charges.iter().map(sum).collect();
@@ -236,7 +236,7 @@ async fn settle_after_all(inner: &Inner, number: u64, batch: &SettledBatch) -> R
 }
 
 async fn forget(inner: &Inner, number: u64) -> Result<(), Failure> {
-    let drop = move |book: &mut Book| {
+    let drop = move |book: &mut ChannelState| {
         book.kept.remove(number);
         Ok(((), Change { kept: vec![KeptChange::Drop(number)], ..Change::default() }))
     };

@@ -9,13 +9,13 @@ use std::{
 
 use ncn_client::Backoff;
 use ncn_core::{
-    Amount, B256, BatchRequest, Certificate, ChannelPayment, LedgerError, Message as _, RegistryError, RequestId,
-    SettlementRequest, SignatureError, Signed,
+    Amount, B256, BatchRequest, LedgerError, Message as _, QuorumCertificate, RegistryError, RequestId, SettlementRequest,
+    SignatureError, Signed, SignedVoucher,
     channel::{Batch, BatchEntry, BatchError, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
 };
 
 use super::{
-    Book, Inner,
+    ChannelState, Inner,
     chargeable::{Aside, chargeable, fits},
     kept::SettledBatch,
     records::{self, BatchChange, Change, KeptChange, Pending},
@@ -263,7 +263,7 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
     let (vouchers, proofs) = (vouchers(inner, batch), records::encode(&batch.entries)?);
     let (settlement, certificate, bytes) = (batch.settlement.clone(), certificate.clone(), proofs.len() as u64);
     let settled = SettledBatch { settlement, vouchers, certificate, at, bytes, reopened: false };
-    let settle = |book: &mut Book| {
+    let settle = |book: &mut ChannelState| {
         let (accounts, holds) = book.settle(&requests, &sums);
         let (number, dropped) = book.kept.push(settled.clone());
         if !dropped.is_empty() {
@@ -277,7 +277,7 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
 }
 
 /// Has the validators approve a batch. What the registry brings is believed only when it verifies.
-pub(super) async fn certify(inner: &Inner, batch: &Batch) -> Result<Certificate, Failure> {
+pub(super) async fn certify(inner: &Inner, batch: &Batch) -> Result<QuorumCertificate, Failure> {
     let trust = inner.chain.trust_root().await?;
     let message = SettlementRequest { gateway: inner.signer.address(), settlement: batch.settlement.struct_hash() };
     let request = Signed::sign(message, &trust.channel_domain(), &*inner.signer).await?;
@@ -312,7 +312,7 @@ async fn is_charged(inner: &Inner, batch: &Batch) -> Result<bool, Failure> {
 }
 
 /// For each charge the channel's highest voucher.
-fn vouchers(inner: &Inner, batch: &Batch) -> Vec<ChannelPayment> {
+fn vouchers(inner: &Inner, batch: &Batch) -> Vec<SignedVoucher> {
     let book = inner.book();
     let of_batch = batch.vouchers();
     let highest = |channel: &B256| book.account(*channel).map(|account| account.highest).or_else(|| of_batch.get(channel).copied());

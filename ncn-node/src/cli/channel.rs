@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use ncn_client::{ClientChannel, grpc::GrpcTransport, unix_now};
+use ncn_client::{PayerChannel, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, B256, ChainView as _, ChannelTerms, Signed, TaskAccess, Transport as _, channel::MAX_CHANNEL_SECONDS,
+    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, Signed, TaskCapability, Transport as _,
+    channel::MAX_CHANNEL_SECONDS,
 };
 
 use super::{
@@ -83,9 +84,9 @@ pub(crate) enum Command {
 }
 
 /// The channel in a file.
-pub(crate) fn open_file(path: &Path) -> Result<Arc<ClientChannel>, Failure> {
+pub(crate) fn open_file(path: &Path) -> Result<Arc<PayerChannel>, Failure> {
     let refuse = |error| Failure::Input(format!("--channel {}: {error}", path.display()));
-    ClientChannel::open(path).map(Arc::new).map_err(refuse)
+    PayerChannel::open(path).map(Arc::new).map_err(refuse)
 }
 
 pub(crate) fn run(command: &Command) -> Result<(), Failure> {
@@ -109,11 +110,11 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 if network.trust_root != ledger.trust_root().await.map_err(Failure::failed)? {
                     return Err(Failure::Failed("--gateway: is of another network than the chain's contracts".into()));
                 }
-                let terms = ChannelTerms { client: ledger.account(), gateway: network.gateway, salt: B256::random() };
+                let terms = ChannelParams { client: ledger.account(), gateway: network.gateway, salt: B256::random() };
                 let expiry = end(*days);
                 // Kept before it is paid for, so that nothing is in a channel that nobody knows of.
                 let write = |error| Failure::Input(format!("--channel {}: {error}", file.channel.display()));
-                ClientChannel::create(&file.channel, terms, *deposit, expiry).map_err(write)?;
+                PayerChannel::create(&file.channel, terms, *deposit, expiry).map_err(write)?;
                 let opened = ledger.fund_channel(&terms, *deposit, expiry).await.map_err(|error| {
                     Failure::Failed(format!("{error}; the channel's file is kept: `ncn channel show` says whether it was opened"))
                 })?;
@@ -164,8 +165,8 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 let agreement = match gateway {
                     Some(url) => {
                         let trust = ledger.trust_root().await.map_err(Failure::failed)?;
-                        let purpose = AccessPurpose::CloseChannel;
-                        let access = TaskAccess { client: signer.address(), request_id: terms.id(), purpose };
+                        let purpose = CapabilityScope::CloseChannel;
+                        let access = TaskCapability { client: signer.address(), request_id: terms.id(), purpose };
                         let access = Signed::sign(access, &trust.domain, &*signer).await.map_err(Failure::failed)?;
                         let (_, agreement) = transport(url)?.close_channel(terms, access).await.map_err(Failure::failed)?;
                         Some(agreement)

@@ -5,15 +5,15 @@ use std::{io::Write as _, sync::Arc};
 use ncn_client::grpc::GrpcTransport;
 use ncn_core::Transport as _;
 use ncn_node::{
-    compute::{Attachments, ComputeNode},
-    presence::Presence,
+    compute::{ComputeNode, GatewaySessions},
+    presence::Registration,
 };
 
 use super::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments},
     engines::{EngineArguments, ModelArguments},
-    say, serving, shown,
+    sanitize, say, serving,
 };
 
 #[derive(clap::Args)]
@@ -57,7 +57,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     };
     if packages.is_empty() {
         let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
-        return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", shown(&names.join(", ")))));
+        return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", sanitize(&names.join(", ")))));
     }
     for package in &packages {
         if !offered.iter().any(|info| info.model.digest() == package.model.digest()) {
@@ -78,9 +78,9 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
     let announcement = node.announcement();
     let level = announcement.confinement;
-    let presence = Presence::start(registry, signer.clone(), trust.domain, announcement).await;
+    let presence = Registration::start(registry, signer.clone(), trust.domain, announcement).await;
     let _presence = presence.map_err(Failure::failed)?;
-    let mut attachments = Attachments::new();
+    let mut attachments = GatewaySessions::new();
     attachments
         .add(Arc::new(node), network.gateway, &arguments.gateway)
         .map_err(|error| Failure::Input(format!("--gateway {error}")))?;

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use ncn_client::evm::Genesis;
+use ncn_client::evm::DeployParams;
 use ncn_core::{Address, Amount};
 
 use super::{
@@ -50,7 +50,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     let Command::Deploy(deploy) = command;
     block_on(async {
         let signer = deploy.key.open()?;
-        let genesis = Genesis {
+        let genesis = DeployParams {
             supply: deploy.supply,
             minimum_stake: deploy.minimum_stake,
             unstake_delay: deploy.unstake_delay,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use ncn_client::Answer;
+use ncn_client::InferenceOutput;
 use ncn_core::{Amount, Confinement, Value, Values};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
@@ -21,7 +21,7 @@ use super::{
     Failure, block_on,
     files::{ReceiptFile, read_input},
     output::print_output,
-    say, shown,
+    sanitize, say,
 };
 
 #[derive(clap::Args)]
@@ -103,7 +103,7 @@ async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> 
 }
 
 async fn balance(network: &LocalNetwork, owner: Address) -> Result<Amount, Failure> {
-    network.treasurer().balance(owner).await.map_err(Failure::failed)
+    network.funder().balance(owner).await.map_err(Failure::failed)
 }
 
 /// Everyone but the client, with a name for people.
@@ -134,7 +134,7 @@ impl Accounts {
 }
 
 /// The chain's word against the receipt's: everyone got what the receipt says, and the client paid the sum of it.
-fn check_balances(answer: &Answer, balances: &BTreeMap<Address, Balance>, payer: &Balance) -> Result<(), Failure> {
+fn check_balances(answer: &InferenceOutput, balances: &BTreeMap<Address, Balance>, payer: &Balance) -> Result<(), Failure> {
     let wrong = |what: String| Err(Failure::Failed(format!("the chain's balances contradict the receipt: {what}")));
     for (address, Balance { before, after }) in balances {
         let paid = answer.receipt.payments.payouts.iter().filter(|payout| payout.address == *address);
@@ -155,7 +155,7 @@ fn milliseconds(took: Duration) -> f64 {
     u32::try_from(took.as_micros()).map_or(f64::MAX, f64::from) / 1_000.0
 }
 
-fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
+fn print_json(answer: &InferenceOutput, receipt: &Path) -> Result<(), Failure> {
     let quote = &answer.receipt.quote;
     let actor = |address: Address| match address {
         address if address == quote.client => "client",
@@ -191,7 +191,7 @@ fn print_json(answer: &Answer, receipt: &Path) -> Result<(), Failure> {
 }
 
 fn print_text(
-    answer: &Answer,
+    answer: &InferenceOutput,
     accounts: &Accounts,
     balances: &BTreeMap<Address, Balance>,
     payer: &Balance,
@@ -222,6 +222,6 @@ fn print_text(
         answer.receipt.payments.total,
         answer.receipt.payments.total.units()
     )?;
-    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&receipt.display().to_string()))?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", sanitize(&receipt.display().to_string()))?;
     Ok(())
 }

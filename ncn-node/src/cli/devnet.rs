@@ -5,7 +5,7 @@ use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _
 use alloy_primitives::U256;
 use ncn_core::Amount;
 use ncn_node::{
-    channel::SettleOptions,
+    channel::BatchPolicy,
     devnet::{self, CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer, quickstart},
 };
 
@@ -64,7 +64,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     if packages.is_empty() {
         packages.push(quickstart::unpack(quickstart.path())?);
     }
-    let settle = SettleOptions { max_age: Duration::from_secs(arguments.settle_after), ..SettleOptions::default() };
+    let settle = BatchPolicy { max_age: Duration::from_secs(arguments.settle_after), ..BatchPolicy::default() };
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
@@ -77,7 +77,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         .map_err(Failure::failed)?;
     for number in 0..ACCOUNTS {
         let account = devnet::well_known_key("client", number).address();
-        network.treasurer().transfer(account, TOKENS).await.map_err(Failure::failed)?;
+        network.funder().transfer(account, TOKENS).await.map_err(Failure::failed)?;
         chain.fund(account, U256::from(10_u64.pow(18)) * U256::from(1_000));
     }
     if let Some(seconds) = arguments.block_time {
@@ -90,7 +90,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
 
 async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcServer>) -> Result<(), Failure> {
     let trust = network.trust_root().await.map_err(Failure::failed)?;
-    let deployment = network.treasurer().deployment();
+    let deployment = network.funder().deployment();
     let mut out = std::io::stdout().lock();
     writeln!(out, "gateway     {}", network.gateway_url())?;
     writeln!(out, "registry    {}", network.registry_url())?;

@@ -7,12 +7,12 @@ use std::{
 
 use ncn_core::{Confinement, model::ModelFormat};
 use ncn_node::{
-    executor::{Choice, Machine, WorkerProgram},
+    executor::{Choice, EngineCatalog, WorkerProgram},
     sandbox::{self, HELPER, HELPER_VARIABLE},
 };
 use serde_json::{Value, json};
 
-use super::{Failure, block_on, engines::SearchArguments, shown};
+use super::{Failure, block_on, engines::SearchArguments, sanitize};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
         let program = WorkerProgram::current().map_err(Failure::failed)?;
         let (level, refused, confinement) = confinement(&program.path);
-        let machine = arguments.search.look(&program).await;
+        let machine = arguments.search.detect(&program).await;
         let sections = [confinement, engines(&machine), formats(&machine)];
         print(arguments, level, &sections)?;
         refused.map_or(Ok(()), |why| Err(Failure::Failed(format!("models cannot be confined by every layer here: {why}"))))
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// The level that is reached, why not the strict one, and each layer.
 fn confinement(program: &Path) -> (Confinement, Option<String>, Section) {
-    let examined = sandbox::examine(program);
+    let examined = sandbox::diagnose(program);
     let helper = examined.helper.map(|path| path.display().to_string());
     let mut items = vec![Item {
         name: "helper program".into(),
@@ -80,7 +80,7 @@ fn confinement(program: &Path) -> (Confinement, Option<String>, Section) {
     (examined.level, examined.refused, Section { title: "confinement", items })
 }
 
-fn engines(machine: &Machine) -> Section {
+fn engines(machine: &EngineCatalog) -> Section {
     let items = machine.engines().iter().map(|engine| Item {
         name: engine.name.clone(),
         found: engine.found.clone(),
@@ -91,7 +91,7 @@ fn engines(machine: &Machine) -> Section {
 }
 
 /// What runs each format of models, and why.
-fn formats(machine: &Machine) -> Section {
+fn formats(machine: &EngineCatalog) -> Section {
     let items = ModelFormat::RUN.into_iter().map(|format| {
         let Choice { engine, why } = machine.choice(format);
         let remedy = (format == ModelFormat::OpenAi && engine.is_none()).then(|| "name one with --engine URL".into());
@@ -119,7 +119,7 @@ fn print(arguments: &Arguments, level: Confinement, sections: &[Section]) -> io:
                     Ok(found) => ("ok", found),
                     Err(missing) => ("no", missing),
                 };
-                writeln!(out, "{}", format!("  {mark}  {:<width$}  {}", shown(&item.name), shown(what)).trim_end())?;
+                writeln!(out, "{}", format!("  {mark}  {:<width$}  {}", sanitize(&item.name), sanitize(what)).trim_end())?;
                 if let Some(remedy) = &item.remedy {
                     writeln!(out, "      {:<width$}  remedy: {remedy}", "")?;
                 }

@@ -6,7 +6,7 @@ use ncn_core::{Executor, executor::ModelPackage};
 #[cfg(feature = "ort")]
 use ncn_node::executor::onnxruntime::{Device, Search};
 use ncn_node::{
-    executor::{ApiKey, Machine, MachineOptions, OpenAiOptions, WorkerOptions, WorkerProgram},
+    executor::{ApiKey, EngineCatalog, MachineOptions, OpenAiOptions, WorkerOptions, WorkerProgram},
     models,
     sandbox::{self, SandboxMode},
 };
@@ -14,7 +14,7 @@ use ncn_node::{
 use super::{
     Failure,
     model::{self, StoreArguments},
-    say, shown,
+    sanitize, say,
 };
 
 #[derive(clap::Args)]
@@ -50,13 +50,13 @@ pub(crate) struct SearchArguments {
 
 impl SearchArguments {
     /// What was named is used or refused; another engine must not take its place unnoticed.
-    fn check(&self, machine: &Machine) -> Result<(), Failure> {
+    fn check(&self, machine: &EngineCatalog) -> Result<(), Failure> {
         let named = [
-            ("--engine", Machine::OVER_HTTP, self.engine.is_some()),
+            ("--engine", EngineCatalog::OVER_HTTP, self.engine.is_some()),
             #[cfg(feature = "ort")]
-            ("--onnxruntime", Machine::ONNX_RUNTIME, self.onnxruntime.is_some()),
+            ("--onnxruntime", EngineCatalog::ONNX_RUNTIME, self.onnxruntime.is_some()),
             #[cfg(feature = "ort")]
-            ("--device", Machine::ONNX_RUNTIME, self.device != Device::Cpu),
+            ("--device", EngineCatalog::ONNX_RUNTIME, self.device != Device::Cpu),
         ];
         for (option, name, _) in named.into_iter().filter(|(_, _, is_named)| *is_named) {
             let engines = machine.engines().iter().filter(|engine| engine.name == name);
@@ -67,7 +67,7 @@ impl SearchArguments {
         Ok(())
     }
 
-    pub(crate) async fn look(&self, program: &WorkerProgram) -> Machine {
+    pub(crate) async fn detect(&self, program: &WorkerProgram) -> EngineCatalog {
         let openai = self.engine.clone().map(|url| OpenAiOptions { url, api_key: self.engine_key.clone().map(ApiKey::File) });
         let options = MachineOptions {
             #[cfg(feature = "ort")]
@@ -78,7 +78,7 @@ impl SearchArguments {
             openai,
             ..MachineOptions::default()
         };
-        Machine::look(program, &options).await
+        EngineCatalog::detect(program, &options).await
     }
 }
 
@@ -86,14 +86,14 @@ impl EngineArguments {
     /// An executor for these models. Says which engine runs each, and why; refuses a model that none runs.
     pub(crate) async fn executor(&self, packages: &[ModelPackage]) -> Result<Arc<dyn Executor>, Failure> {
         let program = WorkerProgram::current().map_err(Failure::failed)?;
-        let machine = self.search.look(&program).await;
+        let machine = self.search.detect(&program).await;
         self.search.check(&machine)?;
         for ModelPackage { model, .. } in packages {
             let (manifest, choice) = (model.manifest(), machine.choice(model.manifest().format));
             if choice.engine.is_none() {
                 return Err(Failure::Failed(format!("model {}: nothing runs it here: {choice}", manifest.name)));
             }
-            say(&shown(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
+            say(&sanitize(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
         }
         let sandbox = sandbox::open(self.sandbox, &program.path).map_err(Failure::failed)?;
         Ok(machine.executor(sandbox, WorkerOptions::default()))

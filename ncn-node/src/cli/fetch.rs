@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientChannel, ClientError, evm::EvmLedger, grpc::GrpcTransport};
+use ncn_client::{Client, ClientError, InferenceOutput, PayerChannel, evm::EvmLedger, grpc::GrpcTransport};
 use ncn_core::{B256, DynSigner, Payer, Transport, TrustRoot};
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     block_on,
     files::ReceiptFile,
     infer::{Stream, channel_payer, finish, print, relayed_payer},
-    say, shown,
+    sanitize, say,
     unfinished::{self, Kept, Means, RECEIPT, Request},
 };
 
@@ -106,7 +106,7 @@ fn receipt(arguments: &Arguments, path: &Path, request: &Request) -> PathBuf {
     if arguments.receipt.is_none() && named.exists() { named.with_extension(format!("{id}.json")) } else { named }
 }
 
-async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: DynSigner) -> Result<Answer, Failure> {
+async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: DynSigner) -> Result<InferenceOutput, Failure> {
     let stored = &request.stored;
     let url = arguments.gateway.as_ref().unwrap_or(&request.gateway);
     let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
@@ -120,7 +120,7 @@ async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: Dy
         }
         Ok(_) => {}
         // The chain may say how it ended.
-        Err(error) => say(&shown(&error.to_string())),
+        Err(error) => say(&sanitize(&error.to_string())),
     }
     let chain = witness(&arguments.chain, &signer, &stored.trust_root).await;
     let channel = match &request.means {
@@ -153,7 +153,7 @@ async fn ended(
     path: &Path,
     request: &Request,
     error: &ClientError,
-    channel: Option<&ClientChannel>,
+    channel: Option<&PayerChannel>,
     chain: Option<&EvmLedger>,
 ) -> Failure {
     let quote = &request.stored.quote;
@@ -194,7 +194,7 @@ pub(super) async fn witness(arguments: &ChainArguments, signer: &DynSigner, trus
     match tokio::time::timeout(WITNESS_TIMEOUT, asking).await.unwrap_or_else(late) {
         Ok(ledger) => Some(Arc::new(ledger)),
         Err(problem) => {
-            say(&shown(&format!("the chain is not asked what becomes of the payment: {problem}")));
+            say(&sanitize(&format!("the chain is not asked what becomes of the payment: {problem}")));
             None
         }
     }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, Confinement, Model, NodeRole, Split, Subnet, SubnetModel};
+use ncn_core::{Amount, Confinement, FeeSplit, Model, NodeRole, Subnet, SubnetModel};
 use ncn_node::{
-    channel::{ChannelLedger, SettleOptions},
+    channel::{BatchPolicy, ChannelProcessor},
     devnet::quickstart,
     gateway::{Gateway, GatewayOptions, GatewayParts, client_service, compute_service, journal::StoredJournal},
     models::Source,
-    presence::{Announcement, Presence},
+    presence::{NodeDescriptor, Registration},
     server::GrpcServer,
     store::Store,
 };
@@ -28,7 +28,7 @@ use super::{
 };
 
 /// How long an earlier gateway may take to let go of the store.
-const STORE_PATIENCE: Duration = Duration::from_secs(5);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -104,21 +104,21 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         return Err(Failure::Input(problem));
     }
     account.create_subnet(&arguments.subnet, arguments.max_fee).await.map_err(refuse)?;
-    let settle = SettleOptions {
+    let settle = BatchPolicy {
         max_requests: arguments.settle_requests,
         max_age: Duration::from_secs(arguments.settle_after),
         max_value: arguments.settle_value,
-        ..SettleOptions::default()
+        ..BatchPolicy::default()
     };
     let journal = Arc::new(StoredJournal::new(store.clone()));
-    let ledger = ChannelLedger::start(Arc::new(account), registry.clone(), signer.clone(), store, settle);
+    let ledger = ChannelProcessor::start(Arc::new(account), registry.clone(), signer.clone(), store, settle);
     let ledger = ledger.map_err(Failure::failed)?;
     let models = manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
     let subnet = Subnet {
         owner: signer.address(),
         name: arguments.subnet.clone(),
         models: models.collect::<Result<_, Failure>>()?,
-        split: Split::default(),
+        split: FeeSplit::default(),
         // What is announced later replaces what was announced before.
         version: ncn_node::time::unix_now(),
     };
@@ -137,14 +137,14 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
     });
     let server = server.await.map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?;
-    let announcement = Announcement {
+    let announcement = NodeDescriptor {
         role: NodeRole::Gateway,
         subnet: gateway.subnet_id(),
         endpoint: server.url(),
         models: Vec::new(),
         confinement: Confinement::None,
     };
-    let _presence = Presence::start(registry, signer, domain, announcement).await.map_err(Failure::failed)?;
+    let _presence = Registration::start(registry, signer, domain, announcement).await.map_err(Failure::failed)?;
     let mut out = std::io::stdout();
     writeln!(out, "gateway {} listens at {}", gateway.address(), server.url())?;
     out.flush()?;
@@ -166,7 +166,7 @@ async fn open_store(arguments: &Arguments) -> Result<Store, Failure> {
             backoff.pause().await;
         }
     };
-    match tokio::time::timeout(STORE_PATIENCE, opening).await {
+    match tokio::time::timeout(STORE_TIMEOUT, opening).await {
         Ok(store) => Ok(store),
         Err(_) => Store::open(&path).map_err(|error| refuse(error.to_string())),
     }

@@ -9,7 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_client::{
-    Answer, ChannelPayer, Client, ClientChannel, ClientError, InferenceEvent, Order, Paid, RelayedPayer, evm::EvmLedger,
+    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, evm::EvmLedger,
     grpc::GrpcTransport,
 };
 use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
@@ -22,10 +22,10 @@ use super::{
     block_on,
     fetch::witness,
     files::ReceiptFile,
-    inputs::{Given, InputArguments},
+    inputs::{InputArguments, ParsedInputs},
     output::{print_output, prose},
     price::PriceArguments,
-    say, shown,
+    sanitize, say,
     unfinished::{Means, Request, Unfinished},
 };
 
@@ -58,8 +58,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     price: PriceArguments,
     /// How long to wait for the answer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
-    patience: u64,
+    #[arg(long, alias = "patience", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    timeout: u64,
     /// Where to write the receipt
     #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
     receipt: PathBuf,
@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
-async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result<(Answer, Unfinished), Failure> {
+async fn infer(arguments: &Arguments, given: ParsedInputs, signer: DynSigner) -> Result<(InferenceOutput, Unfinished), Failure> {
     let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
     let transport: Arc<dyn Transport> =
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
@@ -91,7 +91,7 @@ async fn infer(arguments: &Arguments, given: Given, signer: DynSigner) -> Result
     let info = client.model(&arguments.model).await?;
     let inputs = given.inputs(&info.model)?;
     let limit = arguments.price.agree(&arguments.model, info.price).await?;
-    let order = Order::new(&arguments.model, inputs).patience(Duration::from_secs(arguments.patience)).max_price(limit);
+    let order = Order::new(&arguments.model, inputs).timeout(Duration::from_secs(arguments.timeout)).max_price(limit);
     let quoted = client.submit(order.parameters(&arguments.parameters)).await?;
     let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
     let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
@@ -126,7 +126,7 @@ fn means(arguments: &Arguments) -> Means {
 }
 
 /// Follows a request to its end, and shows what is streamed. A verified answer is one, whatever was streamed before it.
-pub(super) async fn finish(paid: Paid, stream: &mut Stream) -> Result<Answer, ClientError> {
+pub(super) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceOutput, ClientError> {
     let mut events = paid.events();
     let ended = loop {
         match events.next().await {
@@ -138,7 +138,7 @@ pub(super) async fn finish(paid: Paid, stream: &mut Stream) -> Result<Answer, Cl
     };
     match ended {
         Err(ClientError::PartsRejected { problem, answer }) => {
-            say(&shown(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
+            say(&sanitize(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
             Ok(*answer)
         }
         ended => ended,
@@ -164,8 +164,8 @@ impl Stream {
             }
             return;
         };
-        let shown = self.watched && part.usage.is_none();
-        for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| shown) {
+        let sanitize = self.watched && part.usage.is_none();
+        for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| sanitize) {
             self.begun = true;
             let _ = write!(io::stderr(), "{}", prose(text));
         }
@@ -227,7 +227,7 @@ pub(super) fn channel_payer(
     transport: &Arc<dyn Transport>,
     trust: TrustRoot,
     signer: &DynSigner,
-    channel: Arc<ClientChannel>,
+    channel: Arc<PayerChannel>,
     chain: Option<Arc<EvmLedger>>,
 ) -> ChannelPayer {
     let payer = ChannelPayer::new(transport.clone(), trust, signer.clone(), channel);
@@ -272,9 +272,9 @@ pub(super) async fn trusted(network: Option<B256>, transport: &dyn Transport) ->
 }
 
 /// Takes in what the chain has charged the channel, and says which requests of earlier runs have no proven end.
-async fn reconcile(payer: &ChannelPayer, channel: &ClientChannel) {
+async fn reconcile(payer: &ChannelPayer, channel: &PayerChannel) {
     if let Err(error) = payer.reconcile().await {
-        say(&shown(&format!("--channel: cannot see what the chain has charged it: {error}")));
+        say(&sanitize(&format!("--channel: cannot see what the chain has charged it: {error}")));
     }
     let reserved = channel.sums().reserved;
     if !reserved.is_zero() {
@@ -283,7 +283,7 @@ async fn reconcile(payer: &ChannelPayer, channel: &ClientChannel) {
 }
 
 /// Prints an answer whose receipt has been written.
-pub(super) fn print(json: bool, path: &Path, answer: &Answer) -> Result<(), Failure> {
+pub(super) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let receipt: &Receipt = &answer.receipt;
     if json {
@@ -304,6 +304,6 @@ pub(super) fn print(json: bool, path: &Path, answer: &Answer) -> Result<(), Fail
         Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),
     };
     writeln!(out, "\npaid {} {how}", receipt.payments.total)?;
-    writeln!(out, "receipt {0} (check it: ncn verify {0})", shown(&path.display().to_string()))?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", sanitize(&path.display().to_string()))?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use ncn_core::{
     model::{Dimension, InputSpec, Preprocessing, TensorInput},
 };
 
-use super::{Failure, files::read_input, shown};
+use super::{Failure, files::read_input, sanitize};
 
 #[derive(clap::Args)]
 pub(super) struct InputArguments {
@@ -20,13 +20,13 @@ pub(super) struct InputArguments {
 }
 
 /// What was given, read before anybody is asked anything.
-pub(super) struct Given {
+pub(super) struct ParsedInputs {
     files: Vec<(Option<String>, PathBuf, Vec<u8>)>,
     texts: Vec<String>,
 }
 
 impl InputArguments {
-    pub(super) fn read(&self) -> Result<Given, Failure> {
+    pub(super) fn read(&self) -> Result<ParsedInputs, Failure> {
         let mut files = Vec::new();
         for file in &self.files {
             // A path may have `=` in it: what exists is a path.
@@ -37,11 +37,11 @@ impl InputArguments {
             let bytes = read_input(&path)?;
             files.push((name, path, bytes));
         }
-        Ok(Given { files, texts: self.text.clone() })
+        Ok(ParsedInputs { files, texts: self.text.clone() })
     }
 }
 
-impl Given {
+impl ParsedInputs {
     /// The files that were read.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(_, path, _)| path.as_path())
@@ -52,7 +52,7 @@ impl Given {
         let manifest = model.manifest();
         let mut values = Values::new();
         for (name, path, bytes) in self.files {
-            let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", shown(&path.display().to_string())));
+            let refuse = |problem: String| Failure::Input(format!("--input {}: {problem}", sanitize(&path.display().to_string())));
             let is_free = |input: &&InputSpec| !matches!(input, InputSpec::Text(_)) && values.get(input.name()).is_none();
             let named = |input: &&InputSpec| name.as_ref().is_none_or(|name| input.name() == name);
             let input = manifest.inputs.iter().filter(is_free).find(named);

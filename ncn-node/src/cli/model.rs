@@ -14,7 +14,7 @@ use ncn_core::{Model, Transport as _};
 use ncn_node::models::{self, MANIFEST_FILE, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
 use serde_json::json;
 
-use super::{Failure, block_on, run_until, say, serving, shown};
+use super::{Failure, block_on, run_until, sanitize, say, serving};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -188,7 +188,7 @@ async fn ask_gateway(url: &str, reference: &str) -> Result<(Model, Vec<Source>),
     for url in transport.network().await.map_err(Failure::failed)?.model_sources {
         match Source::named_by_others(&url) {
             Ok(source) => sources.push(source),
-            Err(error) => say(&shown(&format!("the gateway names a source that is left out: {error}"))),
+            Err(error) => say(&sanitize(&format!("the gateway names a source that is left out: {error}"))),
         }
     }
     Ok((info.model.clone(), sources))
@@ -253,7 +253,7 @@ async fn remove(store: &ModelStore, reference: &str) -> Result<(), Failure> {
 async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<(), Failure> {
     let server = ModelServer::start(store, listen).await.map_err(|error| Failure::Input(format!("--listen {listen}: {error}")))?;
     let mut out = std::io::stdout();
-    writeln!(out, "serving {} at {}", shown(&store.directory().display().to_string()), server.url())?;
+    writeln!(out, "serving {} at {}", sanitize(&store.directory().display().to_string()), server.url())?;
     out.flush()?;
     std::future::pending().await
 }
@@ -266,7 +266,7 @@ fn list(store: &ModelStore, json: bool) -> Result<(), Failure> {
         return Ok(writeln!(out, "{:#}", json!(rows))?);
     }
     if all.is_empty() {
-        return Ok(writeln!(out, "no models in {}", shown(&store.directory().display().to_string()))?);
+        return Ok(writeln!(out, "no models in {}", sanitize(&store.directory().display().to_string()))?);
     }
     let mut rows = vec![["NAME", "VERSION", "FORMAT", "SIZE", "DIGEST", "FILES"].map(str::to_owned)];
     for stored in &all {

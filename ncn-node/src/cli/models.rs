@@ -11,7 +11,7 @@ use ncn_core::{
 };
 use serde_json::json;
 
-use super::{Failure, block_on, shown};
+use super::{Failure, block_on, sanitize};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -76,13 +76,13 @@ fn to_json(info: &ModelInfo) -> serde_json::Value {
 
 fn print(out: &mut impl io::Write, info: &ModelInfo) -> io::Result<()> {
     let manifest = info.model.manifest();
-    writeln!(out, "{} {}: {} a request", shown(&manifest.name), shown(&manifest.version), info.price)?;
-    writeln!(out, "  {}", shown(&manifest.description))?;
+    writeln!(out, "{} {}: {} a request", sanitize(&manifest.name), sanitize(&manifest.version), info.price)?;
+    writeln!(out, "  {}", sanitize(&manifest.description))?;
     for input in &manifest.inputs {
-        writeln!(out, "  input       {}", shown(&input_line(input)))?;
+        writeln!(out, "  input       {}", sanitize(&input_line(input)))?;
     }
     for output in &manifest.outputs {
-        writeln!(out, "  output      {}", shown(&output_line(output)))?;
+        writeln!(out, "  output      {}", sanitize(&output_line(output)))?;
     }
     let (names, others) = parameters(manifest);
     let mut names = names.join(", ");

@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use ncn_core::Amount;
 use tokio::sync::oneshot;
 
-use super::{Failure, account::tokens, shown};
+use super::{Failure, account::tokens, sanitize};
 
 /// More than anybody types to answer a question.
 const MAX_ANSWER_BYTES: u64 = 1 << 10;
@@ -47,7 +47,7 @@ impl PriceArguments {
         let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
         match self.decide(listed, terminal) {
             Decision::Limit(limit) => Ok(limit),
-            Decision::Ask if agreed(&ask(&format!("{} costs {listed}. Pay? [y/N] ", shown(model))).await?) => Ok(listed),
+            Decision::Ask if agreed(&ask(&format!("{} costs {listed}. Pay? [y/N] ", sanitize(model))).await?) => Ok(listed),
             Decision::Ask => Err(Failure::Failed(format!("price: {listed} was not agreed to: nothing was signed or paid"))),
             Decision::Refuse => Err(Failure::Input(format!(
                 "price: {model} costs {listed}: give --max-price TOKENS, or --yes to pay what is listed; nothing was signed or paid"

@@ -15,8 +15,8 @@ use super::{
     account::ChainArguments,
     block_on,
     infer::{on_chain, trusted},
-    inputs::{Given, InputArguments},
-    say, shown,
+    inputs::{InputArguments, ParsedInputs},
+    sanitize, say,
 };
 
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(quote(arguments, given))
 }
 
-async fn quote(arguments: &Arguments, given: Given) -> Result<(), Failure> {
+async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure> {
     let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
     let transport: Arc<dyn Transport> = Arc::new(transport);
     // A fresh key has no tokens: the order cannot be paid, whatever becomes of it.
@@ -76,7 +76,7 @@ async fn quote(arguments: &Arguments, given: Given) -> Result<(), Failure> {
         });
         writeln!(out, "{all:#}")?;
     } else {
-        writeln!(out, "model       {}", shown(&arguments.model))?;
+        writeln!(out, "model       {}", sanitize(&arguments.model))?;
         writeln!(out, "price       {}", quote.total)?;
         writeln!(out, "gateway     {}", quote.gateway)?;
         writeln!(out, "compute     {}", quote.compute)?;
@@ -84,7 +84,7 @@ async fn quote(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     }
     match withdrawn {
         Ok(()) => say("the order was withdrawn; nothing was paid"),
-        Err(error) => say(&shown(&format!("nothing was paid; the order was not withdrawn and lapses within a minute: {error}"))),
+        Err(error) => say(&sanitize(&format!("nothing was paid; the order was not withdrawn and lapses within a minute: {error}"))),
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::{
     Failure,
     account::{ChainArguments, KeyArguments},
     files::read_within,
-    say, shown, typed,
+    sanitize, say, typed,
 };
 
 /// What such a file's name ends with.
@@ -104,7 +104,7 @@ pub(super) fn end(path: &Path) {
     if path.to_string_lossy().ends_with(SUFFIX)
         && let Err(error) = fs::remove_file(path)
     {
-        say(&shown(&format!("{}: cannot delete it: {error}; the request has ended, so you can", path.display())));
+        say(&sanitize(&format!("{}: cannot delete it: {error}; the request has ended, so you can", path.display())));
     }
 }
 
@@ -127,7 +127,7 @@ impl Unfinished {
             // Of a request that another run has not seen the end of: it must stay what answer and payment can be had with.
             io::ErrorKind::AlreadyExists => {
                 let fetch = format!("ncn fetch {} {}", typed(&path), key.flags());
-                say(&shown(&format!("{} is of an earlier request: `{fetch}` fetches its answer", path.display())));
+                say(&sanitize(&format!("{} is of an earlier request: `{fetch}` fetches its answer", path.display())));
                 create(&PathBuf::from(format!("{}.{id}{SUFFIX}", receipt.display())), &json)
             }
             _ => Err(error),
@@ -159,7 +159,7 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         for line in &self.says {
-            say(&shown(line));
+            say(&sanitize(line));
         }
     }
 }

@@ -76,14 +76,14 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
             Command::Status { chain, validator } => {
                 let ledger = chain.ledger(ncn_node::devnet::well_known_key("reader", 0)).await?;
                 let trust = ledger.trust_root().await.map_err(Failure::failed)?;
-                let shown = validator.map_or_else(|| trust.validators.clone(), |validator| vec![validator]);
+                let sanitize = validator.map_or_else(|| trust.validators.clone(), |validator| vec![validator]);
                 let minimum = ledger.minimum_stake().await.map_err(Failure::failed)?;
                 writeln!(
                     out,
                     "{} of {} validators approve a request; {minimum} is the least stake",
                     trust.threshold, trust.committee_size
                 )?;
-                for account in shown {
+                for account in sanitize {
                     let stake = ledger.stake_of(account).await.map_err(Failure::failed)?;
                     let state = match (stake.active, stake.withdrawable_at) {
                         (true, _) => "active".to_owned(),

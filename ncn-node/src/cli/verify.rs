@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             trust.validate().map_err(|error| refuse(error.to_string()))?;
             receipt.verify(&trust)
         }
-        None => receipt.verify_as_stated(),
+        None => receipt.verify_self_consistent(),
     }
     .map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
 

@@ -14,7 +14,7 @@ use ncn_client::{
     wire::{self, MAX_MESSAGE_BYTES},
 };
 use ncn_core::{
-    Attachment, Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, Signed, membership::HEARTBEAT_SECONDS,
+    Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed, membership::HEARTBEAT_SECONDS,
 };
 use prost::Message as _;
 use tokio::{
@@ -36,9 +36,9 @@ const MAX_WAITING_BYTES: u32 = 16 << 20;
 
 /// A node's streams to its gateways; they end when this is dropped.
 #[derive(Default)]
-pub struct Attachments(JoinSet<()>);
+pub struct GatewaySessions(JoinSet<()>);
 
-impl Attachments {
+impl GatewaySessions {
     /// No gateways.
     pub fn new() -> Self {
         Self::default()
@@ -177,7 +177,7 @@ impl Stream {
         let (node, signer) = (&self.node, &self.node.signer);
         let internal = |error: ncn_core::SignatureError| Status::internal(error.to_string());
         let record = node.announcement().record(&node.domain, signer, next_sequence(0)).await.map_err(internal)?;
-        let attachment = Attachment {
+        let attachment = SessionProof {
             node: node.address(),
             gateway: self.gateway,
             challenge: wire::hash("challenge.challenge", &challenge.challenge)?,

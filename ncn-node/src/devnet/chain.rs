@@ -1,4 +1,4 @@
-//! An EVM chain in memory: the contracts' real bytecode, run by revm, in blocks that can be reorganised.
+//! An EVM chain in memory: the contracts' real bytecode, run by revm, in blocks that can be reorganized.
 
 mod backend;
 mod block;
@@ -52,7 +52,7 @@ pub enum Mining {
     Manual,
 }
 
-/// A reorganisation reaches further back than the chain remembers.
+/// A reorganization reaches further back than the chain remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("depth: {depth} blocks cannot be taken back, only the newest {kept} can")]
 pub struct TooDeep {
@@ -87,7 +87,7 @@ impl EmbeddedChain {
         self.announce(&core);
     }
 
-    /// Gives an account some of the chain's own coin, which survives reorganisations.
+    /// Gives an account some of the chain's own coin, which survives reorganizations.
     pub fn fund(&self, account: Address, wei: U256) {
         self.lock().state.adjust_balance(account, |balance| balance.saturating_add(wei));
     }
@@ -116,7 +116,7 @@ impl EmbeddedChain {
         self.announce(&core);
     }
 
-    /// Replaces the newest `depth` blocks by `depth + 1` others, as a reorganisation does. What they did is undone. Their
+    /// Replaces the newest `depth` blocks by `depth + 1` others, as a reorganization does. What they did is undone. Their
     /// transactions are in the first of the new blocks as far as they fit, unless they are dropped.
     pub fn reorg(&self, depth: usize, drop_transactions: bool) -> Result<(), TooDeep> {
         let mut core = self.lock();
@@ -124,7 +124,7 @@ impl EmbeddedChain {
         if depth > kept {
             return Err(TooDeep { depth, kept });
         }
-        core.reorganise(depth, drop_transactions);
+        core.reorganize(depth, drop_transactions);
         self.announce(&core);
         Ok(())
     }
@@ -173,7 +173,7 @@ impl EmbeddedChain {
         envelope.try_into_recovered().map_err(|error| Refusal::Malformed(error.to_string()))
     }
 
-    /// Changes a balance; the change survives reorganisations.
+    /// Changes a balance; the change survives reorganizations.
     pub(crate) fn set_balance(&self, account: Address, wei: U256) {
         let mut core = self.lock();
         let balance = core.state.account(account).map_or(U256::ZERO, |info| info.balance);
@@ -224,7 +224,7 @@ impl EmbeddedChain {
             let Some(parent) = parent else { break };
             last = parent;
         }
-        // The genesis stays, and a block whose parent is forgotten is older than what is remembered of reorganisations.
+        // The genesis stays, and a block whose parent is forgotten is older than what is remembered of reorganizations.
         let added = core.blocks.since(last.header.number.saturating_add(1)).to_vec();
         Since { removed, added, newest: core.blocks.newest().clone() }
     }

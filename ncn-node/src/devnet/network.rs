@@ -11,24 +11,24 @@ use alloy_signer_local::PrivateKeySigner;
 use futures::future::try_join_all;
 use ncn_client::{
     Client, ClientBuilder, Payment,
-    evm::{EvmLedger, Genesis},
+    evm::{DeployParams, EvmLedger},
     grpc::{EndpointError, GrpcRegistry},
 };
 use ncn_core::{
-    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, LedgerError, NodeQuery, NodeRole, Registry, RegistryError,
-    SandboxError, Split, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
+    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, FeeSplit, LedgerError, NodeQuery, NodeRole, Registry,
+    RegistryError, SandboxError, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
 use super::{EmbeddedChain, quickstart};
 use crate::{
-    channel::{ChannelLedger, SettleOptions},
-    compute::{Attachments, ComputeNode},
+    channel::{BatchPolicy, ChannelProcessor},
+    compute::{ComputeNode, GatewaySessions},
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
     gateway::{
         Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
         journal::{Journal, StoredJournal},
     },
-    presence::{Announcement, Presence},
+    presence::{NodeDescriptor, Registration},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
     sandbox::{self, SandboxMode},
     server::GrpcServer,
@@ -101,7 +101,7 @@ pub struct LocalNetworkBuilder {
     models: Vec<ModelPackage>,
     options: GatewayOptions,
     journal: Option<Arc<dyn Journal>>,
-    settle: SettleOptions,
+    settle: BatchPolicy,
     state: Option<PathBuf>,
     chain: Option<Arc<EmbeddedChain>>,
     well_known: bool,
@@ -122,22 +122,22 @@ pub struct LocalNetwork {
     gateway: Arc<Gateway>,
     gateway_server: GrpcServer,
     compute_nodes: Vec<ComputeHandle>,
-    _gateway_presence: Presence,
-    channels: ChannelLedger,
+    _gateway_presence: Registration,
+    channels: ChannelProcessor,
     _files: tempfile::TempDir,
 }
 
 struct ValidatorHandle {
     address: Address,
     _server: GrpcServer,
-    _presence: Presence,
+    _presence: Registration,
 }
 
 struct ComputeHandle {
     address: Address,
     confinement: Confinement,
-    _attachments: Attachments,
-    _presence: Presence,
+    _attachments: GatewaySessions,
+    _presence: Registration,
 }
 
 impl Default for LocalNetworkBuilder {
@@ -151,7 +151,7 @@ impl Default for LocalNetworkBuilder {
             models: Vec::new(),
             options: GatewayOptions::default(),
             journal: None,
-            settle: SettleOptions::default(),
+            settle: BatchPolicy::default(),
             state: None,
             chain: None,
             well_known: false,
@@ -220,7 +220,7 @@ impl LocalNetworkBuilder {
 
     /// When the gateway settles what it has earned out of channels.
     #[must_use]
-    pub const fn settle_options(mut self, settle: SettleOptions) -> Self {
+    pub const fn settle_options(mut self, settle: BatchPolicy) -> Self {
         self.settle = settle;
         self
     }
@@ -261,7 +261,7 @@ impl LocalNetworkBuilder {
     pub async fn start(self) -> Result<LocalNetwork, DevnetError> {
         let chain = self.chain.clone().unwrap_or_else(|| Arc::new(EmbeddedChain::new(CHAIN_ID)));
         let treasury = self.key("treasury", 0).address();
-        let genesis = Genesis {
+        let genesis = DeployParams {
             supply: Amount::new(1_000_000_000 * Amount::TOKEN.units()),
             minimum_stake: Amount::new(1_000 * Amount::TOKEN.units()),
             unstake_delay: 7 * 24 * 60 * 60,
@@ -295,14 +295,14 @@ impl LocalNetworkBuilder {
             routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
         })
         .await?;
-        let announcement = Announcement {
+        let announcement = NodeDescriptor {
             role: NodeRole::Gateway,
             subnet: gateway.subnet_id(),
             endpoint: gateway_server.url(),
             models: Vec::new(),
             confinement: Confinement::None,
         };
-        let presence = Presence::start(registry.clone(), gateway.signer(), domain, announcement).await?;
+        let presence = Registration::start(registry.clone(), gateway.signer(), domain, announcement).await?;
 
         let starting =
             (0..self.compute_nodes).map(|number| self.start_compute(number, &deployer, &gateway, &gateway_server, &url, &packages));
@@ -331,14 +331,14 @@ impl LocalNetworkBuilder {
         registry_url: &str,
         packages: &[ModelPackage],
         state: &Path,
-    ) -> Result<(Arc<Gateway>, ChannelLedger), DevnetError> {
+    ) -> Result<(Arc<Gateway>, ChannelProcessor), DevnetError> {
         let signer = self.key("gateway", 0);
         let models = packages.iter().map(|package| SubnetModel::of(&package.model));
         let subnet = Subnet {
             owner: signer.address(),
             name: "quickstart".into(),
             models: models.collect(),
-            split: Split::default(),
+            split: FeeSplit::default(),
             version: 1,
         };
         let account = deployer.with_signer(signer.clone());
@@ -348,7 +348,7 @@ impl LocalNetworkBuilder {
         let store = Store::open(&state.join("gateway.redb"))?;
         let stored = || Arc::new(StoredJournal::new(store.clone())) as Arc<dyn Journal>;
         let journal = self.journal.clone().unwrap_or_else(stored);
-        let channels = ChannelLedger::start(Arc::new(account), registry.clone(), signer.clone(), store, self.settle)?;
+        let channels = ChannelProcessor::start(Arc::new(account), registry.clone(), signer.clone(), store, self.settle)?;
         let parts = GatewayParts {
             ledger: Arc::new(channels.clone()),
             signer,
@@ -388,8 +388,8 @@ impl LocalNetworkBuilder {
         let registry = Arc::new(GrpcRegistry::new(registry_url)?);
         let announcement = node.announcement();
         let confinement = announcement.confinement;
-        let presence = Presence::start(registry, signer.clone(), domain, announcement).await?;
-        let mut attachments = Attachments::new();
+        let presence = Registration::start(registry, signer.clone(), domain, announcement).await?;
+        let mut attachments = GatewaySessions::new();
         attachments.add(Arc::new(node), gateway.address(), &gateway_server.url())?;
         Ok(ComputeHandle { address: signer.address(), confinement, _attachments: attachments, _presence: presence })
     }
@@ -412,7 +412,7 @@ async fn start_validator(
         routes.add_service(validator_service(validator));
     })
     .await?;
-    let announcement = Announcement {
+    let announcement = NodeDescriptor {
         role: NodeRole::Validator,
         subnet: alloy_primitives::B256::ZERO,
         endpoint: server.url(),
@@ -420,7 +420,7 @@ async fn start_validator(
         confinement: Confinement::None,
     };
     let address = signer.address();
-    let presence = Presence::start(registry, signer, domain, announcement).await?;
+    let presence = Registration::start(registry, signer, domain, announcement).await?;
     Ok(ValidatorHandle { address, _server: server, _presence: presence })
 }
 
@@ -448,7 +448,7 @@ impl LocalNetwork {
     }
 
     /// The ledger of the account that was given all tokens.
-    pub const fn treasurer(&self) -> &EvmLedger {
+    pub const fn funder(&self) -> &EvmLedger {
         &self.deployer
     }
 
@@ -473,7 +473,7 @@ impl LocalNetwork {
     }
 
     /// The gateway's channels.
-    pub const fn channels(&self) -> &ChannelLedger {
+    pub const fn channels(&self) -> &ChannelProcessor {
         &self.channels
     }
 

@@ -1,11 +1,11 @@
 //! The embedded chain behind the Ethereum JSON-RPC API, for wallets, libraries and tools during development.
 
 mod answers;
+mod dev_methods;
 mod errors;
 mod eth;
 mod faults;
 mod filters;
-mod knobs;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -99,7 +99,7 @@ fn module(api: Api) -> Result<RpcModule<Api>, RegisterMethodError> {
     let mut module = RpcModule::new(api);
     eth::register(&mut module)?;
     filters::register(&mut module)?;
-    knobs::register(&mut module)?;
+    dev_methods::register(&mut module)?;
     Ok(module)
 }
 

@@ -39,17 +39,17 @@ pub trait Engine: Send + Sync {
 
 /// A model that an engine has made ready; runs many times, from many threads at once.
 pub trait Session: Send + Sync {
-    /// Runs it. Parts of the output may go to [`Job::emit`]; what is returned is the last part, or all of it.
-    fn run(&self, inputs: &Values, parameters: &str, job: &Job) -> Result<(Values, Usage), ExecutorError>;
+    /// Runs it. Parts of the output may go to [`RunContext::emit`]; what is returned is the last part, or all of it.
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError>;
 }
 
 /// A run's line to whoever waits for it.
-pub struct Job {
+pub struct RunContext {
     parts: mpsc::Sender<Result<OutputChunk, ExecutorError>>,
     cancel: CancellationToken,
 }
 
-impl Job {
+impl RunContext {
     /// Hands a part of the output over; waits when the reader is slow. An error says that nobody waits any more.
     pub fn emit(&self, values: Values) -> Result<(), ExecutorError> {
         let sent = self.parts.blocking_send(Ok(OutputChunk { values, usage: None }));
@@ -91,7 +91,7 @@ impl EngineExecutor {
             () = cancel.cancelled() => return Err(ExecutorError::Cancelled),
         };
         let (parts, outputs) = mpsc::channel(QUEUE);
-        let job = Job { parts, cancel };
+        let job = RunContext { parts, cancel };
         tokio::task::spawn_blocking(move || {
             let _place = place;
             // An engine that panics takes its own run along and nothing else.

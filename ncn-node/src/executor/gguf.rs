@@ -12,7 +12,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{Engine, Job, Session, Verified};
+use super::{Engine, RunContext, Session, Verified};
 
 /// The unit in which memory for texts is lent.
 const MIB: u64 = 1 << 20;
@@ -89,7 +89,7 @@ struct Loaded {
 
 impl Loaded {
     /// Memory for a text of so many tokens; waits while others have it.
-    fn memory(&self, tokens: usize, job: &Job) -> Result<OwnedSemaphorePermit, ExecutorError> {
+    fn memory(&self, tokens: usize, job: &RunContext) -> Result<OwnedSemaphorePermit, ExecutorError> {
         let needed = lend(&self.generator, tokens);
         if needed > self.memory {
             let problem =
@@ -107,7 +107,7 @@ impl Loaded {
 }
 
 impl Session for Loaded {
-    fn run(&self, inputs: &Values, parameters: &str, job: &Job) -> Result<(Values, Usage), ExecutorError> {
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError> {
         let manifest = self.model.manifest();
         let invalid = |error: InputError| ExecutorError::InvalidInput(error.to_string());
         manifest.check(inputs).map_err(invalid)?;

@@ -5,8 +5,8 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use ncn_core::{Executor, Sandbox, model::ModelFormat};
 
 #[cfg(feature = "ort")]
-use super::onnxruntime::{Device, Search, examine};
-use super::{OpenAiExecutor, OpenAiOptions, Python, Selector, WorkerExecutor, WorkerOptions, WorkerProgram};
+use super::onnxruntime::{Device, Search, diagnose};
+use super::{ExecutorRouter, OpenAiExecutor, OpenAiOptions, Python, WorkerExecutor, WorkerOptions, WorkerProgram};
 
 /// Where to look.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub struct EngineState {
 
 /// The engines of this machine, the one to be preferred first.
 #[derive(Clone)]
-pub struct Machine {
+pub struct EngineCatalog {
     engines: Vec<EngineState>,
     openai: Option<Arc<OpenAiExecutor>>,
 }
@@ -63,14 +63,14 @@ impl fmt::Display for Choice {
     }
 }
 
-impl Machine {
+impl EngineCatalog {
     /// What ONNX Runtime is called among [`Self::engines`]; there is one for each library that was tried.
     pub const ONNX_RUNTIME: &str = "ONNX Runtime";
     /// What an engine over HTTP is called there.
     pub const OVER_HTTP: &str = "engine over HTTP";
 
     /// Looks what there is; tries what could break. `program` calls [`crate::worker::init`].
-    pub async fn look(program: &WorkerProgram, options: &MachineOptions) -> Self {
+    pub async fn detect(program: &WorkerProgram, options: &MachineOptions) -> Self {
         let mut machine = Self { engines: Vec::new(), openai: None };
         #[cfg(feature = "ort")]
         machine.engines.extend(onnxruntime(program, options).await);
@@ -108,7 +108,7 @@ impl Machine {
         let programs = self.engines.iter().filter_map(|engine| engine.program.clone()).collect();
         let workers = Arc::new(WorkerExecutor::new(programs, sandbox, options));
         match self.openai.clone() {
-            Some(openai) => Arc::new(Selector::new(vec![workers, openai])),
+            Some(openai) => Arc::new(ExecutorRouter::new(vec![workers, openai])),
             None => workers,
         }
     }
@@ -154,8 +154,9 @@ async fn python(options: &MachineOptions) -> EngineState {
 /// The libraries of ONNX Runtime up to the first that can be used.
 #[cfg(feature = "ort")]
 async fn onnxruntime(program: &WorkerProgram, options: &MachineOptions) -> Vec<EngineState> {
-    let state = |found| EngineState { name: Machine::ONNX_RUNTIME.into(), formats: vec![ModelFormat::Onnx], found, program: None };
-    let examined = match examine(program, &options.onnxruntime, options.device).await {
+    let state =
+        |found| EngineState { name: EngineCatalog::ONNX_RUNTIME.into(), formats: vec![ModelFormat::Onnx], found, program: None };
+    let examined = match diagnose(program, &options.onnxruntime, options.device).await {
         Ok(examined) => examined,
         Err(error) => return vec![state(Err(error.to_string()))],
     };

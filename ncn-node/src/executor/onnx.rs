@@ -17,7 +17,7 @@ use ncn_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Job, Session, Verified};
+use super::{Engine, RunContext, Session, Verified};
 
 /// A library that runs ONNX graphs.
 pub trait Runtime: Send + Sync {
@@ -86,7 +86,7 @@ struct Loaded {
 }
 
 impl Session for Loaded {
-    fn run(&self, inputs: &Values, parameters: &str, job: &Job) -> Result<(Values, Usage), ExecutorError> {
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError> {
         let manifest = self.model.manifest();
         manifest.check_parameters(parameters).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         let tensors = manifest.prepare(inputs, self.tokenizer.as_deref());

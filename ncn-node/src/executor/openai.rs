@@ -27,7 +27,7 @@ use request::Interface;
 use tokio::time::{Instant, timeout_at};
 
 /// How long the engine may take to say what it has.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(10);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of the list of models that an engine has is repeated in an error.
 const MAX_KNOWN_CHARS: usize = 1_000;
 /// The text of one answer.
@@ -69,8 +69,8 @@ impl OpenAiExecutor {
 
     /// What the engine calls the models that it has; an error says that it cannot be used.
     pub async fn models(&self) -> Result<Vec<String>, ExecutorError> {
-        let asked = tokio::time::timeout(HEALTH_PATIENCE, self.http.models());
-        asked.await.map_err(|_| broken(format_args!("it did not say in {HEALTH_PATIENCE:?} which models it has")))?
+        let asked = tokio::time::timeout(HEALTH_TIMEOUT, self.http.models());
+        asked.await.map_err(|_| broken(format_args!("it did not say in {HEALTH_TIMEOUT:?} which models it has")))?
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<B256, Arc<Loaded>>> {

@@ -12,12 +12,12 @@ use ncn_core::{
 };
 
 /// Several executors as one: each model is run by the first that runs its format and takes the model, for example workers and an engine over HTTP.
-pub struct Selector {
+pub struct ExecutorRouter {
     executors: Vec<Arc<dyn Executor>>,
     loaded: Mutex<HashMap<B256, Arc<dyn Executor>>>,
 }
 
-impl Selector {
+impl ExecutorRouter {
     /// The one to be preferred first.
     pub fn new(executors: Vec<Arc<dyn Executor>>) -> Self {
         Self { executors, loaded: Mutex::default() }
@@ -29,7 +29,7 @@ impl Selector {
 }
 
 #[async_trait]
-impl Executor for Selector {
+impl Executor for ExecutorRouter {
     fn formats(&self) -> Vec<ModelFormat> {
         self.executors.iter().flat_map(|executor| executor.formats()).collect()
     }

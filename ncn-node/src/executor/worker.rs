@@ -19,7 +19,7 @@ use ncn_core::{
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
-use pool::{Broken, Parts, Slot, Starter};
+use pool::{Broken, ModelPool, RunStream, Starter};
 pub(crate) use process::codec;
 pub use program::{WORKER_ARGUMENT, WorkerProgram};
 use tokio::time::Instant;
@@ -58,7 +58,7 @@ impl Default for WorkerOptions {
 /// only the one that kills its worker fails. A request of which a part was already delivered is not tried again.
 pub struct WorkerExecutor {
     starter: Arc<Starter>,
-    slots: Mutex<HashMap<B256, Arc<Slot>>>,
+    slots: Mutex<HashMap<B256, Arc<ModelPool>>>,
 }
 
 impl WorkerExecutor {
@@ -67,7 +67,7 @@ impl WorkerExecutor {
         Self { starter: Arc::new(Starter::new(programs, sandbox, options)), slots: Mutex::default() }
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<B256, Arc<Slot>>> {
+    fn slots(&self) -> MutexGuard<'_, HashMap<B256, Arc<ModelPool>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,7 +85,7 @@ impl Executor for WorkerExecutor {
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
         let digest = package.model.digest();
         let known = self.slots().get(&digest).cloned();
-        let slot = known.map_or_else(|| Slot::new(&self.starter, package).map(Arc::new), Ok)?;
+        let slot = known.map_or_else(|| ModelPool::new(&self.starter, package).map(Arc::new), Ok)?;
         slot.ready().await?;
         self.slots().entry(digest).or_insert(slot);
         Ok(())
@@ -108,10 +108,10 @@ impl Executor for WorkerExecutor {
 
 /// A run, over one worker or two.
 struct Run {
-    slot: Arc<Slot>,
+    slot: Arc<ModelPool>,
     execution: Execution,
     deadline: Instant,
-    parts: Option<Result<Parts, Broken>>,
+    parts: Option<Result<RunStream, Broken>>,
     /// It may be tried once more.
     again: bool,
 }

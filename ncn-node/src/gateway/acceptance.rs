@@ -9,7 +9,7 @@ use std::{
 
 use alloy_primitives::{Address, B256};
 use ncn_core::{
-    Amount, Authorisation, ChannelTerms, LedgerError, PaymentLedger, PaymentLedgerExt as _, Quote, RequestId, Signature,
+    Amount, ChannelParams, LedgerError, PaymentAuthorization, PaymentLedger, PaymentLedgerExt as _, Quote, RequestId, Signature,
     TransportError, UnixTime, channel::escrow_digest,
 };
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ const MAX_CLOSINGS: usize = 64;
 const MAX_CLOSINGS_OF_ONE: usize = 4;
 /// When somebody should ask again who was turned away.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long an authorisation that was refused is not tried again; twice as long each further time, up to the longest. The chain may
+/// How long an authorization that was refused is not tried again; twice as long each further time, up to the longest. The chain may
 /// have refused a transaction that the gateway paid for.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -101,20 +101,20 @@ impl Acceptances {
         &self,
         ledger: &Arc<dyn PaymentLedger>,
         quote: Quote,
-        authorisation: &Authorisation,
+        authorization: &PaymentAuthorization,
     ) -> Result<(), TransportError> {
         let request_id = quote.request_id;
         // Before anything is asked or shared: what somebody else signed neither costs nor delays the client.
-        verify(&**ledger, &quote, authorisation).await.map_err(refusal)?;
+        verify(&**ledger, &quote, authorization).await.map_err(refusal)?;
         // A voucher costs no transaction, and a client that has lost count signs the next one at once.
-        let costs = matches!(authorisation, Authorisation::Transfer(_));
+        let costs = matches!(authorization, PaymentAuthorization::Transfer(_));
         if costs
             && let Some(refusal) = lock(&self.refused).get(&request_id)
             && (refusal.count >= MAX_REFUSALS || Instant::now() < refusal.until)
         {
             return Err(refusal.error.clone());
         }
-        let (ledger, authorisation, refused) = (ledger.clone(), *authorisation, self.refused.clone());
+        let (ledger, authorization, refused) = (ledger.clone(), *authorization, self.refused.clone());
         let (client, expiry, underway) = (quote.client, quote.expiry, self.underway.clone());
         let accepting = async move {
             // A client that has paid in another way does not pay again.
@@ -128,7 +128,7 @@ impl Acceptances {
             {
                 return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
             }
-            let accepted = ledger.redeem(&quote, &authorisation).await.map(drop).map_err(refusal);
+            let accepted = ledger.redeem(&quote, &authorization).await.map(drop).map_err(refusal);
             let mut refused = lock(&refused);
             match &accepted {
                 Err(error) if costs && !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
@@ -144,7 +144,7 @@ impl Acceptances {
     pub(super) async fn close(
         &self,
         ledger: &Arc<dyn PaymentLedger>,
-        terms: ChannelTerms,
+        terms: ChannelParams,
     ) -> Result<(Amount, Signature), TransportError> {
         let ledger = ledger.clone();
         let closing = async move {
@@ -157,14 +157,14 @@ impl Acceptances {
     }
 }
 
-async fn verify(ledger: &dyn PaymentLedger, quote: &Quote, authorisation: &Authorisation) -> Result<(), LedgerError> {
+async fn verify(ledger: &dyn PaymentLedger, quote: &Quote, authorization: &PaymentAuthorization) -> Result<(), LedgerError> {
     let trust = ledger.trust_root().await?;
-    match authorisation {
-        Authorisation::Transfer(signature) => {
+    match authorization {
+        PaymentAuthorization::Transfer(signature) => {
             let signed = signature.verify(&escrow_digest(&trust, quote), quote.client);
             signed.map(drop).map_err(|error| LedgerError::NotAllowed(format!("transfer: {error}")))
         }
-        Authorisation::Voucher(payment) => Ok(payment.verify(quote, &trust)?),
+        PaymentAuthorization::Voucher(payment) => Ok(payment.verify(quote, &trust)?),
     }
 }
 

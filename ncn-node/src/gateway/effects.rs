@@ -8,10 +8,10 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::Backoff;
 use ncn_core::{
-    B256, Certificate, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
-    Effect, Event, LedgerError, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus,
-    PaymentTree, PreprocessingRequest, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State,
-    Step, TaskUpdate, TrustRoot, Values,
+    B256, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, Event,
+    LedgerError, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule,
+    PreprocessingRequest, QuorumCertificate, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed,
+    State, Step, TaskEvent, TrustRoot, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_UNITS},
     receipt::{self, Payment},
 };
@@ -26,7 +26,7 @@ use crate::time::unix_now;
 const PREPROCESSING_TRIES: u32 = 3;
 const COMPLETION_TRIES: u32 = 20;
 /// How long the gateway waits for a node that can run what is paid for, before it gives the payment back.
-const NODE_PATIENCE: Duration = Duration::from_secs(5);
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a node gets on top of the model's own deadline before it is given up.
 const DEADLINE_SLACK: Duration = Duration::from_secs(5);
 /// How often sealing a receipt is tried.
@@ -152,7 +152,7 @@ async fn approved<A, F>(
 ) -> Event
 where
     A: Fn() -> F,
-    F: Future<Output = Result<Certificate, RegistryError>>,
+    F: Future<Output = Result<QuorumCertificate, RegistryError>>,
 {
     let mut backoff = Backoff::new();
     let mut left = tries;
@@ -199,7 +199,7 @@ async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: 
     };
     task.try_node(compute.address());
     // Whatever another node has said of the output is void from here on.
-    task.publish(TaskUpdate::Attempt(compute.address()));
+    task.publish(TaskEvent::Attempt(compute.address()));
     let limit = gateway.models.get(&quote.model_digest)?.model.manifest().limits.deadline_ms;
     let limit = Duration::from_millis(limit).saturating_add(DEADLINE_SLACK);
     let silent = |_| Err(ComputeError::Unavailable(format!("{} did not deliver in time", compute.address())));
@@ -228,7 +228,7 @@ async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) ->
         }
         match reserve_node(gateway, task, expires_at).await {
             Ok(compute) => return Ok(compute),
-            Err(reason) if started.elapsed() >= NODE_PATIENCE => {
+            Err(reason) if started.elapsed() >= NODE_TIMEOUT => {
                 let before = task.progress().failure.map(|failure| format!("; before that: {failure}"));
                 return Err(reason + &before.unwrap_or_default());
             }
@@ -261,10 +261,10 @@ async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Co
                 if !promised || streamed.size() > MAX_OUTPUT_BYTES {
                     return dishonest("streams what its model does not give");
                 }
-                task.publish(TaskUpdate::Chunk(chunk));
+                task.publish(TaskEvent::Chunk(chunk));
             }
             // The client has the chain of the parts and checks it.
-            ComputeEvent::Checkpoint(checkpoint) => task.publish(TaskUpdate::Checkpoint(checkpoint)),
+            ComputeEvent::Checkpoint(checkpoint) => task.publish(TaskEvent::Checkpoint(checkpoint)),
             ComputeEvent::Finished { output, result } => {
                 if streamed.misfit(&output, false).is_some() {
                     return dishonest("streamed something else than it gives");
@@ -379,7 +379,7 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
     let progress = task.progress();
     let State::Ended(outcome) = progress.lifecycle.state() else { return };
     let reserved = progress.quote.as_ref().map(|quote| quote.compute);
-    let failed = |reason: String| TaskUpdate::Failed { outcome, reason };
+    let failed = |reason: String| TaskEvent::Failed { outcome, reason };
     let update = if outcome == Outcome::Completed && progress.settlement.is_some() {
         let output = progress.output.clone().unwrap_or_default();
         let mut backoff = Backoff::new();
@@ -392,7 +392,7 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
             issued = issue(gateway, task, progress.clone()).await;
         }
         match issued {
-            Ok(receipt) => TaskUpdate::Delivered { output, receipt: Box::new(receipt) },
+            Ok(receipt) => TaskEvent::Delivered { output, receipt: Box::new(receipt) },
             Err(reason) => failed(format!("no receipt could be issued: {reason}")),
         }
     } else {
@@ -426,7 +426,7 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         (PaymentRef::Transaction(transaction), PaymentRef::Transaction(settlement)) => Payment::Escrow { transaction, settlement },
         (payment, settlement) => return Err(format!("{settlement} does not settle {payment}")),
     };
-    let payments = PaymentTree::new(&quote, result.message.compute, &completion.validators(), trust_root.treasury);
+    let payments = PayoutSchedule::new(&quote, result.message.compute, &completion.validators(), trust_root.treasury);
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root,

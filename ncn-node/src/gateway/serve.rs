@@ -12,7 +12,7 @@ use ncn_client::{
     },
     wire::{self, MAX_MESSAGE_BYTES, WireError},
 };
-use ncn_core::{ChannelTerms, Signed, TaskAccess, Transport, TransportError};
+use ncn_core::{ChannelParams, Signed, TaskCapability, Transport, TransportError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -91,8 +91,8 @@ impl GatewayClientService for ClientAdapter {
 
     async fn close_channel(&self, request: Request<proto::CloseChannelRequest>) -> Result<Response<proto::ChannelClosing>, Status> {
         let request = request.into_inner();
-        let access: Signed<TaskAccess> = wire::required("access", request.access)?.try_into()?;
-        let terms = ChannelTerms {
+        let access: Signed<TaskCapability> = wire::required("access", request.access)?.try_into()?;
+        let terms = ChannelParams {
             client: access.message.client,
             gateway: wire::address("gateway", &request.gateway)?,
             salt: wire::hash("salt", &request.salt)?,

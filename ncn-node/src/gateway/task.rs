@@ -11,8 +11,8 @@ use std::{
 use alloy_primitives::Address;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Certificate, ChannelPayment, Effect, Event, InferenceResult, Lifecycle, PaymentRef, Quote, RequestId, Signed, State, Step,
-    StepReport, Submission, TaskStatus, TaskUpdate, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+    Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher, State, Step,
+    StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -30,7 +30,7 @@ pub(super) struct Task {
     pub(super) request_id: RequestId,
     pub(super) submission: Submission,
     progress: Mutex<Progress>,
-    news: Mutex<Vec<TaskUpdate>>,
+    news: Mutex<Vec<TaskEvent>>,
     /// Ticks with every change of `progress` or `news`.
     changed: watch::Sender<()>,
     events: mpsc::Sender<Event>,
@@ -46,18 +46,18 @@ pub(super) struct Progress {
     pub(super) lifecycle: Lifecycle,
     pub(super) quote: Option<Quote>,
     pub(super) trust_root: Option<TrustRoot>,
-    pub(super) preprocessing: Option<Certificate>,
+    pub(super) preprocessing: Option<QuorumCertificate>,
     pub(super) payment: Option<PaymentRef>,
     pub(super) output: Option<Values>,
     pub(super) result: Option<Signed<InferenceResult>>,
-    pub(super) completion: Option<Certificate>,
+    pub(super) completion: Option<QuorumCertificate>,
     pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
 }
 
 impl Progress {
     /// The voucher that pays, when one does.
-    pub(super) fn voucher(&self) -> Option<ChannelPayment> {
+    pub(super) fn voucher(&self) -> Option<SignedVoucher> {
         self.payment.as_ref().and_then(PaymentRef::voucher)
     }
 
@@ -124,7 +124,7 @@ impl Task {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn news(&self) -> MutexGuard<'_, Vec<TaskUpdate>> {
+    fn news(&self) -> MutexGuard<'_, Vec<TaskEvent>> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,10 +183,10 @@ impl Task {
     }
 
     /// Tells whoever follows.
-    pub(super) fn publish(&self, update: TaskUpdate) {
+    pub(super) fn publish(&self, update: TaskEvent) {
         let size = match &update {
-            TaskUpdate::Chunk(chunk) => chunk.values.size() + CHUNK_OVERHEAD,
-            TaskUpdate::Checkpoint(_) => CHUNK_OVERHEAD,
+            TaskEvent::Chunk(chunk) => chunk.values.size() + CHUNK_OVERHEAD,
+            TaskEvent::Checkpoint(_) => CHUNK_OVERHEAD,
             _ => 0,
         };
         // Once a part was left out, none of the rest makes sense.
@@ -195,7 +195,7 @@ impl Task {
         }
         let mut news = self.news();
         // A driver that was started again may finish again: the end is told once.
-        if !news.last().is_some_and(TaskUpdate::is_last) || !update.is_last() {
+        if !news.last().is_some_and(TaskEvent::is_last) || !update.is_last() {
             news.push(update);
         }
         drop(news);
@@ -203,7 +203,7 @@ impl Task {
     }
 
     pub(super) fn report(&self, step: Step, actor: Address, took: std::time::Duration) {
-        self.publish(TaskUpdate::Step(StepReport { step, actor, took }));
+        self.publish(TaskEvent::Step(StepTiming { step, actor, took }));
     }
 
     /// Whether a part of the output has been given away.

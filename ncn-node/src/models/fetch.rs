@@ -21,12 +21,12 @@ use super::{
     source::{Problem, Source},
 };
 
-/// What a source has to give within its patience, unless less is left.
+/// What a source has to give within its timeout, unless less is left.
 const SLOWEST: u64 = 64 << 10;
 /// A source that has given nothing yet is given up so many times sooner than one that has.
 const UNPROVEN: u32 = 6;
 /// How long another process that fetches the same file may stand still.
-const OTHERS_PATIENCE: Duration = Duration::from_secs(90);
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Makes the file be there, from the first source that has it.
 pub(super) async fn fetch(layout: &Layout, file: &ModelFile, sources: &[Source], progress: &Progress) -> Result<()> {
@@ -52,7 +52,7 @@ pub(super) async fn fetch(layout: &Layout, file: &ModelFile, sources: &[Source],
 async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Result<std::result::Result<(), String>> {
     // What others began may be wrong without this source's fault.
     let mut all_from_here = partial.bytes == 0;
-    let (mut failures, mut backoff, mut patience) = (0, Backoff::new(), source.patience / UNPROVEN);
+    let (mut failures, mut backoff, mut timeout) = (0, Backoff::new(), source.timeout / UNPROVEN);
     let mut since = Instant::now();
     loop {
         let before = partial.bytes;
@@ -68,10 +68,10 @@ async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Re
             Err(Problem::Final(problem)) => return Ok(Err(problem)),
             Err(Problem::Passing(problem)) => {
                 if partial.bytes >= before.saturating_add(SLOWEST) {
-                    (failures, backoff, patience, since) = (0, Backoff::new(), source.patience, Instant::now());
+                    (failures, backoff, timeout, since) = (0, Backoff::new(), source.timeout, Instant::now());
                 }
                 failures += 1;
-                if failures > 1 && since.elapsed() > patience {
+                if failures > 1 && since.elapsed() > timeout {
                     return Ok(Err(problem));
                 }
                 tracing::info!(source = source.url(), problem, "trying again");
@@ -97,13 +97,13 @@ async fn read_on(source: &Source, partial: &mut Partial, progress: &Progress) ->
     while partial.bytes < partial.wanted {
         // A source that drips must not hold a place for ever.
         let enough = partial.bytes.saturating_add(SLOWEST).min(partial.wanted);
-        let until = tokio::time::Instant::now() + source.patience;
+        let until = tokio::time::Instant::now() + source.timeout;
         while partial.bytes < enough {
             let part = match tokio::time::timeout_at(until, parts.next()).await {
                 Ok(Some(Ok(part))) => part,
                 Ok(Some(Err(error))) => return Ok(Err(super::source::problem(&key, &error))),
                 Ok(None) => return Ok(Err(Problem::Passing(format!("{key}: ended after {} bytes", partial.bytes)))),
-                Err(_) => return Ok(Err(Problem::Passing(format!("{key}: too little came in {:?}", source.patience)))),
+                Err(_) => return Ok(Err(Problem::Passing(format!("{key}: too little came in {:?}", source.timeout)))),
             };
             if part.len() as u64 > partial.wanted - partial.bytes {
                 partial.restart(progress).await?;
@@ -147,7 +147,7 @@ impl Partial {
                     let bytes = opened.metadata().map_or(0, |there| there.len());
                     if bytes != seen {
                         (seen, since) = (bytes, Instant::now());
-                    } else if since.elapsed() > OTHERS_PATIENCE {
+                    } else if since.elapsed() > OTHERS_TIMEOUT {
                         return Err(ModelStoreError::Busy(path));
                     }
                     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::{MANIFEST_FILE, ModelStoreError, Result, source};
 
 /// How long others may hold the store's lock. They hold it to write a few small files, or to delete.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The mode of what is never changed.
 pub(super) const READ_ONLY: u32 = 0o444;
 /// What the names of files begin with that have no name yet.
@@ -96,7 +96,7 @@ impl Layout {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(ModelStoreError::file(path)(error)),
-                Err(TryLockError::WouldBlock) if since.elapsed() > LOCK_PATIENCE => return Err(ModelStoreError::Busy(path)),
+                Err(TryLockError::WouldBlock) if since.elapsed() > LOCK_TIMEOUT => return Err(ModelStoreError::Busy(path)),
                 Err(TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }

@@ -12,7 +12,7 @@ use super::{AT_ONCE, ModelStore, ModelStoreError, Progress, Result, Source, dist
 /// How much of a file is read at once.
 const PART: usize = 1 << 20;
 /// How long a part of an upload, of up to 10 MiB, may take.
-const PATIENCE: Duration = Duration::from_mins(10);
+const TIMEOUT: Duration = Duration::from_mins(10);
 
 impl ModelStore {
     /// Puts a model where others can pull it from: a directory or a bucket. What is there already is not sent again.
@@ -61,10 +61,10 @@ impl ModelStore {
 }
 
 async fn within<T>(target: &Source, key: &Path, sending: impl Future<Output = object_store::Result<T>>) -> Result<T> {
-    let problem = match tokio::time::timeout(PATIENCE, sending).await {
+    let problem = match tokio::time::timeout(TIMEOUT, sending).await {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => problem(key, &error).text(),
-        Err(_) => format!("{key}: a part was not taken within {} min", PATIENCE.as_secs() / 60),
+        Err(_) => format!("{key}: a part was not taken within {} min", TIMEOUT.as_secs() / 60),
     };
     Err(ModelStoreError::Source { url: target.url().into(), problem })
 }

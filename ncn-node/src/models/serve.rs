@@ -27,7 +27,7 @@ use super::{
 /// How many connections are served at once; more wait.
 const CONNECTIONS: usize = 64;
 /// How long a request may take to arrive.
-const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may last. Whoever needs longer goes on where it was.
 const CONNECTION_LIFE: Duration = Duration::from_hours(1);
 
@@ -82,7 +82,7 @@ async fn accept(listener: TcpListener, routes: Router) {
         connections.spawn(async move {
             let _place = place;
             let mut http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-            http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+            http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
             drop(timeout(CONNECTION_LIFE, http.serve_connection(TokioIo::new(stream), service)).await);
         });
     }

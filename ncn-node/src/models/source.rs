@@ -18,9 +18,9 @@ use url::{Host, Url};
 use super::{ModelStoreError, Result};
 
 /// How long a source may take to answer, or stand still in the middle of an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long connecting may take.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest URL of a source.
 const MAX_URL: usize = 2_048;
 
@@ -32,7 +32,7 @@ pub struct Source {
     url: String,
     pub(super) store: Arc<dyn ObjectStore>,
     prefix: Path,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// Why a source did not give something.
@@ -103,7 +103,7 @@ impl Source {
             }
             _ => return Err(invalid("is of no known kind: write file:///DIRECTORY, http://.., https://.. or s3://BUCKET/PREFIX")),
         };
-        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix, patience: PATIENCE })
+        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix, timeout: TIMEOUT })
     }
 
     /// The source at this URL, to push to: a directory is made if it is not there.
@@ -125,8 +125,8 @@ impl Source {
 
     /// How long it may take to answer, and to give the next 64 KiB: 30 s by default.
     #[must_use]
-    pub const fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
@@ -182,7 +182,7 @@ impl Source {
 
     /// Whether there is a blob of this size.
     pub(super) async fn has(&self, sha256: &B256, bytes: u64) -> bool {
-        let head = tokio::time::timeout(self.patience, self.store.head(&self.blob_key(sha256))).await;
+        let head = tokio::time::timeout(self.timeout, self.store.head(&self.blob_key(sha256))).await;
         head.is_ok_and(|head| head.is_ok_and(|meta| meta.size == bytes))
     }
 
@@ -199,18 +199,18 @@ impl Source {
             }
             Ok(())
         };
-        tokio::time::timeout(self.patience, reading).await.map_err(|_| self.still(key))??;
+        tokio::time::timeout(self.timeout, reading).await.map_err(|_| self.still(key))??;
         Ok(all)
     }
 
     async fn get(&self, key: &Path, range: Option<std::ops::Range<u64>>) -> std::result::Result<GetResult, Problem> {
         let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        let got = tokio::time::timeout(self.patience, self.store.get_opts(key, options)).await;
+        let got = tokio::time::timeout(self.timeout, self.store.get_opts(key, options)).await;
         got.map_err(|_| self.still(key))?.map_err(|error| problem(key, &error))
     }
 
     pub(super) fn still(&self, key: impl std::fmt::Display) -> Problem {
-        Problem::Passing(format!("{key}: nothing has come for {} s", self.patience.as_secs_f32()))
+        Problem::Passing(format!("{key}: nothing has come for {} s", self.timeout.as_secs_f32()))
     }
 
     pub(super) fn manifest_key(&self, digest: &B256) -> Path {
@@ -261,13 +261,13 @@ fn cause(error: &Error) -> String {
 
 fn retries() -> RetryConfig {
     // Whoever fetches tries again, and goes on where it was.
-    RetryConfig { max_retries: 1, retry_timeout: PATIENCE, ..RetryConfig::default() }
+    RetryConfig { max_retries: 1, retry_timeout: TIMEOUT, ..RetryConfig::default() }
 }
 
 fn client_options() -> [(ClientConfigKey, String); 3] {
     [
-        (ClientConfigKey::ConnectTimeout, format!("{}s", CONNECT_PATIENCE.as_secs())),
-        (ClientConfigKey::ReadTimeout, format!("{}s", PATIENCE.as_secs())),
+        (ClientConfigKey::ConnectTimeout, format!("{}s", CONNECT_TIMEOUT.as_secs())),
+        (ClientConfigKey::ReadTimeout, format!("{}s", TIMEOUT.as_secs())),
         // The whole of a large file may take long; that it goes on is seen to elsewhere.
         (ClientConfigKey::Timeout, "30days".into()),
     ]

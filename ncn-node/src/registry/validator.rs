@@ -9,12 +9,12 @@ use ncn_core::{
     Approval, BatchRequest, ChainView, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest,
     LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
     channel::Batch,
-    validation::{self, Facts},
+    validation::{self, ValidationContext},
 };
 
 use super::{record::Record, subnets::Subnets, trust_root};
 use crate::{
-    payments::{Payments, Unpaid},
+    payments::{PaymentCheckError, PaymentVerifier},
     time::unix_now,
 };
 
@@ -26,7 +26,7 @@ pub struct ValidatorNode {
     signer: DynSigner,
     registry: Arc<dyn Directory>,
     ledger: Arc<dyn ChainView>,
-    payments: Payments,
+    payments: PaymentVerifier,
     subnets: Subnets,
     record: Mutex<Record>,
 }
@@ -34,7 +34,7 @@ pub struct ValidatorNode {
 impl ValidatorNode {
     /// The validator with this key.
     pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn ChainView>) -> Self {
-        let (payments, subnets) = (Payments::new(ledger.clone()), Subnets::new(ledger.clone()));
+        let (payments, subnets) = (PaymentVerifier::new(ledger.clone()), Subnets::new(ledger.clone()));
         Self { signer, registry, ledger, payments, subnets, record: Mutex::default() }
     }
 
@@ -91,7 +91,7 @@ impl Validator for ValidatorNode {
         let trust = trust_root(&*self.ledger).await?;
         validation::signed_order(request, &trust.domain)?;
         let (subnet, compute) = self.known(&trust, &request.quote, &request.request.message, request.quote.compute).await?;
-        let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        let facts = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::preprocessing(request, &facts)?;
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
     }
@@ -101,12 +101,12 @@ impl Validator for ValidatorNode {
         let trust = trust_root(&*self.ledger).await?;
         validation::authorization(request, &trust.domain)?;
         let (subnet, compute) = self.known(&trust, quote, order, result.compute).await?;
-        let facts = Facts { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        let facts = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
         validation::completion(request, &facts)?;
         // Last, so that nobody makes this node ask the chain for nothing.
         self.payments.check(quote, request.voucher.as_ref()).await.map_err(|error| match error {
-            Unpaid::NotYet(problem) => RegistryError::Unreachable(problem),
-            Unpaid::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
+            PaymentCheckError::NotYet(problem) => RegistryError::Unreachable(problem),
+            PaymentCheckError::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
         })?;
         Ok(Approval::sign(&Completion::new(quote, result).digest(&trust.domain), &*self.signer).await?)
     }

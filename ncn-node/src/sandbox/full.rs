@@ -18,11 +18,11 @@ pub const HELPER_VARIABLE: &str = "NCN_SANDBOX";
 ///
 /// The helper program does it, which is one of its own: it links a library whose licence is not this one's.
 #[derive(Clone, Debug)]
-pub struct Full {
+pub struct NamespaceSandbox {
     helper: PathBuf,
 }
 
-impl Full {
+impl NamespaceSandbox {
     /// A sandbox by way of the helper that [`Self::helper`] finds.
     pub fn find(program: &Path) -> Result<Self, SandboxError> {
         Self::new(Self::helper(program).ok_or_else(|| {
@@ -55,7 +55,7 @@ impl Full {
     }
 }
 
-impl Sandbox for Full {
+impl Sandbox for NamespaceSandbox {
     fn confinement(&self) -> Confinement {
         Confinement::Full
     }

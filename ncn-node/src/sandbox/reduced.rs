@@ -9,11 +9,11 @@ use super::{launch, unconfined};
 ///
 /// The program that it is given confines itself first and then becomes what is to be started, so nothing runs unconfined in between.
 #[derive(Clone, Debug)]
-pub struct Reduced {
+pub struct LandlockSandbox {
     program: PathBuf,
 }
 
-impl Reduced {
+impl LandlockSandbox {
     /// A sandbox that confines by way of `program`, which calls [`crate::worker::init`]. Tries it, and refuses when a layer is missing.
     pub fn new(program: impl Into<PathBuf>) -> Result<Self, SandboxError> {
         let program = program.into();
@@ -22,7 +22,7 @@ impl Reduced {
     }
 }
 
-impl Sandbox for Reduced {
+impl Sandbox for LandlockSandbox {
     fn confinement(&self) -> Confinement {
         Confinement::Reduced
     }

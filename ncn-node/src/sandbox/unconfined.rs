@@ -11,9 +11,9 @@ use ncn_core::{Confinement, Policy, Sandbox, SandboxCommand, SandboxError};
 
 /// Starts processes without confining them, and says so. For development: never run a stranger's model in it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unconfined;
+pub struct NoSandbox;
 
-impl Sandbox for Unconfined {
+impl Sandbox for NoSandbox {
     fn confinement(&self) -> Confinement {
         Confinement::None
     }

@@ -8,17 +8,17 @@ use std::{
 use alloy_primitives::B256;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Approval, Authorisation, BatchRequest, BatchSettler, Certificate, ChainView, ChannelPayment, ChannelTerms, Completion,
-    Confinement, DynSigner, InferenceResult, Message as _, PaymentLedger, Quote, RegistryError, RequestId, Settlement,
-    SettlementRequest, Signature, Signed, Split, Usage,
+    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelParams, Completion, Confinement, DynSigner, FeeSplit,
+    InferenceResult, Message as _, PaymentAuthorization, PaymentLedger, QuorumCertificate, Quote, RegistryError, RequestId,
+    Settlement, SettlementRequest, Signature, Signed, SignedVoucher, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch},
 };
-use ncn_node::channel::{ChannelLedger, SettleOptions};
+use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
     provider::Provider,
-    scene::{Behaviour, InProcess, key},
+    scene::{Behavior, InProcess, key},
     wait::eventually,
 };
 
@@ -29,14 +29,14 @@ struct Scene {
     client: DynSigner,
     gateway: DynSigner,
     compute: DynSigner,
-    terms: ChannelTerms,
+    terms: ChannelParams,
 }
 
 impl Scene {
     async fn new() -> Self {
-        let network = InProcess::new(&[Behaviour::Honest; 5]).await;
+        let network = InProcess::new(&[Behavior::Honest; 5]).await;
         let (client, gateway, compute) = (key(), key(), key());
-        let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+        let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
         let deposit = Amount::new(PRICE.units() * 10);
         network.chain.account(client.clone(), deposit).await;
         network.chain.ledger(client.clone()).fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
@@ -51,7 +51,7 @@ impl Scene {
             compute: self.compute.address(),
             model_digest: B256::repeat_byte(7),
             total: PRICE,
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: unix_now() + 3_600,
             trust_root: self.network.trust.hash(),
         }
@@ -70,14 +70,14 @@ impl Scene {
         Signed::sign(result, &self.network.trust.domain, &*self.compute).await.unwrap()
     }
 
-    async fn certify(&self, digest: &B256, request: &RequestId, approvals: usize) -> Certificate {
+    async fn certify(&self, digest: &B256, request: &RequestId, approvals: usize) -> QuorumCertificate {
         let committee = self.network.trust.committee(request);
         let mut signed = Vec::new();
         let judges = self.network.chain.validators.iter().filter(|judge| committee.contains(&judge.address()));
         for judge in judges.take(approvals) {
             signed.push(Approval::sign(digest, &**judge).await.unwrap());
         }
-        Certificate::new(signed)
+        QuorumCertificate::new(signed)
     }
 
     async fn entry(&self, cumulative: u128) -> BatchEntry {
@@ -86,7 +86,7 @@ impl Scene {
         let digest = Completion::new(&quote, &result.message).digest(&self.network.trust.domain);
         let completion = self.certify(&digest, &quote.request_id, 3).await;
         let cumulative = Amount::new(PRICE.units() * cumulative);
-        let payment = ChannelPayment::sign(self.terms, &quote, cumulative, &self.network.trust, &self.client).await.unwrap();
+        let payment = SignedVoucher::sign(self.terms, &quote, cumulative, &self.network.trust, &self.client).await.unwrap();
         BatchEntry { quote, result, completion, payment }
     }
 
@@ -95,19 +95,19 @@ impl Scene {
         Batch::new(entries, &settled, self.network.trust.treasury).unwrap()
     }
 
-    async fn judge(&self, batch: Batch) -> Result<Certificate, RegistryError> {
+    async fn judge(&self, batch: Batch) -> Result<QuorumCertificate, RegistryError> {
         self.judge_for(&self.gateway, batch).await
     }
 
     /// The same batch, brought by somebody.
-    async fn judge_for(&self, who: &DynSigner, batch: Batch) -> Result<Certificate, RegistryError> {
+    async fn judge_for(&self, who: &DynSigner, batch: Batch) -> Result<QuorumCertificate, RegistryError> {
         let message = SettlementRequest { gateway: who.address(), settlement: batch.settlement.struct_hash() };
         let request = Signed::sign(message, &self.network.trust.channel_domain(), &**who).await.unwrap();
         self.network.registry.settlement(Arc::new(BatchRequest { batch, request })).await
     }
 
     /// Has the chain charge a batch that was approved.
-    async fn settle(&self, batch: &Batch, certificate: Certificate) {
+    async fn settle(&self, batch: &Batch, certificate: QuorumCertificate) {
         let vouchers = batch.vouchers().into_values().collect();
         let batch = CertifiedBatch { settlement: batch.settlement.clone(), vouchers, certificate };
         self.network.chain.ledger(self.gateway.clone()).settle_batch(&batch).await.unwrap();
@@ -171,7 +171,7 @@ async fn what_does_not_belong_together_is_not_approved() {
     let alone = |entry: BatchEntry| scene.batch(vec![entry], Amount::ZERO);
 
     let mut few = good.clone();
-    few.completion = Certificate::new(good.completion.approvals()[..2].to_vec());
+    few.completion = QuorumCertificate::new(good.completion.approvals()[..2].to_vec());
     scene.refuses(alone(few), "2 approvals").await;
     let mut foreign = good.clone();
     foreign.completion = other.completion.clone();
@@ -217,7 +217,7 @@ async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
     let result = scene.result(&quote).await;
     let digest = Completion::new(&quote, &result.message).digest(&scene.network.trust.domain);
     let completion = scene.certify(&digest, &quote.request_id, 3).await;
-    let payment = ChannelPayment::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
+    let payment = SignedVoucher::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
     let old = BatchEntry { quote, result, completion, payment };
     scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
 }
@@ -230,16 +230,16 @@ async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
     let chain = Arc::new(Provider::new(scene.network.chain.ledger(scene.gateway.clone()), 6));
     let files = tempfile::tempdir().unwrap();
     let path = files.path().join("gateway.redb");
-    let options = SettleOptions { max_requests: 10, ..SettleOptions::default() };
+    let options = BatchPolicy { max_requests: 10, ..BatchPolicy::default() };
     let (registry, gateway) = (scene.network.registry.clone(), scene.gateway.clone());
-    let ledger = ChannelLedger::open(chain.clone(), registry, gateway, &path, options).unwrap();
+    let ledger = ChannelProcessor::open(chain.clone(), registry, gateway, &path, options).unwrap();
     for n in 1..=REQUESTS {
         let mut entry = scene.entry(n).await;
         if n == 4 {
             // The compute node's word does not carry its signature: no validator approves that.
             entry.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
         }
-        ledger.redeem(&entry.quote, &Authorisation::Voucher(entry.payment)).await.unwrap();
+        ledger.redeem(&entry.quote, &PaymentAuthorization::Voucher(entry.payment)).await.unwrap();
         let BatchEntry { quote, result, completion, .. } = entry;
         ledger.settle(&Settlement { quote, result, certificate: completion }).await.unwrap();
     }

@@ -94,7 +94,7 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
     let network = network().start().await.unwrap();
     let registry = GrpcRegistry::new(&network.registry_url()).unwrap();
     let signer = key();
-    network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let order = Arc::new(Mutex::new(None));
     let transport = Arc::new(Tampered(Overheard { inner: network.gateway(), order: order.clone() }));
     let ledger = Arc::new(network.ledger(signer.clone()));
@@ -121,6 +121,6 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
     let answer = tokio::time::timeout(Duration::from_mins(1), paid.finish()).await.unwrap().unwrap();
     assert_eq!(answer.output.text("label"), Some("7"));
     assert_ne!(answer.receipt.compute(), theft.result.message.compute);
-    assert_eq!(network.treasurer().balance(theft.result.message.compute).await.unwrap(), Amount::ZERO);
+    assert_eq!(network.funder().balance(theft.result.message.compute).await.unwrap(), Amount::ZERO);
     assert_eq!(quote.request_id, answer.receipt.request.message.digest(&answer.receipt.trust_root.domain));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
-use ncn_core::{Address, Amount, PaymentLedger as _, PaymentStatus, PaymentTree, Quote, Recipient, Split};
+use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Quote};
 use ncn_node::{devnet::EmbeddedChain, time::unix_now};
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Settles a payment of this size and split, approved by the first `approvals` validators, and compares every balance with the tree.
-async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals: usize) {
+async fn settles_by_the_tree(scene: &Chain, total: u128, split: FeeSplit, approvals: usize) {
     let (client, gateway) = (key(), key());
     let trust = scene.deployer.trust_root().await.unwrap();
     let quote = Quote {
@@ -30,7 +30,7 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
     let worker = key();
     let compute = worker.address();
     let settlement = settlement(&quote, &worker, &trust, &scene.validators, approvals).await;
-    let tree = PaymentTree::new(&quote, compute, &settlement.certificate.validators(), trust.treasury).unwrap();
+    let tree = PayoutSchedule::new(&quote, compute, &settlement.certificate.validators(), trust.treasury).unwrap();
 
     let account = scene.account(client, quote.total).await;
     account.escrow(&quote).await.unwrap();
@@ -46,18 +46,18 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: Split, approvals
     }
     let held = account.balance(trust.domain.contract).await.unwrap();
     assert_eq!(held, Amount::ZERO, "nothing stays behind");
-    assert!(tree.paid_to(Recipient::Compute) <= quote.total);
+    assert!(tree.paid_to(PayeeRole::Compute) <= quote.total);
 }
 
 #[tokio::test]
 async fn solidity_pays_what_rust_computes() {
     let scene = Chain::new(5).await;
-    let split = |gateway_bps, validators_bps, treasury_bps| Split { gateway_bps, validators_bps, treasury_bps };
+    let split = |gateway_bps, validators_bps, treasury_bps| FeeSplit { gateway_bps, validators_bps, treasury_bps };
     for (total, parts, approvals) in [
-        (1, Split::default(), 3),
-        (7, Split::default(), 5),
-        (19, Split::default(), 3),
-        (10_000_000_000_000_001, Split::default(), 4),
+        (1, FeeSplit::default(), 3),
+        (7, FeeSplit::default(), 5),
+        (19, FeeSplit::default(), 3),
+        (10_000_000_000_000_001, FeeSplit::default(), 4),
         (999_999_999_999, split(0, 0, 0), 3),
         (999_999_999_999, split(10_000, 0, 0), 3),
         (1_000_003, split(0, 10_000, 0), 4),

@@ -7,13 +7,14 @@ use std::{
 
 use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
-use ncn_client::{ChannelPayer, Client, ClientChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
+use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, Message as _, PaymentLedger as _,
-    Quote, Recipient, Signed, Split, TaskAccess, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
+    Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, FeeSplit, Message as _, PayeeRole, PaymentAuthorization,
+    PaymentLedger as _, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value, memory::MemoryRegistry,
+    receipt::Payment,
 };
 use ncn_node::{
-    channel::{ChannelLedger, SettleOptions},
+    channel::{BatchPolicy, ChannelProcessor},
     devnet::LocalNetwork,
 };
 
@@ -30,22 +31,22 @@ struct Scene {
     network: LocalNetwork,
     signer: DynSigner,
     transport: Arc<GrpcTransport>,
-    channel: Arc<ClientChannel>,
+    channel: Arc<PayerChannel>,
 }
 
 impl Scene {
     async fn new(deposit: Amount) -> Self {
         // Nothing is settled unless the test says so.
-        let settle = SettleOptions { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..SettleOptions::default() };
+        let settle = BatchPolicy { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..BatchPolicy::default() };
         let network = network().settle_options(settle).start().await.unwrap();
         let signer = key();
-        network.treasurer().transfer(signer.address(), deposit).await.unwrap();
-        let terms = ChannelTerms { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
+        network.funder().transfer(signer.address(), deposit).await.unwrap();
+        let terms = ChannelParams { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
         let expiry = unix_now() + WEEK;
         let account = network.ledger(signer.clone());
         let opened = account.fund_channel(&terms, deposit, expiry).await.unwrap();
         assert_eq!(account.fund_channel(&terms, deposit, expiry).await.unwrap(), opened, "opening again is the same transaction");
-        let channel = Arc::new(ClientChannel::new(terms, deposit, expiry));
+        let channel = Arc::new(PayerChannel::new(terms, deposit, expiry));
         let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
         Self { network, signer, transport, channel }
     }
@@ -55,7 +56,7 @@ impl Scene {
         assert_eq!(trust, self.network.trust_root().await.unwrap());
         let ledger = ChannelPayer::new(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
         // Many requests at once take their time on a machine that has other things to do.
-        let client = Client::builder().patience(PATIENCE * 5).transport(self.transport.clone());
+        let client = Client::builder().timeout(PATIENCE * 5).transport(self.transport.clone());
         client.payer(Arc::new(ledger)).signer(self.signer.clone()).max_price(tokens(1)).build().unwrap()
     }
 
@@ -65,7 +66,7 @@ impl Scene {
 
     /// What the chain has charged.
     async fn settled(&self) -> Amount {
-        self.network.treasurer().channel(self.id()).await.unwrap().unwrap().settled
+        self.network.funder().channel(self.id()).await.unwrap().unwrap().settled
     }
 
     async fn settle(&self) {
@@ -94,7 +95,7 @@ async fn sixty_four_requests_in_flight_on_one_channel() {
         assert_eq!(answer.output.text("label"), Some((n % 10).to_string().as_str()));
         assert!(matches!(answer.receipt.payment, Payment::Channel(_)));
         for payout in &answer.receipt.payments.payouts {
-            *paid.entry((payout.address, payout.role == Recipient::Treasury)).or_default() += payout.amount.units();
+            *paid.entry((payout.address, payout.role == PayeeRole::Treasury)).or_default() += payout.amount.units();
         }
     }
     assert_eq!(scene.channel.sums().available(), Amount::ZERO, "every unit of the deposit was of use");
@@ -102,12 +103,12 @@ async fn sixty_four_requests_in_flight_on_one_channel() {
 
     let mut before = Vec::new();
     for (address, _) in paid.keys() {
-        before.push(scene.network.treasurer().balance(*address).await.unwrap());
+        before.push(scene.network.funder().balance(*address).await.unwrap());
     }
     scene.settle().await;
     assert_eq!(scene.settled().await.units(), price.units() * 64);
     for (((address, _), expected), before) in paid.iter().zip(before) {
-        let after = scene.network.treasurer().balance(*address).await.unwrap();
+        let after = scene.network.funder().balance(*address).await.unwrap();
         assert_eq!(after.units() - before.units(), *expected, "{address} got the sum of its receipts");
     }
     // The deposit is used up: that is said before anything is sent.
@@ -126,16 +127,16 @@ async fn a_channel_is_closed_by_agreement() {
     let trust = scene.transport.network().await.unwrap().trust_root;
     let terms = *scene.channel.terms();
     let access = |signer: &DynSigner, purpose| {
-        let access = TaskAccess { client: signer.address(), request_id: terms.id(), purpose };
+        let access = TaskCapability { client: signer.address(), request_id: terms.id(), purpose };
         let (trust, signer) = (trust.clone(), signer.clone());
         async move { Signed::sign(access, &trust.domain, &*signer).await.unwrap() }
     };
-    let stranger = access(&key(), AccessPurpose::CloseChannel).await;
+    let stranger = access(&key(), CapabilityScope::CloseChannel).await;
     assert!(scene.transport.close_channel(terms, stranger).await.is_err(), "only its client closes a channel");
-    let other = access(&scene.signer, AccessPurpose::Follow).await;
+    let other = access(&scene.signer, CapabilityScope::Follow).await;
     assert!(scene.transport.close_channel(terms, other).await.is_err(), "a signature to follow does not close");
 
-    let close = access(&scene.signer, AccessPurpose::CloseChannel).await;
+    let close = access(&scene.signer, CapabilityScope::CloseChannel).await;
     let (settled, agreement) = scene.transport.close_channel(terms, close).await.unwrap();
     assert_eq!(settled, price, "what was earned was settled first");
     // No voucher counts from here on.
@@ -153,8 +154,8 @@ async fn a_channel_is_closed_by_agreement() {
 async fn an_agreement_to_close_an_unused_channel_ends_it() {
     let scene = Scene::new(tokens(1)).await;
     let (terms, trust) = (*scene.channel.terms(), scene.transport.network().await.unwrap().trust_root);
-    let purpose = AccessPurpose::CloseChannel;
-    let access = TaskAccess { client: scene.signer.address(), request_id: terms.id(), purpose };
+    let purpose = CapabilityScope::CloseChannel;
+    let access = TaskCapability { client: scene.signer.address(), request_id: terms.id(), purpose };
     let access = Signed::sign(access, &trust.domain, &*scene.signer).await.unwrap();
     let (settled, agreement) = scene.transport.close_channel(terms, access).await.unwrap();
     assert_eq!(settled, Amount::ZERO);
@@ -186,7 +187,7 @@ async fn an_abandoned_channel_comes_back_after_its_expiry() {
 async fn a_client_without_a_chain_pays_by_its_signature() {
     let network = network().start().await.unwrap();
     let signer = key();
-    network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
+    network.funder().transfer(signer.address(), tokens(1)).await.unwrap();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
     let trust = transport.network().await.unwrap().trust_root;
     let ledger = Arc::new(RelayedPayer::new(transport.clone(), trust.clone(), signer.clone()));
@@ -195,7 +196,7 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     assert_eq!(answer.output.text("label"), Some("7"));
     let Payment::Escrow { transaction, .. } = answer.receipt.payment else { panic!("paid by an escrow") };
     assert_ne!(transaction, answer.receipt.quote.struct_hash());
-    let left = network.treasurer().balance(signer.address()).await.unwrap();
+    let left = network.funder().balance(signer.address()).await.unwrap();
     assert_eq!(tokens(1).checked_sub(left), Some(answer.receipt.payments.total));
 
     // Without tokens the gateway's chain refuses, before anything is spent.
@@ -216,11 +217,11 @@ async fn latency() {
     let chain = Chain::new(5).await;
     let (client, gateway) = (key(), key());
     let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
-    let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+    let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
     let expiry = unix_now() + WEEK;
     chain.account(client.clone(), tokens(1)).await;
     chain.ledger(client.clone()).fund_channel(&terms, tokens(1), expiry).await.unwrap();
-    let channel = ClientChannel::new(terms, tokens(1), expiry);
+    let channel = PayerChannel::new(terms, tokens(1), expiry);
     let mut vouchers = Vec::new();
     for _ in 0..COUNT {
         let quote = Quote {
@@ -230,7 +231,7 @@ async fn latency() {
             compute: gateway.address(),
             model_digest: B256::ZERO,
             total: Amount::new(1),
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: unix_now() + 3_600,
             trust_root: trust.hash(),
         };
@@ -239,9 +240,9 @@ async fn latency() {
     }
     let files = tempfile::tempdir().unwrap();
     let registry = Arc::new(MemoryRegistry::new(trust.clone(), Vec::new(), Arc::new(unix_now)));
-    let settle = SettleOptions { max_requests: usize::MAX, ..SettleOptions::default() };
+    let settle = BatchPolicy { max_requests: usize::MAX, ..BatchPolicy::default() };
     let path = files.path().join("gateway.redb");
-    let ledger = ChannelLedger::open(chain.ledger(gateway.clone()), registry, gateway, &path, settle).unwrap();
+    let ledger = ChannelProcessor::open(chain.ledger(gateway.clone()), registry, gateway, &path, settle).unwrap();
 
     let print = |what: &str, mut took: Vec<Duration>| {
         took.sort_unstable();
@@ -249,7 +250,7 @@ async fn latency() {
         println!("{what:<44} p50 {:>7.3} ms   p99 {:>7.3} ms", at(50), at(99));
         at(50)
     };
-    let timed = |(quote, payment): &(Quote, ChannelPayment)| {
+    let timed = |(quote, payment): &(Quote, SignedVoucher)| {
         let started = Instant::now();
         payment.verify(quote, &trust).unwrap();
         started.elapsed()
@@ -259,7 +260,7 @@ async fn latency() {
     let mut took = Vec::new();
     for (quote, payment) in one {
         let started = Instant::now();
-        ledger.redeem(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+        ledger.redeem(quote, &PaymentAuthorization::Voucher(*payment)).await.unwrap();
         took.push(started.elapsed());
     }
     print("check and keep on disk, one at a time", took);
@@ -268,7 +269,7 @@ async fn latency() {
         let ledger = ledger.clone();
         async move {
             let started = Instant::now();
-            ledger.redeem(quote, &Authorisation::Voucher(*payment)).await.unwrap();
+            ledger.redeem(quote, &PaymentAuthorization::Voucher(*payment)).await.unwrap();
             started.elapsed()
         }
     });

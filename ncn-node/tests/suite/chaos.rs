@@ -17,17 +17,17 @@ use std::{
 use alloy_primitives::B256;
 use alloy_signer_local::PrivateKeySigner;
 use ncn_client::{
-    ChannelPayer, Client, ClientChannel, ClientError, Order, RelayedPayer,
+    ChannelPayer, Client, ClientError, Order, PayerChannel, RelayedPayer,
     evm::EvmLedger,
     grpc::{GrpcRegistry, GrpcTransport},
     unix_now,
 };
-use ncn_core::{Amount, ChainView, ChannelTerms, Confinement, DynSigner, NodeRole, Payer, Registry, TrustRoot, Value};
+use ncn_core::{Amount, ChainView, ChannelParams, Confinement, DynSigner, NodeRole, Payer, Registry, TrustRoot, Value};
 use ncn_node::{
-    compute::{Attachments, ComputeNode},
+    compute::{ComputeNode, GatewaySessions},
     devnet::{RpcServer, quickstart},
     executor::EngineExecutor,
-    presence::{Announcement, Presence},
+    presence::{NodeDescriptor, Registration},
     registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
     server::GrpcServer,
 };
@@ -51,12 +51,12 @@ struct Scene {
     gateway: DynSigner,
     gateway_url: String,
     files: tempfile::TempDir,
-    _validators: Vec<(GrpcServer, Presence)>,
-    _computes: Vec<(Attachments, Presence)>,
+    _validators: Vec<(GrpcServer, Registration)>,
+    _computes: Vec<(GatewaySessions, Registration)>,
 }
 
-fn announcement(role: NodeRole, endpoint: String) -> Announcement {
-    Announcement { role, subnet: B256::ZERO, endpoint, models: Vec::new(), confinement: Confinement::None }
+fn announcement(role: NodeRole, endpoint: String) -> NodeDescriptor {
+    NodeDescriptor { role, subnet: B256::ZERO, endpoint, models: Vec::new(), confinement: Confinement::None }
 }
 
 impl Scene {
@@ -80,7 +80,7 @@ impl Scene {
             });
             let server = server.await.unwrap();
             let announced = announcement(NodeRole::Validator, server.url());
-            validators.push((server, Presence::start(registry(), key, domain, announced).await.unwrap()));
+            validators.push((server, Registration::start(registry(), key, domain, announced).await.unwrap()));
         }
 
         let files = tempfile::tempdir().unwrap();
@@ -101,8 +101,8 @@ impl Scene {
             let executor = Arc::new(EngineExecutor::built_in());
             let mut node = ComputeNode::new(key.clone(), domain, subnet, executor, ledger, 256);
             node.add_model(package.clone()).await.unwrap();
-            let presence = Presence::start(registry(), key, domain, node.announcement()).await.unwrap();
-            let mut attachments = Attachments::new();
+            let presence = Registration::start(registry(), key, domain, node.announcement()).await.unwrap();
+            let mut attachments = GatewaySessions::new();
             attachments.add(Arc::new(node), gateway.address(), &gateway_url).unwrap();
             computes.push((attachments, presence));
         }
@@ -129,7 +129,7 @@ impl Scene {
         Gateway(process)
     }
 
-    fn client(&self, signer: &DynSigner, trust: &TrustRoot, channel: Option<Arc<ClientChannel>>) -> Client {
+    fn client(&self, signer: &DynSigner, trust: &TrustRoot, channel: Option<Arc<PayerChannel>>) -> Client {
         let transport = Arc::new(GrpcTransport::new(&self.gateway_url).unwrap());
         let (trust, payer_signer) = (trust.clone(), signer.clone());
         let payer: Arc<dyn Payer> = match channel {
@@ -165,7 +165,7 @@ async fn ask_until(client: Client, ended: Arc<AtomicBool>, progress: Arc<AtomicU
     let mut tally = Tally::default();
     while !ended.load(Ordering::Relaxed) {
         let inputs = [("image", Value::png(quickstart::SAMPLE))];
-        let order = Order::new(quickstart::NAME, inputs).patience(Duration::from_secs(90));
+        let order = Order::new(quickstart::NAME, inputs).timeout(Duration::from_secs(90));
         let quoted = match client.submit(order).await {
             Ok(quoted) => quoted,
             // Nothing was signed yet: the gateway is away.
@@ -210,10 +210,10 @@ async fn money() {
         let signer = key();
         scene.deployer.transfer(signer.address(), deposit).await.unwrap();
         let channel = if n < CHANNELS {
-            let terms = ChannelTerms { client: signer.address(), gateway: scene.gateway.address(), salt: B256::random() };
+            let terms = ChannelParams { client: signer.address(), gateway: scene.gateway.address(), salt: B256::random() };
             let expiry = unix_now() + 24 * 3_600;
             scene.deployer.with_signer(signer.clone()).fund_channel(&terms, deposit, expiry).await.unwrap();
-            Some(Arc::new(ClientChannel::new(terms, deposit, expiry)))
+            Some(Arc::new(PayerChannel::new(terms, deposit, expiry)))
         } else {
             None
         };

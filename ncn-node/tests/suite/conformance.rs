@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_core::{
-    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskAccess, TaskStatus, Transport, TransportError,
+    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskStatus, Transport, TransportError,
     TrustRoot, UnixTime, Value, Values,
     conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
@@ -15,19 +15,19 @@ use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
     registry::registry_service,
-    sandbox::Unconfined,
+    sandbox::NoSandbox,
     server::GrpcServer,
     time::unix_now,
 };
 
 use crate::{
-    scene::{Behaviour, InProcess, digit, ncn, network},
+    scene::{Behavior, InProcess, digit, ncn, network},
     tamper::{Tamper, Tampered},
 };
 
 #[tokio::test]
 async fn the_registry_node_in_process() {
-    let rules = conformance::registry(&InProcess::new(&[Behaviour::Honest; 7]).await).await.unwrap();
+    let rules = conformance::registry(&InProcess::new(&[Behavior::Honest; 7]).await).await.unwrap();
     assert!(rules.len() > 25, "{rules:?}");
 }
 
@@ -59,7 +59,7 @@ impl RegistryFixture for OverGrpc {
 
 #[tokio::test]
 async fn the_registry_over_grpc() {
-    let scene = InProcess::new(&[Behaviour::Honest; 5]).await;
+    let scene = InProcess::new(&[Behavior::Honest; 5]).await;
     let registry = scene.registry.clone();
     let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
         routes.add_service(registry_service(registry));
@@ -97,7 +97,7 @@ async fn onnx_in_process() {
 #[tokio::test]
 async fn onnx_in_a_worker() {
     let directory = tempfile::tempdir().unwrap();
-    let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(Unconfined), WorkerOptions::default());
+    let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(NoSandbox), WorkerOptions::default());
     conformance::executor(&executor, &digits(directory.path())).await.unwrap();
 }
 
@@ -114,12 +114,12 @@ impl TransportFixture for Network {
     }
 
     async fn payer(&self, signer: DynSigner) -> Arc<dyn Payer> {
-        self.network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        self.network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         Arc::new(self.network.ledger(signer))
     }
 
     async fn balance(&self, owner: Address) -> Amount {
-        self.network.treasurer().balance(owner).await.unwrap()
+        self.network.funder().balance(owner).await.unwrap()
     }
 
     async fn trust_root(&self) -> TrustRoot {
@@ -177,12 +177,12 @@ impl Tamper for BrokenTransport {
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let mut status = self.0.submit(submission).await?;
         if matches!(self.1, Fault::ForgetsTheQuote) {
-            status.preprocessing = Some(ncn_core::Certificate::default());
+            status.preprocessing = Some(ncn_core::QuorumCertificate::default());
         }
         Ok(status)
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         use futures::StreamExt as _;
         let updates = self.0.updates(access).await;
         match self.1 {

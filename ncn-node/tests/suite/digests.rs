@@ -6,10 +6,10 @@ use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmBackend as _};
 use ncn_core::{
-    AccessPurpose, Amount, Attachment, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion,
-    CompletionAuthorization, Confinement, Departure, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message,
-    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SettledCompletion, SettlementRequest, Split, StreamCheckpoint, Subnet,
-    SubnetModel, TaskAccess, Usage, Voucher,
+    Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
+    Confinement, Deregistration, Domain, DowntimeReport, FeeSplit, Heartbeat, InferenceRequest, InferenceResult, Message,
+    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, StreamCheckpoint,
+    Subnet, SubnetModel, TaskCapability, Usage, Voucher,
 };
 use ncn_node::devnet::EmbeddedChain;
 use proptest::{
@@ -67,9 +67,9 @@ impl Any {
         self.any(".{0,40}")
     }
 
-    fn split(&mut self) -> Split {
+    fn split(&mut self) -> FeeSplit {
         let mut small = || self.any(any::<u16>());
-        Split { gateway_bps: small(), validators_bps: small(), treasury_bps: small() }
+        FeeSplit { gateway_bps: small(), validators_bps: small(), treasury_bps: small() }
     }
 
     fn confinement(&mut self) -> Confinement {
@@ -153,10 +153,10 @@ async fn the_messages_of_a_request() {
             issued_at: any.number(),
         };
         any.agree(&seal, harness::hashReceiptSealCall::SELECTOR).await;
-        let access = TaskAccess {
+        let access = TaskCapability {
             client: any.address(),
             request_id: any.hash(),
-            purpose: any.any(prop::sample::select(vec![AccessPurpose::Follow, AccessPurpose::Cancel])),
+            purpose: any.any(prop::sample::select(vec![CapabilityScope::Follow, CapabilityScope::Cancel])),
         };
         any.agree(&access, harness::hashTaskAccessCall::SELECTOR).await;
     }
@@ -179,9 +179,9 @@ async fn the_messages_of_the_network() {
         any.agree(&record, harness::hashNodeRecordCall::SELECTOR).await;
         let heartbeat = Heartbeat { node: any.address(), sequence: any.number(), sent_at: any.number() };
         any.agree(&heartbeat, harness::hashHeartbeatCall::SELECTOR).await;
-        let departure = Departure { node: any.address(), sequence: any.number() };
+        let departure = Deregistration { node: any.address(), sequence: any.number() };
         any.agree(&departure, harness::hashDepartureCall::SELECTOR).await;
-        let attachment = Attachment { node: any.address(), gateway: any.address(), challenge: any.hash() };
+        let attachment = SessionProof { node: any.address(), gateway: any.address(), challenge: any.hash() };
         any.agree(&attachment, harness::hashAttachmentCall::SELECTOR).await;
         let (request_id, hash) = (any.hash(), any.hash());
         let checkpoint = StreamCheckpoint { request_id, compute: any.address(), parts: any.number(), hash };
@@ -206,7 +206,7 @@ async fn the_messages_of_channels() {
         };
         any.agree(&voucher, harness::hashVoucherCall::SELECTOR).await;
         let leaf =
-            SettledCompletion { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signature: any.hash() };
+            SettlementLeaf { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signature: any.hash() };
         any.agree(&leaf, harness::hashSettledCompletionCall::SELECTOR).await;
         let charge =
             |any: &mut Any| ChannelCharge { channel: any.hash(), settled_before: any.amount(), settled_after: any.amount() };

@@ -19,8 +19,8 @@ use ncn_client::evm::{
     ValidatorRegistry,
 };
 use ncn_core::{
-    Amount, Authorisation, ChannelTerms, DynSigner, LedgerError, Message as _, PaymentChange, PaymentChanges, PaymentLedger,
-    PaymentRef, PaymentStatus, Quote, Split,
+    Amount, ChannelParams, DynSigner, FeeSplit, LedgerError, Message as _, PaymentAuthorization, PaymentChange, PaymentChanges,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote,
 };
 use ncn_node::devnet::{EmbeddedChain, RpcServer};
 use proxy::Proxy;
@@ -39,7 +39,7 @@ const CHAIN_ID: u64 = 31_337;
 const POLLS: RpcOptions = RpcOptions { confirmations: 1, poll: FAST, timeout: PATIENCE, first_block: 0, log_range: 5_000 };
 
 fn hasty() -> SendOptions {
-    SendOptions { bump_after: Duration::from_millis(300), patience: PATIENCE, ..SendOptions::default() }
+    SendOptions { bump_after: Duration::from_millis(300), timeout: PATIENCE, ..SendOptions::default() }
 }
 
 enum Node {
@@ -135,7 +135,7 @@ impl Scene {
             compute: Address::random(),
             model_digest: B256::random(),
             total,
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: self.remote.deployer.now().await.unwrap() + 3_600,
             trust_root: self.remote.deployer.trust_root().await.unwrap().hash(),
         }
@@ -312,7 +312,7 @@ async fn a_stuck_transaction_is_bumped_up_to_the_limit() {
 
     // What is too dear at once is not sent.
     let limit = base_fee(&scene).await / 2;
-    let frugal = SendOptions { max_fee_per_gas: limit, patience: Duration::from_secs(10), ..hasty() };
+    let frugal = SendOptions { max_fee_per_gas: limit, timeout: Duration::from_secs(10), ..hasty() };
     let ledger = Arc::new(scene.connect(&account, POLLS, frugal).await);
     let refused = ledger.transfer(to, tokens(1)).await.unwrap_err();
     assert!(matches!(refused, LedgerError::Unreachable(_)), "{refused:?}");
@@ -378,7 +378,7 @@ async fn waits_for_three_blocks(scene: &Scene) {
     for _ in 0..2 {
         scene.mine().await;
         tokio::time::sleep(FAST * 10).await;
-        assert!(!escrow.is_finished(), "not deep enough after the reorganisation");
+        assert!(!escrow.is_finished(), "not deep enough after the reorganization");
     }
     scene.mine().await;
     let transaction = escrow.await.unwrap().unwrap();
@@ -388,12 +388,12 @@ async fn waits_for_three_blocks(scene: &Scene) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_confirmations_and_a_reorganisation_before() {
+async fn three_confirmations_and_a_reorganization_before() {
     waits_for_three_blocks(&Scene::embedded().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_confirmations_and_a_reorganisation_before_on_anvil() {
+async fn three_confirmations_and_a_reorganization_before_on_anvil() {
     waits_for_three_blocks(&Scene::anvil().await).await;
 }
 
@@ -665,7 +665,7 @@ async fn refusals_name_the_problem_and_the_remedy() {
     let withdraw = scene.refusal(&gateway, registry, ValidatorRegistry::withdrawStakeCall {}).await.to_string();
     assert!(withdraw.contains("NotLeaving"), "{withdraw}");
 
-    let terms = ChannelTerms { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+    let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
     let expiry = deployer.now().await.unwrap() + 24 * 3_600;
     ledger.fund_channel(&terms, tokens(2), expiry).await.unwrap();
     let solidity = PaymentChannel::ChannelTerms { client: terms.client, gateway: terms.gateway, salt: terms.salt };
@@ -794,14 +794,14 @@ async fn malformed_answers_are_told_by_method_and_field() {
         }
     })
     .await;
-    let impatient = SendOptions { patience: Duration::from_millis(300), ..hasty() };
+    let impatient = SendOptions { timeout: Duration::from_millis(300), ..hasty() };
     let ledger = scene.connect_by(&[proxy.url()], &client, POLLS, impatient).await;
     let refused = ledger.transfer(Address::random(), Amount::ZERO).await.unwrap_err();
     assert!(refused.to_string().contains("eth_getTransactionReceipt") && refused.to_string().contains("gasUsed: "), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn authorisations_are_checked_before_anything_is_sent() {
+async fn authorizations_are_checked_before_anything_is_sent() {
     let scene = Scene::embedded().await;
     let proxy = Proxy::answering(&scene.url, |_, _| ()).await;
     let (client, gateway) = (scene.account(tokens(5)).await, scene.account(Amount::ZERO).await);
@@ -810,20 +810,20 @@ async fn authorisations_are_checked_before_anything_is_sent() {
     let (mut quote, other) = (scene.quote(&client, tokens(1)).await, scene.quote(&client, tokens(1)).await);
     quote.gateway = gateway.address();
     let sent = || proxy.count("eth_sendRawTransaction");
-    let authorisation = Authorisation::transfer(&trust, &quote, &client).await.unwrap();
+    let authorization = PaymentAuthorization::transfer(&trust, &quote, &client).await.unwrap();
     let mut dear = quote.clone();
     dear.total = tokens(2);
     for (signed, by) in [(&other, &client), (&dear, &client), (&quote, &gateway)] {
-        let wrong = Authorisation::transfer(&trust, signed, by).await.unwrap();
+        let wrong = PaymentAuthorization::transfer(&trust, signed, by).await.unwrap();
         let refused = relays.redeem(&quote, &wrong).await.unwrap_err();
         assert!(matches!(&refused, LedgerError::NotAllowed(problem) if problem.starts_with("transfer: ")), "{refused:?}");
     }
     assert_eq!(sent(), 0);
-    let paid = relays.redeem(&quote, &authorisation).await.unwrap();
-    assert_eq!((relays.redeem(&quote, &authorisation).await, sent()), (Ok(paid), 1), "again is as good as once");
+    let paid = relays.redeem(&quote, &authorization).await.unwrap();
+    assert_eq!((relays.redeem(&quote, &authorization).await, sent()), (Ok(paid), 1), "again is as good as once");
     assert_eq!(scene.balance(client.address()).await, tokens(4));
     relays.refund(&quote).await.unwrap();
-    let replayed = relays.redeem(&quote, &authorisation).await.unwrap_err();
+    let replayed = relays.redeem(&quote, &authorization).await.unwrap_err();
     assert!(!replayed.is_retryable() && matches!(replayed, LedgerError::WrongState { .. }), "{replayed:?}");
     assert_eq!((sent(), scene.balance(client.address()).await), (2, tokens(5)), "the payment and the refund, and no more");
 }

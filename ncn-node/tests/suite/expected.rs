@@ -8,7 +8,7 @@ use std::{
 use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage};
 use ncn_node::{
     executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram},
-    sandbox::Full,
+    sandbox::NamespaceSandbox,
 };
 
 use crate::{
@@ -26,7 +26,7 @@ pub(crate) fn package(name: &str) -> ModelPackage {
 
 /// Runs these programs confined by every layer.
 pub(crate) fn confined(programs: Vec<WorkerProgram>) -> WorkerExecutor {
-    let sandbox = Full::new(helper()).unwrap();
+    let sandbox = NamespaceSandbox::new(helper()).unwrap();
     WorkerExecutor::new(programs, Arc::new(sandbox), WorkerOptions::default())
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Answer, Client, ClientError, Order, evm::EvmLedger};
+use ncn_client::{Client, ClientError, InferenceOutput, Order, evm::EvmLedger};
 use ncn_core::{
     Amount, Confinement, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentStatus, Policy, Sandbox, SandboxCommand,
     SandboxError, Value, Values,
@@ -15,14 +15,14 @@ use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
     gateway::GatewayOptions,
-    sandbox::Unconfined,
+    sandbox::NoSandbox,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     executor::failing,
-    scene::{Behaviour, InProcess, ncn, network},
+    scene::{Behavior, InProcess, ncn, network},
     wait::{PATIENCE, eventually, in_time},
 };
 
@@ -35,9 +35,9 @@ fn seven() -> Values {
 
 async fn client(network: &LocalNetwork) -> (Client, Arc<EvmLedger>) {
     let key = crate::scene::key();
-    network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
+    network.funder().transfer(key.address(), Amount::TOKEN).await.unwrap();
     let ledger = Arc::new(network.ledger(key.clone()));
-    let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
+    let client = Client::builder().timeout(PATIENCE * 5).gateway(network.gateway_url());
     let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
     (client, ledger)
 }
@@ -46,14 +46,14 @@ async fn balance(ledger: &Arc<EvmLedger>) -> Amount {
     ledger.balance(ledger.account()).await.unwrap()
 }
 
-fn is_seven(answer: &Answer) -> bool {
+fn is_seven(answer: &InferenceOutput) -> bool {
     answer.output.text("label") == Some("7")
 }
 
 #[tokio::test]
 async fn two_of_five_validators_may_lie_or_sleep() {
-    for bad in [Behaviour::Lies, Behaviour::Impersonates, Behaviour::Sleeps] {
-        let honest = Behaviour::Honest;
+    for bad in [Behavior::Lies, Behavior::Impersonates, Behavior::Sleeps] {
+        let honest = Behavior::Honest;
         let scene = InProcess::new(&[bad, honest, honest, bad, honest]).await;
         let rules = ncn_core::conformance::registry(&scene).await;
         rules.unwrap_or_else(|violation| panic!("{bad:?}: {violation}"));
@@ -62,7 +62,7 @@ async fn two_of_five_validators_may_lie_or_sleep() {
 
 #[tokio::test]
 async fn three_liars_approve_nothing() {
-    let scene = InProcess::new(&[Behaviour::Lies, Behaviour::Lies, Behaviour::Lies, Behaviour::Honest, Behaviour::Honest]).await;
+    let scene = InProcess::new(&[Behavior::Lies, Behavior::Lies, Behavior::Lies, Behavior::Honest, Behavior::Honest]).await;
     let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
     assert_eq!(violation.rule, "validators approve a good quote");
     assert!(violation.what.contains("need: 3"), "{violation}");
@@ -101,9 +101,9 @@ async fn another_node_takes_over_after_the_payment() {
     let answer = quoted.pay().await.unwrap().finish().await.unwrap();
     assert!(is_seven(&answer));
     assert_ne!(answer.receipt.compute(), reserved);
-    let earned = network.treasurer().balance(answer.receipt.compute()).await.unwrap();
+    let earned = network.funder().balance(answer.receipt.compute()).await.unwrap();
     assert!(earned > Amount::ZERO, "the node that took over is paid");
-    assert_eq!(network.treasurer().balance(reserved).await.unwrap(), Amount::ZERO);
+    assert_eq!(network.funder().balance(reserved).await.unwrap(), Amount::ZERO);
     assert_eq!(balance(&ledger).await.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN));
 }
 
@@ -125,7 +125,7 @@ async fn a_gateway_that_dies_cannot_keep_the_payment() {
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
     let network = network().gateway_options(options).start().await.unwrap();
     let (client, ledger) = client(&network).await;
-    let order = Order::new(quickstart::NAME, seven()).patience(SHORT);
+    let order = Order::new(quickstart::NAME, seven()).timeout(SHORT);
     let quoted = client.submit(order).await.unwrap();
     // Gone between quote and payment: the client pays a gateway that is not there any more.
     drop(network);
@@ -157,7 +157,7 @@ async fn an_unpaid_request_expires_by_itself() {
     let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
     let network = network().gateway_options(options).start().await.unwrap();
     let (client, _) = client(&network).await;
-    let quoted = client.submit(Order::new(quickstart::NAME, seven()).patience(SHORT)).await.unwrap();
+    let quoted = client.submit(Order::new(quickstart::NAME, seven()).timeout(SHORT)).await.unwrap();
     let (gateway, id) = (network.gateway(), quoted.request_id());
     eventually("the request ends", async || gateway.status(id).await.unwrap().outcome().is_some()).await;
     assert_eq!(gateway.status(id).await.unwrap().outcome(), Some(ncn_core::Outcome::Expired));
@@ -199,7 +199,7 @@ impl Sandbox for Recording {
     }
 
     fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
-        let child = Unconfined.start(command, policy)?;
+        let child = NoSandbox.start(command, policy)?;
         self.0.lock().unwrap().push(Pid::from_child(&child));
         Ok(child)
     }
@@ -250,12 +250,12 @@ async fn a_program_that_is_no_worker_is_said_so() {
     let directory = tempfile::tempdir().unwrap();
     let package = quickstart::unpack(directory.path()).unwrap();
     for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
-        let executor = WorkerExecutor::new(vec![WorkerProgram::new(program)], Arc::new(Unconfined), WorkerOptions::default());
+        let executor = WorkerExecutor::new(vec![WorkerProgram::new(program)], Arc::new(NoSandbox), WorkerOptions::default());
         let refused = executor.load(&package).await;
         assert!(matches!(refused, Err(ExecutorError::Worker(_))), "{program}: {refused:?}");
     }
     let strict = WorkerOptions { at_least: Confinement::Full, ..WorkerOptions::default() };
-    let confined = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(Unconfined), strict);
+    let confined = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(NoSandbox), strict);
     let refused = confined.load(&package).await.unwrap_err();
     assert!(refused.to_string().contains("at least `full`"), "{refused}");
 }

@@ -14,14 +14,14 @@ use std::{
 use alloy_primitives::{B256, U256};
 use async_trait::async_trait;
 use ncn_client::{
-    ChannelPayer, Client, ClientChannel, ClientError, Order, Stored,
+    ChannelPayer, Client, ClientError, Order, PayerChannel, Stored,
     evm::{EvmLedger, JsonRpc, RpcOptions, SendOptions},
     grpc::GrpcTransport,
     unix_now,
 };
 use ncn_core::{
-    Amount, ChannelTerms, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentStatus, RequestId, Signed,
-    State, TaskAccess, TaskStatus, TaskUpdate, Transport, TransportError, Value,
+    Amount, ChannelParams, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentStatus, RequestId, Signed,
+    State, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Value,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     transport::Updates,
@@ -107,11 +107,11 @@ impl Scene {
         }
         let network = builder.start().await.unwrap();
         let client = well_known_key("client", 0).address();
-        network.treasurer().transfer(client, tokens(10)).await.unwrap();
+        network.funder().transfer(client, tokens(10)).await.unwrap();
         chain.fund(client, U256::from(10_u64.pow(18)));
         let files = tempfile::tempdir().unwrap();
         fs::write(files.path().join("client.key"), well_known_secret("client", 0).to_string()).unwrap();
-        let contracts = serde_json::to_vec(&network.treasurer().deployment()).unwrap();
+        let contracts = serde_json::to_vec(&network.funder().deployment()).unwrap();
         fs::write(files.path().join("contracts.json"), contracts).unwrap();
         Self { network, chain, rpc, files }
     }
@@ -150,7 +150,7 @@ impl Scene {
     }
 
     async fn balance(&self) -> Amount {
-        self.network.treasurer().balance(well_known_key("client", 0).address()).await.unwrap()
+        self.network.funder().balance(well_known_key("client", 0).address()).await.unwrap()
     }
 
     /// Keeps a request as `ncn infer` would.
@@ -262,9 +262,9 @@ impl Tamper for Liar {
         &*self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         if self.is_lying() {
-            let failed = TaskUpdate::Failed { outcome: Outcome::Refunded, reason: "it broke".into() };
+            let failed = TaskEvent::Failed { outcome: Outcome::Refunded, reason: "it broke".into() };
             return Ok(Box::pin(futures::stream::iter([Ok(failed)])));
         }
         self.gateway.updates(access).await
@@ -321,7 +321,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
 struct ChannelScene {
     network: LocalNetwork,
     transport: Arc<GrpcTransport>,
-    channel: Arc<ClientChannel>,
+    channel: Arc<PayerChannel>,
     signer: DynSigner,
 }
 
@@ -330,11 +330,11 @@ impl ChannelScene {
         let options = GatewayOptions { retention: Duration::ZERO, ..GatewayOptions::default() };
         let network = network().gateway_options(options).start().await.unwrap();
         let signer = key();
-        network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
-        let terms = ChannelTerms { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
+        network.funder().transfer(signer.address(), tokens(1)).await.unwrap();
+        let terms = ChannelParams { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
         let expiry = unix_now() + WEEK;
         network.ledger(signer.clone()).fund_channel(&terms, tokens(1), expiry).await.unwrap();
-        let channel = Arc::new(ClientChannel::new(terms, tokens(1), expiry));
+        let channel = Arc::new(PayerChannel::new(terms, tokens(1), expiry));
         let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
         Self { network, transport, channel, signer }
     }
@@ -409,14 +409,14 @@ async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
     let network = network().gateway_options(options).chain(chain.clone()).start().await.unwrap();
     let signer = key();
-    network.treasurer().transfer(signer.address(), tokens(1)).await.unwrap();
+    network.funder().transfer(signer.address(), tokens(1)).await.unwrap();
     chain.fund(signer.address(), U256::from(10_u64.pow(18)));
     let backend = JsonRpc::connect(&[rpc.url()], None, RpcOptions::default()).await.unwrap();
-    let deployment = network.treasurer().deployment();
+    let deployment = network.funder().deployment();
     let ledger = EvmLedger::connect(Arc::new(backend), deployment, signer.clone(), SendOptions::default()).await.unwrap();
     let ledger = Arc::new(ledger);
     let client = Client::builder().gateway(network.gateway_url()).payer(ledger.clone()).signer(signer.clone()).build().unwrap();
-    let order = Order::new(quickstart::NAME, seven()).patience(Duration::from_secs(8));
+    let order = Order::new(quickstart::NAME, seven()).timeout(Duration::from_secs(8));
     let quoted = client.submit(order).await.unwrap();
     drop(network);
     let paid = quoted.pay().await.unwrap();
@@ -437,7 +437,7 @@ async fn a_refund_says_what_became_of_the_payment() {
     let (signer, rpc) = (well_known_key("client", 0), scene.rpc.url());
     let ledger = Arc::new(scene.network.ledger(signer.clone()));
     let client = Client::builder().gateway(scene.network.gateway_url()).payer(ledger.clone()).signer(signer).build().unwrap();
-    let order = || Order::new(quickstart::NAME, seven()).patience(Duration::from_mins(10));
+    let order = || Order::new(quickstart::NAME, seven()).timeout(Duration::from_mins(10));
     let refund = |file| ["refund", file, "--rpc", &rpc, "--contracts", "contracts.json"];
 
     let served = client.submit(order()).await.unwrap();

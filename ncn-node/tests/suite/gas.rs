@@ -8,9 +8,9 @@ use alloy_primitives::{B256, TxKind, U256, keccak256};
 use alloy_sol_types::SolCall as _;
 use ncn_client::evm::{EvmBackend as _, EvmLedger, NCNToken};
 use ncn_core::{
-    Address, Amount, Approval, Authorisation, BatchSettler as _, Certificate, ChannelCharge, ChannelClose, ChannelPayment,
-    ChannelPayout, ChannelSettlement, ChannelTerms, Completion, Confinement, DynSigner, InferenceResult, Message as _,
-    PaymentLedger as _, PaymentTree, Quote, Settlement, Signature, Signed, Split, TrustRoot, Usage,
+    Address, Amount, Approval, BatchSettler as _, ChannelCharge, ChannelClose, ChannelParams, ChannelPayout, ChannelSettlement,
+    Completion, Confinement, DynSigner, FeeSplit, InferenceResult, Message as _, PaymentAuthorization, PaymentLedger as _,
+    PayoutSchedule, QuorumCertificate, Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot, Usage,
     channel::{Batch, BatchEntry, CertifiedBatch, MerkleTree},
 };
 use tokio::sync::OnceCell;
@@ -68,7 +68,7 @@ Of `initiate`, 53,100 gas cannot be saved while one transaction moves tokens int
 | no comparison of the balance before and after the transfer | 69,526 | -1,985 | no: a token that keeps a part on the way would be paid out of the others' money |
 
 By design, too: the approval of the quote is checked by the client, who could lose by it, and not again by the contract. A standing
-allowance is given once. An authorisation costs a signature and a slot for the token's nonce, but neither an earlier transaction nor gas
+allowance is given once. An authorization costs a signature and a slot for the token's nonce, but neither an earlier transaction nor gas
 of the client's. An ended request keeps its slot, with a marker in it, so that its id is never used twice.
 
 Below that it takes channels: a deposit once, a voucher that costs nothing for each request, and one settlement for all of them.
@@ -179,9 +179,9 @@ impl Scene {
         self.chain.ledger(signer.clone())
     }
 
-    fn terms(&self, number: u64) -> ChannelTerms {
+    fn terms(&self, number: u64) -> ChannelParams {
         let salt = keccak256(number.to_be_bytes());
-        ChannelTerms { client: self.client.address(), gateway: self.gateway.address(), salt }
+        ChannelParams { client: self.client.address(), gateway: self.gateway.address(), salt }
     }
 
     async fn expiry(&self) -> u64 {
@@ -210,19 +210,19 @@ impl Scene {
             compute: self.nodes[0].address(),
             model_digest: B256::repeat_byte(1),
             total: Amount::new(PRICE),
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: self.chain.deployer.now().await.unwrap() + HOUR,
             trust_root: self.trust.hash(),
         }
     }
 
     /// The approval of a digest by the first `count` of these validators.
-    async fn approve(&self, digest: B256, among: &[Address], count: usize) -> Certificate {
+    async fn approve(&self, digest: B256, among: &[Address], count: usize) -> QuorumCertificate {
         let mut approvals = Vec::new();
         for judge in self.chain.validators.iter().filter(|judge| among.contains(&judge.address())).take(count) {
             approvals.push(Approval::sign(&digest, &**judge).await.unwrap());
         }
-        Certificate::new(approvals)
+        QuorumCertificate::new(approvals)
     }
 
     fn threshold(&self) -> usize {
@@ -266,15 +266,15 @@ impl Scene {
     async fn escrows(&mut self) {
         let (client, gateway) = (self.ledger(&self.client), self.ledger(&self.gateway));
         let quote = self.quote().await;
-        let authorisation = Authorisation::transfer(&self.trust, &quote, &self.client).await.unwrap();
-        let relayed = gateway.redeem(&quote, &authorisation).await.unwrap();
+        let authorization = PaymentAuthorization::transfer(&self.trust, &quote, &self.client).await.unwrap();
+        let relayed = gateway.redeem(&quote, &authorization).await.unwrap();
         let failed = gateway.refund(&quote).await.unwrap();
 
         self.allow(self.trust.domain.contract).await;
         let expiring = self.quote().await;
         let initiated = client.escrow(&expiring).await.unwrap();
         self.measure_alone("initiate, by a standing allowance", 1, initiated).await;
-        self.measure_alone("initiate, by an authorisation that the gateway relays", 1, relayed.transaction().unwrap()).await;
+        self.measure_alone("initiate, by an authorization that the gateway relays", 1, relayed.transaction().unwrap()).await;
         self.measure_alone("refund, by the gateway", 1, failed).await;
         self.chain.chain.advance(2 * HOUR);
         let expired = self.ledger(&self.nodes[0]).refund(&expiring).await.unwrap();
@@ -293,15 +293,15 @@ impl Scene {
         let (client, gateway) = (self.ledger(&self.client), self.ledger(&self.gateway));
         let expiry = self.expiry().await;
         let (first, second, third) = (self.terms(1), self.terms(2), self.terms(3));
-        let authorised = client.fund_channel(&first, tokens(1), expiry).await.unwrap();
+        let authorized = client.fund_channel(&first, tokens(1), expiry).await.unwrap();
         let added = client.fund_channel(&first, tokens(2), expiry).await.unwrap();
         self.allow(self.trust.channels).await;
         let opened = client.fund_channel(&second, tokens(1), expiry).await.unwrap();
         self.measure_alone("open a channel, by a standing allowance", 0, opened).await;
-        self.measure_alone("open a channel, by an authorisation", 0, authorised).await;
+        self.measure_alone("open a channel, by an authorization", 0, authorized).await;
         let raised = client.fund_channel(&second, tokens(2), expiry).await.unwrap();
         self.measure_alone("top a channel up, by a standing allowance", 0, raised).await;
-        self.measure_alone("top a channel up, by an authorisation", 0, added).await;
+        self.measure_alone("top a channel up, by an authorization", 0, added).await;
         client.fund_channel(&third, tokens(1), expiry).await.unwrap();
 
         let closed = gateway.close_channel(&first, None).await.unwrap();
@@ -345,14 +345,14 @@ impl Scene {
         }
     }
 
-    async fn voucher(&self, terms: &ChannelTerms, quote: &Quote, cumulative: u128) -> ChannelPayment {
-        ChannelPayment::sign(*terms, quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap()
+    async fn voucher(&self, terms: &ChannelParams, quote: &Quote, cumulative: u128) -> SignedVoucher {
+        SignedVoucher::sign(*terms, quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap()
     }
 
     /// Who gets what, when all validators and all nodes had the same part in it.
     fn payouts(&self, quote: &Quote) -> Vec<ChannelPayout> {
         let first = self.nodes[0].address();
-        let tree = PaymentTree::new(quote, first, &self.trust.validators, self.trust.treasury).unwrap();
+        let tree = PayoutSchedule::new(quote, first, &self.trust.validators, self.trust.treasury).unwrap();
         let mut shares: BTreeMap<_, _> = tree.payouts.iter().map(|payout| (payout.address, payout.amount.units())).collect();
         let part = shares[&first] / u128::from(NODES);
         for node in &self.nodes[1..] {
@@ -362,7 +362,7 @@ impl Scene {
         shares.into_iter().map(|(account, units)| ChannelPayout { account, amount: Amount::new(units) }).collect()
     }
 
-    async fn settle(&mut self, settlement: ChannelSettlement, voucher: &ChannelPayment) {
+    async fn settle(&mut self, settlement: ChannelSettlement, voucher: &SignedVoucher) {
         let digest = settlement.digest(&self.trust.channel_domain());
         let certificate = self.approve(digest, &self.trust.validators, self.threshold()).await;
         let count = settlement.count;

@@ -6,8 +6,8 @@ use ncn_client::{Client, ClientError, Order};
 use ncn_core::{Amount, Confinement, Executor, ExecutorError, ExecutorExt as _, Model, Value, Values, executor::ModelPackage};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
-    executor::{EngineExecutor, Machine, MachineOptions, WorkerOptions, WorkerProgram},
-    sandbox::Full,
+    executor::{EngineCatalog, EngineExecutor, MachineOptions, WorkerOptions, WorkerProgram},
+    sandbox::NamespaceSandbox,
 };
 use serde_json::{Value as Json, json};
 
@@ -28,7 +28,7 @@ async fn executor(options: WorkerOptions) -> Arc<dyn Executor> {
     let program = WorkerProgram::new(ncn());
     let (interpreter, worker) = (Some(python.interpreter), Some(python.worker));
     let machine = MachineOptions { python: interpreter, python_worker: worker, ..MachineOptions::default() };
-    Machine::look(&program, &machine).await.executor(Arc::new(Full::new(helper()).unwrap()), options)
+    EngineCatalog::detect(&program, &machine).await.executor(Arc::new(NamespaceSandbox::new(helper()).unwrap()), options)
 }
 
 /// The quickstart model with another manifest, in this directory.
@@ -48,9 +48,9 @@ pub(crate) struct Customer {
 impl Customer {
     pub(crate) async fn of(network: &LocalNetwork) -> Self {
         let key = key();
-        network.treasurer().transfer(key.address(), Amount::TOKEN).await.unwrap();
+        network.funder().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
-        let client = Client::builder().patience(PATIENCE * 5).gateway(network.gateway_url());
+        let client = Client::builder().timeout(PATIENCE * 5).gateway(network.gateway_url());
         let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
         Self { client, ledger }
     }

@@ -10,11 +10,11 @@ use ncn_client::{
     },
     wire::MAX_MESSAGE_BYTES,
 };
-use ncn_core::{Address, Attachment, B256, Confinement, NodeRole, Signed, Value};
+use ncn_core::{Address, B256, Confinement, NodeRole, SessionProof, Signed, Value};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::EngineExecutor,
-    presence::Announcement,
+    presence::NodeDescriptor,
     worker,
 };
 use prost::Message as _;
@@ -136,7 +136,7 @@ async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) 
     }
     let (node, domain) = (key(), network.trust_root().await.unwrap().domain);
     let subnet = network.gateway().models().await.unwrap()[0].subnet;
-    let announcement = Announcement {
+    let announcement = NodeDescriptor {
         role: if lie == Lie::Role { NodeRole::Validator } else { NodeRole::Compute },
         subnet: if lie == Lie::Subnet { B256::ZERO } else { subnet },
         endpoint: String::new(),
@@ -144,7 +144,7 @@ async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) 
         confinement: Confinement::None,
     };
     let mut record = announcement.record(&domain, &node, 1).await.unwrap();
-    let attachment = Attachment {
+    let attachment = SessionProof {
         node: node.address(),
         gateway: if lie == Lie::Gateway { node.address() } else { Address::from_slice(&challenge.gateway) },
         challenge: if lie == Lie::Challenge { B256::ZERO } else { B256::from_slice(&challenge.challenge) },

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use ncn_core::{DataType, Execution, Executor, ExecutorError, ExecutorExt as _, Model, Tensor, Values, executor::ModelPackage};
 use ncn_node::executor::{
-    EngineExecutor, OnnxEngine, Selector, WorkerProgram,
+    EngineExecutor, ExecutorRouter, OnnxEngine, WorkerProgram,
     onnxruntime::{Device, OnnxRuntime, Options, Search, find},
 };
 use rten_tensor::prelude::*;
@@ -194,7 +194,7 @@ async fn arithmetic_of_sizes_is_taken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_selector_takes_the_engine_that_is_right() {
-    let selector = Selector::new(vec![Arc::new(EngineExecutor::built_in()), Arc::new(onnx_runtime().await)]);
+    let selector = ExecutorRouter::new(vec![Arc::new(EngineExecutor::built_in()), Arc::new(onnx_runtime().await)]);
     let cases = [(any(&times_a_million()), 5_000, 5_000_000_000), (any(&plus(1_700_000_000_000)), 1, 1_700_000_000_001)];
     for (package, x, y) in cases {
         selector.load(&package.package).await.unwrap();

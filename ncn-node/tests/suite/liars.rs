@@ -11,14 +11,17 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use ncn_client::{Answer, ChannelPayer, Client, ClientChannel, ClientError, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
+use ncn_client::{
+    ChannelPayer, Client, ClientError, InferenceOutput, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport,
+};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, Attestors, B256, Certificate, ChannelTerms, Completion, CompletionRequest, Compute, ComputeError,
-    ComputeEvent, ComputeTask, Departure, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
-    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, Quote,
-    Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet, TaskAccess, TaskUpdate,
-    Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
+    Address, Amount, Approval, Attestors, B256, ChannelParams, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
+    ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
+    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
+    QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
+    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
+    receipt::Payment, transport::Updates,
 };
 use ncn_node::{
     devnet::{LocalNetwork, quickstart, well_known_key},
@@ -59,17 +62,17 @@ impl LyingRegistry {
             approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
         }
         let result = Signed::sign(result, &trust.domain, &**thief).await.unwrap();
-        let settlement = Settlement { quote: request.quote.clone(), result, certificate: Certificate::new(approvals) };
+        let settlement = Settlement { quote: request.quote.clone(), result, certificate: QuorumCertificate::new(approvals) };
         ledger.settle(&settlement).await.unwrap();
     }
 }
 
-async fn made_up() -> Certificate {
+async fn made_up() -> QuorumCertificate {
     let mut approvals = Vec::new();
     for _ in 0..3 {
         approvals.push(Approval::sign(&B256::ZERO, &*key()).await.unwrap());
     }
-    Certificate::new(approvals)
+    QuorumCertificate::new(approvals)
 }
 
 #[async_trait]
@@ -82,7 +85,7 @@ impl Directory for LyingRegistry {
         self.honest.heartbeat(heartbeat).await
     }
 
-    async fn deregister(&self, departure: Signed<Departure>) -> Result<(), RegistryError> {
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
         self.honest.deregister(departure).await
     }
 
@@ -101,22 +104,22 @@ impl Directory for LyingRegistry {
 
 #[async_trait]
 impl Attestors for LyingRegistry {
-    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<Certificate, RegistryError> {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         if matches!(self.lie, Lie::Preprocessing) { Ok(made_up().await) } else { self.honest.preprocessing(request).await }
     }
 
-    async fn completion(&self, request: CompletionRequest) -> Result<Certificate, RegistryError> {
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         self.steal(&request).await;
         if matches!(self.lie, Lie::Completion) { Ok(made_up().await) } else { self.honest.completion(request).await }
     }
 
-    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<Certificate, RegistryError> {
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         self.honest.settlement(request).await
     }
 }
 
 /// What becomes of a request, and of the client's tokens, with such a registry.
-async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskUpdate, Amount) {
+async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskEvent, Amount) {
     let directory = tempfile::tempdir().unwrap();
     let scene = recovery::Scene::new(directory.path()).await;
     let client = recovery::Client::new(&scene).await;
@@ -130,7 +133,7 @@ async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskUpdate, Am
 async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
     let (update, left) = with_lies(|_| Lie::Preprocessing).await;
     assert!(
-        matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refused, reason } if reason.contains("does not verify")),
+        matches!(&update, TaskEvent::Failed { outcome: Outcome::Refused, reason } if reason.contains("does not verify")),
         "{update:?}"
     );
     assert_eq!(left, Amount::TOKEN);
@@ -140,7 +143,7 @@ async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
 async fn a_made_up_approval_of_the_result_pays_nobody() {
     let (update, left) = with_lies(|_| Lie::Completion).await;
     assert!(
-        matches!(&update, TaskUpdate::Failed { outcome: Outcome::Refunded, reason } if reason.contains("does not verify")),
+        matches!(&update, TaskEvent::Failed { outcome: Outcome::Refunded, reason } if reason.contains("does not verify")),
         "{update:?}"
     );
     assert_eq!(left, Amount::TOKEN);
@@ -157,7 +160,7 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     let (update, _) = with_lies(steal).await;
     // M corrupt validators and the gateway's key in other hands can take the money; a receipt that names somebody else as paid they
     // cannot have.
-    let TaskUpdate::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
+    let TaskEvent::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
     assert!(reason.contains(&address.to_string()), "{reason}");
 }
 
@@ -201,7 +204,7 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
         let lying = Arc::new(lying);
         gateway.attach(lying.clone());
-        let TaskUpdate::Delivered { output, .. } = client.serve(&*gateway).await else { panic!("not delivered") };
+        let TaskEvent::Delivered { output, .. } = client.serve(&*gateway).await else { panic!("not delivered") };
         assert_eq!(output.text("label"), Some("7"));
         assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{name}: the lie did not count");
     }
@@ -267,7 +270,7 @@ impl Tamper for Flickering {
         &self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         let out = self.outages.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match out {
             Ok(_) => Err(TransportError::Unreachable { endpoint: "gateway".into(), problem: "flickers".into() }),
@@ -277,9 +280,9 @@ impl Tamper for Flickering {
 }
 
 /// One inference through these, and what the client has left of its token.
-async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Result<Answer, ClientError>, Amount) {
+async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Result<InferenceOutput, ClientError>, Amount) {
     let signer = key();
-    network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let honest = Arc::new(network.ledger(signer.clone()));
     let payer = Arc::new(ForgetfulPayer { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
     let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
@@ -323,19 +326,19 @@ impl Tamper for Forging {
         &self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         let (lie, signer) = (self.lie, self.signer.clone());
-        let forge = move |update: Result<TaskUpdate, TransportError>| {
+        let forge = move |update: Result<TaskEvent, TransportError>| {
             let signer = signer.clone();
             async move {
                 let (output, mut receipt) = match update {
-                    Ok(TaskUpdate::Delivered { output, receipt }) => (output, receipt),
+                    Ok(TaskEvent::Delivered { output, receipt }) => (output, receipt),
                     other => return other,
                 };
                 lie(&mut receipt);
                 let digest = receipt.sealed().digest(&receipt.trust_root.domain);
                 receipt.seal = Signature::sign(&digest, &*signer).await.unwrap();
-                Ok(TaskUpdate::Delivered { output, receipt })
+                Ok(TaskEvent::Delivered { output, receipt })
             }
         };
         Ok(self.gateway.updates(access).await?.then(forge).boxed())
@@ -363,7 +366,7 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
     let network = &network().well_known_keys().start().await.unwrap();
     let infer = async |lie, relayed: bool| {
         let client = key();
-        network.treasurer().transfer(client.address(), Amount::TOKEN).await.unwrap();
+        network.funder().transfer(client.address(), Amount::TOKEN).await.unwrap();
         let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
         let transport = Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None }));
         let chain = Arc::new(network.ledger(client.clone()));
@@ -393,8 +396,8 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
     // Whoever pays out of a channel does not take a receipt of an escrow, whatever that says.
     let honest = honest.unwrap();
     let (client, gateway) = (key(), GrpcTransport::new(&network.gateway_url()).unwrap());
-    let terms = ChannelTerms { client: client.address(), gateway: network.gateway_address(), salt: MADE_UP };
-    let channel = Arc::new(ClientChannel::new(terms, Amount::TOKEN, u64::MAX));
+    let terms = ChannelParams { client: client.address(), gateway: network.gateway_address(), salt: MADE_UP };
+    let channel = Arc::new(PayerChannel::new(terms, Amount::TOKEN, u64::MAX));
     let payer = ChannelPayer::new(Arc::new(gateway), honest.trust_root.clone(), client, channel);
     let error = payer.check(&honest).await.unwrap_err().to_string();
     assert!(error.contains("is an escrow, and the client pays out of a channel"), "{error}");

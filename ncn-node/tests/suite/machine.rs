@@ -3,23 +3,23 @@
 use std::path::PathBuf;
 
 use ncn_core::model::ModelFormat;
-use ncn_node::executor::{Machine, MachineOptions, OpenAiOptions, WorkerProgram, onnxruntime::Search};
+use ncn_node::executor::{EngineCatalog, MachineOptions, OpenAiOptions, WorkerProgram, onnxruntime::Search};
 
 use crate::{python::python, scene::ncn};
 
-async fn machine(library: Option<PathBuf>, python: PathBuf, engine: &str) -> Machine {
+async fn machine(library: Option<PathBuf>, python: PathBuf, engine: &str) -> EngineCatalog {
     let options = MachineOptions {
         onnxruntime: Search { library, python: Some(python.clone()) },
         python: Some(python),
         openai: Some(OpenAiOptions { url: engine.into(), api_key: None }),
         ..MachineOptions::default()
     };
-    Machine::look(&WorkerProgram::new(ncn()), &options).await
+    EngineCatalog::detect(&WorkerProgram::new(ncn()), &options).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_best_engine_that_works_is_chosen_and_it_is_said_why() {
-    let engine = |machine: &Machine, format| machine.choice(format).engine;
+    let engine = |machine: &EngineCatalog, format| machine.choice(format).engine;
     let interpreter = python().await.interpreter;
     let nobody = "http://127.0.0.1:1/v1";
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 pub(crate) mod server;
 
-use server::{Behaviour, Server};
+use server::{Behavior, Server};
 
 use crate::wait::eventually;
 
@@ -293,31 +293,31 @@ proptest! {
 async fn a_source_that_lies_is_caught_and_the_next_one_asked() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("a", &a), ("empty", b"")]).await;
-    let honest = Server::start(origin.store.directory(), Behaviour::Honest).await;
-    for (behaviour, says) in [
-        (Behaviour::Wrong, "gave other bytes"),
-        (Behaviour::TooLong, "300010 bytes, the manifest says 300000"),
-        (Behaviour::TooShort, "299990 bytes, the manifest says 300000"),
-        (Behaviour::Missing, "is not there"),
-        (Behaviour::Drips, "too little came"),
-        (Behaviour::Hangs, "nothing has come"),
-        (Behaviour::Garbage, "source http"),
+    let honest = Server::start(origin.store.directory(), Behavior::Honest).await;
+    for (behavior, says) in [
+        (Behavior::Wrong, "gave other bytes"),
+        (Behavior::TooLong, "300010 bytes, the manifest says 300000"),
+        (Behavior::TooShort, "299990 bytes, the manifest says 300000"),
+        (Behavior::Missing, "is not there"),
+        (Behavior::Drips, "too little came"),
+        (Behavior::Hangs, "nothing has come"),
+        (Behavior::Garbage, "source http"),
     ] {
-        let liar = Server::start(origin.store.directory(), behaviour).await;
+        let liar = Server::start(origin.store.directory(), behavior).await;
         // Only what never comes is waited for in vain. What is honest in those answers comes within that time too.
-        let silent = matches!(behaviour, Behaviour::Drips | Behaviour::Hangs);
-        let source = || if silent { liar.source().with_patience(Duration::from_secs(3)) } else { liar.source() };
+        let silent = matches!(behavior, Behavior::Drips | Behavior::Hangs);
+        let source = || if silent { liar.source().with_timeout(Duration::from_secs(3)) } else { liar.source() };
         let scene = empty();
         let error = pull(&scene, &model, &[source()]).await.unwrap_err().to_string();
-        assert!(error.contains(says) || behaviour == Behaviour::Garbage, "{behaviour:?}: {error}");
+        assert!(error.contains(says) || behavior == Behavior::Garbage, "{behavior:?}: {error}");
         let left: u64 =
             fs::read_dir(scene.store.directory().join("blobs/sha256")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
-        assert!(left <= 300_000, "{behaviour:?}: {left} bytes are kept");
+        assert!(left <= 300_000, "{behavior:?}: {left} bytes are kept");
         let there = scene.store.find("model").unwrap();
-        assert!(there.missing.iter().any(|file| file.path == "a"), "{behaviour:?}");
+        assert!(there.missing.iter().any(|file| file.path == "a"), "{behavior:?}");
 
         pull(&scene, &model, &[source(), honest.source()]).await.unwrap();
-        assert_eq!(fs::read(scene.store.package("model").await.unwrap().directory.join("a")).unwrap(), a, "{behaviour:?}");
+        assert_eq!(fs::read(scene.store.package("model").await.unwrap().directory.join("a")).unwrap(), a, "{behavior:?}");
     }
 }
 
@@ -326,8 +326,8 @@ async fn a_source_that_gives_more_than_it_was_asked_for_is_cut_off() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("a", &a)]).await;
     let scene = empty();
-    let dying = Server::start(origin.store.directory(), Behaviour::Dies { after: 10_000 }).await;
-    let more = Server::start(origin.store.directory(), Behaviour::MoreThanRange).await;
+    let dying = Server::start(origin.store.directory(), Behavior::Dies { after: 10_000 }).await;
+    let more = Server::start(origin.store.directory(), Behavior::MoreThanRange).await;
     // The first leaves a beginning, so that the second is asked for a range.
     let error = pull(&scene, &model, &[dying.source(), more.source()]).await.unwrap_err().to_string();
     assert!(error.contains("gave more bytes"), "{error}");
@@ -340,7 +340,7 @@ async fn what_is_there_is_not_fetched_again() {
     let (origin, model) = with(&[("a", &a)]).await;
     let scene = empty();
     // It breaks off in every answer, and is asked for the rest each time.
-    let dying = Server::start(origin.store.directory(), Behaviour::Dies { after: 1_200_000 }).await;
+    let dying = Server::start(origin.store.directory(), Behavior::Dies { after: 1_200_000 }).await;
     pull(&scene, &model, &[dying.source()]).await.unwrap();
     let starts: Vec<_> = dying.asked("/blobs/").into_iter().map(|(_, start)| start).collect();
     assert_eq!(starts, [None, Some(1_200_000), Some(2_400_000)]);
@@ -348,14 +348,14 @@ async fn what_is_there_is_not_fetched_again() {
 
     // The same across calls, of which the first is dropped in the middle.
     let scene = empty();
-    let stuck = Server::start(origin.store.directory(), Behaviour::StopsAt { byte: 1_000_000 }).await;
+    let stuck = Server::start(origin.store.directory(), Behavior::StopsAt { byte: 1_000_000 }).await;
     let partial = blob(&scene.store, &model, "a").with_extension("partial");
     let sources = [stuck.source()];
     tokio::select! {
         done = pull(&scene, &model, &sources) => panic!("{done:?}"),
         () = eventually("the first million comes", async || size(&partial) >= 1_000_000) => {}
     }
-    let honest = Server::start(origin.store.directory(), Behaviour::Honest).await;
+    let honest = Server::start(origin.store.directory(), Behavior::Honest).await;
     let progress = Progress::default();
     scene.store.pull(&model, &[honest.source()], &progress).await.unwrap();
     assert_eq!(honest.asked("/blobs/").into_iter().map(|(_, start)| start).collect::<Vec<_>>(), [Some(1_000_000)]);
@@ -368,7 +368,7 @@ async fn what_is_there_is_not_fetched_again() {
 async fn a_wrong_beginning_is_begun_again() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("a", &a)]).await;
-    let honest = Server::start(origin.store.directory(), Behaviour::Honest).await;
+    let honest = Server::start(origin.store.directory(), Behavior::Honest).await;
     for beginning in [vec![0; 1_000], vec![7; 300_000], vec![7; 400_000]] {
         let scene = empty();
         fs::write(blob(&scene.store, &model, "a").with_extension("partial"), beginning).unwrap();
@@ -385,7 +385,7 @@ async fn a_source_without_ranges_is_read_from_the_beginning() {
     let (origin, model) = with(&[("a", &a)]).await;
     let scene = empty();
     fs::write(blob(&scene.store, &model, "a").with_extension("partial"), &a[..100_000]).unwrap();
-    let plain = Server::start(origin.store.directory(), Behaviour::NoRanges).await;
+    let plain = Server::start(origin.store.directory(), Behavior::NoRanges).await;
     pull(&scene, &model, &[plain.source()]).await.unwrap();
     scene.store.package("model").await.unwrap();
 }
@@ -395,7 +395,7 @@ async fn two_who_fetch_the_same_file_fetch_it_once() {
     let a = content(2_000_000, 1);
     let (origin, model) = with(&[("a", &a), ("b", &a[1..])]).await;
     let scene = empty();
-    let honest = Server::start(origin.store.directory(), Behaviour::Honest).await;
+    let honest = Server::start(origin.store.directory(), Behavior::Honest).await;
     let sources = [honest.source()];
     let (first, second) = tokio::join!(pull(&scene, &model, &sources), pull(&scene, &model, &sources));
     first.unwrap();
@@ -408,7 +408,7 @@ async fn a_model_removed_while_it_comes_is_not_there_afterwards() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("a", &a)]).await;
     let scene = empty();
-    let stuck = Server::start(origin.store.directory(), Behaviour::StopsAt { byte: 100_000 }).await;
+    let stuck = Server::start(origin.store.directory(), Behavior::StopsAt { byte: 100_000 }).await;
     let partial = blob(&scene.store, &model, "a").with_extension("partial");
     let sources = [stuck.source()];
     let pulling = pull(&scene, &model, &sources);

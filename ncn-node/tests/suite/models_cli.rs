@@ -11,7 +11,7 @@ use ncn_node::{gateway::GatewayOptions, models::ModelStore};
 use serde_json::Value;
 
 use crate::{
-    models::{content, package, server::Behaviour, server::Server},
+    models::{content, package, server::Behavior, server::Server},
     scene::{ncn, network},
     wait::eventually_blocking,
 };
@@ -125,9 +125,9 @@ async fn a_pull_that_was_interrupted_or_killed_goes_on() {
         let runtime = tokio::runtime::Handle::current();
         let (origin, store) = (origin.directory().to_owned(), store.clone());
         move || {
-            let start = |behaviour| runtime.block_on(Server::start(&origin, behaviour));
+            let start = |behavior| runtime.block_on(Server::start(&origin, behavior));
             for (byte, signal) in [(500_000, "-INT"), (900_000, "-KILL"), (1_300_000, "-TERM")] {
-                let stuck = start(Behaviour::StopsAt { byte });
+                let stuck = start(Behavior::StopsAt { byte });
                 let mut process =
                     command(&store, &["pull", "large", "--from", stuck.url()]).stderr(Stdio::piped()).spawn().unwrap();
                 wait_for(&store, byte as u64);
@@ -143,7 +143,7 @@ async fn a_pull_that_was_interrupted_or_killed_goes_on() {
                 }
                 assert!(good(&store, &["list"]).contains("to fetch, 1 of 1 files"));
             }
-            let honest = start(Behaviour::Honest);
+            let honest = start(Behavior::Honest);
             good(&store, &["pull", "large", "--from", honest.url()]);
             assert_eq!(honest.asked("/blobs/").iter().map(|(_, start)| *start).collect::<Vec<_>>(), [Some(1_300_000)]);
         }

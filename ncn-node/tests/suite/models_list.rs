@@ -36,12 +36,12 @@ impl Shop {
         let hash = network.trust_root().await.unwrap().hash().to_string();
         let signer = alloy_signer_local::PrivateKeySigner::random();
         fs::write(directory.path().join("key"), hex::encode(signer.to_bytes())).unwrap();
-        network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         Self { network, directory, account: signer.address(), hash }
     }
 
     async fn balance(&self) -> Amount {
-        self.network.treasurer().balance(self.account).await.unwrap()
+        self.network.funder().balance(self.account).await.unwrap()
     }
 
     /// A command about the digit 7, with more arguments.

@@ -7,24 +7,24 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_client::{
-    ChannelPayer, ClientChannel, RelayedPayer,
+    ChannelPayer, PayerChannel, RelayedPayer,
     evm::{EvmLedger, JsonRpc, RpcOptions},
 };
 use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChannelTerms, DynSigner, LedgerError, ModelInfo, NetworkInfo, Outcome, Payer,
-    PaymentConfirmation, PaymentLedger, PaymentProof, PaymentStatus, Quote, RequestId, Signature, Signed, State, Submission,
-    TaskAccess, TaskStatus, Transport, TransportError, UnixTime,
+    Address, Amount, B256, BatchSettler, ChannelParams, DynSigner, LedgerError, ModelInfo, NetworkInfo, Outcome, Payer,
+    PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Quote, RequestId, Signature, Signed, State, Submission,
+    TaskCapability, TaskStatus, Transport, TransportError, UnixTime,
     conformance::{self, LedgerFixture, PayerFixture},
     transport::Updates,
 };
 use ncn_node::{
-    channel::{ChannelLedger, SettleOptions},
+    channel::{BatchPolicy, ChannelProcessor},
     devnet::{EmbeddedChain, RpcServer},
 };
 
 use crate::{
     anvil::{Anvil, FAST, Remote},
-    scene::{Behaviour, Chain, InProcess},
+    scene::{Behavior, Chain, InProcess},
 };
 
 /// A chain with the network's contracts.
@@ -68,7 +68,7 @@ impl<C: Contracts> LedgerFixture for OnChain<C> {
     async fn fund_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -78,7 +78,7 @@ impl<C: Contracts> LedgerFixture for OnChain<C> {
     async fn close_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         self.0.deployer().with_signer(signer).close_channel(terms, agreement).await
@@ -143,12 +143,12 @@ async fn anvil() {
 struct Processed {
     network: InProcess,
     directory: tempfile::TempDir,
-    ledgers: Mutex<HashMap<Address, ChannelLedger>>,
+    ledgers: Mutex<HashMap<Address, ChannelProcessor>>,
 }
 
 impl Processed {
     async fn new() -> Self {
-        let network = InProcess::new(&[Behaviour::Honest; 5]).await;
+        let network = InProcess::new(&[Behavior::Honest; 5]).await;
         Self { network, directory: tempfile::tempdir().unwrap(), ledgers: Mutex::default() }
     }
 }
@@ -163,7 +163,7 @@ impl LedgerFixture for Processed {
         let open = || {
             let (chain, registry) = (self.network.chain.ledger(signer.clone()), self.network.registry.clone());
             let path = self.directory.path().join(signer.address().to_string());
-            ChannelLedger::open(chain, registry, signer.clone(), &path, SettleOptions::default()).unwrap()
+            ChannelProcessor::open(chain, registry, signer.clone(), &path, BatchPolicy::default()).unwrap()
         };
         // A file has one owner: whoever comes again has the same processor.
         Arc::new(self.ledgers.lock().unwrap().entry(signer.address()).or_insert_with(open).clone())
@@ -176,7 +176,7 @@ impl LedgerFixture for Processed {
     async fn fund_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -186,7 +186,7 @@ impl LedgerFixture for Processed {
     async fn close_channel(
         &self,
         signer: DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         self.network.chain.ledger(signer).close_channel(terms, agreement).await
@@ -223,15 +223,15 @@ impl Transport for Cashier {
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
         let quote = self.quotes.lock().unwrap().get(&confirmation.request_id).cloned();
         let quote = quote.ok_or(TransportError::UnknownTask(confirmation.request_id))?;
-        let PaymentProof::Authorisation(authorisation) = confirmation.proof else { return Ok(()) };
-        let redeemed = self.ledger.redeem(&quote, &authorisation).await;
+        let PaymentSubmission::Authorization(authorization) = confirmation.proof else { return Ok(()) };
+        let redeemed = self.ledger.redeem(&quote, &authorization).await;
         redeemed.map(drop).map_err(|error| match error {
             LedgerError::VoucherTooLow { cumulative, needed } => TransportError::VoucherTooLow { cumulative, needed },
             error => TransportError::invalid("payment", error.to_string()),
         })
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         Err(TransportError::UnknownTask(access.message.request_id))
     }
 
@@ -248,7 +248,7 @@ impl Transport for Cashier {
         Ok(TaskStatus { request_id, state, quote: Some(quote), preprocessing: None, failure: None })
     }
 
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         Err(TransportError::UnknownTask(access.message.request_id))
     }
 
@@ -261,7 +261,7 @@ impl Transport for Cashier {
         Ok(NetworkInfo { gateway: self.ledger.account(), trust_root, model_sources: Vec::new() })
     }
 
-    async fn close_channel(&self, _: ChannelTerms, _: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+    async fn close_channel(&self, _: ChannelParams, _: Signed<TaskCapability>) -> Result<(Amount, Signature), TransportError> {
         Err(TransportError::Refused("a cashier closes nothing".into()))
     }
 }
@@ -279,7 +279,7 @@ struct Signing {
     by: By,
     chain: bool,
     quotes: Arc<Mutex<HashMap<RequestId, Quote>>>,
-    channels: Mutex<HashMap<Address, Arc<ClientChannel>>>,
+    channels: Mutex<HashMap<Address, Arc<PayerChannel>>>,
 }
 
 /// Lets the cashier know the quotes that its client is asked to pay, as a gateway knows its own.
@@ -344,10 +344,10 @@ impl PayerFixture for Signing {
         let channel = match known {
             Some(channel) => channel,
             None => {
-                let terms = ChannelTerms { client: signer.address(), gateway: gateway.account(), salt: B256::random() };
+                let terms = ChannelParams { client: signer.address(), gateway: gateway.account(), salt: B256::random() };
                 let expiry = chain.now().await.unwrap() + 24 * 3_600;
                 chain.fund_channel(&terms, purse, expiry).await.unwrap();
-                let channel = Arc::new(ClientChannel::new(terms, purse, expiry));
+                let channel = Arc::new(PayerChannel::new(terms, purse, expiry));
                 self.channels.lock().unwrap().insert(signer.address(), channel.clone());
                 channel
             }

@@ -1,4 +1,4 @@
-//! One authorisation, presented again and again, pays once and serves once.
+//! One authorization, presented again and again, pays once and serves once.
 
 use std::{
     path::Path,
@@ -8,18 +8,18 @@ use std::{
 
 use alloy_primitives::B256;
 use ncn_client::{
-    ClientChannel,
+    PayerChannel,
     evm::{EvmBackend as _, EvmLedger},
     grpc::GrpcRegistry,
     unix_now,
 };
 use ncn_core::{
-    AccessPurpose, Amount, Authorisation, ChainView as _, ChannelTerms, DynSigner, ExecutorError, InferenceRequest,
-    PaymentConfirmation, PaymentProof, Quote, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport,
-    TransportError, TransportExt as _, TrustRoot, Value, Values,
+    Amount, CapabilityScope, ChainView as _, ChannelParams, DynSigner, ExecutorError, FeeSplit, InferenceRequest,
+    PaymentAuthorization, PaymentConfirmation, PaymentSubmission, Quote, Signed, Submission, Subnet, SubnetModel, TaskCapability,
+    TaskEvent, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_node::{
-    channel::{ChannelLedger, SettleOptions},
+    channel::{BatchPolicy, ChannelProcessor},
     devnet::{LocalNetwork, Mining, quickstart},
     gateway::{Gateway, GatewayOptions, GatewayParts, journal::MemoryJournal},
 };
@@ -30,7 +30,7 @@ use crate::{
     wait::eventually,
 };
 
-/// How often the authorisation is presented, half of the times at the wrong gateway.
+/// How often the authorization is presented, half of the times at the wrong gateway.
 const REPLAYS: usize = 250;
 
 struct Scene {
@@ -46,12 +46,12 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let executor = failing(ExecutorError::Worker("never".into()), 0);
-        let settle = SettleOptions { max_requests: 1, ..SettleOptions::default() };
+        let settle = BatchPolicy { max_requests: 1, ..BatchPolicy::default() };
         let network = LocalNetwork::builder().executor(executor.clone()).settle_options(settle).start().await.unwrap();
         let files = tempfile::tempdir().unwrap();
         let other = second_gateway(&network, files.path()).await;
         let client = key();
-        network.treasurer().transfer(client.address(), tokens(1)).await.unwrap();
+        network.funder().transfer(client.address(), tokens(1)).await.unwrap();
         let (trust, account) = (network.trust_root().await.unwrap(), network.ledger(client.clone()));
         Self { network, executor, other, trust, client, account, _files: files }
     }
@@ -77,9 +77,10 @@ impl Scene {
         (submission, quote)
     }
 
-    /// Presents the authorisation to both gateways, all at once, and the order with it; returns who took it.
-    async fn replay(&self, submission: &Submission, quote: &Quote, authorisation: &Authorisation) {
-        let confirmation = PaymentConfirmation { request_id: quote.request_id, proof: PaymentProof::Authorisation(*authorisation) };
+    /// Presents the authorization to both gateways, all at once, and the order with it; returns who took it.
+    async fn replay(&self, submission: &Submission, quote: &Quote, authorization: &PaymentAuthorization) {
+        let confirmation =
+            PaymentConfirmation { request_id: quote.request_id, proof: PaymentSubmission::Authorization(*authorization) };
         let other: Arc<dyn Transport> = self.other.clone();
         let presented = (0..REPLAYS).map(|n| {
             let (right, submission) = (n % 2 == 0, submission.clone());
@@ -101,10 +102,11 @@ impl Scene {
 
     /// What came of it.
     async fn served(&self, quote: &Quote) {
-        let access = TaskAccess { client: self.client.address(), request_id: quote.request_id, purpose: AccessPurpose::Follow };
+        let access =
+            TaskCapability { client: self.client.address(), request_id: quote.request_id, purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &self.trust.domain, &*self.client).await.unwrap();
         let last = self.network.gateway().last_update(access).await.unwrap();
-        let TaskUpdate::Delivered { receipt, .. } = last else { panic!("{last:?}") };
+        let TaskEvent::Delivered { receipt, .. } = last else { panic!("{last:?}") };
         receipt.verify(&self.trust).unwrap();
         assert_eq!(self.executor.runs.load(Ordering::SeqCst), 1, "one grant");
     }
@@ -116,14 +118,14 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
     let model = quickstart::model().unwrap();
     let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
     let subnet =
-        Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: Split::default(), version: 1 };
-    network.treasurer().transfer(signer.address(), tokens(10)).await.unwrap();
+        Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: FeeSplit::default(), version: 1 };
+    network.funder().transfer(signer.address(), tokens(10)).await.unwrap();
     let account = network.ledger(signer.clone());
     account.create_subnet(&subnet.name, tokens(10)).await.unwrap();
     let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
     let path = files.join("other.redb");
-    let options = SettleOptions::default();
-    let ledger = ChannelLedger::open(Arc::new(account), registry.clone(), signer.clone(), &path, options).unwrap();
+    let options = BatchPolicy::default();
+    let ledger = ChannelProcessor::open(Arc::new(account), registry.clone(), signer.clone(), &path, options).unwrap();
     let parts = GatewayParts {
         signer,
         subnet,
@@ -139,27 +141,27 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voucher_presented_250_times_to_two_gateways() {
     let scene = Scene::new().await;
-    let terms = ChannelTerms { client: scene.client.address(), gateway: scene.network.gateway_address(), salt: B256::random() };
+    let terms = ChannelParams { client: scene.client.address(), gateway: scene.network.gateway_address(), salt: B256::random() };
     let expiry = unix_now() + 7 * 24 * 3_600;
     scene.account.fund_channel(&terms, tokens(1), expiry).await.unwrap();
-    let channel = ClientChannel::new(terms, tokens(1), expiry);
+    let channel = PayerChannel::new(terms, tokens(1), expiry);
     let (submission, quote) = scene.quoted().await;
     let payment = channel.pay(&quote, &scene.trust, &scene.client).await.unwrap();
     assert_eq!(channel.pay(&quote, &scene.trust, &scene.client).await.unwrap(), payment, "a retry presents the same voucher");
-    scene.replay(&submission, &quote, &Authorisation::Voucher(payment)).await;
+    scene.replay(&submission, &quote, &PaymentAuthorization::Voucher(payment)).await;
     scene.served(&quote).await;
 
     // After it was settled, too.
     let settled = async || scene.account.channel(terms.id()).await.unwrap().unwrap().settled;
     eventually("the voucher is settled", async || !settled().await.is_zero()).await;
-    scene.replay(&submission, &quote, &Authorisation::Voucher(payment)).await;
+    scene.replay(&submission, &quote, &PaymentAuthorization::Voucher(payment)).await;
     scene.served(&quote).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(settled().await, quote.total, "one charge");
 
     // The voucher of one request does not pay another.
     let (_, another) = scene.quoted().await;
-    let proof = PaymentProof::Authorisation(Authorisation::Voucher(payment));
+    let proof = PaymentSubmission::Authorization(PaymentAuthorization::Voucher(payment));
     let confirmation = PaymentConfirmation { request_id: another.request_id, proof };
     let refused = scene.network.gateway().confirm_payment(confirmation).await;
     assert!(
@@ -172,8 +174,12 @@ async fn a_voucher_presented_250_times_to_two_gateways() {
 async fn a_transfer_presented_250_times_to_two_gateways() {
     let scene = Scene::new().await;
     let (submission, quote) = scene.quoted().await;
-    let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
-    assert_eq!(Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap(), transfer, "a retry presents the same");
+    let transfer = PaymentAuthorization::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+    assert_eq!(
+        PaymentAuthorization::transfer(&scene.trust, &quote, &scene.client).await.unwrap(),
+        transfer,
+        "a retry presents the same"
+    );
     scene.replay(&submission, &quote, &transfer).await;
     scene.served(&quote).await;
     scene.replay(&submission, &quote, &transfer).await;
@@ -181,14 +187,14 @@ async fn a_transfer_presented_250_times_to_two_gateways() {
     assert_eq!(tokens(1).checked_sub(left), Some(quote.total), "one charge");
     assert_eq!(scene.account.balance(scene.trust.domain.contract).await.unwrap(), Amount::ZERO);
 
-    // The authorisation of one quote does not pay another.
+    // The authorization of one quote does not pay another.
     let (_, another) = scene.quoted().await;
-    let confirmation = PaymentConfirmation { request_id: another.request_id, proof: PaymentProof::Authorisation(transfer) };
+    let confirmation = PaymentConfirmation { request_id: another.request_id, proof: PaymentSubmission::Authorization(transfer) };
     let refused = scene.network.gateway().confirm_payment(confirmation).await;
     assert!(matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("transfer")), "{refused:?}");
 }
 
-/// Twice 200 presentations of two requests' authorisations, within a block: two transactions, and everybody has the same answer.
+/// Twice 200 presentations of two requests' authorizations, within a block: two transactions, and everybody has the same answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
     let scene = Scene::new().await;
@@ -198,8 +204,8 @@ async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
     let mut quotes = Vec::new();
     for _ in 0..2 {
         let (_, quote) = scene.quoted().await;
-        let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
-        let proof = PaymentProof::Authorisation(transfer);
+        let transfer = PaymentAuthorization::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+        let proof = PaymentSubmission::Authorization(transfer);
         presented.push(PaymentConfirmation { request_id: quote.request_id, proof });
         quotes.push(quote);
     }
@@ -213,10 +219,11 @@ async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
         assert_eq!(answer.unwrap(), Ok(()));
     }
     for quote in &quotes {
-        let access = TaskAccess { client: scene.client.address(), request_id: quote.request_id, purpose: AccessPurpose::Follow };
+        let access =
+            TaskCapability { client: scene.client.address(), request_id: quote.request_id, purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
         let last = scene.network.gateway().last_update(access).await.unwrap();
-        assert!(matches!(last, TaskUpdate::Delivered { .. }), "{last:?}");
+        assert!(matches!(last, TaskEvent::Delivered { .. }), "{last:?}");
     }
     assert_eq!(mined().await - before, 4, "a payment and a settlement for each of the two");
 }
@@ -232,11 +239,11 @@ async fn what_a_client_cannot_pay_together_is_not_brought_to_the_chain_together(
     for _ in 0..10 {
         let (_, quote) = scene.quoted().await;
         price = quote.total;
-        let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
-        let proof = PaymentProof::Authorisation(transfer);
+        let transfer = PaymentAuthorization::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+        let proof = PaymentSubmission::Authorization(transfer);
         presented.push(PaymentConfirmation { request_id: quote.request_id, proof });
     }
-    scene.account.transfer(scene.network.treasurer().account(), tokens(1).checked_sub(price).unwrap()).await.unwrap();
+    scene.account.transfer(scene.network.funder().account(), tokens(1).checked_sub(price).unwrap()).await.unwrap();
     let before = mined().await;
     chain.set_mining(Mining::Every(Duration::from_secs(2)));
     let presenting = presented.into_iter().map(|confirmation| {
@@ -246,34 +253,34 @@ async fn what_a_client_cannot_pay_together_is_not_brought_to_the_chain_together(
     let answers: Vec<_> = futures::future::join_all(presenting).await.into_iter().map(Result::unwrap).collect();
     let paid: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(request_id, _)| *request_id).collect();
     let [request_id] = paid[..] else { panic!("{answers:?}") };
-    let access = TaskAccess { client: scene.client.address(), request_id, purpose: AccessPurpose::Follow };
+    let access = TaskCapability { client: scene.client.address(), request_id, purpose: CapabilityScope::Follow };
     let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
     let last = scene.network.gateway().last_update(access).await.unwrap();
-    assert!(matches!(last, TaskUpdate::Delivered { .. }), "{last:?}");
+    assert!(matches!(last, TaskEvent::Delivered { .. }), "{last:?}");
     assert_eq!(mined().await - before, 2, "a payment and a settlement");
 }
 
-/// A stranger's authorisation costs nothing and is in nobody's way; one that the chain refuses is not tried again and again.
+/// A stranger's authorization costs nothing and is in nobody's way; one that the chain refuses is not tried again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_transfer_is_not_tried_in_a_loop() {
     let scene = Scene::new().await;
     let (_, quote) = scene.quoted().await;
-    let confirm = async |authorisation| {
-        let proof = PaymentProof::Authorisation(authorisation);
+    let confirm = async |authorization| {
+        let proof = PaymentSubmission::Authorization(authorization);
         scene.network.gateway().confirm_payment(PaymentConfirmation { request_id: quote.request_id, proof }).await
     };
-    let strangers = Authorisation::transfer(&scene.trust, &quote, &key()).await.unwrap();
+    let strangers = PaymentAuthorization::transfer(&scene.trust, &quote, &key()).await.unwrap();
     let refused = confirm(strangers).await;
     assert!(matches!(&refused, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("transfer")), "{refused:?}");
 
     // The client's tokens are gone until later.
-    let treasurer = scene.network.treasurer().account();
-    scene.account.transfer(treasurer, tokens(1)).await.unwrap();
-    let transfer = Authorisation::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
+    let funder = scene.network.funder().account();
+    scene.account.transfer(funder, tokens(1)).await.unwrap();
+    let transfer = PaymentAuthorization::transfer(&scene.trust, &quote, &scene.client).await.unwrap();
     let refused = Instant::now();
     let poor = confirm(transfer).await;
     assert!(matches!(&poor, Err(TransportError::InvalidRequest { problem, .. }) if problem.contains("fund it")), "{poor:?}");
-    scene.network.treasurer().transfer(scene.client.address(), tokens(1)).await.unwrap();
+    scene.network.funder().transfer(scene.client.address(), tokens(1)).await.unwrap();
     // The chain would take it by now. It is not asked for two seconds, unless a slow machine has used these up.
     let again = confirm(transfer).await;
     assert!(again == poor || refused.elapsed() >= Duration::from_secs(2), "{again:?}");

@@ -15,9 +15,9 @@ use ncn_node::{
     devnet::quickstart,
     executor::{
         EngineExecutor, OnnxEngine, WorkerExecutor, WorkerOptions, WorkerProgram,
-        onnxruntime::{Device, Library, OnnxRuntime, Options, Search, Source, Unusable, examine, find, probe},
+        onnxruntime::{Device, Library, OnnxRuntime, Options, Search, Source, Unusable, diagnose, find, probe},
     },
-    sandbox::Reduced,
+    sandbox::LandlockSandbox,
 };
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
@@ -114,7 +114,7 @@ async fn it_is_found_and_tried() {
     for path in [directory, library.path.clone()] {
         let found = find(&Search { library: Some(path), python: None }).await.unwrap();
         assert_eq!(found, [Library { path: library.path.clone(), source: Source::Configuration, cuda: Vec::new() }]);
-        let tried = examine(&program, &Search { library: Some(library.path.clone()), python: None }, Device::Cpu).await.unwrap();
+        let tried = diagnose(&program, &Search { library: Some(library.path.clone()), python: None }, Device::Cpu).await.unwrap();
         assert_eq!(tried, [(found[0].clone(), Ok(probed.clone()))]);
     }
 }
@@ -172,7 +172,7 @@ async fn a_worker_says_why_its_library_is_of_no_use() {
     std::fs::write(&text, "no library").unwrap();
     let library = find(&Search { library: Some(text), python: None }).await.unwrap().remove(0);
     let program = WorkerProgram::new(ncn());
-    let sandbox = Arc::new(Reduced::new(&program.path).unwrap());
+    let sandbox = Arc::new(LandlockSandbox::new(&program.path).unwrap());
     let programs = vec![program.with_onnxruntime(&library, Device::Cpu, None)];
     let executor = WorkerExecutor::new(programs, sandbox, WorkerOptions::default());
     let model = tempfile::tempdir().unwrap();

@@ -23,7 +23,7 @@ fn seven() -> [(&'static str, Value); 1] {
 async fn a_client_without_a_limit_pays_only_what_it_was_shown() {
     let network = network().start().await.unwrap();
     let signer = key();
-    network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let ledger = Arc::new(network.ledger(signer.clone()));
     let builder = Client::builder().gateway(network.gateway_url()).payer(ledger.clone()).signer(signer);
     let price = quickstart::model().unwrap().manifest().price;
@@ -83,7 +83,7 @@ async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
     let price = quickstart::model().unwrap().manifest().price;
     let asked_after = async |first: Amount, limit: Amount| {
         let (signer, asked) = (key(), Arc::new(AtomicUsize::new(0)));
-        network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         let transport = Arc::new(Tampered(Listing { gateway: network.gateway(), asked: asked.clone(), first }));
         let payment = Payment::OnChain(network.ledger(signer));
         let client = Client::builder().transport(transport).payment(payment).max_price(limit).build().unwrap();

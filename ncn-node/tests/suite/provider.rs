@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use ncn_client::evm::EvmLedger;
 use ncn_core::{
-    Address, Amount, Authorisation, B256, BatchSettler, ChainView, Channel, ChannelTerms, LedgerError, PaymentChanges,
+    Address, Amount, B256, BatchSettler, ChainView, Channel, ChannelParams, LedgerError, PaymentAuthorization, PaymentChanges,
     PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
     channel::CertifiedBatch,
 };
@@ -44,8 +44,8 @@ impl PaymentLedger for Provider {
         self.chain.balance(owner).await
     }
 
-    async fn redeem(&self, quote: &Quote, authorisation: &Authorisation) -> Result<PaymentRef, LedgerError> {
-        self.chain.redeem(quote, authorisation).await
+    async fn redeem(&self, quote: &Quote, authorization: &PaymentAuthorization) -> Result<PaymentRef, LedgerError> {
+        self.chain.redeem(quote, authorization).await
     }
 
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
@@ -64,7 +64,7 @@ impl PaymentLedger for Provider {
         self.chain.changes(from_block).await
     }
 
-    async fn cooperative_close(&self, terms: &ChannelTerms) -> Result<(Amount, Signature), LedgerError> {
+    async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError> {
         self.chain.cooperative_close(terms).await
     }
 }

@@ -16,7 +16,7 @@ use ncn_core::{
 };
 use ncn_node::{
     executor::{Python, PythonError, WorkerExecutor, WorkerOptions},
-    sandbox::{Full, Reduced, Unconfined},
+    sandbox::{LandlockSandbox, NamespaceSandbox, NoSandbox},
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -45,7 +45,7 @@ pub(crate) async fn python() -> Python {
 
 /// Workers of this Python, confined by every layer.
 pub(crate) fn executor(python: &Python) -> WorkerExecutor {
-    executor_in(python, Arc::new(Full::new(helper()).unwrap()))
+    executor_in(python, Arc::new(NamespaceSandbox::new(helper()).unwrap()))
 }
 
 fn executor_in(python: &Python, sandbox: Arc<dyn Sandbox>) -> WorkerExecutor {
@@ -147,8 +147,9 @@ fn digits(name: &str, directory: &Path) -> ExecutorFixture {
 #[tokio::test(flavor = "multi_thread")]
 async fn numpy_keeps_the_contract_at_every_level() {
     let python = python().await;
-    let reduced = Reduced::new(ncn()).unwrap();
-    let sandboxes: [Arc<dyn Sandbox>; 3] = [Arc::new(Full::new(helper()).unwrap()), Arc::new(reduced), Arc::new(Unconfined)];
+    let reduced = LandlockSandbox::new(ncn()).unwrap();
+    let sandboxes: [Arc<dyn Sandbox>; 3] =
+        [Arc::new(NamespaceSandbox::new(helper()).unwrap()), Arc::new(reduced), Arc::new(NoSandbox)];
     for sandbox in sandboxes {
         let directory = tempfile::tempdir().unwrap();
         let level = sandbox.confinement();
@@ -501,7 +502,7 @@ yield {'said': say}",
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_run_is_killed() {
     let directory = tempfile::tempdir().unwrap();
-    let executor = WorkerExecutor::new(vec![python().await.program()], Arc::new(Unconfined), WorkerOptions::default());
+    let executor = WorkerExecutor::new(vec![python().await.program()], Arc::new(NoSandbox), WorkerOptions::default());
     // Which process it is can be seen from outside, so that its end can be, too.
     let package = talker("yield {'said': str(os.getpid())}\ntime.sleep(1000)\n");
     executor.load(&package.package).await.unwrap();

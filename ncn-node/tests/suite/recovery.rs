@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    AccessPurpose, Amount, B256, Compute, DynSigner, Event, InferenceRequest, Message as _, PaymentConfirmation, PaymentProof,
-    Registry, RequestId, Signed, Split, Submission, Subnet, SubnetModel, TaskAccess, TaskUpdate, Transport, TransportExt as _,
-    Value, Values,
+    Amount, B256, CapabilityScope, Compute, DynSigner, Event, FeeSplit, InferenceRequest, Message as _, PaymentConfirmation,
+    PaymentSubmission, Registry, RequestId, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, Transport,
+    TransportExt as _, Value, Values,
 };
 use ncn_node::{
     compute::ComputeNode,
@@ -22,14 +22,14 @@ use ncn_node::{
         Gateway, GatewayOptions, GatewayParts,
         journal::{Journal, JournalError, MemoryJournal},
     },
-    presence::Presence,
+    presence::Registration,
     time::unix_now,
 };
 use tokio::sync::Notify;
 
 use crate::{
     money::Contracts as _,
-    scene::{Behaviour, InProcess, key, tokens},
+    scene::{Behavior, InProcess, key, tokens},
     wait::{PATIENCE, in_time},
 };
 
@@ -80,12 +80,12 @@ pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
-    _presence: Presence,
+    _presence: Registration,
 }
 
 impl Scene {
     pub(crate) async fn new(directory: &Path) -> Self {
-        let network = InProcess::new(&[Behaviour::Honest; 5]).await;
+        let network = InProcess::new(&[Behavior::Honest; 5]).await;
         let (gateway, compute) = (key(), key());
         let domain = network.trust.domain;
         let (executor, ledger) = (Arc::new(EngineExecutor::built_in()), network.chain.ledger(compute.clone()));
@@ -95,7 +95,7 @@ impl Scene {
         let mut node = ComputeNode::new(compute.clone(), domain, subnet, executor, ledger, 4);
         node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
         let announcement = node.announcement();
-        let presence = Presence::start(network.registry.clone(), compute, domain, announcement).await.unwrap();
+        let presence = Registration::start(network.registry.clone(), compute, domain, announcement).await.unwrap();
         Self { network, gateway, compute: Arc::new(node), _presence: presence }
     }
 
@@ -122,13 +122,13 @@ impl Scene {
 fn subnet(owner: &DynSigner) -> Subnet {
     let model = quickstart::model().unwrap();
     let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
-    Subnet { owner: owner.address(), name: "recovery".into(), models: vec![listed], split: Split::default(), version: 1 }
+    Subnet { owner: owner.address(), name: "recovery".into(), models: vec![listed], split: FeeSplit::default(), version: 1 }
 }
 
 /// One client's order, which it submits, pays and follows at whichever gateway is up.
 pub(crate) struct Client {
     submission: Submission,
-    access: Signed<TaskAccess>,
+    access: Signed<TaskCapability>,
     pub(crate) ledger: Arc<ncn_client::evm::EvmLedger>,
 }
 
@@ -148,13 +148,13 @@ impl Client {
             deadline: unix_now() + 600,
             nonce: B256::random(),
         };
-        let access = TaskAccess { client: key.address(), request_id: order.digest(&domain), purpose: AccessPurpose::Follow };
+        let access = TaskCapability { client: key.address(), request_id: order.digest(&domain), purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &domain, &*key).await.unwrap();
         let request = Signed::sign(order, &domain, &*key).await.unwrap();
         Self { submission: Submission { request, inputs }, access, ledger }
     }
 
-    pub(crate) async fn serve(&self, gateway: &dyn Transport) -> TaskUpdate {
+    pub(crate) async fn serve(&self, gateway: &dyn Transport) -> TaskEvent {
         let status = gateway.submit(self.submission.clone()).await.unwrap();
         if let Some(quote) = &status.quote
             && status.outcome().is_none()
@@ -162,7 +162,7 @@ impl Client {
         {
             let request_id = status.request_id;
             gateway
-                .confirm_payment(PaymentConfirmation { request_id, proof: PaymentProof::Transaction(transaction) })
+                .confirm_payment(PaymentConfirmation { request_id, proof: PaymentSubmission::Transaction(transaction) })
                 .await
                 .unwrap();
         }
@@ -187,7 +187,7 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
 
     let second = scene.start(kept).await;
     let update = in_time("the second gateway goes on", client.serve(&*second)).await;
-    let TaskUpdate::Delivered { output, receipt } = update else { panic!("{crash:?} of event {at}: {update:?}") };
+    let TaskEvent::Delivered { output, receipt } = update else { panic!("{crash:?} of event {at}: {update:?}") };
     assert_eq!(output.text("label"), Some("7"));
     receipt.verify(&scene.network.trust).unwrap();
     assert!(receipt.matches_output(&output));

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_client::{evm::EvmBackend as _, unix_now};
-use ncn_core::{Amount, Authorisation, ChainView, ChannelPayment, ChannelTerms, DynSigner, PaymentLedger, Quote, Split};
-use ncn_node::channel::{ChannelLedger, SettleOptions};
+use ncn_core::{Amount, ChainView, ChannelParams, DynSigner, FeeSplit, PaymentAuthorization, PaymentLedger, Quote, SignedVoucher};
+use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
     provider::Provider,
-    scene::{Behaviour, InProcess, key, settlement},
+    scene::{Behavior, InProcess, key, settlement},
 };
 
 const PRICE: u128 = 1_000_003;
@@ -27,38 +27,34 @@ struct Scene {
 /// A client with a channel, and what it has promised so far.
 struct Payer {
     signer: DynSigner,
-    terms: ChannelTerms,
+    terms: ChannelParams,
     promised: u128,
 }
 
 impl Scene {
     async fn new() -> Self {
-        let network = InProcess::new(&[Behaviour::Honest; 5]).await;
+        let network = InProcess::new(&[Behavior::Honest; 5]).await;
         let (gateway, compute) = (key(), key());
         let provider = Arc::new(Provider::new(network.chain.ledger(gateway.clone()), 0));
         Self { network, gateway, compute, provider, files: tempfile::tempdir().unwrap() }
     }
 
     /// The gateway's ledger, once the one before it has released the file. It settles when the test says so.
-    async fn open(&self, resubmit_after: Duration) -> ChannelLedger {
-        let options = SettleOptions {
-            max_requests: usize::MAX,
-            max_age: Duration::from_hours(1),
-            resubmit_after,
-            ..SettleOptions::default()
-        };
+    async fn open(&self, resubmit_after: Duration) -> ChannelProcessor {
+        let options =
+            BatchPolicy { max_requests: usize::MAX, max_age: Duration::from_hours(1), resubmit_after, ..BatchPolicy::default() };
         let path = self.files.path().join("gateway.redb");
         let mut opened = None;
         within(async || {
             let (registry, gateway) = (self.network.registry.clone(), self.gateway.clone());
-            opened = ChannelLedger::open(self.provider.clone(), registry, gateway, &path, options).ok();
+            opened = ChannelProcessor::open(self.provider.clone(), registry, gateway, &path, options).ok();
             opened.is_some()
         })
         .await;
         opened.unwrap()
     }
 
-    async fn reopen(&self, ledger: ChannelLedger, resubmit_after: Duration) -> ChannelLedger {
+    async fn reopen(&self, ledger: ChannelProcessor, resubmit_after: Duration) -> ChannelProcessor {
         ledger.stop();
         drop(ledger);
         self.open(resubmit_after).await
@@ -66,7 +62,7 @@ impl Scene {
 
     async fn payer(&self) -> Payer {
         let signer = key();
-        let terms = ChannelTerms { client: signer.address(), gateway: self.gateway.address(), salt: B256::random() };
+        let terms = ChannelParams { client: signer.address(), gateway: self.gateway.address(), salt: B256::random() };
         let deposit = Amount::new(PRICE * 10);
         self.network.chain.account(signer.clone(), deposit).await;
         self.network.chain.ledger(signer.clone()).fund_channel(&terms, deposit, unix_now() + 7 * 24 * 3_600).await.unwrap();
@@ -74,7 +70,7 @@ impl Scene {
     }
 
     /// A request is paid by a voucher, and served.
-    async fn serve(&self, ledger: &ChannelLedger, payer: &mut Payer) {
+    async fn serve(&self, ledger: &ChannelProcessor, payer: &mut Payer) {
         let trust = &self.network.trust;
         let quote = Quote {
             request_id: B256::random(),
@@ -83,13 +79,13 @@ impl Scene {
             compute: self.compute.address(),
             model_digest: B256::repeat_byte(7),
             total: Amount::new(PRICE),
-            split: Split::default(),
+            split: FeeSplit::default(),
             expiry: unix_now() + 3_600,
             trust_root: trust.hash(),
         };
         payer.promised += PRICE;
-        let payment = ChannelPayment::sign(payer.terms, &quote, Amount::new(payer.promised), trust, &payer.signer).await.unwrap();
-        ledger.redeem(&quote, &Authorisation::Voucher(payment)).await.unwrap();
+        let payment = SignedVoucher::sign(payer.terms, &quote, Amount::new(payer.promised), trust, &payer.signer).await.unwrap();
+        ledger.redeem(&quote, &PaymentAuthorization::Voucher(payment)).await.unwrap();
         let settlement = settlement(&quote, &self.compute, trust, &self.network.chain.validators, 3).await;
         ledger.settle(&settlement).await.unwrap();
     }
@@ -102,7 +98,7 @@ impl Scene {
     }
 
     /// Settles until the chain has charged so many requests, and the book has nothing left.
-    async fn settles(&self, ledger: &ChannelLedger, payers: &[(&Payer, u128)]) {
+    async fn settles(&self, ledger: &ChannelProcessor, payers: &[(&Payer, u128)]) {
         within(async || {
             ledger.flush();
             let mut all = true;
@@ -114,7 +110,7 @@ impl Scene {
         .await;
     }
 
-    async fn is_booked(&self, ledger: &ChannelLedger) {
+    async fn is_booked(&self, ledger: &ChannelProcessor) {
         within(async || ledger.unsettled() == 0).await;
     }
 
@@ -127,7 +123,7 @@ impl Scene {
     /// How many requests the compute node was paid for.
     async fn paid(&self) -> u128 {
         let balance = self.network.chain.deployer.balance(self.compute.address()).await.unwrap().units();
-        let quote = Split::default();
+        let quote = FeeSplit::default();
         let others = [quote.gateway_bps, quote.validators_bps, quote.treasury_bps].map(|bps| PRICE * u128::from(bps) / 10_000);
         let share = PRICE - others.iter().sum::<u128>();
         // What does not divide goes to somebody; it is a few units.

@@ -184,7 +184,7 @@ async fn legacy_and_access_list_transactions_pay_for_gas() {
     assert_eq!(code, -32_000);
     assert!(message.starts_with("insufficient funds for gas * price + value"), "{message}");
     let in_process = node.chain.submit(raw.clone()).await;
-    assert!(matches!(in_process, Err(EvmError::NoGas(_))), "{in_process:?}");
+    assert!(matches!(in_process, Err(EvmError::InsufficientGasFunds(_))), "{in_process:?}");
 
     node.get("anvil_setBalance", json!([account.address(), U256::from(ETHER)])).await;
     let receipt = node.receipt(node.send(&raw).await).await;
@@ -276,7 +276,7 @@ async fn reverts_come_with_their_data() {
 }
 
 #[tokio::test]
-async fn a_reorganisation_undoes_and_mines_again() {
+async fn a_reorganization_undoes_and_mines_again() {
     let node = Node::start().await;
     let (owner, to) = (key(), Address::random());
     let token = node.token(&owner).await;

@@ -17,7 +17,7 @@ use ncn_core::{
 };
 use ncn_node::{
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
-    sandbox::{Full, Reduced, SandboxMode, Unconfined, open},
+    sandbox::{LandlockSandbox, NamespaceSandbox, NoSandbox, SandboxMode, open},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -27,12 +27,12 @@ use crate::{
     wait::PATIENCE,
 };
 
-fn full() -> Full {
-    Full::new(helper()).unwrap()
+fn full() -> NamespaceSandbox {
+    NamespaceSandbox::new(helper()).unwrap()
 }
 
-fn reduced() -> Reduced {
-    Reduced::new(ncn()).unwrap()
+fn reduced() -> LandlockSandbox {
+    LandlockSandbox::new(ncn()).unwrap()
 }
 
 fn shell(directory: &Path) -> SandboxFixture {
@@ -54,7 +54,7 @@ fn the_reduced_sandbox() {
 #[test]
 fn the_unconfined_sandbox() {
     let directory = tempfile::tempdir().unwrap();
-    conformance::sandbox(&Unconfined, &shell(directory.path())).unwrap();
+    conformance::sandbox(&NoSandbox, &shell(directory.path())).unwrap();
 }
 
 #[tokio::test]
@@ -73,12 +73,12 @@ async fn onnx_in_confined_workers() {
 #[test]
 fn a_program_that_cannot_confine_makes_no_sandbox() {
     for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
-        let refused = Reduced::new(program);
+        let refused = LandlockSandbox::new(program);
         assert!(refused.is_err(), "{program}: {refused:?}");
-        let refused = Full::new(program);
+        let refused = NamespaceSandbox::new(program);
         assert!(refused.is_err(), "{program}: {refused:?}");
     }
-    let reduced = Full::new(ncn());
+    let reduced = NamespaceSandbox::new(ncn());
     assert!(matches!(reduced, Err(SandboxError::Unsupported(_))), "{reduced:?}");
 }
 
@@ -115,7 +115,7 @@ impl Sandbox for BrokenSandbox {
                 command.environment.insert("HOME".into(), "/root".into());
             }
         }
-        Unconfined.start(&command, &policy)
+        NoSandbox.start(&command, &policy)
     }
 }
 
@@ -129,7 +129,7 @@ fn broken_sandboxes_are_caught() {
     assert_eq!(rule(BrokenSandbox::LeaksEnvironment), "the environment is the command's and no more");
 }
 
-/// Unconfined, and safely: in a mount namespace of its own, and as nobody when it would be root.
+/// NoSandbox, and safely: in a mount namespace of its own, and as nobody when it would be root.
 struct Control;
 
 impl Sandbox for Control {
@@ -147,7 +147,7 @@ impl Sandbox for Control {
         };
         let arguments = first.iter().map(ToString::to_string).chain([program]).chain(command.arguments.clone()).collect();
         let environment = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
-        Unconfined.start(&SandboxCommand { program: "/usr/bin/unshare".into(), arguments, environment }, policy)
+        NoSandbox.start(&SandboxCommand { program: "/usr/bin/unshare".into(), arguments, environment }, policy)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the tests stand on: chains with the contracts on them, and registries with validators whose behaviour can be chosen.
+//! What the tests stand on: chains with the contracts on them, and registries with validators whose behavior can be chosen.
 
 use std::{
     collections::HashMap,
@@ -10,17 +10,17 @@ use std::{
 use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
-use ncn_client::evm::{EvmLedger, Genesis};
+use ncn_client::evm::{DeployParams, EvmLedger};
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Amount, Approval, B256, Certificate, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _,
-    NodeRole, PreprocessingRequest, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage, Validator,
-    conformance::RegistryFixture,
+    Amount, Approval, B256, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _, NodeRole,
+    PreprocessingRequest, QuorumCertificate, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage,
+    Validator, conformance::RegistryFixture,
 };
 use ncn_node::{
     devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder},
     executor::WorkerProgram,
-    presence::{Announcement, Presence},
+    presence::{NodeDescriptor, Registration},
     registry::{RegistryNode, ValidatorNode},
     sandbox::HELPER,
     time::unix_now,
@@ -97,12 +97,12 @@ pub(crate) async fn settlement(
     for judge in validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
         signed.push(Approval::sign(&digest, &**judge).await.unwrap());
     }
-    Settlement { quote: quote.clone(), result, certificate: Certificate::new(signed) }
+    Settlement { quote: quote.clone(), result, certificate: QuorumCertificate::new(signed) }
 }
 
 /// How the tests set a network's contracts up: three of five judge.
-pub(crate) fn genesis() -> Genesis {
-    Genesis {
+pub(crate) fn genesis() -> DeployParams {
+    DeployParams {
         supply: tokens(1_000_000),
         minimum_stake: tokens(100),
         unstake_delay: 3_600,
@@ -127,7 +127,7 @@ impl Chain {
 
     pub(crate) async fn with_quorum(validators: usize, threshold: u16, committee_size: u16) -> Self {
         let chain = Arc::new(EmbeddedChain::new(1_337));
-        let genesis = Genesis { threshold, committee_size, ..genesis() };
+        let genesis = DeployParams { threshold, committee_size, ..genesis() };
         let deployer = genesis.deploy(chain.clone(), &key()).await.unwrap();
         let validators: Vec<_> = (0..validators).map(|_| key()).collect();
         for validator in &validators {
@@ -167,7 +167,7 @@ impl Contracts for Chain {
 
 /// How a validator behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Behaviour {
+pub(crate) enum Behavior {
     Honest,
     /// Signs something else.
     Lies,
@@ -179,17 +179,17 @@ pub(crate) enum Behaviour {
 
 struct Behaving {
     honest: ValidatorNode,
-    behaviour: Behaviour,
+    behavior: Behavior,
     key: DynSigner,
 }
 
 impl Behaving {
     async fn behave(&self, approval: Result<Approval, RegistryError>) -> Result<Approval, RegistryError> {
-        match self.behaviour {
-            Behaviour::Honest => approval,
-            Behaviour::Lies => Ok(Approval::sign(&B256::repeat_byte(0x66), &*self.key).await?),
-            Behaviour::Impersonates => Ok(Approval { validator: self.address(), ..Approval::sign(&B256::ZERO, &*key()).await? }),
-            Behaviour::Sleeps => std::future::pending().await,
+        match self.behavior {
+            Behavior::Honest => approval,
+            Behavior::Lies => Ok(Approval::sign(&B256::repeat_byte(0x66), &*self.key).await?),
+            Behavior::Impersonates => Ok(Approval { validator: self.address(), ..Approval::sign(&B256::ZERO, &*key()).await? }),
+            Behavior::Sleeps => std::future::pending().await,
         }
     }
 }
@@ -218,12 +218,12 @@ pub(crate) struct InProcess {
     pub(crate) chain: Chain,
     pub(crate) trust: TrustRoot,
     pub(crate) registry: Arc<dyn Registry>,
-    _presences: Vec<Presence>,
+    _presences: Vec<Registration>,
 }
 
 impl InProcess {
-    pub(crate) async fn new(behaviours: &[Behaviour]) -> Self {
-        let chain = Chain::new(behaviours.len()).await;
+    pub(crate) async fn new(behaviors: &[Behavior]) -> Self {
+        let chain = Chain::new(behaviors.len()).await;
         let trust = chain.deployer.trust_root().await.unwrap();
         let validators: Arc<Mutex<HashMap<Address, Arc<dyn Validator>>>> = Arc::default();
         let known = validators.clone();
@@ -231,18 +231,18 @@ impl InProcess {
         let node = RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap();
         let registry: Arc<dyn Registry> = Arc::new(node);
         let mut presences = Vec::new();
-        for (signer, behaviour) in chain.validators.iter().zip(behaviours) {
+        for (signer, behavior) in chain.validators.iter().zip(behaviors) {
             let honest = ValidatorNode::new(signer.clone(), registry.clone(), chain.ledger(signer.clone()));
-            let validator = Behaving { honest, behaviour: *behaviour, key: signer.clone() };
+            let validator = Behaving { honest, behavior: *behavior, key: signer.clone() };
             validators.lock().unwrap().insert(signer.address(), Arc::new(validator));
-            let announcement = Announcement {
+            let announcement = NodeDescriptor {
                 role: NodeRole::Validator,
                 subnet: B256::ZERO,
                 endpoint: "in-process".into(),
                 models: Vec::new(),
                 confinement: Confinement::None,
             };
-            presences.push(Presence::start(registry.clone(), signer.clone(), trust.domain, announcement).await.unwrap());
+            presences.push(Registration::start(registry.clone(), signer.clone(), trust.domain, announcement).await.unwrap());
         }
         Self { chain, trust, registry, _presences: presences }
     }

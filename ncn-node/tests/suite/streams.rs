@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_client::{Client, ClientError, InferenceEvent, Order};
 use ncn_core::{
-    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, StreamChain, TaskAccess,
-    TaskUpdate, Transport, TransportError, Usage, Value, Values,
+    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, StreamChain,
+    TaskCapability, TaskEvent, Transport, TransportError, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -141,7 +141,7 @@ enum Meddling {
 /// A transport that remembers what comes through, and may change it.
 struct Between {
     inner: Arc<dyn Transport>,
-    seen: Arc<Mutex<Vec<TaskUpdate>>>,
+    seen: Arc<Mutex<Vec<TaskEvent>>>,
     /// Told of each checkpoint.
     signed: Arc<Notify>,
     meddling: Meddling,
@@ -149,23 +149,23 @@ struct Between {
 }
 
 impl Between {
-    async fn change(meddling: Meddling, number: usize, domain: Domain, id: RequestId, update: TaskUpdate) -> Vec<TaskUpdate> {
+    async fn change(meddling: Meddling, number: usize, domain: Domain, id: RequestId, update: TaskEvent) -> Vec<TaskEvent> {
         let lie = Values::from([("text", "LIE ")]);
-        let part = |values: &Values| TaskUpdate::Chunk(OutputChunk { values: values.clone(), usage: None });
+        let part = |values: &Values| TaskEvent::Chunk(OutputChunk { values: values.clone(), usage: None });
         match (meddling, update) {
-            (Meddling::Forges(forged), TaskUpdate::Chunk(mut chunk)) if number == forged => {
+            (Meddling::Forges(forged), TaskEvent::Chunk(mut chunk)) if number == forged => {
                 chunk.values.insert("text", "forged ");
-                vec![TaskUpdate::Chunk(chunk)]
+                vec![TaskEvent::Chunk(chunk)]
             }
-            (Meddling::Repeats(times), TaskUpdate::Chunk(chunk)) => vec![TaskUpdate::Chunk(chunk); times],
-            (Meddling::Lies | Meddling::LiesAsNode, TaskUpdate::Checkpoint(_)) => vec![],
-            (Meddling::Lies, TaskUpdate::Chunk(_)) => vec![part(&lie)],
-            (Meddling::LiesAsNode, TaskUpdate::Chunk(_)) => {
+            (Meddling::Repeats(times), TaskEvent::Chunk(chunk)) => vec![TaskEvent::Chunk(chunk); times],
+            (Meddling::Lies | Meddling::LiesAsNode, TaskEvent::Checkpoint(_)) => vec![],
+            (Meddling::Lies, TaskEvent::Chunk(_)) => vec![part(&lie)],
+            (Meddling::LiesAsNode, TaskEvent::Chunk(_)) => {
                 let node = key();
                 let mut chain = StreamChain::new(id);
                 chain.extend(&lie);
                 let signed = Signed::sign(chain.checkpoint(node.address()), &domain, &*node).await.unwrap();
-                vec![TaskUpdate::Attempt(node.address()), part(&lie), TaskUpdate::Checkpoint(signed)]
+                vec![TaskEvent::Attempt(node.address()), part(&lie), TaskEvent::Checkpoint(signed)]
             }
             (_, update) => vec![update],
         }
@@ -178,7 +178,7 @@ impl Tamper for Between {
         &*self.inner
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         let (seen, signed, meddling) = (self.seen.clone(), self.signed.clone(), self.meddling);
         let (domain, id) = (self.domain, access.message.request_id);
         let parts = Arc::new(AtomicUsize::new(0));
@@ -190,10 +190,10 @@ impl Tamper for Between {
                     Err(error) => return stream::iter(vec![Err(error)]),
                 };
                 seen.lock().unwrap().push(update.clone());
-                if matches!(update, TaskUpdate::Checkpoint(_)) {
+                if matches!(update, TaskEvent::Checkpoint(_)) {
                     signed.notify_one();
                 }
-                let number = parts.fetch_add(usize::from(matches!(update, TaskUpdate::Chunk(_))), Ordering::SeqCst) + 1;
+                let number = parts.fetch_add(usize::from(matches!(update, TaskEvent::Chunk(_))), Ordering::SeqCst) + 1;
                 let changed = Self::change(meddling, number, domain, id, update).await;
                 stream::iter(changed.into_iter().map(Ok).collect::<Vec<_>>())
             }
@@ -203,10 +203,10 @@ impl Tamper for Between {
 }
 
 struct Heard {
-    answer: Result<ncn_client::Answer, ClientError>,
+    answer: Result<ncn_client::InferenceOutput, ClientError>,
     text: String,
     restarts: usize,
-    seen: Vec<TaskUpdate>,
+    seen: Vec<TaskEvent>,
 }
 
 /// Has a model streamed through a real network, over gRPC.
@@ -220,7 +220,7 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
     let package = changed(directory.path(), |manifest| manifest["outputs"] = json!([{ "type": "text", "name": "text" }]));
     let network = LocalNetwork::builder().executor(Arc::new(executor)).models(vec![package]).start().await.unwrap();
     let signer = key();
-    network.treasurer().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let inner = Arc::new(ncn_client::grpc::GrpcTransport::new(&network.gateway_url()).unwrap());
     let domain = network.trust_root().await.unwrap().domain;
@@ -229,7 +229,7 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
     let client = Client::builder().transport(transport).payer(ledger).signer(signer).build().unwrap();
     let inputs = [("image", Value::png(quickstart::SAMPLE))];
     let paid =
-        client.submit(Order::new(quickstart::NAME, inputs).patience(Duration::from_mins(10))).await.unwrap().pay().await.unwrap();
+        client.submit(Order::new(quickstart::NAME, inputs).timeout(Duration::from_mins(10))).await.unwrap().pay().await.unwrap();
     let (mut text, mut restarts) = (String::new(), 0);
     let mut events = paid.events();
     let answer = loop {
@@ -249,9 +249,9 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
 }
 
 /// How many parts each checkpoint covers.
-fn checkpoints(seen: &[TaskUpdate]) -> Vec<u64> {
-    let checkpoint = |update: &TaskUpdate| match update {
-        TaskUpdate::Checkpoint(signed) => Some(signed.message.parts),
+fn checkpoints(seen: &[TaskEvent]) -> Vec<u64> {
+    let checkpoint = |update: &TaskEvent| match update {
+        TaskEvent::Checkpoint(signed) => Some(signed.message.parts),
         _ => None,
     };
     seen.iter().filter_map(checkpoint).collect()
@@ -336,7 +336,7 @@ async fn a_stream_that_another_node_takes_over_starts_anew() {
     let answer = heard.answer.unwrap();
     assert_eq!(answer.output.text("text"), Some("eins zwei drei"));
     assert_eq!((heard.text.as_str(), heard.restarts), ("eins zwei drei", 1));
-    let attempts: Vec<_> = heard.seen.iter().filter(|update| matches!(update, TaskUpdate::Attempt(_))).collect();
+    let attempts: Vec<_> = heard.seen.iter().filter(|update| matches!(update, TaskEvent::Attempt(_))).collect();
     assert_eq!(attempts.len(), 2);
 }
 

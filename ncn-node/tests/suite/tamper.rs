@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use ncn_core::{
-    Amount, ChannelTerms, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskAccess,
+    Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
     TaskStatus, Transport, TransportError, transport::Updates,
 };
 
@@ -20,7 +20,7 @@ pub(crate) trait Tamper: Send + Sync {
         self.inner().confirm_payment(*confirmation).await
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         self.inner().updates(access).await
     }
 
@@ -50,7 +50,7 @@ impl<T: Tamper> Transport for Tampered<T> {
         self.0.confirm_payment(&confirmation).await
     }
 
-    async fn updates(&self, access: Signed<TaskAccess>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
         self.0.updates(access).await
     }
 
@@ -58,7 +58,7 @@ impl<T: Tamper> Transport for Tampered<T> {
         self.0.status(request_id).await
     }
 
-    async fn cancel(&self, access: Signed<TaskAccess>) -> Result<(), TransportError> {
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         self.0.inner().cancel(access).await
     }
 
@@ -70,7 +70,11 @@ impl<T: Tamper> Transport for Tampered<T> {
         self.0.network().await
     }
 
-    async fn close_channel(&self, terms: ChannelTerms, access: Signed<TaskAccess>) -> Result<(Amount, Signature), TransportError> {
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError> {
         self.0.inner().close_channel(terms, access).await
     }
 }

@@ -18,7 +18,7 @@ use ncn_core::{
 };
 use ncn_node::{
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
-    sandbox::Unconfined,
+    sandbox::NoSandbox,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use sha2::{Digest as _, Sha256};
@@ -77,7 +77,7 @@ impl Sandbox for Recording {
     }
 
     fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
-        let child = Unconfined.start(command, policy)?;
+        let child = NoSandbox.start(command, policy)?;
         self.0.lock().unwrap().push(Pid::from_child(&child));
         Ok(child)
     }

@@ -1,5 +1,5 @@
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Amount, B256, Split, Usage, compute::MAX_STREAM_BYTES};
+use ncn_core::{Amount, B256, FeeSplit, Usage, compute::MAX_STREAM_BYTES};
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn quote(compute: Address) -> Quote {
         compute,
         model_digest: B256::ZERO,
         total: Amount::new(1),
-        split: Split::default(),
+        split: FeeSplit::default(),
         expiry: 1,
         trust_root: B256::ZERO,
     }

@@ -84,7 +84,7 @@ pub(super) fn logs(answer: &Value, filter: &LogFilter, from: u64, to: u64) -> Re
     let Value::Array(logs) = answer else { return Err("result: is no list of logs".into()) };
     let mut found = Vec::with_capacity(logs.len());
     for log in logs {
-        // What a reorganisation took away is told of by some nodes.
+        // What a reorganization took away is told of by some nodes.
         if field::<Option<bool>>(log, "removed")? == Some(true) {
             continue;
         }

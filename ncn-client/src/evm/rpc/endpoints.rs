@@ -219,7 +219,7 @@ fn refusal(name: &str, method: &str, payload: &ErrorPayload) -> Refusal {
         return Refusal::Final(EvmError::Reverted(Bytes::new()));
     }
     if any(&["insufficient funds", "gas required exceeds allowance"]) {
-        return Refusal::Final(EvmError::NoGas(words(&payload.message)));
+        return Refusal::Final(EvmError::InsufficientGasFunds(words(&payload.message)));
     }
     // Internal failures, limits on how often one may ask, and blocks that this node has not seen yet. Of logs, the limit is on how many.
     let passing = matches!(payload.code, -32603 | -32001 | 429)

@@ -6,8 +6,8 @@ use alloy_primitives::{Address, B256};
 
 use super::{LIFETIME, PRICE, PURSE, Scene, times};
 use crate::{
-    Amount, Approval, Certificate, Channel, ChannelClose, ChannelPayment, ChannelTerms, DynSigner, LedgerError, Message as _,
-    PaymentStatus, PaymentTree, Settlement, Signature, UnixTime,
+    Amount, Approval, Channel, ChannelClose, ChannelParams, DynSigner, LedgerError, Message as _, PaymentStatus, PayoutSchedule,
+    QuorumCertificate, Settlement, Signature, SignedVoucher, UnixTime,
     channel::{Batch, BatchEntry, CertifiedBatch, MAX_CHANNEL_SECONDS},
     conformance::{Rules, Violation, key, rand_bytes},
 };
@@ -20,12 +20,12 @@ type Checked = Result<(), Violation>;
 #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
 impl Scene<'_> {
     /// A channel that is not open yet.
-    pub(super) fn terms(&self) -> ChannelTerms {
-        ChannelTerms { client: self.client.address(), gateway: self.gateway.address(), salt: rand_bytes().into() }
+    pub(super) fn terms(&self) -> ChannelParams {
+        ChannelParams { client: self.client.address(), gateway: self.gateway.address(), salt: rand_bytes().into() }
     }
 
     /// A channel with this deposit.
-    pub(super) async fn opened(&self, rules: &mut Rules, deposit: Amount) -> Result<ChannelTerms, Violation> {
+    pub(super) async fn opened(&self, rules: &mut Rules, deposit: Amount) -> Result<ChannelParams, Violation> {
         let (terms, expiry) = (self.terms(), self.now().await? + OPEN);
         rules.ok("a client opens a channel", self.fund(&self.client, &terms, deposit, expiry).await)?;
         Ok(terms)
@@ -35,7 +35,7 @@ impl Scene<'_> {
     pub(super) async fn fund(
         &self,
         signer: &DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
@@ -46,14 +46,14 @@ impl Scene<'_> {
     pub(super) async fn close(
         &self,
         signer: &DynSigner,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
         self.fixture.close_channel(signer.clone(), terms, agreement).await
     }
 
     /// What the ledger has of a channel that was opened.
-    async fn channel(&self, terms: &ChannelTerms) -> Result<Channel, Violation> {
+    async fn channel(&self, terms: &ChannelParams) -> Result<Channel, Violation> {
         let channel = self.strange_settler.channel(terms.id()).await;
         let found = channel.clone().ok().flatten();
         found.ok_or_else(|| Violation { rule: "everyone sees a channel", what: format!("{channel:?}") })
@@ -62,19 +62,19 @@ impl Scene<'_> {
     /// A served request of this price, by a voucher that `signer` signed.
     async fn request(
         &self,
-        terms: &ChannelTerms,
+        terms: &ChannelParams,
         (total, cumulative): (Amount, Amount),
         signer: &DynSigner,
     ) -> Result<BatchEntry, Violation> {
         let mut quote = self.quote().await?;
         quote.total = total;
         let Settlement { quote, result, certificate } = self.settlement(&quote, self.threshold()).await;
-        let payment = ChannelPayment::sign(*terms, &quote, cumulative, &self.trust, signer).await.expect("a local key signs");
+        let payment = SignedVoucher::sign(*terms, &quote, cumulative, &self.trust, signer).await.expect("a local key signs");
         Ok(BatchEntry { quote, result, completion: certificate, payment })
     }
 
     /// Served requests, with the vouchers number `from` to `to` of their channel.
-    pub(super) async fn requests(&self, terms: &ChannelTerms, from: u128, to: u128) -> Result<Vec<BatchEntry>, Violation> {
+    pub(super) async fn requests(&self, terms: &ChannelParams, from: u128, to: u128) -> Result<Vec<BatchEntry>, Violation> {
         let mut entries = Vec::new();
         for number in from..=to {
             entries.push(self.request(terms, (PRICE, times(number)), &self.client).await?);
@@ -86,13 +86,13 @@ impl Scene<'_> {
     pub(super) async fn certified(
         &self,
         entries: Vec<BatchEntry>,
-        settled: &[(&ChannelTerms, Amount)],
+        settled: &[(&ChannelParams, Amount)],
         approvals: usize,
     ) -> CertifiedBatch {
         let settled = settled.iter().map(|(terms, settled)| (terms.id(), *settled)).collect();
         let batch = Batch::new(entries, &settled, self.trust.treasury).expect("the suite's requests make a batch");
         let vouchers = batch.vouchers().into_values().collect();
-        let mut certified = CertifiedBatch { settlement: batch.settlement, vouchers, certificate: Certificate::default() };
+        let mut certified = CertifiedBatch { settlement: batch.settlement, vouchers, certificate: QuorumCertificate::default() };
         self.approve(&mut certified, approvals).await;
         certified
     }
@@ -104,11 +104,11 @@ impl Scene<'_> {
         for validator in self.fixture.validators().iter().take(approvals) {
             signed.push(Approval::sign(&digest, &**validator).await.expect("a local key signs"));
         }
-        batch.certificate = Certificate::new(signed);
+        batch.certificate = QuorumCertificate::new(signed);
     }
 
     /// The signature of `gateway` to close a channel that was charged this much.
-    async fn agreement(&self, terms: &ChannelTerms, settled: Amount, gateway: &DynSigner) -> Signature {
+    async fn agreement(&self, terms: &ChannelParams, settled: Amount, gateway: &DynSigner) -> Signature {
         let close = ChannelClose { channel: terms.id(), settled };
         Signature::sign(&close.digest(&self.trust.channel_domain()), &**gateway).await.expect("a local key signs")
     }
@@ -128,7 +128,7 @@ impl Scene<'_> {
     fn shares(&self, rules: &mut Rules, entries: &[BatchEntry]) -> Result<BTreeMap<Address, Amount>, Violation> {
         let mut shares: BTreeMap<Address, Amount> = BTreeMap::new();
         for BatchEntry { quote, result, completion, .. } in entries {
-            let tree = PaymentTree::new(quote, result.message.compute, &completion.validators(), self.trust.treasury);
+            let tree = PayoutSchedule::new(quote, result.message.compute, &completion.validators(), self.trust.treasury);
             for payout in rules.ok("a payment can be split", tree)?.payouts {
                 let share = shares.entry(payout.address).or_default();
                 *share = [*share, payout.amount].into_iter().sum();
@@ -202,7 +202,7 @@ pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 }
 
 /// The channel is as it was stated, and its client's only one.
-async fn stands(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, (deposit, expiry): (Amount, UnixTime)) -> Checked {
+async fn stands(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelParams, (deposit, expiry): (Amount, UnixTime)) -> Checked {
     let channel = scene.channel(terms).await?;
     let wanted = Channel { deposit, settled: Amount::ZERO, expiry, open: true };
     rules.check("deposit and expiry are as stated", channel == wanted, channel)?;
@@ -282,7 +282,7 @@ fn pays(
 }
 
 /// What must not be settled, while `terms` and `second` are open and uncharged.
-async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, second: &ChannelTerms) -> Checked {
+async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelParams, second: &ChannelParams) -> Checked {
     let (threshold, none) = (scene.threshold(), Amount::ZERO);
     let entries = scene.requests(terms, 1, 2).await?;
     let good = scene.certified(entries.clone(), &[(terms, none)], threshold).await;
@@ -375,7 +375,7 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 }
 
 /// A closed channel says so, and closing it again does nothing, whoever asks.
-async fn closed(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelTerms, settled: Amount, transaction: B256) -> Checked {
+async fn closed(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelParams, settled: Amount, transaction: B256) -> Checked {
     let channel = scene.channel(terms).await?;
     rules.check("a closed channel says so", (channel.open, channel.settled) == (false, settled), channel)?;
     let again = scene.close(&scene.gateway, terms, None).await;

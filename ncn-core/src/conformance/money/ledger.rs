@@ -4,34 +4,34 @@ use futures::StreamExt as _;
 
 use super::{LIFETIME, PRICE, PURSE, Scene, spoilt, times};
 use crate::{
-    Amount, Authorisation, ChannelClose, ChannelPayment, LedgerError, Message as _, PaymentLedgerExt as _, PaymentRef,
-    PaymentStatus, PaymentTree,
+    Amount, ChannelClose, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _, PaymentRef, PaymentStatus,
+    PayoutSchedule, SignedVoucher,
     conformance::{Rules, Violation, key},
 };
 
 type Checked = Result<(), Violation>;
 
-/// A client's authorisation, which somebody brings to the chain.
+/// A client's authorization, which somebody brings to the chain.
 pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let quote = scene.quote().await?;
     let status = scene.ledger.status(quote.client, quote.request_id).await;
     rules.check("an unpaid request is unpaid", status == Ok(PaymentStatus::Unpaid), status)?;
 
-    let authorisation = scene.authorisation(&quote).await;
+    let authorization = scene.authorization(&quote).await;
     let other = scene.quote().await?;
-    let refused = scene.ledger.redeem(&other, &authorisation).await;
-    rules.refused("an authorisation pays its own quote", refused, LedgerError::is_retryable)?;
+    let refused = scene.ledger.redeem(&other, &authorization).await;
+    rules.refused("an authorization pays its own quote", refused, LedgerError::is_retryable)?;
     let mut dear = quote.clone();
     dear.total = Amount::new(PRICE.units() + 1);
-    let refused = scene.ledger.redeem(&dear, &authorisation).await;
-    rules.refused("an authorisation pays no more than it says", refused, LedgerError::is_retryable)?;
+    let refused = scene.ledger.redeem(&dear, &authorization).await;
+    rules.refused("an authorization pays no more than it says", refused, LedgerError::is_retryable)?;
     let mut foreign = quote.clone();
     foreign.client = scene.outsider.address();
-    let refused = scene.ledger.redeem(&foreign, &scene.authorisation(&foreign).await).await;
+    let refused = scene.ledger.redeem(&foreign, &scene.authorization(&foreign).await).await;
     rules.refused("nobody pays for another", refused, LedgerError::is_retryable)?;
-    let forged = rules.ok("a key signs", Authorisation::transfer(&scene.trust, &quote, &key()).await)?;
+    let forged = rules.ok("a key signs", PaymentAuthorization::transfer(&scene.trust, &quote, &key()).await)?;
     let refused = scene.ledger.redeem(&quote, &forged).await;
-    rules.refused("only the client authorises its payment", refused, LedgerError::is_retryable)?;
+    rules.refused("only the client authorizes its payment", refused, LedgerError::is_retryable)?;
     for (rule, quote) in spoilt(&quote) {
         rules.refused(rule, scene.escrow(&quote).await, LedgerError::is_retryable)?;
     }
@@ -43,7 +43,7 @@ pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let before = scene.balance(&scene.client).await;
     rules.check("what is refused costs nothing", before == PURSE, before)?;
 
-    let by = rules.ok("a gateway redeems an authorisation", scene.ledger.redeem(&quote, &authorisation).await)?;
+    let by = rules.ok("a gateway redeems an authorization", scene.ledger.redeem(&quote, &authorization).await)?;
     rules.check("an escrow is a transaction", by.transaction().is_some(), &by)?;
     let held = PaymentStatus::Held { quote: quote.struct_hash(), by: by.clone() };
     let status = scene.strange_ledger.status(quote.client, quote.request_id).await;
@@ -51,11 +51,11 @@ pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let paid = scene.ledger.payment_of(&quote).await;
     rules.check("the payment of the quote is found", paid == Ok(Some(by.clone())), paid)?;
     for ledger in [&scene.ledger, &scene.strange_ledger] {
-        let again = ledger.redeem(&quote, &authorisation).await;
-        rules.check("the same authorisation again is the same transaction", again == Ok(by.clone()), again)?;
+        let again = ledger.redeem(&quote, &authorization).await;
+        rules.check("the same authorization again is the same transaction", again == Ok(by.clone()), again)?;
     }
     let after = scene.balance(&scene.client).await;
-    rules.check("an authorisation takes exactly the total, once", before.checked_sub(after) == Some(PRICE), after)?;
+    rules.check("an authorization takes exactly the total, once", before.checked_sub(after) == Some(PRICE), after)?;
 
     let mut other = quote.clone();
     other.gateway = scene.outsider.address();
@@ -67,8 +67,8 @@ pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     rules.check("a request id is its client's own", squatted == Ok(PaymentStatus::Unpaid), squatted)?;
 
     rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
-    let spent = scene.ledger.redeem(&quote, &authorisation).await;
-    rules.refused("an authorisation pays once", spent, LedgerError::is_retryable)
+    let spent = scene.ledger.redeem(&quote, &authorization).await;
+    rules.refused("an authorization pays once", spent, LedgerError::is_retryable)
 }
 
 pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
@@ -97,7 +97,7 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         rules.refused("only the quote's gateway settles", ledger.settle(&settlement).await, LedgerError::is_retryable)?;
     }
     let payees = settlement.certificate.validators();
-    let tree = PaymentTree::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
+    let tree = PayoutSchedule::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
     let tree = rules.ok("a payment can be split", tree)?;
     let mut before = Vec::new();
     for payout in &tree.payouts {
@@ -194,11 +194,11 @@ pub(super) async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let terms = scene.opened(rules, times(4)).await?;
     let (served, failed) = (scene.quote().await?, scene.quote().await?);
-    let first = ChannelPayment::sign(terms, &served, PRICE, &scene.trust, &scene.client).await;
+    let first = SignedVoucher::sign(terms, &served, PRICE, &scene.trust, &scene.client).await;
     let first = rules.ok("a key signs", first)?;
-    let second = ChannelPayment::sign(terms, &failed, times(2), &scene.trust, &scene.client).await;
+    let second = SignedVoucher::sign(terms, &failed, times(2), &scene.trust, &scene.client).await;
     let second = rules.ok("a key signs", second)?;
-    let taken = scene.ledger.redeem(&served, &Authorisation::Voucher(first)).await;
+    let taken = scene.ledger.redeem(&served, &PaymentAuthorization::Voucher(first)).await;
     let Ok(by) = taken else {
         rules.refused("a voucher that is not taken is refused", taken, LedgerError::is_retryable)?;
         let status = scene.ledger.status(served.client, served.request_id).await;
@@ -208,20 +208,20 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
     rules.check("a voucher that is taken is what pays", by == voucher, &by)?;
     let mut other = served.clone();
     other.total = times(2);
-    let refused = scene.ledger.redeem(&other, &Authorisation::Voucher(first)).await;
+    let refused = scene.ledger.redeem(&other, &PaymentAuthorization::Voucher(first)).await;
     rules.refused("a voucher pays its own quote", refused, LedgerError::is_retryable)?;
-    let forged = ChannelPayment::sign(terms, &failed, times(2), &scene.trust, &key()).await;
+    let forged = SignedVoucher::sign(terms, &failed, times(2), &scene.trust, &key()).await;
     let forged = rules.ok("a key signs", forged)?;
-    let refused = scene.ledger.redeem(&failed, &Authorisation::Voucher(forged)).await;
+    let refused = scene.ledger.redeem(&failed, &PaymentAuthorization::Voucher(forged)).await;
     rules.refused("only the client's voucher pays", refused, LedgerError::is_retryable)?;
-    let again = scene.ledger.redeem(&served, &Authorisation::Voucher(first)).await;
+    let again = scene.ledger.redeem(&served, &PaymentAuthorization::Voucher(first)).await;
     rules.check("the same voucher again is as good as once", again == Ok(by.clone()), again)?;
     let paid = scene.ledger.payment_of(&served).await;
     rules.check("a voucher that is taken pays", paid == Ok(Some(by)), paid)?;
     let refused = scene.ledger.settle(&scene.settlement(&failed, scene.threshold()).await).await;
     rules.refused("what is not paid is not captured", refused, LedgerError::is_retryable)?;
 
-    rules.ok("a second voucher is taken", scene.ledger.redeem(&failed, &Authorisation::Voucher(second)).await)?;
+    rules.ok("a second voucher is taken", scene.ledger.redeem(&failed, &PaymentAuthorization::Voucher(second)).await)?;
     let settlement = scene.settlement(&served, scene.threshold()).await;
     for _ in 0..2 {
         let by = rules.ok("a voucher is captured, and again as good as once", scene.ledger.settle(&settlement).await)?;
@@ -260,9 +260,9 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         (verified, settled),
     )?;
     let quote = scene.quote().await?;
-    let signed = ChannelPayment::sign(terms, &quote, PRICE, &scene.trust, &scene.client).await;
+    let signed = SignedVoucher::sign(terms, &quote, PRICE, &scene.trust, &scene.client).await;
     let payment = rules.ok("a key signs", signed)?;
-    let refused = scene.ledger.redeem(&quote, &Authorisation::Voucher(payment)).await;
+    let refused = scene.ledger.redeem(&quote, &PaymentAuthorization::Voucher(payment)).await;
     rules.refused("a channel that is being closed pays nothing", refused, LedgerError::is_retryable)?;
     rules.ok("a client closes by agreement", scene.close(&scene.client, &terms, Some(signature)).await)?;
     let refused = scene.ledger.cooperative_close(&terms).await;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{LIFETIME, PRICE, PURSE, PayerFixture, Scene, spoilt};
 use crate::{
-    Amount, B256, ChannelPayment, Completion, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PaymentTree, Quote,
-    Receipt, Settlement, Signature, TrustRoot,
+    Amount, B256, Completion, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt,
+    Settlement, Signature, SignedVoucher, TrustRoot,
     conformance::{Rules, Violation, certificate, result, signed},
     receipt,
 };
@@ -152,7 +152,7 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
         other => return Err(Violation { rule: "a payment is a voucher, or two transactions", what: format!("{other:?}") }),
     };
     let request = signed(order, &scene.trust, &scene.client).await;
-    let payments = PaymentTree::new(&quote, result.message.compute, &completion.validators(), scene.trust.treasury);
+    let payments = PayoutSchedule::new(&quote, result.message.compute, &completion.validators(), scene.trust.treasury);
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
@@ -190,7 +190,7 @@ pub(super) async fn checks(rules: &mut Rules, payment: &Payment<'_>) -> Checked 
     match receipt.payment {
         receipt::Payment::Escrow { transaction, settlement } => {
             let terms = scene.terms();
-            let voucher = ChannelPayment::sign(terms, &receipt.quote, PRICE, &scene.trust, &scene.client).await;
+            let voucher = SignedVoucher::sign(terms, &receipt.quote, PRICE, &scene.trust, &scene.client).await;
             let voucher = rules.ok("a key signs", voucher)?;
             forged.push(("a voucher is no escrow", receipt::Payment::Channel(Box::new(voucher))));
             if fixture.sees_chain() {
@@ -201,7 +201,7 @@ pub(super) async fn checks(rules: &mut Rules, payment: &Payment<'_>) -> Checked 
         }
         receipt::Payment::Channel(_) => {
             forged.push(("an escrow is no voucher", receipt::Payment::Escrow { transaction: made_up, settlement: made_up }));
-            let elsewhere = ChannelPayment::sign(scene.terms(), &receipt.quote, PRICE, &scene.trust, &scene.client).await;
+            let elsewhere = SignedVoucher::sign(scene.terms(), &receipt.quote, PRICE, &scene.trust, &scene.client).await;
             let elsewhere = rules.ok("a key signs", elsewhere)?;
             forged.push(("another channel's voucher is refused", receipt::Payment::Channel(Box::new(elsewhere))));
         }

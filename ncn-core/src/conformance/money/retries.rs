@@ -29,8 +29,8 @@ pub(super) async fn escrows(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), 
     let (served, failed) = (scene.quote().await?, scene.quote().await?);
     let settlement = scene.settlement(&served, scene.threshold()).await;
     for quote in [&served, &failed] {
-        let authorisation = &scene.authorisation(quote).await;
-        insists(rules, "an authorisation resumes", gateway, |ledger| ledger.redeem(quote, authorisation)).await?;
+        let authorization = &scene.authorization(quote).await;
+        insists(rules, "an authorization resumes", gateway, |ledger| ledger.redeem(quote, authorization)).await?;
     }
     has(rules, scene, times(8)).await?;
     insists(rules, "a refund resumes", gateway, |ledger| ledger.refund(&failed)).await?;

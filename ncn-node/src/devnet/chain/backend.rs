@@ -2,7 +2,7 @@
 
 use alloy_primitives::{Address, B256, Bytes};
 use async_trait::async_trait;
-use ncn_client::evm::{Call, EvmBackend, EvmError, Fees, Head, Inclusion, LogEntry, LogFilter, Nonces};
+use ncn_client::evm::{Call, EvmBackend, EvmError, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt};
 
 use super::{
     EmbeddedChain, Request,
@@ -68,13 +68,13 @@ impl EvmBackend for EmbeddedChain {
         }
     }
 
-    async fn inclusion(&self, transaction: B256) -> Result<Option<Inclusion>, EvmError> {
+    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
         let core = self.lock();
         let found = core.blocks.transaction(transaction);
         Ok(found.and_then(|(block, index)| {
             let mined = block.mined(index)?;
             let succeeded = mined.receipt.status();
-            Some(Inclusion {
+            Some(TransactionReceipt {
                 block: block.header.number,
                 confirmed: true,
                 succeeded,

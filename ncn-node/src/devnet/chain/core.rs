@@ -100,7 +100,7 @@ impl Core {
     }
 
     /// Replaces the newest blocks by one more than they were. Their transactions come again, unless they are dropped.
-    pub(super) fn reorganise(&mut self, depth: usize, drop_transactions: bool) {
+    pub(super) fn reorganize(&mut self, depth: usize, drop_transactions: bool) {
         let mut undone: Vec<Arc<Block>> = Vec::new();
         for _ in 0..depth {
             self.state.roll_back();

@@ -56,7 +56,7 @@ impl From<Refusal> for EvmError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NonceTooLow { given: nonce, .. } | Refusal::Underpriced { nonce } => Self::Nonce(nonce),
-            Refusal::Funds { .. } => Self::NoGas(refusal.to_string()),
+            Refusal::Funds { .. } => Self::InsufficientGasFunds(refusal.to_string()),
             Refusal::PoolFull => Self::Unreachable(refusal.to_string()),
             other => Self::InvalidTransaction(other.to_string()),
         }

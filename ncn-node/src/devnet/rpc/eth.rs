@@ -57,7 +57,7 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
 }
 
 impl Api {
-    /// A tag's block. What is in a block is final here as soon as it is: reorganisations are made on purpose.
+    /// A tag's block. What is in a block is final here as soon as it is: reorganizations are made on purpose.
     pub(super) fn number(&self, tag: BlockNumberOrTag) -> u64 {
         match tag {
             BlockNumberOrTag::Number(number) => number,

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 pub use device::{Device, DeviceError};
 pub use library::{Library, Search, Source, find};
 pub(crate) use probe::{ARGUMENT, run as run_probe};
-pub use probe::{Probed, examine, probe};
+pub use probe::{Probed, diagnose, probe};
 
 use super::{Graph, Runtime, outlet};
 use crate::executor::Verified;

@@ -16,7 +16,7 @@ pub(super) struct Memory {
 }
 
 /// Memory that a worker is promised; given back when it is dropped.
-pub(super) struct Promise {
+pub(super) struct MemoryPermit {
     memory: Arc<Memory>,
     bytes: u64,
 }
@@ -31,14 +31,14 @@ impl Memory {
     }
 
     /// Promises so much, if there is so much.
-    pub(super) fn promise(self: &Arc<Self>, bytes: u64) -> Option<Promise> {
+    pub(super) fn promise(self: &Arc<Self>, bytes: u64) -> Option<MemoryPermit> {
         let more = |promised: u64| promised.checked_add(bytes).filter(|sum| *sum <= self.limit);
         let promised = self.promised.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        promised.is_ok().then(|| Promise { memory: self.clone(), bytes })
+        promised.is_ok().then(|| MemoryPermit { memory: self.clone(), bytes })
     }
 }
 
-impl Drop for Promise {
+impl Drop for MemoryPermit {
     fn drop(&mut self) {
         self.memory.promised.fetch_sub(self.bytes, Ordering::AcqRel);
         self.memory.freed.notify_waiters();

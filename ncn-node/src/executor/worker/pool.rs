@@ -21,8 +21,8 @@ use tokio::{
 
 use super::{
     WorkerOptions, WorkerProgram,
-    memory::{Memory, Promise},
-    process::{Answer, Asked, Process},
+    memory::{Memory, MemoryPermit},
+    process::{Answer, PendingCall, Process},
 };
 
 /// How long a model may take to load.
@@ -66,11 +66,11 @@ pub(super) struct Starter {
     options: WorkerOptions,
     memory: Arc<Memory>,
     /// Every slot there is, for whoever needs memory.
-    slots: Mutex<Vec<Weak<Slot>>>,
+    slots: Mutex<Vec<Weak<ModelPool>>>,
 }
 
 /// A model's place in the pool.
-pub(super) struct Slot {
+pub(super) struct ModelPool {
     starter: Arc<Starter>,
     package: ModelPackage,
     program: WorkerProgram,
@@ -92,7 +92,7 @@ pub(super) struct Worker {
     process: Arc<Process>,
     /// Given up with the last use of the worker: its private directory, and its memory.
     _work_directory: Arc<tempfile::TempDir>,
-    _memory: Arc<Promise>,
+    _memory: Arc<MemoryPermit>,
 }
 
 impl Starter {
@@ -109,14 +109,14 @@ impl Starter {
         self.sandbox.confinement()
     }
 
-    fn slots(&self) -> Vec<Arc<Slot>> {
+    fn slots(&self) -> Vec<Arc<ModelPool>> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.retain(|slot| slot.strong_count() > 0);
         slots.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Memory for a worker, at the cost of workers that nobody uses; waits while all of them are in use.
-    async fn memory(&self, bytes: u64) -> Promise {
+    async fn memory(&self, bytes: u64) -> MemoryPermit {
         loop {
             let freed = self.memory.freed.notified();
             if let Some(promise) = self.memory.promise(bytes) {
@@ -145,7 +145,7 @@ impl Workers {
     }
 }
 
-impl Slot {
+impl ModelPool {
     pub(super) fn new(starter: &Arc<Starter>, package: &ModelPackage) -> Result<Self, ExecutorError> {
         let manifest = package.model.manifest();
         let program = starter.programs.iter().find(|program| program.formats.contains(&manifest.format));
@@ -225,7 +225,7 @@ impl Slot {
         self.start_with(memory).await
     }
 
-    async fn start_with(&self, memory: Promise) -> Result<Worker, ExecutorError> {
+    async fn start_with(&self, memory: MemoryPermit) -> Result<Worker, ExecutorError> {
         let failed = |problem: String| ExecutorError::Worker(problem);
         let work_directory = tempfile::tempdir().map_err(|error| failed(format!("no work directory: {error}")))?;
         let WorkerProgram { path, arguments, environment, .. } = self.program.clone();
@@ -259,16 +259,16 @@ impl Slot {
     }
 
     /// Starts a run in the model's worker.
-    pub(super) async fn run(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<Parts, Broken> {
+    pub(super) async fn run(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<RunStream, Broken> {
         let worker = timeout_at(deadline, self.ready()).await.map_err(|_| not_ready())??;
-        Parts::ask(worker, self.package.model.clone(), execution, deadline, None).await
+        RunStream::ask(worker, self.package.model.clone(), execution, deadline, None).await
     }
 
     /// Starts a run in a worker of its own.
-    pub(super) async fn run_alone(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<Parts, Broken> {
+    pub(super) async fn run_alone(self: &Arc<Self>, execution: Execution, deadline: Instant) -> Result<RunStream, Broken> {
         let alone = timeout_at(deadline, self.alone.clone().acquire_owned()).await.map_err(|_| not_ready())?.ok();
         let worker = timeout_at(deadline, self.start()).await.map_err(|_| not_ready())??;
-        Parts::ask(worker, self.package.model.clone(), execution, deadline, alone).await
+        RunStream::ask(worker, self.package.model.clone(), execution, deadline, alone).await
     }
 }
 
@@ -278,7 +278,7 @@ fn not_ready() -> ExecutorError {
 }
 
 /// Ends a slot's worker when it has had nothing to do for so long.
-async fn look_after(slot: Weak<Slot>, idle: Duration) {
+async fn look_after(slot: Weak<ModelPool>, idle: Duration) {
     loop {
         tokio::time::sleep((idle / 4).max(Duration::from_millis(10))).await;
         let Some(slot) = slot.upgrade() else { return };
@@ -292,7 +292,7 @@ async fn look_after(slot: Weak<Slot>, idle: Duration) {
 }
 
 /// Starts spares, as long as there is memory to spare.
-async fn fill(slot: Weak<Slot>) {
+async fn fill(slot: Weak<ModelPool>) {
     while let Some(slot) = slot.upgrade() {
         let starter = &slot.starter;
         if slot.workers.lock().await.spares.len() >= starter.options.spares {
@@ -307,17 +307,17 @@ async fn fill(slot: Weak<Slot>) {
 }
 
 /// The parts of an output, as a worker gives them. Dropping it cancels the run.
-pub(super) struct Parts {
+pub(super) struct RunStream {
     answers: mpsc::Receiver<Answer>,
     model: Arc<Model>,
     deadline: Instant,
     time_limit: Duration,
-    asked: Asked,
+    asked: PendingCall,
     worker: Worker,
     _alone: Option<OwnedSemaphorePermit>,
 }
 
-impl Parts {
+impl RunStream {
     async fn ask(
         worker: Worker,
         model: Arc<Model>,

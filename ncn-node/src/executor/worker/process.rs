@@ -213,7 +213,7 @@ impl Process {
     pub(crate) async fn ask(
         self: &Arc<Self>,
         message: to_worker::Message,
-    ) -> Result<(Asked, mpsc::Receiver<Answer>), ExecutorError> {
+    ) -> Result<(PendingCall, mpsc::Receiver<Answer>), ExecutorError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let message = ToWorker { id, message: Some(message) };
         if message.encoded_len() > MAX_MESSAGE_BYTES {
@@ -227,7 +227,7 @@ impl Process {
             }
             open.waiting.insert(id, Question { asker: Some(sender), budget: StreamBudget::default() });
         }
-        let asked = Asked { process: self.clone(), id };
+        let asked = PendingCall { process: self.clone(), id };
         self.messages.send(message).await.map_err(|_| gone("has ended"))?;
         Ok((asked, receiver))
     }
@@ -246,12 +246,12 @@ impl Drop for Process {
 }
 
 /// A question under way. Dropping it tells the worker that nobody waits any more; a worker that does not stop then is retired.
-pub(crate) struct Asked {
+pub(crate) struct PendingCall {
     process: Arc<Process>,
     id: u64,
 }
 
-impl Asked {
+impl PendingCall {
     /// Tells the worker to stop; its last answer still comes. False when it cannot be told.
     pub(crate) fn cancel(&self) -> bool {
         let cancel = ToWorker { id: self.id, message: Some(to_worker::Message::Cancel(proto::Empty {})) };
@@ -259,7 +259,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for PendingCall {
     fn drop(&mut self) {
         {
             let mut open = lock(&self.process.open);

@@ -18,7 +18,7 @@ use tokio::{
 
 /// How blobs are answered; everything else is answered honestly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Behaviour {
+pub(crate) enum Behavior {
     Honest,
     /// Right in size, wrong in content.
     Wrong,
@@ -59,14 +59,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(directory: &Path, behaviour: Behaviour) -> Self {
+    pub(crate) async fn start(directory: &Path, behavior: Behavior) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State::default());
         let (directory, shared) = (directory.to_owned(), state.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(stream, directory.clone(), behaviour, shared.clone()));
+                tokio::spawn(answer(stream, directory.clone(), behavior, shared.clone()));
             }
         });
         Self { url, state, accepting }
@@ -102,7 +102,7 @@ impl Drop for Server {
 }
 
 /// One request a connection.
-async fn answer(mut stream: TcpStream, directory: PathBuf, behaviour: Behaviour, state: Arc<State>) -> Option<()> {
+async fn answer(mut stream: TcpStream, directory: PathBuf, behavior: Behavior, state: Arc<State>) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -112,11 +112,11 @@ async fn answer(mut stream: TcpStream, directory: PathBuf, behaviour: Behaviour,
     let start: Option<u64> = head.split_once("range: bytes=").map(|(_, range)| range.split_once('-').unwrap().0.parse().unwrap());
     state.asked.lock().unwrap().push((path.clone(), start));
     let mut body = fs::read(directory.join(path.trim_start_matches('/'))).ok();
-    let behaviour = if path.starts_with("/blobs/") && !head.contains("/e3b0c442") { behaviour } else { Behaviour::Honest };
-    match behaviour {
-        Behaviour::Missing => body = None,
-        Behaviour::Hangs => std::future::pending().await,
-        Behaviour::Garbage => {
+    let behavior = if path.starts_with("/blobs/") && !head.contains("/e3b0c442") { behavior } else { Behavior::Honest };
+    match behavior {
+        Behavior::Missing => body = None,
+        Behavior::Hangs => std::future::pending().await,
+        Behavior::Garbage => {
             let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x50 not HTTP at all\r\n\r\n").await;
             return None;
         }
@@ -126,16 +126,16 @@ async fn answer(mut stream: TcpStream, directory: PathBuf, behaviour: Behaviour,
         stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.ok()?;
         return None;
     };
-    match behaviour {
-        Behaviour::Wrong => body[0] ^= 1,
-        Behaviour::TooLong => body.extend([0; 10]),
-        Behaviour::TooShort => body.truncate(body.len() - 10),
+    match behavior {
+        Behavior::Wrong => body[0] ^= 1,
+        Behavior::TooLong => body.extend([0; 10]),
+        Behavior::TooShort => body.truncate(body.len() - 10),
         _ => {}
     }
     let total = body.len();
-    let start = usize::try_from(start.filter(|_| behaviour != Behaviour::NoRanges).unwrap_or(0)).unwrap();
+    let start = usize::try_from(start.filter(|_| behavior != Behavior::NoRanges).unwrap_or(0)).unwrap();
     let mut rest = body.split_off(start);
-    if start > 0 && behaviour == Behaviour::MoreThanRange {
+    if start > 0 && behavior == Behavior::MoreThanRange {
         rest.extend(vec![0; 100_000]);
     }
     let status = if start > 0 {
@@ -152,15 +152,15 @@ async fn answer(mut stream: TcpStream, directory: PathBuf, behaviour: Behaviour,
         }
         Some(())
     };
-    match behaviour {
-        Behaviour::Dies { after } => send(&rest[..after.min(rest.len())]).await?,
-        Behaviour::Drips => {
+    match behavior {
+        Behavior::Dies { after } => send(&rest[..after.min(rest.len())]).await?,
+        Behavior::Drips => {
             for byte in rest {
                 send(&[byte]).await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-        Behaviour::StopsAt { byte } if byte > start => {
+        Behavior::StopsAt { byte } if byte > start => {
             let (first, second) = rest.split_at(byte - start);
             send(first).await?;
             while !state.goes_on.load(Ordering::SeqCst) {

@@ -22,7 +22,7 @@ const MOVES: &[&str] = &[
     "Shape",
     "Size",
     "Slice",
-    "Split",
+    "FeeSplit",
     "Squeeze",
     "Tile",
     "Transpose",

@@ -39,7 +39,7 @@ def find(name):
     return [str(path) for path in (spec and spec.submodule_search_locations) or []]
 print(json.dumps([find('onnxruntime'), find('nvidia')]))";
 /// How long Python may take to say so, and how much it may say.
-const PYTHON_PATIENCE: Duration = Duration::from_secs(30);
+const PYTHON_TIMEOUT: Duration = Duration::from_secs(30);
 const PYTHON_ANSWER: u64 = 64 << 10;
 
 /// Where to look for ONNX Runtime. What is named here, or by an environment variable, is taken or refused; only when nothing is named,
@@ -158,7 +158,7 @@ pub(super) fn version_of(path: &Path) -> Option<String> {
 
 /// The library in this interpreter's packages. No interpreter, no package: no library.
 async fn python(interpreter: &Path) -> Vec<Library> {
-    let answer = match tokio::time::timeout(PYTHON_PATIENCE, ask(interpreter)).await {
+    let answer = match tokio::time::timeout(PYTHON_TIMEOUT, ask(interpreter)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             tracing::debug!(interpreter = %interpreter.display(), %error, "no Python to ask for ONNX Runtime");

@@ -17,7 +17,7 @@ use crate::executor::WorkerProgram;
 /// The argument that makes a program that calls [`crate::worker::init`] try a library.
 pub(crate) const ARGUMENT: &str = "ncn-onnxruntime";
 /// How long that may take: libraries for graphics cards have gigabytes.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// How much it may say.
 const MAX_ANSWER: u64 = 64 << 10;
 /// The ONNX graph `y = x`, of one number.
@@ -42,13 +42,13 @@ pub async fn probe(program: &WorkerProgram, library: &Library, device: Device) -
     let mut command = Command::new(&program.path);
     command.args([ARGUMENT, &options]).env_clear().envs(library.environment());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let answer = tokio::time::timeout(PATIENCE, answer(command)).await;
-    let answer = answer.map_err(|_| broken(format!("it did nothing for {PATIENCE:?}")))?;
+    let answer = tokio::time::timeout(TIMEOUT, answer(command)).await;
+    let answer = answer.map_err(|_| broken(format!("it did nothing for {TIMEOUT:?}")))?;
     answer.map_err(|error| broken(error.to_string()))?
 }
 
 /// Finds and tries every library there is, the one to be preferred first: the first that can be used is the one to use.
-pub async fn examine(
+pub async fn diagnose(
     program: &WorkerProgram,
     search: &Search,
     device: Device,

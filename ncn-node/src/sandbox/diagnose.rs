@@ -11,11 +11,11 @@ use std::{
 use ncn_confine::{Layer, Missing};
 use ncn_core::Confinement;
 
-use super::{Full, Reduced, open};
+use super::{LandlockSandbox, NamespaceSandbox, open};
 use crate::sandbox::SandboxMode;
 
 /// How long the helper may take to try every layer, and how much it may say.
-const CHECK_PATIENCE: Duration = Duration::from_secs(20);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_SAID: u64 = 64 << 10;
 
 /// A layer of confinement, and whether this machine has it.
@@ -31,7 +31,7 @@ pub struct LayerState {
 
 /// What this machine can confine models by.
 #[derive(Clone, Debug)]
-pub struct Examination {
+pub struct SandboxReport {
     /// The helper program, if it was found.
     pub helper: Option<PathBuf>,
     /// Each layer, tried by itself. Empty when nothing could be tried, for want of the helper.
@@ -43,27 +43,27 @@ pub struct Examination {
 }
 
 /// Tries what this machine can confine models by. `program` is as for [`open`].
-pub fn examine(program: &Path) -> Examination {
-    let helper = Full::helper(program).filter(|helper| helper.is_file());
+pub fn diagnose(program: &Path) -> SandboxReport {
+    let helper = NamespaceSandbox::helper(program).filter(|helper| helper.is_file());
     let layers = helper.as_ref().map(layers).unwrap_or_default();
     let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());
-    let level = match (&refused, Reduced::new(program)) {
+    let level = match (&refused, LandlockSandbox::new(program)) {
         (None, _) => Confinement::Full,
         (Some(_), Ok(_)) => Confinement::Reduced,
         (Some(_), Err(_)) => Confinement::None,
     };
-    Examination { helper, layers, level, refused }
+    SandboxReport { helper, layers, level, refused }
 }
 
 /// All that is said, or nothing when it does not end in time.
-fn said_in_time(mut output: impl Read + Send + 'static, patience: Duration) -> String {
+fn said_in_time(mut output: impl Read + Send + 'static, timeout: Duration) -> String {
     let (said, heard) = mpsc::channel();
     thread::spawn(move || {
         let mut all = String::new();
         let read = output.by_ref().take(MAX_SAID).read_to_string(&mut all);
         said.send(if read.is_ok() { all } else { String::new() })
     });
-    heard.recv_timeout(patience).unwrap_or_default()
+    heard.recv_timeout(timeout).unwrap_or_default()
 }
 
 /// What the helper says of each layer.
@@ -75,7 +75,7 @@ fn layers(helper: &PathBuf) -> Vec<LayerState> {
         let mut command = Command::new(helper);
         command.arg("--check").arg(directory.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
-        let said = child.stdout.take().map(|output| said_in_time(output, CHECK_PATIENCE)).unwrap_or_default();
+        let said = child.stdout.take().map(|output| said_in_time(output, CHECK_TIMEOUT)).unwrap_or_default();
         // What is stuck ends now; what has ended already does not mind.
         let _ = child.kill();
         child.wait().map(|_| said)
