@@ -21,32 +21,45 @@ pub use network::Deployment;
 pub use rpc::{JsonRpc, RpcOptions};
 pub use sender::SendOptions;
 
-/// A way to reach an EVM chain.
+/// What a chain shows.
 ///
 /// # For the implementer
-/// - What [`head`](Self::head), [`call`](Self::call), [`logs`](Self::logs) and a confirmed [`inclusion`](Self::inclusion) report is what
-///   the implementation considers final: an [`EvmLedger`] believes it. When it changes all the same, [`block_hash`](Self::block_hash)
-///   of some block does.
+/// - What [`latest_block`](Self::latest_block), [`call`](Self::call), [`logs`](Self::logs) and a confirmed
+///   [`transaction_receipt`](Self::transaction_receipt) report is what the implementation considers final: an [`EvmLedger`] believes it.
+///   When it changes all the same, [`block_hash`](Self::block_hash) of some block does.
 /// - Errors that another try may overcome are [`EvmError::Unreachable`].
 #[async_trait]
-pub trait EvmBackend: Send + Sync {
+pub trait EvmReader: Send + Sync {
     /// The chain's id.
     async fn chain_id(&self) -> Result<u64, EvmError>;
 
     /// The newest final block.
-    async fn head(&self) -> Result<Head, EvmError>;
+    async fn latest_block(&self) -> Result<Head, EvmError>;
 
     /// Waits until there is a final block after this one, and returns the newest.
-    async fn head_after(&self, block: u64) -> Result<Head, EvmError>;
+    async fn block_after(&self, block: u64) -> Result<Head, EvmError>;
 
     /// The hash of a block; none when there is no such block (any more).
     async fn block_hash(&self, block: u64) -> Result<Option<B256>, EvmError>;
 
-    /// How many transactions of an account are in blocks, and how many there are with those that wait.
-    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError>;
-
     /// What a call would return, without sending it.
     async fn call(&self, call: &Call) -> Result<Bytes, EvmError>;
+
+    /// Where a transaction is, when it is in a block.
+    async fn transaction_receipt(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError>;
+
+    /// The logs that fit, in the chain's order.
+    async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError>;
+}
+
+/// A way to reach an EVM chain and to send it transactions.
+///
+/// # For the implementer
+/// Errors that another try may overcome are [`EvmError::Unreachable`].
+#[async_trait]
+pub trait EvmBackend: EvmReader {
+    /// How many transactions of an account are in blocks, and how many there are with those that wait.
+    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError>;
 
     /// How much gas a call would use as a transaction on top of the newest block; [`EvmError::Reverted`] when it would be refused.
     async fn estimate(&self, call: &Call) -> Result<u64, EvmError>;
@@ -57,13 +70,7 @@ pub trait EvmBackend: Send + Sync {
     /// Hands in a signed, EIP-2718 encoded transaction, which is then waiting. One that is known already is taken again.
     /// [`EvmError::Nonce`] and other refusals say that it certainly was not taken, [`EvmError::Unreachable`] and
     /// [`EvmError::Malformed`] that it may have been.
-    async fn submit(&self, transaction: Bytes) -> Result<(), EvmError>;
-
-    /// Where a transaction is, when it is in a block.
-    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError>;
-
-    /// The logs that fit, in the chain's order.
-    async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError>;
+    async fn send_raw_transaction(&self, transaction: Bytes) -> Result<(), EvmError>;
 }
 
 /// A block.

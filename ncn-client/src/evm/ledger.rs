@@ -87,7 +87,7 @@ impl EvmLedger {
 
     /// The chain's time.
     pub async fn now(&self) -> Result<UnixTime, LedgerError> {
-        Ok(self.network.backend.head().await?.timestamp)
+        Ok(self.network.backend.latest_block().await?.timestamp)
     }
 
     /// An account's tokens.
@@ -267,15 +267,15 @@ impl PaymentLedger for EvmLedger {
             let backend = backend.clone();
             async move {
                 let mut head = match next.checked_sub(1) {
-                    Some(seen) => backend.head_after(seen).await?,
-                    None => backend.head().await?,
+                    Some(seen) => backend.block_after(seen).await?,
+                    None => backend.latest_block().await?,
                 };
                 if let Some((block, hash)) = read
                     && backend.block_hash(block).await? != Some(hash)
                 {
                     tracing::warn!(block, "the chain has taken blocks back; reading them again");
                     next = block.saturating_sub(REORG_DEPTH);
-                    head = backend.head().await?;
+                    head = backend.latest_block().await?;
                 }
                 // Asked for before the logs: when they come from other blocks than this one, it will be another's hash by then.
                 let hash = backend.block_hash(head.number).await?;

@@ -13,7 +13,9 @@ use async_trait::async_trait;
 use endpoints::Endpoints;
 use serde_json::{Value, json};
 
-use super::{Call, EvmBackend, EvmError, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt, errors::awaits_time};
+use super::{
+    Call, EvmBackend, EvmError, EvmReader, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt, errors::awaits_time,
+};
 
 /// How an endpoint is used.
 #[derive(Clone, Copy, Debug)]
@@ -123,22 +125,22 @@ fn transaction(call: &Call) -> Value {
 }
 
 #[async_trait]
-impl EvmBackend for JsonRpc {
+impl EvmReader for JsonRpc {
     async fn chain_id(&self) -> Result<u64, EvmError> {
         Ok(self.endpoints.chain_id())
     }
 
-    async fn head(&self) -> Result<Head, EvmError> {
+    async fn latest_block(&self) -> Result<Head, EvmError> {
         let block = self.block(self.final_number().await?).await?;
         // An endpoint that took the place of another may be behind it.
         let block = block.ok_or_else(|| EvmError::Unreachable("the endpoint does not have the newest block yet".into()))?;
         Ok(Head { number: block.number, timestamp: block.timestamp })
     }
 
-    async fn head_after(&self, block: u64) -> Result<Head, EvmError> {
+    async fn block_after(&self, block: u64) -> Result<Head, EvmError> {
         loop {
             if self.final_of(self.latest().await?) > block {
-                let head = self.head().await?;
+                let head = self.latest_block().await?;
                 if head.number > block {
                     return Ok(head);
                 }
@@ -151,71 +153,11 @@ impl EvmBackend for JsonRpc {
         Ok(self.block(Some(block)).await?.map(|block| block.hash))
     }
 
-    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
-        let count = async |tag| Ok(self.endpoints.ask::<U64>("eth_getTransactionCount", json!([account, tag])).await?.to());
-        let mined = count(self.final_tag().await?).await?;
-        Ok(Nonces { mined, pending: count(json!("pending")).await?.max(mined) })
-    }
-
     async fn call(&self, call: &Call) -> Result<Bytes, EvmError> {
         self.endpoints.ask("eth_call", json!([transaction(call), self.final_tag().await?])).await
     }
 
-    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
-        let call = transaction(call);
-        match self.endpoints.ask::<U64>("eth_estimateGas", json!([call])).await {
-            // By the newest block's time, perhaps, which stands still where no block comes: the transaction will be in the next one.
-            Err(EvmError::Reverted(data)) if awaits_time(&data) => {
-                let next = self.endpoints.ask::<U64>("eth_estimateGas", json!([call, "pending"])).await;
-                next.map(|gas| gas.to()).map_err(|_| EvmError::Reverted(data))
-            }
-            done => Ok(done?.to()),
-        }
-    }
-
-    async fn fees(&self) -> Result<Fees, EvmError> {
-        let base = self.block(None).await?.and_then(|block| block.base_fee_per_gas);
-        let base = match base {
-            Some(base) => base,
-            None => self.endpoints.ask::<U128>("eth_gasPrice", json!([])).await?.to(),
-        };
-        // Chains without a market for priority do not know the question.
-        let priority = match self.endpoints.ask::<U128>("eth_maxPriorityFeePerGas", json!([])).await {
-            Ok(priority) => priority.to(),
-            Err(EvmError::InvalidTransaction(_)) => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Fees { base, priority })
-    }
-
-    async fn submit(&self, raw: Bytes) -> Result<(), EvmError> {
-        let hash = keccak256(&raw);
-        let sent = self.endpoints.read("eth_sendRawTransaction", json!([raw]), |answer| submitted(answer, hash)).await;
-        let problem = match sent.answer {
-            Err(EvmError::InvalidTransaction(problem)) => problem,
-            done => return done,
-        };
-        let says = problem.to_lowercase();
-        let any = |phrases: &[&str]| phrases.iter().any(|phrase| says.contains(phrase));
-        if any(&["already known", "alreadyknown", "already imported", "known transaction", "already in the mempool"]) {
-            return Ok(());
-        }
-        if any(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce", "replacement"]) {
-            // One that seemed to fail may have taken this very transaction.
-            if sent.doubtful {
-                return Err(EvmError::Unreachable(format!("it may have been taken without an answer: {problem}")));
-            }
-            let nonce = TxEnvelope::decode_2718_exact(&raw).map(|envelope| envelope.nonce()).unwrap_or_default();
-            return Err(EvmError::Nonce(nonce));
-        }
-        // It can be taken once gas is cheaper, or with a higher offer.
-        if any(&["underpriced", "block base fee", "feetoolow"]) {
-            return Err(EvmError::Unreachable(format!("gas: the offer is too low: {problem}")));
-        }
-        Err(EvmError::InvalidTransaction(problem))
-    }
-
-    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
+    async fn transaction_receipt(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
         let read = |answer: &Value| Receipt::read(answer, transaction);
         let receipt = self.endpoints.read("eth_getTransactionReceipt", json!([transaction]), read).await.answer?;
         let Some(Receipt { block, succeeded, gas_used, created }) = receipt else { return Ok(None) };
@@ -258,5 +200,68 @@ impl EvmBackend for JsonRpc {
             }
         }
         Ok(found)
+    }
+}
+
+#[async_trait]
+impl EvmBackend for JsonRpc {
+    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
+        let count = async |tag| Ok(self.endpoints.ask::<U64>("eth_getTransactionCount", json!([account, tag])).await?.to());
+        let mined = count(self.final_tag().await?).await?;
+        Ok(Nonces { mined, pending: count(json!("pending")).await?.max(mined) })
+    }
+
+    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
+        let call = transaction(call);
+        match self.endpoints.ask::<U64>("eth_estimateGas", json!([call])).await {
+            // By the newest block's time, perhaps, which stands still where no block comes: the transaction will be in the next one.
+            Err(EvmError::Reverted(data)) if awaits_time(&data) => {
+                let next = self.endpoints.ask::<U64>("eth_estimateGas", json!([call, "pending"])).await;
+                next.map(|gas| gas.to()).map_err(|_| EvmError::Reverted(data))
+            }
+            done => Ok(done?.to()),
+        }
+    }
+
+    async fn fees(&self) -> Result<Fees, EvmError> {
+        let base = self.block(None).await?.and_then(|block| block.base_fee_per_gas);
+        let base = match base {
+            Some(base) => base,
+            None => self.endpoints.ask::<U128>("eth_gasPrice", json!([])).await?.to(),
+        };
+        // Chains without a market for priority do not know the question.
+        let priority = match self.endpoints.ask::<U128>("eth_maxPriorityFeePerGas", json!([])).await {
+            Ok(priority) => priority.to(),
+            Err(EvmError::InvalidTransaction(_)) => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(Fees { base, priority })
+    }
+
+    async fn send_raw_transaction(&self, raw: Bytes) -> Result<(), EvmError> {
+        let hash = keccak256(&raw);
+        let sent = self.endpoints.read("eth_sendRawTransaction", json!([raw]), |answer| submitted(answer, hash)).await;
+        let problem = match sent.answer {
+            Err(EvmError::InvalidTransaction(problem)) => problem,
+            done => return done,
+        };
+        let says = problem.to_lowercase();
+        let any = |phrases: &[&str]| phrases.iter().any(|phrase| says.contains(phrase));
+        if any(&["already known", "alreadyknown", "already imported", "known transaction", "already in the mempool"]) {
+            return Ok(());
+        }
+        if any(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce", "replacement"]) {
+            // One that seemed to fail may have taken this very transaction.
+            if sent.doubtful {
+                return Err(EvmError::Unreachable(format!("it may have been taken without an answer: {problem}")));
+            }
+            let nonce = TxEnvelope::decode_2718_exact(&raw).map(|envelope| envelope.nonce()).unwrap_or_default();
+            return Err(EvmError::Nonce(nonce));
+        }
+        // It can be taken once gas is cheaper, or with a higher offer.
+        if any(&["underpriced", "block base fee", "feetoolow"]) {
+            return Err(EvmError::Unreachable(format!("gas: the offer is too low: {problem}")));
+        }
+        Err(EvmError::InvalidTransaction(problem))
     }
 }

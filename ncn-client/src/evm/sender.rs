@@ -134,7 +134,7 @@ impl Sender {
                     offered = Instant::now();
                     problem = self.bump(&mut pending).await.err().or(problem);
                 }
-                Ok(None) => match self.backend.submit(pending.raw.clone()).await {
+                Ok(None) => match self.backend.send_raw_transaction(pending.raw.clone()).await {
                     // Told apart by the next look: this one may have been taken, or another one with its nonce.
                     Ok(()) | Err(EvmError::Nonce(_)) => {}
                     Err(error @ (EvmError::Unreachable(_) | EvmError::Malformed { .. })) => problem = Some(error),
@@ -161,7 +161,7 @@ impl Sender {
                 return Err(self.given_up(&pending, problem));
             }
             let wait = self.options.bump_after.clamp(SHORTEST_LOOK, LOOK);
-            match tokio::time::timeout(wait, self.backend.head_after(seen)).await {
+            match tokio::time::timeout(wait, self.backend.block_after(seen)).await {
                 Ok(Ok(head)) => seen = head.number,
                 Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
                 Err(_) => {}
@@ -193,7 +193,7 @@ impl Sender {
 
     async fn find(&self, pending: &Pending<'_>) -> Result<Option<(B256, TransactionReceipt)>, EvmError> {
         for hash in pending.hashes.iter().rev() {
-            if let Some(inclusion) = self.backend.inclusion(*hash).await? {
+            if let Some(inclusion) = self.backend.transaction_receipt(*hash).await? {
                 return Ok(Some((*hash, inclusion)));
             }
         }
@@ -216,7 +216,7 @@ impl Sender {
     /// Hands a transaction in at this price.
     async fn offer(&self, pending: &mut Pending<'_>, fees: Fees) -> Result<(), EvmError> {
         let (hash, raw) = self.sign(pending, fees).await?;
-        match self.backend.submit(raw.clone()).await {
+        match self.backend.send_raw_transaction(raw.clone()).await {
             // Without an answer that makes sense it may have been taken: it is watched, and handed in again.
             Ok(()) | Err(EvmError::Unreachable(_) | EvmError::Malformed { .. }) => {
                 pending.hashes.push(hash);

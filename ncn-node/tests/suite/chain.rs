@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes, TxKind};
-use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, LogFilter, SendOptions};
+use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, EvmReader as _, LogFilter, SendOptions};
 use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Quote};
 use ncn_node::{devnet::EmbeddedChain, time::unix_now};
 
@@ -72,9 +72,9 @@ async fn solidity_pays_what_rust_computes() {
 async fn nonsense_is_refused_with_a_reason() {
     let chain = EmbeddedChain::new(7);
     for raw in [Bytes::new(), Bytes::from_static(b"no transaction"), vec![2; 200_000].into()] {
-        assert!(matches!(chain.submit(raw).await, Err(EvmError::InvalidTransaction(_))));
+        assert!(matches!(chain.send_raw_transaction(raw).await, Err(EvmError::InvalidTransaction(_))));
     }
-    assert_eq!(chain.head().await.unwrap().number, 0, "nothing of it made a block");
+    assert_eq!(chain.latest_block().await.unwrap().number, 0, "nothing of it made a block");
     // Where there is no contract, a call gives nothing.
     let nothing = Call { from: Address::ZERO, to: TxKind::Call(Address::repeat_byte(9)), input: Bytes::new() };
     assert_eq!(chain.call(&nothing).await.unwrap(), Bytes::new());

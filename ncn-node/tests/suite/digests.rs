@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
-use ncn_client::evm::{self, EvmBackend as _};
+use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
     Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
     Confinement, Deregistration, Domain, DowntimeReport, FeeSplit, Heartbeat, InferenceRequest, InferenceResult, Message,

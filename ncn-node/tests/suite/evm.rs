@@ -15,8 +15,8 @@ use alloy_primitives::{Address, B256, TxKind, U64, U128, U256};
 use alloy_sol_types::SolCall;
 use futures::{StreamExt as _, future::join_all};
 use ncn_client::evm::{
-    Call, EvmBackend as _, EvmError, EvmLedger, InferencePayment, JsonRpc, LogFilter, PaymentChannel, RpcOptions, SendOptions,
-    ValidatorRegistry,
+    Call, EvmBackend as _, EvmError, EvmLedger, EvmReader as _, InferencePayment, JsonRpc, LogFilter, PaymentChannel, RpcOptions,
+    SendOptions, ValidatorRegistry,
 };
 use ncn_core::{
     Amount, ChannelParams, DynSigner, FeeSplit, LedgerError, Message as _, PaymentAuthorization, PaymentChange, PaymentChanges,
@@ -770,14 +770,14 @@ async fn malformed_answers_are_told_by_method_and_field() {
         let call =
             Call { from: Address::ZERO, to: TxKind::Call(payment), input: InferencePayment::tokenCall {}.abi_encode().into() };
         let refused = match method {
-            "eth_blockNumber" => backend.head_after(0).await.err(),
+            "eth_blockNumber" => backend.block_after(0).await.err(),
             "eth_getBlockByNumber" if field.ends_with("baseFeePerGas") => backend.fees().await.err(),
             "eth_getBlockByNumber" => backend.block_hash(number(&block)).await.err(),
             "eth_estimateGas" => backend.estimate(&call).await.err(),
             "eth_call" => backend.call(&call).await.err(),
             "eth_getTransactionCount" => backend.nonces(client.address()).await.err(),
             "eth_maxPriorityFeePerGas" => backend.fees().await.err(),
-            "eth_getTransactionReceipt" => backend.inclusion(hash).await.err(),
+            "eth_getTransactionReceipt" => backend.transaction_receipt(hash).await.err(),
             _ => backend.logs(filter).await.err(),
         };
         let Some(EvmError::Malformed { method: said, problem }) = &refused else { panic!("{method} {wrong}: {refused:?}") };

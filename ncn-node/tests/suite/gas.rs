@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, sync::Arc};
 use alloy_consensus::TxEip1559;
 use alloy_primitives::{B256, TxKind, U256, keccak256};
 use alloy_sol_types::SolCall as _;
-use ncn_client::evm::{EvmBackend as _, EvmLedger, NCNToken};
+use ncn_client::evm::{EvmBackend as _, EvmLedger, EvmReader as _, NCNToken};
 use ncn_core::{
     Address, Amount, Approval, BatchSettler as _, ChannelCharge, ChannelClose, ChannelParams, ChannelPayout, ChannelSettlement,
     Completion, Confinement, DynSigner, FeeSplit, InferenceResult, Message as _, PaymentAuthorization, PaymentLedger as _,
@@ -190,7 +190,7 @@ impl Scene {
 
     /// Writes a transaction down, which pays this many requests.
     async fn measure(&mut self, transaction: &str, requests: u64, hash: B256) {
-        let gas = self.chain.chain.inclusion(hash).await.unwrap().unwrap().gas_used;
+        let gas = self.chain.chain.transaction_receipt(hash).await.unwrap().unwrap().gas_used;
         let (transaction, quorum) = (transaction.to_owned(), self.quorum.clone());
         self.rows.push(Row { transaction, quorum, gas, requests });
     }
@@ -260,7 +260,7 @@ impl Scene {
             input: NCNToken::approveCall { spender, value: U256::MAX }.abi_encode().into(),
             ..TxEip1559::default()
         };
-        chain.submit(signed(&self.client, transaction).await).await.unwrap();
+        chain.send_raw_transaction(signed(&self.client, transaction).await).await.unwrap();
     }
 
     async fn escrows(&mut self) {

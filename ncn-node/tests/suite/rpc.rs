@@ -6,7 +6,7 @@ use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEip2930, TxEnvelope
 use alloy_eips::eip2718::Encodable2718 as _;
 use alloy_primitives::{Address, B256, Bytes, TxKind, U64, U256, hex, keccak256};
 use alloy_sol_types::{SolCall as _, SolConstructor as _};
-use ncn_client::evm::{EvmBackend as _, EvmError, JsonRpc, NCNToken, Nonces, RpcOptions};
+use ncn_client::evm::{EvmBackend as _, EvmError, EvmReader as _, JsonRpc, NCNToken, Nonces, RpcOptions};
 use ncn_core::DynSigner;
 use ncn_node::devnet::{EmbeddedChain, Mining, RpcServer, TooDeep};
 use serde_json::{Value, json};
@@ -183,7 +183,7 @@ async fn legacy_and_access_list_transactions_pay_for_gas() {
     let (code, message) = node.refused("eth_sendRawTransaction", json!([raw])).await;
     assert_eq!(code, -32_000);
     assert!(message.starts_with("insufficient funds for gas * price + value"), "{message}");
-    let in_process = node.chain.submit(raw.clone()).await;
+    let in_process = node.chain.send_raw_transaction(raw.clone()).await;
     assert!(matches!(in_process, Err(EvmError::InsufficientGasFunds(_))), "{in_process:?}");
 
     node.get("anvil_setBalance", json!([account.address(), U256::from(ETHER)])).await;
@@ -209,16 +209,16 @@ async fn nonces_wait_are_replaced_and_refused() {
     assert_eq!(node.receipt(third).await, Value::Null);
     assert_eq!(node.get("eth_getTransactionByHash", json!([third])).await["blockNumber"], Value::Null);
     assert_eq!(node.refused("eth_sendRawTransaction", json!([second])).await, (-32_000, "already known".into()));
-    node.chain.submit(second).await.unwrap();
+    node.chain.send_raw_transaction(second).await.unwrap();
     let first = signed(&account, pays(0, to, 1)).await;
     node.send(&first).await;
     assert_eq!((nonces().await.mined, node.balance(to).await, node.number().await), (3, 7, 3));
-    node.chain.submit(first).await.unwrap();
+    node.chain.send_raw_transaction(first).await.unwrap();
 
     let other = signed(&account, pays(0, to, 9)).await;
     let (code, message) = node.refused("eth_sendRawTransaction", json!([other])).await;
     assert_eq!((code, message.as_str()), (-32_000, "nonce too low: next nonce 3, tx nonce 0"));
-    assert_eq!(node.chain.submit(other).await, Err(EvmError::Nonce(0)));
+    assert_eq!(node.chain.send_raw_transaction(other).await, Err(EvmError::Nonce(0)));
 
     node.get("evm_setAutomine", json!([false])).await;
     let offer = |fee, tip, wei| TxEip1559 { max_fee_per_gas: fee, max_priority_fee_per_gas: tip, ..pays(3, to, wei) };
@@ -332,7 +332,7 @@ async fn older_blocks_can_be_asked_within_the_window() {
     let (account, to) = (key(), Address::random());
     node.chain.fund(account.address(), U256::from(1_000));
     for nonce in 0..300 {
-        node.chain.submit(signed(&account, pays(nonce, to, 1)).await).await.unwrap();
+        node.chain.send_raw_transaction(signed(&account, pays(nonce, to, 1)).await).await.unwrap();
     }
     let at = async |number: u64| node.ask("eth_getBalance", json!([to, U64::from(number)])).await;
     for number in [300, 299, 100, 44] {
@@ -357,10 +357,10 @@ async fn blocks_at_intervals_and_time_travel() {
     let hashes = [pays(1, to, 2), pays(0, to, 1)].map(async |transaction| node.send(&signed(&account, transaction).await).await);
     let hashes = futures::future::join_all(hashes).await;
     assert_eq!(node.chain.nonces(account.address()).await.unwrap().pending, 2);
-    node.chain.head_after(node.number().await).await.unwrap();
+    node.chain.block_after(node.number().await).await.unwrap();
     assert_eq!(node.receipt(hashes[0]).await["status"], "0x1");
     assert_eq!(node.receipt(hashes[1]).await["status"], "0x1");
-    node.chain.head_after(node.number().await + 1).await.unwrap();
+    node.chain.block_after(node.number().await + 1).await.unwrap();
 
     node.get("evm_setIntervalMining", json!([0])).await;
     let number = node.number().await;
@@ -485,11 +485,11 @@ async fn the_pool_is_bounded() {
     node.chain.set_mining(Mining::Manual);
     let account = key();
     for nonce in 0..4_096 {
-        node.chain.submit(signed(&account, pays(nonce, Address::ZERO, 0)).await).await.unwrap();
+        node.chain.send_raw_transaction(signed(&account, pays(nonce, Address::ZERO, 0)).await).await.unwrap();
     }
     let full = signed(&account, pays(4_096, Address::ZERO, 0)).await;
     assert_eq!(node.refused("eth_sendRawTransaction", json!([full])).await, (-32_000, "txpool is full".into()));
-    assert!(matches!(node.chain.submit(full).await, Err(EvmError::Unreachable(_))));
+    assert!(matches!(node.chain.send_raw_transaction(full).await, Err(EvmError::Unreachable(_))));
     node.chain.mine();
     // 60,000,000 of gas for 21,000 each.
     assert_eq!(node.chain.nonces(account.address()).await.unwrap(), Nonces { mined: 2_857, pending: 4_096 });

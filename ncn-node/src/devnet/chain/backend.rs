@@ -2,7 +2,7 @@
 
 use alloy_primitives::{Address, B256, Bytes};
 use async_trait::async_trait;
-use ncn_client::evm::{Call, EvmBackend, EvmError, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt};
+use ncn_client::evm::{Call, EvmBackend, EvmError, EvmReader, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt};
 
 use super::{
     EmbeddedChain, Request,
@@ -20,17 +20,17 @@ fn entry(block: &Block, placed: &PlacedLog<'_>) -> Option<LogEntry> {
 }
 
 #[async_trait]
-impl EvmBackend for EmbeddedChain {
+impl EvmReader for EmbeddedChain {
     async fn chain_id(&self) -> Result<u64, EvmError> {
         Ok(self.chain_id)
     }
 
-    async fn head(&self) -> Result<Head, EvmError> {
+    async fn latest_block(&self) -> Result<Head, EvmError> {
         let core = self.lock();
         Ok(Head { number: core.blocks.head(), timestamp: core.now() })
     }
 
-    async fn head_after(&self, block: u64) -> Result<Head, EvmError> {
+    async fn block_after(&self, block: u64) -> Result<Head, EvmError> {
         let mut head = self.head.subscribe();
         let newer = head.wait_for(|head| head.number > block).await;
         newer.map(|head| *head).map_err(|error| EvmError::Unreachable(error.to_string()))
@@ -40,35 +40,12 @@ impl EvmBackend for EmbeddedChain {
         Ok(self.lock().blocks.get(block).map(|block| block.header.hash()))
     }
 
-    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
-        let core = self.lock();
-        let mined = core.state.nonce(account);
-        Ok(Nonces { mined, pending: core.mempool.next_nonce(account, mined) })
-    }
-
     async fn call(&self, call: &Call) -> Result<Bytes, EvmError> {
         let result = self.lock().next().call(&request(call))?;
         Ok(result.into_output().unwrap_or_default())
     }
 
-    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
-        let result = self.lock().next().call(&request(call))?;
-        // Refunds come after the work: it has to be paid for until then.
-        Ok(result.gas().total_gas_spent())
-    }
-
-    async fn fees(&self) -> Result<Fees, EvmError> {
-        Ok(Fees::default())
-    }
-
-    async fn submit(&self, transaction: Bytes) -> Result<(), EvmError> {
-        match self.send(&transaction) {
-            Ok(_) | Err(Refusal::AlreadyKnown) => Ok(()),
-            Err(refusal) => Err(refusal.into()),
-        }
-    }
-
-    async fn inclusion(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
+    async fn transaction_receipt(&self, transaction: B256) -> Result<Option<TransactionReceipt>, EvmError> {
         let core = self.lock();
         let found = core.blocks.transaction(transaction);
         Ok(found.and_then(|(block, index)| {
@@ -101,5 +78,31 @@ impl EvmBackend for EmbeddedChain {
             }
         };
         Ok(found)
+    }
+}
+
+#[async_trait]
+impl EvmBackend for EmbeddedChain {
+    async fn nonces(&self, account: Address) -> Result<Nonces, EvmError> {
+        let core = self.lock();
+        let mined = core.state.nonce(account);
+        Ok(Nonces { mined, pending: core.mempool.next_nonce(account, mined) })
+    }
+
+    async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
+        let result = self.lock().next().call(&request(call))?;
+        // Refunds come after the work: it has to be paid for until then.
+        Ok(result.gas().total_gas_spent())
+    }
+
+    async fn fees(&self) -> Result<Fees, EvmError> {
+        Ok(Fees::default())
+    }
+
+    async fn send_raw_transaction(&self, transaction: Bytes) -> Result<(), EvmError> {
+        match self.send(&transaction) {
+            Ok(_) | Err(Refusal::AlreadyKnown) => Ok(()),
+            Err(refusal) => Err(refusal.into()),
+        }
     }
 }
