@@ -12,7 +12,10 @@ use ncn_node::{
 use serde_json::{Value as Json, json};
 
 use crate::{
-    python::{TROUBLE, python, talker, troubles},
+    python::{
+        python, talker,
+        trouble::{TROUBLE, troubles},
+    },
     scene::{helper, key, ncn, network},
     wait::{PATIENCE, eventually},
 };
