@@ -94,9 +94,11 @@ struct Inner {
 }
 
 impl ChannelProcessor {
-    /// Takes up what the file holds, and settles what is due from now on. `chain` is the gateway's account, `signer` its key.
+    /// Takes up what the store holds, and settles what is due from now on. `ledger` and `chain` are the gateway's account, `signer` is its
+    /// key.
     pub fn start(
-        chain: Arc<impl PaymentLedger + BatchSettler + 'static>,
+        ledger: Arc<dyn PaymentLedger>,
+        chain: Arc<dyn BatchSettler>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
         store: Store,
@@ -105,7 +107,6 @@ impl ChannelProcessor {
         let book = Mutex::new(records::load(&store)?);
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
         let stopped = CancellationToken::new();
-        let ledger = chain.clone();
         let inner = Arc::new(Inner { ledger, chain, registry, signer, store, options, book, changed, flush, settled, stopped });
         let (settling, stopped) = (inner.clone(), inner.stopped.clone());
         tokio::spawn(async move {
@@ -123,7 +124,7 @@ impl ChannelProcessor {
         path: &Path,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
-        Self::start(chain, registry, signer, Store::open(path)?, options)
+        Self::start(chain.clone(), chain, registry, signer, Store::open(path)?, options)
     }
 
     /// Ends the settling, at once. Another process can take up what the file holds.

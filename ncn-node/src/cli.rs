@@ -149,21 +149,34 @@ fn typed(path: &std::path::Path) -> String {
 
 /// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
 fn block_on(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    run_until(doing, Err(Failure::Failed("interrupted".into())))
+    run_until(doing, Failure::Failed("interrupted".into()))
 }
 
-/// The same for what runs until it is interrupted, which is its good end.
-fn serving(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    run_until(doing, Ok(()))
-}
-
-fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Result<(), Failure>) -> Result<(), Failure> {
+/// The same, with something else to say when it is interrupted.
+fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Failure) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
             done = doing => done,
-            () = interrupted() => interruption,
+            () = interrupted() => Err(interruption),
         }
+    })
+}
+
+/// Starts what serves until it is interrupted, and then shuts it down.
+fn serving<N, S: Future<Output = ()>>(
+    start: impl Future<Output = Result<N, Failure>>,
+    shutdown: impl FnOnce(N) -> S,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let node = tokio::select! {
+            started = start => started?,
+            () = interrupted() => return Ok(()),
+        };
+        interrupted().await;
+        shutdown(node).await;
+        Ok(())
     })
 }
 

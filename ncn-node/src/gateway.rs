@@ -31,7 +31,7 @@ use task::Task;
 use tokio_util::sync::CancellationToken;
 
 use self::journal::{Journal, JournalError};
-use crate::time::unix_now;
+use crate::{store::StoreError, time::unix_now};
 
 /// How long to wait before the chain is followed again that gave an error.
 const CHAIN_PAUSE: Duration = Duration::from_secs(1);
@@ -87,21 +87,16 @@ pub struct Gateway {
 }
 
 /// What a gateway is made of.
-pub struct GatewayParts {
-    /// Its key.
-    pub signer: DynSigner,
+pub(crate) struct GatewayParts {
+    pub(crate) signer: DynSigner,
     /// What it offers; it is the owner.
-    pub subnet: Subnet,
-    /// The manifests of the subnet's models.
-    pub manifests: Vec<bytes::Bytes>,
-    /// Who is on the network.
-    pub registry: Arc<dyn Registry>,
+    pub(crate) subnet: Subnet,
+    pub(crate) manifests: Vec<bytes::Bytes>,
+    pub(crate) registry: Arc<dyn Registry>,
     /// Money, as the gateway's account sees it.
-    pub ledger: Arc<dyn PaymentLedger>,
-    /// Where events are kept.
-    pub journal: Arc<dyn Journal>,
-    /// How much it does.
-    pub options: GatewayOptions,
+    pub(crate) ledger: Arc<dyn PaymentLedger>,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) options: GatewayOptions,
 }
 
 /// Why a gateway does not start.
@@ -126,11 +121,17 @@ pub enum GatewayError {
     /// What was kept cannot be read.
     #[error("journal: {0}")]
     Journal(#[from] JournalError),
+    /// Its store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] std::io::Error),
 }
 
 impl Gateway {
     /// Registers the subnet, takes up whatever requests the journal holds, and follows the chain.
-    pub async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
+    pub(crate) async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
         let GatewayParts { signer, subnet, manifests, registry, ledger, journal, options } = parts;
         let domain = ledger.trust_root().await?.domain;
         let mut models = HashMap::new();
@@ -177,18 +178,13 @@ impl Gateway {
     }
 
     /// Ends all work, at once. What the journal holds can be taken up by another gateway of the same key.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
     /// Who this is.
     pub fn address(&self) -> Address {
         self.signer.address()
-    }
-
-    /// Its key.
-    pub fn signer(&self) -> DynSigner {
-        self.signer.clone()
     }
 
     /// The id of its subnet.

@@ -6,6 +6,7 @@ pub mod devnet;
 pub mod executor;
 pub mod gateway;
 pub mod models;
+pub mod node;
 mod payments;
 pub mod presence;
 pub mod registry;

@@ -30,6 +30,8 @@ use tonic::{
 // together 1,216 MiB without the streams, of which one address alone gets half: 608 MiB. What the kernel holds of unsent bytes is not in it:
 // up to 4 MiB of a connection by Linux's defaults, for 30 s.
 
+/// Any free port of this machine.
+pub const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
 /// How many connections are open at once.
 const CONNECTIONS: usize = 1_024;
 /// How many bytes of a connection have been received and not been read. On a way of 100 ms it lets 2.5 MB/s through.

@@ -5,8 +5,8 @@ use std::{io::Write as _, sync::Arc};
 use ncn_client::grpc::GrpcTransport;
 use ncn_core::Transport as _;
 use ncn_node::{
-    compute::{ComputeNode, GatewaySessions},
-    presence::Registration,
+    compute::ComputeNode,
+    node::{ComputeNodeError, RunningComputeNode},
 };
 
 use super::{
@@ -31,16 +31,16 @@ pub(crate) struct Arguments {
     models: ModelArguments,
     #[command(flatten)]
     engines: EngineArguments,
-    /// How many requests it runs or holds places for at once
-    #[arg(long, value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
-    places: u16,
+    /// How many requests it runs or reserves capacity for at once
+    #[arg(long, alias = "places", value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    capacity: u16,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    serving(serve(arguments))
+    serving(start(arguments), RunningComputeNode::shutdown)
 }
 
-async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     let signer = arguments.key.open()?;
     let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
     let registry = arguments.registry.open()?;
@@ -71,22 +71,17 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
 
     let executor = arguments.engines.executor(&packages).await?;
-    let mut node = ComputeNode::new(signer.clone(), trust.domain, subnet, executor, ledger, arguments.places.into());
-    for package in packages {
-        let name = package.model.manifest().name.clone();
-        node.add_model(package).await.map_err(|error| Failure::Failed(format!("model {name}: {error}")))?;
-    }
-    let announcement = node.announcement();
-    let level = announcement.confinement;
-    let presence = Registration::start(registry, signer.clone(), trust.domain, announcement).await;
-    let _presence = presence.map_err(Failure::failed)?;
-    let mut attachments = GatewaySessions::new();
-    attachments
-        .add(Arc::new(node), network.gateway, &arguments.gateway)
-        .map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+    let (address, url) = (signer.address(), arguments.gateway.as_str());
+    let node =
+        ComputeNode::builder(signer, subnet, executor, ledger, registry).models(packages).capacity(arguments.capacity.into());
+    let node = node.gateway(network.gateway, url).start().await.map_err(|error| match error {
+        ComputeNodeError::Gateway(error) => Failure::Input(format!("--gateway {error}")),
+        error => Failure::failed(error),
+    })?;
+    let level = node.confinement();
     say(&format!("models run at the confinement level {level}: `ncn doctor` says more"));
     let mut out = std::io::stdout();
-    writeln!(out, "compute node {} works for gateway {}", signer.address(), network.gateway)?;
+    writeln!(out, "compute node {address} works for gateway {}", network.gateway)?;
     out.flush()?;
-    std::future::pending().await
+    Ok(node)
 }

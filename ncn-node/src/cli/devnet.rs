@@ -47,10 +47,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    serving(serve(arguments))
+    serving(start(arguments), |Devnet { network, .. }| network.shutdown())
 }
 
-async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+/// What runs until it is interrupted.
+struct Devnet {
+    network: LocalNetwork,
+    _rpc: Option<RpcServer>,
+    _quickstart: tempfile::TempDir,
+}
+
+async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
     let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
     let rpc = match arguments.rpc {
         Some(address) => {
@@ -84,8 +91,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         chain.set_mining(Mining::Every(Duration::from_secs(seconds.max(1))));
     }
     print(arguments, &network, rpc.as_ref()).await?;
-    // Until it is interrupted, which ends everything in order.
-    std::future::pending().await
+    Ok(Devnet { network, _rpc: rpc, _quickstart: quickstart })
 }
 
 async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcServer>) -> Result<(), Failure> {

@@ -10,14 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, Confinement, FeeSplit, Model, NodeRole, Subnet, SubnetModel};
+use ncn_core::{Amount, FeeSplit, Model, Subnet, SubnetModel};
 use ncn_node::{
-    channel::{BatchPolicy, ChannelProcessor},
+    channel::BatchPolicy,
     devnet::quickstart,
-    gateway::{Gateway, GatewayOptions, GatewayParts, client_service, compute_service, journal::StoredJournal},
+    gateway::{Gateway, GatewayError, GatewayOptions},
     models::Source,
-    presence::{NodeDescriptor, Registration},
-    server::GrpcServer,
+    node::RunningGateway,
     store::Store,
 };
 
@@ -85,13 +84,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if manifests.is_empty() {
         manifests.push(Bytes::from_static(quickstart::MANIFEST));
     }
-    serving(serve(arguments, manifests))
+    serving(start(arguments, manifests), RunningGateway::shutdown)
 }
 
-async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failure> {
+async fn start(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<RunningGateway, Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
-    let domain = account.trust_root().await.map_err(Failure::failed)?.domain;
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
@@ -110,9 +108,6 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         max_value: arguments.settle_value,
         ..BatchPolicy::default()
     };
-    let journal = Arc::new(StoredJournal::new(store.clone()));
-    let ledger = ChannelProcessor::start(Arc::new(account), registry.clone(), signer.clone(), store, settle);
-    let ledger = ledger.map_err(Failure::failed)?;
     let models = manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
     let subnet = Subnet {
         owner: signer.address(),
@@ -123,32 +118,15 @@ async fn serve(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<(), Failu
         version: ncn_node::time::unix_now(),
     };
     let options = GatewayOptions { model_sources: arguments.model_source.clone(), ..GatewayOptions::default() };
-    let parts = GatewayParts {
-        signer: signer.clone(),
-        subnet,
-        manifests,
-        registry: registry.clone(),
-        ledger: Arc::new(ledger),
-        journal,
-        options,
-    };
-    let gateway = Gateway::start(parts).await.map_err(Failure::failed)?;
-    let server = GrpcServer::start(arguments.listen, |routes| {
-        routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
-    });
-    let server = server.await.map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?;
-    let announcement = NodeDescriptor {
-        role: NodeRole::Gateway,
-        subnet: gateway.subnet_id(),
-        endpoint: server.url(),
-        models: Vec::new(),
-        confinement: Confinement::None,
-    };
-    let _presence = Registration::start(registry, signer, domain, announcement).await.map_err(Failure::failed)?;
+    let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
+    let gateway = builder.options(options).listen(arguments.listen).start().await.map_err(|error| match error {
+        GatewayError::Listen(error) => Failure::Input(format!("--listen {}: {error}", arguments.listen)),
+        error => Failure::failed(error),
+    })?;
     let mut out = std::io::stdout();
-    writeln!(out, "gateway {} listens at {}", gateway.address(), server.url())?;
+    writeln!(out, "gateway {} listens at {}", gateway.gateway().address(), gateway.url().unwrap_or_default())?;
     out.flush()?;
-    std::future::pending().await
+    Ok(gateway)
 }
 
 /// A gateway that was just ended may hold its store for a moment longer.

@@ -130,12 +130,15 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Pull { model, from, gateway, store } => {
             let store = store.open()?;
             let interrupted = Failure::Failed("interrupted; what was fetched is kept: the same command goes on with it".into());
-            run_until(pull(&store, model, from, gateway.as_deref()), Err(interrupted))
+            run_until(pull(&store, model, from, gateway.as_deref()), interrupted)
         }
         Command::Verify { model, store } => block_on(verify(store, model.as_deref())),
         Command::Remove { model, store } => block_on(remove(&store.open()?, model)),
         Command::Push { model, to, store } => block_on(push(&store.open()?, model, to)),
-        Command::Serve { listen, store } => serving(serve(&store.open()?, *listen)),
+        Command::Serve { listen, store } => {
+            let store = store.open()?;
+            serving(serve(&store, *listen), |server| async move { drop(server) })
+        }
     }
 }
 
@@ -250,12 +253,12 @@ async fn remove(store: &ModelStore, reference: &str) -> Result<(), Failure> {
     Ok(writeln!(std::io::stdout(), "removed {}, {} freed", title(&model), DecimalBytes(freed))?)
 }
 
-async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<(), Failure> {
+async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<ModelServer, Failure> {
     let server = ModelServer::start(store, listen).await.map_err(|error| Failure::Input(format!("--listen {listen}: {error}")))?;
     let mut out = std::io::stdout();
     writeln!(out, "serving {} at {}", sanitize(&store.directory().display().to_string()), server.url())?;
     out.flush()?;
-    std::future::pending().await
+    Ok(server)
 }
 
 fn list(store: &ModelStore, json: bool) -> Result<(), Failure> {

@@ -1,45 +1,35 @@
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use ncn_client::{
     Client, ClientBuilder, Payment,
     evm::{DeployParams, EvmLedger},
     grpc::{EndpointError, GrpcRegistry},
 };
 use ncn_core::{
-    Amount, Confinement, Domain, DynSigner, Executor, ExecutorError, FeeSplit, LedgerError, NodeQuery, NodeRole, Registry,
+    Amount, Compute as _, Confinement, DynSigner, Executor, ExecutorError, FeeSplit, LedgerError, NodeQuery, Registry,
     RegistryError, SandboxError, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
 use super::{EmbeddedChain, quickstart};
 use crate::{
     channel::{BatchPolicy, ChannelProcessor},
-    compute::{ComputeNode, GatewaySessions},
+    compute::ComputeNode,
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
-    gateway::{
-        Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
-        journal::{Journal, StoredJournal},
-    },
-    presence::{NodeDescriptor, Registration},
-    registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
+    gateway::{Gateway, GatewayError, GatewayOptions, journal::Journal},
+    node::{ComputeNodeError, NodeError, RunningComputeNode, RunningGateway, RunningRegistryNode, RunningValidator},
+    registry::{RegistryNode, ValidatorNode},
     sandbox::{self, SandboxMode},
-    server::GrpcServer,
+    server::LOOPBACK,
     store::{Store, StoreError},
 };
 
 /// The chain's id, the one that development chains have by custom.
 pub const CHAIN_ID: u64 = 31_337;
-const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
-/// How many requests a compute node runs or holds places for at once.
-const PLACES: usize = 256;
+/// How many requests a compute node runs or reserves capacity for at once.
+const CAPACITY: usize = 256;
 /// What a new client gets.
 const POCKET_MONEY: Amount = Amount::new(10 * Amount::TOKEN.units());
 /// What registering a subnet costs.
@@ -54,25 +44,21 @@ pub enum DevnetError {
     /// The chain.
     #[error("chain: {0}")]
     Ledger(#[from] LedgerError),
-    /// The registry or a validator.
+    /// The registry.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
+    /// The registry node or a validator.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The gateway.
     #[error("gateway: {0}")]
     Gateway(#[from] GatewayError),
     /// A compute node's workers.
     #[error("compute node: {0}")]
     Executor(#[from] ExecutorError),
-    /// A model that cannot be loaded.
-    #[error("model {name}, in {directory}: {problem}")]
-    Model {
-        /// Which.
-        name: String,
-        /// Where its files are.
-        directory: PathBuf,
-        /// Why.
-        problem: ExecutorError,
-    },
+    /// A compute node.
+    #[error(transparent)]
+    Compute(#[from] ComputeNodeError),
     /// The sandbox of the workers.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -116,28 +102,14 @@ pub struct LocalNetwork {
     chain: Arc<EmbeddedChain>,
     deployer: EvmLedger,
     treasury: Address,
-    registry: Arc<dyn Registry>,
-    registry_server: GrpcServer,
-    validators: Vec<ValidatorHandle>,
-    gateway: Arc<Gateway>,
-    gateway_server: GrpcServer,
-    compute_nodes: Vec<ComputeHandle>,
-    _gateway_presence: Registration,
-    channels: ChannelProcessor,
+    /// The registry as its nodes reach it.
+    directory: Arc<dyn Registry>,
+    registry: RunningRegistryNode,
+    validators: Vec<RunningValidator>,
+    gateway: RunningGateway,
+    gateway_url: String,
+    compute_nodes: Vec<RunningComputeNode>,
     _files: tempfile::TempDir,
-}
-
-struct ValidatorHandle {
-    address: Address,
-    _server: GrpcServer,
-    _presence: Registration,
-}
-
-struct ComputeHandle {
-    address: Address,
-    confinement: Confinement,
-    _attachments: GatewaySessions,
-    _presence: Registration,
 }
 
 impl Default for LocalNetworkBuilder {
@@ -276,49 +248,45 @@ impl LocalNetworkBuilder {
             deployer.transfer(key.address(), genesis.minimum_stake).await?;
             deployer.with_signer(key.clone()).stake(genesis.minimum_stake).await?;
         }
-        let domain = deployer.trust_root().await?.domain;
 
-        let registry = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(new_key()))).await?);
-        let registry_server = GrpcServer::start(self.registry, |routes| {
-            routes.add_service(registry_service(registry));
-        })
-        .await?;
-        let registry: Arc<dyn Registry> = Arc::new(GrpcRegistry::new(&registry_server.url())?);
-        let url = registry_server.url();
-        let validators = try_join_all(keys.into_iter().map(|key| start_validator(&deployer, domain, &url, key))).await?;
+        let reader = Arc::new(deployer.with_signer(new_key()));
+        let registry = RegistryNode::builder(reader).listen(self.registry).start().await?;
+        let connect = || Ok::<_, DevnetError>(Arc::new(GrpcRegistry::new(&registry.url())?));
+        let starting: Result<Vec<_>, DevnetError> = keys
+            .into_iter()
+            .map(|key| {
+                let ledger = Arc::new(deployer.with_signer(key.clone()));
+                Ok(ValidatorNode::builder(key, connect()?, ledger).start())
+            })
+            .collect();
+        let validators = try_join_all(starting?).await?;
 
         let files = tempfile::tempdir()?;
         let packages = if self.models.is_empty() { vec![quickstart::unpack(files.path())?] } else { self.models.clone() };
-        let state = self.state.as_deref().unwrap_or(files.path());
-        let (gateway, channels) = self.start_gateway(&deployer, &url, &packages, state).await?;
-        let gateway_server = GrpcServer::start(self.gateway, |routes| {
-            routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
-        })
-        .await?;
-        let announcement = NodeDescriptor {
-            role: NodeRole::Gateway,
-            subnet: gateway.subnet_id(),
-            endpoint: gateway_server.url(),
-            models: Vec::new(),
-            confinement: Confinement::None,
-        };
-        let presence = Registration::start(registry.clone(), gateway.signer(), domain, announcement).await?;
+        let store = Store::open(&self.state.as_deref().unwrap_or(files.path()).join("gateway.redb"))?;
+        let gateway = self.start_gateway(&deployer, connect()?, &packages, store).await?;
+        let gateway_url = gateway.url().unwrap_or_default();
 
-        let starting =
-            (0..self.compute_nodes).map(|number| self.start_compute(number, &deployer, &gateway, &gateway_server, &url, &packages));
+        let mut starting = Vec::new();
+        for number in 0..self.compute_nodes {
+            let (executor, signer) = (self.compute_executor()?, self.key("compute", number));
+            let (subnet, ledger) = (gateway.gateway().subnet_id(), Arc::new(deployer.with_signer(signer.clone())));
+            let node =
+                ComputeNode::builder(signer, subnet, executor, ledger, connect()?).models(packages.clone()).capacity(CAPACITY);
+            starting.push(node.gateway(gateway.gateway().address(), &gateway_url).start());
+        }
         let compute_nodes = try_join_all(starting).await?;
+        let directory = connect()?;
         let network = LocalNetwork {
             chain,
             deployer,
             treasury,
+            directory,
             registry,
-            registry_server,
             validators,
             gateway,
-            gateway_server,
+            gateway_url,
             compute_nodes,
-            _gateway_presence: presence,
-            channels,
             _files: files,
         };
         tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
@@ -328,10 +296,10 @@ impl LocalNetworkBuilder {
     async fn start_gateway(
         &self,
         deployer: &EvmLedger,
-        registry_url: &str,
+        registry: Arc<dyn Registry>,
         packages: &[ModelPackage],
-        state: &Path,
-    ) -> Result<(Arc<Gateway>, ChannelProcessor), DevnetError> {
+        store: Store,
+    ) -> Result<RunningGateway, DevnetError> {
         let signer = self.key("gateway", 0);
         let models = packages.iter().map(|package| SubnetModel::of(&package.model));
         let subnet = Subnet {
@@ -344,84 +312,29 @@ impl LocalNetworkBuilder {
         let account = deployer.with_signer(signer.clone());
         deployer.transfer(signer.address(), SUBNET_FEE).await?;
         account.create_subnet(&subnet.name, SUBNET_FEE).await?;
-        let registry: Arc<dyn Registry> = Arc::new(GrpcRegistry::new(registry_url)?);
-        let store = Store::open(&state.join("gateway.redb"))?;
-        let stored = || Arc::new(StoredJournal::new(store.clone())) as Arc<dyn Journal>;
-        let journal = self.journal.clone().unwrap_or_else(stored);
-        let channels = ChannelProcessor::start(Arc::new(account), registry.clone(), signer.clone(), store, self.settle)?;
-        let parts = GatewayParts {
-            ledger: Arc::new(channels.clone()),
-            signer,
-            subnet,
-            manifests: packages.iter().map(|package| package.model.bytes().clone()).collect(),
-            registry,
-            journal,
-            options: self.options.clone(),
-        };
-        Ok((Gateway::start(parts).await?, channels))
+        let mut gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store)
+            .manifests(packages.iter().map(|package| package.model.bytes().clone()).collect())
+            .batch_policy(self.settle)
+            .options(self.options.clone())
+            .listen(self.gateway);
+        if let Some(journal) = &self.journal {
+            gateway = gateway.journal(journal.clone());
+        }
+        Ok(gateway.start().await?)
     }
 
-    async fn start_compute(
-        &self,
-        number: usize,
-        deployer: &EvmLedger,
-        gateway: &Arc<Gateway>,
-        gateway_server: &GrpcServer,
-        registry_url: &str,
-        packages: &[ModelPackage],
-    ) -> Result<ComputeHandle, DevnetError> {
-        let executor: Arc<dyn Executor> = match &self.executor {
-            Some(executor) => executor.clone(),
-            None => {
-                let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
-                let sandbox = sandbox::open(self.sandbox, &program.path)?;
-                Arc::new(WorkerExecutor::new(vec![program], sandbox, WorkerOptions::default()))
-            }
-        };
-        let (signer, domain) = (self.key("compute", number), deployer.trust_root().await?.domain);
-        let ledger = Arc::new(deployer.with_signer(signer.clone()));
-        let mut node = ComputeNode::new(signer.clone(), domain, gateway.subnet_id(), executor, ledger, PLACES);
-        for package in packages {
-            let (name, directory) = (package.model.manifest().name.clone(), package.directory.clone());
-            node.add_model(package.clone()).await.map_err(|problem| DevnetError::Model { name, directory, problem })?;
+    fn compute_executor(&self) -> Result<Arc<dyn Executor>, DevnetError> {
+        if let Some(executor) = &self.executor {
+            return Ok(executor.clone());
         }
-        let registry = Arc::new(GrpcRegistry::new(registry_url)?);
-        let announcement = node.announcement();
-        let confinement = announcement.confinement;
-        let presence = Registration::start(registry, signer.clone(), domain, announcement).await?;
-        let mut attachments = GatewaySessions::new();
-        attachments.add(Arc::new(node), gateway.address(), &gateway_server.url())?;
-        Ok(ComputeHandle { address: signer.address(), confinement, _attachments: attachments, _presence: presence })
+        let program = self.program.clone().map_or_else(WorkerProgram::current, Ok)?;
+        let sandbox = sandbox::open(self.sandbox, &program.path)?;
+        Ok(Arc::new(WorkerExecutor::new(vec![program], sandbox, WorkerOptions::default())))
     }
 }
 
 fn new_key() -> DynSigner {
     Arc::new(PrivateKeySigner::random())
-}
-
-async fn start_validator(
-    deployer: &EvmLedger,
-    domain: Domain,
-    registry_url: &str,
-    signer: DynSigner,
-) -> Result<ValidatorHandle, DevnetError> {
-    let registry = Arc::new(GrpcRegistry::new(registry_url)?);
-    let ledger = Arc::new(deployer.with_signer(signer.clone()));
-    let validator = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), ledger));
-    let server = GrpcServer::start(LOOPBACK, |routes| {
-        routes.add_service(validator_service(validator));
-    })
-    .await?;
-    let announcement = NodeDescriptor {
-        role: NodeRole::Validator,
-        subnet: alloy_primitives::B256::ZERO,
-        endpoint: server.url(),
-        models: Vec::new(),
-        confinement: Confinement::None,
-    };
-    let address = signer.address();
-    let presence = Registration::start(registry, signer, domain, announcement).await?;
-    Ok(ValidatorHandle { address, _server: server, _presence: presence })
 }
 
 impl LocalNetwork {
@@ -464,42 +377,42 @@ impl LocalNetwork {
 
     /// How the gateway is called.
     pub fn gateway_url(&self) -> String {
-        self.gateway_server.url()
+        self.gateway_url.clone()
     }
 
     /// How the registry node is called.
     pub fn registry_url(&self) -> String {
-        self.registry_server.url()
+        self.registry.url()
     }
 
     /// The gateway's channels.
     pub const fn channels(&self) -> &ChannelProcessor {
-        &self.channels
+        self.gateway.channels()
     }
 
     /// The gateway itself, without a wire.
     pub fn gateway(&self) -> Arc<dyn Transport> {
-        self.gateway.clone()
+        self.gateway.gateway().clone()
     }
 
     /// The gateway's address.
     pub fn gateway_address(&self) -> Address {
-        self.gateway.address()
+        self.gateway.gateway().address()
     }
 
     /// The compute nodes' addresses.
     pub fn compute_addresses(&self) -> Vec<Address> {
-        self.compute_nodes.iter().map(|node| node.address).collect()
+        self.compute_nodes.iter().map(|node| node.node().address()).collect()
     }
 
     /// The validators' addresses.
     pub fn validator_addresses(&self) -> Vec<Address> {
-        self.validators.iter().map(|validator| validator.address).collect()
+        self.validators.iter().map(RunningValidator::address).collect()
     }
 
     /// How strongly models are confined.
     pub fn confinement(&self) -> Confinement {
-        self.compute_nodes.iter().map(|node| node.confinement).min().unwrap_or_default()
+        self.compute_nodes.iter().map(RunningComputeNode::confinement).min().unwrap_or_default()
     }
 
     /// The treasury's address.
@@ -509,30 +422,31 @@ impl LocalNetwork {
 
     /// Takes a validator off the network without a word, as a crash would.
     pub fn crash_validator(&mut self, address: Address) {
-        self.validators.retain(|validator| validator.address != address);
+        self.validators.retain(|validator| validator.address() != address);
     }
 
     /// Takes a compute node off the network without a word, as a crash would.
     pub fn crash_compute(&mut self, address: Address) {
-        self.compute_nodes.retain(|node| node.address != address);
+        self.compute_nodes.retain(|node| node.node().address() != address);
+    }
+
+    /// Ends the network in order: whoever asks for work first, the registry last.
+    pub async fn shutdown(self) {
+        join_all(self.compute_nodes.into_iter().map(RunningComputeNode::shutdown)).await;
+        self.gateway.shutdown().await;
+        join_all(self.validators.into_iter().map(RunningValidator::shutdown)).await;
+        self.registry.shutdown().await;
     }
 
     /// Returns once every node is registered and every compute node attached.
     async fn complete(&self) -> Result<(), DevnetError> {
         let nodes = self.validators.len() + self.compute_nodes.len() + 1;
         loop {
-            let registered = self.registry.discover(NodeQuery::default()).await?.len();
-            if registered == nodes && self.gateway.attached().len() == self.compute_nodes.len() {
+            let registered = self.directory.discover(NodeQuery::default()).await?.len();
+            if registered == nodes && self.gateway.gateway().attached().len() == self.compute_nodes.len() {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-    }
-}
-
-impl Drop for LocalNetwork {
-    fn drop(&mut self) {
-        self.gateway.stop();
-        self.channels.stop();
     }
 }

@@ -22,14 +22,13 @@ use ncn_client::{
     grpc::{GrpcRegistry, GrpcTransport},
     unix_now,
 };
-use ncn_core::{Amount, ChainView, ChannelParams, Confinement, DynSigner, NodeRole, Payer, Registry, TrustRoot, Value};
+use ncn_core::{Amount, ChainView, ChannelParams, DynSigner, Payer, TrustRoot, Value};
 use ncn_node::{
-    compute::{ComputeNode, GatewaySessions},
+    compute::ComputeNode,
     devnet::{RpcServer, quickstart},
     executor::EngineExecutor,
-    presence::{NodeDescriptor, Registration},
-    registry::{RegistryNode, ValidatorNode, registry_service, validator_service},
-    server::GrpcServer,
+    node::{RunningComputeNode, RunningRegistryNode, RunningValidator},
+    registry::{RegistryNode, ValidatorNode},
 };
 
 use crate::scene::{Chain, key, ncn, tokens};
@@ -47,16 +46,12 @@ const END: Duration = Duration::from_mins(3);
 struct Scene {
     rpc: RpcServer,
     deployer: EvmLedger,
-    registry_server: GrpcServer,
+    registry_node: RunningRegistryNode,
     gateway: DynSigner,
     gateway_url: String,
     files: tempfile::TempDir,
-    _validators: Vec<(GrpcServer, Registration)>,
-    _computes: Vec<(GatewaySessions, Registration)>,
-}
-
-fn announcement(role: NodeRole, endpoint: String) -> NodeDescriptor {
-    NodeDescriptor { role, subnet: B256::ZERO, endpoint, models: Vec::new(), confinement: Confinement::None }
+    _validators: Vec<RunningValidator>,
+    _computes: Vec<RunningComputeNode>,
 }
 
 impl Scene {
@@ -64,23 +59,12 @@ impl Scene {
         let local = || "127.0.0.1:0".parse().unwrap();
         let Chain { chain, deployer, validators: keys } = Chain::new(5).await;
         let rpc = RpcServer::start(chain, local()).await.unwrap();
-        let domain = ChainView::trust_root(&deployer).await.unwrap().domain;
-        let node = Arc::new(RegistryNode::new(Arc::new(deployer.with_signer(key()))).await.unwrap());
-        let registry_server = GrpcServer::start(local(), |routes| {
-            routes.add_service(registry_service(node));
-        });
-        let registry_server = registry_server.await.unwrap();
-        let registry = || Arc::new(GrpcRegistry::new(&registry_server.url()).unwrap()) as Arc<dyn Registry>;
+        let registry_node = RegistryNode::builder(Arc::new(deployer.with_signer(key()))).start().await.unwrap();
+        let registry = || Arc::new(GrpcRegistry::new(&registry_node.url()).unwrap());
         let mut validators = Vec::new();
         for key in keys {
             let ledger = Arc::new(deployer.with_signer(key.clone()));
-            let node = Arc::new(ValidatorNode::new(key.clone(), registry(), ledger));
-            let server = GrpcServer::start(local(), |routes| {
-                routes.add_service(validator_service(node));
-            });
-            let server = server.await.unwrap();
-            let announced = announcement(NodeRole::Validator, server.url());
-            validators.push((server, Registration::start(registry(), key, domain, announced).await.unwrap()));
+            validators.push(ValidatorNode::builder(key, registry(), ledger).start().await.unwrap());
         }
 
         let files = tempfile::tempdir().unwrap();
@@ -99,14 +83,10 @@ impl Scene {
             let key = key();
             let ledger = Arc::new(deployer.with_signer(key.clone()));
             let executor = Arc::new(EngineExecutor::built_in());
-            let mut node = ComputeNode::new(key.clone(), domain, subnet, executor, ledger, 256);
-            node.add_model(package.clone()).await.unwrap();
-            let presence = Registration::start(registry(), key, domain, node.announcement()).await.unwrap();
-            let mut attachments = GatewaySessions::new();
-            attachments.add(Arc::new(node), gateway.address(), &gateway_url).unwrap();
-            computes.push((attachments, presence));
+            let node = ComputeNode::builder(key, subnet, executor, ledger, registry()).models(vec![package.clone()]).capacity(256);
+            computes.push(node.gateway(gateway.address(), &gateway_url).start().await.unwrap());
         }
-        Self { rpc, deployer, registry_server, gateway, gateway_url, files, _validators: validators, _computes: computes }
+        Self { rpc, deployer, registry_node, gateway, gateway_url, files, _validators: validators, _computes: computes }
     }
 
     /// Starts the gateway's process, and returns once it listens.
@@ -116,7 +96,7 @@ impl Scene {
         std::fs::write(&contracts, serde_json::to_vec(&self.deployer.deployment()).unwrap()).unwrap();
         let argument = |path: &Path| path.to_str().unwrap().to_owned();
         let mut process = Command::new(ncn())
-            .args(["gateway", "--listen", address, "--registry", &self.registry_server.url(), "--rpc", &self.rpc.url()])
+            .args(["gateway", "--listen", address, "--registry", &self.registry_node.url(), "--rpc", &self.rpc.url()])
             .args(["--contracts", &argument(&contracts), "--key", &argument(&key)])
             .args(["--state", &argument(&self.files.path().join("state"))])
             .args(["--settle-after", "1", "--settle-requests", "20"])

@@ -125,7 +125,7 @@ async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskEvent, Amo
     let client = recovery::Client::new(&scene).await;
     let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), lie: lie(&scene) });
     let gateway = scene.start_with(Arc::new(MemoryJournal::default()), registry).await;
-    let update = client.serve(&*gateway).await;
+    let update = client.serve(&**gateway.gateway()).await;
     (update, client.ledger.balance(client.ledger.account()).await.unwrap())
 }
 
@@ -203,8 +203,8 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         let gateway = scene.start_with(Arc::new(MemoryJournal::default()), scene.network.registry.clone()).await;
         let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
         let lying = Arc::new(lying);
-        gateway.attach(lying.clone());
-        let TaskEvent::Delivered { output, .. } = client.serve(&*gateway).await else { panic!("not delivered") };
+        gateway.gateway().attach(lying.clone());
+        let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
         assert_eq!(output.text("label"), Some("7"));
         assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{name}: the lie did not count");
     }

@@ -38,6 +38,7 @@ mod models;
 mod models_cli;
 mod models_list;
 mod money;
+mod nodes;
 mod once;
 #[cfg(feature = "ort")]
 mod onnxruntime;

@@ -19,9 +19,11 @@ use ncn_core::{
     TaskEvent, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_node::{
-    channel::{BatchPolicy, ChannelProcessor},
+    channel::BatchPolicy,
     devnet::{LocalNetwork, Mining, quickstart},
-    gateway::{Gateway, GatewayOptions, GatewayParts, journal::MemoryJournal},
+    gateway::Gateway,
+    node::RunningGateway,
+    store::Store,
 };
 
 use crate::{
@@ -36,7 +38,7 @@ const REPLAYS: usize = 250;
 struct Scene {
     network: LocalNetwork,
     executor: Arc<Failing>,
-    other: Arc<Gateway>,
+    other: RunningGateway,
     trust: TrustRoot,
     client: DynSigner,
     account: EvmLedger,
@@ -81,7 +83,7 @@ impl Scene {
     async fn replay(&self, submission: &Submission, quote: &Quote, authorization: &PaymentAuthorization) {
         let confirmation =
             PaymentConfirmation { request_id: quote.request_id, proof: PaymentSubmission::Authorization(*authorization) };
-        let other: Arc<dyn Transport> = self.other.clone();
+        let other: Arc<dyn Transport> = self.other.gateway().clone();
         let presented = (0..REPLAYS).map(|n| {
             let (right, submission) = (n % 2 == 0, submission.clone());
             let gateway = if right { self.network.gateway() } else { other.clone() };
@@ -113,7 +115,7 @@ impl Scene {
 }
 
 /// A gateway beside the network's own, with a subnet of the same model.
-async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
+async fn second_gateway(network: &LocalNetwork, files: &Path) -> RunningGateway {
     let signer = key();
     let model = quickstart::model().unwrap();
     let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
@@ -123,19 +125,9 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> Arc<Gateway> {
     let account = network.ledger(signer.clone());
     account.create_subnet(&subnet.name, tokens(10)).await.unwrap();
     let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
-    let path = files.join("other.redb");
-    let options = BatchPolicy::default();
-    let ledger = ChannelProcessor::open(Arc::new(account), registry.clone(), signer.clone(), &path, options).unwrap();
-    let parts = GatewayParts {
-        signer,
-        subnet,
-        manifests: vec![quickstart::MANIFEST.into()],
-        registry,
-        ledger: Arc::new(ledger),
-        journal: Arc::new(MemoryJournal::default()),
-        options: GatewayOptions::default(),
-    };
-    Gateway::start(parts).await.unwrap()
+    let store = Store::open(&files.join("other.redb")).unwrap();
+    let gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store);
+    gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

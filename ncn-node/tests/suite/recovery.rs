@@ -19,10 +19,12 @@ use ncn_node::{
     devnet::quickstart,
     executor::EngineExecutor,
     gateway::{
-        Gateway, GatewayOptions, GatewayParts,
+        Gateway,
         journal::{Journal, JournalError, MemoryJournal},
     },
+    node::RunningGateway,
     presence::Registration,
+    store::Store,
     time::unix_now,
 };
 use tokio::sync::Notify;
@@ -80,6 +82,7 @@ pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
+    stores: tempfile::TempDir,
     _presence: Registration,
 }
 
@@ -96,25 +99,21 @@ impl Scene {
         node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
         let announcement = node.announcement();
         let presence = Registration::start(network.registry.clone(), compute, domain, announcement).await.unwrap();
-        Self { network, gateway, compute: Arc::new(node), _presence: presence }
+        let stores = tempfile::tempdir().unwrap();
+        Self { network, gateway, compute: Arc::new(node), stores, _presence: presence }
     }
 
-    async fn start(&self, journal: Arc<dyn Journal>) -> Arc<Gateway> {
+    async fn start(&self, journal: Arc<dyn Journal>) -> RunningGateway {
         self.start_with(journal, self.network.registry.clone()).await
     }
 
-    pub(crate) async fn start_with(&self, journal: Arc<dyn Journal>, registry: Arc<dyn Registry>) -> Arc<Gateway> {
-        let parts = GatewayParts {
-            signer: self.gateway.clone(),
-            subnet: subnet(&self.gateway),
-            manifests: vec![quickstart::MANIFEST.into()],
-            registry,
-            ledger: self.network.chain.ledger(self.gateway.clone()),
-            journal,
-            options: GatewayOptions::default(),
-        };
-        let gateway = Gateway::start(parts).await.unwrap();
-        gateway.attach(self.compute.clone());
+    pub(crate) async fn start_with(&self, journal: Arc<dyn Journal>, registry: Arc<dyn Registry>) -> RunningGateway {
+        // Each has a store of its own for channels, which nobody uses here.
+        let store = Store::open(&self.stores.path().join(B256::random().to_string())).unwrap();
+        let account = self.network.chain.ledger(self.gateway.clone());
+        let gateway = Gateway::builder(self.gateway.clone(), subnet(&self.gateway), account, registry, store);
+        let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).journal(journal).start().await.unwrap();
+        gateway.gateway().attach(self.compute.clone());
         gateway
     }
 }
@@ -179,14 +178,14 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
 
     let first = scene.start(journal.clone()).await;
     tokio::select! {
-        update = client.serve(&*first) => panic!("event {at} never came: {update:?}"),
+        update = client.serve(&**first.gateway()) => panic!("event {at} never came: {update:?}"),
         () = journal.crashed.notified() => {}
         () = tokio::time::sleep(PATIENCE) => panic!("event {at} never came"),
     }
-    first.stop();
+    drop(first);
 
     let second = scene.start(kept).await;
-    let update = in_time("the second gateway goes on", client.serve(&*second)).await;
+    let update = in_time("the second gateway goes on", client.serve(&**second.gateway())).await;
     let TaskEvent::Delivered { output, receipt } = update else { panic!("{crash:?} of event {at}: {update:?}") };
     assert_eq!(output.text("label"), Some("7"));
     receipt.verify(&scene.network.trust).unwrap();

@@ -1,0 +1,144 @@
+use std::{path::PathBuf, sync::Arc};
+
+use alloy_primitives::{Address, B256};
+use ncn_client::grpc::EndpointError;
+use ncn_core::{
+    ChainView, Confinement, Directory, DynSigner, Executor, ExecutorError, LedgerError, RegistryError, executor::ModelPackage,
+};
+
+use super::leave;
+use crate::{
+    compute::{ComputeNode, GatewaySessions},
+    presence::Registration,
+};
+
+/// How many requests a node runs or reserves capacity for at once, unless it is told.
+const CAPACITY: usize = 16;
+
+/// Makes up a compute node.
+pub struct ComputeNodeBuilder {
+    signer: DynSigner,
+    subnet: B256,
+    executor: Arc<dyn Executor>,
+    chain: Arc<dyn ChainView>,
+    registry: Arc<dyn Directory>,
+    models: Vec<ModelPackage>,
+    capacity: usize,
+    gateways: Vec<(Address, String)>,
+}
+
+/// Why a compute node does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ComputeNodeError {
+    /// A model that cannot be loaded.
+    #[error("model {name}, in {directory}: {problem}")]
+    Model {
+        /// Which.
+        name: String,
+        /// Where its files are.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        problem: ExecutorError,
+    },
+    /// The chain does not answer.
+    #[error("chain: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The registry does not take it.
+    #[error("registry: {0}")]
+    Registry(#[from] RegistryError),
+    /// A gateway's URL.
+    #[error("gateway: {0}")]
+    Gateway(#[from] EndpointError),
+}
+
+/// A compute node that runs: its sessions with gateways, and its registration.
+pub struct RunningComputeNode {
+    node: Arc<ComputeNode>,
+    confinement: Confinement,
+    sessions: GatewaySessions,
+    registration: Registration,
+}
+
+impl ComputeNode {
+    /// Starts to make up a compute node: its key, its subnet, what runs its models, the chain and the registry.
+    pub fn builder(
+        signer: DynSigner,
+        subnet: B256,
+        executor: Arc<dyn Executor>,
+        chain: Arc<dyn ChainView>,
+        registry: Arc<dyn Directory>,
+    ) -> ComputeNodeBuilder {
+        ComputeNodeBuilder {
+            signer,
+            subnet,
+            executor,
+            chain,
+            registry,
+            models: Vec::new(),
+            capacity: CAPACITY,
+            gateways: Vec::new(),
+        }
+    }
+}
+
+impl ComputeNodeBuilder {
+    /// The models that it runs.
+    #[must_use]
+    pub fn models(mut self, packages: Vec<ModelPackage>) -> Self {
+        self.models = packages;
+        self
+    }
+
+    /// How many requests it runs or reserves capacity for at once; 16 by default.
+    #[must_use]
+    pub const fn capacity(mut self, requests: usize) -> Self {
+        self.capacity = requests;
+        self
+    }
+
+    /// A gateway that it works for, by its address and URL.
+    #[must_use]
+    pub fn gateway(mut self, address: Address, url: impl Into<String>) -> Self {
+        self.gateways.push((address, url.into()));
+        self
+    }
+
+    /// Starts it: loads its models, registers, and opens its sessions, which are opened again when they break.
+    pub async fn start(self) -> Result<RunningComputeNode, ComputeNodeError> {
+        let Self { signer, subnet, executor, chain, registry, models, capacity, gateways } = self;
+        let domain = chain.trust_root().await?.domain;
+        let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain, capacity);
+        for package in models {
+            let (name, directory) = (package.model.manifest().name.clone(), package.directory.clone());
+            node.add_model(package).await.map_err(|problem| ComputeNodeError::Model { name, directory, problem })?;
+        }
+        let descriptor = node.announcement();
+        let (node, confinement) = (Arc::new(node), descriptor.confinement);
+        let registration = Registration::start(registry, signer, domain, descriptor).await?;
+        let mut sessions = GatewaySessions::new();
+        for (address, url) in gateways {
+            sessions.add(node.clone(), address, &url)?;
+        }
+        Ok(RunningComputeNode { node, confinement, sessions, registration })
+    }
+}
+
+impl RunningComputeNode {
+    /// The node itself.
+    pub const fn node(&self) -> &Arc<ComputeNode> {
+        &self.node
+    }
+
+    /// How strongly it confines its models.
+    pub const fn confinement(&self) -> Confinement {
+        self.confinement
+    }
+
+    /// Leaves the network and ends. Requests that it runs are run by another node.
+    pub async fn shutdown(self) {
+        leave(self.registration).await;
+        drop(self.sessions);
+    }
+}

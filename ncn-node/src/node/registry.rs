@@ -1,0 +1,65 @@
+use std::{net::SocketAddr, sync::Arc};
+
+use ncn_core::ChainView;
+
+use super::NodeError;
+use crate::{
+    registry::{RegistryNode, registry_service},
+    server::GrpcServer,
+};
+
+/// Makes up a registry node.
+pub struct RegistryNodeBuilder {
+    chain: Arc<dyn ChainView>,
+    listen: SocketAddr,
+}
+
+/// A registry node that runs.
+pub struct RunningRegistryNode {
+    node: Arc<RegistryNode>,
+    server: GrpcServer,
+}
+
+impl RegistryNode {
+    /// Starts to make up a registry node, which listens on any free port of this machine unless it is told.
+    pub fn builder(chain: Arc<dyn ChainView>) -> RegistryNodeBuilder {
+        RegistryNodeBuilder { chain, listen: crate::server::LOOPBACK }
+    }
+}
+
+impl RegistryNodeBuilder {
+    /// Where it listens.
+    #[must_use]
+    pub const fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Starts it.
+    pub async fn start(self) -> Result<RunningRegistryNode, NodeError> {
+        let node = Arc::new(RegistryNode::new(self.chain).await?);
+        let served = node.clone();
+        let server = GrpcServer::start(self.listen, |routes| {
+            routes.add_service(registry_service(served));
+        });
+        Ok(RunningRegistryNode { node, server: server.await? })
+    }
+}
+
+impl RunningRegistryNode {
+    /// The node itself, without a wire.
+    pub const fn node(&self) -> &Arc<RegistryNode> {
+        &self.node
+    }
+
+    /// How it is called.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Ends. Nodes that were registered register again at the one that takes its place.
+    #[allow(clippy::unused_async, reason = "every running node is shut down alike")]
+    pub async fn shutdown(self) {
+        drop(self);
+    }
+}

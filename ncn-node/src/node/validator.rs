@@ -1,0 +1,81 @@
+use std::{net::SocketAddr, sync::Arc};
+
+use alloy_primitives::{Address, B256};
+use ncn_core::{ChainView, Confinement, Directory, DynSigner, NodeRole};
+
+use super::{NodeError, leave};
+use crate::{
+    presence::{NodeDescriptor, Registration},
+    registry::{ValidatorNode, validator_service},
+    server::GrpcServer,
+};
+
+/// Makes up a validator.
+pub struct ValidatorBuilder {
+    signer: DynSigner,
+    registry: Arc<dyn Directory>,
+    chain: Arc<dyn ChainView>,
+    listen: SocketAddr,
+}
+
+/// A validator that runs.
+pub struct RunningValidator {
+    address: Address,
+    server: GrpcServer,
+    registration: Registration,
+}
+
+impl ValidatorNode {
+    /// Starts to make up a validator: its key, the registry and the chain. It listens on any free port of this machine unless it is told.
+    pub fn builder(signer: DynSigner, registry: Arc<dyn Directory>, chain: Arc<dyn ChainView>) -> ValidatorBuilder {
+        ValidatorBuilder { signer, registry, chain, listen: crate::server::LOOPBACK }
+    }
+}
+
+impl ValidatorBuilder {
+    /// Where it listens; the registry node has to reach it there.
+    #[must_use]
+    pub const fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Starts it: listens, and registers.
+    pub async fn start(self) -> Result<RunningValidator, NodeError> {
+        let Self { signer, registry, chain, listen } = self;
+        let domain = chain.trust_root().await?.domain;
+        let node = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), chain));
+        let server = GrpcServer::start(listen, |routes| {
+            routes.add_service(validator_service(node));
+        })
+        .await?;
+        let descriptor = NodeDescriptor {
+            role: NodeRole::Validator,
+            subnet: B256::ZERO,
+            endpoint: server.url(),
+            models: Vec::new(),
+            confinement: Confinement::None,
+        };
+        let address = signer.address();
+        let registration = Registration::start(registry, signer, domain, descriptor).await?;
+        Ok(RunningValidator { address, server, registration })
+    }
+}
+
+impl RunningValidator {
+    /// Who it is.
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// How it is called.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Leaves the network and ends.
+    pub async fn shutdown(self) {
+        leave(self.registration).await;
+        drop(self.server);
+    }
+}
