@@ -130,6 +130,7 @@ impl Client {
     }
 
     /// Submits an order for a model as it was offered.
+    #[tracing::instrument(name = "client.submit", skip_all, fields(request = tracing::field::Empty))]
     async fn submit_as(&self, order: &Order, info: ModelInfo) -> Result<Quoted, ClientError> {
         let started = Instant::now();
         // The gateway checks the same; here it costs nobody anything.
@@ -151,6 +152,7 @@ impl Client {
         let trust = self.trust_root().await?;
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
+        tracing::Span::current().record("request", tracing::field::display(request_id));
         let access = TaskCapability { client: self.signer.address(), request_id, purpose: CapabilityScope::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 

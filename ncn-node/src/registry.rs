@@ -187,6 +187,7 @@ impl Directory for RegistryNode {
 
 #[async_trait]
 impl Attestors for RegistryNode {
+    #[tracing::instrument(name = "registry.preprocessing", skip_all, fields(request = %request.quote.request_id))]
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
@@ -200,6 +201,7 @@ impl Attestors for RegistryNode {
         self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
     }
 
+    #[tracing::instrument(name = "registry.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::authorization(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;

@@ -119,6 +119,7 @@ impl Paid {
         ReceiverStream::new(parts).map(Ok).chain(stream::once(end)).boxed()
     }
 
+    #[tracing::instrument(name = "client.finish", skip_all, fields(request = %self.request_id()))]
     async fn finish_to(&self, mut listener: Listener) -> Result<InferenceOutput, ClientError> {
         let ended = self.end(&mut listener).await;
         // A verified answer is one, whatever was streamed before it.

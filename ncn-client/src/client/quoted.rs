@@ -44,6 +44,7 @@ impl Quoted {
     /// Escrows the quote's total and tells the gateway. Paying twice is paying once.
     ///
     /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
+    #[tracing::instrument(name = "client.pay", skip_all, fields(request = %self.request_id()))]
     pub async fn pay(self) -> Result<Paid, ClientError> {
         let (payer, quote) = (self.client.payer.clone(), self.quote.clone());
         let paid = self.try_to_pay().await;

@@ -23,6 +23,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
+use tracing::Instrument as _;
 
 use super::ComputeNode;
 use crate::presence::next_sequence;
@@ -190,13 +191,15 @@ impl Stream {
         self.running.retain(|_, handle| !handle.is_finished());
         let request_id = task.quote.request_id;
         let (node, answers) = (self.node.clone(), self.answers.clone());
-        let running = tokio::spawn(async move {
+        let span = tracing::info_span!("compute", request = %request_id);
+        let working = async move {
             if let Err(error) = run(&node, task, &answers).await {
                 let failed = proto::TaskFailed { request_id: wire::bytes(request_id), error: error_text(&error) };
                 // It fails only when the gateway is gone, which it will notice itself.
                 let _ = answers.send(compute_message::Message::Failed(failed)).await;
             }
-        });
+        };
+        let running = tokio::spawn(working.instrument(span));
         self.running.insert(request_id, running.abort_handle());
     }
 }

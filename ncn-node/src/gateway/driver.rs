@@ -4,6 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::{Gateway, effects, journal::JournalError, task::Task};
 use crate::time::unix_now;
@@ -16,7 +17,9 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
     let gateway = gateway.clone();
     // Boxed: it would be large in whatever holds it.
-    tokio::spawn(async move { gateway.stopped.clone().run_until_cancelled_owned(Box::pin(drive(&gateway, &task, inbox))).await });
+    let span = tracing::info_span!("gateway", request = %task.request_id);
+    let driving = async move { gateway.stopped.clone().run_until_cancelled_owned(Box::pin(drive(&gateway, &task, inbox))).await };
+    tokio::spawn(driving.instrument(span));
 }
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {

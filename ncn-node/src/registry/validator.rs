@@ -87,6 +87,7 @@ impl Validator for ValidatorNode {
         self.signer.address()
     }
 
+    #[tracing::instrument(name = "validator.preprocessing", skip_all, fields(request = %request.quote.request_id))]
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
         validation::signed_order(request, &trust.domain)?;
@@ -96,6 +97,7 @@ impl Validator for ValidatorNode {
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
     }
 
+    #[tracing::instrument(name = "validator.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
         let trust = trust_root(&*self.ledger).await?;

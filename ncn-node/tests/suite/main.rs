@@ -56,5 +56,6 @@ mod sandbox;
 mod scene;
 mod streams;
 mod tamper;
+mod traces;
 mod wait;
 mod workers;
