@@ -5,7 +5,7 @@ mod reconcile;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::{self, File},
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 /// The largest file that is read: as many vouchers as may be in flight take less.
 const MAX_BYTES: u64 = 128 << 20;
+/// Of how many ended requests the vouchers are remembered, by one process.
+const MAX_ENDED: usize = 1_024;
 /// How many requests may be in flight on one channel.
 const MAX_IN_FLIGHT: usize = 100_000;
 
@@ -108,9 +110,26 @@ struct State {
     /// The most that vouchers of ended requests allow: what the gateway can have charged without those in flight.
     #[serde(default)]
     signed: Amount,
+    /// The vouchers of the requests that ended last: who pays one of them again gives the same voucher, and no higher one.
+    #[serde(skip)]
+    ended: VecDeque<SignedVoucher>,
 }
 
 impl State {
+    fn voucher(&self, request_id: RequestId) -> Option<SignedVoucher> {
+        let ended = || self.ended.iter().rev().find(|payment| payment.voucher.request_id == request_id);
+        self.held.get(&request_id).or_else(ended).copied()
+    }
+
+    /// Takes a voucher out of those in flight.
+    fn end(&mut self, payment: &SignedVoucher) {
+        self.signed = self.signed.max(payment.voucher.cumulative);
+        self.ended.push_back(*payment);
+        if self.ended.len() > MAX_ENDED {
+            self.ended.pop_front();
+        }
+    }
+
     fn reserved(&self) -> Amount {
         Amount::checked_sum(self.held.values().map(|payment| payment.voucher.amount)).unwrap_or(Amount::new(u128::MAX))
     }
@@ -140,7 +159,15 @@ impl ChannelBalance {
 impl PayerChannel {
     /// A channel in memory: for a program that ends with it.
     pub fn new(terms: ChannelParams, deposit: Amount, expiry: UnixTime) -> Self {
-        let state = State { terms, deposit, expiry, spent: Amount::ZERO, held: HashMap::new(), signed: Amount::ZERO };
+        let state = State {
+            terms,
+            deposit,
+            expiry,
+            spent: Amount::ZERO,
+            held: HashMap::new(),
+            signed: Amount::ZERO,
+            ended: VecDeque::new(),
+        };
         Self { terms, file: None, state: Mutex::new(state), signing: Mutex::default() }
     }
 
@@ -186,9 +213,9 @@ impl PayerChannel {
         self.lock().held.contains_key(&request_id)
     }
 
-    /// The voucher of a request whose amount is reserved.
-    pub fn held(&self, request_id: RequestId) -> Option<SignedVoucher> {
-        self.lock().held.get(&request_id).copied()
+    /// The voucher of a request, as far as it is remembered: while its amount is reserved, and for a while after its end.
+    pub fn voucher(&self, request_id: RequestId) -> Option<SignedVoucher> {
+        self.lock().voucher(request_id)
     }
 
     /// The channel has been topped up, or extended.
@@ -220,9 +247,9 @@ impl PayerChannel {
     /// Sets a quote's total aside, so that whatever is signed at the same time covers it too.
     fn begin(&self, quote: &Quote) -> Result<Begun<'_>, LedgerError> {
         let state = self.lock();
-        if let Some(payment) = state.held.get(&quote.request_id) {
+        if let Some(payment) = state.voucher(quote.request_id) {
             payment.matches(quote)?;
-            return Ok(Begun::Known(*payment));
+            return Ok(Begun::Known(payment));
         }
         if quote.client != self.terms.client {
             return Err(VoucherError::new("channel", format!("is {}'s: use its key", self.terms.client)).into());
@@ -253,7 +280,7 @@ impl PayerChannel {
     pub fn conclude(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
         self.change(|state| {
             if let Some(payment) = state.held.remove(&request_id) {
-                state.signed = state.signed.max(payment.voucher.cumulative);
+                state.end(&payment);
                 if paid {
                     state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
                 }

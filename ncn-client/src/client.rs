@@ -29,9 +29,6 @@ use crate::{ClientError, QuoteProblem, unix_now};
 
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long the gateway's offers are remembered: for so long an order is signed for a price without asking for it again.
-const MAX_OFFER_AGE: Duration = Duration::from_mins(1);
-
 /// The SDK's way to the network. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -94,7 +91,7 @@ impl Client {
     /// The model of this name, as the gateway offered it a moment ago.
     fn remembered(&self, name: &str) -> Option<ModelInfo> {
         let offers = self.offers();
-        let offers = offers.as_ref().filter(|offers| offers.at.elapsed() < MAX_OFFER_AGE)?;
+        let offers = offers.as_ref().filter(|offers| offers.at.elapsed() < self.options.max_offer_age)?;
         offers.models.iter().find(|info| info.model.manifest().name == name).cloned()
     }
 
@@ -113,7 +110,7 @@ impl Client {
 
     /// Submits an order and checks what the gateway makes of it. Nothing is paid yet: the caller sees the quote first, and pays it or not.
     ///
-    /// The order is signed for the price that the gateway has listed within the last minute, so neither a higher limit nor a price that
+    /// The order is signed for the price that the gateway listed when it was last asked, at most [`ClientConfig::max_offer_age`] ago, so neither a higher limit nor a price that
     /// rises meanwhile is ever charged. Where the list has changed since then, it is asked for again, once.
     ///
     /// # Errors

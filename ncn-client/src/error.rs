@@ -68,7 +68,7 @@ pub enum ClientError {
     /// The gateway, or the way to it, does not serve.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The chain does not do what it was asked.
+    /// The payment was not made.
     #[error("payment: {0}")]
     Ledger(#[from] LedgerError),
     /// The client's key cannot be used.

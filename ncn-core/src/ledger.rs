@@ -122,7 +122,7 @@ impl fmt::Display for PaymentStatus {
 /// All that it takes to pay an escrow out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
-    /// What was escrowed.
+    /// What was paid.
     pub quote: Quote,
     /// What the compute node says it ran.
     pub result: Signed<InferenceResult>,
@@ -294,7 +294,8 @@ pub trait PaymentLedger: Send + Sync {
     async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError>;
 
     /// As a channel's gateway: settles what it has earned out of the channel, takes no more vouchers of it, and gives its signature over
-    /// the [`crate::ChannelClose`] with what was settled.
+    /// the [`crate::ChannelClose`] with what was settled. A ledger that takes no vouchers has earned nothing: it signs what the chain has
+    /// charged, so it is not for a gateway that holds vouchers of the channel elsewhere.
     async fn cooperative_close(&self, terms: &ChannelParams) -> Result<(Amount, Signature), LedgerError>;
 }
 
@@ -335,8 +336,8 @@ pub trait Payer: Send + Sync {
     async fn release(&self, quote: &Quote, served: bool);
 }
 
-/// What the chain shows to those who neither pay nor are paid by this SDK's gateway: compute nodes, validators and registry nodes, who take
-/// nobody's word for it.
+/// What the chain shows to everybody: to compute nodes, validators and registry nodes, who take nobody's word for it, and to a channel's
+/// client and gateway.
 #[async_trait]
 pub trait ChainView: Send + Sync {
     /// The network's domain, validators, quorum and treasury, as the chain has them now.

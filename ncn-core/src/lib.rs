@@ -1,4 +1,4 @@
-//! What the NCN network *is*: its types, its five ports, the messages its participants sign, the lifecycle of a request,
+//! What the NCN network *is*: its types, its ports, the messages its participants sign, the lifecycle of a request,
 //! and the receipt that anyone can check. No sockets, no runtime and no clock: time is always an argument, in unix seconds.
 //!
 //! | port | says | implemented by |

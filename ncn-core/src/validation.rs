@@ -176,6 +176,7 @@ fn terms(order: &InferenceRequest, quote: &Quote, facts: &ValidationContext<'_>)
     let Some(listed) = subnet.model(&order.model_digest) else {
         return refuse("request.modelDigest: the subnet does not offer this model");
     };
+    quote.fits(order, &quote.request_id)?;
     quote.is_of(facts.trust.hash())?;
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),

@@ -28,7 +28,7 @@ use ncn_core::{
 use records::Change;
 pub(crate) use records::{decode, encode};
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     store::{Store, StoreError},
@@ -130,6 +130,11 @@ impl ChannelProcessor {
     /// Ends the settling, at once. Another process can take up what the file holds.
     pub fn stop(&self) {
         self.0.stopped.cancel();
+    }
+
+    /// Ends the settling when what is returned is dropped.
+    pub(crate) fn stop_on_drop(&self) -> DropGuard {
+        self.0.stopped.clone().drop_guard()
     }
 
     /// Settles what is earned without waiting for more.
@@ -290,7 +295,7 @@ impl PaymentLedger for ChannelProcessor {
             }
         };
         // However long it takes: the channel stays shut, and its client may ask again.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, idle).await;
+        let _ = inner.stopped.run_until_cancelled(tokio::time::timeout(CLOSE_TIMEOUT, idle)).await;
         inner
             .change(|book| {
                 let closing = book.agree(channel)?;

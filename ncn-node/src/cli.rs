@@ -28,6 +28,7 @@ mod wallet;
 use std::{
     fmt,
     io::{self, IsTerminal as _, Write as _},
+    pin::pin,
     process::ExitCode,
 };
 
@@ -163,19 +164,24 @@ fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Fai
     })
 }
 
-/// Starts what serves until it is interrupted, and then shuts it down.
+/// Starts what serves until it is interrupted, and then shuts it down; a second interruption ends it at once.
 fn serving<N, S: Future<Output = ()>>(
     start: impl Future<Output = Result<N, Failure>>,
     shutdown: impl FnOnce(N) -> S,
 ) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        // One for all of it: a signal that comes as soon as the node says where it listens counts.
+        let mut stop = pin!(interrupted());
         let node = tokio::select! {
             started = start => started?,
-            () = interrupted() => return Ok(()),
+            () = &mut stop => return Ok(()),
         };
-        interrupted().await;
-        shutdown(node).await;
+        stop.await;
+        tokio::select! {
+            () = shutdown(node) => {}
+            () = interrupted() => {}
+        }
         Ok(())
     })
 }

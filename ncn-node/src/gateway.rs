@@ -324,10 +324,15 @@ async fn keep_subnet(gateway: &Gateway) {
 /// Tells the drivers what the chain says.
 async fn follow_chain(gateway: &Gateway) {
     let mut from_block = 0;
+    let mut told = None;
     loop {
-        if let Err(error) = follow_changes(gateway, &mut from_block).await {
+        let problem = follow_changes(gateway, &mut from_block).await.err();
+        if let Some(error) = &problem
+            && problem != told
+        {
             tracing::warn!(%error, from_block, "the chain's changes cannot be followed; trying again");
         }
+        told = problem;
         tokio::time::sleep(CHAIN_PAUSE).await;
     }
 }

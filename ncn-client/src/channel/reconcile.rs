@@ -39,7 +39,9 @@ impl PayerChannel {
         self.change(|state| {
             if !chain.open {
                 // The rest of the deposit is back.
-                state.held.clear();
+                for payment in mem::take(&mut state.held).into_values() {
+                    state.end(&payment);
+                }
                 state.spent = state.spent.max(chain.settled);
                 return Ok(());
             }
@@ -48,7 +50,7 @@ impl PayerChannel {
             state.signed = state.signed.max(chain.settled);
             if chain.settled == bound {
                 for payment in mem::take(&mut state.held).into_values() {
-                    state.signed = state.signed.max(payment.voucher.cumulative);
+                    state.end(&payment);
                     state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
                 }
             }

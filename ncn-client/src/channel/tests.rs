@@ -78,6 +78,23 @@ async fn what_was_given_up_too_early_is_paid_after_all_up_to_what_was_signed() {
 }
 
 #[tokio::test]
+async fn who_pays_an_ended_request_again_signs_nothing_more() {
+    let scene = Scene::new();
+    let (served, next) = (scene.quote(10), scene.quote(5));
+    assert_eq!(scene.pay(&served).await, Amount::new(10));
+    scene.channel.conclude(served.request_id, true).unwrap();
+    let sums = scene.channel.sums();
+    assert_eq!(scene.pay(&served).await, Amount::new(10), "the voucher that it was");
+    assert_eq!(scene.channel.sums(), sums);
+    // One that the chain says is charged is ended, too.
+    scene.pay(&next).await;
+    let chain = Channel { deposit: sums.deposit, settled: Amount::new(15), expiry: sums.expiry, open: true };
+    scene.channel.reconcile(&chain).unwrap();
+    assert_eq!((scene.pay(&next).await, scene.channel.sums().spent), (Amount::new(15), Amount::new(15)));
+    assert!(scene.channel.sums().reserved.is_zero());
+}
+
+#[tokio::test]
 async fn a_gateway_that_names_more_than_was_signed_gets_nothing_for_it() {
     let scene = Scene::new();
     let (first, next) = (scene.quote(10), scene.quote(5));

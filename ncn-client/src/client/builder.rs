@@ -15,17 +15,23 @@ pub struct ClientConfig {
     /// The most that a request may cost whose order states no limit. None by default: then [`Client::infer`] refuses to pay a price that
     /// nobody has seen.
     pub max_price: Option<Amount>,
+    /// How long the gateway's list of models is remembered: for so long an order is signed for a listed price without asking for it again. A
+    /// minute by default.
+    pub max_offer_age: Duration,
 }
+
+/// See [`ClientConfig::max_offer_age`].
+const MAX_OFFER_AGE: Duration = Duration::from_mins(1);
 
 impl ClientConfig {
     /// For a person who waits: a minute.
     pub const fn interactive() -> Self {
-        Self { timeout: Duration::from_mins(1), trust: None, max_price: None }
+        Self { timeout: Duration::from_mins(1), trust: None, max_price: None, max_offer_age: MAX_OFFER_AGE }
     }
 
     /// For work that may queue: an hour.
     pub const fn batch() -> Self {
-        Self { timeout: Duration::from_hours(1), trust: None, max_price: None }
+        Self { timeout: Duration::from_hours(1), trust: None, max_price: None, max_offer_age: MAX_OFFER_AGE }
     }
 }
 
@@ -145,6 +151,19 @@ impl ClientBuilder {
             (None, _) => return Err(missing("signer", "is missing: give the client's key")),
         };
         let trusted = self.options.trust.clone();
+        if let Some(trust) = &trusted {
+            trust.validate().map_err(|error| missing("trust", &error.to_string()))?;
+            let on_chain = match &self.payment {
+                Some(Payment::OnChain(ledger)) => Some(ledger),
+                _ => self.chain.as_ref(),
+            };
+            if on_chain.is_some_and(|ledger| !ledger.is_of(trust)) {
+                return Err(missing("trust", "is another network than the chain's contracts are of"));
+            }
+        }
+        if self.chain.is_some() && !matches!(self.payment, Some(Payment::Relayed | Payment::Channel(_))) {
+            return Err(missing("chain", "is for relayed payments and channels: leave it out"));
+        }
         let trust =
             || trusted.ok_or_else(|| missing("trust", "is missing: without a chain you have to say which network you trust"));
         let payer: Arc<dyn Payer> = match (self.payer, self.payment) {
@@ -160,6 +179,10 @@ impl ClientBuilder {
             (None, Some(Payment::Channel(path))) => {
                 let opened = PayerChannel::open(&path);
                 let channel = opened.map_err(|error| missing("payment", &format!("channel {}: {error}", path.display())))?;
+                if channel.terms().client != signer.address() {
+                    let (owner, key) = (channel.terms().client, signer.address());
+                    return Err(missing("signer", &format!("is {key}'s key, the channel is {owner}'s")));
+                }
                 let payer = ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel));
                 Arc::new(match self.chain {
                     Some(chain) => payer.with_chain(Arc::new(chain)),

@@ -27,7 +27,7 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOCK_TOLERANCE: u64 = 300;
 /// How many steps a gateway may report; the rest is not remembered.
 const MAX_STEPS: usize = 256;
-/// How many parts of an output wait for a caller who is slow to take them. More wait at the gateway.
+/// How many parts of an output are on their way to the caller; more wait, as many as an output may have.
 const MAX_WAITING: usize = 16;
 
 /// A paid order.
@@ -64,17 +64,30 @@ impl Listener {
         (Self { out: Some(out), ..Self::none(paid) }, parts)
     }
 
-    /// Hands out what there is; waits while the caller is slow. What is not handed out when this is dropped is there the next time.
+    /// Hands out the next part once the caller has room for it; never comes back when there is none, or nobody listens.
     async fn hand_out(&mut self) {
-        let Some(out) = &self.out else { return self.parts.discard() };
-        let started = Instant::now();
-        while self.parts.is_waiting() {
-            let Ok(permit) = out.reserve().await else { return self.parts.discard() };
-            if let Some(event) = self.parts.next() {
-                permit.send(event);
-            }
+        let Some(out) = &self.out else {
+            self.parts.discard();
+            return std::future::pending().await;
+        };
+        if !self.parts.is_waiting() {
+            return std::future::pending().await;
         }
-        self.parts.waited(started.elapsed());
+        let Ok(permit) = out.reserve().await else {
+            // The end is followed all the same.
+            self.out = None;
+            return;
+        };
+        if let Some(event) = self.parts.next() {
+            permit.send(event);
+        }
+    }
+
+    /// Hands out all that waits.
+    async fn flush(&mut self) {
+        while self.out.is_some() && self.parts.is_waiting() {
+            self.hand_out().await;
+        }
     }
 }
 
@@ -113,7 +126,10 @@ impl Paid {
         let end = async {
             match ending.await {
                 Ok(ended) => ended.map(|answer| InferenceEvent::Finished(Box::new(answer))),
-                Err(error) => panic::resume_unwind(error.into_panic()),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => panic::resume_unwind(panic),
+                    Err(error) => Err(ClientError::NotRefunded(format!("the request is not followed any more: {error}"))),
+                },
             }
         };
         ReceiverStream::new(parts).map(Ok).chain(stream::once(end)).boxed()
@@ -128,6 +144,7 @@ impl Paid {
         if served || ended.as_ref().is_err_and(|error| !error.is_paid()) {
             self.quoted.client.payer.release(self.quote(), served).await;
         }
+        listener.flush().await;
         ended
     }
 
@@ -155,7 +172,13 @@ impl Paid {
             let mut steps = Vec::new();
             let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
             listener.parts.rewind();
-            while let Some(update) = updates.next().await {
+            loop {
+                // A caller that is slow to take parts holds up neither the request nor the other requests of its connection.
+                let update = tokio::select! {
+                    update = updates.next() => update,
+                    () = listener.hand_out() => continue,
+                };
+                let Some(update) = update else { break };
                 match update? {
                     TaskEvent::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
                     TaskEvent::Attempt(node) => listener.parts.attempt(node),
@@ -166,9 +189,7 @@ impl Paid {
                             Ok(answer) => Box::new(answer),
                             Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
                         };
-                        let delivered = listener.parts.delivered(&answer.output);
-                        listener.hand_out().await;
-                        return Ok(match delivered {
+                        return Ok(match listener.parts.delivered(&answer.output) {
                             Ok(()) => Ending::Answered(answer),
                             Err(problem) => Ending::Misled { problem, answer },
                         });
@@ -176,7 +197,6 @@ impl Paid {
                     TaskEvent::Failed { reason, .. } => return Ok(Ending::Failed(reason)),
                     _ => {}
                 }
-                listener.hand_out().await;
             }
             Err(TransportError::Internal("the updates broke off".into()))
         };
@@ -210,7 +230,7 @@ impl Paid {
         Ok(InferenceOutput { output, receipt, steps })
     }
 
-    /// Waits for the chain to show the payment that a receipt speaks of, where the ledger sees one.
+    /// Waits for the chain to show the payment that a receipt speaks of, where the payer sees one.
     async fn check_payment(&self, receipt: &Receipt) -> Result<(), LedgerError> {
         let give_up = Instant::now() + DELIVERY_TIMEOUT;
         let mut backoff = Backoff::new();

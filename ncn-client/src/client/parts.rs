@@ -110,6 +110,8 @@ impl Parts {
         for chunk in &self.handed {
             let _ = self.budget.take(&chunk.values);
         }
+        // What the caller has not taken yet is void as well: what waits is never more than an output may have.
+        self.events.clear();
         self.events.push_back(InferenceEvent::Restarted);
         self.events.extend(self.handed.iter().cloned().map(InferenceEvent::Part));
     }
@@ -127,13 +129,6 @@ impl Parts {
     /// Nobody takes the parts.
     pub(super) fn discard(&mut self) {
         self.events.clear();
-    }
-
-    /// The caller took this long to take parts: the compute node could not be heard meanwhile.
-    pub(super) fn waited(&mut self, waited: Duration) {
-        if let Some(since) = &mut self.unsigned_since {
-            *since += waited;
-        }
     }
 
     pub(super) fn checkpoint(&mut self, signed: &Signed<StreamCheckpoint>) {

@@ -41,9 +41,9 @@ impl Quoted {
         Ok(self.client.transport.cancel(access).await?)
     }
 
-    /// Escrows the quote's total and tells the gateway. Paying twice is paying once.
+    /// Has the payer pay the quote's total. Paying twice is paying once.
     ///
-    /// When the chain does not say whether it took the payment, it is asked again until the quote expires.
+    /// When the payer cannot say whether the payment was taken, it is asked again until the quote expires.
     #[tracing::instrument(name = "client.pay", skip_all, fields(request = %self.request_id()))]
     pub async fn pay(self) -> Result<Paid, ClientError> {
         let (payer, quote) = (self.client.payer.clone(), self.quote.clone());
@@ -59,13 +59,17 @@ impl Quoted {
     async fn try_to_pay(self) -> Result<Paid, ClientError> {
         let started = Instant::now();
         let mut backoff = Backoff::new();
-        let mut uncertain = false;
+        let (mut uncertain, mut unproven) = (false, None);
         let by = loop {
             let error = match within(self.client.payer.pay(&self.quote)).await {
                 Ok(by) => break by,
                 Err(error) => error,
             };
             uncertain |= error.is_retryable();
+            if let LedgerError::Unproven(says) = &error {
+                // From here on somebody else has the client's signature, whatever a later try says.
+                unproven.get_or_insert_with(|| says.clone());
+            }
             // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
             match self.payment().await {
                 Ok(PaymentStatus::Held { quote, by }) if quote == self.quote.struct_hash() => break by,
@@ -73,9 +77,9 @@ impl Quoted {
                 Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason: error.to_string() }),
                 // No try can have been taken, and this one is refused for good. What a gateway has seen and refused, it may still use.
                 Ok(_) | Err(LedgerError::Unproven(_)) if !uncertain => {
-                    return Err(match error {
-                        LedgerError::Unproven(says) => ClientError::Unproven(says),
-                        error => error.into(),
+                    return Err(match unproven {
+                        Some(says) => ClientError::Unproven(says),
+                        None => error.into(),
                     });
                 }
                 _ => tracing::warn!(request = %self.request_id(), %error, "cannot see whether the payment was taken"),

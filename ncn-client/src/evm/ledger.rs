@@ -70,6 +70,13 @@ impl EvmLedger {
         self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
     }
 
+    /// Whether these are the contracts of a network, whoever its validators are.
+    pub fn is_of(&self, trust: &TrustRoot) -> bool {
+        let Network { chain_id, deployment, token, .. } = &*self.network;
+        let stated = (trust.domain.chain_id, trust.domain.contract, trust.channels, trust.token);
+        (*chain_id, deployment.payment, deployment.channels, *token) == stated
+    }
+
     /// The account's key.
     pub(crate) fn signer(&self) -> &DynSigner {
         self.sender.signer()

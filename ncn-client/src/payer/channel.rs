@@ -80,7 +80,10 @@ impl Payer for ChannelPayer {
     }
 
     async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        validation::payable(quote, unix_now())?;
+        // What was signed already is presented again, so that its fate is known.
+        if self.channel.voucher(quote.request_id).is_none() {
+            validation::payable(quote, unix_now())?;
+        }
         let mut payment = self.channel.pay(quote, &self.relay.trust, &self.relay.signer).await?;
         let mut presented = self.present(&payment).await;
         if let Err(LedgerError::VoucherTooLow { needed, .. }) = presented {
@@ -104,7 +107,7 @@ impl Payer for ChannelPayer {
 
     async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
         let (request_id, id) = (quote.request_id, self.channel.terms().id());
-        let (stated, voucher) = (self.relay.stated(request_id).await?, self.channel.held(request_id));
+        let (stated, voucher) = (self.relay.stated(request_id).await?, self.channel.voucher(request_id));
         let says = match voucher {
             Some(voucher) => match stated.status(quote, PaymentRef::Voucher(Box::new(voucher))) {
                 Ok(status) => return Ok(status),

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ncn_core::{
     Address, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
-    Transport, TrustRoot, UnixTime, receipt::Payment, validation,
+    Transport, TrustRoot, UnixTime, receipt::Payment,
 };
 
 use super::Relay;
@@ -56,7 +56,6 @@ impl Payer for RelayedPayer {
         if quote.client != self.account() {
             return Err(LedgerError::NotAllowed(format!("client: the quote is {}'s: use its key", quote.client)));
         }
-        validation::payable(quote, unix_now())?;
         let Relay { trust, signer, .. } = &self.relay;
         let transfer = PaymentAuthorization::transfer(trust, quote, signer).await;
         let transfer = transfer.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;

@@ -211,6 +211,7 @@ pub async fn payer(fixture: &dyn PayerFixture) -> Verdict {
     let mut rules = Rules::default();
     let trust = trust_root(&mut rules, fixture.money()).await?;
     payer::pays(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    payer::pays_once(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
     payer::sees_the_end(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
     payer::checks(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
     payer::reclaims(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;

@@ -47,14 +47,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    serving(start(arguments), |Devnet { network, .. }| network.shutdown())
+    serving(start(arguments), |Devnet { network, rpc, quickstart }| async move {
+        network.shutdown().await;
+        drop((rpc, quickstart));
+    })
 }
 
 /// What runs until it is interrupted.
 struct Devnet {
     network: LocalNetwork,
-    _rpc: Option<RpcServer>,
-    _quickstart: tempfile::TempDir,
+    rpc: Option<RpcServer>,
+    quickstart: tempfile::TempDir,
 }
 
 async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
@@ -91,7 +94,7 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
         chain.set_mining(Mining::Every(Duration::from_secs(seconds.max(1))));
     }
     print(arguments, &network, rpc.as_ref()).await?;
-    Ok(Devnet { network, _rpc: rpc, _quickstart: quickstart })
+    Ok(Devnet { network, rpc, quickstart })
 }
 
 async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcServer>) -> Result<(), Failure> {

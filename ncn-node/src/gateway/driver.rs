@@ -17,7 +17,7 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
     let gateway = gateway.clone();
     // Boxed: it would be large in whatever holds it.
-    let span = tracing::info_span!("gateway", request = %task.request_id);
+    let span = tracing::info_span!(parent: None, "gateway", request = %task.request_id);
     let driving = async move { gateway.stopped.clone().run_until_cancelled_owned(Box::pin(drive(&gateway, &task, inbox))).await };
     tokio::spawn(driving.instrument(span));
 }

@@ -351,7 +351,11 @@ async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &
     let settling = progress.lifecycle.state() == State::Settling;
     let status = gateway.ledger.status(quote.client, quote.request_id).await;
     match &status {
-        Ok(status @ (PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. })) => return completed(status, progress),
+        Ok(status @ (PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. })) => {
+            if let Some(event) = completed(status, progress) {
+                return Some(event);
+            }
+        }
         Ok(PaymentStatus::Refunded { by }) => return Some(Event::Refunded(by.clone())),
         // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
         Ok(PaymentStatus::Unpaid) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
@@ -360,7 +364,8 @@ async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &
         }
         Ok(_) | Err(_) => {}
     }
-    tracing::warn!(request = %quote.request_id, %error, ?status, "the payment does not move; trying again");
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    tracing::warn!(request = %quote.request_id, %error, status, "the payment does not move; trying again");
     None
 }
 

@@ -108,6 +108,10 @@ impl ComputeNodeBuilder {
     /// Starts it: loads its models, registers, and opens its sessions, which are opened again when they break.
     pub async fn start(self) -> Result<RunningComputeNode, ComputeNodeError> {
         let Self { signer, subnet, executor, chain, registry, models, capacity, gateways } = self;
+        // Before anything is loaded or registered.
+        for (_, url) in &gateways {
+            drop(ncn_client::grpc::channel(url)?);
+        }
         let domain = chain.trust_root().await?.domain;
         let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain, capacity);
         for package in models {

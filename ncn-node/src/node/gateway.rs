@@ -118,8 +118,10 @@ impl GatewayBuilder {
             journal,
             options,
         };
-        let started = Gateway::start(parts).await;
-        let gateway = started.inspect_err(|_| channels.stop())?;
+        // Whether it fails, or its caller gives up.
+        let unfinished = channels.stop_on_drop();
+        let gateway = Gateway::start(parts).await?;
+        unfinished.disarm();
         // From here on, dropping it ends everything.
         let mut running = RunningGateway { gateway: gateway.clone(), channels, server: None };
         if let Some(address) = listen {
@@ -157,8 +159,10 @@ impl RunningGateway {
         self.server.as_ref().map(|(server, _)| server.url())
     }
 
-    /// Leaves the network and ends. What the store holds can be taken up by another gateway of the same key.
+    /// Takes no more orders, leaves the network and ends. What the store holds can be taken up by another gateway of the same key, as soon as
+    /// the last call that uses the store has ended.
     pub async fn shutdown(mut self) {
+        self.gateway.stop();
         if let Some((server, registration)) = self.server.take() {
             leave(registration).await;
             drop(server);

@@ -1,9 +1,12 @@
 //! Nodes as they run: started by their builders, ended by `shutdown`.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ncn_client::grpc::GrpcRegistry;
-use ncn_core::{Directory as _, FeeSplit, NodeQuery, Subnet, SubnetModel};
+use ncn_core::{Directory as _, FeeSplit, NodeQuery, Subnet, SubnetModel, membership::LIVENESS_SECONDS};
 use ncn_node::{
     compute::ComputeNode,
     devnet::quickstart,
@@ -25,6 +28,12 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     let registry = RegistryNode::builder(chain.ledger(key())).start().await.unwrap();
     let connect = || Arc::new(GrpcRegistry::new(&registry.url()).unwrap());
     let registered = async || connect().discover(NodeQuery::default()).await.unwrap().len();
+    // Well before a registry would forget who is not heard of.
+    let left = async |count| {
+        let started = Instant::now();
+        eventually("a node leaves", async || registered().await == count).await;
+        assert!(started.elapsed() < Duration::from_secs(LIVENESS_SECONDS), "it was forgotten, and did not leave");
+    };
 
     let signer = chain.validators[0].clone();
     let validator = ValidatorNode::builder(signer.clone(), connect(), chain.ledger(signer)).start().await.unwrap();
@@ -54,12 +63,14 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     eventually("the compute node has a session", async || gateway.gateway().attached().len() == 1).await;
 
     compute.shutdown().await;
-    assert_eq!(registered().await, 2);
+    left(2).await;
     eventually("the session has ended", async || gateway.gateway().attached().is_empty()).await;
     gateway.shutdown().await;
-    assert_eq!(registered().await, 1);
+    left(1).await;
     eventually("another gateway can have the store", async || Store::open(&path).is_ok()).await;
     validator.shutdown().await;
-    assert_eq!(registered().await, 0);
+    left(0).await;
+    let client = connect();
     registry.shutdown().await;
+    eventually("nobody listens any more", async || client.discover(NodeQuery::default()).await.is_err()).await;
 }

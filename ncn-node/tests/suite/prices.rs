@@ -1,12 +1,15 @@
 //! No price is paid unseen: what a library's caller has to limit, or to look at.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use ncn_client::{Client, ClientBuilder, ClientError, Order, Payment};
+use ncn_client::{Client, ClientBuilder, ClientConfig, ClientError, Order, Payment, RelayedPayer, grpc::GrpcTransport};
 use ncn_core::{Amount, LedgerError, ModelInfo, Transport, TransportError, Value};
 use ncn_node::devnet::quickstart;
 
@@ -81,12 +84,13 @@ impl Tamper for Listing {
 async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
     let network = network().start().await.unwrap();
     let price = quickstart::model().unwrap().manifest().price;
-    let asked_after = async |first: Amount, limit: Amount| {
+    let asked_after = async |first: Amount, limit: Amount, age: Duration| {
         let (signer, asked) = (key(), Arc::new(AtomicUsize::new(0)));
         network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         let transport = Arc::new(Tampered(Listing { gateway: network.gateway(), asked: asked.clone(), first }));
         let payment = Payment::OnChain(network.ledger(signer));
-        let client = Client::builder().transport(transport).payment(payment).max_price(limit).build().unwrap();
+        let config = ClientConfig { max_offer_age: age, ..ClientConfig::default() };
+        let client = Client::builder().transport(transport).payment(payment).options(config).max_price(limit).build().unwrap();
         assert_eq!(client.models().await.unwrap()[0].price, first);
         let mut totals = Vec::new();
         for _ in 0..2 {
@@ -94,19 +98,24 @@ async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
         }
         (totals, asked.load(Ordering::SeqCst))
     };
+    let long = Duration::from_hours(1);
     let (paid, unseen) = (vec![Ok(price); 2], Amount::new(price.units() - 1));
-    assert_eq!(asked_after(price, Amount::TOKEN).await, (paid.clone(), 1), "nothing has changed");
-    assert_eq!(asked_after(unseen, Amount::TOKEN).await, (paid.clone(), 2), "it has become dearer");
-    assert_eq!(asked_after(tokens(9), Amount::TOKEN).await, (paid, 2), "it has become cheaper");
+    assert_eq!(asked_after(price, Amount::TOKEN, long).await, (paid.clone(), 1), "nothing has changed");
+    assert_eq!(asked_after(unseen, Amount::TOKEN, long).await, (paid.clone(), 2), "it has become dearer");
+    assert_eq!(asked_after(tokens(9), Amount::TOKEN, long).await, (paid.clone(), 2), "it has become cheaper");
+    assert_eq!(asked_after(price, Amount::TOKEN, Duration::ZERO).await, (paid, 3), "nothing is remembered");
     let refused = Err(ClientError::TooExpensive { price, limit: unseen });
-    assert_eq!(asked_after(unseen, unseen).await.0, vec![refused; 2], "dearer than the limit");
+    assert_eq!(asked_after(unseen, unseen, long).await.0, vec![refused; 2], "dearer than the limit");
 }
 
 #[tokio::test]
 async fn a_client_without_a_way_to_pay_says_what_is_missing() {
+    let trust = Chain::new(3).await.deployer.trust_root().await.unwrap();
     let builder = || Client::builder().gateway("http://127.0.0.1:1").signer(key());
     let problem = |builder: ClientBuilder| builder.build().err().map(|error| error.to_string()).unwrap_or_default();
     assert!(problem(builder()).starts_with("payment: is missing"));
+    let payer = Arc::new(RelayedPayer::new(Arc::new(GrpcTransport::new("http://127.0.0.1:1").unwrap()), trust, key()));
+    assert!(problem(builder().payer(payer).payment(Payment::Relayed)).starts_with("payment: is given twice"));
     assert!(problem(builder().payment(Payment::Relayed)).starts_with("trust: is missing"));
     assert!(problem(builder().payment(Payment::Channel("no such file".into()))).starts_with("payment: channel no such file: "));
 }

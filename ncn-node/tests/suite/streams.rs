@@ -236,10 +236,11 @@ async fn listen_and_tell(executor: impl Executor + 'static, meddling: Meddling, 
         match events.next().await.unwrap() {
             Ok(InferenceEvent::Part(part)) => text.push_str(part.values.text("text").unwrap()),
             Ok(InferenceEvent::Finished(answer)) => break Ok(*answer),
-            Ok(_) => {
+            Ok(InferenceEvent::Restarted) => {
                 text.clear();
                 restarts += 1;
             }
+            Ok(event) => panic!("unknown: {event:?}"),
             Err(error) => break Err(error),
         }
     };

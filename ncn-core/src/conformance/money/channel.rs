@@ -53,7 +53,7 @@ impl Scene<'_> {
     }
 
     /// What the ledger has of a channel that was opened.
-    async fn channel(&self, terms: &ChannelParams) -> Result<Channel, Violation> {
+    pub(super) async fn channel(&self, terms: &ChannelParams) -> Result<Channel, Violation> {
         let channel = self.strange_settler.channel(terms.id()).await;
         let found = channel.clone().ok().flatten();
         found.ok_or_else(|| Violation { rule: "everyone sees a channel", what: format!("{channel:?}") })
@@ -154,9 +154,9 @@ pub(super) async fn shows(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let known = scene.ledger.status(quote.client, quote.request_id).await;
     let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
     rules.check("everyone sees an escrow", seen == known && matches!(seen, Ok(PaymentStatus::Held { .. })), (known, seen))?;
-    rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+    let by = rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
     let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
-    rules.check("everyone sees a refund", matches!(seen, Ok(PaymentStatus::Refunded { .. })), seen)
+    rules.check("everyone sees a refund", seen == Ok(PaymentStatus::Refunded { by }), seen)
 }
 
 pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {

@@ -181,9 +181,10 @@ pub(super) async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
             let mut resumed = rules.ok("changes can be followed from a block", scene.strange_ledger.changes(change.block).await)?;
             let first = resumed.next().await;
             rules.check("following starts at the block", first == Some(Ok(change)), first)?;
-            rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+            let by = rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
             let next = resumed.next().await;
-            let told = matches!(&next, Some(Ok(next)) if matches!(next.status, PaymentStatus::Refunded { .. }));
+            let refunded = PaymentStatus::Refunded { by };
+            let told = matches!(&next, Some(Ok(next)) if (next.request_id, &next.status) == (quote.request_id, &refunded));
             return rules.check("a change is told when it comes", told, next);
         }
     }
@@ -227,9 +228,13 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
         let by = rules.ok("a voucher is captured, and again as good as once", scene.ledger.settle(&settlement).await)?;
         rules.check("a captured voucher stays a voucher", by == voucher, &by)?;
         let status = scene.ledger.status(served.client, served.request_id).await;
-        let earned =
-            matches!(&status, Ok(PaymentStatus::Earned { by } | PaymentStatus::PaidOut { by, compute: None }) if *by == voucher);
-        rules.check("a captured voucher is earned, and not paid out before it is charged", earned, status)?;
+        let charged = scene.channel(&terms).await?.settled;
+        let earned = match &status {
+            Ok(PaymentStatus::Earned { by }) => *by == voucher,
+            Ok(PaymentStatus::PaidOut { by, compute: None }) => *by == voucher && charged == PRICE,
+            _ => false,
+        };
+        rules.check("a captured voucher is earned, and not paid out before it is charged", earned, (status, charged))?;
     }
     rules.refused("what is earned is not given back", scene.ledger.refund(&served).await, LedgerError::is_retryable)?;
     let voucher = PaymentRef::Voucher(Box::new(second));
@@ -251,16 +256,26 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let terms = scene.opened(rules, times(4)).await?;
     let refused = scene.strange_ledger.cooperative_close(&terms).await;
     rules.refused("only a channel's gateway closes it", refused, LedgerError::is_retryable)?;
+    let earned = scene.quote().await?;
+    let signed = SignedVoucher::sign(terms, &earned, PRICE, &scene.trust, &scene.client).await;
+    let payment = rules.ok("a key signs", signed)?;
+    let owed = if scene.ledger.redeem(&earned, &PaymentAuthorization::Voucher(payment)).await.is_ok() {
+        let settlement = scene.settlement(&earned, scene.threshold()).await;
+        rules.ok("a voucher is captured", scene.ledger.settle(&settlement).await)?;
+        PRICE
+    } else {
+        Amount::ZERO
+    };
     let (settled, signature) = rules.ok("a gateway closes its channel", scene.ledger.cooperative_close(&terms).await)?;
     let close = ChannelClose { channel: terms.id(), settled };
     let verified = signature.verify(&close.digest(&scene.trust.channel_domain()), scene.gateway.address());
     rules.check(
         "the agreement is the gateway's, over what was settled",
-        verified.is_ok() && settled.is_zero(),
+        verified.is_ok() && settled == owed,
         (verified, settled),
     )?;
     let quote = scene.quote().await?;
-    let signed = SignedVoucher::sign(terms, &quote, PRICE, &scene.trust, &scene.client).await;
+    let signed = SignedVoucher::sign(terms, &quote, times(2), &scene.trust, &scene.client).await;
     let payment = rules.ok("a key signs", signed)?;
     let refused = scene.ledger.redeem(&quote, &PaymentAuthorization::Voucher(payment)).await;
     rules.refused("a channel that is being closed pays nothing", refused, LedgerError::is_retryable)?;

@@ -68,22 +68,37 @@ pub(super) async fn pays(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
     let mut dear = quote.clone();
     dear.total = Amount::new(PRICE.units() * 1_000);
     refused.push(("no more is paid than there is", dear));
+    let before = scene.balance(&scene.client).await;
     for (rule, quote) in refused {
         rules.refused(rule, payer.pay(&quote).await, LedgerError::is_retryable)?;
         payer.release(&quote, false).await;
         let held = payment.held(&quote).await;
         rules.check("what is refused pays nothing", held == Ok(PaymentStatus::Unpaid), (rule, held))?;
+        let after = scene.balance(&scene.client).await;
+        rules.check("what is refused costs nothing", before == after, (rule, before, after))?;
     }
 
     // What a refused voucher reserves stays so until its channel ends: from here on with a client that has promised nothing.
     let payment = &Payment::new(payment.fixture, &scene.trust).await;
     let Payment { scene, payer, .. } = payment;
     let quote = scene.quote().await?;
+    let unspent = scene.balance(&scene.client).await;
     let by = rules.ok("a client pays", payer.pay(&quote).await)?;
     let (held, status) = (payment.held(&quote).await, payer.status(&quote).await);
     rules.check("what a client pays, its gateway holds", is_held(&held, &quote, &by), (&by, held))?;
     rules.check("what is paid is held", is_held(&status, &quote, &by), (&by, status))?;
     let before = scene.balance(&scene.client).await;
+    let cost = if by.voucher().is_some() { Amount::ZERO } else { PRICE };
+    rules.check(
+        "a payment takes the total from the account, or out of its channel",
+        unspent.checked_sub(before) == Some(cost),
+        before,
+    )?;
+    let mut other = quote.clone();
+    other.compute = scene.outsider.address();
+    rules.refused("one request has one payment", payer.pay(&other).await, LedgerError::is_retryable)?;
+    let held = payment.held(&quote).await;
+    rules.check("a second quote changes nothing", is_held(&held, &quote, &by), held)?;
     let again = payer.pay(&quote).await;
     rules.check("paying again is the same payment", again == Ok(by.clone()), again)?;
     let restarted = payment.fixture.payer(scene.client.clone(), Amount::ZERO, &scene.ledger).await;
@@ -99,7 +114,25 @@ pub(super) async fn pays(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
         last = payer.pay(&quote).await;
         rules.check("a payment is taken as long as there is money", last.is_ok() == (count < 10), (count, &last))?;
     }
-    rules.refused("no more is paid than there is", last, LedgerError::is_retryable)
+    let said = matches!(last, Err(LedgerError::InsufficientFunds { .. } | LedgerError::Channel { .. } | LedgerError::Unproven(_)));
+    rules.check("lack of funds is said so", said, last)
+}
+
+/// What was authorized and redeemed is not paid again by a transaction.
+pub(super) async fn pays_once(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
+    let Payment { scene, payer, .. } = payment;
+    let quote = scene.quote().await?;
+    if rules.ok("a client pays", payer.pay(&quote).await)?.transaction().is_none() {
+        // Who signs has no second way.
+        return Ok(());
+    }
+    let quote = scene.quote().await?;
+    let by = rules.ok("a gateway redeems an authorization", scene.escrow(&quote).await)?;
+    let before = scene.balance(&scene.client).await;
+    let again = payer.pay(&quote).await;
+    rules.check("what is authorized is not escrowed again", again == Ok(by), again)?;
+    let after = scene.balance(&scene.client).await;
+    rules.check("what is authorized is not escrowed again", before == after, (before, after))
 }
 
 pub(super) async fn sees_the_end(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
@@ -119,13 +152,28 @@ pub(super) async fn sees_the_end(rules: &mut Rules, payment: &Payment<'_>) -> Ch
     let proven = matches!(&status, Ok(PaymentStatus::Refunded { by }) if *by == refund);
     let unproven = matches!(status, Err(LedgerError::Unproven(_)));
     rules.check("a client sees that its payment came back, or that only the gateway says so", proven || unproven, &status)?;
-    if fixture.sees_chain() && refund.transaction().is_some() {
-        rules.check("a payer that sees the chain sees the refund", proven, status)?;
+    rules.check(
+        "a payer that sees the chain sees the refund",
+        proven || !fixture.sees_chain() || refund.voucher().is_some(),
+        status,
+    )?;
+    if refund.transaction().is_some() {
         let after = scene.balance(&scene.client).await;
         rules.check("what is refunded is the client's again", after.checked_sub(before) == Some(PRICE), (before, after))?;
     }
     payer.release(&failed, false).await;
-    Ok(())
+    let before = scene.balance(&scene.client).await;
+    for quote in [&served, &failed] {
+        let again = payer.pay(quote).await;
+        let harmless = match &again {
+            // The voucher that it was.
+            Ok(by) => by.voucher().is_some_and(|payment| payment.voucher.request_id == quote.request_id),
+            Err(error) => !error.is_retryable(),
+        };
+        rules.check("what has ended is not paid again", harmless, again)?;
+    }
+    let after = scene.balance(&scene.client).await;
+    rules.check("what has ended is not paid again", before == after, (before, after))
 }
 
 /// A request that was ordered, paid, served and settled, and the receipt of it.
