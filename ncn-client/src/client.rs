@@ -29,6 +29,7 @@ use crate::{ClientError, QuoteProblem, unix_now};
 
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// The SDK's way to the network. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -110,8 +111,9 @@ impl Client {
 
     /// Submits an order and checks what the gateway makes of it. Nothing is paid yet: the caller sees the quote first, and pays it or not.
     ///
-    /// The order is signed for the price that the gateway listed when it was last asked, at most [`ClientConfig::max_offer_age`] ago, so neither a higher limit nor a price that
-    /// rises meanwhile is ever charged. Where the list has changed since then, it is asked for again, once.
+    /// The order is signed for the price that the gateway listed when it was last asked, at most [`ClientConfig::max_offer_age`] ago, so
+    /// neither a higher limit nor a price that rises meanwhile is ever charged. Where the list has changed since then, it is asked for
+    /// again, once.
     ///
     /// # Errors
     /// [`ClientError::TooExpensive`] when the listed price is above the order's limit, or above the client's where the order has none.

@@ -210,10 +210,10 @@ impl PaymentLedger for ChannelProcessor {
         if payment.terms.gateway != self.account() {
             return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
         }
-        payment.matches(quote)?;
-        // The signature of a voucher that is held has been checked.
-        if self.hold(quote.request_id).is_none_or(|hold| hold.payment != *payment) {
-            payment.verify(quote, &self.0.chain.trust_root().await?)?;
+        match self.hold(quote.request_id) {
+            // The signature of a voucher that is held has been checked.
+            Some(hold) if hold.payment == *payment => payment.matches(quote)?,
+            _ => payment.verify(quote, &self.0.chain.trust_root().await?)?,
         }
         self.learn(payment, quote).await?;
         let options = &self.0.options;
