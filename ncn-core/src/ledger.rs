@@ -44,6 +44,12 @@ impl PaymentRef {
     }
 }
 
+impl From<SignedVoucher> for PaymentRef {
+    fn from(payment: SignedVoucher) -> Self {
+        Self::Voucher(Box::new(payment))
+    }
+}
+
 impl fmt::Display for PaymentRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -102,6 +108,28 @@ impl PaymentStatus {
             Self::Earned { by } => Some(by),
             Self::PaidOut { by, compute } if compute.is_none_or(|paid| paid == node) => Some(by),
             _ => None,
+        }
+    }
+
+    /// Checks that an escrow was paid out by this settlement, for this node's result, as a receipt says.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotAllowed`] when it went another way; [`LedgerError::Unreachable`] while it has not ended: the gateway's endpoint may
+    /// be ahead of the one that was asked.
+    pub fn check_settled(&self, settlement: B256, compute: Address) -> Result<(), LedgerError> {
+        let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
+        match self {
+            Self::PaidOut { by, .. } if *by != PaymentRef::Transaction(settlement) => {
+                refuse(format!("was paid out by {by}, not by {settlement}"))
+            }
+            Self::PaidOut { .. } if self.settled_for(compute).is_none() => {
+                refuse("was paid out for another compute node's result".into())
+            }
+            Self::PaidOut { .. } => Ok(()),
+            Self::Refunded { by } => refuse(format!("was given back by {by}")),
+            Self::Unpaid | Self::Held { .. } | Self::Earned { .. } => {
+                Err(LedgerError::Unreachable(format!("the chain does not show the settlement {settlement} yet: {self}")))
+            }
         }
     }
 }

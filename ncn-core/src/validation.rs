@@ -170,7 +170,7 @@ pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
     }
 }
 
-/// Do order and quote, which fit each other, fit the subnet and the network?
+/// Do order and quote fit each other, the subnet and the network?
 fn terms(order: &InferenceRequest, quote: &Quote, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let subnet = facts.subnet;
     let Some(listed) = subnet.model(&order.model_digest) else {

@@ -225,14 +225,14 @@ impl PaymentLedger for ChannelProcessor {
                 Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
             })
             .await?;
-        Ok(by(payment))
+        Ok((*payment).into())
     }
 
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
         let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
             return self.0.ledger.status(client, request_id).await;
         };
-        let by = by(&hold.payment);
+        let by = hold.payment.into();
         Ok(match hold.stage {
             Stage::Reserved => PaymentStatus::Held { quote: hold.payment.voucher.quote, by },
             // What can never be charged was earned all the same: its client has the answer.
@@ -259,7 +259,7 @@ impl PaymentLedger for ChannelProcessor {
             })
             .await?;
         self.0.changed.notify_one();
-        Ok(by(&hold.payment))
+        Ok(hold.payment.into())
     }
 
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
@@ -267,7 +267,7 @@ impl PaymentLedger for ChannelProcessor {
         let request = quote.request_id;
         let release = |book: &mut ChannelState| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
         self.0.change(release).await?;
-        Ok(by(&hold.payment))
+        Ok(hold.payment.into())
     }
 
     async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
@@ -311,8 +311,4 @@ impl PaymentLedger for ChannelProcessor {
         }
         Ok((settled, signature))
     }
-}
-
-fn by(payment: &SignedVoucher) -> PaymentRef {
-    PaymentRef::Voucher(Box::new(*payment))
 }

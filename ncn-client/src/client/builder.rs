@@ -170,11 +170,8 @@ impl ClientBuilder {
             (Some(payer), None) => payer,
             (None, Some(Payment::OnChain(ledger))) => Arc::new(ledger),
             (None, Some(Payment::Relayed)) => {
-                let payer = RelayedPayer::new(transport.clone(), trust()?, signer.clone());
-                Arc::new(match self.chain {
-                    Some(chain) => payer.with_chain(Arc::new(chain)),
-                    None => payer,
-                })
+                let chain = self.chain.map(|chain| Arc::new(chain) as _);
+                Arc::new(RelayedPayer::new(transport.clone(), trust()?, signer.clone()).with_chain(chain))
             }
             (None, Some(Payment::Channel(path))) => {
                 let opened = PayerChannel::open(&path);
@@ -183,11 +180,8 @@ impl ClientBuilder {
                     let (owner, key) = (channel.terms().client, signer.address());
                     return Err(missing("signer", &format!("is {key}'s key, the channel is {owner}'s")));
                 }
-                let payer = ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel));
-                Arc::new(match self.chain {
-                    Some(chain) => payer.with_chain(Arc::new(chain)),
-                    None => payer,
-                })
+                let chain = self.chain.map(|chain| Arc::new(chain) as _);
+                Arc::new(ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel)).with_chain(chain))
             }
             (None, None) => return Err(missing("payment", "is missing: say how requests are paid")),
             (Some(_), Some(_)) => return Err(missing("payment", "is given twice: give a payment or a payer, not both")),

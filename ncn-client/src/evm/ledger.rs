@@ -334,21 +334,7 @@ impl Payer for EvmLedger {
             return refuse("is a channel's, and the chain is to hold an escrow".into());
         };
         let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        let status = self.payment(client, request_id).await?;
-        match &status {
-            PaymentStatus::PaidOut { by, .. } if *by != PaymentRef::Transaction(settlement) => {
-                return refuse(format!("was paid out by {by}, not by {settlement}"));
-            }
-            PaymentStatus::PaidOut { .. } if status.settled_for(receipt.compute()).is_none() => {
-                return refuse("was paid out for another compute node's result".into());
-            }
-            PaymentStatus::PaidOut { .. } => {}
-            PaymentStatus::Refunded { by } => return refuse(format!("was given back by {by}")),
-            // The gateway's node may be ahead of this one.
-            PaymentStatus::Unpaid | PaymentStatus::Held { .. } | PaymentStatus::Earned { .. } => {
-                return Err(LedgerError::Unreachable(format!("the chain does not show the settlement {settlement} yet: {status}")));
-            }
-        }
+        self.payment(client, request_id).await?.check_settled(settlement, receipt.compute())?;
         let quote = receipt.quote.struct_hash();
         let held = self.stated(client, request_id, |status| status.payment_of(quote).is_some()).await?;
         match held.payment_of(quote).and_then(PaymentRef::transaction) {

@@ -26,10 +26,10 @@ impl ChannelPayer {
         Self { relay: Relay::new(transport, trust, signer), channel, chain: None }
     }
 
-    /// Asks this chain what the channel was charged. It must be the one of the network that is trusted.
+    /// Asks this chain, where there is one, what the channel was charged. It must be the one of the network that is trusted.
     #[must_use]
-    pub fn with_chain(self, chain: Arc<dyn ChainView>) -> Self {
-        Self { chain: Some(chain), ..self }
+    pub fn with_chain(self, chain: Option<Arc<dyn ChainView>>) -> Self {
+        Self { chain, ..self }
     }
 
     /// Takes in what the chain has charged the channel, where there is a chain.
@@ -101,7 +101,7 @@ impl Payer for ChannelPayer {
             Err(error) if !error.is_retryable() => {
                 Err(LedgerError::Unproven(format!("the gateway has refused the payment, and could still use it: {error}")))
             }
-            presented => presented.map(|()| PaymentRef::Voucher(Box::new(payment))),
+            presented => presented.map(|()| payment.into()),
         }
     }
 
@@ -109,7 +109,7 @@ impl Payer for ChannelPayer {
         let (request_id, id) = (quote.request_id, self.channel.terms().id());
         let (stated, voucher) = (self.relay.stated(request_id).await?, self.channel.voucher(request_id));
         let says = match voucher {
-            Some(voucher) => match stated.status(quote, PaymentRef::Voucher(Box::new(voucher))) {
+            Some(voucher) => match stated.status(quote, voucher.into()) {
                 Ok(status) => return Ok(status),
                 Err(says) => says,
             },

@@ -27,11 +27,11 @@ impl RelayedPayer {
         Self { relay: Relay::new(transport, trust, signer), chain: None }
     }
 
-    /// Asks this payer's chain what became of payments, instead of the gateway, and has it take back what is past its expiry. It must be
-    /// the one of the network that is trusted. Payments are still made by signature.
+    /// Asks this payer's chain, where there is one, what became of payments, instead of the gateway, and has it take back what is past its
+    /// expiry. It must be the one of the network that is trusted. Payments are still made by signature.
     #[must_use]
-    pub fn with_chain(self, chain: Arc<dyn Payer>) -> Self {
-        Self { chain: Some(chain), ..self }
+    pub fn with_chain(self, chain: Option<Arc<dyn Payer>>) -> Self {
+        Self { chain, ..self }
     }
 }
 

@@ -267,10 +267,7 @@ impl Payer for MemoryLedger {
             return refuse("is a channel's, and the chain is to hold an escrow".into());
         };
         let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        let status = self.payment(client, request_id);
-        if status.settled_for(receipt.compute()) != Some(&PaymentRef::Transaction(settlement)) {
-            return refuse(format!("is {status}, not paid out by {settlement}"));
-        }
+        self.payment(client, request_id).check_settled(settlement, receipt.compute())?;
         let quote = receipt.quote.struct_hash();
         let escrowed = self.chain.lock().changes.iter().any(|change| {
             (change.client, change.request_id) == (client, request_id)

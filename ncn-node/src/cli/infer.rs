@@ -215,11 +215,7 @@ pub(super) fn relayed_payer(
     signer: &DynSigner,
     chain: Option<Arc<EvmLedger>>,
 ) -> RelayedPayer {
-    let payer = RelayedPayer::new(transport.clone(), trust, signer.clone());
-    match chain {
-        Some(chain) => payer.with_chain(chain),
-        None => payer,
-    }
+    RelayedPayer::new(transport.clone(), trust, signer.clone()).with_chain(chain.map(|chain| chain as _))
 }
 
 /// Pays out of a channel; a chain shows what that was charged.
@@ -230,11 +226,7 @@ pub(super) fn channel_payer(
     channel: Arc<PayerChannel>,
     chain: Option<Arc<EvmLedger>>,
 ) -> ChannelPayer {
-    let payer = ChannelPayer::new(transport.clone(), trust, signer.clone(), channel);
-    match chain {
-        Some(chain) => payer.with_chain(chain),
-        None => payer,
-    }
+    ChannelPayer::new(transport.clone(), trust, signer.clone(), channel).with_chain(chain.map(|chain| chain as _))
 }
 
 /// A payer on the chain, when the chain has the network that is trusted.

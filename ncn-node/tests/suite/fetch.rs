@@ -376,7 +376,7 @@ async fn a_gateway_that_has_forgotten_a_request_has_not_thereby_refunded_it() {
     // The chain says when all of it was charged.
     scene.network.channels().flush();
     let chain = Arc::new(scene.network.ledger(scene.signer.clone()));
-    let ledger = scene.ledger().await.with_chain(chain);
+    let ledger = scene.ledger().await.with_chain(Some(chain));
     until("the chain has charged both", async || {
         scene.network.channels().flush();
         ledger.reconcile().await.unwrap();

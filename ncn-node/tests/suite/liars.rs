@@ -372,7 +372,8 @@ async fn a_receipt_speaks_of_the_clients_own_payment() {
         let chain = Arc::new(network.ledger(client.clone()));
         let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
         let relay = RelayedPayer::new(transport, network.trust_root().await.unwrap(), client);
-        let client = if relayed { builder.payer(Arc::new(relay.with_chain(chain))) } else { builder.payer(chain) }.build().unwrap();
+        let client =
+            if relayed { builder.payer(Arc::new(relay.with_chain(Some(chain)))) } else { builder.payer(chain) }.build().unwrap();
         let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
         answer.map(|answer| answer.receipt).map_err(|error| error.to_string())
     };

@@ -336,9 +336,8 @@ impl PayerFixture for Signing {
         let transport = Arc::new(Cashier { ledger: gateway.clone(), quotes: quotes.clone() });
         let chain = self.gateways.network.chain.ledger(signer.clone());
         if self.by == By::Transfer {
-            let payer = RelayedPayer::new(transport, trust, signer);
-            let payer: Box<dyn Payer> = Box::new(if self.chain { payer.with_chain(chain) } else { payer });
-            return Arc::new(Quoting { payer, quotes });
+            let payer = RelayedPayer::new(transport, trust, signer).with_chain(self.chain.then_some(chain as _));
+            return Arc::new(Quoting { payer: Box::new(payer), quotes });
         }
         let known = self.channels.lock().unwrap().get(&signer.address()).cloned();
         let channel = match known {
@@ -352,9 +351,8 @@ impl PayerFixture for Signing {
                 channel
             }
         };
-        let payer = ChannelPayer::new(transport, trust, signer, channel);
-        let payer: Box<dyn Payer> = Box::new(if self.chain { payer.with_chain(chain) } else { payer });
-        Arc::new(Quoting { payer, quotes })
+        let payer = ChannelPayer::new(transport, trust, signer, channel).with_chain(self.chain.then_some(chain as _));
+        Arc::new(Quoting { payer: Box::new(payer), quotes })
     }
 
     fn sees_chain(&self) -> bool {

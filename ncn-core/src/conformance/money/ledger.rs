@@ -205,7 +205,7 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
         let status = scene.ledger.status(served.client, served.request_id).await;
         return rules.check("a voucher that is refused pays nothing", status == Ok(PaymentStatus::Unpaid), status);
     };
-    let voucher = PaymentRef::Voucher(Box::new(first));
+    let voucher = PaymentRef::from(first);
     rules.check("a voucher that is taken is what pays", by == voucher, &by)?;
     let mut other = served.clone();
     other.total = times(2);
@@ -237,7 +237,7 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
         rules.check("a captured voucher is earned, and not paid out before it is charged", earned, (status, charged))?;
     }
     rules.refused("what is earned is not given back", scene.ledger.refund(&served).await, LedgerError::is_retryable)?;
-    let voucher = PaymentRef::Voucher(Box::new(second));
+    let voucher = PaymentRef::from(second);
     for _ in 0..2 {
         let by = rules.ok("a voucher is released, and again as good as once", scene.ledger.refund(&failed).await)?;
         let status = scene.ledger.status(failed.client, failed.request_id).await;
