@@ -48,7 +48,7 @@ enum Ending {
     Failed(String),
 }
 
-/// Whoever takes the parts of an output, if anyone does.
+/// The caller that takes the parts of an output, when there is one.
 struct Listener {
     parts: Parts,
     out: Option<mpsc::Sender<InferenceEvent>>,
@@ -64,15 +64,9 @@ impl Listener {
         (Self { out: Some(out), ..Self::none(paid) }, parts)
     }
 
-    /// Hands out the next part once the caller has room for it; never comes back when there is none, or nobody listens.
+    /// Hands out the next part once the caller has room for it. Without a caller, drops what waits.
     async fn hand_out(&mut self) {
-        let Some(out) = &self.out else {
-            self.parts.discard();
-            return std::future::pending().await;
-        };
-        if !self.parts.is_waiting() {
-            return std::future::pending().await;
-        }
+        let Some(out) = &self.out else { return self.parts.discard() };
         let Ok(permit) = out.reserve().await else {
             // The end is followed all the same.
             self.out = None;
@@ -85,7 +79,7 @@ impl Listener {
 
     /// Hands out all that waits.
     async fn flush(&mut self) {
-        while self.out.is_some() && self.parts.is_waiting() {
+        while self.parts.is_waiting() {
             self.hand_out().await;
         }
     }
@@ -176,7 +170,7 @@ impl Paid {
                 // A caller that is slow to take parts holds up neither the request nor the other requests of its connection.
                 let update = tokio::select! {
                     update = updates.next() => update,
-                    () = listener.hand_out() => continue,
+                    () = listener.hand_out(), if listener.parts.is_waiting() => continue,
                 };
                 let Some(update) = update else { break };
                 match update? {
@@ -242,7 +236,7 @@ impl Paid {
         }
     }
 
-    /// The same, where nobody listens.
+    /// The same, without a listener.
     pub(super) async fn concluded(&self, reason: String) -> Result<InferenceOutput, ClientError> {
         self.conclude(reason, &mut Listener::none(self)).await
     }
