@@ -80,7 +80,7 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
         .well_known_keys()
         .executor(arguments.engines.executor(&packages).await?)
         .models(packages)
-        .settle_options(settle)
+        .gateway(move |gateway| gateway.batch_policy(settle))
         .listen(arguments.gateway, arguments.registry)
         .start()
         .await

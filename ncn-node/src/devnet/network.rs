@@ -15,11 +15,13 @@ use ncn_core::{
 
 use super::{EmbeddedChain, quickstart};
 use crate::{
-    channel::{BatchPolicy, ChannelProcessor},
+    channel::ChannelProcessor,
     compute::ComputeNode,
     executor::{WorkerExecutor, WorkerOptions, WorkerProgram},
-    gateway::{Gateway, GatewayError, GatewayOptions, journal::Journal},
-    node::{ComputeNodeError, NodeError, RunningComputeNode, RunningGateway, RunningRegistryNode, RunningValidator},
+    gateway::{Gateway, GatewayError},
+    node::{
+        ComputeNodeError, GatewayBuilder, NodeError, RunningComputeNode, RunningGateway, RunningRegistryNode, RunningValidator,
+    },
     registry::{RegistryNode, ValidatorNode},
     sandbox::{self, SandboxMode},
     server::LOOPBACK,
@@ -77,7 +79,6 @@ pub enum DevnetError {
 }
 
 /// How a local network is made up.
-#[derive(Clone)]
 pub struct LocalNetworkBuilder {
     validators: usize,
     compute_nodes: usize,
@@ -85,9 +86,7 @@ pub struct LocalNetworkBuilder {
     sandbox: SandboxMode,
     executor: Option<Arc<dyn Executor>>,
     models: Vec<ModelPackage>,
-    options: GatewayOptions,
-    journal: Option<Arc<dyn Journal>>,
-    settle: BatchPolicy,
+    setup: Option<Box<dyn FnOnce(GatewayBuilder) -> GatewayBuilder + Send>>,
     state: Option<PathBuf>,
     chain: Option<Arc<EmbeddedChain>>,
     well_known: bool,
@@ -107,7 +106,6 @@ pub struct LocalNetwork {
     registry: RunningRegistryNode,
     validators: Vec<RunningValidator>,
     gateway: RunningGateway,
-    gateway_url: String,
     compute_nodes: Vec<RunningComputeNode>,
     _files: tempfile::TempDir,
 }
@@ -121,9 +119,7 @@ impl Default for LocalNetworkBuilder {
             sandbox: SandboxMode::default(),
             executor: None,
             models: Vec::new(),
-            options: GatewayOptions::default(),
-            journal: None,
-            settle: BatchPolicy::default(),
+            setup: None,
             state: None,
             chain: None,
             well_known: false,
@@ -176,24 +172,10 @@ impl LocalNetworkBuilder {
         self
     }
 
-    /// What the gateway does.
+    /// Sets up the gateway before it starts: its options, its batch policy, its journal.
     #[must_use]
-    pub fn gateway_options(mut self, options: GatewayOptions) -> Self {
-        self.options = options;
-        self
-    }
-
-    /// Where the gateway keeps its events, instead of in its store.
-    #[must_use]
-    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        self.journal = Some(journal);
-        self
-    }
-
-    /// When the gateway settles what it has earned out of channels.
-    #[must_use]
-    pub const fn settle_options(mut self, settle: BatchPolicy) -> Self {
-        self.settle = settle;
+    pub fn gateway(mut self, setup: impl FnOnce(GatewayBuilder) -> GatewayBuilder + Send + 'static) -> Self {
+        self.setup = Some(Box::new(setup));
         self
     }
 
@@ -230,7 +212,7 @@ impl LocalNetworkBuilder {
     }
 
     /// Starts the network and waits until everyone has found everyone.
-    pub async fn start(self) -> Result<LocalNetwork, DevnetError> {
+    pub async fn start(mut self) -> Result<LocalNetwork, DevnetError> {
         let chain = self.chain.clone().unwrap_or_else(|| Arc::new(EmbeddedChain::new(CHAIN_ID)));
         let treasury = self.key("treasury", 0).address();
         let genesis = DeployParams {
@@ -265,36 +247,24 @@ impl LocalNetworkBuilder {
         let packages = if self.models.is_empty() { vec![quickstart::unpack(files.path())?] } else { self.models.clone() };
         let store = Store::open(&self.state.as_deref().unwrap_or(files.path()).join("gateway.redb"))?;
         let gateway = self.start_gateway(&deployer, connect()?, &packages, store).await?;
-        let gateway_url = gateway.url().unwrap_or_default();
-
         let mut starting = Vec::new();
         for number in 0..self.compute_nodes {
             let (executor, signer) = (self.compute_executor()?, self.key("compute", number));
             let (subnet, ledger) = (gateway.gateway().subnet_id(), Arc::new(deployer.with_signer(signer.clone())));
             let node =
                 ComputeNode::builder(signer, subnet, executor, ledger, connect()?).models(packages.clone()).capacity(CAPACITY);
-            starting.push(node.gateway(gateway.gateway().address(), &gateway_url).start());
+            starting.push(node.gateway(gateway.gateway().address(), gateway.url().unwrap_or_default()).start());
         }
         let compute_nodes = try_join_all(starting).await?;
         let directory = connect()?;
-        let network = LocalNetwork {
-            chain,
-            deployer,
-            treasury,
-            directory,
-            registry,
-            validators,
-            gateway,
-            gateway_url,
-            compute_nodes,
-            _files: files,
-        };
+        let network =
+            LocalNetwork { chain, deployer, treasury, directory, registry, validators, gateway, compute_nodes, _files: files };
         tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
         Ok(network)
     }
 
     async fn start_gateway(
-        &self,
+        &mut self,
         deployer: &EvmLedger,
         registry: Arc<dyn Registry>,
         packages: &[ModelPackage],
@@ -314,11 +284,9 @@ impl LocalNetworkBuilder {
         account.create_subnet(&subnet.name, SUBNET_FEE).await?;
         let mut gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store)
             .manifests(packages.iter().map(|package| package.model.bytes().clone()).collect())
-            .batch_policy(self.settle)
-            .options(self.options.clone())
             .listen(self.gateway);
-        if let Some(journal) = &self.journal {
-            gateway = gateway.journal(journal.clone());
+        if let Some(setup) = self.setup.take() {
+            gateway = setup(gateway);
         }
         Ok(gateway.start().await?)
     }
@@ -377,7 +345,7 @@ impl LocalNetwork {
 
     /// How the gateway is called.
     pub fn gateway_url(&self) -> String {
-        self.gateway_url.clone()
+        self.gateway.url().unwrap_or_default()
     }
 
     /// How the registry node is called.

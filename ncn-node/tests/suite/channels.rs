@@ -38,7 +38,7 @@ impl Scene {
     async fn new(deposit: Amount) -> Self {
         // Nothing is settled unless the test says so.
         let settle = BatchPolicy { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..BatchPolicy::default() };
-        let network = network().settle_options(settle).start().await.unwrap();
+        let network = network().gateway(move |gateway| gateway.batch_policy(settle)).start().await.unwrap();
         let signer = key();
         network.funder().transfer(signer.address(), deposit).await.unwrap();
         let terms = ChannelParams { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };

@@ -123,7 +123,7 @@ async fn when_no_node_is_left_the_payment_comes_back_at_once() {
 #[tokio::test]
 async fn a_gateway_that_dies_cannot_keep_the_payment() {
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
-    let network = network().gateway_options(options).start().await.unwrap();
+    let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
     let (client, ledger) = client(&network).await;
     let order = Order::new(quickstart::NAME, seven()).timeout(SHORT);
     let quoted = client.submit(order).await.unwrap();
@@ -155,7 +155,7 @@ async fn money_that_comes_after_a_cancellation_goes_back() {
 #[tokio::test]
 async fn an_unpaid_request_expires_by_itself() {
     let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
-    let network = network().gateway_options(options).start().await.unwrap();
+    let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
     let (client, _) = client(&network).await;
     let quoted = client.submit(Order::new(quickstart::NAME, seven()).timeout(SHORT)).await.unwrap();
     let (gateway, id) = (network.gateway(), quoted.request_id());

@@ -328,7 +328,7 @@ struct ChannelScene {
 impl ChannelScene {
     async fn new() -> Self {
         let options = GatewayOptions { retention: Duration::ZERO, ..GatewayOptions::default() };
-        let network = network().gateway_options(options).start().await.unwrap();
+        let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
         let signer = key();
         network.funder().transfer(signer.address(), tokens(1)).await.unwrap();
         let terms = ChannelParams { client: signer.address(), gateway: network.gateway_address(), salt: B256::random() };
@@ -407,7 +407,7 @@ async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let chain = Arc::new(EmbeddedChain::new(31_337));
     let rpc = RpcServer::start(chain.clone(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
-    let network = network().gateway_options(options).chain(chain.clone()).start().await.unwrap();
+    let network = network().gateway(|gateway| gateway.options(options)).chain(chain.clone()).start().await.unwrap();
     let signer = key();
     network.funder().transfer(signer.address(), tokens(1)).await.unwrap();
     chain.fund(signer.address(), U256::from(10_u64.pow(18)));

@@ -201,7 +201,11 @@ async fn a_compute_node_finds_the_files_of_its_gateways_models() {
     let line = good(&origin, &["add", digits.to_str().unwrap()]);
     let peer = Peer::start(&origin);
     let model_sources = vec!["file:///etc".into(), "http://127.0.0.1:1".into(), peer.1.clone()];
-    let network = network().gateway_options(GatewayOptions { model_sources, ..GatewayOptions::default() }).start().await.unwrap();
+    let network = network()
+        .gateway(|gateway| gateway.options(GatewayOptions { model_sources, ..GatewayOptions::default() }))
+        .start()
+        .await
+        .unwrap();
     let gateway = network.gateway_url();
     let output = tokio::task::spawn_blocking(move || {
         fails(&store, &["pull", "dogs", "--gateway", &gateway], 2, "it has: digits");

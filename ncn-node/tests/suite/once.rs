@@ -49,7 +49,12 @@ impl Scene {
     async fn new() -> Self {
         let executor = failing(ExecutorError::Worker("never".into()), 0);
         let settle = BatchPolicy { max_requests: 1, ..BatchPolicy::default() };
-        let network = LocalNetwork::builder().executor(executor.clone()).settle_options(settle).start().await.unwrap();
+        let network = LocalNetwork::builder()
+            .executor(executor.clone())
+            .gateway(move |gateway| gateway.batch_policy(settle))
+            .start()
+            .await
+            .unwrap();
         let files = tempfile::tempdir().unwrap();
         let other = second_gateway(&network, files.path()).await;
         let client = key();
