@@ -16,7 +16,7 @@ use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
 pub use escapes::{EscapeFixture, Escapes, escapes};
 pub use executor::{ExecutorFixture, executor};
-pub use money::{LedgerFixture, PayerFixture, chain, ledger, payer};
+pub use money::{ChainFixture, LedgerFixture, PayerFixture, chain, ledger, payer};
 pub use registry::{RegistryFixture, registry};
 pub use sandbox::{SandboxFixture, sandbox};
 pub use transport::{TransportFixture, transport};

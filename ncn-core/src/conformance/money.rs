@@ -15,17 +15,14 @@ use crate::{
     PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime, validation::MAX_ESCROW_SECONDS,
 };
 
-/// What the suites for [`PaymentLedger`], [`Payer`], [`crate::ChainView`] and [`BatchSettler`] need.
+/// A chain with money, as the suites need it.
 #[async_trait]
-pub trait LedgerFixture: Send + Sync {
+pub trait ChainFixture: Send + Sync {
     /// Gives an account these tokens, and whatever it takes to send transactions.
     async fn mint(&self, account: &DynSigner, tokens: Amount);
 
-    /// The ledger as this account sees it. The same signer again is as after a restart.
-    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger>;
-
     /// The chain as this account settles batches on it.
-    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler>;
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler>;
 
     /// Funds a channel out of this account.
     async fn fund_channel(
@@ -51,11 +48,21 @@ pub trait LedgerFixture: Send + Sync {
     async fn advance(&self, seconds: u64);
 }
 
+/// What the suites for [`PaymentLedger`], [`crate::ChainView`] and [`BatchSettler`] need: a chain, and the gateways' ledgers on it.
+#[async_trait]
+pub trait LedgerFixture: Send + Sync {
+    /// The chain.
+    fn chain(&self) -> &dyn ChainFixture;
+
+    /// The ledger as this account sees it. The same signer again is as after a restart.
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger>;
+}
+
 /// What the suite for [`Payer`] needs beside: a way to pay.
 #[async_trait]
 pub trait PayerFixture: Send + Sync {
-    /// The chain, and the gateways' ledgers on it.
-    fn money(&self) -> &dyn LedgerFixture;
+    /// The gateways that are paid.
+    fn gateways(&self) -> &dyn LedgerFixture;
 
     /// A payer for this account, which can spend just so many tokens at the gateway. It has none yet. The same signer again is as after a
     /// restart.
@@ -97,7 +104,7 @@ impl<'a> Scene<'a> {
     async fn poor(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
         let (client, gateway, outsider) = (key(), key(), key());
         for account in [&client, &gateway, &outsider] {
-            fixture.mint(account, Amount::ZERO).await;
+            fixture.chain().mint(account, Amount::ZERO).await;
         }
         Self {
             fixture,
@@ -105,8 +112,8 @@ impl<'a> Scene<'a> {
             ledger: fixture.ledger(gateway.clone()).await,
             clients_ledger: fixture.ledger(client.clone()).await,
             strange_ledger: fixture.ledger(outsider.clone()).await,
-            settler: fixture.chain(gateway.clone()).await,
-            strange_settler: fixture.chain(outsider.clone()).await,
+            settler: fixture.chain().settler(gateway.clone()).await,
+            strange_settler: fixture.chain().settler(outsider.clone()).await,
             client,
             gateway,
             outsider,
@@ -117,7 +124,7 @@ impl<'a> Scene<'a> {
     /// The client has its purse.
     async fn new(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
         let scene = Self::poor(fixture, trust).await;
-        fixture.mint(&scene.client, PURSE).await;
+        fixture.chain().mint(&scene.client, PURSE).await;
         scene
     }
 
@@ -145,7 +152,8 @@ impl<'a> Scene<'a> {
         let order = order(quote.client, [1; 32].into(), quote.model_digest, PRICE, quote.expiry);
         let result = result(&order, quote, &self.trust, &self.compute).await;
         let completion = Completion::new(quote, &result.message);
-        let certificate = certificate(&completion, &quote.request_id, &self.trust, &self.fixture.validators(), approvals).await;
+        let certificate =
+            certificate(&completion, &quote.request_id, &self.trust, &self.fixture.chain().validators(), approvals).await;
         Settlement { quote: quote.clone(), result, certificate }
     }
 
@@ -209,7 +217,7 @@ pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
 /// Runs the suite for [`Payer`].
 pub async fn payer(fixture: &dyn PayerFixture) -> Verdict {
     let mut rules = Rules::default();
-    let trust = trust_root(&mut rules, fixture.money()).await?;
+    let trust = trust_root(&mut rules, fixture.gateways()).await?;
     payer::pays(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
     payer::pays_once(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
     payer::sees_the_end(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;

@@ -10,7 +10,7 @@ use ncn_core::{
     Deregistration, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, Payer,
     PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
     Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
-    conformance::{self, LedgerFixture, PayerFixture, RegistryFixture},
+    conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
     model::ModelFormat,
@@ -217,18 +217,13 @@ impl BatchSettler for BrokenSettler {
 struct BrokenChain(Scene, Fault);
 
 #[async_trait]
-impl LedgerFixture for BrokenChain {
+impl ChainFixture for BrokenChain {
     async fn mint(&self, account: &DynSigner, tokens: Amount) {
         self.0.mint(account, tokens).await;
     }
 
-    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
-        let ledger = self.0.ledger(signer.clone()).await;
-        Arc::new(BrokenLedger { ledger, signer, fault: self.1 })
-    }
-
-    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        let settler = LedgerFixture::chain(&self.0, signer).await;
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+        let settler = self.0.settler(signer).await;
         Arc::new(BrokenSettler { chain: self.0.chain.clone(), settler, fault: self.1 })
     }
 
@@ -268,8 +263,20 @@ impl LedgerFixture for BrokenChain {
 }
 
 #[async_trait]
+impl LedgerFixture for BrokenChain {
+    fn chain(&self) -> &dyn ChainFixture {
+        self
+    }
+
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        let ledger = self.0.ledger(signer.clone()).await;
+        Arc::new(BrokenLedger { ledger, signer, fault: self.1 })
+    }
+}
+
+#[async_trait]
 impl PayerFixture for BrokenChain {
-    fn money(&self) -> &dyn LedgerFixture {
+    fn gateways(&self) -> &dyn LedgerFixture {
         &self.0
     }
 

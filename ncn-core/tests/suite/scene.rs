@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use ncn_core::{
     Address, Amount, B256, BatchSettler, ChannelParams, Domain, DynSigner, LedgerError, Payer, PaymentLedger, Quote, Registry,
     Signature, TrustRoot, UnixTime,
-    conformance::{LedgerFixture, PayerFixture, RegistryFixture},
+    conformance::{ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     memory::{MemoryChain, MemoryRegistry},
 };
 
@@ -46,16 +46,12 @@ impl Scene {
 }
 
 #[async_trait]
-impl LedgerFixture for Scene {
+impl ChainFixture for Scene {
     async fn mint(&self, account: &DynSigner, tokens: Amount) {
         self.chain.mint(account.address(), tokens);
     }
 
-    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
-        Arc::new(self.chain.ledger(signer))
-    }
-
-    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
         Arc::new(self.chain.ledger(signer))
     }
 
@@ -88,8 +84,19 @@ impl LedgerFixture for Scene {
 }
 
 #[async_trait]
+impl LedgerFixture for Scene {
+    fn chain(&self) -> &dyn ChainFixture {
+        self
+    }
+
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        Arc::new(self.chain.ledger(signer))
+    }
+}
+
+#[async_trait]
 impl PayerFixture for Scene {
-    fn money(&self) -> &dyn LedgerFixture {
+    fn gateways(&self) -> &dyn LedgerFixture {
         self
     }
 

@@ -14,7 +14,7 @@ use ncn_core::{
     Address, Amount, B256, BatchSettler, ChannelParams, DynSigner, LedgerError, ModelInfo, NetworkInfo, Outcome, Payer,
     PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Quote, RequestId, Signature, Signed, State, Submission,
     TaskCapability, TaskStatus, Transport, TransportError, UnixTime,
-    conformance::{self, LedgerFixture, PayerFixture},
+    conformance::{self, ChainFixture, LedgerFixture, PayerFixture},
     transport::Updates,
 };
 use ncn_node::{
@@ -52,16 +52,12 @@ pub(crate) trait Contracts: Send + Sync {
 struct OnChain<C>(C);
 
 #[async_trait]
-impl<C: Contracts> LedgerFixture for OnChain<C> {
+impl<C: Contracts> ChainFixture for OnChain<C> {
     async fn mint(&self, account: &DynSigner, tokens: Amount) {
         self.0.account(account.clone(), tokens).await;
     }
 
-    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
-        Arc::new(self.0.deployer().with_signer(signer))
-    }
-
-    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
+    async fn settler(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
         Arc::new(self.0.deployer().with_signer(signer))
     }
 
@@ -94,8 +90,19 @@ impl<C: Contracts> LedgerFixture for OnChain<C> {
 }
 
 #[async_trait]
+impl<C: Contracts> LedgerFixture for OnChain<C> {
+    fn chain(&self) -> &dyn ChainFixture {
+        self
+    }
+
+    async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
+        Arc::new(self.0.deployer().with_signer(signer))
+    }
+}
+
+#[async_trait]
 impl<C: Contracts> PayerFixture for OnChain<C> {
-    fn money(&self) -> &dyn LedgerFixture {
+    fn gateways(&self) -> &dyn LedgerFixture {
         self
     }
 
@@ -142,6 +149,7 @@ async fn anvil() {
 /// Gateways that take vouchers: a processor around the chain for each of them.
 struct Processed {
     network: InProcess,
+    chain: OnChain<Chain>,
     directory: tempfile::TempDir,
     ledgers: Mutex<HashMap<Address, ChannelProcessor>>,
 }
@@ -149,14 +157,15 @@ struct Processed {
 impl Processed {
     async fn new() -> Self {
         let network = InProcess::new(&[Behavior::Honest; 5]).await;
-        Self { network, directory: tempfile::tempdir().unwrap(), ledgers: Mutex::default() }
+        let chain = OnChain(network.chain.clone());
+        Self { network, chain, directory: tempfile::tempdir().unwrap(), ledgers: Mutex::default() }
     }
 }
 
 #[async_trait]
 impl LedgerFixture for Processed {
-    async fn mint(&self, account: &DynSigner, tokens: Amount) {
-        self.network.chain.account(account.clone(), tokens).await;
+    fn chain(&self) -> &dyn ChainFixture {
+        &self.chain
     }
 
     async fn ledger(&self, signer: DynSigner) -> Arc<dyn PaymentLedger> {
@@ -167,37 +176,6 @@ impl LedgerFixture for Processed {
         };
         // A file has one owner: whoever comes again has the same processor.
         Arc::new(self.ledgers.lock().unwrap().entry(signer.address()).or_insert_with(open).clone())
-    }
-
-    async fn chain(&self, signer: DynSigner) -> Arc<dyn BatchSettler> {
-        self.network.chain.ledger(signer)
-    }
-
-    async fn fund_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelParams,
-        deposit: Amount,
-        expiry: UnixTime,
-    ) -> Result<B256, LedgerError> {
-        self.network.chain.ledger(signer).fund_channel(terms, deposit, expiry).await
-    }
-
-    async fn close_channel(
-        &self,
-        signer: DynSigner,
-        terms: &ChannelParams,
-        agreement: Option<Signature>,
-    ) -> Result<B256, LedgerError> {
-        self.network.chain.ledger(signer).close_channel(terms, agreement).await
-    }
-
-    fn validators(&self) -> Vec<DynSigner> {
-        self.network.chain.validators.clone()
-    }
-
-    async fn advance(&self, seconds: u64) {
-        self.network.chain.pass(seconds).await;
     }
 }
 
@@ -326,12 +304,12 @@ impl Payer for Quoting {
 
 #[async_trait]
 impl PayerFixture for Signing {
-    fn money(&self) -> &dyn LedgerFixture {
+    fn gateways(&self) -> &dyn LedgerFixture {
         &self.gateways
     }
 
     async fn payer(&self, signer: DynSigner, purse: Amount, gateway: &Arc<dyn PaymentLedger>) -> Arc<dyn Payer> {
-        self.gateways.mint(&signer, purse).await;
+        self.gateways.chain.mint(&signer, purse).await;
         let (trust, quotes) = (gateway.trust_root().await.unwrap(), self.quotes.clone());
         let transport = Arc::new(Cashier { ledger: gateway.clone(), quotes: quotes.clone() });
         let chain = self.gateways.network.chain.ledger(signer.clone());

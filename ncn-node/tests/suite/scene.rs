@@ -114,6 +114,7 @@ pub(crate) fn genesis() -> DeployParams {
 }
 
 /// A chain with the contracts on it.
+#[derive(Clone)]
 pub(crate) struct Chain {
     pub(crate) chain: Arc<EmbeddedChain>,
     pub(crate) deployer: EvmLedger,

@@ -39,7 +39,7 @@ impl Scene<'_> {
         deposit: Amount,
         expiry: UnixTime,
     ) -> Result<B256, LedgerError> {
-        self.fixture.fund_channel(signer.clone(), terms, deposit, expiry).await
+        self.fixture.chain().fund_channel(signer.clone(), terms, deposit, expiry).await
     }
 
     /// Closes a channel, as this account.
@@ -49,7 +49,7 @@ impl Scene<'_> {
         terms: &ChannelParams,
         agreement: Option<Signature>,
     ) -> Result<B256, LedgerError> {
-        self.fixture.close_channel(signer.clone(), terms, agreement).await
+        self.fixture.chain().close_channel(signer.clone(), terms, agreement).await
     }
 
     /// What the ledger has of a channel that was opened.
@@ -101,7 +101,7 @@ impl Scene<'_> {
     async fn approve(&self, batch: &mut CertifiedBatch, approvals: usize) {
         let digest = batch.settlement.digest(&self.trust.channel_domain());
         let mut signed = Vec::new();
-        for validator in self.fixture.validators().iter().take(approvals) {
+        for validator in self.fixture.chain().validators().iter().take(approvals) {
             signed.push(Approval::sign(&digest, &**validator).await.expect("a local key signs"));
         }
         batch.certificate = QuorumCertificate::new(signed);
@@ -142,7 +142,7 @@ impl Scene<'_> {
 pub(super) async fn shows(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let trust = scene.strange_settler.trust_root().await;
     rules.check("everyone sees the same network", trust.as_ref() == Ok(&scene.trust), trust)?;
-    let validators = scene.fixture.validators().into_iter().map(|validator| (validator.address(), true));
+    let validators = scene.fixture.chain().validators().into_iter().map(|validator| (validator.address(), true));
     for (account, expected) in validators.chain([(scene.outsider.address(), false)]) {
         let staked = scene.settler.has_stake(account).await;
         rules.check("everyone sees who has a stake", staked == Ok(expected), staked)?;
@@ -389,7 +389,7 @@ pub(super) async fn expires(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     rules.ok("an approved batch settles", scene.settler.settle_batch(&first).await)?;
     let early = scene.close(&scene.outsider, &terms, None).await;
     rules.refused("a stranger closes no channel", early, LedgerError::is_retryable)?;
-    scene.fixture.advance(OPEN + 60).await;
+    scene.fixture.chain().advance(OPEN + 60).await;
     let late = scene.certified(scene.requests(&terms, 2, 2).await?, &[(&terms, PRICE)], scene.threshold()).await;
     let refused = scene.settler.settle_batch(&late).await;
     rules.refused("past its expiry a channel is not charged", refused, LedgerError::is_retryable)?;

@@ -151,7 +151,7 @@ pub(super) async fn pays_back(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let expired = scene.quote().await?;
     rules.ok("a client pays", scene.escrow(&expired).await)?;
     let before = scene.balance(&scene.client).await;
-    scene.fixture.advance(LIFETIME + 60).await;
+    scene.fixture.chain().advance(LIFETIME + 60).await;
     let late = scene.ledger.settle(&scene.settlement(&expired, threshold).await).await;
     rules.check("past expiry nothing settles", matches!(late, Err(LedgerError::Expired(_))), late)?;
     rules.ok("past expiry anyone gives back", scene.strange_ledger.refund(&expired).await)?;

@@ -21,7 +21,7 @@ pub(super) struct Payment<'a> {
 
 impl<'a> Payment<'a> {
     pub(super) async fn new(fixture: &'a dyn PayerFixture, trust: &TrustRoot) -> Self {
-        let scene = Scene::poor(fixture.money(), trust).await;
+        let scene = Scene::poor(fixture.gateways(), trust).await;
         let payer = fixture.payer(scene.client.clone(), PURSE, &scene.ledger).await;
         Self { fixture, scene, payer }
     }
@@ -186,7 +186,7 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
     let held = rules.ok("a status can be read", payment.held(&quote).await)?;
     let threshold = scene.threshold();
     let result = result(&order, &quote, &scene.trust, &scene.compute).await;
-    let validators = scene.fixture.validators();
+    let validators = scene.fixture.chain().validators();
     let preprocessing = certificate(&quote, &quote.request_id, &scene.trust, &validators, threshold).await;
     let completion = Completion::new(&quote, &result.message);
     let completion = certificate(&completion, &quote.request_id, &scene.trust, &validators, threshold).await;
@@ -272,7 +272,7 @@ pub(super) async fn reclaims(rules: &mut Rules, payment: &Payment<'_>) -> Checke
     let kept = !matches!(early, Ok(PaymentStatus::Refunded { .. })) && !early.as_ref().is_err_and(LedgerError::is_retryable);
     rules.check("before the expiry nothing is taken back", kept, early)?;
     let before = scene.balance(&scene.client).await;
-    scene.fixture.advance(LIFETIME + 60).await;
+    scene.fixture.chain().advance(LIFETIME + 60).await;
     // The second time, it is there already.
     for _ in 0..2 {
         let status = payer.reclaim(&quote).await;

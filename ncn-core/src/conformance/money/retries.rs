@@ -41,7 +41,7 @@ pub(super) async fn escrows(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), 
 }
 
 pub(super) async fn channels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let restarted = scene.fixture.chain(scene.gateway.clone()).await;
+    let restarted = scene.fixture.chain().settler(scene.gateway.clone()).await;
     let gateway: (&dyn BatchSettler, _) = (&*scene.settler, &*restarted);
     let (terms, expiry) = (&scene.terms(), scene.now().await? + super::LIFETIME);
     let batch = scene.requests(terms, 1, 2).await?;
