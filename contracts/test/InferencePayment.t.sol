@@ -434,7 +434,7 @@ contract InferencePaymentTest is Fixture {
         vm.assertEq(token.balanceOf(client), 1000 ether);
     }
 
-    /// Whoever has the approvals, be it the client, the compute node, or a validator that has asked the others itself.
+    /// Any other account that has the approvals: the client, the compute node, or a validator that has asked the others itself.
     function test_NobodyElseCompletes() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(3));

@@ -373,7 +373,7 @@ contract PaymentChannelTest is Fixture {
 
     // settle
 
-    /// Whoever has seen a batch with its approvals: a registry node, a validator, or somebody who watches the pool.
+    /// Any other account that has seen a batch with its approvals: a registry node, a validator, or an observer of the mempool.
     function test_NobodyElseSettles() public {
         ChannelTerms memory terms = newChannel();
         Batch memory batch = newBatch(terms, 0, 10 ether);

@@ -99,8 +99,8 @@ impl Client {
     /// Runs a model on these inputs and pays for it, at most the client's limit: submit, pay, wait, verify.
     ///
     /// # Errors
-    /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because nobody would see the price before
-    /// it is paid. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
+    /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because the price would be paid before
+    /// anyone has seen it. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
     pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<InferenceOutput, ClientError> {
         if self.options.max_price.is_none() {
             let price = self.model(model).await?.price;

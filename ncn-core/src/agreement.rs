@@ -1,4 +1,4 @@
-//! Whether the parts of one request speak of the same thing. Whoever checks a part against another one does it here.
+//! Whether the parts of one request agree. Each role checks one part against another here.
 
 use alloy_primitives::B256;
 

@@ -364,8 +364,8 @@ pub trait Payer: Send + Sync {
     async fn release(&self, quote: &Quote, served: bool);
 }
 
-/// What the chain shows to everybody: to compute nodes, validators and registry nodes, who take nobody's word for it, and to a channel's
-/// client and gateway.
+/// What the chain shows to every account: to compute nodes, validators and registry nodes, which trust no other role for it, and to a
+/// channel's client and gateway.
 #[async_trait]
 pub trait ChainView: Send + Sync {
     /// The network's domain, validators, quorum and treasury, as the chain has them now.

@@ -58,8 +58,8 @@ pub struct Membership {
     subnets: HashMap<B256, Signed<Subnet>>,
 }
 
-/// A sequence is at most the clock's milliseconds: nobody could give a newer one after the largest number, and a node that was made to sign
-/// that would be shut out.
+/// A sequence is at most the clock's milliseconds: there is none newer than the largest number, and a node that was made to sign that would
+/// be shut out.
 fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), RegistryError> {
     if sequence / 1_000 > now.saturating_add(CLOCK_SKEW_SECONDS) {
         return Err(RegistryError::invalid(

@@ -204,7 +204,7 @@ pub struct TaskCapability {
     pub purpose: CapabilityScope,
 }
 
-/// What a [`TaskCapability`] may be used for. Whoever sees one that follows cannot cancel with it.
+/// What a [`TaskCapability`] may be used for. An observer of one that follows cannot cancel with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]

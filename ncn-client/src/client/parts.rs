@@ -16,7 +16,7 @@ use super::InferenceOutput;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InferenceEvent {
-    /// The next part of a streamed output. Nobody has approved it yet.
+    /// The next part of a streamed output. The validators have not approved it yet.
     Part(OutputChunk),
     /// The parts so far are void, and the output starts anew: another node has taken the request over.
     Restarted,
@@ -126,7 +126,7 @@ impl Parts {
         self.events.pop_front()
     }
 
-    /// Nobody takes the parts.
+    /// Drops what waits: there is no caller for it.
     pub(super) fn discard(&mut self) {
         self.events.clear();
     }

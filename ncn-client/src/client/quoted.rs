@@ -11,7 +11,7 @@ use crate::{Backoff, ClientError, unix_now};
 /// How long the hint that a request is paid may take.
 const HINT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An order that the validators approved and nobody has paid yet. Dropping it costs nothing.
+/// An order that the validators have approved and that is not paid yet. Dropping it costs nothing.
 #[derive(Clone)]
 pub struct Quoted {
     pub(super) client: Client,
@@ -67,7 +67,7 @@ impl Quoted {
             };
             uncertain |= error.is_retryable();
             if let LedgerError::Unproven(says) = &error {
-                // From here on somebody else has the client's signature, whatever a later try says.
+                // From here on the gateway has the client's signature, whatever a later try returns.
                 unproven.get_or_insert_with(|| says.clone());
             }
             // What the chain holds decides, not the error: the answer to an earlier try may have been lost.

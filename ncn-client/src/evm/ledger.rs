@@ -70,7 +70,7 @@ impl EvmLedger {
         self.sender.send(TxKind::Call(to), call.abi_encode().into()).await
     }
 
-    /// Whether these are the contracts of a network, whoever its validators are.
+    /// Whether these are the contracts of a network. Its validators are not compared.
     pub fn is_of(&self, trust: &TrustRoot) -> bool {
         let Network { chain_id, deployment, token, .. } = &*self.network;
         let stated = (trust.domain.chain_id, trust.domain.contract, trust.channels, trust.token);

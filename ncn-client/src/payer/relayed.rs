@@ -84,7 +84,7 @@ impl Payer for RelayedPayer {
     async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
         match &self.chain {
             Some(chain) => chain.reclaim(quote).await,
-            // Whoever sees the chain can, and the gateway may have.
+            // Without a chain this payer cannot; the gateway, or another account, may have.
             None => self.status(quote).await,
         }
     }

@@ -100,7 +100,7 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Nobody has tokens.
+    /// No account has tokens.
     async fn poor(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
         let (client, gateway, outsider) = (key(), key(), key());
         for account in [&client, &gateway, &outsider] {
@@ -172,7 +172,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Quotes that nobody may pay, each with what is wrong with it.
+/// Quotes that must not be paid, each with what is wrong with it.
 fn spoilt(quote: &Quote) -> Vec<(&'static str, Quote)> {
     let spoilt: [Spoilt<Quote>; 4] = [
         ("nothing cannot be paid", |quote| quote.total = Amount::ZERO),

@@ -77,7 +77,7 @@ async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
     members.register(signed[2].clone(), NOW + 11).unwrap();
 }
 
-/// A registry that lies about the newest sequence could have a node sign the largest one, and nobody would take a newer one.
+/// A registry that lies about the newest sequence could have a node sign the largest one, after which no other one is newer.
 #[tokio::test]
 async fn a_sequence_is_not_ahead_of_the_clock() {
     let (domain, node) = (Scene::new().trust.domain, key());

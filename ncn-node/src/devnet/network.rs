@@ -398,7 +398,7 @@ impl LocalNetwork {
         self.compute_nodes.retain(|node| node.node().address() != address);
     }
 
-    /// Ends the network in order: whoever asks for work first, the registry last.
+    /// Ends the network in order: compute nodes, the gateway, validators, the registry node.
     pub async fn shutdown(self) {
         join_all(self.compute_nodes.into_iter().map(RunningComputeNode::shutdown)).await;
         self.gateway.shutdown().await;

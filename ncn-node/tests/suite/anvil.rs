@@ -38,7 +38,7 @@ impl Anvil {
             });
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let address = lines.find_map(|line| line.unwrap().strip_prefix("Listening on ").map(str::to_owned)).unwrap();
-        // Nobody reads the rest, but the pipe must not fill up.
+        // The rest is not read, but the pipe must not fill up.
         std::thread::spawn(move || lines.for_each(drop));
         Self { process, url: format!("http://{address}") }
     }

@@ -21,7 +21,7 @@ use ncn_node::{
 use crate::{
     money::Contracts as _,
     scene::{Chain, digit, key, network, tokens},
-    wait::{PATIENCE, eventually},
+    wait::{TIMEOUT, eventually},
 };
 
 const WEEK: u64 = 7 * 24 * 3_600;
@@ -56,7 +56,7 @@ impl Scene {
         assert_eq!(trust, self.network.trust_root().await.unwrap());
         let ledger = ChannelPayer::new(self.transport.clone(), trust, self.signer.clone(), self.channel.clone());
         // Many requests at once take their time on a machine that has other things to do.
-        let client = Client::builder().timeout(PATIENCE * 5).transport(self.transport.clone());
+        let client = Client::builder().timeout(TIMEOUT * 5).transport(self.transport.clone());
         client.payer(Arc::new(ledger)).signer(self.signer.clone()).max_price(tokens(1)).build().unwrap()
     }
 

@@ -18,7 +18,7 @@ use crate::{
     cli::Devnet,
     real_models,
     scene::{digit, helper, ncn},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 fn run(directory: &Path, arguments: &[&str]) -> Output {
@@ -48,7 +48,7 @@ impl Node {
         let mut node = Self(command.stdout(Stdio::piped()).spawn().unwrap());
         let (output, (sender, line)) = (node.0.stdout.take().unwrap(), std::sync::mpsc::channel());
         std::thread::spawn(move || sender.send(BufReader::new(output).lines().next()));
-        let line = line.recv_timeout(PATIENCE).expect("it says in time that it is ready");
+        let line = line.recv_timeout(TIMEOUT).expect("it says in time that it is ready");
         assert!(line.is_some_and(|line| line.unwrap().starts_with("compute node 0x")), "it did not start");
         node
     }
@@ -115,7 +115,7 @@ fn a_compute_node_joins_fetches_its_model_and_serves() {
     let other = real_models::directory("minilm");
     fails(here, &node, 2, "--model is missing: the gateway offers: digits");
     fails(here, &[&node[..], &["--model", other.to_str().unwrap()]].concat(), 2, "the gateway does not offer it");
-    // Nobody has told this gateway where its models' files are.
+    // This gateway was not told where its models' files are.
     fails(here, &[&node[..], &["--model", quickstart::NAME]].concat(), 1, "names no source of model files");
 
     good(here, &["model", "add", package.to_str().unwrap()]);

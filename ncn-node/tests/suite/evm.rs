@@ -36,14 +36,14 @@ use crate::{
     anvil::{Anvil, FAST, Remote, ask},
     money::Contracts as _,
     scene::{key, tokens},
-    wait::{PATIENCE, eventually, in_time},
+    wait::{TIMEOUT, eventually, in_time},
 };
 
 const CHAIN_ID: u64 = 31_337;
-const POLLS: RpcOptions = RpcOptions { confirmations: 1, poll: FAST, timeout: PATIENCE, first_block: 0, log_range: 5_000 };
+const POLLS: RpcOptions = RpcOptions { confirmations: 1, poll: FAST, timeout: TIMEOUT, first_block: 0, log_range: 5_000 };
 
 fn hasty() -> SendOptions {
-    SendOptions { bump_after: Duration::from_millis(300), timeout: PATIENCE, ..SendOptions::default() }
+    SendOptions { bump_after: Duration::from_millis(300), timeout: TIMEOUT, ..SendOptions::default() }
 }
 
 enum Node {

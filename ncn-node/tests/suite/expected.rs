@@ -14,7 +14,7 @@ use ncn_node::{
 use crate::{
     real_models::directory,
     scene::{helper, ncn},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 /// A fetched package.
@@ -36,7 +36,7 @@ async fn model<'a>(executor: &'a dyn Executor, name: &str) -> impl AsyncFn(Value
     executor.load(&package).await.unwrap();
     let model_digest = package.model.digest();
     async move |inputs| {
-        let time_limit = PATIENCE;
+        let time_limit = TIMEOUT;
         let execution = Execution { model_digest, inputs, parameters: "{}".into(), time_limit };
         executor.run_to_end(execution).await.unwrap().0
     }

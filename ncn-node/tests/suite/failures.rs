@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     executor::failing,
     scene::{Behavior, InProcess, ncn, network},
-    wait::{PATIENCE, eventually, in_time},
+    wait::{TIMEOUT, eventually, in_time},
 };
 
 /// How long an order may take that is to expire: long enough for a quote on a slow machine, and then waited for.
@@ -37,7 +37,7 @@ async fn client(network: &LocalNetwork) -> (Client, Arc<EvmLedger>) {
     let key = crate::scene::key();
     network.funder().transfer(key.address(), Amount::TOKEN).await.unwrap();
     let ledger = Arc::new(network.ledger(key.clone()));
-    let client = Client::builder().timeout(PATIENCE * 5).gateway(network.gateway_url());
+    let client = Client::builder().timeout(TIMEOUT * 5).gateway(network.gateway_url());
     let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
     (client, ledger)
 }
@@ -222,7 +222,7 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], sandbox.clone(), WorkerOptions::default());
     executor.load(&quickstart::unpack(directory.path()).unwrap()).await.unwrap();
     let run = async |limit| executor.run_to_end(execution(limit)).await;
-    run(PATIENCE).await.unwrap();
+    run(TIMEOUT).await.unwrap();
     assert_eq!(sandbox.started(), 1);
 
     sandbox.signal(Signal::KILL);
@@ -230,7 +230,7 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     let started = in_time("a worker takes its place", async {
         for runs in 1.. {
             let before = sandbox.started();
-            run(PATIENCE).await.unwrap();
+            run(TIMEOUT).await.unwrap();
             assert!(sandbox.started() <= 2 + runs, "at most one for each run, and the one that takes its place");
             if before > 1 && sandbox.started() == before {
                 break;
@@ -243,7 +243,7 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     sandbox.signal(Signal::STOP);
     let limit = Duration::from_millis(200);
     assert_eq!(run(limit).await, Err(ExecutorError::TimedOut(limit)));
-    run(PATIENCE).await.unwrap();
+    run(TIMEOUT).await.unwrap();
     assert_eq!(sandbox.started(), started + 1);
 }
 

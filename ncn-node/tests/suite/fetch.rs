@@ -37,10 +37,9 @@ use tokio::sync::watch;
 use crate::{
     scene::{digit, key, ncn, network, tokens},
     tamper::{Tamper, Tampered},
+    wait::eventually,
 };
 
-/// For what a busy machine may take its time.
-const PATIENCE: Duration = Duration::from_mins(2);
 const WEEK: u64 = 7 * 24 * 3_600;
 
 /// Runs models once it is let.
@@ -73,16 +72,6 @@ impl Executor for Gated {
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
         self.engine.run(execution).await
     }
-}
-
-/// Waits for something.
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"));
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -190,7 +179,7 @@ async fn the_answer_of_a_program_that_was_killed_is_fetched() {
         let before = scene.balance().await;
         executor.open.send_replace(false);
         let mut program = scene.command(&[&infer[..], means].concat()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("a paid request runs", async || executor.started.load(Ordering::SeqCst) > number).await;
+        eventually("a paid request runs", async || executor.started.load(Ordering::SeqCst) > number).await;
         program.kill().unwrap();
         program.wait().unwrap();
         executor.open.send_replace(true);
@@ -229,7 +218,7 @@ async fn an_interrupted_program_says_how_to_go_on() {
     let chain = ["--rpc", &rpc, "--contracts", "contracts.json"];
     let infer = ["infer", "--gateway", &gateway, "--model", "digits", "--input", seven.to_str().unwrap(), "--max-price", "1"];
     let program = scene.command(&[&infer[..], &chain].concat()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    until("a paid request runs", async || executor.started.load(Ordering::SeqCst) > 0).await;
+    eventually("a paid request runs", async || executor.started.load(Ordering::SeqCst) > 0).await;
     rustix::process::kill_process(rustix::process::Pid::from_child(&program), rustix::process::Signal::INT).unwrap();
     let output = tokio::task::spawn_blocking(move || program.wait_with_output().unwrap()).await.unwrap();
     let says = text(&output.stderr);
@@ -351,8 +340,10 @@ impl ChannelScene {
 
     /// The gateway has served the request, and knows nothing of it any more.
     async fn forgotten(&self, request: RequestId) {
-        until("the gateway forgets", async || matches!(self.transport.status(request).await, Err(TransportError::UnknownTask(_))))
-            .await;
+        eventually("the gateway forgets", async || {
+            matches!(self.transport.status(request).await, Err(TransportError::UnknownTask(_)))
+        })
+        .await;
     }
 }
 
@@ -377,7 +368,7 @@ async fn a_gateway_that_has_forgotten_a_request_has_not_thereby_refunded_it() {
     scene.network.channels().flush();
     let chain = Arc::new(scene.network.ledger(scene.signer.clone()));
     let ledger = scene.ledger().await.with_chain(Some(chain));
-    until("the chain has charged both", async || {
+    eventually("the chain has charged both", async || {
         scene.network.channels().flush();
         ledger.reconcile().await.unwrap();
         scene.channel.in_flight().is_empty()
@@ -461,7 +452,7 @@ async fn a_refund_says_what_became_of_the_payment() {
     let quote = back.quote().clone();
     back.cancel().await.unwrap();
     ledger.escrow(&quote).await.unwrap();
-    until("the gateway gives it back", async || {
+    eventually("the gateway gives it back", async || {
         matches!(ledger.payment(quote.client, quote.request_id).await, Ok(PaymentStatus::Refunded { .. }))
     })
     .await;

@@ -270,7 +270,7 @@ async fn open_calls_from_many_addresses_leave_room_for_others() {
     let directory = tempfile::tempdir().unwrap();
     let devnet = Devnet::start_with(directory.path(), &[]);
     let validator = validator(&devnet).await;
-    // Nobody speaks in these calls.
+    // Nothing is sent in these calls.
     fill(&devnet.registry, SETTLE, &[]).await;
     fill(&validator, APPROVE, &[]).await;
     fill(&devnet.gateway, ATTACH, &[]).await;

@@ -17,7 +17,7 @@ use crate::{
         trouble::{TROUBLE, troubles},
     },
     scene::{helper, key, ncn, network},
-    wait::{PATIENCE, eventually},
+    wait::{TIMEOUT, eventually},
 };
 
 fn seven() -> Values {
@@ -53,7 +53,7 @@ impl Customer {
         let key = key();
         network.funder().transfer(key.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(key.clone()));
-        let client = Client::builder().timeout(PATIENCE * 5).gateway(network.gateway_url());
+        let client = Client::builder().timeout(TIMEOUT * 5).gateway(network.gateway_url());
         let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
         Self { client, ledger }
     }
@@ -154,7 +154,7 @@ async fn a_pickle_bomb_among_the_weights_does_not_go_off() {
         model_digest: digits.0.model.digest(),
         inputs: seven(),
         parameters: "{}".into(),
-        time_limit: PATIENCE,
+        time_limit: TIMEOUT,
     };
     assert_eq!(executor.run_to_end(run).await.unwrap().0.text("label"), Some("7"));
 }

@@ -115,7 +115,7 @@ impl<C: Contracts> PayerFixture for OnChain<C> {
     }
 }
 
-/// Runs the suites for whoever pays, is paid, or looks on, on one chain.
+/// Runs the suites of a gateway's ledger, a client's payer and a chain's view, on one chain.
 async fn keeps_the_contracts(chain: impl Contracts) {
     let chain = OnChain(chain);
     let rules = conformance::ledger(&chain).await.unwrap();
@@ -174,7 +174,7 @@ impl LedgerFixture for Processed {
             let path = self.directory.path().join(signer.address().to_string());
             ChannelProcessor::open(chain, registry, signer.clone(), &path, BatchPolicy::default()).unwrap()
         };
-        // A file has one owner: whoever comes again has the same processor.
+        // A file has one owner: the same signer again gets the same processor.
         Arc::new(self.ledgers.lock().unwrap().entry(signer.address()).or_insert_with(open).clone())
     }
 }

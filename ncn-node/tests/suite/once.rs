@@ -257,7 +257,7 @@ async fn what_a_client_cannot_pay_together_is_not_brought_to_the_chain_together(
     assert_eq!(mined().await - before, 2, "a payment and a settlement");
 }
 
-/// A stranger's authorization costs nothing and is in nobody's way; one that the chain refuses is not tried again and again.
+/// A stranger's authorization costs nothing and does not get in the way; one that the chain refuses is not tried again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_transfer_is_not_tried_in_a_loop() {
     let scene = Scene::new().await;

@@ -27,7 +27,7 @@ use crate::{
     engines,
     expected::{embeds_texts, hears_silence, labels_files, package},
     scene::ncn,
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 /// Adds `x` to zero, `count` times.
@@ -78,7 +78,7 @@ fn loops(onnx: &[u8]) -> Package {
 }
 
 fn execution(package: &ModelPackage, inputs: Values) -> Execution {
-    let time_limit = PATIENCE;
+    let time_limit = TIMEOUT;
     Execution { model_digest: package.model.digest(), inputs, parameters: "{}".into(), time_limit }
 }
 

@@ -15,7 +15,7 @@ use futures::StreamExt as _;
 use ncn_core::{Execution, Executor, ExecutorError, ExecutorExt as _, Model, Usage, Values, executor::ModelPackage};
 use ncn_node::executor::{ApiKey, OpenAiExecutor, OpenAiOptions};
 
-use crate::wait::{PATIENCE, in_time};
+use crate::wait::{TIMEOUT, in_time};
 
 pub(crate) const TEXT: &str = r#"{"type":"text","name":"text"},{"type":"text","name":"finish_reason"}"#;
 const PROMPT: &str = r#"{"type":"text","name":"prompt"}"#;
@@ -272,7 +272,7 @@ async fn nothing_is_waited_for_longer_than_allowed() {
         let execution = Execution { time_limit, ..execution(&package, [("prompt", "Hi")], "{}") };
         let started = std::time::Instant::now();
         assert_eq!(executor.run_to_end(execution).await, Err(ExecutorError::TimedOut(time_limit)));
-        assert!(started.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TIMEOUT);
         in_time("the connection is closed", engine.left.notified()).await;
     }
 }

@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     scene::{digit, helper, ncn},
-    wait::{PATIENCE, eventually},
+    wait::{TIMEOUT, eventually},
 };
 
 const DIRECTORY: &str = env!("CARGO_MANIFEST_DIR");

@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use crate::{
     money::Contracts as _,
     scene::{Behavior, InProcess, key, tokens},
-    wait::{PATIENCE, in_time},
+    wait::{TIMEOUT, in_time},
 };
 
 /// Where the power goes out.
@@ -108,7 +108,7 @@ impl Scene {
     }
 
     pub(crate) async fn start_with(&self, journal: Arc<dyn Journal>, registry: Arc<dyn Registry>) -> RunningGateway {
-        // Each has a store of its own for channels, which nobody uses here.
+        // Each has a store of its own for channels, which is not used here.
         let store = Store::open(&self.stores.path().join(B256::random().to_string())).unwrap();
         let account = self.network.chain.ledger(self.gateway.clone());
         let gateway = Gateway::builder(self.gateway.clone(), subnet(&self.gateway), account, registry, store);
@@ -180,7 +180,7 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
     tokio::select! {
         update = client.serve(&**first.gateway()) => panic!("event {at} never came: {update:?}"),
         () = journal.crashed.notified() => {}
-        () = tokio::time::sleep(PATIENCE) => panic!("event {at} never came"),
+        () = tokio::time::sleep(TIMEOUT) => panic!("event {at} never came"),
     }
     drop(first);
 

@@ -57,7 +57,7 @@ impl ObjectServer {
             process.wait().unwrap();
             return None;
         };
-        // Nobody reads the rest, but the pipe must not fill up.
+        // The rest is not read, but the pipe must not fill up.
         std::thread::spawn(move || lines.for_each(drop));
         Some(Self { process, url, log, directory })
     }

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use crate::{
     conformance::digits,
     scene::{escape, helper, ncn},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 fn full() -> NamespaceSandbox {
@@ -224,7 +224,7 @@ fn stat(id: u32) -> Option<(u32, String)> {
 fn gone(processes: &[(u32, String)]) -> Duration {
     let since = Instant::now();
     while let Some(left) = processes.iter().find(|(id, start)| stat(*id).is_some_and(|(_, now)| now == *start)) {
-        assert!(since.elapsed() < PATIENCE, "{left:?} of {processes:?} is left");
+        assert!(since.elapsed() < TIMEOUT, "{left:?} of {processes:?} is left");
         std::thread::yield_now();
     }
     since.elapsed()

@@ -1,4 +1,4 @@
-//! A way to a gateway on which somebody changes something; all else goes through as it is.
+//! A transport that changes some answers of a gateway; all others go through as they are.
 
 use async_trait::async_trait;
 use ncn_core::{

@@ -11,7 +11,7 @@ use crate::{
 
 type Checked = Result<(), Violation>;
 
-/// A client's authorization, which somebody brings to the chain.
+/// A client's authorization, which its gateway or another account brings to the chain.
 pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let quote = scene.quote().await?;
     let status = scene.ledger.status(quote.client, quote.request_id).await;

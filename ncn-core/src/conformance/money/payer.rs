@@ -39,7 +39,7 @@ impl<'a> Payment<'a> {
     }
 }
 
-/// Whether a payer may say this of a payment that nobody holds.
+/// Whether a payer may report this of a payment that is not held.
 const fn is_unpaid(status: &Result<PaymentStatus, LedgerError>) -> bool {
     matches!(status, Ok(PaymentStatus::Unpaid) | Err(LedgerError::Unproven(_)))
 }
@@ -264,7 +264,7 @@ pub(super) async fn checks(rules: &mut Rules, payment: &Payment<'_>) -> Checked 
     Ok(())
 }
 
-/// What nobody earned comes back, as far as the payer can bring it back.
+/// What was not earned comes back, as far as the payer can bring it back.
 pub(super) async fn reclaims(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
     let Payment { scene, payer, fixture } = payment;
     let quote = payment.paid(rules).await?;

@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// An address where nobody listens, nor will as long as this is there: it has the port.
-struct Nobody(tokio::net::TcpSocket);
+/// An address at which no server listens, nor will as long as this exists: it has the port.
+struct Closed(tokio::net::TcpSocket);
 
-impl Nobody {
+impl Closed {
     fn new() -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -35,8 +35,8 @@ async fn the_next_endpoint_is_asked() {
     })
     .await;
     let hasty_polls = RpcOptions { timeout: Duration::from_secs(5), ..POLLS };
-    let nobody = Nobody::new();
-    for (n, bad) in [nobody.url(), silent.url(), failing.url(), breaks.url(), babbles.url(), lies.url()].into_iter().enumerate() {
+    let closed = Closed::new();
+    for (n, bad) in [closed.url(), silent.url(), failing.url(), breaks.url(), babbles.url(), lies.url()].into_iter().enumerate() {
         let ledger = scene.connect_by(&[bad, scene.url.clone()], &client, hasty_polls, hasty()).await;
         let quote = scene.quote(&client, tokens(1)).await;
         ledger.escrow(&quote).await.unwrap_or_else(|error| panic!("{n}: {error}"));
@@ -52,7 +52,7 @@ async fn the_next_endpoint_is_asked() {
         }
     })
     .await;
-    let second = format!("{}/v3/secret?key=secret", nobody.url());
+    let second = format!("{}/v3/secret?key=secret", closed.url());
     let options = RpcOptions { timeout: Duration::from_secs(5), ..POLLS };
     let urls = [format!("{}/v3/secret?key=secret", first.url()), second.clone(), silent.url()];
     let ledger = scene.connect_by(&urls, &client, options, hasty()).await;

@@ -97,7 +97,7 @@ async fn events_go_on_after_a_restart() {
     for _ in 0..30 {
         let quote = scene.quote(&client, tokens(1)).await;
         ledger.escrow(&quote).await.unwrap();
-        // Whoever pays and whoever asks see it at once.
+        // The account that pays and the one that reads see it at once.
         assert!(matches!(scene.state(&quote).await, PaymentStatus::Held { .. }));
         quotes.push(quote.request_id);
     }

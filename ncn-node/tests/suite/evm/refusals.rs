@@ -37,7 +37,7 @@ async fn refusals_name_the_problem_and_the_remedy() {
     ledger.escrow(&quote).await.unwrap();
     let stranger = scene.connect(&gateway, POLLS, hasty()).await;
     assert_eq!(stranger.refund(&quote).await, Err(LedgerError::NotExpired(quote.expiry)));
-    assert!(stranger.escrow(&quote).await.is_ok(), "it is paid already, whoever asks");
+    assert!(stranger.escrow(&quote).await.is_ok(), "it is paid already, whichever account asks");
     let withdraw = scene.refusal(&gateway, registry, ValidatorRegistry::withdrawStakeCall {}).await.to_string();
     assert!(withdraw.contains("NotLeaving"), "{withdraw}");
 
@@ -163,7 +163,7 @@ async fn malformed_answers_are_told_by_method_and_field() {
         assert!(matches!(error, LedgerError::Malformed(_)) && !error.is_retryable());
     }
 
-    // A receipt that stays malformed pays nobody, and whoever waited hears of the field.
+    // A receipt that stays malformed pays no one, and the error names the field.
     let proxy = Proxy::answering(&scene.url, |method, answer| {
         if method == "eth_getTransactionReceipt" && answer["result"].is_object() {
             answer["result"]["gasUsed"] = json!("much");

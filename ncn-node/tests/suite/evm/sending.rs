@@ -1,4 +1,4 @@
-//! One account's transactions, whoever sends beside it and whatever they cost.
+//! One account's transactions, with other senders of the same account beside it, at changing fees.
 
 use super::*;
 
@@ -117,7 +117,7 @@ async fn a_stuck_transaction_is_bumped_up_to_the_limit() {
     assert!(refused.to_string().contains(&says), "{refused}");
     assert_eq!(scene.nonces(account.address()).await, (1, 1));
 
-    // What becomes too dear waits, and whoever waited hears why.
+    // A transaction above the fee cap waits, and the error says why.
     rises(limit / 2).await;
     let transfer = transferring(&ledger, to);
     scene.until_pending(account.address(), 1).await;
