@@ -22,7 +22,7 @@ const MOVES: &[&str] = &[
     "Shape",
     "Size",
     "Slice",
-    "FeeSplit",
+    "Split",
     "Squeeze",
     "Tile",
     "Transpose",

@@ -115,7 +115,7 @@ const SAME_RANK: &[&str] = &["AveragePool", "Conv", "ConvTranspose", "GlobalAver
 /// the end of a dimension or of a range.
 fn takes_any(op: &str, index: usize) -> bool {
     match op {
-        "Identity" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Reshape" | "Gather" | "FeeSplit" | "Cast" | "Shape"
+        "Identity" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Reshape" | "Gather" | "Split" | "Cast" | "Shape"
         | "Size" | "Expand" | "Tile" => index == 0,
         "Slice" => index <= 2,
         "Clip" => index == 1 || index == 2,
@@ -166,7 +166,7 @@ pub(super) fn outputs(node: &NodeProto, inputs: &[Option<Fact>]) -> Result<Vec<F
             one(data.shaped(data.shape.clone(), data.count))
         }
         "Slice" => one(sliced(node, inputs, need(0)?)),
-        "FeeSplit" | "SplitToSequence" => {
+        "Split" | "SplitToSequence" => {
             let data = need(0)?;
             let keeps = node.attribute("keepdims").is_none_or(|keep| keep.i != 0);
             Ok(vec![data.shaped(data.shape.clone().filter(|_| keeps), data.count); node.output.len()])
