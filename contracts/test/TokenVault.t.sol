@@ -146,10 +146,16 @@ contract TokenVaultTest is Fixture {
         bytes memory approvals = approve(digestOf(batch), first(3));
         bytes memory call =
             abi.encodeCall(channels.settle, (batch.root, batch.count, batch.charges, batch.payouts, approvals));
+        vm.prank(gateway);
         (bool success,) = address(channels).call{gas: within(gas_, 20_000, 250_000)}(call);
         vm.assertEq(channels.owed(compute) + channels.owed(gateway), 0);
         vm.assertEq(token.balanceOf(compute), success ? 9 ether : 0);
         vm.assertEq(token.balanceOf(gateway), success ? 1 ether : 0);
         vm.assertEq(settledOf(terms), success ? 10 ether : 0);
+        if (success) return;
+        vm.prank(gateway);
+        (success,) = address(channels).call(call);
+        vm.assertTrue(success);
+        vm.assertEq(token.balanceOf(compute), 9 ether);
     }
 }

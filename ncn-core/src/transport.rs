@@ -91,8 +91,9 @@ pub enum TransportError {
     /// No such request here.
     #[error("request {0} is not known to this gateway")]
     UnknownTask(RequestId),
-    /// Somebody else's request.
+    /// Another client's request.
     #[error("not authorized: {0}")]
+    #[serde(rename = "Unauthorised")]
     Unauthorized(String),
     /// The request ended before it could be paid.
     #[error("refused: {0}")]

@@ -257,7 +257,6 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let next = scene.certified(entries.clone(), &charged, scene.threshold()).await;
     let shares = scene.shares(rules, &entries)?;
     let before = scene.balances(shares.keys()).await?;
-    // Whoever brings it: what counts is the approval.
     rules.ok("one batch charges several channels", scene.settler.settle_batch(&next).await)?;
     pays(rules, &before, &shares, &scene.balances(shares.keys()).await?)?;
     let settled = (scene.channel(&terms).await?.settled, scene.channel(&second).await?.settled);

@@ -4,8 +4,8 @@ use futures::StreamExt as _;
 
 use super::{LIFETIME, PRICE, PURSE, Scene, spoilt, times};
 use crate::{
-    Amount, ChannelClose, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _, PaymentRef, PaymentStatus,
-    PayoutSchedule, SignedVoucher,
+    Address, Amount, ChannelClose, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _, PaymentRef,
+    PaymentStatus, PayoutSchedule, Quote, SignedVoucher,
     conformance::{Rules, Violation, key},
 };
 
@@ -83,9 +83,13 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let mut moved = scene.settlement(&quote, threshold).await;
     moved.result.message.compute = scene.outsider.address();
     rules.refused("approvals bind the payee", scene.ledger.settle(&moved).await, LedgerError::is_retryable)?;
-    let mut changed = scene.settlement(&quote, threshold).await;
-    changed.quote.gateway = scene.outsider.address();
-    rules.refused("approvals bind the quote", scene.ledger.settle(&changed).await, LedgerError::is_retryable)?;
+    let changes: [fn(&mut Quote, Address); 3] =
+        [|quote, outsider| quote.gateway = outsider, |quote, outsider| quote.compute = outsider, |quote, _| quote.expiry -= 1];
+    for change in changes {
+        let mut changed = scene.settlement(&quote, threshold).await;
+        change(&mut changed.quote, scene.outsider.address());
+        rules.refused("approvals bind the quote", scene.ledger.settle(&changed).await, LedgerError::is_retryable)?;
+    }
     let other = scene.quote().await?;
     let mut replayed = scene.settlement(&quote, threshold).await;
     replayed.certificate = scene.settlement(&other, threshold).await.certificate;
