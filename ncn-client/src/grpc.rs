@@ -15,7 +15,7 @@ use tonic::{
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
-use crate::wire::{self, MAX_MESSAGE_BYTES, RemoteError, WireError};
+use ncn_wire::{self as wire, MAX_MESSAGE_BYTES, RemoteError, WireError};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,6 +4,7 @@
 //! and the validators' approval, pays, follows the work, and verifies the receipt before it hands the output over.
 //!
 //! ```no_run
+//! # #[cfg(all(feature = "evm", feature = "grpc"))]
 //! # async fn run(ledger: ncn_client::evm::EvmLedger)
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! use ncn_client::{Client, Payment, core::{Amount, Value}};
@@ -21,21 +22,23 @@
 mod backoff;
 mod channel;
 mod client;
-pub mod codec;
 mod error;
+#[cfg(feature = "evm")]
 pub mod evm;
+#[cfg(feature = "grpc")]
 pub mod grpc;
+#[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "keystore")]
 pub mod keystore;
 mod payer;
-pub mod proto;
 mod time;
-pub mod wire;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelBalance, PayerChannel};
 pub use client::{Client, ClientBuilder, ClientConfig, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored};
 pub use error::{ClientError, QuoteProblem};
+#[cfg(feature = "http")]
 pub use http::http;
 pub use ncn_core as core;
 pub use payer::{ChannelPayer, RelayedPayer};

@@ -15,7 +15,9 @@ use prost_types::{
 };
 
 const FILES: [&str; 4] = ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/worker.proto"];
-const GENERATED: &str = "ncn-client/src/proto/ncn.v1.rs";
+const GENERATED: &str = "ncn-client/crates/wire/src/proto/ncn.v1.rs";
+/// Who only reads and writes messages needs no tonic.
+const GRPC: &str = r#"#[cfg(feature = "grpc")]"#;
 
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = crate::root();
@@ -27,6 +29,8 @@ pub(crate) fn run(check: bool) -> Result<()> {
         .bytes(".")
         .codec_path("crate::codec::BoundedCodec")
         .build_transport(true)
+        .client_mod_attribute(".", GRPC)
+        .server_mod_attribute(".", GRPC)
         .out_dir(&out)
         .compile_fds(descriptors)
         .context("cannot generate code")?;
@@ -44,7 +48,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     fs::write(&committed, generated).with_context(|| format!("cannot write {GENERATED}"))
 }
 
-/// For each message, the fields that `ncn_client::codec` counts before it decodes the message.
+/// For each message, the fields that `ncn_wire::entries` counts before it decodes the message.
 fn descriptions(files: &FileDescriptorSet) -> Result<String> {
     let mut described = String::new();
     for message in files.file.iter().flat_map(|file| &file.message_type) {
@@ -61,11 +65,11 @@ fn descriptions(files: &FileDescriptorSet) -> Result<String> {
                 (Type::Uint64, true) => "numbers::<u64>".to_owned(),
                 (_, true) => bail!("{}.{}: describe lists of {kind:?} here", message.name(), field.name()),
             };
-            writeln!(fields, "crate::codec::Field::{constructor}({number}),")?;
+            writeln!(fields, "crate::entries::Field::{constructor}({number}),")?;
         }
         let name = rust_name(message.name());
-        writeln!(described, "impl crate::codec::Described for {name} {{")?;
-        writeln!(described, "const FIELDS: &'static [crate::codec::Field] = &[{fields}];\n}}")?;
+        writeln!(described, "impl crate::entries::Described for {name} {{")?;
+        writeln!(described, "const FIELDS: &'static [crate::entries::Field] = &[{fields}];\n}}")?;
     }
     Ok(described)
 }

@@ -36,7 +36,7 @@ enum Task {
     Spin,
     /// Install what the tests need besides Rust, pinned: contracts' tools, Python packages, models
     Setup,
-    /// Generate the Rust code of proto/ into ncn-client/src/proto/
+    /// Generate the Rust code of proto/ into ncn-client/crates/wire/src/proto/
     Codegen {
         /// Only compare: fail when the committed code is not what would be generated
         #[arg(long)]

@@ -1,9 +1,13 @@
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt::Display, path::PathBuf, sync::Arc, time::Duration};
 
 use ncn_core::{Amount, DynSigner, Payer, Transport, TrustRoot};
 
 use super::Client;
-use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport};
+#[cfg(feature = "evm")]
+use crate::evm::EvmLedger;
+#[cfg(feature = "grpc")]
+use crate::grpc::GrpcTransport;
+use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer};
 
 /// What a client does unless an order says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +49,32 @@ impl Default for ClientConfig {
 #[derive(Clone)]
 pub enum Payment {
     /// Each request by a transaction of this account, into escrow.
+    #[cfg(feature = "evm")]
     OnChain(EvmLedger),
     /// Each request by a signature that the gateway brings to the chain, into escrow. The client needs tokens, and neither a chain nor gas.
     Relayed,
     /// Each request by a voucher, out of the channel that is kept in this file: see [`PayerChannel::create`].
     Channel(PathBuf),
+}
+
+impl Payment {
+    /// The chain that the client pays on itself.
+    #[cfg(feature = "evm")]
+    const fn ledger(&self) -> Option<&EvmLedger> {
+        match self {
+            Self::OnChain(ledger) => Some(ledger),
+            Self::Relayed | Self::Channel(_) => None,
+        }
+    }
+
+    /// The key that comes with it.
+    fn signer(&self) -> Option<&DynSigner> {
+        match self {
+            #[cfg(feature = "evm")]
+            Self::OnChain(ledger) => Some(ledger.signer()),
+            Self::Relayed | Self::Channel(_) => None,
+        }
+    }
 }
 
 /// Sets a [`Client`] up: a gateway or transport, a payment and a key are needed.
@@ -59,13 +84,14 @@ pub struct ClientBuilder {
     transport: Option<Arc<dyn Transport>>,
     payment: Option<Payment>,
     payer: Option<Arc<dyn Payer>>,
+    #[cfg(feature = "evm")]
     chain: Option<EvmLedger>,
     signer: Option<DynSigner>,
     options: ClientConfig,
 }
 
 impl ClientBuilder {
-    /// The gateway's gRPC URL.
+    /// The gateway's URL: `http` for gRPC, which takes the feature `grpc`.
     #[must_use]
     pub fn gateway(mut self, url: impl Into<String>) -> Self {
         self.gateway = Some(url.into());
@@ -88,6 +114,7 @@ impl ClientBuilder {
 
     /// The chain that shows what becomes of payments which the gateway brings there. Without it, some of that only the gateway says
     /// ([`ClientError::Unproven`]). It must be the one of the network that is trusted.
+    #[cfg(feature = "evm")]
     #[must_use]
     pub fn chain(mut self, chain: EvmLedger) -> Self {
         self.chain = Some(chain);
@@ -101,7 +128,7 @@ impl ClientBuilder {
         self
     }
 
-    /// The client's key; its account is the payer's. By default that of [`Payment::OnChain`].
+    /// The client's key; its account is the payer's. By default that of `Payment::OnChain`.
     #[must_use]
     pub fn signer(mut self, signer: DynSigner) -> Self {
         self.signer = Some(signer);
@@ -122,7 +149,7 @@ impl ClientBuilder {
         self
     }
 
-    /// The network to trust. By default the one that the chain has, with [`Payment::OnChain`]; the other ways to pay need it.
+    /// The network to trust. By default the one that the chain has, with `Payment::OnChain`; the other ways to pay need it.
     #[must_use]
     pub fn trust(mut self, trust: TrustRoot) -> Self {
         self.options.trust = Some(trust);
@@ -138,58 +165,76 @@ impl ClientBuilder {
 
     /// The client. Nothing is called yet.
     pub fn build(self) -> Result<Client, ClientError> {
-        let missing = |setting, problem: &str| ClientError::Configuration { setting, problem: problem.to_owned() };
-        let transport: Arc<dyn Transport> = match (self.transport, self.gateway) {
+        let transport = match (self.transport, self.gateway) {
             (Some(transport), None) => transport,
-            (None, Some(url)) => Arc::new(GrpcTransport::new(&url).map_err(|error| missing("gateway", &error.to_string()))?),
-            (None, None) => return Err(missing("gateway", "is missing: give a URL or a transport")),
-            (Some(_), Some(_)) => return Err(missing("gateway", "is given twice: give a URL or a transport, not both")),
+            (None, Some(url)) => connect(&url)?,
+            (None, None) => return Err(invalid("gateway", "is missing: give a URL or a transport")),
+            (Some(_), Some(_)) => return Err(invalid("gateway", "is given twice: give a URL or a transport, not both")),
         };
-        let signer = match (self.signer, &self.payment) {
-            (Some(signer), _) => signer,
-            (None, Some(Payment::OnChain(ledger))) => ledger.signer().clone(),
-            (None, _) => return Err(missing("signer", "is missing: give the client's key")),
-        };
+        let signer = self.signer.or_else(|| self.payment.as_ref().and_then(Payment::signer).cloned());
+        let signer = signer.ok_or_else(|| invalid("signer", "is missing: give the client's key"))?;
         let trusted = self.options.trust.clone();
         if let Some(trust) = &trusted {
-            trust.validate().map_err(|error| missing("trust", &error.to_string()))?;
-            let on_chain = match &self.payment {
-                Some(Payment::OnChain(ledger)) => Some(ledger),
-                _ => self.chain.as_ref(),
-            };
-            if on_chain.is_some_and(|ledger| !ledger.is_of(trust)) {
-                return Err(missing("trust", "is another network than the chain's contracts are of"));
+            trust.validate().map_err(|error| invalid("trust", error))?;
+        }
+        #[cfg(feature = "evm")]
+        {
+            let on_chain = self.payment.as_ref().and_then(Payment::ledger);
+            if let (Some(trust), Some(ledger)) = (&trusted, on_chain.or(self.chain.as_ref()))
+                && !ledger.is_of(trust)
+            {
+                return Err(invalid("trust", "is another network than the chain's contracts are of"));
+            }
+            if self.chain.is_some() && !matches!(self.payment, Some(Payment::Relayed | Payment::Channel(_))) {
+                return Err(invalid("chain", "is for relayed payments and channels: leave it out"));
             }
         }
-        if self.chain.is_some() && !matches!(self.payment, Some(Payment::Relayed | Payment::Channel(_))) {
-            return Err(missing("chain", "is for relayed payments and channels: leave it out"));
-        }
         let trust =
-            || trusted.ok_or_else(|| missing("trust", "is missing: without a chain you have to say which network you trust"));
+            || trusted.ok_or_else(|| invalid("trust", "is missing: without a chain you have to say which network you trust"));
         let payer: Arc<dyn Payer> = match (self.payer, self.payment) {
             (Some(payer), None) => payer,
+            #[cfg(feature = "evm")]
             (None, Some(Payment::OnChain(ledger))) => Arc::new(ledger),
             (None, Some(Payment::Relayed)) => {
-                let chain = self.chain.map(|chain| Arc::new(chain) as _);
-                Arc::new(RelayedPayer::new(transport.clone(), trust()?, signer.clone()).with_chain(chain))
+                let payer = RelayedPayer::new(transport.clone(), trust()?, signer.clone());
+                #[cfg(feature = "evm")]
+                let payer = payer.with_chain(self.chain.map(|chain| Arc::new(chain) as _));
+                Arc::new(payer)
             }
             (None, Some(Payment::Channel(path))) => {
                 let opened = PayerChannel::open(&path);
-                let channel = opened.map_err(|error| missing("payment", &format!("channel {}: {error}", path.display())))?;
+                let channel = opened.map_err(|error| invalid("payment", format!("channel {}: {error}", path.display())))?;
                 if channel.terms().client != signer.address() {
                     let (owner, key) = (channel.terms().client, signer.address());
-                    return Err(missing("signer", &format!("is {key}'s key, the channel is {owner}'s")));
+                    return Err(invalid("signer", format!("is {key}'s key, the channel is {owner}'s")));
                 }
-                let chain = self.chain.map(|chain| Arc::new(chain) as _);
-                Arc::new(ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel)).with_chain(chain))
+                let payer = ChannelPayer::new(transport.clone(), trust()?, signer.clone(), Arc::new(channel));
+                #[cfg(feature = "evm")]
+                let payer = payer.with_chain(self.chain.map(|chain| Arc::new(chain) as _));
+                Arc::new(payer)
             }
-            (None, None) => return Err(missing("payment", "is missing: say how requests are paid")),
-            (Some(_), Some(_)) => return Err(missing("payment", "is given twice: give a payment or a payer, not both")),
+            (None, None) => return Err(invalid("payment", "is missing: say how requests are paid")),
+            (Some(_), Some(_)) => return Err(invalid("payment", "is given twice: give a payment or a payer, not both")),
         };
         if signer.address() != payer.account() {
             let problem = format!("{} is not the payer's account {}", signer.address(), payer.account());
-            return Err(missing("signer", &problem));
+            return Err(invalid("signer", problem));
         }
         Ok(Client { transport, payer, signer, options: self.options, offers: Arc::default() })
     }
+}
+
+fn invalid(setting: &'static str, problem: impl Display) -> ClientError {
+    ClientError::Configuration { setting, problem: problem.to_string() }
+}
+
+/// The client of a gateway, by its URL.
+#[cfg(feature = "grpc")]
+fn connect(url: &str) -> Result<Arc<dyn Transport>, ClientError> {
+    Ok(Arc::new(GrpcTransport::new(url).map_err(|error| invalid("gateway", error))?))
+}
+
+#[cfg(not(feature = "grpc"))]
+fn connect(_: &str) -> Result<Arc<dyn Transport>, ClientError> {
+    Err(invalid("gateway", "this build cannot reach a URL: build ncn-client with its feature `grpc`, or give a transport"))
 }

@@ -8,9 +8,9 @@ use ncn_core::{
 use tonic::{Status, transport::Channel};
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
-use crate::{
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     proto::{self, p2p_registry_service_client::P2pRegistryServiceClient},
-    wire::{self, MAX_MESSAGE_BYTES, MAX_SUBNET_BYTES},
 };
 
 /// The most nodes that a discovery is read to.

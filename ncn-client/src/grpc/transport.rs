@@ -7,9 +7,9 @@ use ncn_core::{
 use tonic::{Status, transport::Channel};
 
 use super::{EndpointError, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
-use crate::{
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES, MAX_MODEL_BYTES,
     proto::{self, gateway_client_service_client::GatewayClientServiceClient},
-    wire::{self, MAX_MESSAGE_BYTES, MAX_MODEL_BYTES},
 };
 
 /// The most models that a gateway's list is read to.

@@ -3,9 +3,9 @@ use ncn_core::{Address, Approval, BatchRequest, CompletionRequest, Preprocessing
 use tonic::transport::Channel;
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
-use crate::{
+use ncn_wire::{
+    MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES,
     proto::{self, validator_service_client::ValidatorServiceClient},
-    wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES},
 };
 
 /// One validator, called over gRPC.

@@ -7,14 +7,16 @@ use futures::StreamExt as _;
 use ncn_client::{
     Backoff,
     grpc::{EndpointError, channel},
+};
+use ncn_core::{
+    Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed, membership::HEARTBEAT_SECONDS,
+};
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES,
     proto::{
         self, ComputeMessage, GatewayMessage, compute_message, gateway_compute_service_client::GatewayComputeServiceClient,
         gateway_message,
     },
-    wire::{self, MAX_MESSAGE_BYTES},
-};
-use ncn_core::{
-    Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed, membership::HEARTBEAT_SECONDS,
 };
 use prost::Message as _;
 use tokio::{

@@ -9,14 +9,14 @@ use std::{
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
-use ncn_client::{
-    proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
-    wire::{self, MAX_MESSAGE_BYTES},
-};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamBudget, StreamCheckpoint,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     membership::LIVENESS_SECONDS,
+};
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES,
+    proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
 };
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream, stream::BoxStream};
-use ncn_client::{
+use ncn_core::{ChannelParams, Signed, TaskCapability, Transport, TransportError};
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
         self,
         gateway_client_service_server::{GatewayClientService, GatewayClientServiceServer},
         gateway_compute_service_server::{GatewayComputeService, GatewayComputeServiceServer},
     },
-    wire::{self, MAX_MESSAGE_BYTES, WireError},
 };
-use ncn_core::{ChannelParams, Signed, TaskCapability, Transport, TransportError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 

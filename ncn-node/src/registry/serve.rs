@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream, stream::BoxStream};
-use ncn_client::{
+use ncn_core::{Registry, RegistryError, Validator};
+use ncn_wire::{
+    self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
         self,
         p2p_registry_service_server::{P2pRegistryService, P2pRegistryServiceServer},
         validator_service_server::{ValidatorService, ValidatorServiceServer},
     },
-    wire::{self, MAX_MESSAGE_BYTES, WireError},
 };
-use ncn_core::{Registry, RegistryError, Validator};
 use tonic::{Request, Response, Status};
 
 /// Serves a registry.

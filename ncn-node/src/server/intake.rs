@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use ncn_client::wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES};
+use ncn_wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
@@ -130,7 +130,7 @@ fn refuse(why: &str) -> BoxFuture<Response<Body>, Infallible> {
 
 #[cfg(test)]
 mod tests {
-    use ncn_client::proto::{
+    use ncn_wire::proto::{
         gateway_client_service_server as client, gateway_compute_service_server as compute,
         p2p_registry_service_server as registry, validator_service_server as validator,
     };

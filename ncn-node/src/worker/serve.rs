@@ -10,11 +10,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt as _};
-use ncn_client::{
-    proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION},
-};
 use ncn_core::{Execution, Executor as _, ExecutorError, Model, StreamBudget, executor::ModelPackage};
+use ncn_wire::{
+    self as wire, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION,
+    proto::{self, FromWorker, ToWorker, from_worker, to_worker},
+};
 use prost::Message as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},

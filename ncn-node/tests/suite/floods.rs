@@ -20,15 +20,15 @@ use std::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use http_body::{Body as _, Frame};
-use ncn_client::{
-    grpc::{GrpcRegistry, channel},
+use ncn_client::grpc::{GrpcRegistry, channel};
+use ncn_core::{Directory as _, NodeQuery, NodeRole, channel::MAX_BATCH};
+use ncn_wire::{
+    MAX_MESSAGE_BYTES,
     proto::{
         self, gateway_client_service_client::GatewayClientServiceClient, p2p_registry_service_client::P2pRegistryServiceClient,
         validator_service_client::ValidatorServiceClient,
     },
-    wire::MAX_MESSAGE_BYTES,
 };
-use ncn_core::{Directory as _, NodeQuery, NodeRole, channel::MAX_BATCH};
 use tonic::{
     Code, Status,
     body::Body,

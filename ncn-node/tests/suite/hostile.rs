@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use ncn_client::{
-    grpc::channel,
-    proto::{
-        self, ToWorker, gateway_client_service_client::GatewayClientServiceClient,
-        gateway_compute_service_client::GatewayComputeServiceClient, p2p_registry_service_client::P2pRegistryServiceClient,
-    },
-    wire::MAX_MESSAGE_BYTES,
-};
+use ncn_client::grpc::channel;
 use ncn_core::{Address, B256, Confinement, NodeRole, SessionProof, Signed, Value};
 use ncn_node::{
     devnet::{LocalNetwork, quickstart},
     executor::EngineExecutor,
     presence::NodeDescriptor,
     worker,
+};
+use ncn_wire::{
+    MAX_MESSAGE_BYTES,
+    proto::{
+        self, ToWorker, gateway_client_service_client::GatewayClientServiceClient,
+        gateway_compute_service_client::GatewayComputeServiceClient, p2p_registry_service_client::P2pRegistryServiceClient,
+    },
 };
 use prost::Message as _;
 use tokio::{

@@ -191,7 +191,10 @@ async fn arithmetic_of_sizes_is_taken() {
     );
     assert_eq!(built_in(&any(&counted), &[7, 8, 9]).await.unwrap(), [7, 9, 11]);
     let parts = of_integers(
-        &[node("Split", &["x", "two"], &["first", "second"], &[]), node("Concat", &["second", "first"], &["y"], &[integer("axis", 0)])],
+        &[
+            node("Split", &["x", "two"], &["first", "second"], &[]),
+            node("Concat", &["second", "first"], &["y"], &[integer("axis", 0)]),
+        ],
         &[integers("two", &[2], &[2, 2])],
     );
     assert_eq!(built_in(&any(&parts), &[7, 8, 9, 10]).await.unwrap(), [9, 10, 7, 8]);

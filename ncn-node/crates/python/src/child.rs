@@ -9,13 +9,13 @@ use std::{
     time::Instant,
 };
 
-use ncn_client::{
-    proto::{FromWorker, RunModel, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES},
-};
 use ncn_core::{
     ExecutorError, Manifest, OutputChunk, StreamBudget, Tensor, Usage, Values,
     model::{InputError, OutputSpec, Tensors},
+};
+use ncn_wire::{
+    self as wire, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES,
+    proto::{FromWorker, RunModel, ToWorker, from_worker, to_worker},
 };
 use prost::Message as _;
 use pyo3::prelude::*;

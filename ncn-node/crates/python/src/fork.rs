@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_client::{
-    proto::{FromWorker, from_worker},
-    wire::{self, MAX_ANSWER_BYTES},
-};
 use ncn_core::{
     ExecutorError,
     compute::{MAX_STREAM_BYTES, MAX_STREAM_PARTS},
+};
+use ncn_wire::{
+    self as wire, MAX_ANSWER_BYTES,
+    proto::{FromWorker, from_worker},
 };
 use pyo3::prelude::*;
 use rustix::{

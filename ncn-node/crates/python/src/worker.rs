@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_client::{
-    proto::{self, FromWorker, RunModel, ToWorker, from_worker, to_worker},
-    wire,
-};
 use ncn_core::{ExecutorError, Model, executor::ModelPackage};
+use ncn_wire::{
+    self as wire,
+    proto::{self, FromWorker, RunModel, ToWorker, from_worker, to_worker},
+};
 use pyo3::prelude::*;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},

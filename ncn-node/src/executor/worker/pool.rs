@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{
-    proto::{self, to_worker},
-    wire,
-};
 use ncn_core::{
     Confinement, Execution, ExecutorError, Model, OutputChunk, Policy, ResourceLimits, Sandbox, SandboxCommand,
     executor::ModelPackage,
+};
+use ncn_wire::{
+    self as wire,
+    proto::{self, to_worker},
 };
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},

@@ -13,11 +13,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
-use ncn_client::{
-    proto::{self, FromWorker, ToWorker, from_worker, to_worker},
-    wire::{self, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION},
-};
 use ncn_core::{ExecutorError, OutputChunk, StreamBudget};
+use ncn_wire::{
+    self as wire, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, WORKER_VERSION,
+    proto::{self, FromWorker, ToWorker, from_worker, to_worker},
+};
 use prost::Message as _;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::{

@@ -1,32 +1,21 @@
-//! The codec of all gRPC calls, at servers and at clients.
+//! The memory that the entries of a message take, counted before it is decoded.
 //!
 //! Protobuf lets a peer send an empty entry of a repeated field in two bytes, for which the receiver allocates a whole struct of up
-//! to 800 bytes. [`BoundedCodec`] counts the memory of such entries before prost allocates any of it, and refuses a message whose
+//! to 800 bytes. [`check_entries`] counts the memory of such entries before prost allocates any of it, and refuses a message whose
 //! entries take much more than the message is long. So the length of a message, which the transport bounds, bounds what it takes in
 //! memory.
 
-use std::marker::PhantomData;
-
-use bytes::Buf as _;
 use prost::{
-    DecodeError, Message,
+    DecodeError,
     encoding::{WireType, decode_key, decode_varint},
 };
-use tonic::{
-    Status,
-    codec::{Codec, DecodeBuf, Decoder},
-};
-use tonic_prost::{ProstDecoder, ProstEncoder};
 
-use crate::wire::WireError;
+use crate::WireError;
 
 /// The most bytes of entries that one byte of a message may lead to. Full batches and records lead to 1.1 at most.
 const ENTRY_BYTES_PER_BYTE: usize = 2;
 /// The bytes of entries that every message may have, however short it is: those of `MAX_OUTPUT_VALUES` short values.
 const FREE_ENTRY_BYTES: usize = 128 << 10;
-/// The bytes of unknown or repeated singular fields that every message may have. A decoded message shares its bytes with the
-/// received one, so it holds the memory of those fields too.
-const FREE_UNKNOWN_BYTES: usize = 4 << 10;
 
 /// A message whose fields with entries are known. `cargo xtask codegen` implements it for every message of `proto/`.
 pub trait Described {
@@ -110,59 +99,6 @@ fn walk(mut message: &[u8], fields: &[Field], left: &mut usize) -> Result<(), Wi
         }
     }
     Ok(())
-}
-
-/// Prost's codec, with [`check_entries`] before a message is decoded.
-#[derive(Clone, Debug)]
-pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
-
-impl<T, U> Default for BoundedCodec<T, U> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<T, U> Codec for BoundedCodec<T, U>
-where
-    T: Message + Send + 'static,
-    U: Message + Default + Described + Send + 'static,
-{
-    type Encode = T;
-    type Decode = U;
-    type Encoder = ProstEncoder<T>;
-    type Decoder = BoundedDecoder<U>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        BoundedDecoder(ProstDecoder::default())
-    }
-}
-
-/// The decoder of [`BoundedCodec`].
-#[derive(Clone, Debug)]
-pub struct BoundedDecoder<U>(ProstDecoder<U>);
-
-impl<U: Message + Default + Described> Decoder for BoundedDecoder<U> {
-    type Item = U;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let (length, message) = (buffer.remaining(), buffer.chunk());
-        if message.len() != length {
-            return Err(Status::internal("message: is not in one piece"));
-        }
-        // Internal is gRPC's code for what cannot be decoded.
-        check_entries::<U>(message).map_err(|error| Status::internal(error.to_string()))?;
-        let message = self.0.decode(buffer)?;
-        let known = message.as_ref().map_or(0, Message::encoded_len);
-        if length > known.saturating_mul(2).saturating_add(FREE_UNKNOWN_BYTES) {
-            return Err(Status::internal("message: most of it is of unknown or repeated fields: leave them out"));
-        }
-        Ok(message)
-    }
 }
 
 #[cfg(test)]

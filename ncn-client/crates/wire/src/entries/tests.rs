@@ -4,11 +4,10 @@ use ncn_core::{
     membership::MembershipLimits,
 };
 
+use prost::Message;
+
 use super::*;
-use crate::{
-    proto,
-    wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES},
-};
+use crate::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES, proto};
 
 fn field(length: usize) -> Bytes {
     vec![0xff; length].into()

@@ -2,8 +2,7 @@
 
 use prost::{Message as _, bytes::Bytes};
 
-use super::{MAX_ANSWER_BYTES, WireError};
-use crate::{codec::check_entries, proto::FromWorker};
+use crate::{MAX_ANSWER_BYTES, WireError, entries::check_entries, proto::FromWorker};
 
 /// A worker's message. What repeats in it is counted before anything is made of it: two bytes of a message can become a hundred in
 /// memory.

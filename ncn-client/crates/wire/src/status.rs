@@ -6,7 +6,7 @@ use ncn_core::{RegistryError, TransportError};
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Code, Status};
 
-use super::WireError;
+use crate::WireError;
 
 /// The most bytes of an error that are sent: a status travels in headers, which are small.
 const MAX_DETAILS: usize = 4 << 10;
@@ -97,17 +97,5 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
 impl From<WireError> for Status {
     fn from(error: WireError) -> Self {
         to_status(&TransportError::invalid(error.field, error.problem))
-    }
-}
-
-impl From<WireError> for TransportError {
-    fn from(error: WireError) -> Self {
-        Self::Malformed(error.to_string())
-    }
-}
-
-impl From<WireError> for RegistryError {
-    fn from(error: WireError) -> Self {
-        Self::Malformed(error.to_string())
     }
 }

@@ -644,6 +644,7 @@ impl TaskState {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod gateway_client_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
@@ -803,6 +804,7 @@ pub mod gateway_client_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod gateway_client_service_server {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::*;
@@ -1176,6 +1178,7 @@ pub mod gateway_client_service_server {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod gateway_compute_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
@@ -1258,6 +1261,7 @@ pub mod gateway_compute_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod gateway_compute_service_server {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::*;
@@ -1530,6 +1534,7 @@ pub struct ChannelPayout {
     pub amount: ::prost::bytes::Bytes,
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod p2p_registry_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
@@ -1700,6 +1705,7 @@ pub mod p2p_registry_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod p2p_registry_service_server {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::*;
@@ -2103,6 +2109,7 @@ pub mod p2p_registry_service_server {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod validator_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
@@ -2207,6 +2214,7 @@ pub mod validator_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod validator_service_server {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::*;
@@ -2480,248 +2488,248 @@ pub struct Ready {
     #[prost(uint32, tag = "1")]
     pub version: u32,
 }
-impl crate::codec::Described for Empty {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Empty {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Ack {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Ack {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for InferenceRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::messages::<NamedValue>(10),
-        crate::codec::Field::message::<Quote>(11),
-        crate::codec::Field::message::<ChannelPayment>(12),
+impl crate::entries::Described for InferenceRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::messages::<NamedValue>(10),
+        crate::entries::Field::message::<Quote>(11),
+        crate::entries::Field::message::<ChannelPayment>(12),
     ];
 }
-impl crate::codec::Described for NamedValue {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::message::<Tensor>(2), crate::codec::Field::message::<File>(4)];
+impl crate::entries::Described for NamedValue {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<Tensor>(2), crate::entries::Field::message::<File>(4)];
 }
-impl crate::codec::Described for Tensor {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::numbers::<u64>(2)];
+impl crate::entries::Described for Tensor {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::numbers::<u64>(2)];
 }
-impl crate::codec::Described for File {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for File {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Split {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Split {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Quote {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<Split>(7)];
+impl crate::entries::Described for Quote {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Split>(7)];
 }
-impl crate::codec::Described for Usage {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Usage {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for ComputeCompletion {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<Usage>(6)];
+impl crate::entries::Described for ComputeCompletion {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Usage>(6)];
 }
-impl crate::codec::Described for StreamCheckpoint {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for StreamCheckpoint {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for ValidatorSignature {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ValidatorSignature {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for PreprocessingValidation {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+impl crate::entries::Described for PreprocessingValidation {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<ValidatorSignature>(1)];
 }
-impl crate::codec::Described for CompletionValidation {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+impl crate::entries::Described for CompletionValidation {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<ValidatorSignature>(1)];
 }
-impl crate::codec::Described for SettlementValidation {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<ValidatorSignature>(1)];
+impl crate::entries::Described for SettlementValidation {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<ValidatorSignature>(1)];
 }
-impl crate::codec::Described for ChannelPayment {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ChannelPayment {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Payout {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Payout {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for PaymentTree {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<Payout>(2)];
+impl crate::entries::Described for PaymentTree {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<Payout>(2)];
 }
-impl crate::codec::Described for Domain {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Domain {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for TrustRoot {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::message::<Domain>(1), crate::codec::Field::values::<::prost::bytes::Bytes>(2)];
+impl crate::entries::Described for TrustRoot {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<Domain>(1), crate::entries::Field::values::<::prost::bytes::Bytes>(2)];
 }
-impl crate::codec::Described for EscrowPayment {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for EscrowPayment {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Receipt {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<TrustRoot>(2),
-        crate::codec::Field::message::<InferenceRequest>(3),
-        crate::codec::Field::message::<Quote>(4),
-        crate::codec::Field::message::<PreprocessingValidation>(5),
-        crate::codec::Field::message::<EscrowPayment>(6),
-        crate::codec::Field::message::<ChannelPayment>(9),
-        crate::codec::Field::message::<ComputeCompletion>(7),
-        crate::codec::Field::message::<CompletionValidation>(8),
-        crate::codec::Field::message::<PaymentTree>(10),
+impl crate::entries::Described for Receipt {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<TrustRoot>(2),
+        crate::entries::Field::message::<InferenceRequest>(3),
+        crate::entries::Field::message::<Quote>(4),
+        crate::entries::Field::message::<PreprocessingValidation>(5),
+        crate::entries::Field::message::<EscrowPayment>(6),
+        crate::entries::Field::message::<ChannelPayment>(9),
+        crate::entries::Field::message::<ComputeCompletion>(7),
+        crate::entries::Field::message::<CompletionValidation>(8),
+        crate::entries::Field::message::<PaymentTree>(10),
     ];
 }
-impl crate::codec::Described for NodeInfo {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::values::<::prost::bytes::Bytes>(5)];
+impl crate::entries::Described for NodeInfo {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::values::<::prost::bytes::Bytes>(5)];
 }
-impl crate::codec::Described for OutputChunk {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::messages::<NamedValue>(1), crate::codec::Field::message::<Usage>(2)];
+impl crate::entries::Described for OutputChunk {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<NamedValue>(1), crate::entries::Field::message::<Usage>(2)];
 }
-impl crate::codec::Described for TaskId {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for TaskId {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for InferenceTaskStatus {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::message::<Quote>(3), crate::codec::Field::message::<PreprocessingValidation>(4)];
+impl crate::entries::Described for InferenceTaskStatus {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<Quote>(3), crate::entries::Field::message::<PreprocessingValidation>(4)];
 }
-impl crate::codec::Described for TransactionConfirmation {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<ChannelPayment>(4)];
+impl crate::entries::Described for TransactionConfirmation {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<ChannelPayment>(4)];
 }
-impl crate::codec::Described for NetworkInfo {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::message::<TrustRoot>(2), crate::codec::Field::values::<::prost::alloc::string::String>(3)];
+impl crate::entries::Described for NetworkInfo {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<TrustRoot>(2), crate::entries::Field::values::<::prost::alloc::string::String>(3)];
 }
-impl crate::codec::Described for CloseChannelRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<TaskId>(1)];
+impl crate::entries::Described for CloseChannelRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<TaskId>(1)];
 }
-impl crate::codec::Described for ChannelClosing {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ChannelClosing {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for ModelInfo {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ModelInfo {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for InferenceResponse {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<StepReport>(1),
-        crate::codec::Field::message::<OutputChunk>(2),
-        crate::codec::Field::message::<Delivery>(3),
-        crate::codec::Field::message::<Failure>(4),
-        crate::codec::Field::message::<StreamCheckpoint>(5),
+impl crate::entries::Described for InferenceResponse {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<StepReport>(1),
+        crate::entries::Field::message::<OutputChunk>(2),
+        crate::entries::Field::message::<Delivery>(3),
+        crate::entries::Field::message::<Failure>(4),
+        crate::entries::Field::message::<StreamCheckpoint>(5),
     ];
 }
-impl crate::codec::Described for StepReport {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for StepReport {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Delivery {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::messages::<NamedValue>(1), crate::codec::Field::message::<Receipt>(2)];
+impl crate::entries::Described for Delivery {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<NamedValue>(1), crate::entries::Field::message::<Receipt>(2)];
 }
-impl crate::codec::Described for Failure {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Failure {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for GatewayMessage {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<Challenge>(1),
-        crate::codec::Field::message::<Reserve>(2),
-        crate::codec::Field::message::<InferenceRequest>(4),
+impl crate::entries::Described for GatewayMessage {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<Challenge>(1),
+        crate::entries::Field::message::<Reserve>(2),
+        crate::entries::Field::message::<InferenceRequest>(4),
     ];
 }
-impl crate::codec::Described for ComputeMessage {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<Attachment>(1),
-        crate::codec::Field::message::<Reserved>(2),
-        crate::codec::Field::message::<TaskChunk>(3),
-        crate::codec::Field::message::<TaskFinished>(4),
-        crate::codec::Field::message::<TaskFailed>(5),
-        crate::codec::Field::message::<Empty>(6),
-        crate::codec::Field::message::<StreamCheckpoint>(7),
+impl crate::entries::Described for ComputeMessage {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<Attachment>(1),
+        crate::entries::Field::message::<Reserved>(2),
+        crate::entries::Field::message::<TaskChunk>(3),
+        crate::entries::Field::message::<TaskFinished>(4),
+        crate::entries::Field::message::<TaskFailed>(5),
+        crate::entries::Field::message::<Empty>(6),
+        crate::entries::Field::message::<StreamCheckpoint>(7),
     ];
 }
-impl crate::codec::Described for Challenge {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Challenge {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Attachment {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<NodeInfo>(1)];
+impl crate::entries::Described for Attachment {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<NodeInfo>(1)];
 }
-impl crate::codec::Described for Reserve {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Reserve {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for Reserved {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Reserved {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for TaskChunk {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<OutputChunk>(2)];
+impl crate::entries::Described for TaskChunk {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<OutputChunk>(2)];
 }
-impl crate::codec::Described for TaskFinished {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::messages::<NamedValue>(2), crate::codec::Field::message::<ComputeCompletion>(3)];
+impl crate::entries::Described for TaskFinished {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<NamedValue>(2), crate::entries::Field::message::<ComputeCompletion>(3)];
 }
-impl crate::codec::Described for TaskFailed {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for TaskFailed {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for UpdateNodeHeartbeatRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for UpdateNodeHeartbeatRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for DeregisterNodeRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for DeregisterNodeRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for DiscoverNodesRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for DiscoverNodesRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for SubnetId {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for SubnetId {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for CreateSubnetRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::message::<SubnetMetadata>(1)];
+impl crate::entries::Described for CreateSubnetRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<SubnetMetadata>(1)];
 }
-impl crate::codec::Described for SubnetMetadata {
-    const FIELDS: &'static [crate::codec::Field] =
-        &[crate::codec::Field::messages::<ModelDescriptor>(3), crate::codec::Field::message::<Split>(4)];
+impl crate::entries::Described for SubnetMetadata {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<ModelDescriptor>(3), crate::entries::Field::message::<Split>(4)];
 }
-impl crate::codec::Described for ModelDescriptor {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ModelDescriptor {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for CompletionRequest {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<InferenceRequest>(1),
-        crate::codec::Field::message::<Quote>(2),
-        crate::codec::Field::message::<ComputeCompletion>(3),
-        crate::codec::Field::message::<ChannelPayment>(4),
+impl crate::entries::Described for CompletionRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<InferenceRequest>(1),
+        crate::entries::Field::message::<Quote>(2),
+        crate::entries::Field::message::<ComputeCompletion>(3),
+        crate::entries::Field::message::<ChannelPayment>(4),
     ];
 }
-impl crate::codec::Described for SettlementBatch {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::messages::<BatchEntry>(1),
-        crate::codec::Field::messages::<ChannelCharge>(3),
-        crate::codec::Field::messages::<ChannelPayout>(4),
+impl crate::entries::Described for SettlementBatch {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::messages::<BatchEntry>(1),
+        crate::entries::Field::messages::<ChannelCharge>(3),
+        crate::entries::Field::messages::<ChannelPayout>(4),
     ];
 }
-impl crate::codec::Described for BatchEntry {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<Quote>(1),
-        crate::codec::Field::message::<ComputeCompletion>(2),
-        crate::codec::Field::message::<CompletionValidation>(3),
-        crate::codec::Field::message::<ChannelPayment>(4),
+impl crate::entries::Described for BatchEntry {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<Quote>(1),
+        crate::entries::Field::message::<ComputeCompletion>(2),
+        crate::entries::Field::message::<CompletionValidation>(3),
+        crate::entries::Field::message::<ChannelPayment>(4),
     ];
 }
-impl crate::codec::Described for ChannelCharge {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ChannelCharge {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for ChannelPayout {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for ChannelPayout {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for ToWorker {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<LoadModel>(2),
-        crate::codec::Field::message::<RunModel>(4),
-        crate::codec::Field::message::<Empty>(5),
+impl crate::entries::Described for ToWorker {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<LoadModel>(2),
+        crate::entries::Field::message::<RunModel>(4),
+        crate::entries::Field::message::<Empty>(5),
     ];
 }
-impl crate::codec::Described for LoadModel {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for LoadModel {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::codec::Described for RunModel {
-    const FIELDS: &'static [crate::codec::Field] = &[crate::codec::Field::messages::<NamedValue>(2)];
+impl crate::entries::Described for RunModel {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<NamedValue>(2)];
 }
-impl crate::codec::Described for FromWorker {
-    const FIELDS: &'static [crate::codec::Field] = &[
-        crate::codec::Field::message::<Ready>(2),
-        crate::codec::Field::message::<Empty>(3),
-        crate::codec::Field::message::<OutputChunk>(4),
+impl crate::entries::Described for FromWorker {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<Ready>(2),
+        crate::entries::Field::message::<Empty>(3),
+        crate::entries::Field::message::<OutputChunk>(4),
     ];
 }
-impl crate::codec::Described for Ready {
-    const FIELDS: &'static [crate::codec::Field] = &[];
+impl crate::entries::Described for Ready {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }

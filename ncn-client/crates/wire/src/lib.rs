@@ -1,15 +1,21 @@
 //! Between the core's types and the messages on the wire. What arrives is checked field by field; an error names the field.
 
 mod answer;
-mod error;
+#[cfg(feature = "grpc")]
+pub mod codec;
+pub mod entries;
 mod gateway;
+pub mod proto;
 mod registry;
+#[cfg(feature = "grpc")]
+mod status;
 mod types;
 
 pub use answer::decode_answer;
-pub use error::{RemoteError, from_status, to_status};
-use ncn_core::{Address, Amount, B256, Signature, compute::MAX_OUTPUT_BYTES};
+use ncn_core::{Address, Amount, B256, RegistryError, Signature, TransportError, compute::MAX_OUTPUT_BYTES};
 use prost::bytes::Bytes;
+#[cfg(feature = "grpc")]
+pub use status::{RemoteError, from_status, to_status};
 pub use types::{chunk_from_proto, values_from_proto, values_to_proto};
 
 /// The most bytes of a message with a batch, inputs or an output.
@@ -42,6 +48,18 @@ impl WireError {
     /// A field that makes no sense.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
+    }
+}
+
+impl From<WireError> for TransportError {
+    fn from(error: WireError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+impl From<WireError> for RegistryError {
+    fn from(error: WireError) -> Self {
+        Self::Malformed(error.to_string())
     }
 }
 
