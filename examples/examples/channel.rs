@@ -4,13 +4,13 @@ use std::sync::Arc;
 use anyhow::Result;
 use ncn_client::core::{B256, ChannelParams, Transport as _, Value};
 use ncn_client::{ChannelPayer, Client, PayerChannel, grpc::GrpcTransport, unix_now};
-use ncn_node::devnet::{self, LocalNetwork};
+use ncn_devnet::LocalNetwork;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    ncn_node::worker::init(); // models run in worker processes of this same program
+    ncn_executor::worker::init(); // models run in worker processes of this same program
     let network = LocalNetwork::start().await?;
-    let signer = devnet::well_known_key("client", 0);
+    let signer = ncn_devnet::well_known_key("client", 0);
     let deposit = "1000000000000000000".parse()?;
     network.funder().transfer(signer.address(), deposit).await?;
 

@@ -1,9 +1,9 @@
 use ncn_client::core::Value;
-use ncn_node::devnet::LocalNetwork;
+use ncn_devnet::LocalNetwork;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    ncn_node::worker::init();
+    ncn_executor::worker::init();
     let network = LocalNetwork::start().await?;
     let client = network.client().await?.build()?;
     let image = std::fs::read("examples/data/7.png")?;

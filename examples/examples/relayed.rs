@@ -4,13 +4,13 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use ncn_client::core::{Amount, Transport as _, Value};
 use ncn_client::{Client, Payment, grpc::GrpcTransport};
-use ncn_node::devnet::{self, LocalNetwork};
+use ncn_devnet::LocalNetwork;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    ncn_node::worker::init(); // models run in worker processes of this same program
+    ncn_executor::worker::init(); // models run in worker processes of this same program
     let network = LocalNetwork::start().await?;
-    let signer = devnet::well_known_key("client", 0);
+    let signer = ncn_devnet::well_known_key("client", 0);
     network.funder().transfer(signer.address(), Amount::TOKEN).await?;
 
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url())?);

@@ -30,10 +30,8 @@ pub(crate) use records::{decode, encode};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{
-    store::{Store, StoreError},
-    time::unix_now,
-};
+use crate::store::{Store, StoreError};
+use ncn_client::unix_now;
 
 /// How long a client's wish to close its channel waits for requests in flight and their settlement.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(4);

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 pub use attach::GatewaySessions;
 use futures::{StreamExt as _, stream};
+use ncn_core::{Address, B256};
 use ncn_core::{
     ChainView, Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError,
     InferenceResult, Message as _, Model, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
@@ -26,8 +26,8 @@ use tokio::time::Instant;
 use crate::{
     payments::{PaymentCheckError, PaymentVerifier},
     presence::NodeDescriptor,
-    time::unix_now,
 };
+use ncn_client::unix_now;
 
 /// How often, and with what pause, the chain is looked at for a payment.
 const PAYMENT_LOOKS: u32 = 10;

@@ -17,9 +17,9 @@ use std::{
     time::Duration,
 };
 
-use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use ncn_core::{Address, B256};
 use ncn_core::{
     Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
     NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Registry,
@@ -31,7 +31,8 @@ use task::Task;
 use tokio_util::sync::CancellationToken;
 
 use self::journal::{Journal, JournalError};
-use crate::{store::StoreError, time::unix_now};
+use crate::store::StoreError;
+use ncn_client::unix_now;
 
 /// How long to wait before the chain is followed again that gave an error.
 const CHAIN_PAUSE: Duration = Duration::from_secs(1);

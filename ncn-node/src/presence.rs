@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
+use ncn_core::B256;
 use ncn_core::{
     Confinement, Deregistration, Directory, Domain, DynSigner, Heartbeat, NodeRecord, NodeRole, RegistryError, SignatureError,
     Signed,
@@ -10,7 +10,7 @@ use ncn_core::{
 };
 use tokio::task::AbortHandle;
 
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// How long a record is good for; it is renewed when a third of that is left.
 const RECORD_SECONDS: u64 = 60 * 60;

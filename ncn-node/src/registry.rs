@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_client::grpc::GrpcValidator;
+use ncn_core::{Address, B256};
 use ncn_core::{
     Approval, Attestors, BatchRequest, ChainView, Completion, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
     Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError, Signed, Subnet,
@@ -26,7 +26,7 @@ pub use serve::{registry_service, validator_service};
 use subnets::Subnets;
 pub use validator::ValidatorNode;
 
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// How long a validator may take to answer. Enough good approvals end the wait at once, so that one that is silent delays nobody; with less
 /// time, dozens of requests at once on a slow machine are refused, though each would be approved.

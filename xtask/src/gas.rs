@@ -9,7 +9,7 @@ use crate::root;
 const TABLE: &str = "docs/gas.md";
 
 pub(crate) fn run() -> Result<()> {
-    let arguments = ["test", "--locked", "--quiet", "--package", "ncn-node", "--test", "suite", "gas::no_transaction_grows"];
+    let arguments = ["test", "--locked", "--quiet", "--package", "ncn", "--test", "suite", "gas::no_transaction_grows"];
     let output = Command::new("cargo")
         .args(arguments)
         .env("NCN_GAS_WRITE", "1")

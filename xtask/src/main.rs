@@ -124,7 +124,7 @@ fn perform() -> Result<bool> {
 
 /// One of the tests that the suite leaves out.
 fn long_test(name: &str, options: &[&str]) -> Result<()> {
-    let test = ["test", "-p", "ncn-node", "--test", "suite"];
+    let test = ["test", "-p", "ncn", "--test", "suite"];
     // One by one: measurements would disturb each other.
     let arguments = [&test, options, &["--", "--ignored", "--nocapture", "--test-threads=1", name]].concat();
     run("cargo", &arguments, &root())

@@ -24,12 +24,12 @@ pub(crate) fn python() -> Result<PathBuf> {
 
 /// The server of objects that the model store is tested against, in a virtual environment.
 pub(crate) fn object_server() -> Result<()> {
-    environment("s3", "ncn-node/tests/s3/requirements.txt", &[]).map(drop)
+    environment("s3", "ncn-node/crates/cli/tests/s3/requirements.txt", &[]).map(drop)
 }
 
 /// The engines that tests ask, in a virtual environment. They need none of the packages that they name.
 pub(crate) fn engines() -> Result<()> {
-    environment("engines", "ncn-node/tests/engines/requirements.txt", &["--no-deps"]).map(drop)
+    environment("engines", "ncn-node/crates/cli/tests/engines/requirements.txt", &["--no-deps"]).map(drop)
 }
 
 /// A virtual environment in target/ with these packages; returns its interpreter.

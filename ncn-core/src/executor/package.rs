@@ -1,12 +1,6 @@
 //! Model packages on disk.
 
-use std::{
-    fmt::Display,
-    fs::File,
-    io::{self, Read as _},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fmt::Display, io::Read, path::PathBuf, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
@@ -27,32 +21,27 @@ pub struct ModelPackage {
     pub directory: PathBuf,
 }
 
-impl ModelPackage {
-    /// Verifies one of the manifest's files, and returns its bytes when they are to be kept: the very bytes that were verified.
-    pub fn verify(&self, file: &ModelFile, keep: bool) -> Result<Option<Vec<u8>>, ExecutorError> {
-        let broken = |error: io::Error| invalid(&file.path, error);
-        if keep && file.bytes > MAX_FILE_BYTES {
-            return Err(invalid(&file.path, format_args!("has {} bytes, at most {MAX_FILE_BYTES} are read", file.bytes)));
+impl ModelFile {
+    /// Reads the file's content and verifies it; returns it when it is to be kept: the very bytes that were verified. `length` is how many
+    /// bytes there are to be read, found out before memory is set aside for what is not there. Blocks.
+    pub fn verify(&self, mut content: impl Read, length: u64, keep: bool) -> Result<Option<Vec<u8>>, ExecutorError> {
+        if keep && self.bytes > MAX_FILE_BYTES {
+            return Err(self.invalid(format_args!("has {} bytes, at most {MAX_FILE_BYTES} are read", self.bytes)));
         }
-        // Paths were checked when the manifest was parsed: relative, without `..`.
-        let mut opened = File::open(self.directory.join(&file.path)).map_err(broken)?;
-        // Found out before memory is set aside for what is not there.
-        let length = opened.metadata().map_err(broken)?.len();
-        let wrong_size =
-            || invalid(&file.path, format_args!("is not of the {} bytes that the manifest says: fetch it again", file.bytes));
-        if length != file.bytes {
+        let wrong_size = || self.invalid(format_args!("is not of the {} bytes that the manifest says: fetch it again", self.bytes));
+        if length != self.bytes {
             return Err(wrong_size());
         }
         let mut kept = Vec::new();
         if keep {
-            let size = usize::try_from(length).map_err(|_| invalid(&file.path, "is larger than this machine's memory"))?;
-            kept.try_reserve_exact(size).map_err(|error| invalid(&file.path, error))?;
+            let size = usize::try_from(length).map_err(|_| self.invalid("is larger than this machine's memory"))?;
+            kept.try_reserve_exact(size).map_err(|error| self.invalid(error))?;
         }
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; BUFFER];
-        let mut left = file.bytes;
+        let mut left = self.bytes;
         loop {
-            let read = opened.read(&mut buffer).map_err(broken)?;
+            let read = content.read(&mut buffer).map_err(|error| self.invalid(error))?;
             let part = buffer.get(..read).unwrap_or_default();
             if part.is_empty() {
                 break;
@@ -66,13 +55,14 @@ impl ModelPackage {
         if left > 0 {
             return Err(wrong_size());
         }
-        if hasher.finalize().as_slice() != file.sha256.as_slice() {
-            return Err(invalid(&file.path, "does not have the manifest's SHA-256: fetch it again"));
+        if hasher.finalize().as_slice() != self.sha256.as_slice() {
+            return Err(self.invalid("does not have the manifest's SHA-256: fetch it again"));
         }
         Ok(keep.then_some(kept))
     }
-}
 
-fn invalid(path: &str, problem: impl Display) -> ExecutorError {
-    ExecutorError::InvalidModel(format!("{path}: {problem}"))
+    /// Why the file is not the package's.
+    pub fn invalid(&self, problem: impl Display) -> ExecutorError {
+        ExecutorError::InvalidModel(format!("{}: {problem}", self.path))
+    }
 }

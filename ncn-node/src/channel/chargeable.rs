@@ -13,7 +13,7 @@ use super::{
     records::Change,
     settler::{Failure, SET_ASIDE},
 };
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// Requests that were refused on their own, and channels that cannot be charged at present; until when they are left alone. They hold
 /// nobody up, and are tried again.

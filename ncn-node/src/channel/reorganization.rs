@@ -21,7 +21,8 @@ use super::{
     records::{self, Change, KeptChange},
     settler::{Failure, certify},
 };
-use crate::{store::StoreError, time::unix_now};
+use crate::store::StoreError;
+use ncn_client::unix_now;
 
 /// How often is looked whether the chain still has the settled batches, at the least.
 const REVISIT: Duration = Duration::from_secs(15);

@@ -21,7 +21,8 @@ use super::{
     records::{self, BatchChange, Change, KeptChange, Pending},
     reorganization::chain_time,
 };
-use crate::{store::StoreError, time::unix_now};
+use crate::store::StoreError;
+use ncn_client::unix_now;
 
 /// How often is looked whether something has become due.
 const TICK: Duration = Duration::from_millis(500);

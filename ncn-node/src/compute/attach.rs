@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use alloy_primitives::{Address, B256};
 use futures::StreamExt as _;
 use ncn_client::{
     Backoff,
     grpc::{EndpointError, channel},
 };
+use ncn_core::{Address, B256};
 use ncn_core::{
     Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed, membership::HEARTBEAT_SECONDS,
 };

@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alloy_primitives::{Address, B256};
+use ncn_core::{Address, B256};
 use ncn_core::{
     Amount, ChannelParams, LedgerError, PaymentAuthorization, PaymentLedger, PaymentLedgerExt as _, Quote, RequestId, Signature,
     TransportError, UnixTime, channel::escrow_digest,
 };
 use tokio::sync::watch;
 
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// How many acceptances run at once, and how many of one client's.
 const MAX_ACCEPTANCES: usize = 512;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::{Gateway, effects, journal::JournalError, task::Task};
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// How long to wait before the journal is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);

@@ -20,7 +20,7 @@ use super::{
     Gateway,
     task::{Progress, Task},
 };
-use crate::time::unix_now;
+use ncn_client::unix_now;
 
 /// How often the validators are asked that give too few approvals: while the client waits for a quote, and once it has paid.
 const PREPROCESSING_TRIES: u32 = 3;

@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
+use ncn_core::{Address, B256};
 use ncn_core::{
     Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamBudget, StreamCheckpoint,
     compute::{ComputeEvents, MAX_ERROR_CHARS},

@@ -8,8 +8,8 @@ use std::{
     },
 };
 
-use alloy_primitives::Address;
 use futures::{StreamExt as _, stream};
+use ncn_core::Address;
 use ncn_core::{
     Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher, State, Step,
     StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,

@@ -1,7 +1,7 @@
 use std::{path::PathBuf, sync::Arc};
 
-use alloy_primitives::{Address, B256};
 use ncn_client::grpc::EndpointError;
+use ncn_core::{Address, B256};
 use ncn_core::{
     ChainView, Confinement, Directory, DynSigner, Executor, ExecutorError, LedgerError, RegistryError, executor::ModelPackage,
 };

@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
-use alloy_primitives::{Address, B256};
+use ncn_core::{Address, B256};
 use ncn_core::{ChainView, Confinement, Directory, DynSigner, NodeRole};
 
 use super::{NodeError, leave};

@@ -3,8 +3,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use alloy_primitives::Address;
 use async_trait::async_trait;
+use ncn_core::Address;
 use ncn_core::{
     Approval, BatchRequest, ChainView, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest,
     LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
@@ -13,10 +13,8 @@ use ncn_core::{
 };
 
 use super::{record::Record, subnets::Subnets, trust_root};
-use crate::{
-    payments::{PaymentCheckError, PaymentVerifier},
-    time::unix_now,
-};
+use crate::payments::{PaymentCheckError, PaymentVerifier};
+use ncn_client::unix_now;
 
 /// How many approvers of a batch may have left.
 const MAX_LEFT: usize = 64;

@@ -1,6 +1,10 @@
 //! The model package's module, loaded.
 
-use std::{ffi::CString, fs, sync::Arc};
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    sync::Arc,
+};
 
 use ncn_core::{
     ExecutorError, Model,
@@ -36,7 +40,10 @@ impl Loaded {
             if is_entry && file.bytes > MAX_MODULE_BYTES {
                 return Err(invalid("is too large for a module: keep weights in files of their own".into()));
             }
-            source = package.verify(file, is_entry)?.unwrap_or(source);
+            // Paths were checked when the manifest was parsed: relative, without `..`.
+            let opened = File::open(package.directory.join(&file.path)).map_err(|error| file.invalid(error))?;
+            let length = opened.metadata().map_err(|error| file.invalid(error))?.len();
+            source = file.verify(opened, length, is_entry)?.unwrap_or(source);
         }
         let python = |error: PyErr| invalid(failure::describe(py, &error));
         let directory = package.directory.as_os_str();

@@ -1,0 +1,87 @@
+//! `ncn compute`: a compute node of its own.
+
+use std::{io::Write as _, sync::Arc};
+
+use ncn_client::grpc::GrpcTransport;
+use ncn_core::Transport as _;
+use ncn_node::{
+    compute::ComputeNode,
+    node::{ComputeNodeError, RunningComputeNode},
+};
+
+use crate::{
+    Failure,
+    account::{ChainArguments, KeyArguments, RegistryArguments},
+    engines::{EngineArguments, ModelArguments},
+    sanitize, say, serving,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The gateway that it works for
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    gateway: String,
+    #[command(flatten)]
+    registry: RegistryArguments,
+    #[command(flatten)]
+    chain: ChainArguments,
+    #[command(flatten)]
+    key: KeyArguments,
+    #[command(flatten)]
+    models: ModelArguments,
+    #[command(flatten)]
+    engines: EngineArguments,
+    /// How many requests it runs or reserves capacity for at once
+    #[arg(long, alias = "places", value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    capacity: u16,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    serving(start(arguments), RunningComputeNode::shutdown)
+}
+
+async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
+    let signer = arguments.key.open()?;
+    let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+    let registry = arguments.registry.open()?;
+    let ledger = Arc::new(arguments.chain.ledger(signer.clone()).await?);
+    let trust = ledger.trust_root().await.map_err(Failure::failed)?;
+    let network = transport.network().await.map_err(Failure::failed)?;
+    if network.trust_root != trust {
+        return Err(Failure::Failed(format!("--gateway {}: is on another network than --rpc", arguments.gateway)));
+    }
+    let offered = transport.models().await.map_err(Failure::failed)?;
+    let packages = arguments.models.packages(Some(&arguments.gateway)).await?;
+    let Some(subnet) = offered.first().map(|info| info.subnet) else {
+        return Err(Failure::Failed(format!("--gateway {}: offers no models", arguments.gateway)));
+    };
+    if packages.is_empty() {
+        let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
+        return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", sanitize(&names.join(", ")))));
+    }
+    for package in &packages {
+        if !offered.iter().any(|info| info.model.digest() == package.model.digest()) {
+            let (name, digest) = (&package.model.manifest().name, hex::encode(package.model.digest()));
+            return Err(Failure::Input(format!(
+                "--model {name}: the gateway does not offer it, with the digest {digest}: fetch what it offers with `ncn model pull \
+                 {name} --gateway {}`",
+                arguments.gateway
+            )));
+        }
+    }
+
+    let executor = arguments.engines.executor(&packages).await?;
+    let (address, url) = (signer.address(), arguments.gateway.as_str());
+    let node =
+        ComputeNode::builder(signer, subnet, executor, ledger, registry).models(packages).capacity(arguments.capacity.into());
+    let node = node.gateway(network.gateway, url).start().await.map_err(|error| match error {
+        ComputeNodeError::Gateway(error) => Failure::Input(format!("--gateway {error}")),
+        error => Failure::failed(error),
+    })?;
+    let level = node.confinement();
+    say(&format!("models run at the confinement level {level}: `ncn doctor` says more"));
+    let mut out = std::io::stdout();
+    writeln!(out, "compute node {address} works for gateway {}", network.gateway)?;
+    out.flush()?;
+    Ok(node)
+}

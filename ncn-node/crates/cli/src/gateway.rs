@@ -1,0 +1,151 @@
+//! `ncn gateway`: a gateway of its own.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ncn_core::{Amount, FeeSplit, Model, Subnet, SubnetModel};
+use ncn_devnet::quickstart;
+use ncn_models::Source;
+use ncn_node::{
+    channel::BatchPolicy,
+    gateway::{Gateway, GatewayError, GatewayOptions},
+    node::RunningGateway,
+    store::Store,
+};
+
+use crate::{
+    Failure,
+    account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
+    serving,
+};
+
+/// How long an earlier gateway may take to let go of the store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where clients and compute nodes reach it
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    registry: RegistryArguments,
+    #[command(flatten)]
+    chain: ChainArguments,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// The directory in which it keeps what must survive a crash
+    #[arg(long, value_name = "DIRECTORY")]
+    state: PathBuf,
+    /// Its subnet's name. Creating a subnet costs a fee in tokens, once
+    #[arg(long, value_name = "NAME", default_value = "quickstart")]
+    subnet: String,
+    /// The most that creating the subnet may cost, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "10")]
+    max_fee: Amount,
+    /// A model's manifest; several may be given. The built-in quickstart model by default
+    #[arg(long, value_name = "FILE")]
+    manifest: Vec<PathBuf>,
+    /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
+    #[arg(long, value_name = "URL")]
+    model_source: Vec<String>,
+    /// Settle channels once this many requests wait
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1_000)]
+    settle_requests: usize,
+    /// Settle channels once the oldest request has waited this long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    settle_after: u64,
+    /// Settle channels once requests of this much wait, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "100")]
+    settle_value: Amount,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let printable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if arguments.subnet.is_empty() || arguments.subnet.len() > 64 || !arguments.subnet.chars().all(printable) {
+        return Err(Failure::Input("--subnet: takes 1 to 64 letters, digits, `-`, `_` and `.`".into()));
+    }
+    let mut manifests = Vec::new();
+    for path in &arguments.manifest {
+        let refuse = |error: String| Failure::Input(format!("--manifest {}: {error}", path.display()));
+        let manifest = Bytes::from(fs::read(path).map_err(|error| refuse(error.to_string()))?);
+        Model::parse(manifest.clone()).map_err(|error| refuse(error.to_string()))?;
+        manifests.push(manifest);
+    }
+    for url in &arguments.model_source {
+        Source::named_by_others(url).map_err(|error| Failure::Input(format!("--model-source: {error}")))?;
+    }
+    if manifests.is_empty() {
+        manifests.push(Bytes::from_static(quickstart::MANIFEST));
+    }
+    serving(start(arguments, manifests), RunningGateway::shutdown)
+}
+
+async fn start(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<RunningGateway, Failure> {
+    let signer = arguments.key.open()?;
+    let account = arguments.chain.ledger(signer.clone()).await?;
+    let registry = arguments.registry.open()?;
+    let store = open_store(arguments).await?;
+    drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
+    // Last of all that can be refused: creating a subnet costs a fee, once.
+    let refuse = |error| Failure::Failed(format!("subnet: {error}"));
+    let fee = account.subnet_fee(&arguments.subnet).await.map_err(refuse)?;
+    if fee > arguments.max_fee {
+        let limit = arguments.max_fee;
+        let problem = format!("--max-fee: creating the subnet costs {fee}, the limit is {limit}: raise it; nothing was paid");
+        return Err(Failure::Input(problem));
+    }
+    account.create_subnet(&arguments.subnet, arguments.max_fee).await.map_err(refuse)?;
+    let settle = BatchPolicy {
+        max_requests: arguments.settle_requests,
+        max_age: Duration::from_secs(arguments.settle_after),
+        max_value: arguments.settle_value,
+        ..BatchPolicy::default()
+    };
+    let models = manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
+    let subnet = Subnet {
+        owner: signer.address(),
+        name: arguments.subnet.clone(),
+        models: models.collect::<Result<_, Failure>>()?,
+        split: FeeSplit::default(),
+        // What is announced later replaces what was announced before.
+        version: ncn_client::unix_now(),
+    };
+    let options = GatewayOptions { model_sources: arguments.model_source.clone(), ..GatewayOptions::default() };
+    let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
+    let gateway = builder.options(options).listen(arguments.listen).start().await.map_err(|error| match error {
+        GatewayError::Listen(error) => Failure::Input(format!("--listen {}: {error}", arguments.listen)),
+        error => Failure::failed(error),
+    })?;
+    let mut out = std::io::stdout();
+    writeln!(out, "gateway {} listens at {}", gateway.gateway().address(), gateway.url().unwrap_or_default())?;
+    out.flush()?;
+    Ok(gateway)
+}
+
+/// A gateway that was just ended may hold its store for a moment longer.
+async fn open_store(arguments: &Arguments) -> Result<Store, Failure> {
+    let refuse = |error: String| Failure::Input(format!("--state {}: {error}", arguments.state.display()));
+    fs::create_dir_all(&arguments.state).map_err(|error| refuse(error.to_string()))?;
+    let path = arguments.state.join("gateway.redb");
+    let opening = async {
+        let mut backoff = ncn_client::Backoff::new();
+        loop {
+            match Store::open(&path) {
+                Ok(store) => return store,
+                Err(error) => tracing::debug!(%error, "the store is not free yet"),
+            }
+            backoff.pause().await;
+        }
+    };
+    match tokio::time::timeout(STORE_TIMEOUT, opening).await {
+        Ok(store) => Ok(store),
+        Err(_) => Store::open(&path).map_err(|error| refuse(error.to_string())),
+    }
+}

@@ -1,0 +1,301 @@
+//! `ncn infer`: one request to any gateway.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use ncn_client::{
+    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, evm::EvmLedger,
+    grpc::GrpcTransport,
+};
+use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
+use ncn_devnet::CHAIN_ID;
+use serde_json::json;
+
+use crate::{
+    Failure,
+    account::{ChainArguments, KeyArguments},
+    block_on,
+    fetch::witness,
+    files::ReceiptFile,
+    inputs::{InputArguments, ParsedInputs},
+    output::{print_output, prose},
+    price::PriceArguments,
+    sanitize, say,
+    unfinished::{Means, Request, Unfinished},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The gateway
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    gateway: String,
+    #[command(flatten)]
+    key: KeyArguments,
+    #[command(flatten)]
+    chain: ChainArguments,
+    /// Use no chain: pay by a signature that the gateway brings to it
+    #[arg(long, conflicts_with = "channel")]
+    relayed: bool,
+    /// Use no chain: pay out of the channel in this file, as `ncn channel open` wrote it
+    #[arg(long, value_name = "FILE")]
+    channel: Option<PathBuf>,
+    /// The hash of the network to trust, where no chain says it
+    #[arg(long, value_name = "HASH")]
+    network: Option<B256>,
+    /// The model's name
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    #[command(flatten)]
+    inputs: InputArguments,
+    /// The model's parameters, as a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    parameters: String,
+    #[command(flatten)]
+    price: PriceArguments,
+    /// How long to wait for the answer, in seconds
+    #[arg(long, alias = "patience", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    timeout: u64,
+    /// Where to write the receipt
+    #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
+    receipt: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let given = arguments.inputs.read()?;
+    let target = ReceiptFile::prepare(&arguments.receipt, given.paths())?;
+    let signer = arguments.key.open()?;
+    block_on(async {
+        let (answer, unfinished) = infer(arguments, given, signer).await?;
+        target.write(&answer.receipt)?;
+        print(arguments.json, &arguments.receipt, &answer)?;
+        // What was not written or shown can be fetched again until here.
+        unfinished.over();
+        Ok(())
+    })
+}
+
+async fn infer(arguments: &Arguments, given: ParsedInputs, signer: DynSigner) -> Result<(InferenceOutput, Unfinished), Failure> {
+    let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
+    let transport: Arc<dyn Transport> =
+        Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
+    let payer = payer(arguments, &transport, &signer).await?;
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
+    let info = client.model(&arguments.model).await?;
+    let inputs = given.inputs(&info.model)?;
+    let limit = arguments.price.agree(&arguments.model, info.price).await?;
+    let order = Order::new(&arguments.model, inputs).timeout(Duration::from_secs(arguments.timeout)).max_price(limit);
+    let quoted = client.submit(order.parameters(&arguments.parameters)).await?;
+    let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
+    let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
+    let answer = match quoted.pay().await {
+        Ok(paid) => {
+            unfinished.paid(paid.stored());
+            let mut stream = Stream::new(arguments.json);
+            finish(paid, &mut stream).await
+        }
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(answer) => Ok((answer, unfinished)),
+        Err(error) => {
+            if !error.is_paid() {
+                unfinished.over();
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn means(arguments: &Arguments) -> Means {
+    match &arguments.channel {
+        Some(path) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            Means::Channel(path.to_string_lossy().into_owned())
+        }
+        None if arguments.relayed || !arguments.chain.is_given() => Means::Relayed,
+        None => Means::Transaction,
+    }
+}
+
+/// Follows a request to its end, and shows what is streamed. A verified answer is one, whatever was streamed before it.
+pub(crate) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceOutput, ClientError> {
+    let mut events = paid.events();
+    let ended = loop {
+        match events.next().await {
+            Some(Ok(InferenceEvent::Finished(answer))) => break Ok(*answer),
+            Some(Ok(event)) => stream.show(&event),
+            Some(Err(error)) => break Err(error),
+            None => break Err(ClientError::NotRefunded("the request has no end".into())),
+        }
+    };
+    match ended {
+        Err(ClientError::PartsRejected { problem, answer }) => {
+            say(&sanitize(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
+            Ok(*answer)
+        }
+        ended => ended,
+    }
+}
+
+/// Text that is shown while it comes, to whoever watches; nobody has approved it yet.
+pub(crate) struct Stream {
+    watched: bool,
+    begun: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { watched: !json && io::stderr().is_terminal(), begun: false }
+    }
+
+    /// Shows a part, but not the last, which says how it went.
+    fn show(&mut self, event: &InferenceEvent) {
+        let InferenceEvent::Part(part) = event else {
+            if std::mem::take(&mut self.begun) {
+                say("\n(another node has taken over: the output starts anew)\n");
+            }
+            return;
+        };
+        let sanitize = self.watched && part.usage.is_none();
+        for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| sanitize) {
+            self.begun = true;
+            let _ = write!(io::stderr(), "{}", prose(text));
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.begun {
+            say("\n");
+        }
+    }
+}
+
+/// How the request is paid.
+async fn payer(arguments: &Arguments, transport: &Arc<dyn Transport>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
+    if arguments.chain.is_given() && !arguments.relayed && arguments.channel.is_none() {
+        return on_chain(&arguments.chain, arguments.network, signer).await;
+    }
+    let channel = match &arguments.channel {
+        Some(path) => Some(super::channel::open_file(path)?),
+        None if arguments.relayed => None,
+        None => return Err(Failure::Input("give --rpc URL to pay on the chain, or --relayed, or --channel FILE".into())),
+    };
+    let trust = trusted(arguments.network, &**transport).await?;
+    let chain = witness(&arguments.chain, signer, &trust).await;
+    if let (None, Some(chain)) = (arguments.network, &chain) {
+        let (stated, known) = (trust.hash(), chain.trust_root().await.map_err(Failure::failed)?.hash());
+        if stated != known {
+            return Err(Failure::Failed(format!("the gateway states network {stated}, the chain has {known}: nothing was signed")));
+        }
+    }
+    let Some(channel) = channel else { return Ok(Arc::new(relayed_payer(transport, trust, signer, chain))) };
+    if channel.terms().client != signer.address() {
+        let (owner, key) = (channel.terms().client, signer.address());
+        return Err(Failure::Input(format!("--key: is the key of {key}, the channel is {owner}'s")));
+    }
+    let payer = channel_payer(transport, trust, signer, channel.clone(), chain);
+    reconcile(&payer, &channel).await;
+    Ok(Arc::new(payer))
+}
+
+/// Pays by a signature; a chain proves what becomes of it.
+pub(crate) fn relayed_payer(
+    transport: &Arc<dyn Transport>,
+    trust: TrustRoot,
+    signer: &DynSigner,
+    chain: Option<Arc<EvmLedger>>,
+) -> RelayedPayer {
+    RelayedPayer::new(transport.clone(), trust, signer.clone()).with_chain(chain.map(|chain| chain as _))
+}
+
+/// Pays out of a channel; a chain shows what that was charged.
+pub(crate) fn channel_payer(
+    transport: &Arc<dyn Transport>,
+    trust: TrustRoot,
+    signer: &DynSigner,
+    channel: Arc<PayerChannel>,
+    chain: Option<Arc<EvmLedger>>,
+) -> ChannelPayer {
+    ChannelPayer::new(transport.clone(), trust, signer.clone(), channel).with_chain(chain.map(|chain| chain as _))
+}
+
+/// A payer on the chain, when the chain has the network that is trusted.
+pub(crate) async fn on_chain(chain: &ChainArguments, network: Option<B256>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
+    let ledger = chain.ledger(signer.clone()).await?;
+    let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
+    if let Some(expected) = network.filter(|expected| *expected != hash) {
+        return Err(Failure::Failed(format!("the chain has network {hash}, not {expected}: nothing was signed")));
+    }
+    Ok(Arc::new(ledger))
+}
+
+/// The network that the gateway states, when there is reason to believe it: its hash was given, or it is a development network, whose
+/// contracts everybody knows.
+pub(crate) async fn trusted(network: Option<B256>, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
+    let stated = transport.network().await.map_err(Failure::failed)?.trust_root;
+    stated.validate().map_err(|error| Failure::Failed(format!("the gateway's network: {error}")))?;
+    let hash = stated.hash();
+    let known = ncn_devnet::well_known_deployment();
+    let development =
+        stated.domain.chain_id == CHAIN_ID && (stated.domain.contract, stated.channels) == (known.payment, known.channels);
+    match network {
+        Some(expected) if expected != hash => {
+            Err(Failure::Failed(format!("the gateway is of network {hash}, not of {expected}: nothing was signed")))
+        }
+        Some(_) => Ok(stated),
+        None if development => {
+            say(&format!("network: a development network, as the gateway states it (pin it: --network {hash})"));
+            Ok(stated)
+        }
+        None => Err(Failure::Input(format!(
+            "--network is missing: without a chain you have to say which network you trust; the gateway states {hash}"
+        ))),
+    }
+}
+
+/// Takes in what the chain has charged the channel, and says which requests of earlier runs have no proven end.
+async fn reconcile(payer: &ChannelPayer, channel: &PayerChannel) {
+    if let Err(error) = payer.reconcile().await {
+        say(&sanitize(&format!("--channel: cannot see what the chain has charged it: {error}")));
+    }
+    let reserved = channel.sums().reserved;
+    if !reserved.is_zero() {
+        say(&format!("--channel: {reserved} are reserved for requests without a proven end; `ncn fetch` asks for their answers"));
+    }
+}
+
+/// Prints an answer whose receipt has been written.
+pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let receipt: &Receipt = &answer.receipt;
+    if json {
+        let all = json!({
+            "request": receipt.request_id(),
+            "output": answer.output.to_json(),
+            "payment": receipt.payment,
+            "payments": receipt.payments.payouts,
+            "total": receipt.payments.total,
+            "receipt": path.to_string_lossy(),
+        });
+        return Ok(writeln!(out, "{all:#}")?);
+    }
+    writeln!(out, "request {}\n\nresult", receipt.request_id())?;
+    print_output(&mut out, &answer.output)?;
+    let how = match &receipt.payment {
+        Payment::Escrow { transaction, .. } => format!("by {transaction}"),
+        Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),
+    };
+    writeln!(out, "\npaid {} {how}", receipt.payments.total)?;
+    writeln!(out, "receipt {0} (check it: ncn verify {0})", sanitize(&path.display().to_string()))?;
+    Ok(())
+}

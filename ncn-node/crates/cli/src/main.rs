@@ -1,0 +1,236 @@
+//! `ncn`: the network's one program. Its command line parses, composes, prints.
+
+mod account;
+mod channel;
+mod compute;
+mod contracts;
+mod demo;
+mod devnet;
+#[cfg(target_os = "linux")]
+mod doctor;
+mod engines;
+mod fetch;
+mod files;
+mod gateway;
+mod infer;
+mod inputs;
+mod model;
+mod models;
+mod output;
+mod price;
+mod quote;
+mod refund;
+mod unfinished;
+mod validator;
+mod verify;
+mod wallet;
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _, Write as _},
+    pin::pin,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use ncn_client::ClientError;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Paid, validated, receipted AI inference.
+#[derive(Parser)]
+#[command(name = "ncn", version, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a whole network on this machine and run one paid inference through it
+    Demo(demo::Arguments),
+    /// Keep a whole network running on this machine, for development
+    Devnet(devnet::Arguments),
+    /// Show what this machine can confine models by, and run them with
+    #[cfg(target_os = "linux")]
+    Doctor(doctor::Arguments),
+    /// List what a gateway offers: models, prices, inputs
+    Models(models::Arguments),
+    /// Show what a request would cost and who would run it, without paying
+    Quote(quote::Arguments),
+    /// Run one paid inference through a gateway
+    Infer(Box<infer::Arguments>),
+    /// Fetch the answer of a request whose `ncn infer` was cut off
+    Fetch(Box<fetch::Arguments>),
+    /// Take a payment back after its end, without the gateway
+    Refund(refund::Arguments),
+    /// Check a receipt, offline
+    Verify(verify::Arguments),
+    /// Keys and tokens
+    #[command(subcommand)]
+    Wallet(wallet::Command),
+    /// A deposit at one gateway, for many requests
+    #[command(subcommand)]
+    Channel(channel::Command),
+    /// Model packages, and the store of this machine
+    #[command(subcommand)]
+    Model(model::Command),
+    /// The stake behind a validator's word
+    #[command(subcommand)]
+    Validator(validator::Command),
+    /// A network's contracts
+    #[command(subcommand)]
+    Contracts(contracts::Command),
+    /// Run a gateway
+    Gateway(gateway::Arguments),
+    /// Run a compute node
+    Compute(compute::Arguments),
+}
+
+/// Why a command failed: printed on one line, and the exit status.
+#[derive(Debug)]
+enum Failure {
+    /// The caller has to change something. Status 2.
+    Input(String),
+    /// It did not work. Status 1.
+    Failed(String),
+    /// Whoever read the output has seen enough. Status 0.
+    Unread,
+}
+
+impl Failure {
+    fn failed(error: impl fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    /// What went wrong.
+    fn problem(self) -> String {
+        match self {
+            Self::Input(problem) | Self::Failed(problem) => problem,
+            Self::Unread => String::new(),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        if error.is_input() { Self::Input(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::Unread } else { Self::failed(error) }
+    }
+}
+
+/// What a terminal would obey rather than show, written out.
+fn escaped(c: char) -> String {
+    // U+202A.. and U+2066.. turn the direction of what follows around.
+    let disguise = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if disguise { c.escape_default().to_string() } else { c.to_string() }
+}
+
+/// What may come from outside, as it can be shown on a terminal, on one line.
+fn sanitize(text: &str) -> String {
+    const LONGEST: usize = 1_000;
+    let mut all: String = text.replace('\n', " ").chars().take(LONGEST).map(escaped).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        all.push_str("...");
+    }
+    all
+}
+
+/// A path as it can be typed into a shell.
+fn typed(path: &std::path::Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:=@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
+fn block_on(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run_until(doing, Failure::Failed("interrupted".into()))
+}
+
+/// The same, with something else to say when it is interrupted.
+fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Failure) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = doing => done,
+            () = interrupted() => Err(interruption),
+        }
+    })
+}
+
+/// Starts what serves until it is interrupted, and then shuts it down; a second interruption ends it at once.
+fn serving<N, S: Future<Output = ()>>(
+    start: impl Future<Output = Result<N, Failure>>,
+    shutdown: impl FnOnce(N) -> S,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // One for all of it: a signal that comes as soon as the node says where it listens counts.
+        let mut stop = pin!(interrupted());
+        let node = tokio::select! {
+            started = start => started?,
+            () = &mut stop => return Ok(()),
+        };
+        stop.await;
+        tokio::select! {
+            () = shutdown(node) => {}
+            () = interrupted() => {}
+        }
+        Ok(())
+    })
+}
+
+async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Says something on standard error, if anybody listens.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn main() -> ExitCode {
+    // Models run in worker processes of this same program.
+    ncn_executor::worker::init();
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    // It would say whole URLs, which may hold secrets.
+    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+    let done = match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Devnet(arguments) => devnet::run(&arguments),
+        #[cfg(target_os = "linux")]
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Models(arguments) => models::run(&arguments),
+        Command::Quote(arguments) => quote::run(&arguments),
+        Command::Infer(arguments) => infer::run(&arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments),
+        Command::Refund(arguments) => refund::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Wallet(command) => wallet::run(&command),
+        Command::Channel(command) => channel::run(&command),
+        Command::Model(command) => model::run(&command),
+        Command::Validator(command) => validator::run(&command),
+        Command::Contracts(command) => contracts::run(&command),
+        Command::Gateway(arguments) => gateway::run(&arguments),
+        Command::Compute(arguments) => compute::run(&arguments),
+    };
+    let (problem, status) = match done {
+        Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,
+        Err(Failure::Input(problem)) => (problem, 2),
+        Err(Failure::Failed(problem)) => (problem, 1),
+    };
+    say(&format!("error: {}", sanitize(&problem)));
+    ExitCode::from(status)
+}

@@ -1,0 +1,260 @@
+//! What happens when parts of the network fail: nobody loses a token.
+
+use std::{
+    process::Child,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ncn_client::{Client, ClientError, InferenceOutput, Order, evm::EvmLedger};
+use ncn_core::{
+    Amount, Confinement, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentStatus, Policy, Sandbox, SandboxCommand,
+    SandboxError, Value, Values,
+};
+use ncn_devnet::{LocalNetwork, quickstart};
+use ncn_executor::{WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NoSandbox};
+use ncn_node::gateway::GatewayOptions;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    executor::failing,
+    scene::{Behavior, InProcess, ncn, network},
+    wait::{TIMEOUT, eventually, in_time},
+};
+
+/// How long an order may take that is to expire: long enough for a quote on a slow machine, and then waited for.
+const SHORT: Duration = Duration::from_secs(20);
+
+fn seven() -> Values {
+    [("image", Value::png(quickstart::SAMPLE))].into()
+}
+
+async fn client(network: &LocalNetwork) -> (Client, Arc<EvmLedger>) {
+    let key = crate::scene::key();
+    network.funder().transfer(key.address(), Amount::TOKEN).await.unwrap();
+    let ledger = Arc::new(network.ledger(key.clone()));
+    let client = Client::builder().timeout(TIMEOUT * 5).gateway(network.gateway_url());
+    let client = client.payer(ledger.clone()).signer(key).max_price(Amount::TOKEN).build().unwrap();
+    (client, ledger)
+}
+
+async fn balance(ledger: &Arc<EvmLedger>) -> Amount {
+    ledger.balance(ledger.account()).await.unwrap()
+}
+
+fn is_seven(answer: &InferenceOutput) -> bool {
+    answer.output.text("label") == Some("7")
+}
+
+#[tokio::test]
+async fn two_of_five_validators_may_lie_or_sleep() {
+    for bad in [Behavior::Lies, Behavior::Impersonates, Behavior::Sleeps] {
+        let honest = Behavior::Honest;
+        let scene = InProcess::new(&[bad, honest, honest, bad, honest]).await;
+        let rules = ncn_core::conformance::registry(&scene).await;
+        rules.unwrap_or_else(|violation| panic!("{bad:?}: {violation}"));
+    }
+}
+
+#[tokio::test]
+async fn three_liars_approve_nothing() {
+    let scene = InProcess::new(&[Behavior::Lies, Behavior::Lies, Behavior::Lies, Behavior::Honest, Behavior::Honest]).await;
+    let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
+    assert_eq!(violation.rule, "validators approve a good quote");
+    assert!(violation.what.contains("need: 3"), "{violation}");
+}
+
+#[tokio::test]
+async fn without_a_quorum_nothing_is_paid() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    for validator in network.validator_addresses().into_iter().take(3) {
+        network.crash_validator(validator);
+    }
+    let refused = client.infer(quickstart::NAME, seven()).await.unwrap_err();
+    assert!(matches!(&refused, ClientError::Refused(reason) if reason.contains("of 3 approvals")), "{refused}");
+    assert!(!refused.is_paid());
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn two_validators_may_crash() {
+    let mut network = network().start().await.unwrap();
+    let (client, _) = client(&network).await;
+    for validator in network.validator_addresses().into_iter().take(2) {
+        network.crash_validator(validator);
+    }
+    assert!(is_seven(&client.infer(quickstart::NAME, seven()).await.unwrap()));
+}
+
+#[tokio::test]
+async fn another_node_takes_over_after_the_payment() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    let reserved = quoted.quote().compute;
+    network.crash_compute(reserved);
+    let answer = quoted.pay().await.unwrap().finish().await.unwrap();
+    assert!(is_seven(&answer));
+    assert_ne!(answer.receipt.compute(), reserved);
+    let earned = network.funder().balance(answer.receipt.compute()).await.unwrap();
+    assert!(earned > Amount::ZERO, "the node that took over is paid");
+    assert_eq!(network.funder().balance(reserved).await.unwrap(), Amount::ZERO);
+    assert_eq!(balance(&ledger).await.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN));
+}
+
+#[tokio::test]
+async fn when_no_node_is_left_the_payment_comes_back_at_once() {
+    let mut network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    for compute in network.compute_addresses() {
+        network.crash_compute(compute);
+    }
+    let refunded = quoted.pay().await.unwrap().finish().await.unwrap_err();
+    assert!(matches!(refunded, ClientError::Refunded { .. }), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_gateway_that_dies_cannot_keep_the_payment() {
+    let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
+    let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let order = Order::new(quickstart::NAME, seven()).timeout(SHORT);
+    let quoted = client.submit(order).await.unwrap();
+    // Gone between quote and payment: the client pays a gateway that is not there any more.
+    drop(network);
+    let paid = quoted.pay().await.unwrap();
+    assert!(balance(&ledger).await < Amount::TOKEN);
+    let refunded = paid.finish().await.unwrap_err();
+    assert!(matches!(refunded, ClientError::Refunded { .. }), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn money_that_comes_after_a_cancellation_goes_back() {
+    let network = network().start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    let quote = quoted.quote().clone();
+    quoted.cancel().await.unwrap();
+    ledger.escrow(&quote).await.unwrap();
+    eventually("the payment comes back", async || {
+        let state = ledger.payment(quote.client, quote.request_id).await.unwrap();
+        matches!(state, PaymentStatus::Refunded { .. })
+    })
+    .await;
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn an_unpaid_request_expires_by_itself() {
+    let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
+    let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
+    let (client, _) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven()).timeout(SHORT)).await.unwrap();
+    let (gateway, id) = (network.gateway(), quoted.request_id());
+    eventually("the request ends", async || gateway.status(id).await.unwrap().outcome().is_some()).await;
+    assert_eq!(gateway.status(id).await.unwrap().outcome(), Some(ncn_core::Outcome::Expired));
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_by_another_node() {
+    let executor = failing(ExecutorError::Worker("died".into()), 1);
+    let network = LocalNetwork::builder().executor(executor).start().await.unwrap();
+    let (client, _) = client(&network).await;
+    let quoted = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap();
+    let reserved = quoted.quote().compute;
+    let answer = quoted.pay().await.unwrap().finish().await.unwrap();
+    assert!(is_seven(&answer));
+    assert_ne!(answer.receipt.compute(), reserved);
+}
+
+#[tokio::test]
+async fn a_model_that_fails_is_not_paid_for() {
+    let executor = failing(ExecutorError::Failed("division by zero".into()), usize::MAX);
+    let network = LocalNetwork::builder().executor(executor).start().await.unwrap();
+    let (client, ledger) = client(&network).await;
+    let refunded = client.infer(quickstart::NAME, seven()).await.unwrap_err();
+    assert!(matches!(&refunded, ClientError::Refunded { reason, .. } if reason.contains("division by zero")), "{refunded}");
+    assert_eq!(balance(&ledger).await, Amount::TOKEN);
+}
+
+fn execution(limit: Duration) -> Execution {
+    Execution { model_digest: quickstart::model().unwrap().digest(), inputs: seven(), parameters: "{}".into(), time_limit: limit }
+}
+
+/// Remembers the processes that it starts.
+#[derive(Default)]
+struct Recording(Mutex<Vec<Pid>>);
+
+impl Sandbox for Recording {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let child = NoSandbox.start(command, policy)?;
+        self.0.lock().unwrap().push(Pid::from_child(&child));
+        Ok(child)
+    }
+}
+
+impl Recording {
+    fn signal(&self, signal: Signal) {
+        kill_process(*self.0.lock().unwrap().last().unwrap(), signal).unwrap();
+    }
+
+    fn started(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let sandbox = Arc::new(Recording::default());
+    let executor = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], sandbox.clone(), WorkerOptions::default());
+    executor.load(&quickstart::unpack(directory.path()).unwrap()).await.unwrap();
+    let run = async |limit| executor.run_to_end(execution(limit)).await;
+    run(TIMEOUT).await.unwrap();
+    assert_eq!(sandbox.started(), 1);
+
+    sandbox.signal(Signal::KILL);
+    // Until its end has been noticed, requests may still go to it; each is tried again in another, which ends with it.
+    let started = in_time("a worker takes its place", async {
+        for runs in 1.. {
+            let before = sandbox.started();
+            run(TIMEOUT).await.unwrap();
+            assert!(sandbox.started() <= 2 + runs, "at most one for each run, and the one that takes its place");
+            if before > 1 && sandbox.started() == before {
+                break;
+            }
+        }
+        sandbox.started()
+    });
+    let started = started.await;
+
+    sandbox.signal(Signal::STOP);
+    let limit = Duration::from_millis(200);
+    assert_eq!(run(limit).await, Err(ExecutorError::TimedOut(limit)));
+    run(TIMEOUT).await.unwrap();
+    assert_eq!(sandbox.started(), started + 1);
+}
+
+#[tokio::test]
+async fn a_program_that_is_no_worker_is_said_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let package = quickstart::unpack(directory.path()).unwrap();
+    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
+        let executor = WorkerExecutor::new(vec![WorkerProgram::new(program)], Arc::new(NoSandbox), WorkerOptions::default());
+        let refused = executor.load(&package).await;
+        assert!(matches!(refused, Err(ExecutorError::Worker(_))), "{program}: {refused:?}");
+    }
+    let strict = WorkerOptions { at_least: Confinement::Full, ..WorkerOptions::default() };
+    let confined = WorkerExecutor::new(vec![WorkerProgram::new(ncn())], Arc::new(NoSandbox), strict);
+    let refused = confined.load(&package).await.unwrap_err();
+    assert!(refused.to_string().contains("at least `full`"), "{refused}");
+}

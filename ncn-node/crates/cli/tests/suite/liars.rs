@@ -1,0 +1,430 @@
+//! Registries, chains and gateways that lie, or whose answers get lost: the client keeps its tokens or gets its answer.
+
+use std::{
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
+use ncn_client::{
+    ChannelPayer, Client, ClientError, InferenceOutput, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport,
+};
+use ncn_core::BatchRequest;
+use ncn_core::{
+    Address, Amount, Approval, Attestors, B256, ChannelParams, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
+    ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
+    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
+    QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
+    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
+    receipt::Payment, transport::Updates,
+};
+use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
+use ncn_node::{
+    gateway::{client_service, journal::MemoryJournal},
+    server::GrpcServer,
+};
+
+use crate::{
+    cli::Devnet,
+    recovery,
+    scene::{digit, key, ncn, network},
+    tamper::{Tamper, Tampered},
+};
+
+/// What a registry, and the validators behind it, lie about.
+enum Lie {
+    /// It makes up the approvals of the quote.
+    Preprocessing,
+    /// It makes up the approvals of the result.
+    Completion,
+    /// These validators approve this thief's result too, which is settled by the gateway's key before the gateway does.
+    Theft { validators: Vec<DynSigner>, thief: DynSigner, ledger: Arc<dyn PaymentLedger>, trust: TrustRoot },
+}
+
+struct LyingRegistry {
+    honest: Arc<dyn Registry>,
+    lie: Lie,
+}
+
+impl LyingRegistry {
+    /// Has the chain pay for another result than the gateway brought.
+    async fn steal(&self, request: &CompletionRequest) {
+        let Lie::Theft { validators, thief, ledger, trust } = &self.lie else { return };
+        let result = InferenceResult { compute: thief.address(), ..request.result.message.clone() };
+        let digest = Completion::new(&request.quote, &result).digest(&trust.domain);
+        let mut approvals = Vec::new();
+        for validator in validators.iter().take(usize::from(trust.threshold)) {
+            approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
+        }
+        let result = Signed::sign(result, &trust.domain, &**thief).await.unwrap();
+        let settlement = Settlement { quote: request.quote.clone(), result, certificate: QuorumCertificate::new(approvals) };
+        ledger.settle(&settlement).await.unwrap();
+    }
+}
+
+async fn made_up() -> QuorumCertificate {
+    let mut approvals = Vec::new();
+    for _ in 0..3 {
+        approvals.push(Approval::sign(&B256::ZERO, &*key()).await.unwrap());
+    }
+    QuorumCertificate::new(approvals)
+}
+
+#[async_trait]
+impl Directory for LyingRegistry {
+    async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
+        self.honest.register(record).await
+    }
+
+    async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
+        self.honest.heartbeat(heartbeat).await
+    }
+
+    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.honest.deregister(departure).await
+    }
+
+    async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
+        self.honest.discover(query).await
+    }
+
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        self.honest.register_subnet(subnet).await
+    }
+
+    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+        self.honest.subnet(id).await
+    }
+}
+
+#[async_trait]
+impl Attestors for LyingRegistry {
+    async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
+        if matches!(self.lie, Lie::Preprocessing) { Ok(made_up().await) } else { self.honest.preprocessing(request).await }
+    }
+
+    async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
+        self.steal(&request).await;
+        if matches!(self.lie, Lie::Completion) { Ok(made_up().await) } else { self.honest.completion(request).await }
+    }
+
+    async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
+        self.honest.settlement(request).await
+    }
+}
+
+/// What becomes of a request, and of the client's tokens, with such a registry.
+async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskEvent, Amount) {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = recovery::Scene::new(directory.path()).await;
+    let client = recovery::Client::new(&scene).await;
+    let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), lie: lie(&scene) });
+    let gateway = scene.start_with(Arc::new(MemoryJournal::default()), registry).await;
+    let update = client.serve(&**gateway.gateway()).await;
+    (update, client.ledger.balance(client.ledger.account()).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
+    let (update, left) = with_lies(|_| Lie::Preprocessing).await;
+    assert!(
+        matches!(&update, TaskEvent::Failed { outcome: Outcome::Refused, reason } if reason.contains("does not verify")),
+        "{update:?}"
+    );
+    assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_made_up_approval_of_the_result_pays_nobody() {
+    let (update, left) = with_lies(|_| Lie::Completion).await;
+    assert!(
+        matches!(&update, TaskEvent::Failed { outcome: Outcome::Refunded, reason } if reason.contains("does not verify")),
+        "{update:?}"
+    );
+    assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
+    let thief = key();
+    let address = thief.address();
+    let steal = |scene: &recovery::Scene| {
+        let (chain, trust) = (&scene.network.chain, scene.network.trust.clone());
+        Lie::Theft { validators: chain.validators.clone(), ledger: chain.ledger(scene.gateway.clone()), thief, trust }
+    };
+    let (update, _) = with_lies(steal).await;
+    // M corrupt validators and the gateway's key in other hands can take the money; a receipt that names somebody else as paid they
+    // cannot have.
+    let TaskEvent::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
+    assert!(reason.contains(&address.to_string()), "{reason}");
+}
+
+/// A node that streams this before what it gives, the first time.
+struct LyingCompute {
+    honest: Arc<dyn Compute>,
+    streams: Option<&'static str>,
+    tries: AtomicUsize,
+}
+
+#[async_trait]
+impl Compute for LyingCompute {
+    fn address(&self) -> Address {
+        self.honest.address()
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
+        self.honest.reserve(reservation).await
+    }
+
+    async fn release(&self, request_id: RequestId) {
+        self.honest.release(request_id).await;
+    }
+
+    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
+        let events = self.honest.execute(task).await?;
+        let name = self.streams.filter(|_| self.tries.fetch_add(1, Ordering::SeqCst) == 0);
+        let lie = name.map(|name| Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: None })));
+        Ok(stream::iter(lie).chain(events).boxed())
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
+    // The model gives labels, and this one is not the answer; the other it does not give at all.
+    for name in ["label", "more"] {
+        let directory = tempfile::tempdir().unwrap();
+        let scene = recovery::Scene::new(directory.path()).await;
+        let client = recovery::Client::new(&scene).await;
+        let gateway = scene.start_with(Arc::new(MemoryJournal::default()), scene.network.registry.clone()).await;
+        let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
+        let lying = Arc::new(lying);
+        gateway.gateway().attach(lying.clone());
+        let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
+        assert_eq!(output.text("label"), Some("7"));
+        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{name}: the lie did not count");
+    }
+}
+
+/// A chain that takes the payment and loses the answer, and whose next answers come late.
+struct ForgetfulPayer {
+    honest: Arc<EvmLedger>,
+    late: Duration,
+    tries: AtomicUsize,
+}
+
+#[async_trait]
+impl Payer for ForgetfulPayer {
+    fn account(&self) -> Address {
+        self.honest.account()
+    }
+
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        self.honest.trust_root().await
+    }
+
+    async fn now(&self) -> Result<UnixTime, LedgerError> {
+        self.honest.now().await
+    }
+
+    async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        let escrowed = self.honest.pay(quote).await;
+        if self.tries.fetch_add(1, Ordering::SeqCst) == 0 {
+            escrowed.unwrap();
+            return Err(LedgerError::Unreachable("the connection broke".into()));
+        }
+        escrowed
+    }
+
+    async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        tokio::time::sleep(self.late).await;
+        Payer::status(&*self.honest, quote).await
+    }
+
+    async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
+        self.honest.reclaim(quote).await
+    }
+
+    async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {
+        self.honest.check(receipt).await
+    }
+
+    async fn release(&self, quote: &Quote, served: bool) {
+        self.honest.release(quote, served).await;
+    }
+}
+
+/// A gateway that cannot be reached the first few times that it is asked for news.
+struct Flickering {
+    gateway: GrpcTransport,
+    outages: AtomicUsize,
+}
+
+#[async_trait]
+impl Tamper for Flickering {
+    fn inner(&self) -> &dyn Transport {
+        &self.gateway
+    }
+
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+        let out = self.outages.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match out {
+            Ok(_) => Err(TransportError::Unreachable { endpoint: "gateway".into(), problem: "flickers".into() }),
+            Err(_) => self.gateway.updates(access).await,
+        }
+    }
+}
+
+/// One inference through these, and what the client has left of its token.
+async fn infer(network: &LocalNetwork, late: Duration, outages: usize) -> (Result<InferenceOutput, ClientError>, Amount) {
+    let signer = key();
+    network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+    let honest = Arc::new(network.ledger(signer.clone()));
+    let payer = Arc::new(ForgetfulPayer { honest: honest.clone(), late, tries: AtomicUsize::new(0) });
+    let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
+    let transport = Arc::new(Tampered(Flickering { gateway, outages: AtomicUsize::new(outages) }));
+    let client = Client::builder().transport(transport).payer(payer).signer(signer).max_price(Amount::TOKEN).build().unwrap();
+    let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
+    let left = honest.balance(honest.account()).await.unwrap();
+    (answer, left)
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_the_payment_costs_nothing() {
+    let network = network().start().await.unwrap();
+    // At once, the chain shows the escrow; later, the gateway has settled it already.
+    for late in [Duration::ZERO, Duration::from_secs(2)] {
+        let (answer, left) = infer(&network, late, 0).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.output.text("label"), Some("7"), "{late:?}");
+        assert_eq!(left.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN), "{late:?}: paid once");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_flickers_still_delivers() {
+    let network = network().start().await.unwrap();
+    let (answer, _) = infer(&network, Duration::ZERO, 4).await;
+    assert_eq!(answer.unwrap().output.text("label"), Some("7"));
+}
+
+/// A gateway that says something else in its receipts than what happened, and signs that; or that states another network.
+struct Forging {
+    gateway: GrpcTransport,
+    signer: DynSigner,
+    lie: fn(&mut Receipt),
+    network: Option<NetworkInfo>,
+}
+
+#[async_trait]
+impl Tamper for Forging {
+    fn inner(&self) -> &dyn Transport {
+        &self.gateway
+    }
+
+    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+        let (lie, signer) = (self.lie, self.signer.clone());
+        let forge = move |update: Result<TaskEvent, TransportError>| {
+            let signer = signer.clone();
+            async move {
+                let (output, mut receipt) = match update {
+                    Ok(TaskEvent::Delivered { output, receipt }) => (output, receipt),
+                    other => return other,
+                };
+                lie(&mut receipt);
+                let digest = receipt.sealed().digest(&receipt.trust_root.domain);
+                receipt.seal = Signature::sign(&digest, &*signer).await.unwrap();
+                Ok(TaskEvent::Delivered { output, receipt })
+            }
+        };
+        Ok(self.gateway.updates(access).await?.then(forge).boxed())
+    }
+
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        match &self.network {
+            Some(network) => Ok(network.clone()),
+            None => self.gateway.network().await,
+        }
+    }
+}
+
+/// No transaction.
+const MADE_UP: B256 = B256::repeat_byte(7);
+
+fn forge_payment(receipt: &mut Receipt, escrowed: Option<B256>, settled: Option<B256>) {
+    let Payment::Escrow { transaction, settlement } = &mut receipt.payment else { panic!("not escrowed") };
+    *transaction = escrowed.unwrap_or(*transaction);
+    *settlement = settled.unwrap_or(*settlement);
+}
+
+#[tokio::test]
+async fn a_receipt_speaks_of_the_clients_own_payment() {
+    let network = &network().well_known_keys().start().await.unwrap();
+    let infer = async |lie, relayed: bool| {
+        let client = key();
+        network.funder().transfer(client.address(), Amount::TOKEN).await.unwrap();
+        let gateway = GrpcTransport::new(&network.gateway_url()).unwrap();
+        let transport = Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie, network: None }));
+        let chain = Arc::new(network.ledger(client.clone()));
+        let builder = Client::builder().transport(transport.clone()).signer(client.clone()).max_price(Amount::TOKEN);
+        let relay = RelayedPayer::new(transport, network.trust_root().await.unwrap(), client);
+        let client =
+            if relayed { builder.payer(Arc::new(relay.with_chain(Some(chain)))) } else { builder.payer(chain) }.build().unwrap();
+        let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
+        answer.map(|answer| answer.receipt).map_err(|error| error.to_string())
+    };
+    let (honest, settled, escrowed, relayed, late, early) = tokio::join!(
+        infer(|_| (), false),
+        infer(|receipt| forge_payment(receipt, None, Some(MADE_UP)), false),
+        infer(|receipt| forge_payment(receipt, Some(MADE_UP), None), false),
+        infer(|receipt| forge_payment(receipt, Some(MADE_UP), None), true),
+        infer(|receipt| receipt.issued_at = 1 << 63, false),
+        infer(|receipt| receipt.issued_at = 1, false),
+    );
+    for (lie, says) in [(settled, "was paid out by"), (escrowed, "was escrowed by"), (relayed, "was escrowed by")] {
+        let error = lie.unwrap_err();
+        assert!(error.contains(says) && error.contains(&format!("not by {MADE_UP}")), "{error}");
+    }
+    for lie in [late, early] {
+        let error = lie.unwrap_err();
+        assert!(error.contains("issuedAt"), "{error}");
+    }
+
+    // Whoever pays out of a channel does not take a receipt of an escrow, whatever that says.
+    let honest = honest.unwrap();
+    let (client, gateway) = (key(), GrpcTransport::new(&network.gateway_url()).unwrap());
+    let terms = ChannelParams { client: client.address(), gateway: network.gateway_address(), salt: MADE_UP };
+    let channel = Arc::new(PayerChannel::new(terms, Amount::TOKEN, u64::MAX));
+    let payer = ChannelPayer::new(Arc::new(gateway), honest.trust_root.clone(), client, channel);
+    let error = payer.check(&honest).await.unwrap_err().to_string();
+    assert!(error.contains("is an escrow, and the client pays out of a channel"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_development_networks_validators_are_the_chains_where_there_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let gateway = GrpcTransport::new(&devnet.gateway).unwrap();
+    let mut stated = gateway.network().await.unwrap();
+    stated.trust_root.validators[0] = key().address();
+    stated.trust_root.validators.sort();
+    let liar: Arc<dyn Transport> =
+        Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) }));
+    let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
+        routes.add_service(client_service(liar));
+    })
+    .await
+    .unwrap();
+    let (url, sample) = (server.url(), digit(7));
+    let infer = ["infer", "--gateway", &url, "--relayed", "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits"];
+    let mut program = Command::new(ncn());
+    program.args(infer).args(["--yes", "--input"]).arg(&sample).current_dir(directory.path());
+    let output = tokio::task::spawn_blocking(move || program.output().unwrap()).await.unwrap();
+    let says = String::from_utf8_lossy(&output.stderr);
+    let stated = stated.trust_root.hash();
+    assert!(says.contains(&format!("the gateway states network {stated}, the chain has")) && !output.status.success(), "{says}");
+}

@@ -1,0 +1,76 @@
+//! Nodes as they run: started by their builders, ended by `shutdown`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ncn_client::grpc::GrpcRegistry;
+use ncn_core::{Directory as _, FeeSplit, NodeQuery, Subnet, SubnetModel, membership::LIVENESS_SECONDS};
+use ncn_devnet::quickstart;
+use ncn_executor::EngineExecutor;
+use ncn_node::{
+    compute::ComputeNode,
+    gateway::Gateway,
+    registry::{RegistryNode, ValidatorNode},
+    server::LOOPBACK,
+    store::Store,
+};
+
+use crate::{
+    scene::{Chain, key},
+    wait::eventually,
+};
+
+#[tokio::test]
+async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
+    let chain = Chain::new(3).await;
+    let registry = RegistryNode::builder(chain.ledger(key())).start().await.unwrap();
+    let connect = || Arc::new(GrpcRegistry::new(&registry.url()).unwrap());
+    let registered = async || connect().discover(NodeQuery::default()).await.unwrap().len();
+    // Well before a registry would forget who is not heard of.
+    let left = async |count| {
+        let started = Instant::now();
+        eventually("a node leaves", async || registered().await == count).await;
+        assert!(started.elapsed() < Duration::from_secs(LIVENESS_SECONDS), "it was forgotten, and did not leave");
+    };
+
+    let signer = chain.validators[0].clone();
+    let validator = ValidatorNode::builder(signer.clone(), connect(), chain.ledger(signer)).start().await.unwrap();
+    assert_eq!(registered().await, 1);
+
+    let (owner, files) = (key(), tempfile::tempdir().unwrap());
+    let package = quickstart::unpack(files.path()).unwrap();
+    let subnet = Subnet {
+        owner: owner.address(),
+        name: "nodes".into(),
+        models: vec![SubnetModel::of(&package.model)],
+        split: FeeSplit::default(),
+        version: 1,
+    };
+    chain.create_subnet(&owner, &subnet.name).await;
+    let path = files.path().join("gateway.redb");
+    let store = Store::open(&path).unwrap();
+    let gateway = Gateway::builder(owner.clone(), subnet, chain.ledger(owner), connect(), store);
+    let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).listen(LOOPBACK).start().await.unwrap();
+    assert_eq!(registered().await, 2);
+
+    let (signer, id) = (key(), gateway.gateway().subnet_id());
+    let executor = Arc::new(EngineExecutor::built_in());
+    let compute = ComputeNode::builder(signer.clone(), id, executor, chain.ledger(signer), connect()).models(vec![package]);
+    let compute = compute.gateway(gateway.gateway().address(), gateway.url().unwrap()).start().await.unwrap();
+    assert_eq!(registered().await, 3);
+    eventually("the compute node has a session", async || gateway.gateway().attached().len() == 1).await;
+
+    compute.shutdown().await;
+    left(2).await;
+    eventually("the session has ended", async || gateway.gateway().attached().is_empty()).await;
+    gateway.shutdown().await;
+    left(1).await;
+    eventually("another gateway can have the store", async || Store::open(&path).is_ok()).await;
+    validator.shutdown().await;
+    left(0).await;
+    let client = connect();
+    registry.shutdown().await;
+    eventually("nobody listens any more", async || client.discover(NodeQuery::default()).await.is_err()).await;
+}

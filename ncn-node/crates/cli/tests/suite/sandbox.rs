@@ -1,0 +1,342 @@
+//! The sandboxes, with real processes.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ncn_core::{
+    Confinement, Policy, Sandbox, SandboxCommand, SandboxError,
+    conformance::{self, EscapeFixture, Escapes, SandboxFixture, Violation},
+};
+use ncn_executor::{
+    WorkerExecutor, WorkerOptions, WorkerProgram,
+    sandbox::{LandlockSandbox, NamespaceSandbox, NoSandbox, SandboxMode, open},
+};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::{
+    conformance::digits,
+    scene::{escape, helper, ncn},
+    wait::TIMEOUT,
+};
+
+fn full() -> NamespaceSandbox {
+    NamespaceSandbox::new(helper()).unwrap()
+}
+
+fn reduced() -> LandlockSandbox {
+    LandlockSandbox::new(ncn()).unwrap()
+}
+
+fn shell(directory: &Path) -> SandboxFixture {
+    SandboxFixture { shell: "/bin/sh".into(), work_directory: directory.canonicalize().unwrap() }
+}
+
+#[test]
+fn the_full_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&full(), &shell(directory.path())).unwrap();
+}
+
+#[test]
+fn the_reduced_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&reduced(), &shell(directory.path())).unwrap();
+}
+
+#[test]
+fn the_unconfined_sandbox() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::sandbox(&NoSandbox, &shell(directory.path())).unwrap();
+}
+
+#[tokio::test]
+async fn onnx_in_confined_workers() {
+    let program = WorkerProgram::new(ncn());
+    let sandboxes: [Arc<dyn Sandbox>; 2] = [Arc::new(full()), Arc::new(reduced())];
+    for sandbox in sandboxes {
+        let directory = tempfile::tempdir().unwrap();
+        let level = sandbox.confinement();
+        let options = WorkerOptions { at_least: level, ..WorkerOptions::default() };
+        let executor = WorkerExecutor::new(vec![program.clone()], sandbox, options);
+        conformance::executor(&executor, &digits(directory.path())).await.unwrap();
+    }
+}
+
+#[test]
+fn a_program_that_cannot_confine_makes_no_sandbox() {
+    for program in ["/bin/true", "/bin/echo", "/nonexistent"] {
+        let refused = LandlockSandbox::new(program);
+        assert!(refused.is_err(), "{program}: {refused:?}");
+        let refused = NamespaceSandbox::new(program);
+        assert!(refused.is_err(), "{program}: {refused:?}");
+    }
+    let reduced = NamespaceSandbox::new(ncn());
+    assert!(matches!(reduced, Err(SandboxError::Unsupported(_))), "{reduced:?}");
+}
+
+#[test]
+fn modes_open_what_they_say() {
+    helper();
+    for (mode, level) in [
+        (SandboxMode::Strict, Confinement::Full),
+        (SandboxMode::Permissive, Confinement::Full),
+        (SandboxMode::Disabled, Confinement::None),
+    ] {
+        assert_eq!(open(mode, &ncn()).unwrap().confinement(), level, "{mode}");
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+    }
+    assert!("Strict".parse::<SandboxMode>().is_err());
+}
+
+/// A sandbox that promises what it does not do, or leaks.
+enum BrokenSandbox {
+    Boasts,
+    LeaksEnvironment,
+}
+
+impl Sandbox for BrokenSandbox {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let (mut command, mut policy) = (command.clone(), policy.clone());
+        match self {
+            Self::Boasts => policy.at_least = Confinement::None,
+            Self::LeaksEnvironment => {
+                command.environment.insert("HOME".into(), "/root".into());
+            }
+        }
+        NoSandbox.start(&command, &policy)
+    }
+}
+
+#[test]
+fn broken_sandboxes_are_caught() {
+    let rule = |broken: BrokenSandbox| {
+        let directory = tempfile::tempdir().unwrap();
+        conformance::sandbox(&broken, &shell(directory.path())).unwrap_err().rule
+    };
+    assert_eq!(rule(BrokenSandbox::Boasts), "less confinement than wanted is refused, and only that");
+    assert_eq!(rule(BrokenSandbox::LeaksEnvironment), "the environment is the command's and no more");
+}
+
+/// NoSandbox, and safely: in a mount namespace of its own, and as nobody when it would be root.
+struct Control;
+
+impl Sandbox for Control {
+    fn confinement(&self) -> Confinement {
+        Confinement::None
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        let program = command.program.display().to_string();
+        let root = rustix::process::geteuid().is_root();
+        let first: &[&str] = if root {
+            &["--mount", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        } else {
+            &["--mount", "--user", "--map-current-user"]
+        };
+        let arguments = first.iter().map(ToString::to_string).chain([program]).chain(command.arguments.clone()).collect();
+        let environment = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
+        NoSandbox.start(&SandboxCommand { program: "/usr/bin/unshare".into(), arguments, environment }, policy)
+    }
+}
+
+/// Tries all ways out, by a program that every user may run.
+fn escapes(sandbox: &dyn Sandbox) -> Result<Escapes, Violation> {
+    // Not where this crate is, which other users may not enter.
+    let directory = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o777)).tempdir_in("/tmp").unwrap();
+    let program = directory.path().join("escape");
+    fs::copy(escape(), &program).unwrap();
+    conformance::escapes(sandbox, &EscapeFixture { program, directory: directory.path().into(), control: &Control })
+}
+
+#[test]
+fn nothing_escapes_from_the_full_sandbox() {
+    let found = escapes(&full()).unwrap();
+    println!("{} ways out are closed: {:?}", found.closed.len(), found.closed);
+    println!("{} are not open here at all: {:?}", found.not_applicable.len(), found.not_applicable);
+}
+
+#[test]
+fn nothing_escapes_from_the_reduced_sandbox() {
+    let found = escapes(&reduced()).unwrap();
+    println!("{} ways out are closed; not applicable: {:?}", found.closed.len(), found.not_applicable);
+}
+
+/// Calls itself full, and is what it holds.
+struct Boasting<S>(S);
+
+impl<S: Sandbox> Sandbox for Boasting<S> {
+    fn confinement(&self) -> Confinement {
+        Confinement::Full
+    }
+
+    fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
+        self.0.start(command, policy)
+    }
+}
+
+#[test]
+fn a_boasting_sandbox_is_escaped_from() {
+    let violation = escapes(&Boasting(Control)).unwrap_err();
+    assert_eq!(violation.rule, "read a file");
+    let violation = escapes(&Boasting(reduced())).unwrap_err();
+    assert!(["map a dropped file to run", "see mounts"].contains(&violation.rule), "{violation:?}");
+}
+
+/// All processes that this one has started, and they in turn, by number and start.
+fn descendants(of: u32) -> Vec<(u32, String)> {
+    let mut children: BTreeMap<u32, Vec<(u32, String)>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some((parent, start)) = stat(id) {
+            children.entry(parent).or_default().push((id, start));
+        }
+    }
+    let (mut all, mut next) = (Vec::new(), vec![of]);
+    while let Some(id) = next.pop() {
+        for child in children.remove(&id).unwrap_or_default() {
+            next.push(child.0);
+            all.push(child);
+        }
+    }
+    all
+}
+
+/// A process's parent and when it started; `None` when it is gone, or only waits to be asked how it ended.
+fn stat(id: u32) -> Option<(u32, String)> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    (fields[0] != "Z").then(|| (fields[1].parse().unwrap(), fields[19].to_owned()))
+}
+
+/// How long it takes until all of them are gone.
+fn gone(processes: &[(u32, String)]) -> Duration {
+    let since = Instant::now();
+    while let Some(left) = processes.iter().find(|(id, start)| stat(*id).is_some_and(|(_, now)| now == *start)) {
+        assert!(since.elapsed() < TIMEOUT, "{left:?} of {processes:?} is left");
+        std::thread::yield_now();
+    }
+    since.elapsed()
+}
+
+/// A command without anything.
+fn bare() -> SandboxCommand {
+    SandboxCommand { program: "/bin/sh".into(), arguments: Vec::new(), environment: BTreeMap::new() }
+}
+
+/// A confined shell with children that do all to live on: another session, no signals, no open files.
+fn stubborn(directory: &Path) -> Child {
+    let script = "trap '' TERM HUP INT
+        (setsid sh -c 'trap \"\" TERM HUP INT; sleep 1000' </dev/null >/dev/null 2>&1 &)
+        sleep 1000 & echo ready; wait";
+    let command = SandboxCommand {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".into(), script.into()],
+        environment: [("PATH".into(), "/usr/bin:/bin".into())].into(),
+    };
+    let mut child = full().start(&command, &Policy::new(directory)).unwrap();
+    let mut line = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"ready\n");
+    child
+}
+
+#[test]
+fn killing_the_helper_or_its_group_leaves_no_orphan() {
+    let directory = tempfile::tempdir().unwrap();
+    let kills: [fn(Pid) -> rustix::io::Result<()>; 3] =
+        [|id| kill_process(id, Signal::KILL), |id| kill_process_group(id, Signal::KILL), |id| kill_process(id, Signal::TERM)];
+    for kill in kills {
+        let mut child = stubborn(directory.path());
+        let left = descendants(child.id());
+        // The first of the namespace, the shell, and what that has started.
+        assert!(left.len() >= 4, "{left:?}");
+        kill(Pid::from_child(&child)).unwrap();
+        child.wait().unwrap();
+        println!("all gone in {:?}", gone(&left));
+    }
+}
+
+#[test]
+fn killing_the_node_leaves_no_orphan() {
+    helper();
+    let mut node = Command::new(ncn())
+        .args(["devnet", "--sandbox", "strict", "--gateway", "127.0.0.1:0", "--registry", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It says where it listens once its workers have loaded the model.
+    let mut line = String::new();
+    BufReader::new(node.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let left = descendants(node.id());
+    assert!(left.len() >= 4, "a worker, with its helper and what that starts: {line} {left:?}");
+    node.kill().unwrap();
+    node.wait().unwrap();
+    println!("all gone in {:?}", gone(&left));
+}
+
+#[test]
+fn a_helper_whose_node_is_gone_starts_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let helper = Command::new(helper())
+        .args(["--parent", "1", "--work"])
+        .arg(directory.path())
+        .args(["--", "/bin/true"])
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(helper.status.code(), Some(126));
+    assert!(String::from_utf8_lossy(&helper.stderr).contains("lifeline"), "{helper:?}");
+}
+
+/// Prints how long starting a program confined by every layer takes, beside bubblewrap's namespaces alone. Run it with
+/// `cargo xtask bench compute`.
+#[test]
+#[ignore = "measures: cargo xtask bench compute"]
+fn bench_sandbox_start() {
+    const ROUNDS: usize = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let sandbox = full();
+    let (command, policy) = (SandboxCommand { program: "/bin/true".into(), ..bare() }, Policy::new(directory.path()));
+    let timed = |start: &dyn Fn() -> Child| {
+        let started = Instant::now();
+        assert!(start().wait().unwrap().success());
+        started.elapsed()
+    };
+    let piped = |mut command: Command| command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let ours = || sandbox.start(&command, &policy).unwrap();
+    let theirs = || {
+        let mut command = Command::new("bwrap");
+        command.args(["--ro-bind", "/", "/", "--unshare-all", "/bin/true"]);
+        piped(command)
+    };
+    let plain = || piped(Command::new("/bin/true"));
+    let starts: [(&str, &dyn Fn() -> Child); 3] =
+        [("confined by every layer", &ours), ("bwrap --unshare-all", &theirs), ("unconfined", &plain)];
+    let mut took = starts.map(|_| Vec::new());
+    // In turns, so that whatever else the machine does meets them all.
+    for _ in 0..ROUNDS {
+        for ((_, start), took) in starts.iter().zip(&mut took) {
+            took.push(timed(start));
+        }
+    }
+    let median = [0, 1, 2].map(|which| {
+        took[which].sort_unstable();
+        let at = |percent: usize| took[which][(ROUNDS - 1) * percent / 100].as_secs_f64() * 1_000.0;
+        println!("{:<44} p50 {:>7.3} ms   p99 {:>7.3} ms", starts[which].0, at(50), at(99));
+        at(50)
+    });
+    println!("{:.2} times bubblewrap's (goal: at most 1)", median[0] / median[1]);
+}

@@ -1,0 +1,277 @@
+//! What the tests stand on: chains with the contracts on them, and registries with validators whose behavior can be chosen.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, Once},
+};
+
+use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
+use async_trait::async_trait;
+use ncn_client::evm::{DeployParams, EvmLedger};
+use ncn_client::unix_now;
+use ncn_core::BatchRequest;
+use ncn_core::{
+    Amount, Approval, B256, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _, NodeRole,
+    PreprocessingRequest, QuorumCertificate, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage,
+    Validator, conformance::RegistryFixture,
+};
+use ncn_devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder};
+use ncn_executor::{WorkerProgram, sandbox::HELPER};
+use ncn_node::{
+    presence::{NodeDescriptor, Registration},
+    registry::{RegistryNode, ValidatorNode},
+};
+
+use crate::money::Contracts;
+
+pub(crate) fn key() -> DynSigner {
+    Arc::new(PrivateKeySigner::random())
+}
+
+pub(crate) const fn tokens(count: u64) -> Amount {
+    Amount::new(count as u128 * Amount::TOKEN.units())
+}
+
+/// The program under test; it is also the worker.
+pub(crate) fn ncn() -> PathBuf {
+    env!("CARGO_BIN_EXE_ncn").into()
+}
+
+/// The program that confines workers by every layer. It is another package's, which these tests would not build otherwise.
+pub(crate) fn helper() -> PathBuf {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| build(&["--package", HELPER]));
+    ncn().with_file_name(HELPER)
+}
+
+/// A file of the repository.
+pub(crate) fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").join(path)
+}
+
+/// The program that tries to escape from sandboxes.
+pub(crate) fn escape() -> PathBuf {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| build(&["--package", "ncn-confine", "--example", "escape"]));
+    ncn().with_file_name("examples").join("escape")
+}
+
+fn build(what: &[&str]) {
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let target = ncn().ancestors().nth(2).unwrap().to_path_buf();
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--quiet", "--profile", profile]).args(what).arg("--target-dir").arg(target);
+    assert!(command.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{what:?} does not build");
+}
+
+/// A local network whose workers are the program under test.
+pub(crate) fn network() -> LocalNetworkBuilder {
+    LocalNetwork::builder().worker_program(WorkerProgram::new(ncn()))
+}
+
+/// The digit `n`, as someone wrote it.
+pub(crate) fn digit(n: u8) -> PathBuf {
+    repository(&format!("examples/data/{n}.png"))
+}
+
+/// What settles a quote: a made-up result of `worker`, approved by so many of the validators.
+pub(crate) async fn settlement(
+    quote: &Quote,
+    worker: &DynSigner,
+    trust: &TrustRoot,
+    validators: &[DynSigner],
+    approvals: usize,
+) -> Settlement {
+    let result = InferenceResult {
+        request_id: quote.request_id,
+        compute: worker.address(),
+        model_digest: quote.model_digest,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        usage: Usage::default(),
+        confinement: Confinement::None,
+    };
+    let result = Signed::sign(result, &trust.domain, &**worker).await.unwrap();
+    let digest = Completion::new(quote, &result.message).digest(&trust.domain);
+    let committee = trust.committee(&quote.request_id);
+    let mut signed = Vec::new();
+    for judge in validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
+        signed.push(Approval::sign(&digest, &**judge).await.unwrap());
+    }
+    Settlement { quote: quote.clone(), result, certificate: QuorumCertificate::new(signed) }
+}
+
+/// How the tests set a network's contracts up: three of five judge.
+pub(crate) fn genesis() -> DeployParams {
+    DeployParams {
+        supply: tokens(1_000_000),
+        minimum_stake: tokens(100),
+        unstake_delay: 3_600,
+        threshold: 3,
+        committee_size: 5,
+        treasury: Address::repeat_byte(0xee),
+        subnet_fee: tokens(10),
+    }
+}
+
+/// A chain with the contracts on it.
+#[derive(Clone)]
+pub(crate) struct Chain {
+    pub(crate) chain: Arc<EmbeddedChain>,
+    pub(crate) deployer: EvmLedger,
+    pub(crate) validators: Vec<DynSigner>,
+}
+
+impl Chain {
+    pub(crate) async fn new(validators: usize) -> Self {
+        Self::with_quorum(validators, 3, 5).await
+    }
+
+    pub(crate) async fn with_quorum(validators: usize, threshold: u16, committee_size: u16) -> Self {
+        let chain = Arc::new(EmbeddedChain::new(1_337));
+        let genesis = DeployParams { threshold, committee_size, ..genesis() };
+        let deployer = genesis.deploy(chain.clone(), &key()).await.unwrap();
+        let validators: Vec<_> = (0..validators).map(|_| key()).collect();
+        for validator in &validators {
+            deployer.transfer(validator.address(), tokens(100)).await.unwrap();
+            deployer.with_signer(validator.clone()).stake(tokens(100)).await.unwrap();
+        }
+        Self { chain, deployer, validators }
+    }
+
+    /// Creates a subnet for its owner, fee and all.
+    pub(crate) async fn create_subnet(&self, owner: &DynSigner, name: &str) {
+        self.deployer.transfer(owner.address(), tokens(10)).await.unwrap();
+        self.deployer.with_signer(owner.clone()).create_subnet(name, tokens(10)).await.unwrap();
+    }
+
+    pub(crate) fn ledger(&self, signer: DynSigner) -> Arc<EvmLedger> {
+        Arc::new(self.deployer.with_signer(signer))
+    }
+}
+
+#[async_trait]
+impl Contracts for Chain {
+    fn deployer(&self) -> &EvmLedger {
+        &self.deployer
+    }
+
+    fn validators(&self) -> Vec<DynSigner> {
+        self.validators.clone()
+    }
+
+    async fn prepare(&self, _: Address) {}
+
+    async fn pass(&self, seconds: u64) {
+        self.chain.advance(seconds);
+    }
+}
+
+/// How a validator behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behavior {
+    Honest,
+    /// Signs something else.
+    Lies,
+    /// Passes another validator's approval off as its own.
+    Impersonates,
+    /// Never answers.
+    Sleeps,
+}
+
+struct Behaving {
+    honest: ValidatorNode,
+    behavior: Behavior,
+    key: DynSigner,
+}
+
+impl Behaving {
+    async fn behave(&self, approval: Result<Approval, RegistryError>) -> Result<Approval, RegistryError> {
+        match self.behavior {
+            Behavior::Honest => approval,
+            Behavior::Lies => Ok(Approval::sign(&B256::repeat_byte(0x66), &*self.key).await?),
+            Behavior::Impersonates => Ok(Approval { validator: self.address(), ..Approval::sign(&B256::ZERO, &*key()).await? }),
+            Behavior::Sleeps => std::future::pending().await,
+        }
+    }
+}
+
+#[async_trait]
+impl Validator for Behaving {
+    fn address(&self) -> Address {
+        self.honest.address()
+    }
+
+    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.preprocessing(request).await).await
+    }
+
+    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.completion(request).await).await
+    }
+
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
+        self.behave(self.honest.settlement(request).await).await
+    }
+}
+
+/// A registry node and its validators in one process, on an embedded chain.
+pub(crate) struct InProcess {
+    pub(crate) chain: Chain,
+    pub(crate) trust: TrustRoot,
+    pub(crate) registry: Arc<dyn Registry>,
+    _presences: Vec<Registration>,
+}
+
+impl InProcess {
+    pub(crate) async fn new(behaviors: &[Behavior]) -> Self {
+        let chain = Chain::new(behaviors.len()).await;
+        let trust = chain.deployer.trust_root().await.unwrap();
+        let validators: Arc<Mutex<HashMap<Address, Arc<dyn Validator>>>> = Arc::default();
+        let known = validators.clone();
+        let dial = move |record: &ncn_core::NodeRecord| Ok(known.lock().unwrap()[&record.node].clone());
+        let node = RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap();
+        let registry: Arc<dyn Registry> = Arc::new(node);
+        let mut presences = Vec::new();
+        for (signer, behavior) in chain.validators.iter().zip(behaviors) {
+            let honest = ValidatorNode::new(signer.clone(), registry.clone(), chain.ledger(signer.clone()));
+            let validator = Behaving { honest, behavior: *behavior, key: signer.clone() };
+            validators.lock().unwrap().insert(signer.address(), Arc::new(validator));
+            let announcement = NodeDescriptor {
+                role: NodeRole::Validator,
+                subnet: B256::ZERO,
+                endpoint: "in-process".into(),
+                models: Vec::new(),
+                confinement: Confinement::None,
+            };
+            presences.push(Registration::start(registry.clone(), signer.clone(), trust.domain, announcement).await.unwrap());
+        }
+        Self { chain, trust, registry, _presences: presences }
+    }
+}
+
+#[async_trait]
+impl RegistryFixture for InProcess {
+    fn registry(&self) -> &dyn Registry {
+        &*self.registry
+    }
+
+    async fn trust_root(&self) -> TrustRoot {
+        self.trust.clone()
+    }
+
+    fn now(&self) -> UnixTime {
+        unix_now()
+    }
+
+    async fn pay(&self, client: &DynSigner, quote: &Quote) {
+        self.chain.account(client.clone(), quote.total).await.escrow(quote).await.unwrap();
+    }
+
+    async fn create_subnet(&self, owner: &DynSigner, name: &str) {
+        self.chain.create_subnet(owner, name).await;
+    }
+}

@@ -1,0 +1,63 @@
+//! What only a development chain can do.
+
+use std::time::Duration;
+
+use alloy_primitives::{Address, B256, U64, U256};
+use jsonrpsee::{RpcModule, core::RegisterMethodError, types::params::ParamsSequence};
+
+use super::{Answer, Api, errors::invalid_params, method};
+use crate::Mining;
+
+/// The most blocks that are made at once.
+const MAX_BLOCKS: u64 = 1_000;
+
+pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethodError> {
+    method(module, "evm_increaseTime", |api, params| {
+        let seconds: U64 = params.next()?;
+        api.chain.advance(seconds.to());
+        Ok(api.chain.advanced())
+    })?;
+    method(module, "evm_mine", |api, _| {
+        api.chain.mine();
+        Ok("0x0")
+    })?;
+    method(module, "anvil_mine", |api, params| {
+        let blocks: u64 = params.optional_next()?.unwrap_or(U64::ONE).to();
+        if blocks > MAX_BLOCKS {
+            return Err(invalid_params(format!("blocks: at most {MAX_BLOCKS} can be made at once, not {blocks}")));
+        }
+        (0..blocks).for_each(|_| api.chain.mine());
+        Ok(())
+    })?;
+    method(module, "evm_setAutomine", |api, params| {
+        let automine: bool = params.next()?;
+        api.chain.set_mining(if automine { Mining::Auto } else { Mining::Manual });
+        Ok(true)
+    })?;
+    method(module, "evm_setIntervalMining", |api, params| {
+        let seconds: U64 = params.next()?;
+        let mining = if seconds.is_zero() { Mining::Manual } else { Mining::Every(Duration::from_secs(seconds.to())) };
+        api.chain.set_mining(mining);
+        Ok(true)
+    })?;
+    method(module, "anvil_setBalance", |api, params| {
+        let (account, wei): (Address, U256) = (params.next()?, params.next()?);
+        api.chain.set_balance(account, wei);
+        Ok(())
+    })?;
+    method(module, "ncn_reorg", reorg)?;
+    method(module, "ncn_fault", |api, params| {
+        api.faults.plan(params.next()?);
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+/// The new head's hash.
+fn reorg(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<B256> {
+    let depth: U64 = params.next()?;
+    let drop_transactions = params.optional_next()?.unwrap_or(false);
+    let depth = usize::try_from(depth.to::<u64>()).unwrap_or(usize::MAX);
+    api.chain.reorg(depth, drop_transactions).map_err(|error| invalid_params(error.to_string()))?;
+    Ok(api.chain.newest().header.hash())
+}

@@ -1,0 +1,108 @@
+//! ONNX models: what is the same for every runtime.
+
+mod batch;
+mod bounds;
+mod graph;
+#[cfg(feature = "ort")]
+pub mod onnxruntime;
+mod outlet;
+mod rten;
+
+use std::{sync::Arc, time::Instant};
+
+use batch::Batches;
+use ncn_core::{
+    DataType, ExecutorError, Model, Tensor, Usage, Values,
+    model::{InputSpec, Manifest, ModelFormat, OutputSpec, Tensors, Tokenize},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Engine, RunContext, Session, Verified, tokenizer::Tokenizer};
+
+/// A library that runs ONNX graphs.
+pub trait Runtime: Send + Sync {
+    /// Reads the package's entry (whose bytes it may take) and checks that the graph has what the manifest names.
+    fn open(&self, package: &mut Verified) -> Result<Box<dyn Graph>, ExecutorError>;
+}
+
+/// A graph that a [`Runtime`] has read.
+pub trait Graph: Send + Sync {
+    /// Runs it, on the calling thread and whichever the runtime has; ends early when `cancel` says so, if the runtime can.
+    fn run(&self, inputs: &Tensors, cancel: &CancellationToken) -> Result<Tensors, ExecutorError>;
+}
+
+/// Runs ONNX models.
+pub struct OnnxEngine {
+    runtime: Box<dyn Runtime>,
+}
+
+impl OnnxEngine {
+    /// With the built-in runtime, which is all in Rust.
+    pub fn built_in() -> Self {
+        Self::new(rten::Rten)
+    }
+
+    /// With any runtime.
+    pub fn new(runtime: impl Runtime + 'static) -> Self {
+        Self { runtime: Box::new(runtime) }
+    }
+}
+
+/// The tensors that the graph takes.
+fn inputs(manifest: &Manifest) -> impl Iterator<Item = &str> {
+    manifest.inputs.iter().filter_map(|input| match input {
+        InputSpec::Tensor(input) => Some(input.name.as_str()),
+        // Tensors are made of it.
+        _ => None,
+    })
+}
+
+/// The tensors that the graph gives.
+fn outputs(manifest: &Manifest) -> Vec<(String, DataType)> {
+    let tensor = |output: &OutputSpec| match output {
+        OutputSpec::Tensor(output) => Some((output.name.clone(), output.dtype)),
+        _ => None,
+    };
+    manifest.outputs.iter().filter_map(tensor).collect()
+}
+
+impl Engine for OnnxEngine {
+    fn format(&self) -> ModelFormat {
+        ModelFormat::Onnx
+    }
+
+    fn open(&self, mut package: Verified) -> Result<Box<dyn Session>, ExecutorError> {
+        let graph = self.runtime.open(&mut package)?;
+        let Verified { model, tokenizer, .. } = package;
+        let tokenizer = match (tokenizer, &model.manifest().tokenizer) {
+            (Some(file), Some(spec)) => Some(Tokenizer::new(&file, spec)?),
+            _ => None,
+        };
+        let batches = Batches::new(graph, model.manifest().limits.batch as usize);
+        Ok(Box::new(Loaded { model, tokenizer, batches }))
+    }
+}
+
+struct Loaded {
+    model: Arc<Model>,
+    tokenizer: Option<Tokenizer>,
+    batches: Batches,
+}
+
+impl Session for Loaded {
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError> {
+        let manifest = self.model.manifest();
+        manifest.check_parameters(parameters).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
+        let tokenizer = self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn Tokenize);
+        let tensors = manifest.prepare(inputs, tokenizer);
+        let tensors = tensors.map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
+        let rows = |tensors: &Tensors| tensors.values().next().and_then(|tensor: &Tensor| tensor.shape().first().copied());
+        let input_units = rows(&tensors).unwrap_or(1) as u64;
+        let started = Instant::now();
+        let outputs = self.batches.run(&tensors, job.cancel())?;
+        let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let output_units = rows(&outputs).unwrap_or(1) as u64;
+        let values = manifest.finish(outputs, &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
+        Ok((values, Usage { input_units, output_units, duration_micros }))
+    }
+}

@@ -1,3 +1,0 @@
-//! What time it is.
-
-pub use ncn_client::unix_now;
