@@ -18,20 +18,18 @@ use std::{
 
 use async_trait::async_trait;
 use book::{ChannelState, Closing, Hold, Limits, Stage};
-use ncn_client::Backoff;
+use ncn_client::{Backoff, unix_now};
 use ncn_core::{
-    Address, Amount, Attestors, BatchSettler, ChannelParams, DynSigner, LedgerError, PaymentAuthorization, PaymentChanges,
+    Address, Amount, Attestors, BatchSettler, Channel, ChannelParams, DynSigner, LedgerError, PaymentAuthorization, PaymentChanges,
     PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, SignedVoucher, TrustRoot,
     channel::BatchEntry,
     ledger::{closable, sign_close},
 };
 use records::Change;
-pub(crate) use records::{decode, encode};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::store::{Store, StoreError};
-use ncn_client::unix_now;
+use crate::store::{Sequence, SharedStore, StoreError};
 
 /// How long a client's wish to close its channel waits for requests in flight and their settlement.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(4);
@@ -80,9 +78,11 @@ struct Inner {
     chain: Arc<dyn BatchSettler>,
     registry: Arc<dyn Attestors>,
     signer: DynSigner,
-    store: Store,
+    store: SharedStore,
     options: BatchPolicy,
     book: Mutex<ChannelState>,
+    /// The changes that have led to the book since it was last read. Locked after the book.
+    sequence: Mutex<Sequence>,
     /// Something is to be settled, or has been.
     changed: Notify,
     /// Settle without waiting for more.
@@ -99,13 +99,14 @@ impl ChannelProcessor {
         chain: Arc<dyn BatchSettler>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
-        store: Store,
+        store: SharedStore,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
-        let book = Mutex::new(records::load(&store)?);
+        let (book, sequence) = (Mutex::new(records::load(store.inner())?), Mutex::default());
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
         let stopped = CancellationToken::new();
-        let inner = Arc::new(Inner { ledger, chain, registry, signer, store, options, book, changed, flush, settled, stopped });
+        let inner =
+            Arc::new(Inner { ledger, chain, registry, signer, store, options, book, sequence, changed, flush, settled, stopped });
         let (settling, stopped) = (inner.clone(), inner.stopped.clone());
         tokio::spawn(async move {
             let work = async { tokio::join!(settler::settle_for_ever(&settling), reorganization::revisit_for_ever(&settling)) };
@@ -122,7 +123,7 @@ impl ChannelProcessor {
         path: &Path,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
-        Self::start(chain.clone(), chain, registry, signer, Store::open(path)?, options)
+        Self::start(chain.clone(), chain, registry, signer, SharedStore::open(path)?, options)
     }
 
     /// Ends the settling, at once. Another process can take up what the file holds.
@@ -145,45 +146,87 @@ impl ChannelProcessor {
         self.0.book().earned_count()
     }
 
-    /// Makes sure that the book knows enough of the voucher's channel to judge it. The chain is asked when a channel is new, and when
-    /// what is known does not suffice: it may have been topped up.
-    async fn learn(&self, payment: &SignedVoucher, quote: &Quote) -> Result<(), LedgerError> {
+    /// The voucher's channel where the book does not know enough of it to judge the voucher: when it is new, and when what is known does
+    /// not suffice, since it may have been topped up.
+    async fn look_up(&self, payment: &SignedVoucher, quote: &Quote) -> Result<Option<Channel>, LedgerError> {
         let inner = &self.0;
         if inner.book().knows_enough(payment, quote) {
-            return Ok(());
+            return Ok(None);
         }
         let channel = payment.voucher.channel;
         let problem = || LedgerError::Channel { channel, problem: "was never opened: open it first".into() };
-        let chain = inner.chain.channel(channel).await?.ok_or_else(problem)?;
-        inner.book().learn(payment, chain);
-        Ok(())
+        inner.chain.channel(channel).await?.ok_or_else(problem).map(Some)
     }
 
-    fn hold(&self, request_id: RequestId) -> Option<Hold> {
-        self.0.book().hold(request_id).copied()
+    async fn hold(&self, request_id: RequestId) -> Result<Option<Hold>, LedgerError> {
+        self.0.restore().await?;
+        Ok(self.0.book().hold(request_id).copied())
     }
 }
 
 impl Inner {
+    /// What the store has, or will have once its queue is empty.
     fn book(&self) -> MutexGuard<'_, ChannelState> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the book, and returns once the change survives a crash. What is kept is in the order of the changes.
+    fn sequence(&self) -> MutexGuard<'_, Sequence> {
+        self.sequence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the book, and returns once the change survives a crash. What is kept is in the order of the changes. Where one is not kept,
+    /// neither are those that were made after it, and the book is read from the store again.
     async fn change<T>(
         &self,
         change: impl FnOnce(&mut ChannelState) -> Result<(T, Change), LedgerError> + Send,
     ) -> Result<T, LedgerError> {
-        let storage = |error: StoreError| LedgerError::Storage(error.to_string());
+        self.restore().await?;
         let slot = self.store.slot().await.map_err(storage)?;
         let (value, kept) = {
             let mut book = self.book();
             let (value, change) = change(&mut book)?;
-            (value, slot.write(move |transaction| change.apply(transaction)))
+            let sequence = self.sequence();
+            match change.ops() {
+                Ok(ops) => (value, slot.commit(ops, Some(&sequence))),
+                Err(error) => {
+                    sequence.abandon();
+                    return Err(storage(error));
+                }
+            }
         };
-        kept.await.map_err(storage)?;
+        let kept = kept.await;
+        if kept.is_err() {
+            // What fails here is tried again before the next change.
+            if let Err(error) = self.restore().await {
+                tracing::error!(%error, "the book cannot be read again after a change that was not kept");
+            }
+        }
+        kept.map_err(storage)?;
         Ok(value)
     }
+
+    /// Reads the book from the store when a change of it was not kept: after that the store takes none that builds on it.
+    async fn restore(&self) -> Result<(), LedgerError> {
+        let broken = self.sequence().clone();
+        if !broken.is_broken() {
+            return Ok(());
+        }
+        // After this, nothing of it is on its way any more.
+        self.store.idle().await.map_err(storage)?;
+        let mut kept = self.store.read(records::load).await.map_err(storage)?;
+        let (mut book, mut sequence) = (self.book(), self.sequence());
+        // Another call may have been first, and the book have changed since.
+        if *sequence == broken {
+            kept.learn_from(&book);
+            (*book, *sequence) = (kept, Sequence::default());
+        }
+        Ok(())
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn storage(error: StoreError) -> LedgerError {
+    LedgerError::Storage(error.to_string())
 }
 
 #[async_trait]
@@ -208,17 +251,20 @@ impl PaymentLedger for ChannelProcessor {
         if payment.terms.gateway != self.account() {
             return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
         }
-        match self.hold(quote.request_id) {
+        match self.hold(quote.request_id).await? {
             // The signature of a voucher that is held has been checked.
             Some(hold) if hold.payment == *payment => payment.matches(quote)?,
             _ => payment.verify(quote, &self.0.chain.trust_root().await?)?,
         }
-        self.learn(payment, quote).await?;
+        let found = self.look_up(payment, quote).await?;
         let options = &self.0.options;
         let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
         let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
         self.0
             .change(|book| {
+                if let Some(channel) = found {
+                    book.learn(payment, channel);
+                }
                 let (account, hold) = book.reserve(payment, quote, &limits)?;
                 Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
             })
@@ -227,7 +273,7 @@ impl PaymentLedger for ChannelProcessor {
     }
 
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
-        let Some(hold) = self.hold(request_id).filter(|hold| hold.payment.terms.client == client) else {
+        let Some(hold) = self.hold(request_id).await?.filter(|hold| hold.payment.terms.client == client) else {
             return self.0.ledger.status(client, request_id).await;
         };
         let by = hold.payment.into();
@@ -242,7 +288,7 @@ impl PaymentLedger for ChannelProcessor {
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
         let Settlement { quote, result, certificate } = settlement;
-        let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.settle(settlement).await };
+        let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.settle(settlement).await };
         hold.payment.matches(quote)?;
         let entry =
             BatchEntry { quote: quote.clone(), result: result.clone(), completion: certificate.clone(), payment: hold.payment };
@@ -261,7 +307,7 @@ impl PaymentLedger for ChannelProcessor {
     }
 
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        let Some(hold) = self.hold(quote.request_id) else { return self.0.ledger.refund(quote).await };
+        let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.refund(quote).await };
         let request = quote.request_id;
         let release = |book: &mut ChannelState| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
         self.0.change(release).await?;

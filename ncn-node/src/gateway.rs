@@ -6,7 +6,7 @@
 mod acceptance;
 mod driver;
 mod effects;
-pub mod journal;
+mod journal;
 mod plane;
 mod serve;
 mod task;
@@ -30,7 +30,7 @@ pub use serve::{client_service, compute_service};
 use task::Task;
 use tokio_util::sync::CancellationToken;
 
-use self::journal::{Journal, JournalError};
+pub(crate) use self::journal::Journal;
 use crate::store::StoreError;
 use ncn_client::unix_now;
 
@@ -77,7 +77,7 @@ pub struct Gateway {
     models: HashMap<B256, ModelInfo>,
     registry: Arc<dyn Registry>,
     ledger: Arc<dyn PaymentLedger>,
-    journal: Arc<dyn Journal>,
+    journal: Journal,
     options: GatewayOptions,
     computes: Mutex<HashMap<Address, Arc<dyn Compute>>>,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
@@ -96,7 +96,7 @@ pub(crate) struct GatewayParts {
     pub(crate) registry: Arc<dyn Registry>,
     /// Money, as the gateway's account sees it.
     pub(crate) ledger: Arc<dyn PaymentLedger>,
-    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) journal: Journal,
     pub(crate) options: GatewayOptions,
 }
 
@@ -119,9 +119,6 @@ pub enum GatewayError {
     /// The gateway's key cannot be used.
     #[error("key: {0}")]
     Signer(#[from] ncn_core::SignatureError),
-    /// What was kept cannot be read.
-    #[error("journal: {0}")]
-    Journal(#[from] JournalError),
     /// Its store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,162 +1,132 @@
-//! A node's own database: one file, one writer, and one commit for all that waits.
+//! A node's own database: tables of rows, changed by one writer, with one commit for all that waits.
 
-use std::{path::Path, sync::Arc, thread};
+#[cfg(feature = "redb")]
+mod disk;
+mod memory;
+mod shared;
 
-use redb::{Database, Durability, ReadTransaction, WriteTransaction};
-use tokio::sync::{mpsc, oneshot};
+use std::{error::Error, path::PathBuf, sync::Arc};
 
-/// How many changes wait for a commit; more wait to be taken.
-const QUEUE: usize = 1_024;
+#[cfg(feature = "redb")]
+pub use disk::RedbStore;
+pub use memory::MemoryStore;
+use serde::{Serialize, de::DeserializeOwned};
+pub use shared::{Sequence, SharedStore, Slot};
 
-/// Why something could not be kept or read.
+/// A table's name.
+pub type Table = &'static str;
+
+/// A row's key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// What went wrong beneath.
+type Source = Arc<dyn Error + Send + Sync>;
+
+/// A change of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Sets a row, whatever was there.
+    Put {
+        /// In which table; made when it is not there.
+        table: Table,
+        /// The row's key.
+        key: Vec<u8>,
+        /// Its new value.
+        value: Vec<u8>,
+    },
+    /// Deletes a row; does nothing when there is none.
+    Delete {
+        /// In which table.
+        table: Table,
+        /// The row's key.
+        key: Vec<u8>,
+    },
+}
+
+impl Op {
+    /// Sets a row to an encoded value.
+    pub fn put(table: Table, key: impl AsRef<[u8]>, value: &impl Serialize) -> Result<Self, StoreError> {
+        Ok(Self::Put { table, key: key.as_ref().into(), value: encode(table, value)? })
+    }
+
+    /// Deletes a row.
+    pub fn delete(table: Table, key: impl AsRef<[u8]>) -> Self {
+        Self::Delete { table, key: key.as_ref().into() }
+    }
+
+    /// Which table is changed.
+    pub const fn table(&self) -> Table {
+        match self {
+            Self::Put { table, .. } | Self::Delete { table, .. } => table,
+        }
+    }
+}
+
+/// Why something was not kept, or cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("store: {0}")]
-pub struct StoreError(String);
+#[non_exhaustive]
+pub enum StoreError {
+    /// The file cannot be opened: another process may have it.
+    #[error("store: {}: {source}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: Source,
+    },
+    /// The store failed: its disk may be full.
+    #[error("store: {0}")]
+    Failed(#[source] Source),
+    /// A change that this one builds on was not kept.
+    #[error("store: an earlier change was not kept, on which this one builds: try again")]
+    Outdated,
+    /// A row is not of this program's making, or of another version's.
+    #[error("store: a row of `{table}` cannot be used: {source}")]
+    Row {
+        /// Of which table.
+        table: Table,
+        /// What is wrong with it.
+        source: Source,
+    },
+    /// A row's key is not of this program's making, or of another version's.
+    #[error("store: a key of `{0}` cannot be used")]
+    Key(Table),
+    /// There is no writer any more.
+    #[error("store: is closed")]
+    Closed,
+}
 
 impl StoreError {
-    /// What went wrong.
-    #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-    pub fn new(problem: impl ToString) -> Self {
-        Self(problem.to_string())
+    /// The store failed for this reason.
+    pub fn failed(error: impl Error + Send + Sync + 'static) -> Self {
+        Self::Failed(Arc::new(error))
     }
 }
 
-macro_rules! from_redb {
-    ($($error:ident),*) => {$(
-        impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                Self::new(error)
-            }
-        }
-    )*};
-}
+/// Tables whose rows are in the order of their keys. It blocks: [`SharedStore`] gives it a thread.
+///
+/// # For the implementer
+/// - [`commit`](Self::commit) makes all of its changes or none, and returns once they survive a crash. Later changes of a row win.
+/// - After an error nobody knows whether the changes were made; the next commit may succeed, or another scan.
+/// - Several threads may scan while one commits; each sees all of a commit or nothing.
+pub trait Store: Send + Sync {
+    /// Makes these changes, in their order.
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError>;
 
-from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError, SetDurabilityError);
-
-type Change = Box<dyn FnOnce(&WriteTransaction) -> Result<(), StoreError> + Send>;
-
-struct Job {
-    change: Change,
-    done: oneshot::Sender<Result<(), StoreError>>,
-}
-
-/// A database file. Whoever has a clone may change it; it is closed with the last one.
-#[derive(Clone)]
-pub struct Store {
-    database: Arc<Database>,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl Store {
-    /// Opens the file, or makes it. One process at a time can have it open.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let problem = |error: redb::DatabaseError| StoreError::new(format!("{}: {error}", path.display()));
-        let database = Arc::new(Database::create(path).map_err(problem)?);
-        let (jobs, inbox) = mpsc::channel(QUEUE);
-        let writing = database.clone();
-        let writer = thread::Builder::new().name("store".into()).spawn(move || write_all(&writing, inbox));
-        writer.map_err(StoreError::new)?;
-        Ok(Self { database, jobs })
-    }
-
-    /// Makes a change, and returns once it survives a crash. Changes that come together share one commit, and are made in their order.
-    pub async fn write(
-        &self,
-        change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError> + Send + 'static,
-    ) -> Result<(), StoreError> {
-        self.slot().await?.write(change).await
-    }
-
-    /// A place in the queue. Who takes it before a lock, and uses it under the lock, has changes kept in the order of the lock.
-    pub async fn slot(&self) -> Result<Slot<'_>, StoreError> {
-        self.jobs.reserve().await.map(Slot).map_err(|_| StoreError::new("is closed"))
-    }
-
-    /// Reads what is kept.
-    pub fn read<T>(&self, read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        use redb::ReadableDatabase as _;
-        read(&self.database.begin_read()?)
-    }
-}
-
-/// A place in a store's queue.
-pub struct Slot<'a>(mpsc::Permit<'a, Job>);
-
-impl Slot<'_> {
-    /// Makes a change, at once; what is returned ends once the change survives a crash.
-    pub fn write(
-        self,
-        change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError> + Send + 'static,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        let (done, kept) = oneshot::channel();
-        self.0.send(Job { change: Box::new(change), done });
-        async { kept.await.map_err(|_| StoreError::new("is closed"))? }
-    }
-}
-
-/// While one commit is on its way to the disk, the next one's changes gather.
-fn write_all(database: &Database, mut inbox: mpsc::Receiver<Job>) {
-    let mut jobs = Vec::with_capacity(QUEUE);
-    while inbox.blocking_recv_many(&mut jobs, QUEUE) > 0 {
-        let (changes, waiting): (Vec<_>, Vec<_>) = jobs.drain(..).map(|job| (job.change, job.done)).unzip();
-        let kept = commit(database, changes);
-        if let Err(error) = &kept {
-            tracing::error!(%error, "a commit failed");
-        }
-        for done in waiting {
-            // Who does not wait any more, does not want to know.
-            let _ = done.send(kept.clone());
-        }
-    }
-}
-
-/// All changes or none.
-fn commit(database: &Database, changes: Vec<Change>) -> Result<(), StoreError> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    for change in changes {
-        change(&transaction)?;
-    }
-    Ok(transaction.commit()?)
+    /// The rows whose keys begin with `prefix`, by ascending key; none when there is no such table.
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError>;
 }
 
 #[cfg(test)]
-mod tests {
-    use redb::{ReadableTable as _, TableDefinition};
+#[cfg(feature = "redb")]
+mod tests;
 
-    use super::*;
+/// A value as a row has it.
+pub(crate) fn encode(table: Table, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    rmp_serde::to_vec_named(value).map_err(|error| StoreError::Row { table, source: Arc::new(error) })
+}
 
-    const NUMBERS: TableDefinition<'_, u64, u64> = TableDefinition::new("numbers");
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_kept_is_there_after_reopening() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.redb");
-        let store = Store::open(&path).unwrap();
-        let writes = (0..500u64).map(|n| {
-            store.write(move |transaction| {
-                transaction.open_table(NUMBERS)?.insert(n, n * n)?;
-                Ok(())
-            })
-        });
-        futures::future::try_join_all(writes).await.unwrap();
-        assert!(Store::open(&path).is_err(), "one process at a time");
-        drop(store);
-        // The writer lets go of the file once it has seen that nobody is left.
-        let reopened = loop {
-            match Store::open(&path) {
-                Ok(store) => break store,
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
-            }
-        };
-        let sum = reopened.read(|transaction| {
-            let table = transaction.open_table(NUMBERS)?;
-            let mut sum = 0;
-            for row in table.iter()? {
-                sum += row?.1.value();
-            }
-            Ok(sum)
-        });
-        assert_eq!(sum.unwrap(), (0..500u64).map(|n| n * n).sum::<u64>());
-    }
+/// A row's value.
+pub(crate) fn decode<T: DeserializeOwned>(table: Table, value: &[u8]) -> Result<T, StoreError> {
+    rmp_serde::from_slice(value).map_err(|error| StoreError::Row { table, source: Arc::new(error) })
 }

@@ -2,6 +2,7 @@
 
 mod busy;
 mod codegen;
+mod features;
 mod gas;
 mod models;
 mod setup;
@@ -39,6 +40,12 @@ enum Task {
     /// Generate the Rust code of proto/ into ncn-client/crates/wire/src/proto/
     Codegen {
         /// Only compare: fail when the committed code is not what would be generated
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check that each library builds without features and with each alone, and write how many crates that takes into CONTRIBUTING.md
+    Features {
+        /// Only compare: fail when the committed table is not what cargo resolves
         #[arg(long)]
         check: bool,
     },
@@ -104,6 +111,7 @@ fn perform() -> Result<bool> {
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),
+        Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
         Task::Bench { what: Bench::Compute } => {

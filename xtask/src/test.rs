@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     busy::Busy,
-    codegen, models, npm, root, setup,
+    codegen, features, models, npm, root, setup,
     suite::{Count, Suite, say},
     watch::{is_failed_test, run as run_program, watch},
 };
@@ -34,7 +34,7 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("engines: set up", |_| setup::engines())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
     suite.step("Rust tests", |count| counted(count, "cargo", &["test", "--workspace", "--locked", "--no-fail-fast"], "."))?;
-    suite.step("light build", |_| cargo(&["check", "--locked", "--quiet", "-p", "ncn-client"]))?;
+    suite.step("features", |_| features::run(true))?;
     suite.step("documentation", |_| {
         let mut command = Command::new("cargo");
         command

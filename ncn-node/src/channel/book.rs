@@ -162,6 +162,15 @@ impl ChannelState {
         self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
     }
 
+    /// Takes over what another book knows of the chain, where this one knows nothing.
+    pub(super) fn learn_from(&mut self, other: &Self) {
+        for (channel, account) in &other.accounts {
+            if !self.accounts.contains_key(channel) {
+                self.learn(&account.highest, account.chain);
+            }
+        }
+    }
+
     /// Holds a voucher's amount for its request; the signature has been checked. The same voucher again changes nothing.
     pub(super) fn reserve(
         &mut self,
@@ -193,7 +202,10 @@ impl ChannelState {
             return Err(LedgerError::Busy("what is earned is not settled in time: try again later".into()));
         }
         validation::payable(quote, limits.now)?;
-        let account = self.accounts.get_mut(&channel).ok_or_else(|| refuse(channel, "was never opened: open it first"))?;
+        let account = self
+            .accounts
+            .get_mut(&channel)
+            .ok_or_else(|| LedgerError::Busy("what the chain has of the channel is looked up: try again".into()))?;
         validation::voucher(payment, Some(&account.chain), quote)?;
         if quote.expiry.saturating_add(limits.margin) >= account.chain.expiry {
             let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", account.chain.expiry);
@@ -321,10 +333,15 @@ impl ChannelState {
         self.earned.len()
     }
 
+    /// The ended requests whose quotes have expired.
+    pub(super) fn forgettable(&self, before: UnixTime) -> impl Iterator<Item = RequestId> {
+        let over = move |hold: &Hold| !matches!(hold.stage, Stage::Earned(_)) && hold.expiry < before;
+        self.holds.iter().filter(move |(_, hold)| over(hold)).map(|(request, _)| *request)
+    }
+
     /// Forgets ended requests whose quotes have expired: none of them can come back. What nobody ended until then was not served.
     pub(super) fn forget(&mut self, before: UnixTime) -> Vec<RequestId> {
-        let over = |hold: &Hold| !matches!(hold.stage, Stage::Earned(_)) && hold.expiry < before;
-        let old: Vec<_> = self.holds.iter().filter(|(_, hold)| over(hold)).map(|(request, _)| *request).collect();
+        let old: Vec<_> = self.forgettable(before).collect();
         for request in &old {
             if let Some(hold) = self.holds.remove(request) {
                 self.count(&hold, false);

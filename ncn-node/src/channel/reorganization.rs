@@ -21,7 +21,6 @@ use super::{
     records::{self, Change, KeptChange},
     settler::{Failure, certify},
 };
-use crate::store::StoreError;
 use ncn_client::unix_now;
 
 /// How often is looked whether the chain still has the settled batches, at the least.
@@ -176,9 +175,7 @@ async fn present(inner: &Inner, number: u64, batch: &SettledBatch, anew: bool) -
 }
 
 async fn proofs(inner: &Inner, number: u64) -> Result<Vec<BatchEntry>, Failure> {
-    let store = inner.store.clone();
-    let read = tokio::task::spawn_blocking(move || records::proofs(&store, number));
-    Ok(read.await.map_err(StoreError::new)??)
+    Ok(inner.store.read(move |store| records::proofs(store, number)).await?)
 }
 
 /// What belongs to a batch is earned anew, from what the chain has charged now. The batch stays known until it would have been deep:

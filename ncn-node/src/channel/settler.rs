@@ -120,7 +120,7 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
 
 /// The batch to settle now: the one that was begun, or a new one when something is due.
 async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) -> Result<Option<Pending>, Failure> {
-    if let Some(pending) = records::pending(&inner.store)? {
+    if let Some(pending) = inner.store.read(records::pending).await? {
         return Ok(Some(pending));
     }
     forget(inner).await?;
@@ -132,9 +132,8 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         let book = inner.book();
         book.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&book, request)).take(limit).collect()
     };
-    let (store, wanted) = (inner.store.clone(), requests.clone());
-    let read = tokio::task::spawn_blocking(move || records::entries(&store, &wanted));
-    let entries = read.await.map_err(StoreError::new)??;
+    let wanted = requests.clone();
+    let entries = inner.store.read(move |store| records::entries(store, &wanted)).await?;
     let found: BTreeSet<_> = entries.iter().map(|entry| entry.quote.request_id).collect();
     for request in requests.iter().filter(|request| !found.contains(*request)) {
         aside.request(*request, NOT_YET);
@@ -261,7 +260,7 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
     let at = chain_time(inner).await;
     let requests: Vec<RequestId> = batch.entries.iter().map(|entry| entry.quote.request_id).collect();
     let sums: Vec<_> = batch.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_after)).collect();
-    let (vouchers, proofs) = (vouchers(inner, batch), records::encode(&batch.entries)?);
+    let (vouchers, proofs) = (vouchers(inner, batch), records::encode_proofs(&batch.entries)?);
     let (settlement, certificate, bytes) = (batch.settlement.clone(), certificate.clone(), proofs.len() as u64);
     let settled = SettledBatch { settlement, vouchers, certificate, at, bytes, reopened: false };
     let settle = |book: &mut ChannelState| {
@@ -331,9 +330,8 @@ async fn discard(inner: &Inner) -> Result<(), Failure> {
 
 async fn forget(inner: &Inner) -> Result<(), Failure> {
     let before = unix_now().saturating_sub(MEMORY);
-    let forgotten = inner.book().forget(before);
-    if !forgotten.is_empty() {
-        inner.change(move |_| Ok(((), Change { forgotten, ..Change::default() }))).await?;
+    if inner.book().forgettable(before).next().is_none() {
+        return Ok(());
     }
-    Ok(())
+    Ok(inner.change(move |book| Ok(((), Change { forgotten: book.forget(before), ..Change::default() }))).await?)
 }

@@ -2,12 +2,13 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
+use ncn_client::unix_now;
 use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::{Gateway, effects, journal::JournalError, task::Task};
-use ncn_client::unix_now;
+use super::{Gateway, effects, task::Task};
+use crate::store::StoreError;
 
 /// How long to wait before the journal is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
@@ -70,14 +71,16 @@ fn time_left(gateway: &Gateway, task: &Task) -> Duration {
 
 /// Keeps an event, then takes it in. An event that cannot be kept is not acted upon.
 async fn record(gateway: &Gateway, task: &Task, event: Event) {
-    keep(task, || gateway.journal.append(task.request_id, &event)).await;
+    let number = task.recorded();
+    keep(task, || gateway.journal.append(task.request_id, number, &event)).await;
+    task.record();
     if let Err(error) = task.apply(event) {
         tracing::debug!(request = %task.request_id, %error, "an event came too late");
     }
 }
 
 /// Has the journal keep something, however often that takes.
-async fn keep<F: Future<Output = Result<(), JournalError>>>(task: &Task, write: impl Fn() -> F) {
+async fn keep<F: Future<Output = Result<(), StoreError>>>(task: &Task, write: impl Fn() -> F) {
     while let Err(error) = write().await {
         tracing::error!(request = %task.request_id, %error, "the journal does not keep what happened; trying again");
         tokio::time::sleep(JOURNAL_PAUSE).await;

@@ -1,70 +1,63 @@
-//! Where a gateway keeps what happened, so that it can go on after a crash.
+//! What a gateway keeps of its requests, so that it can go on after a crash. It acts on an event only once that is kept.
 
-mod durable;
+use std::collections::HashMap;
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-
-use async_trait::async_trait;
-pub use durable::StoredJournal;
 use ncn_core::{Event, RequestId, Submission};
 
-/// Why something could not be kept or read.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct JournalError(pub String);
+use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
-/// The events of each request, in order.
-///
-/// # For the implementer
-/// `begin` and `append` return once what they were given survives a crash. A gateway acts on an event only after that.
-#[async_trait]
-pub trait Journal: Send + Sync {
-    /// Keeps a new request; does nothing when it is kept already.
-    async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), JournalError>;
+/// By request id.
+const SUBMISSIONS: Table = "journal.submissions";
+/// By request id and number, which begins at 0.
+const EVENTS: Table = "journal.events";
 
-    /// Keeps what happened to it.
-    async fn append(&self, request_id: RequestId, event: &Event) -> Result<(), JournalError>;
+/// The events of each request, in order. Every write may be repeated.
+pub(crate) struct Journal(SharedStore);
+
+/// A request, and what happened to it.
+pub(crate) type Kept = (Submission, Vec<Event>);
+
+fn key(request_id: RequestId, number: u32) -> Vec<u8> {
+    [&request_id[..], &number.to_be_bytes()].concat()
+}
+
+impl Journal {
+    pub(crate) const fn new(store: SharedStore) -> Self {
+        Self(store)
+    }
+
+    /// Keeps a new request.
+    pub(crate) async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), StoreError> {
+        self.0.commit(vec![Op::put(SUBMISSIONS, request_id, submission)?]).await
+    }
+
+    /// Keeps the `number`th event of a request.
+    pub(crate) async fn append(&self, request_id: RequestId, number: u32, event: &Event) -> Result<(), StoreError> {
+        self.0.commit(vec![Op::put(EVENTS, key(request_id, number), event)?]).await
+    }
 
     /// Lets go of a request.
-    async fn forget(&self, request_id: RequestId) -> Result<(), JournalError>;
+    pub(crate) async fn forget(&self, request_id: RequestId) -> Result<(), StoreError> {
+        let events = self.0.scan(EVENTS, request_id).await?;
+        let mut ops = vec![Op::delete(SUBMISSIONS, request_id)];
+        ops.extend(events.into_iter().map(|(key, _)| Op::delete(EVENTS, key)));
+        self.0.commit(ops).await
+    }
 
     /// All that is kept.
-    async fn replay(&self) -> Result<Vec<(Submission, Vec<Event>)>, JournalError>;
-}
-
-/// A journal in memory: it outlives a gateway, not the process.
-#[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<HashMap<RequestId, (Submission, Vec<Event>)>>);
-
-impl MemoryJournal {
-    fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, (Submission, Vec<Event>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Journal for MemoryJournal {
-    async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), JournalError> {
-        self.lock().entry(request_id).or_insert_with(|| (submission.clone(), Vec::new()));
-        Ok(())
-    }
-
-    async fn append(&self, request_id: RequestId, event: &Event) -> Result<(), JournalError> {
-        let mut kept = self.lock();
-        let (_, events) = kept.get_mut(&request_id).ok_or_else(|| JournalError(format!("{request_id} was never begun")))?;
-        events.push(event.clone());
-        Ok(())
-    }
-
-    async fn forget(&self, request_id: RequestId) -> Result<(), JournalError> {
-        self.lock().remove(&request_id);
-        Ok(())
-    }
-
-    async fn replay(&self) -> Result<Vec<(Submission, Vec<Event>)>, JournalError> {
-        Ok(self.lock().values().cloned().collect())
+    pub(crate) async fn replay(&self) -> Result<Vec<Kept>, StoreError> {
+        self.0
+            .read(|store| {
+                let mut events: HashMap<Vec<u8>, Vec<Event>> = HashMap::new();
+                for (key, event) in store.scan(EVENTS, &[])? {
+                    let request_id = key.get(..RequestId::len_bytes()).unwrap_or_default().to_vec();
+                    events.entry(request_id).or_default().push(decode(EVENTS, &event)?);
+                }
+                let submissions = store.scan(SUBMISSIONS, &[])?.into_iter();
+                submissions
+                    .map(|(key, submission)| Ok((decode(SUBMISSIONS, &submission)?, events.remove(&key).unwrap_or_default())))
+                    .collect()
+            })
+            .await
     }
 }

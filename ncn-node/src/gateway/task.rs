@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Task {
     pub(super) request_id: RequestId,
     pub(super) submission: Submission,
     progress: Mutex<Progress>,
+    /// How many events the journal has.
+    recorded: AtomicU32,
     news: Mutex<Vec<TaskEvent>>,
     /// Ticks with every change of `progress` or `news`.
     changed: watch::Sender<()>,
@@ -99,6 +101,7 @@ impl Task {
     /// A task as its events left it.
     pub(super) fn recover(request_id: RequestId, submission: Submission, events: Vec<Event>) -> Arc<Self> {
         let mut progress = Progress::default();
+        let recorded = AtomicU32::new(u32::try_from(events.len()).unwrap_or(u32::MAX));
         for event in events {
             // Only events that meant something were kept.
             if let Err(error) = progress.apply(event) {
@@ -110,6 +113,7 @@ impl Task {
             request_id,
             submission,
             progress: Mutex::new(progress),
+            recorded,
             news: Mutex::default(),
             changed: watch::Sender::new(()),
             events,
@@ -118,6 +122,16 @@ impl Task {
             chunk_bytes: AtomicUsize::new(0),
             tried: Mutex::default(),
         })
+    }
+
+    /// How many events the journal has.
+    pub(super) fn recorded(&self) -> u32 {
+        self.recorded.load(Ordering::Relaxed)
+    }
+
+    /// The journal has another event.
+    pub(super) fn record(&self) {
+        self.recorded.fetch_add(1, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

@@ -6,13 +6,10 @@ use ncn_core::{BatchSettler, Confinement, DynSigner, NodeRole, PaymentLedger, Re
 use super::leave;
 use crate::{
     channel::{BatchPolicy, ChannelProcessor},
-    gateway::{
-        Gateway, GatewayError, GatewayOptions, GatewayParts, client_service, compute_service,
-        journal::{Journal, StoredJournal},
-    },
+    gateway::{Gateway, GatewayError, GatewayOptions, GatewayParts, Journal, client_service, compute_service},
     presence::{NodeDescriptor, Registration},
     server::GrpcServer,
-    store::Store,
+    store::SharedStore,
 };
 
 /// Makes up a gateway.
@@ -22,9 +19,8 @@ pub struct GatewayBuilder {
     ledger: Arc<dyn PaymentLedger>,
     chain: Arc<dyn BatchSettler>,
     registry: Arc<dyn Registry>,
-    store: Store,
+    store: SharedStore,
     manifests: Vec<Bytes>,
-    journal: Option<Arc<dyn Journal>>,
     policy: BatchPolicy,
     options: GatewayOptions,
     listen: Option<SocketAddr>,
@@ -45,7 +41,7 @@ impl Gateway {
         subnet: Subnet,
         chain: Arc<C>,
         registry: Arc<dyn Registry>,
-        store: Store,
+        store: SharedStore,
     ) -> GatewayBuilder {
         GatewayBuilder {
             signer,
@@ -55,7 +51,6 @@ impl Gateway {
             registry,
             store,
             manifests: Vec::new(),
-            journal: None,
             policy: BatchPolicy::default(),
             options: GatewayOptions::default(),
             listen: None,
@@ -68,13 +63,6 @@ impl GatewayBuilder {
     #[must_use]
     pub fn manifests(mut self, manifests: Vec<Bytes>) -> Self {
         self.manifests = manifests;
-        self
-    }
-
-    /// Where events are kept, instead of in the store.
-    #[must_use]
-    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        self.journal = Some(journal);
         self
     }
 
@@ -105,9 +93,9 @@ impl GatewayBuilder {
     /// # Errors
     /// What was started until then has ended.
     pub async fn start(self) -> Result<RunningGateway, GatewayError> {
-        let Self { signer, subnet, ledger, chain, registry, store, manifests, journal, policy, options, listen } = self;
+        let Self { signer, subnet, ledger, chain, registry, store, manifests, policy, options, listen } = self;
         let domain = ledger.trust_root().await?.domain;
-        let journal = journal.unwrap_or_else(|| Arc::new(StoredJournal::new(store.clone())));
+        let journal = Journal::new(store.clone());
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
         let parts = GatewayParts {
             signer: signer.clone(),

@@ -17,7 +17,7 @@ use ncn_node::{
     channel::BatchPolicy,
     gateway::{Gateway, GatewayError, GatewayOptions},
     node::RunningGateway,
-    store::Store,
+    store::SharedStore,
 };
 
 use crate::{
@@ -130,14 +130,14 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<RunningGa
 }
 
 /// A gateway that was just ended may hold its store for a moment longer.
-async fn open_store(arguments: &Arguments) -> Result<Store, Failure> {
+async fn open_store(arguments: &Arguments) -> Result<SharedStore, Failure> {
     let refuse = |error: String| Failure::Input(format!("--state {}: {error}", arguments.state.display()));
     fs::create_dir_all(&arguments.state).map_err(|error| refuse(error.to_string()))?;
     let path = arguments.state.join("gateway.redb");
     let opening = async {
         let mut backoff = ncn_client::Backoff::new();
         loop {
-            match Store::open(&path) {
+            match SharedStore::open(&path) {
                 Ok(store) => return store,
                 Err(error) => tracing::debug!(%error, "the store is not free yet"),
             }
@@ -146,6 +146,6 @@ async fn open_store(arguments: &Arguments) -> Result<Store, Failure> {
     };
     match tokio::time::timeout(STORE_TIMEOUT, opening).await {
         Ok(store) => Ok(store),
-        Err(_) => Store::open(&path).map_err(|error| refuse(error.to_string())),
+        Err(_) => SharedStore::open(&path).map_err(|error| refuse(error.to_string())),
     }
 }

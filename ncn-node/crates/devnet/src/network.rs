@@ -27,7 +27,7 @@ use ncn_node::{
     },
     registry::{RegistryNode, ValidatorNode},
     server::LOOPBACK,
-    store::{Store, StoreError},
+    store::{SharedStore, StoreError},
 };
 
 /// The chain's id, the one that development chains have by custom.
@@ -174,7 +174,7 @@ impl LocalNetworkBuilder {
         self
     }
 
-    /// Sets up the gateway before it starts: its options, its batch policy, its journal.
+    /// Sets up the gateway before it starts: its options, its batch policy.
     #[must_use]
     pub fn gateway(mut self, setup: impl FnOnce(GatewayBuilder) -> GatewayBuilder + Send + 'static) -> Self {
         self.setup = Some(Box::new(setup));
@@ -247,7 +247,7 @@ impl LocalNetworkBuilder {
 
         let files = tempfile::tempdir()?;
         let packages = if self.models.is_empty() { vec![quickstart::unpack(files.path())?] } else { self.models.clone() };
-        let store = Store::open(&self.state.as_deref().unwrap_or(files.path()).join("gateway.redb"))?;
+        let store = SharedStore::open(&self.state.as_deref().unwrap_or(files.path()).join("gateway.redb"))?;
         let gateway = self.start_gateway(&deployer, connect()?, &packages, store).await?;
         let mut starting = Vec::new();
         for number in 0..self.compute_nodes {
@@ -270,7 +270,7 @@ impl LocalNetworkBuilder {
         deployer: &EvmLedger,
         registry: Arc<dyn Registry>,
         packages: &[ModelPackage],
-        store: Store,
+        store: SharedStore,
     ) -> Result<RunningGateway, DevnetError> {
         let signer = self.key("gateway", 0);
         let models = packages.iter().map(|package| SubnetModel::of(&package.model));

@@ -81,9 +81,7 @@ impl Source {
                 (Arc::new(remote::s3(url).map_err(refuse)?), prefix)
             }
             _ => {
-                return Err(invalid(
-                    "is of no kind that this program fetches from: write file:///DIRECTORY, http://.., https://.. or s3://BUCKET/PREFIX",
-                ));
+                return Err(invalid("is of no known kind: write file:///DIRECTORY, http://.., https://.. or s3://BUCKET/PREFIX"));
             }
         };
         Ok(Self { url: url.trim_end_matches('/').into(), store, prefix, timeout: TIMEOUT })

@@ -24,10 +24,7 @@ use ncn_core::{
     receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
-use ncn_node::{
-    gateway::{client_service, journal::MemoryJournal},
-    server::GrpcServer,
-};
+use ncn_node::{gateway::client_service, server::GrpcServer, store::MemoryStore};
 
 use crate::{
     cli::Devnet,
@@ -124,7 +121,7 @@ async fn with_lies(lie: impl FnOnce(&recovery::Scene) -> Lie) -> (TaskEvent, Amo
     let scene = recovery::Scene::new(directory.path()).await;
     let client = recovery::Client::new(&scene).await;
     let registry = Arc::new(LyingRegistry { honest: scene.network.registry.clone(), lie: lie(&scene) });
-    let gateway = scene.start_with(Arc::new(MemoryJournal::default()), registry).await;
+    let gateway = scene.start_with(MemoryStore::default(), registry).await;
     let update = client.serve(&**gateway.gateway()).await;
     (update, client.ledger.balance(client.ledger.account()).await.unwrap())
 }
@@ -200,7 +197,7 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         let directory = tempfile::tempdir().unwrap();
         let scene = recovery::Scene::new(directory.path()).await;
         let client = recovery::Client::new(&scene).await;
-        let gateway = scene.start_with(Arc::new(MemoryJournal::default()), scene.network.registry.clone()).await;
+        let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
         let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
         let lying = Arc::new(lying);
         gateway.gateway().attach(lying.clone());

@@ -14,7 +14,7 @@ use ncn_node::{
     gateway::Gateway,
     registry::{RegistryNode, ValidatorNode},
     server::LOOPBACK,
-    store::Store,
+    store::SharedStore,
 };
 
 use crate::{
@@ -50,7 +50,7 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     };
     chain.create_subnet(&owner, &subnet.name).await;
     let path = files.path().join("gateway.redb");
-    let store = Store::open(&path).unwrap();
+    let store = SharedStore::open(&path).unwrap();
     let gateway = Gateway::builder(owner.clone(), subnet, chain.ledger(owner), connect(), store);
     let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).listen(LOOPBACK).start().await.unwrap();
     assert_eq!(registered().await, 2);
@@ -67,7 +67,7 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     eventually("the session has ended", async || gateway.gateway().attached().is_empty()).await;
     gateway.shutdown().await;
     left(1).await;
-    eventually("another gateway can have the store", async || Store::open(&path).is_ok()).await;
+    eventually("another gateway can have the store", async || SharedStore::open(&path).is_ok()).await;
     validator.shutdown().await;
     left(0).await;
     let client = connect();

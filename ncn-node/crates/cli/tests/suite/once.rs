@@ -19,7 +19,7 @@ use ncn_core::{
     TaskEvent, Transport, TransportError, TransportExt as _, TrustRoot, Value, Values,
 };
 use ncn_devnet::{LocalNetwork, Mining, quickstart};
-use ncn_node::{channel::BatchPolicy, gateway::Gateway, node::RunningGateway, store::Store};
+use ncn_node::{channel::BatchPolicy, gateway::Gateway, node::RunningGateway, store::SharedStore};
 
 use crate::{
     executor::{Failing, failing},
@@ -125,7 +125,7 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> RunningGateway 
     let account = network.ledger(signer.clone());
     account.create_subnet(&subnet.name, tokens(10)).await.unwrap();
     let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
-    let store = Store::open(&files.join("other.redb")).unwrap();
+    let store = SharedStore::open(&files.join("other.redb")).unwrap();
     let gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store);
     gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap()
 }

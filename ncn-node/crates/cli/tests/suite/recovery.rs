@@ -8,24 +8,20 @@ use std::{
     },
 };
 
-use async_trait::async_trait;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Compute, DynSigner, Event, FeeSplit, InferenceRequest, Message as _, PaymentConfirmation,
-    PaymentSubmission, Registry, RequestId, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, Transport,
-    TransportExt as _, Value, Values,
+    Amount, B256, CapabilityScope, Compute, DynSigner, FeeSplit, InferenceRequest, Message as _, PaymentConfirmation,
+    PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, Transport, TransportExt as _,
+    Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
 use ncn_node::{
     compute::ComputeNode,
-    gateway::{
-        Gateway,
-        journal::{Journal, JournalError, MemoryJournal},
-    },
+    gateway::Gateway,
     node::RunningGateway,
     presence::Registration,
-    store::Store,
+    store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
 };
 use tokio::sync::Notify;
 
@@ -42,38 +38,46 @@ enum Crash {
     AfterKeeping,
 }
 
-/// A journal whose gateway loses power at the `at`th event: nothing happens from then on.
-struct CrashingJournal {
-    kept: Arc<MemoryJournal>,
+/// A store whose gateway loses power at the `at`th event: nothing happens from then on.
+struct CrashingStore {
+    kept: Kept,
     at: usize,
     crash: Crash,
     events: AtomicUsize,
-    crashed: Notify,
+    crashed: Arc<Notify>,
 }
 
-#[async_trait]
-impl Journal for CrashingJournal {
-    async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), JournalError> {
-        self.kept.begin(request_id, submission).await
+/// What outlives a gateway.
+#[derive(Clone, Default)]
+pub(crate) struct Kept(Arc<MemoryStore>);
+
+impl Store for Kept {
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+        self.0.commit(ops)
     }
 
-    async fn append(&self, request_id: RequestId, event: &Event) -> Result<(), JournalError> {
-        if self.events.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+        self.0.scan(table, prefix)
+    }
+}
+
+impl Store for CrashingStore {
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+        let events = ops.iter().filter(|op| op.table() == "journal.events").count();
+        if self.events.fetch_add(events, Ordering::SeqCst) + events >= self.at {
             if self.crash == Crash::AfterKeeping {
-                self.kept.append(request_id, event).await?;
+                self.kept.commit(ops)?;
             }
             self.crashed.notify_one();
-            return std::future::pending().await;
+            loop {
+                std::thread::park();
+            }
         }
-        self.kept.append(request_id, event).await
+        self.kept.commit(ops)
     }
 
-    async fn forget(&self, request_id: RequestId) -> Result<(), JournalError> {
-        self.kept.forget(request_id).await
-    }
-
-    async fn replay(&self) -> Result<Vec<(Submission, Vec<Event>)>, JournalError> {
-        self.kept.replay().await
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+        self.kept.scan(table, prefix)
     }
 }
 
@@ -82,7 +86,6 @@ pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
-    stores: tempfile::TempDir,
     _presence: Registration,
 }
 
@@ -99,20 +102,18 @@ impl Scene {
         node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
         let announcement = node.announcement();
         let presence = Registration::start(network.registry.clone(), compute, domain, announcement).await.unwrap();
-        let stores = tempfile::tempdir().unwrap();
-        Self { network, gateway, compute: Arc::new(node), stores, _presence: presence }
+        Self { network, gateway, compute: Arc::new(node), _presence: presence }
     }
 
-    async fn start(&self, journal: Arc<dyn Journal>) -> RunningGateway {
-        self.start_with(journal, self.network.registry.clone()).await
+    async fn start(&self, store: impl Store + 'static) -> RunningGateway {
+        self.start_with(store, self.network.registry.clone()).await
     }
 
-    pub(crate) async fn start_with(&self, journal: Arc<dyn Journal>, registry: Arc<dyn Registry>) -> RunningGateway {
-        // Each has a store of its own for channels, which is not used here.
-        let store = Store::open(&self.stores.path().join(B256::random().to_string())).unwrap();
+    pub(crate) async fn start_with(&self, store: impl Store + 'static, registry: Arc<dyn Registry>) -> RunningGateway {
+        let store = SharedStore::new(store).unwrap();
         let account = self.network.chain.ledger(self.gateway.clone());
         let gateway = Gateway::builder(self.gateway.clone(), subnet(&self.gateway), account, registry, store);
-        let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).journal(journal).start().await.unwrap();
+        let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap();
         gateway.gateway().attach(self.compute.clone());
         gateway
     }
@@ -173,13 +174,13 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(directory.path()).await;
     let client = Client::new(&scene).await;
-    let kept = Arc::new(MemoryJournal::default());
-    let journal = Arc::new(CrashingJournal { kept: kept.clone(), at, crash, events: AtomicUsize::new(0), crashed: Notify::new() });
+    let (kept, crashed) = (Kept::default(), Arc::new(Notify::new()));
+    let store = CrashingStore { kept: kept.clone(), at, crash, events: AtomicUsize::new(0), crashed: crashed.clone() };
 
-    let first = scene.start(journal.clone()).await;
+    let first = scene.start(store).await;
     tokio::select! {
         update = client.serve(&**first.gateway()) => panic!("event {at} never came: {update:?}"),
-        () = journal.crashed.notified() => {}
+        () = crashed.notified() => {}
         () = tokio::time::sleep(TIMEOUT) => panic!("event {at} never came"),
     }
     drop(first);

@@ -1,0 +1,109 @@
+//! Checks that each library builds without features, and with each of them alone, and counts the crates that each of these builds pulls.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::{root, watch::run as run_program};
+
+const DOCUMENT: &str = "CONTRIBUTING.md";
+/// What stands before and after the table.
+const MARKS: [&str; 2] = ["<!-- counted by `cargo xtask features` -->\n", "<!-- end -->\n"];
+/// What nobody depends on.
+const PROGRAMS: [&str; 2] = ["examples", "xtask"];
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    rust_version: String,
+    features: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A package's features that are chosen, instead of the default.
+struct Build<'a> {
+    package: &'a str,
+    features: Option<&'a str>,
+}
+
+impl Build<'_> {
+    fn arguments(&self) -> Vec<&str> {
+        let mut arguments = vec!["--locked", "--package", self.package, "--no-default-features"];
+        arguments.extend(self.features.map(|features| ["--features", features]).into_iter().flatten());
+        arguments
+    }
+
+    /// How many crates it is made of, itself included, beside what runs only while it is built.
+    fn crates(&self) -> Result<usize> {
+        let tree = [&["tree"], &*self.arguments(), &["--edges", "normal", "--prefix", "none", "--format", "{p}"]].concat();
+        let listed = read("cargo", &tree)?;
+        Ok(listed.lines().map(|line| line.trim_end_matches(" (*)")).collect::<BTreeSet<_>>().len())
+    }
+}
+
+/// Checks every build, with the oldest compiler that is promised where it is installed; then writes the table, or compares it.
+pub(crate) fn run(check: bool) -> Result<()> {
+    let metadata = read("cargo", &["metadata", "--no-deps", "--format-version", "1", "--locked"])?;
+    let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata says something else than expected")?;
+    let packages: Vec<_> = metadata.packages.iter().filter(|package| !PROGRAMS.contains(&&*package.name)).collect();
+    let oldest = packages.first().context("there are no packages")?.rust_version.clone();
+    let cargo = cargo(&oldest)?;
+    let (program, options) = cargo.split_first().context("there is no cargo")?;
+    let mut table = String::from("| crate | features | crates |\n| --- | --- | --- |\n");
+    for package in packages {
+        let alone = package.features.keys().map(|feature| Some(&**feature));
+        for features in [None].into_iter().chain(alone) {
+            let build = Build { package: &package.name, features };
+            writeln!(std::io::stdout(), "{} with {}", package.name, features.unwrap_or("no features"))?;
+            let lints = [options, &["clippy", "--quiet"], &*build.arguments(), &["--", "-D", "warnings"]].concat();
+            run_program(program, &lints, &root())?;
+            let shown = features.map_or_else(|| "none".to_owned(), |features| format!("`{features}`"));
+            writeln!(table, "| `{}` | {shown} | {} |", package.name, build.crates()?)?;
+        }
+    }
+    let path = root().join(DOCUMENT);
+    let document = fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
+    let parts = document.split_once(MARKS[0]).and_then(|(before, rest)| Some((before, rest.split_once(MARKS[1])?)));
+    let (before, (written, after)) = parts.with_context(|| format!("{DOCUMENT} has no place for the table"))?;
+    if written == table {
+        return Ok(());
+    }
+    if check {
+        bail!("the table of crates in {DOCUMENT} is not what cargo resolves: run `cargo xtask features` and commit the result");
+    }
+    fs::write(path, [before, MARKS[0], &table, MARKS[1], after].concat()).with_context(|| format!("cannot write {DOCUMENT}"))
+}
+
+/// How cargo is called with the oldest compiler that is promised, or with the one in use where that is it or the only one.
+fn cargo(oldest: &str) -> Result<Vec<&str>> {
+    if read("rustc", &["--version"])?.split(' ').nth(1).is_some_and(|version| version.starts_with(oldest)) {
+        return Ok(vec!["cargo"]);
+    }
+    let installed = Command::new("rustup").args(["run", oldest, "rustc", "--version"]).output();
+    // There may be no rustup.
+    if installed.is_ok_and(|output| output.status.success()) {
+        return Ok(vec!["rustup", "run", oldest, "cargo"]);
+    }
+    writeln!(std::io::stdout(), "Rust {oldest}, the oldest that is promised, is not installed: checked with the one in use")?;
+    Ok(vec!["cargo"])
+}
+
+fn read(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).current_dir(root()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("{program} does not start: is it installed?"))?;
+    if !output.status.success() {
+        bail!("`{program} {}` failed ({})", arguments.join(" "), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{program} says what is no text"))
+}
