@@ -11,7 +11,6 @@ mod reorganization;
 mod settler;
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -116,11 +115,12 @@ impl ChannelProcessor {
     }
 
     /// The same, in a file of its own.
+    #[cfg(feature = "redb")]
     pub fn open(
         chain: Arc<impl PaymentLedger + BatchSettler + 'static>,
         registry: Arc<dyn Attestors>,
         signer: DynSigner,
-        path: &Path,
+        path: &std::path::Path,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
         Self::start(chain.clone(), chain, registry, signer, SharedStore::open(path)?, options)

@@ -1,5 +1,6 @@
 //! The compute node: holds places for requests, runs models, signs what came out.
 
+#[cfg(feature = "grpc")]
 mod attach;
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+#[cfg(feature = "grpc")]
 pub use attach::GatewaySessions;
 use futures::{StreamExt as _, stream};
 use ncn_core::{Address, B256};

@@ -7,7 +7,9 @@ mod acceptance;
 mod driver;
 mod effects;
 mod journal;
+#[cfg(feature = "grpc")]
 mod plane;
+#[cfg(feature = "grpc")]
 mod serve;
 mod task;
 
@@ -26,6 +28,7 @@ use ncn_core::{
     RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
     transport::Updates, validation,
 };
+#[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
 use task::Task;
 use tokio_util::sync::CancellationToken;
@@ -72,7 +75,7 @@ impl Default for GatewayOptions {
 /// A gateway and its subnet.
 pub struct Gateway {
     signer: DynSigner,
-    domain: Domain,
+    pub(crate) domain: Domain,
     subnet: Signed<Subnet>,
     models: HashMap<B256, ModelInfo>,
     registry: Arc<dyn Registry>,

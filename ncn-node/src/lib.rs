@@ -7,5 +7,6 @@ pub mod node;
 mod payments;
 pub mod presence;
 pub mod registry;
+#[cfg(feature = "grpc")]
 pub mod server;
 pub mod store;

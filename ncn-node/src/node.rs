@@ -9,21 +9,30 @@
 //!
 //! What runs ends at once when it is dropped, as after a crash; its `shutdown` says farewell first.
 
+#[cfg(feature = "grpc")]
 mod compute;
 mod gateway;
+#[cfg(feature = "grpc")]
 mod registry;
+#[cfg(feature = "grpc")]
 mod validator;
 
+#[cfg(feature = "grpc")]
 use std::time::Duration;
 
+#[cfg(feature = "grpc")]
 pub use compute::{ComputeNodeBuilder, ComputeNodeError, RunningComputeNode};
 pub use gateway::{GatewayBuilder, RunningGateway};
+#[cfg(feature = "grpc")]
 pub use registry::{RegistryNodeBuilder, RunningRegistryNode};
+#[cfg(feature = "grpc")]
 pub use validator::{RunningValidator, ValidatorBuilder};
 
+#[cfg(feature = "grpc")]
 use crate::presence::Registration;
 
 /// How long a registry may take to let a node go that shuts down.
+#[cfg(feature = "grpc")]
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a node does not start.
@@ -42,6 +51,7 @@ pub enum NodeError {
 }
 
 /// Takes a node off the network. A registry that does not answer forgets it by itself, since it is not heard of any more.
+#[cfg(feature = "grpc")]
 async fn leave(registration: Registration) {
     match tokio::time::timeout(LEAVE_TIMEOUT, registration.leave()).await {
         Ok(Ok(())) => {}

@@ -1,6 +1,7 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
 mod record;
+#[cfg(feature = "grpc")]
 mod serve;
 mod subnets;
 mod validator;
@@ -13,6 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+#[cfg(feature = "grpc")]
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
@@ -22,6 +24,7 @@ use ncn_core::{
     membership::{Membership, MembershipLimits},
     validation,
 };
+#[cfg(feature = "grpc")]
 pub use serve::{registry_service, validator_service};
 use subnets::Subnets;
 pub use validator::ValidatorNode;
@@ -52,6 +55,7 @@ pub struct RegistryNode {
 
 impl RegistryNode {
     /// A registry node of the network that `ledger`'s chain has; it calls validators over gRPC.
+    #[cfg(feature = "grpc")]
     pub async fn new(ledger: Arc<dyn ChainView>) -> Result<Self, RegistryError> {
         Self::with_dial(ledger, Box::new(dial_grpc)).await
     }
@@ -146,6 +150,7 @@ impl RegistryNode {
     }
 }
 
+#[cfg(feature = "grpc")]
 fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
     let validator = GrpcValidator::new(record.node, &record.endpoint);
     Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))

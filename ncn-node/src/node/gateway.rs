@@ -1,15 +1,23 @@
-use std::{net::SocketAddr, sync::Arc};
+#[cfg(feature = "grpc")]
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use ncn_core::{BatchSettler, Confinement, DynSigner, NodeRole, PaymentLedger, Registry, Subnet};
+use ncn_core::{BatchSettler, DynSigner, PaymentLedger, Registry, Subnet};
+#[cfg(feature = "grpc")]
+use ncn_core::{Confinement, NodeRole};
 
-use super::leave;
 use crate::{
     channel::{BatchPolicy, ChannelProcessor},
-    gateway::{Gateway, GatewayError, GatewayOptions, GatewayParts, Journal, client_service, compute_service},
+    gateway::{Gateway, GatewayError, GatewayOptions, GatewayParts, Journal},
+    store::SharedStore,
+};
+#[cfg(feature = "grpc")]
+use crate::{
+    gateway::{client_service, compute_service},
+    node::leave,
     presence::{NodeDescriptor, Registration},
     server::GrpcServer,
-    store::SharedStore,
 };
 
 /// Makes up a gateway.
@@ -23,6 +31,7 @@ pub struct GatewayBuilder {
     manifests: Vec<Bytes>,
     policy: BatchPolicy,
     options: GatewayOptions,
+    #[cfg(feature = "grpc")]
     listen: Option<SocketAddr>,
 }
 
@@ -30,6 +39,7 @@ pub struct GatewayBuilder {
 pub struct RunningGateway {
     gateway: Arc<Gateway>,
     channels: ChannelProcessor,
+    #[cfg(feature = "grpc")]
     server: Option<(GrpcServer, Registration)>,
 }
 
@@ -53,6 +63,7 @@ impl Gateway {
             manifests: Vec::new(),
             policy: BatchPolicy::default(),
             options: GatewayOptions::default(),
+            #[cfg(feature = "grpc")]
             listen: None,
         }
     }
@@ -82,6 +93,7 @@ impl GatewayBuilder {
 
     /// Where it serves clients and compute nodes over gRPC; port 0 takes a free one. Without it, it serves its own process only and does not
     /// register.
+    #[cfg(feature = "grpc")]
     #[must_use]
     pub const fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
@@ -93,42 +105,50 @@ impl GatewayBuilder {
     /// # Errors
     /// What was started until then has ended.
     pub async fn start(self) -> Result<RunningGateway, GatewayError> {
-        let Self { signer, subnet, ledger, chain, registry, store, manifests, policy, options, listen } = self;
-        let domain = ledger.trust_root().await?.domain;
+        let Self { signer, subnet, ledger, chain, registry, store, manifests, policy, options, .. } = self;
         let journal = Journal::new(store.clone());
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
-        let parts = GatewayParts {
-            signer: signer.clone(),
-            subnet,
-            manifests,
-            registry: registry.clone(),
-            ledger: Arc::new(channels.clone()),
-            journal,
-            options,
-        };
+        let ledger = Arc::new(channels.clone());
+        #[cfg(feature = "grpc")]
+        let serving = self.listen.map(|address| (address, registry.clone(), signer.clone()));
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
-        let gateway = Gateway::start(parts).await?;
+        let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
         unfinished.disarm();
         // From here on, dropping it ends everything.
-        let mut running = RunningGateway { gateway: gateway.clone(), channels, server: None };
-        if let Some(address) = listen {
-            let server = GrpcServer::start(address, |routes| {
-                routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
-            })
-            .await?;
-            let descriptor = NodeDescriptor {
-                role: NodeRole::Gateway,
-                subnet: gateway.subnet_id(),
-                endpoint: server.url(),
-                models: Vec::new(),
-                confinement: Confinement::None,
-            };
-            let registration = Registration::start(registry, signer, domain, descriptor).await?;
-            running.server = Some((server, registration));
+        #[cfg(not(feature = "grpc"))]
+        let running = RunningGateway { gateway, channels };
+        #[cfg(feature = "grpc")]
+        let mut running = RunningGateway { gateway, channels, server: None };
+        #[cfg(feature = "grpc")]
+        if let Some((address, registry, signer)) = serving {
+            running.server = Some(serve(running.gateway.clone(), registry, signer, address).await?);
         }
         Ok(running)
     }
+}
+
+/// Serves clients and compute nodes, and registers.
+#[cfg(feature = "grpc")]
+async fn serve(
+    gateway: Arc<Gateway>,
+    registry: Arc<dyn Registry>,
+    signer: DynSigner,
+    address: SocketAddr,
+) -> Result<(GrpcServer, Registration), GatewayError> {
+    let (domain, subnet) = (gateway.domain, gateway.subnet_id());
+    let server = GrpcServer::start(address, |routes| {
+        routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway));
+    })
+    .await?;
+    let descriptor = NodeDescriptor {
+        role: NodeRole::Gateway,
+        subnet,
+        endpoint: server.url(),
+        models: Vec::new(),
+        confinement: Confinement::None,
+    };
+    Ok((server, Registration::start(registry, signer, domain, descriptor).await?))
 }
 
 impl RunningGateway {
@@ -143,17 +163,23 @@ impl RunningGateway {
     }
 
     /// How it is called, when it listens.
+    #[cfg(feature = "grpc")]
     pub fn url(&self) -> Option<String> {
         self.server.as_ref().map(|(server, _)| server.url())
     }
 
     /// Takes no more orders, leaves the network and ends. What the store holds can be taken up by another gateway of the same key, as soon as
     /// the last call that uses the store has ended.
-    pub async fn shutdown(mut self) {
+    #[cfg_attr(not(feature = "grpc"), expect(clippy::unused_async, reason = "there is nobody to be told"))]
+    pub async fn shutdown(self) {
         self.gateway.stop();
-        if let Some((server, registration)) = self.server.take() {
-            leave(registration).await;
-            drop(server);
+        #[cfg(feature = "grpc")]
+        {
+            let mut stopped = self;
+            if let Some((server, registration)) = stopped.server.take() {
+                leave(registration).await;
+                drop(server);
+            }
         }
     }
 }

@@ -80,6 +80,7 @@ impl EngineCatalog {
     pub const OVER_HTTP: &str = "engine over HTTP";
 
     /// Looks what there is; tries what could break. `program` calls [`crate::worker::init`].
+    #[allow(clippy::unused_async, reason = "with no feature there is nothing to try")]
     pub async fn detect(program: &WorkerProgram, options: &MachineOptions) -> Self {
         #[cfg(not(any(feature = "openai", feature = "ort", feature = "python")))]
         let _ = options;
