@@ -38,7 +38,8 @@ pub struct Usage {
 }
 
 /// A part of an output, which [`Values::append`] adds to the parts before. A model that does not stream gives one part.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutputChunk {
     /// The values of this part.
     pub values: Values,

@@ -22,6 +22,7 @@ pub mod compute;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod crypto;
+mod error_kind;
 pub mod executor;
 pub mod ledger;
 pub mod lifecycle;
@@ -33,6 +34,7 @@ pub mod payment;
 pub mod receipt;
 pub mod registry;
 pub mod sandbox;
+mod serial;
 pub mod stream;
 pub mod task;
 pub mod tensor;
@@ -47,6 +49,7 @@ pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
+pub use error_kind::ErrorKind;
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
 pub use ledger::{
     BatchSettler, ChainView, LedgerError, Payer, PaymentChange, PaymentChanges, PaymentLedger, PaymentLedgerExt, PaymentRef,
@@ -71,7 +74,7 @@ pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};
 pub use task::{Step, StepTiming, TaskEvent, TaskStatus};
 pub use tensor::{DataType, Tensor, TensorError};
 pub use transport::{
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Transport, TransportError, TransportExt,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Transport, TransportError, TransportExt, Update,
 };
 pub use trust::TrustRoot;
 pub use value::{Value, Values};

@@ -15,7 +15,7 @@ use ::bytes::Bytes;
 use alloy_primitives::B256;
 pub use generation::{ChatMessage, ChatRole, GenerationParameters, conversation};
 pub use io::{ParameterSet, Tensors, Tokenize, Tokens};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 pub use spec::{
     Dimension, FileInput, ImageMode, InputSpec, NamedOutput, OutputSpec, Postprocessing, Preprocessing, TensorInput, TensorOutput,
@@ -37,6 +37,19 @@ pub struct Model {
     digest: B256,
     bytes: Bytes,
     manifest: Manifest,
+}
+
+/// As its manifest's own text: its digest is that text's.
+impl Serialize for Model {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(str::from_utf8(&self.bytes).map_err(serde::ser::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Model {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
 }
 
 impl Model {

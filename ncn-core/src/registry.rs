@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, CompletionAuthorization, Deregistration, Heartbeat, InferenceRequest, InferenceResult, NodeRecord, NodeRole,
-    QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
+    Approval, CompletionAuthorization, Deregistration, ErrorKind, Heartbeat, InferenceRequest, InferenceResult, NodeRecord,
+    NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -116,6 +116,18 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// What it is on a wire.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Stale { .. } | Self::Refused(_) => ErrorKind::Refused,
+            Self::UnknownNode(_) | Self::UnknownSubnet(_) => ErrorKind::Unknown,
+            Self::Overloaded(_) => ErrorKind::Busy,
+            Self::TooFewApprovals { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,
+            Self::Malformed(_) => ErrorKind::Internal,
+        }
+    }
+
     /// True when the same call may succeed on another try or at another registry node.
     pub const fn is_retryable(&self) -> bool {
         matches!(self, Self::Overloaded(_) | Self::Unreachable(_) | Self::TooFewApprovals { .. })

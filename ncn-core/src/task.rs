@@ -81,18 +81,21 @@ impl fmt::Display for Step {
 }
 
 /// A step that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StepTiming {
     /// Which.
     pub step: Step,
     /// Who took it.
     pub actor: Address,
     /// How long it took, as measured by whoever reports it.
+    #[serde(rename = "tookMicros", with = "crate::serial::micros")]
     pub took: Duration,
 }
 
 /// Where a request is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskStatus {
     /// Which request.
     pub request_id: RequestId,
@@ -117,7 +120,8 @@ impl TaskStatus {
 }
 
 /// News of a request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum TaskEvent {
     /// A step was taken.

@@ -68,6 +68,7 @@ impl fmt::Display for DataType {
 pub struct Tensor {
     data_type: DataType,
     shape: Vec<usize>,
+    #[serde(with = "crate::serial::bytes")]
     data: Bytes,
 }
 
@@ -77,6 +78,7 @@ pub struct Tensor {
 struct Parts {
     data_type: DataType,
     shape: Vec<usize>,
+    #[serde(with = "crate::serial::bytes")]
     data: Bytes,
 }
 

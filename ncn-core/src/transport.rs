@@ -8,8 +8,8 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, ChannelParams, InferenceRequest, Model, PaymentAuthorization, RequestId, Signature, Signed, TaskCapability, TaskEvent,
-    TaskStatus, TrustRoot, Values,
+    Amount, ChannelParams, ErrorKind, InferenceRequest, Model, PaymentAuthorization, RequestId, Signature, Signed, TaskCapability,
+    TaskEvent, TaskStatus, TrustRoot, Values,
 };
 
 /// A signed order and what to run on.
@@ -22,7 +22,8 @@ pub struct Submission {
 }
 
 /// How a client has paid, or how it can be made to pay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PaymentConfirmation {
     /// For which request.
     pub request_id: RequestId,
@@ -31,7 +32,8 @@ pub struct PaymentConfirmation {
 }
 
 /// What a client tells its gateway of a payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[allow(clippy::large_enum_variant, reason = "passed once a request")]
 pub enum PaymentSubmission {
     /// A hint: the transaction that escrowed the payment. The gateway believes the chain, not the hint.
@@ -41,7 +43,8 @@ pub enum PaymentSubmission {
 }
 
 /// What a gateway says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkInfo {
     /// Its address.
     pub gateway: Address,
@@ -52,7 +55,8 @@ pub struct NetworkInfo {
 }
 
 /// A model that the gateway offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelInfo {
     /// The manifest: what it takes and gives.
     pub model: Model,
@@ -62,8 +66,18 @@ pub struct ModelInfo {
     pub price: Amount,
 }
 
-/// News of a request: from its beginning, in order, ending after a [`TaskEvent::is_last`].
-pub type Updates = BoxStream<'static, Result<TaskEvent, TransportError>>;
+/// News of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Update {
+    /// Where it is among the gateway's updates of the request: one more than that of the update before it.
+    pub index: u64,
+    /// What happened.
+    pub event: TaskEvent,
+}
+
+/// News of a request, in order, ending after a [`TaskEvent::is_last`].
+pub type Updates = BoxStream<'static, Result<Update, TransportError>>;
 
 /// Why a gateway, or the way to it, does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -126,6 +140,19 @@ impl TransportError {
         matches!(self, Self::Overloaded { .. } | Self::Unreachable { .. } | Self::Internal(_))
     }
 
+    /// What it is on a wire.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidRequest { .. } | Self::VoucherTooLow { .. } => ErrorKind::Invalid,
+            Self::UnknownModel(_) | Self::UnknownTask(_) => ErrorKind::Unknown,
+            Self::Unauthorized(_) => ErrorKind::Denied,
+            Self::Refused(_) => ErrorKind::Refused,
+            Self::Overloaded { .. } => ErrorKind::Busy,
+            Self::Unreachable { .. } => ErrorKind::Unavailable,
+            Self::Malformed(_) | Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
     /// A request that can never be served as it is.
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::InvalidRequest { field: field.into(), problem: problem.into() }
@@ -140,7 +167,7 @@ impl TransportError {
 /// 3. Follow [`updates`](Self::updates) until the last one, and verify its receipt.
 ///
 /// Everything may be called again: the same order is the same request, the same confirmation is the same payment, and updates
-/// start from the beginning each time.
+/// can be followed from any one on.
 ///
 /// # For the implementer
 /// - `submit` returns once the request can be paid or has ended, and refuses whatever could be refused later for the same reason:
@@ -155,8 +182,9 @@ pub trait Transport: Send + Sync {
     /// Says that the order is paid.
     async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError>;
 
-    /// Follows an order.
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError>;
+    /// Follows an order from the update with this index on; 0 is the beginning. Where the gateway has no update with it, nor is it the next
+    /// one, as after the gateway's restart, they begin with the first one that there is: an index tells.
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError>;
 
     /// Where an order is. Holds no output, so it needs no signature.
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError>;
@@ -191,11 +219,11 @@ pub trait TransportExt: Transport {
 
     /// The last update of an order: its result or why there is none.
     async fn last_update(&self, access: Signed<TaskCapability>) -> Result<TaskEvent, TransportError> {
-        let mut updates = self.updates(access).await?;
+        let mut updates = self.updates(access, 0).await?;
         while let Some(update) = updates.next().await {
-            let update = update?;
-            if update.is_last() {
-                return Ok(update);
+            let Update { event, .. } = update?;
+            if event.is_last() {
+                return Ok(event);
             }
         }
         Err(TransportError::Malformed("the updates broke off".into()))

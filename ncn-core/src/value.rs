@@ -28,6 +28,7 @@ pub enum Value {
         /// For example `image/png`.
         media_type: String,
         /// The file's bytes.
+        #[serde(with = "crate::serial::bytes")]
         data: Bytes,
     },
 }

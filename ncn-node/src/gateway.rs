@@ -378,8 +378,12 @@ impl Transport for Gateway {
         Ok(())
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
-        Ok(self.accessed(&access, CapabilityScope::Follow)?.updates().take_until(self.stopped.clone().cancelled_owned()).boxed())
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        Ok(self
+            .accessed(&access, CapabilityScope::Follow)?
+            .updates(from)
+            .take_until(self.stopped.clone().cancelled_owned())
+            .boxed())
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {

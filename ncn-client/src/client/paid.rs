@@ -8,7 +8,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use ncn_core::{
-    LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepTiming, TaskEvent, TransportError, Values,
+    LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepTiming, TaskEvent, TransportError, Update, Values,
     validation::MAX_ESCROW_SECONDS,
 };
 
@@ -52,16 +52,30 @@ enum Ending {
 struct Listener {
     parts: Parts,
     out: Option<mpsc::Sender<InferenceEvent>>,
+    /// The index of the update that comes next, over all connections.
+    next: u64,
+    /// What the updates so far said of the steps.
+    steps: Vec<StepTiming>,
 }
 
 impl Listener {
     fn none(paid: &Paid) -> Self {
-        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None }
+        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None, next: 0, steps: Vec::new() }
     }
 
     fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
         let (out, parts) = mpsc::channel(MAX_WAITING);
         (Self { out: Some(out), ..Self::none(paid) }, parts)
+    }
+
+    /// A connection begins with this update: the next one, or the first one, when the gateway does not have those before it any more.
+    fn begin(&mut self, index: u64) {
+        if index == self.next {
+            self.parts.go_on();
+        } else {
+            self.parts.rewind();
+            self.steps.clear();
+        }
     }
 
     /// Hands out the next part once the caller has room for it. Without a caller, drops what waits.
@@ -163,9 +177,8 @@ impl Paid {
     /// Follows the updates once, for at most `timeout`.
     async fn follow(&self, timeout: Duration, listener: &mut Listener) -> Result<Ending, TransportError> {
         let following = async {
-            let mut steps = Vec::new();
-            let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone()).await?;
-            listener.parts.rewind();
+            let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone(), listener.next).await?;
+            let mut has_begun = false;
             loop {
                 // A caller that is slow to take parts holds up neither the request nor the other requests of its connection.
                 let update = tokio::select! {
@@ -173,13 +186,20 @@ impl Paid {
                     () = listener.hand_out(), if listener.parts.is_waiting() => continue,
                 };
                 let Some(update) = update else { break };
-                match update? {
-                    TaskEvent::Step(report) if steps.len() < MAX_STEPS => steps.push(report),
+                let Update { index, event } = update?;
+                if !has_begun {
+                    listener.begin(index);
+                    has_begun = true;
+                }
+                // An end may be followed by another one, when late money has come.
+                listener.next = if event.is_last() { 0 } else { index.saturating_add(1) };
+                match event {
+                    TaskEvent::Step(report) if listener.steps.len() < MAX_STEPS => listener.steps.push(report),
                     TaskEvent::Attempt(node) => listener.parts.attempt(node),
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
                     TaskEvent::Delivered { output, receipt } => {
-                        let answer = match self.accept(output, *receipt, steps).await {
+                        let answer = match self.accept(output, *receipt, listener.steps.clone()).await {
                             Ok(answer) => Box::new(answer),
                             Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
                         };

@@ -69,6 +69,11 @@ impl Parts {
         }
     }
 
+    /// A connection brings the updates that follow. Nobody could have signed anything while there was none.
+    pub(super) fn go_on(&mut self) {
+        self.unsigned_since = None;
+    }
+
     /// A connection brings the updates from the first one on. What the caller has is not handed out again.
     pub(super) fn rewind(&mut self) {
         self.attempt(self.quoted);

@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
-    TaskEvent, TaskStatus, Transport, TransportError, transport::Updates,
+    TaskStatus, Transport, TransportError, Update, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
@@ -78,15 +78,15 @@ impl Transport for GrpcTransport {
         self.call(async |mut client| client.confirm_payment(confirmation).await.map(drop)).await
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
-        let id = proto::TaskId::from(access);
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        let id = proto::TaskId { from, ..access.into() };
         let follow = async |client: GatewayClientServiceClient<Channel>| {
             client.max_decoding_message_size(MAX_MESSAGE_BYTES).subscribe_to_task_updates(id).await
         };
         let updates = self.call(follow).await?.into_inner();
         let this = self.clone();
         let update = move |reply: Result<proto::InferenceResponse, Status>| {
-            Ok(TaskEvent::try_from(reply.map_err(|status| this.error(&status))?)?)
+            Ok(Update::try_from(reply.map_err(|status| this.error(&status))?)?)
         };
         Ok(updates.map(update).boxed())
     }

@@ -167,13 +167,13 @@ async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let denied = |result: &Result<(), TransportError>| matches!(result, Err(TransportError::Unauthorized(_)));
     let stranger = key();
     let access = scene.access(id, &stranger, CapabilityScope::Follow).await;
-    let followed = transport.updates(access.clone()).await.map(drop);
+    let followed = transport.updates(access.clone(), 0).await.map(drop);
     rules.check("strangers do not follow", denied(&followed), followed)?;
     let cancelled = transport.cancel(scene.access(id, &stranger, CapabilityScope::Cancel).await).await;
     rules.check("strangers do not cancel", denied(&cancelled), cancelled)?;
     let mut forged = access;
     forged.message.client = scene.client.address();
-    let followed = transport.updates(forged).await.map(drop);
+    let followed = transport.updates(forged, 0).await.map(drop);
     rules.check("a forged access is refused", denied(&followed), followed)?;
     let follow = scene.access(id, &scene.client, CapabilityScope::Follow).await;
     let cancelled = transport.cancel(follow.clone()).await;
@@ -183,7 +183,7 @@ async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let cancelled = transport.cancel(turned).await;
     rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
     let unknown = scene.access([9; 32].into(), &scene.client, CapabilityScope::Follow).await;
-    let unknown = transport.updates(unknown).await.map(drop);
+    let unknown = transport.updates(unknown, 0).await.map(drop);
     rules.check("an unknown request is said so", matches!(unknown, Err(TransportError::UnknownTask(_))), unknown)?;
 
     // A hint without a payment leads nowhere.
@@ -201,7 +201,7 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     };
     let access = scene.access(id, &scene.client, CapabilityScope::Follow).await;
     let before = scene.fixture.balance(scene.client.address()).await;
-    let early = rules.ok("a client follows before it pays", transport.updates(access.clone()).await)?;
+    let early = rules.ok("a client follows before it pays", transport.updates(access.clone(), 0).await)?;
     let paid = rules.ok("a client escrows", scene.payer.pay(quote).await)?;
     let Some(transaction) = paid.transaction() else {
         return rules.check("a client on a chain pays by a transaction", false, paid);
@@ -211,13 +211,26 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     rules.ok("confirming again changes nothing", transport.confirm_payment(confirmation).await)?;
 
     let early: Vec<_> = early.collect().await;
-    let late: Vec<_> = rules.ok("updates can be followed again", transport.updates(access.clone()).await)?.collect().await;
+    let late: Vec<_> = rules.ok("updates can be followed again", transport.updates(access.clone(), 0).await)?.collect().await;
     rules.check("updates start from the beginning each time", early == late, (early.len(), late.len()))?;
+    let first = early.first().and_then(|update| Some(update.as_ref().ok()?.index)).unwrap_or_default();
+    for (skipped, from) in (first..).take(early.len()).enumerate() {
+        let rest: Vec<_> =
+            rules.ok("updates can be followed from one", transport.updates(access.clone(), from).await)?.collect().await;
+        rules.check("updates go on from the one that is asked for", early.get(skipped..) == Some(&rest), (from, &rest))?;
+    }
+    let end = first + early.len() as u64;
+    for unknown in [end, end + 1, u64::MAX] {
+        let all: Vec<_> =
+            rules.ok("updates can be followed from one", transport.updates(access.clone(), unknown).await)?.collect().await;
+        rules.check("from one that is not known, updates begin with the first", early == all, (unknown, all))?;
+    }
     let mut steps = Vec::new();
     for (index, update) in early.iter().enumerate() {
         let update = rules.ok("updates come without errors", update.as_ref())?;
-        rules.check("nothing comes after the last update", update.is_last() == (index + 1 == early.len()), update)?;
-        if let TaskEvent::Step(report) = update {
+        rules.check("updates are counted", update.index == first + index as u64, update)?;
+        rules.check("nothing comes after the last update", update.event.is_last() == (index + 1 == early.len()), update)?;
+        if let TaskEvent::Step(report) = &update.event {
             steps.push(report.step);
         }
     }

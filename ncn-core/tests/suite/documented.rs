@@ -1,9 +1,15 @@
 //! What the documents' worked examples and links say is so.
 
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt::Write as _,
+    path::Path,
+};
 
 use alloy_primitives::{Address, B256, hex, keccak256};
-use ncn_core::{DataType, Domain, Tensor, TrustRoot, Value, Values};
+use ncn_core::{
+    CapabilityScope, Confinement, DataType, Domain, ErrorKind, NodeRole, PaymentKind, Receipt, Tensor, TrustRoot, Value, Values,
+};
 use sha2::{Digest as _, Sha256};
 
 /// The bytes and the hash of the example under this heading: lines of hexadecimal digits, each with a comment after `#`, and last
@@ -41,6 +47,70 @@ fn the_hash_of_values() {
     let tensor = Tensor::new(DataType::U8, vec![2], vec![1, 2]).unwrap();
     let values = Values::from([("label", Value::from("7")), ("a", Value::Tensor(tensor))]);
     assert_eq!((B256::new(Sha256::digest(bytes).into()), values.hash()), (hash, hash));
+}
+
+#[test]
+fn the_codes_of_errors() {
+    let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/protocol.md")).unwrap();
+    let mut table = String::from("| kind | gRPC | HTTP | WebSocket |\n| --- | --- | --- | --- |\n");
+    let (mut grpc, mut http, mut websocket) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for kind in ErrorKind::ALL {
+        writeln!(table, "| {kind} | {} | {} | {} |", kind.grpc(), kind.http(), kind.websocket()).unwrap();
+        assert!(grpc.insert(kind.grpc()) && http.insert(kind.http()) && websocket.insert(kind.websocket()), "{kind}");
+    }
+    assert!(document.contains(&table), "docs/protocol.md should have this table:\n{table}");
+}
+
+/// Of each struct of `Messages.sol` its fields, and those of the structs in it.
+fn types(source: &str) -> Vec<String> {
+    let structs: BTreeMap<&str, Vec<(&str, &str)>> = source
+        .split("\nstruct ")
+        .skip(1)
+        .map(|definition| {
+            let (name, rest) = definition.split_once(" {").unwrap();
+            let fields = rest.split_once('}').unwrap().0.split(';').filter_map(|field| field.trim().split_once(' '));
+            (name, fields.collect())
+        })
+        .collect();
+    let described = |name: &str| {
+        let fields: Vec<_> = structs[name].iter().map(|(kind, field)| format!("{kind} {field}")).collect();
+        format!("{name}({})", fields.join(","))
+    };
+    let inner = |name: &str| {
+        structs[name]
+            .iter()
+            .map(|(kind, _)| kind.trim_end_matches("[]"))
+            .filter(|kind| structs.contains_key(kind))
+            .collect::<BTreeSet<_>>()
+    };
+    let nested: BTreeSet<_> = structs.keys().flat_map(|name| inner(name)).collect();
+    let outer = structs.keys().filter(|name| !nested.contains(*name));
+    outer.map(|name| described(name) + &inner(name).into_iter().map(described).collect::<String>()).collect()
+}
+
+#[test]
+fn every_type_that_is_signed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let document = std::fs::read_to_string(root.join("docs/protocol.md")).unwrap();
+    let types = types(&std::fs::read_to_string(root.join("contracts/src/Messages.sol")).unwrap());
+    assert!(types.len() > 15, "{types:?}");
+    for described in types {
+        assert!(document.contains(&format!("\n{described}\n")), "docs/protocol.md should have the line\n{described}");
+    }
+    assert_eq!([Confinement::None, Confinement::Reduced, Confinement::Full].map(|level| level as u8), [0, 1, 2]);
+    assert_eq!([NodeRole::Gateway, NodeRole::Compute, NodeRole::Validator].map(|role| role as u8), [1, 2, 3]);
+    let scopes = [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel];
+    assert_eq!(scopes.map(|scope| scope as u8), [1, 2, 3]);
+    assert_eq!([PaymentKind::Escrow, PaymentKind::Channel].map(|kind| kind as u8), [1, 2]);
+}
+
+#[test]
+fn the_receipt_is_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/receipt.json");
+    let receipt = Receipt::from_json(&std::fs::read(path).unwrap()).unwrap();
+    receipt.verify_self_consistent().unwrap();
+    assert_eq!(receipt.payment.kind(), PaymentKind::Channel);
+    assert!(receipt.matches_output(&Values::from([("label", "7")])));
 }
 
 /// The anchors of a document's headings, as they are made on the web: lower case, without punctuation, a hyphen for each space.

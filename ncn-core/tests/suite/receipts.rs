@@ -1,10 +1,13 @@
 //! A receipt proves what it says, and nothing else passes for it.
 
+use std::time::Duration;
+
 use ncn_core::receipt::Payment;
 use ncn_core::{
-    Amount, Approval, B256, ChannelParams, Completion, Confinement, FeeSplit, InferenceRequest, InferenceResult, Message as _,
-    PaymentKind, PayoutSchedule, QuorumCertificate, Quote, Receipt, ReceiptError, Signature, Signed, SignedVoucher, TrustRoot,
-    Usage, Values, receipt,
+    Amount, Approval, B256, ChannelParams, Completion, Confinement, DataType, FeeSplit, InferenceRequest, InferenceResult,
+    Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PaymentAuthorization, PaymentConfirmation, PaymentKind,
+    PaymentSubmission, PayoutSchedule, QuorumCertificate, Quote, Receipt, ReceiptError, Signature, Signed, SignedVoucher, State,
+    Step, StepTiming, Submission, TaskEvent, TaskStatus, Tensor, TrustRoot, Update, Usage, Values, receipt,
 };
 use serde_json::Value;
 
@@ -221,4 +224,52 @@ async fn a_certificate_needs_the_committee() {
     receipt.preprocessing = QuorumCertificate::new(approvals);
     let error = receipt.preprocessing.verify(&digest, &receipt.quote.request_id, trust).unwrap_err();
     assert!(error.to_string().contains("committee"), "{error}");
+}
+
+/// Every type of a client's port can be written as JSON and read again.
+#[tokio::test]
+async fn what_crosses_a_wire_has_a_form_in_json() {
+    fn passes<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T) -> Value {
+        let json = serde_json::to_value(value).unwrap();
+        assert_eq!(serde_json::from_value::<T>(json.clone()).unwrap(), *value, "{json}");
+        json
+    }
+    let scene = Scene::new();
+    let receipt = paid(&scene, PaymentKind::Channel).await;
+    let tensor = Tensor::new(DataType::U8, vec![2], vec![1, 2]).unwrap();
+    let inputs = Values::from([("image", ncn_core::Value::png(vec![0xff; 3])), ("a", tensor.into()), ("text", "7".into())]);
+    let json = passes(&Submission { request: receipt.request.clone(), inputs: inputs.clone() });
+    assert_eq!(
+        (&json["inputs"]["image"]["file"]["data"], &json["inputs"]["a"]["tensor"]["data"]),
+        (&"////".into(), &"AQI=".into())
+    );
+    let Payment::Channel(voucher) = &receipt.payment else { panic!("it is a channel's") };
+    let request_id = receipt.request_id();
+    for proof in
+        [PaymentSubmission::Transaction([1; 32].into()), PaymentSubmission::Authorization(PaymentAuthorization::Voucher(**voucher))]
+    {
+        passes(&PaymentConfirmation { request_id, proof });
+    }
+    let (quote, preprocessing) = (Some(receipt.quote.clone()), Some(receipt.preprocessing.clone()));
+    passes(&TaskStatus { request_id, state: State::AwaitingPayment, quote, preprocessing, failure: Some("none".into()) });
+    let network =
+        NetworkInfo { gateway: receipt.quote.gateway, trust_root: scene.trust.clone(), model_sources: vec!["s3://a".into()] };
+    passes(&network);
+    let manifest =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../ncn-node/models/digits/manifest.json")).unwrap();
+    let model = Model::parse(manifest.clone()).unwrap();
+    let json = passes(&ModelInfo { model, subnet: [1; 32].into(), price: Amount::new(5) });
+    assert_eq!(json["model"], Value::String(manifest), "the digest is that of the very text");
+    let timing = StepTiming { step: Step::Execute, actor: receipt.quote.compute, took: Duration::from_micros(1_500) };
+    let usage = Some(Usage { input_units: 1, output_units: 2, duration_micros: 3 });
+    for (index, event) in (7..).zip([
+        TaskEvent::Step(timing),
+        TaskEvent::Attempt(receipt.quote.compute),
+        TaskEvent::Chunk(OutputChunk { values: inputs.clone(), usage }),
+        TaskEvent::Delivered { output: inputs, receipt: Box::new(receipt.clone()) },
+        TaskEvent::Failed { outcome: Outcome::Refunded, reason: "it broke".into() },
+    ]) {
+        let json = passes(&Update { index, event });
+        assert_eq!(json["index"], index);
+    }
 }

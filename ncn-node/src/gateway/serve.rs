@@ -66,7 +66,8 @@ impl GatewayClientService for ClientAdapter {
         &self,
         request: Request<proto::TaskId>,
     ) -> Result<Response<Self::SubscribeToTaskUpdatesStream>, Status> {
-        let updates = self.0.updates(read(request)?).await.map_err(status)?;
+        let from = request.get_ref().from;
+        let updates = self.0.updates(read(request)?, from).await.map_err(status)?;
         Ok(Response::new(updates.map(|update| Ok(update.map_err(status)?.into())).boxed()))
     }
 

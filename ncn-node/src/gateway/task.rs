@@ -9,10 +9,11 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use ncn_core::Address;
+use ncn_client::unix_now;
 use ncn_core::{
-    Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher, State, Step,
-    StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Values, lifecycle::Unexpected, transport::Updates,
+    Address, Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher,
+    State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
+    transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -32,6 +33,8 @@ pub(super) struct Task {
     progress: Mutex<Progress>,
     /// How many events the journal has.
     recorded: AtomicU32,
+    /// The index of the first news.
+    first: u64,
     news: Mutex<Vec<TaskEvent>>,
     /// Ticks with every change of `progress` or `news`.
     changed: watch::Sender<()>,
@@ -95,11 +98,16 @@ impl Progress {
 
 impl Task {
     pub(super) fn new(request_id: RequestId, submission: Submission) -> Arc<Self> {
-        Self::recover(request_id, submission, Vec::new())
+        Self::begin(request_id, submission, Vec::new(), 0)
     }
 
     /// A task as its events left it.
     pub(super) fn recover(request_id: RequestId, submission: Submission, events: Vec<Event>) -> Arc<Self> {
+        // Its news are not those that were told before, and have other indices: far beyond them.
+        Self::begin(request_id, submission, events, unix_now() << 24)
+    }
+
+    fn begin(request_id: RequestId, submission: Submission, events: Vec<Event>, first: u64) -> Arc<Self> {
         let mut progress = Progress::default();
         let recorded = AtomicU32::new(u32::try_from(events.len()).unwrap_or(u32::MAX));
         for event in events {
@@ -114,6 +122,7 @@ impl Task {
             submission,
             progress: Mutex::new(progress),
             recorded,
+            first,
             news: Mutex::default(),
             changed: watch::Sender::new(()),
             events,
@@ -254,19 +263,29 @@ impl Task {
         }
     }
 
-    /// All news, from the first to the last.
-    pub(super) fn updates(self: Arc<Self>) -> Updates {
+    /// Whether there are news at this place, or they are the next ones to come.
+    fn will_have(&self, place: usize) -> bool {
+        let news = self.news();
+        place < news.len() || (place == news.len() && !news.last().is_some_and(TaskEvent::is_last))
+    }
+
+    /// All news from this index on, or all that there is when none has it.
+    pub(super) fn updates(self: Arc<Self>, from: u64) -> Updates {
         let changed = self.changed.subscribe();
-        let follow = stream::unfold(Some((self, changed, 0)), |state| async {
+        let known = from.checked_sub(self.first).and_then(|skipped| usize::try_from(skipped).ok());
+        let next = known.filter(|skipped| self.will_have(*skipped)).unwrap_or(0);
+        let follow = stream::unfold(Some((self, changed, next)), |state| async {
             let (task, mut changed, next) = state?;
             loop {
                 changed.mark_unchanged();
-                let update = task.news().get(next).cloned();
-                match update {
-                    Some(update) if update.is_last() => return Some((Ok(update), None)),
-                    Some(update) => return Some((Ok(update), Some((task, changed, next + 1)))),
-                    None => changed.changed().await.ok()?,
-                }
+                let event = task.news().get(next).cloned();
+                let Some(event) = event else {
+                    changed.changed().await.ok()?;
+                    continue;
+                };
+                let update = Update { index: task.first.saturating_add(next as u64), event };
+                let rest = (!update.event.is_last()).then(|| (task, changed, next + 1));
+                return Some((Ok(update), rest));
             }
         });
         follow.boxed()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ncn_core::{
     CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
     PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
-    TaskStatus,
+    TaskStatus, Update,
 };
 
 use super::{
@@ -153,6 +153,7 @@ impl From<Signed<TaskCapability>> for proto::TaskId {
             client: bytes(message.client),
             signature: bytes(signature.as_bytes()),
             purpose: message.purpose as u32,
+            from: 0,
         }
     }
 }
@@ -192,56 +193,57 @@ impl TryFrom<proto::ModelInfo> for ModelInfo {
     }
 }
 
-impl From<TaskEvent> for proto::InferenceResponse {
-    fn from(update: TaskEvent) -> Self {
-        use proto::inference_response::Update;
-        let update = match update {
-            TaskEvent::Step(report) => Some(Update::Step(proto::StepReport {
+impl From<Update> for proto::InferenceResponse {
+    fn from(Update { index, event }: Update) -> Self {
+        use proto::inference_response::Update as Sent;
+        let update = match event {
+            TaskEvent::Step(report) => Some(Sent::Step(proto::StepReport {
                 step: report.step as u32,
                 actor: bytes(report.actor),
                 took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
             })),
-            TaskEvent::Attempt(node) => Some(Update::Attempt(bytes(node))),
-            TaskEvent::Chunk(chunk) => Some(Update::Chunk(chunk.into())),
-            TaskEvent::Checkpoint(checkpoint) => Some(Update::Checkpoint(checkpoint.into())),
+            TaskEvent::Attempt(node) => Some(Sent::Attempt(bytes(node))),
+            TaskEvent::Chunk(chunk) => Some(Sent::Chunk(chunk.into())),
+            TaskEvent::Checkpoint(checkpoint) => Some(Sent::Checkpoint(checkpoint.into())),
             TaskEvent::Delivered { output, receipt } => {
-                Some(Update::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
+                Some(Sent::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
             }
             TaskEvent::Failed { outcome, reason } => {
-                Some(Update::Failed(proto::Failure { outcome: proto::TaskState::from(State::Ended(outcome)).into(), reason }))
+                Some(Sent::Failed(proto::Failure { outcome: proto::TaskState::from(State::Ended(outcome)).into(), reason }))
             }
             _ => None,
         };
-        Self { update }
+        Self { update, index }
     }
 }
 
-impl TryFrom<proto::InferenceResponse> for TaskEvent {
+impl TryFrom<proto::InferenceResponse> for Update {
     type Error = WireError;
 
     fn try_from(response: proto::InferenceResponse) -> Result<Self, WireError> {
-        use proto::inference_response::Update;
-        Ok(match required("update", response.update)? {
-            Update::Step(report) => {
+        use proto::inference_response::Update as Sent;
+        let event = match required("update", response.update)? {
+            Sent::Step(report) => {
                 let step = Step::from_code(small("step.step", report.step)?);
-                Self::Step(StepTiming {
+                TaskEvent::Step(StepTiming {
                     step: required("step.step", step)?,
                     actor: address("step.actor", &report.actor)?,
                     took: Duration::from_micros(report.took_micros),
                 })
             }
-            Update::Attempt(node) => Self::Attempt(address("attempt", &node)?),
-            Update::Chunk(chunk) => Self::Chunk(chunk_from_proto(chunk)?),
-            Update::Checkpoint(checkpoint) => Self::Checkpoint(checkpoint.try_into()?),
-            Update::Delivered(delivery) => Self::Delivered {
+            Sent::Attempt(node) => TaskEvent::Attempt(address("attempt", &node)?),
+            Sent::Chunk(chunk) => TaskEvent::Chunk(chunk_from_proto(chunk)?),
+            Sent::Checkpoint(checkpoint) => TaskEvent::Checkpoint(checkpoint.try_into()?),
+            Sent::Delivered(delivery) => TaskEvent::Delivered {
                 output: values_from_proto(delivery.output)?,
                 receipt: Box::new(required("delivered.receipt", delivery.receipt)?.try_into()?),
             },
-            Update::Failed(failure) => match failure.outcome().try_into()? {
-                State::Ended(outcome) => Self::Failed { outcome, reason: failure.reason },
+            Sent::Failed(failure) => match failure.outcome().try_into()? {
+                State::Ended(outcome) => TaskEvent::Failed { outcome, reason: failure.reason },
                 _ => return Err(WireError::new("failed.outcome", "is not an end")),
             },
-        })
+        };
+        Ok(Self { index: response.index, event })
     }
 }
 

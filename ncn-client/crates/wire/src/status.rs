@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use ncn_core::{RegistryError, TransportError};
+use ncn_core::{ErrorKind, RegistryError, TransportError};
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Code, Status};
 
@@ -13,8 +13,8 @@ const MAX_DETAILS: usize = 4 << 10;
 
 /// An error that a service answers with.
 pub trait RemoteError: Serialize + DeserializeOwned + Display {
-    /// What it is in gRPC's terms.
-    fn code(&self) -> Code;
+    /// What kind it is, which says its code.
+    fn kind(&self) -> ErrorKind;
     /// The service could not be reached, or gave no error of its own.
     fn unreachable(problem: String) -> Self;
     /// The service understood nothing.
@@ -22,16 +22,8 @@ pub trait RemoteError: Serialize + DeserializeOwned + Display {
 }
 
 impl RemoteError for TransportError {
-    fn code(&self) -> Code {
-        match self {
-            Self::InvalidRequest { .. } | Self::VoucherTooLow { .. } => Code::InvalidArgument,
-            Self::UnknownModel(_) | Self::UnknownTask(_) => Code::NotFound,
-            Self::Unauthorized(_) => Code::PermissionDenied,
-            Self::Refused(_) => Code::FailedPrecondition,
-            Self::Overloaded { .. } => Code::ResourceExhausted,
-            Self::Unreachable { .. } => Code::Unavailable,
-            _ => Code::Internal,
-        }
+    fn kind(&self) -> ErrorKind {
+        self.kind()
     }
 
     fn unreachable(problem: String) -> Self {
@@ -44,15 +36,8 @@ impl RemoteError for TransportError {
 }
 
 impl RemoteError for RegistryError {
-    fn code(&self) -> Code {
-        match self {
-            Self::Invalid { .. } => Code::InvalidArgument,
-            Self::Stale { .. } | Self::Refused(_) => Code::FailedPrecondition,
-            Self::UnknownNode(_) | Self::UnknownSubnet(_) => Code::NotFound,
-            Self::Overloaded(_) => Code::ResourceExhausted,
-            Self::TooFewApprovals { .. } | Self::Unreachable(_) => Code::Unavailable,
-            _ => Code::Internal,
-        }
+    fn kind(&self) -> ErrorKind {
+        self.kind()
     }
 
     fn unreachable(problem: String) -> Self {
@@ -68,10 +53,11 @@ impl RemoteError for RegistryError {
 pub fn to_status<E: RemoteError>(error: &E) -> Status {
     let details = serde_json::to_vec(error).unwrap_or_default();
     let message: String = error.to_string().chars().take(MAX_DETAILS / 4).collect();
+    let code = Code::from_i32(error.kind().grpc().into());
     if details.len() > MAX_DETAILS {
-        return Status::new(error.code(), message);
+        return Status::new(code, message);
     }
-    Status::with_details(error.code(), message, details.into())
+    Status::with_details(code, message, details.into())
 }
 
 /// The status as the error that it was made from; one that comes from elsewhere, such as the connection, by its code.

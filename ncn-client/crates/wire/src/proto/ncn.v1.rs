@@ -353,6 +353,9 @@ pub struct TaskId {
     /// 1 to follow, 2 to cancel, 3 to close a channel: what the signature is for.
     #[prost(uint32, tag = "4")]
     pub purpose: u32,
+    /// To follow: the index of the first update that is wanted.
+    #[prost(uint64, tag = "5")]
+    pub from: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceTaskStatus {
@@ -428,6 +431,9 @@ pub struct ModelInfo {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceResponse {
+    /// Where it is among the gateway's updates of the request.
+    #[prost(uint64, tag = "7")]
+    pub index: u64,
     #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6")]
     pub update: ::core::option::Option<inference_response::Update>,
 }

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskStatus, Transport, TransportError,
-    TrustRoot, UnixTime, Value, Values,
+    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskEvent, TaskStatus, Transport,
+    TransportError, TrustRoot, UnixTime, Update, Value, Values,
     conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
     transport::Updates,
@@ -158,6 +158,8 @@ async fn the_gateway_over_grpc() {
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     LosesSteps,
+    LosesCount,
+    BeginsAnew,
     TellsStrangers,
     ForgetsTheQuote,
 }
@@ -178,13 +180,19 @@ impl Tamper for BrokenTransport {
         Ok(status)
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         use futures::StreamExt as _;
-        let updates = self.0.updates(access).await;
+        let from = if matches!(self.1, Fault::BeginsAnew) { 0 } else { from };
+        let updates = self.0.updates(access, from).await;
+        let blank = |update: Update| match update {
+            Update { index: 0, .. } => Update { event: TaskEvent::Attempt(Address::ZERO), ..update },
+            update => update,
+        };
         match self.1 {
-            Fault::LosesSteps => Ok(updates?.skip(1).boxed()),
+            Fault::LosesSteps => Ok(updates?.map(move |update| update.map(blank)).boxed()),
+            Fault::LosesCount => Ok(updates?.map(|update| update.map(|update| Update { index: 0, ..update })).boxed()),
             Fault::TellsStrangers => Ok(updates.unwrap_or_else(|_| futures::stream::empty().boxed())),
-            Fault::ForgetsTheQuote => updates,
+            Fault::BeginsAnew | Fault::ForgetsTheQuote => updates,
         }
     }
 }
@@ -193,6 +201,8 @@ impl Tamper for BrokenTransport {
 async fn broken_transports_are_caught() {
     let caught = [
         (Fault::LosesSteps, "every step of the gateway's is reported, in order"),
+        (Fault::LosesCount, "updates are counted"),
+        (Fault::BeginsAnew, "updates go on from the one that is asked for"),
         (Fault::TellsStrangers, "strangers do not follow"),
         (Fault::ForgetsTheQuote, "its quote is approved"),
     ];

@@ -21,7 +21,7 @@ use ncn_client::{
 };
 use ncn_core::{
     Amount, ChannelParams, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentStatus, RequestId, Signed,
-    State, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Value,
+    State, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Update, Value,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     transport::Updates,
@@ -251,12 +251,12 @@ impl Tamper for Liar {
         &*self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         if self.is_lying() {
-            let failed = TaskEvent::Failed { outcome: Outcome::Refunded, reason: "it broke".into() };
-            return Ok(Box::pin(futures::stream::iter([Ok(failed)])));
+            let event = TaskEvent::Failed { outcome: Outcome::Refunded, reason: "it broke".into() };
+            return Ok(Box::pin(futures::stream::iter([Ok(Update { index: from, event })])));
         }
-        self.gateway.updates(access).await
+        self.gateway.updates(access, from).await
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {

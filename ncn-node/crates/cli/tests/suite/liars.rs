@@ -20,7 +20,7 @@ use ncn_core::{
     ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
     NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
     QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
-    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Value, Values, compute::ComputeEvents,
+    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values, compute::ComputeEvents,
     receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
@@ -267,11 +267,11 @@ impl Tamper for Flickering {
         &self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         let out = self.outages.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match out {
             Ok(_) => Err(TransportError::Unreachable { endpoint: "gateway".into(), problem: "flickers".into() }),
-            Err(_) => self.gateway.updates(access).await,
+            Err(_) => self.gateway.updates(access, from).await,
         }
     }
 }
@@ -323,22 +323,22 @@ impl Tamper for Forging {
         &self.gateway
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         let (lie, signer) = (self.lie, self.signer.clone());
-        let forge = move |update: Result<TaskEvent, TransportError>| {
+        let forge = move |update: Result<Update, TransportError>| {
             let signer = signer.clone();
             async move {
-                let (output, mut receipt) = match update {
-                    Ok(TaskEvent::Delivered { output, receipt }) => (output, receipt),
+                let (index, output, mut receipt) = match update {
+                    Ok(Update { index, event: TaskEvent::Delivered { output, receipt } }) => (index, output, receipt),
                     other => return other,
                 };
                 lie(&mut receipt);
                 let digest = receipt.sealed().digest(&receipt.trust_root.domain);
                 receipt.seal = Signature::sign(&digest, &*signer).await.unwrap();
-                Ok(TaskEvent::Delivered { output, receipt })
+                Ok(Update { index, event: TaskEvent::Delivered { output, receipt } })
             }
         };
-        Ok(self.gateway.updates(access).await?.then(forge).boxed())
+        Ok(self.gateway.updates(access, from).await?.then(forge).boxed())
     }
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {

@@ -207,7 +207,7 @@ impl Transport for Cashier {
         })
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, _: u64) -> Result<Updates, TransportError> {
         Err(TransportError::UnknownTask(access.message.request_id))
     }
 

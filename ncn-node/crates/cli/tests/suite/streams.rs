@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_client::{Client, ClientError, InferenceEvent, Order};
 use ncn_core::{
-    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, StreamChain,
-    TaskCapability, TaskEvent, Transport, TransportError, Usage, Value, Values,
+    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, Step, StreamChain,
+    TaskCapability, TaskEvent, Transport, TransportError, Update, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -136,6 +136,8 @@ enum Meddling {
     Lies,
     /// The same, and signs the lies itself, as a node that has taken over.
     LiesAsNode,
+    /// Breaks off after every fifth update.
+    BreaksOff,
 }
 
 /// A transport that remembers what comes through, and may change it.
@@ -178,27 +180,31 @@ impl Tamper for Between {
         &*self.inner
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         let (seen, signed, meddling) = (self.seen.clone(), self.signed.clone(), self.meddling);
         let (domain, id) = (self.domain, access.message.request_id);
         let parts = Arc::new(AtomicUsize::new(0));
-        let updates = self.inner.updates(access).await?.then(move |update| {
+        let updates = self.inner.updates(access, from).await?.then(move |update| {
             let (seen, signed, parts) = (seen.clone(), signed.clone(), parts.clone());
             async move {
-                let update = match update {
+                let Update { index, event } = match update {
                     Ok(update) => update,
                     Err(error) => return stream::iter(vec![Err(error)]),
                 };
-                seen.lock().unwrap().push(update.clone());
-                if matches!(update, TaskEvent::Checkpoint(_)) {
+                seen.lock().unwrap().push(event.clone());
+                if matches!(event, TaskEvent::Checkpoint(_)) {
                     signed.notify_one();
                 }
-                let number = parts.fetch_add(usize::from(matches!(update, TaskEvent::Chunk(_))), Ordering::SeqCst) + 1;
-                let changed = Self::change(meddling, number, domain, id, update).await;
-                stream::iter(changed.into_iter().map(Ok).collect::<Vec<_>>())
+                let number = parts.fetch_add(usize::from(matches!(event, TaskEvent::Chunk(_))), Ordering::SeqCst) + 1;
+                let changed = Self::change(meddling, number, domain, id, event).await;
+                stream::iter(changed.into_iter().map(|event| Ok(Update { index, event })).collect::<Vec<_>>())
             }
         });
-        Ok(updates.flatten().boxed())
+        let updates = updates.flatten();
+        if matches!(meddling, Meddling::BreaksOff) {
+            return Ok(updates.take(5).boxed());
+        }
+        Ok(updates.boxed())
     }
 }
 
@@ -322,6 +328,22 @@ async fn a_gateway_that_repeats_itself_is_not_listened_to() {
     assert!(parts <= usize::try_from(CHECKPOINT_PARTS).unwrap(), "{parts} parts were handed out");
     let ClientError::PartsRejected { answer, .. } = heard.answer.unwrap_err() else { panic!("not rejected") };
     assert_eq!(answer.output.text("text"), Some("1 2 "));
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_goes_on_where_it_was() {
+    let heard = listen(Words::new(40, Duration::from_millis(1)), Meddling::BreaksOff).await;
+    let expected = (1..=40).map(|number| number.to_string()).collect::<Vec<_>>().join(" ") + " ";
+    assert_eq!((heard.text.as_str(), heard.restarts), (expected.as_str(), 0));
+    let answer = heard.answer.unwrap();
+    assert_eq!(answer.output.text("text"), Some(expected.as_str()));
+    let parts = heard.seen.iter().filter(|event| matches!(event, TaskEvent::Chunk(_))).count();
+    assert_eq!(parts, 40, "no part comes twice");
+    assert!(
+        answer.steps.iter().any(|step| step.step == Step::Discover),
+        "what came before a break is remembered: {:?}",
+        answer.steps
+    );
 }
 
 #[tokio::test]

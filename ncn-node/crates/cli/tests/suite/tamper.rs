@@ -20,8 +20,8 @@ pub(crate) trait Tamper: Send + Sync {
         self.inner().confirm_payment(*confirmation).await
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
-        self.inner().updates(access).await
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        self.inner().updates(access, from).await
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
@@ -50,8 +50,8 @@ impl<T: Tamper> Transport for Tampered<T> {
         self.0.confirm_payment(&confirmation).await
     }
 
-    async fn updates(&self, access: Signed<TaskCapability>) -> Result<Updates, TransportError> {
-        self.0.updates(access).await
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        self.0.updates(access, from).await
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
