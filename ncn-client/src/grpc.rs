@@ -10,7 +10,7 @@ use prost::Message;
 pub use registry::GrpcRegistry;
 use tonic::{
     Status, Streaming,
-    transport::{Channel, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
@@ -31,25 +31,43 @@ const MAX_LIST_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// An address that cannot be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{url}` is not a URL to call: write http://HOST:PORT")]
+#[error("`{url}` {problem}")]
 pub struct EndpointError {
     /// What was given.
     pub url: String,
+    /// Why, and what to do.
+    pub problem: &'static str,
 }
 
-/// A connection that is made when it is first used, and again when it breaks.
+/// A connection that is made when it is first used, and again when it breaks. Behind `https` is TLS, whose certificates are held against those
+/// that the system trusts; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others. Needs a Tokio runtime.
 pub fn channel(url: &str) -> Result<Channel, EndpointError> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).ok();
-    let endpoint = endpoint.filter(|endpoint| endpoint.uri().scheme_str() == Some("http") && endpoint.uri().host().is_some());
-    let endpoint = endpoint.ok_or_else(|| EndpointError { url: url.chars().take(256).collect() })?;
+    Ok(endpoint(url)?.connect_lazy())
+}
+
+/// How to connect to a URL; nothing is called.
+pub fn endpoint(url: &str) -> Result<Endpoint, EndpointError> {
+    let refuse = |problem| EndpointError { url: url.chars().take(256).collect(), problem };
+    let no_url = || refuse("is not a URL to call: write http://HOST:PORT or https://HOST:PORT");
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|endpoint| endpoint.uri().host().is_some());
+    let endpoint = endpoint.ok_or_else(no_url)?;
+    let endpoint = match endpoint.uri().scheme_str() {
+        Some("http") => endpoint,
+        Some("https") => {
+            let tls = endpoint.tls_config(ClientTlsConfig::new().with_enabled_roots());
+            tls.map_err(|_| {
+                refuse("cannot be trusted: this system has no certificates of authorities; SSL_CERT_FILE may name some")
+            })?
+        }
+        _ => return Err(no_url()),
+    };
     Ok(endpoint
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(15))
         .keep_alive_timeout(Duration::from_secs(10))
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .connect_lazy())
+        .initial_connection_window_size(4 << 20))
 }
 
 /// A whole call, answer and all, within [`CALL_TIMEOUT`].

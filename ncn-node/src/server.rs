@@ -1,4 +1,4 @@
-//! Listening for gRPC.
+//! Listening: for gRPC, and for whatever else is mounted beside it.
 
 mod answer;
 mod body;
@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
-    service::{Routes, RoutesBuilder},
-    transport::{Server, server::TcpIncoming},
+    service::Routes,
+    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
 };
 
 // What strangers can make a server hold in memory is the sum of these products:
@@ -26,8 +26,9 @@ use tonic::{
 //   streams     STREAM_BYTES x 5                         320 MiB   at a gateway, from nodes that it has admitted
 //   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
+//   TLS         CONNECTIONS x (64 + 32) KiB               96 MiB   where it is used: what waits to be sent, and a record each way
 //
-// together 1,216 MiB without the streams, of which one address alone gets half: 608 MiB. What the kernel holds of unsent bytes is not in it:
+// together 1,312 MiB without the streams, of which one address alone gets half: 656 MiB. What the kernel holds of unsent bytes is not in it:
 // up to 4 MiB of a connection by Linux's defaults, for 30 s.
 
 /// Any free port of this machine.
@@ -49,20 +50,62 @@ const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
-/// A listening server; it stops when this is dropped.
-pub struct GrpcServer {
+/// How long a peer may take for the handshake of TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a server listens, and how it is called.
+#[derive(Clone, Debug)]
+pub struct Listen {
     address: SocketAddr,
+    identity: Option<Identity>,
+    url: Option<String>,
+}
+
+impl From<SocketAddr> for Listen {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, identity: None, url: None }
+    }
+}
+
+impl Listen {
+    /// On this address; port 0 takes a free one.
+    pub fn on(address: SocketAddr) -> Self {
+        address.into()
+    }
+
+    /// With TLS, by a certificate (with those that lead to its root after it) and its key, both in PEM.
+    #[must_use]
+    pub fn tls(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.identity = Some(Identity::from_pem(certificate, key));
+        self
+    }
+
+    /// How others call it, such as `https://gateway.example:50051`: what the node is registered with. By default the address that it listens on.
+    #[must_use]
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+}
+
+/// A listening server; it stops when this is dropped.
+pub struct Server {
+    address: SocketAddr,
+    url: String,
     _stop: DropGuard,
 }
 
-impl GrpcServer {
-    /// Serves on this address; port 0 takes a free one.
-    pub async fn start(address: SocketAddr, routes: impl FnOnce(&mut RoutesBuilder)) -> io::Result<Self> {
+impl Server {
+    /// Serves what is mounted: gRPC services, and any other routes for HTTP/2.
+    ///
+    /// # Errors
+    /// The address is not free, or certificate and key are none.
+    pub async fn start(listen: Listen, routes: axum::Router) -> io::Result<Self> {
+        let Listen { address, identity, url } = listen;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         let listener = TcpListener::bind(address).await.map_err(named)?;
         let address = listener.local_addr()?;
-        let mut builder = Routes::builder();
-        routes(&mut builder);
+        let scheme = if identity.is_some() { "https" } else { "http" };
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let connections = Pool::new(CONNECTIONS);
@@ -73,7 +116,12 @@ impl GrpcServer {
         let (calls, messages) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
         let intake = Intake { calls, messages, streams, answers };
-        let serving = Server::builder()
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(identity) = identity {
+            let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
+            builder = builder.tls_config(tls).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, causes(&error)))?;
+        }
+        let serving = builder
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(CONNECTION_WINDOW)
@@ -81,14 +129,15 @@ impl GrpcServer {
             .http2_keepalive_interval(Some(Duration::from_secs(15)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .layer(intake)
-            .add_routes(builder.routes())
+            .add_routes(Routes::from(routes))
             .serve_with_incoming_shutdown(incoming, stopped);
         tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%address, %error, "the server ended");
             }
         });
-        Ok(Self { address, _stop: stop.drop_guard() })
+        let url = url.unwrap_or_else(|| format!("{scheme}://{address}"));
+        Ok(Self { address, url, _stop: stop.drop_guard() })
     }
 
     /// Where it listens.
@@ -98,6 +147,12 @@ impl GrpcServer {
 
     /// How it is called.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url.clone()
     }
+}
+
+/// What lies beneath an error says more than the error.
+fn causes(error: &dyn std::error::Error) -> String {
+    let beneath = std::iter::successors(error.source(), |error| error.source());
+    beneath.fold(error.to_string(), |text, error| format!("{text}: {error}"))
 }

@@ -110,7 +110,7 @@ impl ComputeNodeBuilder {
         let Self { signer, subnet, executor, chain, registry, models, capacity, gateways } = self;
         // Before anything is loaded or registered.
         for (_, url) in &gateways {
-            drop(ncn_client::grpc::channel(url)?);
+            drop(ncn_client::grpc::endpoint(url)?);
         }
         let domain = chain.trust_root().await?.domain;
         let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain, capacity);

@@ -1,5 +1,3 @@
-#[cfg(feature = "grpc")]
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,11 +11,14 @@ use crate::{
     store::SharedStore,
 };
 #[cfg(feature = "grpc")]
+use tonic::service::Routes;
+
+#[cfg(feature = "grpc")]
 use crate::{
     gateway::{client_service, compute_service},
     node::leave,
     presence::{NodeDescriptor, Registration},
-    server::GrpcServer,
+    server::{Listen, Server},
 };
 
 /// Makes up a gateway.
@@ -32,7 +33,7 @@ pub struct GatewayBuilder {
     policy: BatchPolicy,
     options: GatewayOptions,
     #[cfg(feature = "grpc")]
-    listen: Option<SocketAddr>,
+    listen: Option<Listen>,
 }
 
 /// A gateway that runs: the role, its channels, its server, its registration.
@@ -40,7 +41,7 @@ pub struct RunningGateway {
     gateway: Arc<Gateway>,
     channels: ChannelProcessor,
     #[cfg(feature = "grpc")]
-    server: Option<(GrpcServer, Registration)>,
+    server: Option<(Server, Registration)>,
 }
 
 impl Gateway {
@@ -95,8 +96,8 @@ impl GatewayBuilder {
     /// register.
     #[cfg(feature = "grpc")]
     #[must_use]
-    pub const fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
+    pub fn listen(mut self, listen: impl Into<Listen>) -> Self {
+        self.listen = Some(listen.into());
         self
     }
 
@@ -110,7 +111,7 @@ impl GatewayBuilder {
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
         let ledger = Arc::new(channels.clone());
         #[cfg(feature = "grpc")]
-        let serving = self.listen.map(|address| (address, registry.clone(), signer.clone()));
+        let serving = self.listen.map(|listen| (listen, registry.clone(), signer.clone()));
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
         let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
@@ -121,8 +122,8 @@ impl GatewayBuilder {
         #[cfg(feature = "grpc")]
         let mut running = RunningGateway { gateway, channels, server: None };
         #[cfg(feature = "grpc")]
-        if let Some((address, registry, signer)) = serving {
-            running.server = Some(serve(running.gateway.clone(), registry, signer, address).await?);
+        if let Some((listen, registry, signer)) = serving {
+            running.server = Some(serve(running.gateway.clone(), registry, signer, listen).await?);
         }
         Ok(running)
     }
@@ -134,13 +135,11 @@ async fn serve(
     gateway: Arc<Gateway>,
     registry: Arc<dyn Registry>,
     signer: DynSigner,
-    address: SocketAddr,
-) -> Result<(GrpcServer, Registration), GatewayError> {
+    listen: Listen,
+) -> Result<(Server, Registration), GatewayError> {
     let (domain, subnet) = (gateway.domain, gateway.subnet_id());
-    let server = GrpcServer::start(address, |routes| {
-        routes.add_service(client_service(gateway.clone())).add_service(compute_service(gateway));
-    })
-    .await?;
+    let routes = Routes::new(client_service(gateway.clone())).add_service(compute_service(gateway));
+    let server = Server::start(listen, routes.into_axum_router()).await?;
     let descriptor = NodeDescriptor {
         role: NodeRole::Gateway,
         subnet,

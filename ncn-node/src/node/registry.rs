@@ -1,48 +1,46 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use ncn_core::ChainView;
+use tonic::service::Routes;
 
 use super::NodeError;
 use crate::{
     registry::{RegistryNode, registry_service},
-    server::GrpcServer,
+    server::{Listen, Server},
 };
 
 /// Makes up a registry node.
 pub struct RegistryNodeBuilder {
     chain: Arc<dyn ChainView>,
-    listen: SocketAddr,
+    listen: Listen,
 }
 
 /// A registry node that runs.
 pub struct RunningRegistryNode {
     node: Arc<RegistryNode>,
-    server: GrpcServer,
+    server: Server,
 }
 
 impl RegistryNode {
     /// Starts to make up a registry node, which listens on any free port of this machine unless it is told.
     pub fn builder(chain: Arc<dyn ChainView>) -> RegistryNodeBuilder {
-        RegistryNodeBuilder { chain, listen: crate::server::LOOPBACK }
+        RegistryNodeBuilder { chain, listen: crate::server::LOOPBACK.into() }
     }
 }
 
 impl RegistryNodeBuilder {
     /// Where it listens.
     #[must_use]
-    pub const fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = address;
+    pub fn listen(mut self, listen: impl Into<Listen>) -> Self {
+        self.listen = listen.into();
         self
     }
 
     /// Starts it.
     pub async fn start(self) -> Result<RunningRegistryNode, NodeError> {
         let node = Arc::new(RegistryNode::new(self.chain).await?);
-        let served = node.clone();
-        let server = GrpcServer::start(self.listen, |routes| {
-            routes.add_service(registry_service(served));
-        });
-        Ok(RunningRegistryNode { node, server: server.await? })
+        let routes = Routes::new(registry_service(node.clone()));
+        Ok(RunningRegistryNode { node, server: Server::start(self.listen, routes.into_axum_router()).await? })
     }
 }
 

@@ -1,13 +1,14 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use ncn_core::{Address, B256};
 use ncn_core::{ChainView, Confinement, Directory, DynSigner, NodeRole};
+use tonic::service::Routes;
 
 use super::{NodeError, leave};
 use crate::{
     presence::{NodeDescriptor, Registration},
     registry::{ValidatorNode, validator_service},
-    server::GrpcServer,
+    server::{Listen, Server},
 };
 
 /// Makes up a validator.
@@ -15,28 +16,28 @@ pub struct ValidatorBuilder {
     signer: DynSigner,
     registry: Arc<dyn Directory>,
     chain: Arc<dyn ChainView>,
-    listen: SocketAddr,
+    listen: Listen,
 }
 
 /// A validator that runs.
 pub struct RunningValidator {
     address: Address,
-    server: GrpcServer,
+    server: Server,
     registration: Registration,
 }
 
 impl ValidatorNode {
     /// Starts to make up a validator: its key, the registry and the chain. It listens on any free port of this machine unless it is told.
     pub fn builder(signer: DynSigner, registry: Arc<dyn Directory>, chain: Arc<dyn ChainView>) -> ValidatorBuilder {
-        ValidatorBuilder { signer, registry, chain, listen: crate::server::LOOPBACK }
+        ValidatorBuilder { signer, registry, chain, listen: crate::server::LOOPBACK.into() }
     }
 }
 
 impl ValidatorBuilder {
     /// Where it listens; the registry node has to reach it there.
     #[must_use]
-    pub const fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = address;
+    pub fn listen(mut self, listen: impl Into<Listen>) -> Self {
+        self.listen = listen.into();
         self
     }
 
@@ -45,10 +46,7 @@ impl ValidatorBuilder {
         let Self { signer, registry, chain, listen } = self;
         let domain = chain.trust_root().await?.domain;
         let node = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), chain));
-        let server = GrpcServer::start(listen, |routes| {
-            routes.add_service(validator_service(node));
-        })
-        .await?;
+        let server = Server::start(listen, Routes::new(validator_service(node)).into_axum_router()).await?;
         let descriptor = NodeDescriptor {
             role: NodeRole::Validator,
             subnet: B256::ZERO,

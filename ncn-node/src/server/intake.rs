@@ -16,6 +16,7 @@ use tonic::{
         BoxFuture,
         http::{Request, Response},
     },
+    transport::server::TlsConnectInfo,
 };
 use tower::{Layer, Service};
 
@@ -93,7 +94,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+        let extensions = request.extensions();
+        let encrypted = || extensions.get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
+        let Some(peer) = extensions.get::<Peer>().or_else(encrypted).cloned() else {
             return refuse("the call came on no connection");
         };
         let end = CancellationToken::new();

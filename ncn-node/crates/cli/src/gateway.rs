@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write as _,
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -17,15 +17,19 @@ use ncn_node::{
     channel::BatchPolicy,
     gateway::{Gateway, GatewayError, GatewayOptions},
     node::RunningGateway,
+    server::Listen,
     store::SharedStore,
 };
 
 use crate::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
+    files::read_within,
     serving,
 };
 
+/// A certificate and all that lead to its root have a few thousand.
+const MAX_PEM_BYTES: usize = 256 << 10;
 /// How long an earlier gateway may take to let go of the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,6 +38,15 @@ pub(crate) struct Arguments {
     /// Where clients and compute nodes reach it
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
+    /// Serve with TLS, by this certificate (PEM, with those that lead to its root after it)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// How others call it, such as https://gateway.example:50051. The address that it listens on by default
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
     #[command(flatten)]
     registry: RegistryArguments,
     #[command(flatten)]
@@ -84,10 +97,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if manifests.is_empty() {
         manifests.push(Bytes::from_static(quickstart::MANIFEST));
     }
-    serving(start(arguments, manifests), RunningGateway::shutdown)
+    let listen = listen(arguments)?;
+    serving(start(arguments, manifests, listen), RunningGateway::shutdown)
 }
 
-async fn start(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<RunningGateway, Failure> {
+/// Where it listens, and how it is called.
+fn listen(arguments: &Arguments) -> Result<Listen, Failure> {
+    let read = |option: &str, path: &Path| {
+        let refuse = |problem: &str| Failure::Input(format!("{option} {}: {problem}", path.display()));
+        let read = read_within(path, MAX_PEM_BYTES).map_err(|error| refuse(&error.to_string()))?;
+        read.ok_or_else(|| refuse("is too large to be one"))
+    };
+    let mut listen = Listen::on(arguments.listen);
+    if let (Some(certificate), Some(key)) = (&arguments.tls_certificate, &arguments.tls_key) {
+        listen = listen.tls(read("--tls-certificate", certificate)?, read("--tls-key", key)?);
+    }
+    if let Some(url) = &arguments.url {
+        ncn_client::grpc::endpoint(url).map_err(|error| Failure::Input(format!("--url: {error}")))?;
+        listen = listen.url(url);
+    }
+    Ok(listen)
+}
+
+async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> Result<RunningGateway, Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
     let registry = arguments.registry.open()?;
@@ -119,7 +151,10 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>) -> Result<RunningGa
     };
     let options = GatewayOptions { model_sources: arguments.model_source.clone(), ..GatewayOptions::default() };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
-    let gateway = builder.options(options).listen(arguments.listen).start().await.map_err(|error| match error {
+    let gateway = builder.options(options).listen(listen).start().await.map_err(|error| match error {
+        GatewayError::Listen(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            Failure::Input(format!("--tls-certificate, --tls-key: {error}"))
+        }
         GatewayError::Listen(error) => Failure::Input(format!("--listen {}: {error}", arguments.listen)),
         error => Failure::failed(error),
     })?;

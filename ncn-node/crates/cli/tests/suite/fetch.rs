@@ -30,9 +30,11 @@ use ncn_devnet::{EmbeddedChain, LocalNetwork, RpcServer, quickstart, well_known_
 use ncn_executor::EngineExecutor;
 use ncn_node::{
     gateway::{GatewayOptions, client_service},
-    server::GrpcServer,
+    server::{LOOPBACK, Server},
 };
 use tokio::sync::watch;
+
+use tonic::service::Routes;
 
 use crate::{
     scene::{digit, key, ncn, network, tokens},
@@ -273,11 +275,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
     let scene = Scene::new(None).await;
     let liar = Arc::new(Tampered(Liar { gateway: scene.network.gateway(), lies: AtomicBool::new(true) }));
     let port: Arc<dyn Transport> = liar.clone();
-    let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
-        routes.add_service(client_service(port));
-    })
-    .await
-    .unwrap();
+    let server = Server::start(LOOPBACK.into(), Routes::new(client_service(port)).into_axum_router()).await.unwrap();
     let (gateway, rpc, seven) = (server.url(), scene.rpc.url(), digit(7));
     let hash = scene.network.trust_root().await.unwrap().hash().to_string();
     let chain = ["--rpc", &rpc, "--contracts", "contracts.json"];

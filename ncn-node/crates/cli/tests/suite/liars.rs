@@ -24,7 +24,13 @@ use ncn_core::{
     receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
-use ncn_node::{gateway::client_service, server::GrpcServer, store::MemoryStore};
+use ncn_node::{
+    gateway::client_service,
+    server::{LOOPBACK, Server},
+    store::MemoryStore,
+};
+
+use tonic::service::Routes;
 
 use crate::{
     cli::Devnet,
@@ -411,11 +417,7 @@ async fn a_development_networks_validators_are_the_chains_where_there_is_one() {
     stated.trust_root.validators.sort();
     let liar: Arc<dyn Transport> =
         Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) }));
-    let server = GrpcServer::start("127.0.0.1:0".parse().unwrap(), |routes| {
-        routes.add_service(client_service(liar));
-    })
-    .await
-    .unwrap();
+    let server = Server::start(LOOPBACK.into(), Routes::new(client_service(liar)).into_axum_router()).await.unwrap();
     let (url, sample) = (server.url(), digit(7));
     let infer = ["infer", "--gateway", &url, "--relayed", "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits"];
     let mut program = Command::new(ncn());

@@ -56,6 +56,7 @@ mod sandbox;
 mod scene;
 mod streams;
 mod tamper;
+mod tls;
 mod traces;
 mod wait;
 mod workers;
