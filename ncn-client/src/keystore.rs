@@ -20,12 +20,12 @@ const MAX_BYTES: u64 = 64 << 10;
 #[non_exhaustive]
 pub enum KeystoreError {
     /// It cannot be read or written.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {source}", path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// Why.
-        error: io::Error,
+        source: io::Error,
     },
     /// It is something else.
     #[error("{}: is neither a keystore (JSON) nor a private key of 64 hexadecimal digits", .0.display())]
@@ -54,7 +54,7 @@ pub fn create(path: &Path, password: &str) -> Result<DynSigner, KeystoreError> {
 }
 
 fn write(path: &Path, signer: &PrivateKeySigner, password: &str) -> Result<(), KeystoreError> {
-    let file = |error: io::Error| KeystoreError::File { path: path.to_owned(), error };
+    let file = |error: io::Error| KeystoreError::File { path: path.to_owned(), source: error };
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Written where nobody else looks, and moved to its place when its permissions are right.
     let private = directory.join(format!(".ncn-key-{}", signer.address()));
@@ -77,7 +77,7 @@ fn write(path: &Path, signer: &PrivateKeySigner, password: &str) -> Result<(), K
 pub fn open(path: &Path, password: impl FnOnce() -> Option<String>) -> Result<DynSigner, KeystoreError> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
-    read.map_err(|error| KeystoreError::File { path: path.to_owned(), error })?;
+    read.map_err(|error| KeystoreError::File { path: path.to_owned(), source: error })?;
     let text = text.trim();
     if text.starts_with('{') {
         check(text).map_err(|problem| KeystoreError::Damaged { path: path.to_owned(), problem })?;

@@ -7,20 +7,20 @@ use ncn_core::model::ManifestError;
 #[non_exhaustive]
 pub enum ModelStoreError {
     /// The store's directory, or a package's, cannot be used.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {source}", path.display())]
     File {
         /// Which file or directory.
         path: PathBuf,
         /// What is wrong with it.
-        problem: io::Error,
+        source: io::Error,
     },
     /// A package's manifest makes no sense.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {source}", path.display())]
     Manifest {
         /// Where it is.
         path: PathBuf,
         /// Why.
-        problem: ManifestError,
+        source: ManifestError,
     },
     /// A package is not what its manifest says, or cannot be one.
     #[error("{}: {problem}", path.display())]
@@ -99,7 +99,7 @@ impl ModelStoreError {
 
     pub(super) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |problem| Self::File { path, problem }
+        move |source| Self::File { path, source }
     }
 
     pub(super) fn package(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {

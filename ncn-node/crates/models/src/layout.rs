@@ -40,7 +40,7 @@ pub(super) struct Layout {
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(ModelStoreError::File { path: PathBuf::new(), problem: io::Error::other(error) }),
+        Err(error) => Err(ModelStoreError::File { path: PathBuf::new(), source: io::Error::other(error) }),
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn read_manifest(path: &Path) -> Result<Model> {
     let file = File::open(path).map_err(ModelStoreError::file(path))?;
     // One byte more than it may have is enough to see that it has too many.
     file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(ModelStoreError::file(path))?;
-    Model::parse(bytes).map_err(|problem| ModelStoreError::Manifest { path: path.into(), problem })
+    Model::parse(bytes).map_err(|source| ModelStoreError::Manifest { path: path.into(), source })
 }
 
 impl Layout {

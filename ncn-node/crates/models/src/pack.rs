@@ -61,7 +61,7 @@ pub fn pack(directory: &Path, draft: Option<&Path>) -> Result<Model> {
     let manifest: Manifest = serde_json::from_value(json).map_err(|error| refuse(error.to_string()))?;
     let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|error| refuse(error.to_string()))?;
     bytes.push(b'\n');
-    let model = Model::parse(bytes).map_err(|problem| ModelStoreError::Manifest { path: draft.into(), problem })?;
+    let model = Model::parse(bytes).map_err(|source| ModelStoreError::Manifest { path: draft.into(), source })?;
     if fs::read(&target).ok().as_deref() != Some(model.bytes()) {
         layout::write(&target, model.bytes(), 0o644)?;
     }

@@ -41,10 +41,17 @@ impl Spans {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
-    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let mut request = Request(None);
         attributes.record(&mut request);
-        self.add(attributes.metadata().name(), request);
+        let span = context.span(id).unwrap();
+        if let Some(request) = &request.0 {
+            span.extensions_mut().insert(request.clone());
+        } else if span.name() == "worker" {
+            // It runs models, and knows of no requests: its caller's span does.
+            request.0 = span.parent().and_then(|caller| caller.extensions().get::<String>().cloned());
+        }
+        self.add(span.name(), request);
     }
 
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, context: Context<'_, S>) {
@@ -78,6 +85,7 @@ async fn each_role_names_the_request() {
         "registry.preprocessing",
         "validator.completion",
         "validator.preprocessing",
+        "worker",
     ];
     assert_eq!(names, BTreeSet::from(roles));
 }

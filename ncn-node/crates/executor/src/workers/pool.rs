@@ -18,6 +18,7 @@ use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
 };
+use tracing::{Instrument as _, Span};
 
 use super::{
     WorkerOptions, WorkerProgram,
@@ -314,6 +315,8 @@ pub(super) struct RunStream {
     time_limit: Duration,
     asked: PendingCall,
     worker: Worker,
+    /// What the worker does for the request that the caller's span names.
+    span: Span,
     _alone: Option<OwnedSemaphorePermit>,
 }
 
@@ -332,9 +335,10 @@ impl RunStream {
             parameters,
             time_limit_micros: u64::try_from(time_limit.as_micros()).unwrap_or(u64::MAX),
         };
-        let asking = timeout_at(deadline, worker.process.ask(to_worker::Message::Run(run))).await;
+        let span = tracing::info_span!("worker", process = worker.process.id());
+        let asking = timeout_at(deadline, worker.process.ask(to_worker::Message::Run(run))).instrument(span.clone()).await;
         let (asked, answers) = asking.map_err(|_| ExecutorError::TimedOut(time_limit))??;
-        Ok(Self { answers, model, deadline, time_limit, asked, worker, _alone: alone })
+        Ok(Self { answers, model, deadline, time_limit, asked, worker, span, _alone: alone })
     }
 
     /// Cancels the run. A worker that does not stop at once may be stuck: nothing more is sent to it.
@@ -348,6 +352,11 @@ impl RunStream {
 
     /// The next part.
     pub(super) async fn next(&mut self) -> Result<OutputChunk, Broken> {
+        let span = self.span.clone();
+        self.take().instrument(span).await
+    }
+
+    async fn take(&mut self) -> Result<OutputChunk, Broken> {
         let answer = timeout_at(self.deadline, self.answers.recv()).await;
         let Ok(answer) = answer else {
             self.give_up().await;

@@ -153,6 +153,11 @@ fn gone(problem: impl ToString) -> ExecutorError {
 }
 
 impl Process {
+    /// Its process id; 0 when it has none.
+    pub(crate) fn id(&self) -> i32 {
+        Pid::as_raw(self.group.id)
+    }
+
     /// Takes charge of a worker that was just started, and waits until it is ready.
     pub(crate) async fn start(mut child: Child, cancel_grace: Duration) -> Result<Self, ExecutorError> {
         let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
