@@ -1,1 +1,4 @@
 //! Short programs that use the NCN SDK. See `examples/examples/`; each is run by the tests.
+
+#[cfg(test)]
+mod guides;

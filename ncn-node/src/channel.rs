@@ -25,7 +25,7 @@ use ncn_core::{
     ledger::{closable, sign_close},
 };
 use records::Change;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::store::{Sequence, SharedStore, StoreError};
@@ -82,6 +82,8 @@ struct Inner {
     book: Mutex<ChannelState>,
     /// The changes that have led to the book since it was last read. Locked after the book.
     sequence: Mutex<Sequence>,
+    /// Held by the one who reads the book again.
+    restoring: AsyncMutex<()>,
     /// Something is to be settled, or has been.
     changed: Notify,
     /// Settle without waiting for more.
@@ -101,11 +103,24 @@ impl ChannelProcessor {
         store: SharedStore,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
-        let (book, sequence) = (Mutex::new(records::load(store.inner())?), Mutex::default());
+        let (book, sequence, restoring) = (Mutex::new(records::load(store.inner())?), Mutex::default(), AsyncMutex::default());
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
         let stopped = CancellationToken::new();
-        let inner =
-            Arc::new(Inner { ledger, chain, registry, signer, store, options, book, sequence, changed, flush, settled, stopped });
+        let inner = Arc::new(Inner {
+            ledger,
+            chain,
+            registry,
+            signer,
+            store,
+            options,
+            book,
+            sequence,
+            restoring,
+            changed,
+            flush,
+            settled,
+            stopped,
+        });
         let (settling, stopped) = (inner.clone(), inner.stopped.clone());
         tokio::spawn(async move {
             let work = async { tokio::join!(settler::settle_for_ever(&settling), reorganization::revisit_for_ever(&settling)) };
@@ -129,6 +144,8 @@ impl ChannelProcessor {
     /// Ends the settling, at once. Another process can take up what the file holds.
     pub fn stop(&self) {
         self.0.stopped.cancel();
+        // What is on its way is another's to do, who reads the store next.
+        self.0.sequence().abandon();
     }
 
     /// Ends the settling when what is returned is dropped.
@@ -158,9 +175,23 @@ impl ChannelProcessor {
         inner.chain.channel(channel).await?.ok_or_else(problem).map(Some)
     }
 
+    /// A request's hold, as the store has it: what is still on its way there may not be acted upon.
     async fn hold(&self, request_id: RequestId) -> Result<Option<Hold>, LedgerError> {
-        self.0.restore().await?;
-        Ok(self.0.book().hold(request_id).copied())
+        let inner = &self.0;
+        loop {
+            inner.restore().await?;
+            let (hold, sequence) = {
+                let book = inner.book();
+                (book.hold(request_id).copied(), inner.sequence().clone())
+            };
+            if hold.is_none() {
+                return Ok(None);
+            }
+            inner.store.idle().await.map_err(storage)?;
+            if !sequence.is_broken() {
+                return Ok(hold);
+            }
+        }
     }
 }
 
@@ -182,12 +213,12 @@ impl Inner {
     ) -> Result<T, LedgerError> {
         self.restore().await?;
         let slot = self.store.slot().await.map_err(storage)?;
-        let (value, kept) = {
+        let (value, sequence, kept) = {
             let mut book = self.book();
             let (value, change) = change(&mut book)?;
-            let sequence = self.sequence();
+            let sequence = self.sequence().clone();
             match change.ops() {
-                Ok(ops) => (value, slot.commit(ops, Some(&sequence))),
+                Ok(ops) => (value, sequence.clone(), slot.commit(ops, Some(&sequence))),
                 Err(error) => {
                     sequence.abandon();
                     return Err(storage(error));
@@ -196,6 +227,7 @@ impl Inner {
         };
         let kept = kept.await;
         if kept.is_err() {
+            sequence.abandon();
             // What fails here is tried again before the next change.
             if let Err(error) = self.restore().await {
                 tracing::error!(%error, "the book cannot be read again after a change that was not kept");
@@ -207,6 +239,14 @@ impl Inner {
 
     /// Reads the book from the store when a change of it was not kept: after that the store takes none that builds on it.
     async fn restore(&self) -> Result<(), LedgerError> {
+        if !self.sequence().is_broken() {
+            return Ok(());
+        }
+        if self.stopped.is_cancelled() {
+            return Err(LedgerError::Busy("the gateway has stopped: ask it again when it is back".into()));
+        }
+        // A whole book is read into memory: by one, for all.
+        let _restoring = self.restoring.lock().await;
         let broken = self.sequence().clone();
         if !broken.is_broken() {
             return Ok(());
@@ -214,12 +254,9 @@ impl Inner {
         // After this, nothing of it is on its way any more.
         self.store.idle().await.map_err(storage)?;
         let mut kept = self.store.read(records::load).await.map_err(storage)?;
-        let (mut book, mut sequence) = (self.book(), self.sequence());
-        // Another call may have been first, and the book have changed since.
-        if *sequence == broken {
-            kept.learn_from(&book);
-            (*book, *sequence) = (kept, Sequence::default());
-        }
+        let mut book = self.book();
+        kept.learn_from(&book);
+        (*book, *self.sequence()) = (kept, Sequence::default());
         Ok(())
     }
 }

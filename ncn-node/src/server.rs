@@ -9,10 +9,11 @@ mod pool;
 use std::{io, net::SocketAddr, time::Duration};
 
 use connection::Connection;
+use futures::StreamExt as _;
 use intake::Intake;
 use pool::Pool;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
-use tokio_stream::StreamExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
     service::Routes,
@@ -33,8 +34,12 @@ use tonic::{
 
 /// Any free port of this machine.
 pub const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
-/// How many connections are open at once.
+/// How many connections are open at once, where the process may have so many files open.
 const CONNECTIONS: usize = 1_024;
+/// How many files are left to everything else of the process: its store, its own connections, its workers.
+const OTHER_FILES: u64 = 256;
+/// After an error that is no connection's own, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How many bytes of a connection have been received and not been read. On a way of 100 ms it lets 2.5 MB/s through.
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// How many calls are open at once, answers that are being sent included.
@@ -108,11 +113,22 @@ impl Server {
         let scheme = if identity.is_some() { "https" } else { "http" };
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let connections = Pool::new(CONNECTIONS);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).filter_map(move |accepted| match accepted {
-            Ok(stream) => Connection::admit(stream, &connections).map(Ok),
-            Err(error) => Some(Err(error)),
+        let connections = Pool::new(connections()?);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).filter_map(move |accepted| {
+            let connections = connections.clone();
+            async move {
+                match accepted {
+                    Ok(stream) => Connection::admit(stream, &connections).map(io::Result::Ok),
+                    // Whoever knocks is still there: without the pause, this would be tried again at once and for ever.
+                    Err(error) => {
+                        tracing::warn!(%address, %error, "a connection cannot be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        None
+                    }
+                }
+            }
         });
+        let incoming = Box::pin(incoming);
         let (calls, messages) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
         let intake = Intake { calls, messages, streams, answers };
@@ -149,6 +165,17 @@ impl Server {
     pub fn url(&self) -> String {
         self.url.clone()
     }
+}
+
+/// How many connections the process can have open.
+fn connections() -> io::Result<usize> {
+    let Some(files) = getrlimit(Resource::Nofile).current else { return Ok(CONNECTIONS) };
+    let room = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(CONNECTIONS).min(CONNECTIONS);
+    if room == 0 {
+        let problem = format!("only {files} files may be open, at least {} are needed: raise `ulimit -n`", OTHER_FILES + 1);
+        return Err(io::Error::other(problem));
+    }
+    Ok(room)
 }
 
 /// What lies beneath an error says more than the error.

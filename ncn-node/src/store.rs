@@ -66,7 +66,10 @@ impl Op {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The file cannot be opened: another process may have it.
+    /// Another process has the file open.
+    #[error("store: {}: another process has it open: end that one", .0.display())]
+    InUse(PathBuf),
+    /// The file cannot be opened.
     #[error("store: {}: {source}", path.display())]
     Open {
         /// Which file.

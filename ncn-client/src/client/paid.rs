@@ -52,15 +52,15 @@ enum Ending {
 struct Listener {
     parts: Parts,
     out: Option<mpsc::Sender<InferenceEvent>>,
-    /// The index of the update that comes next, over all connections.
-    next: u64,
+    /// The index of the update that comes next, over all connections; none when they begin anew.
+    next: Option<u64>,
     /// What the updates so far said of the steps.
     steps: Vec<StepTiming>,
 }
 
 impl Listener {
     fn none(paid: &Paid) -> Self {
-        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None, next: 0, steps: Vec::new() }
+        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None, next: Some(0), steps: Vec::new() }
     }
 
     fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
@@ -70,7 +70,7 @@ impl Listener {
 
     /// A connection begins with this update: the next one, or the first one, when the gateway does not have those before it any more.
     fn begin(&mut self, index: u64) {
-        if index == self.next {
+        if self.next == Some(index) {
             self.parts.go_on();
         } else {
             self.parts.rewind();
@@ -177,7 +177,7 @@ impl Paid {
     /// Follows the updates once, for at most `timeout`.
     async fn follow(&self, timeout: Duration, listener: &mut Listener) -> Result<Ending, TransportError> {
         let following = async {
-            let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone(), listener.next).await?;
+            let mut updates = self.quoted.client.transport.updates(self.quoted.access.clone(), listener.next.unwrap_or(0)).await?;
             let mut has_begun = false;
             loop {
                 // A caller that is slow to take parts holds up neither the request nor the other requests of its connection.
@@ -192,7 +192,7 @@ impl Paid {
                     has_begun = true;
                 }
                 // An end may be followed by another one, when late money has come.
-                listener.next = if event.is_last() { 0 } else { index.saturating_add(1) };
+                listener.next = if event.is_last() { None } else { index.checked_add(1) };
                 match event {
                     TaskEvent::Step(report) if listener.steps.len() < MAX_STEPS => listener.steps.push(report),
                     TaskEvent::Attempt(node) => listener.parts.attempt(node),

@@ -164,7 +164,8 @@ impl Parts {
         for chunk in &self.handed {
             whole.append(chunk.values.clone());
         }
-        let signed = self.signed >= self.handed.len() as u64;
+        // After a misfit nothing was compared any more.
+        let signed = self.misfit.is_none() && self.signed >= self.handed.len() as u64;
         // A later part may have replaced what is no text, so the node's signature decides.
         match (whole.misfit(output, signed), &self.misfit) {
             (None, _) => Ok(()),

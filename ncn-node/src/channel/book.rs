@@ -162,12 +162,10 @@ impl ChannelState {
         self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
     }
 
-    /// Takes over what another book knows of the chain, where this one knows nothing.
+    /// Takes over what another book knows of the chain, which it was told later than this one.
     pub(super) fn learn_from(&mut self, other: &Self) {
-        for (channel, account) in &other.accounts {
-            if !self.accounts.contains_key(channel) {
-                self.learn(&account.highest, account.chain);
-            }
+        for account in other.accounts.values() {
+            self.learn(&account.highest, account.chain);
         }
     }
 

@@ -58,9 +58,12 @@ impl Kept {
         kept
     }
 
-    /// Takes a batch in; returns its number, and the numbers of those that had to go.
+    /// Takes a batch in; returns its number, and the numbers of those that had to go. One that is kept already keeps its number.
     pub(super) fn push(&mut self, batch: SettledBatch) -> (u64, Vec<u64>) {
-        let number = self.batches.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
+        let same = |(_, kept): &(&u64, &Arc<SettledBatch>)| kept.settlement == batch.settlement;
+        let known = self.batches.iter().rev().find(same).map(|(number, _)| *number);
+        let next = || self.batches.last_key_value().map_or(0, |(last, _)| last.saturating_add(1));
+        let number = known.unwrap_or_else(next);
         self.replace(number, batch);
         let mut dropped = Vec::new();
         while (self.batches.len() > MAX_BATCHES || self.bytes > MAX_BYTES) && self.batches.len() > 1 {
@@ -102,7 +105,7 @@ mod tests {
     use super::*;
 
     fn batch(bytes: u64) -> SettledBatch {
-        let settlement = ChannelSettlement { root: B256::ZERO, count: 1, charges: Vec::new(), payouts: Vec::new() };
+        let settlement = ChannelSettlement { root: B256::random(), count: 1, charges: Vec::new(), payouts: Vec::new() };
         SettledBatch { settlement, vouchers: Vec::new(), certificate: None, at: 5, bytes, reopened: false }
     }
 
@@ -117,6 +120,9 @@ mod tests {
         assert_eq!((dropped.len(), kept.list().len(), kept.bytes), (MAX_BATCHES, 1, MAX_BYTES));
         let (_, dropped) = kept.push(batch(MAX_BYTES + 1));
         assert_eq!((dropped.len(), kept.list().len()), (1, 1), "the newest is kept in any case");
+        let newest = kept.list().pop().unwrap().1;
+        let number = kept.push((*newest).clone()).0;
+        assert_eq!((kept.list().len(), kept.list()[0].0), (1, number), "the same one is kept once");
         assert!(!batch(1).is_deep(DEEP_AFTER + 4) && batch(1).is_deep(DEEP_AFTER + 5));
     }
 }

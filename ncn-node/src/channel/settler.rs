@@ -241,8 +241,9 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
             Some(certificate) => certificate.clone(),
             None => {
                 let certificate = certify(inner, &pending.batch).await?;
-                pending.certificate = Some(certificate.clone());
-                keep(inner, Some(pending)).await?;
+                let certified = Pending { certificate: Some(certificate.clone()), ..pending.clone() };
+                keep(inner, Some(&certified)).await?;
+                *pending = certified;
                 certificate
             }
         };

@@ -1,4 +1,5 @@
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -27,12 +28,18 @@ impl RedbStore {
     /// # Errors
     /// Another process has it open, it is no store, or a table in it was made by another version of this program.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        if !path.try_exists().unwrap_or(true) {
+            create(path).map_err(|source| StoreError::Open { path: path.into(), source: Arc::new(source) })?;
+        }
         Self::open_by(path, Box::new(|path| Database::create(path)))
     }
 
     pub(super) fn open_by(path: &Path, open: Box<Open>) -> Result<Self, StoreError> {
         let failed = |error: redb::Error| StoreError::Open { path: path.into(), source: Arc::new(error) };
-        let database = open(path).map_err(|error| failed(error.into()))?;
+        let database = match open(path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse(path.into())),
+            database => database.map_err(|error| failed(error.into()))?,
+        };
         let check = || {
             let read = database.begin_read()?;
             for table in read.list_tables()? {
@@ -65,6 +72,25 @@ impl RedbStore {
         *closed = Some(database);
         done
     }
+}
+
+/// Makes the file beside its place, so that a full disk or a crash leaves none that is not whole.
+fn create(path: &Path) -> Result<(), redb::Error> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let made = (|| {
+        if let Err(error) = fs::remove_file(&beside)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error.into());
+        }
+        drop(Database::create(&beside)?);
+        Ok(fs::rename(&beside, path)?)
+    })();
+    if made.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    made
 }
 
 impl Store for RedbStore {

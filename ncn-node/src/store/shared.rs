@@ -1,4 +1,5 @@
 use std::{
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -149,7 +150,7 @@ fn write(store: &dyn Store, jobs: Vec<Job>) {
         ops.append(&mut more);
         waiting.push((from..ops.len(), sequence, done));
     }
-    let kept = store.commit(&ops);
+    let kept = commit(store, &ops);
     if let Err(error) = &kept {
         tracing::error!(%error, "a commit failed");
     }
@@ -158,7 +159,7 @@ fn write(store: &dyn Store, jobs: Vec<Job>) {
         let kept = match &kept {
             Err(_) if sequence.as_ref().is_some_and(Sequence::is_broken) => Err(StoreError::Outdated),
             // One of them may be at fault: each by itself, so that it takes nobody along.
-            Err(_) if !alone => store.commit(ops.get(range).unwrap_or_default()),
+            Err(_) if !alone => commit(store, ops.get(range).unwrap_or_default()),
             kept => kept.clone(),
         };
         if let (Err(_), Some(sequence)) = (&kept, sequence) {
@@ -166,6 +167,12 @@ fn write(store: &dyn Store, jobs: Vec<Job>) {
         }
         answer(done, kept);
     }
+}
+
+/// A panic of the store's is an error like any other: the writer goes on.
+fn commit(store: &dyn Store, ops: &[Op]) -> Result<(), StoreError> {
+    let committed = panic::catch_unwind(AssertUnwindSafe(|| store.commit(ops)));
+    committed.unwrap_or_else(|_| Err(StoreError::failed(std::io::Error::other("the store panicked"))))
 }
 
 fn is_outdated(job: &Job) -> bool {

@@ -115,7 +115,7 @@ fn a_file_is_of_one_process_and_one_version() {
     let store = RedbStore::open(&path).unwrap();
     store.commit(&[put(ONE, "a", "1")]).unwrap();
     let second = RedbStore::open(&path).map(drop).unwrap_err();
-    assert!(matches!(&second, StoreError::Open { .. }) && second.to_string().contains(&path.display().to_string()), "{second}");
+    assert!(matches!(&second, StoreError::InUse(_)) && second.to_string().contains(&path.display().to_string()), "{second}");
     drop(store);
     assert_eq!(RedbStore::open(&path).unwrap().scan(ONE, &[]).unwrap(), [row("a", "1")]);
 

@@ -1,5 +1,5 @@
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Amount, B256, FeeSplit, Usage, compute::MAX_STREAM_BYTES};
+use ncn_core::{Amount, B256, DataType, FeeSplit, Tensor, Usage, compute::MAX_STREAM_BYTES};
 
 use super::*;
 
@@ -141,4 +141,26 @@ fn parts_have_no_more_bytes_than_a_stream_may_have() {
     }
     assert!(count <= MAX_STREAM_BYTES / (2 << 20), "{count}");
     assert!(parts.misfit.as_ref().is_some_and(|misfit| misfit.contains("bytes")), "{:?}", parts.misfit);
+}
+
+/// Of what is no text, a later part replaces an earlier one, so only the node's signature over what was handed out counts.
+#[tokio::test]
+async fn a_signature_over_other_parts_does_not_vouch_for_those_that_were_handed_out() {
+    let node = PrivateKeySigner::random();
+    let quote = quote(node.address());
+    let values = |byte: u8| Values::from([("x", Tensor::new(DataType::U8, vec![1], vec![byte]).unwrap())]);
+    let part = |byte| OutputChunk { values: values(byte), usage: None };
+    let mut honest = StreamChain::new(quote.request_id);
+    honest.extend(&values(2));
+    let signed = Signed::sign(honest.checkpoint(node.address()), &DOMAIN, &node).await.unwrap();
+
+    let mut parts = Parts::new(&quote, DOMAIN);
+    parts.attempt(node.address());
+    parts.part(part(1));
+    assert_eq!(parts.next(), Some(InferenceEvent::Part(part(1))), "forged, and handed out");
+    parts.checkpoint(&signed);
+    parts.attempt(node.address());
+    parts.part(part(2));
+    parts.checkpoint(&signed);
+    assert!(parts.delivered(&values(2)).is_err());
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, FeeSplit, Model, Subnet, SubnetModel};
+use ncn_core::{Amount, FeeSplit, Model, Subnet, SubnetModel, membership::MembershipLimits};
 use ncn_devnet::quickstart;
 use ncn_models::Source;
 use ncn_node::{
@@ -18,8 +18,10 @@ use ncn_node::{
     gateway::{Gateway, GatewayError, GatewayOptions},
     node::RunningGateway,
     server::Listen,
-    store::SharedStore,
+    store::{SharedStore, StoreError},
 };
+
+use url::Url;
 
 use crate::{
     Failure,
@@ -103,18 +105,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Where it listens, and how it is called.
 fn listen(arguments: &Arguments) -> Result<Listen, Failure> {
-    let read = |option: &str, path: &Path| {
-        let refuse = |problem: &str| Failure::Input(format!("{option} {}: {problem}", path.display()));
-        let read = read_within(path, MAX_PEM_BYTES).map_err(|error| refuse(&error.to_string()))?;
-        read.ok_or_else(|| refuse("is too large to be one"))
+    let read = |option: &str, path: &Path, what: &str| {
+        let refuse = |problem: String| Failure::Input(format!("{option} {}: {problem}", path.display()));
+        let read = read_within(path, MAX_PEM_BYTES).map_err(|error| refuse(error.to_string()))?;
+        let marked = |read: &Vec<u8>| String::from_utf8_lossy(read).contains(&format!("{what}-----"));
+        read.filter(marked).ok_or_else(|| refuse(format!("is no PEM file with a {what}")))
     };
     let mut listen = Listen::on(arguments.listen);
-    if let (Some(certificate), Some(key)) = (&arguments.tls_certificate, &arguments.tls_key) {
-        listen = listen.tls(read("--tls-certificate", certificate)?, read("--tls-key", key)?);
+    let tls = arguments.tls_certificate.as_ref().zip(arguments.tls_key.as_ref());
+    if let Some((certificate, key)) = tls {
+        listen = listen.tls(read("--tls-certificate", certificate, "CERTIFICATE")?, read("--tls-key", key, "PRIVATE KEY")?);
     }
     if let Some(url) = &arguments.url {
-        ncn_client::grpc::endpoint(url).map_err(|error| Failure::Input(format!("--url: {error}")))?;
-        listen = listen.url(url);
+        let refuse = |problem: &str| Failure::Input(format!("--url: {problem}: write http://HOST:PORT or https://HOST:PORT"));
+        let parsed = Url::parse(url).map_err(|error| refuse(&error.to_string()))?;
+        let is_origin = parsed.has_host() && parsed.username().is_empty() && parsed.password().is_none();
+        let is_origin = is_origin && parsed.path() == "/" && parsed.query().is_none() && parsed.fragment().is_none();
+        if !is_origin || !matches!(parsed.scheme(), "http" | "https") || url.len() > MembershipLimits::default().text {
+            return Err(refuse("is not the URL of a host"));
+        }
+        if tls.is_some() && parsed.scheme() != "https" {
+            return Err(refuse("has to be https, since there is a certificate"));
+        }
+        listen = listen.url(url.trim_end_matches('/'));
+    } else if arguments.listen.ip().is_unspecified() {
+        return Err(Failure::Input(format!("--listen {}: nobody can call that: say how with --url", arguments.listen)));
     }
     Ok(listen)
 }
@@ -173,14 +188,12 @@ async fn open_store(arguments: &Arguments) -> Result<SharedStore, Failure> {
         let mut backoff = ncn_client::Backoff::new();
         loop {
             match SharedStore::open(&path) {
-                Ok(store) => return store,
-                Err(error) => tracing::debug!(%error, "the store is not free yet"),
+                Err(StoreError::InUse(_)) => backoff.pause().await,
+                opened => return opened,
             }
-            backoff.pause().await;
         }
     };
-    match tokio::time::timeout(STORE_TIMEOUT, opening).await {
-        Ok(store) => Ok(store),
-        Err(_) => SharedStore::open(&path).map_err(|error| refuse(error.to_string())),
-    }
+    let opened = tokio::time::timeout(STORE_TIMEOUT, opening).await;
+    let opened = opened.unwrap_or_else(|_| SharedStore::open(&path));
+    opened.map_err(|error| refuse(format!("{error}; name another directory, or make room")))
 }

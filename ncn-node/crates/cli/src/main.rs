@@ -34,6 +34,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use ncn_client::ClientError;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -169,6 +170,11 @@ fn serving<N, S: Future<Output = ()>>(
     start: impl Future<Output = Result<N, Failure>>,
     shutdown: impl FnOnce(N) -> S,
 ) -> Result<(), Failure> {
+    // Each connection takes a file, and the usual limit is a small one for what serves many.
+    let files = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         // One for all of it: a signal that comes as soon as the node says where it listens counts.

@@ -54,6 +54,7 @@ mod rpc;
 mod s3;
 mod sandbox;
 mod scene;
+mod stores;
 mod streams;
 mod tamper;
 mod tls;

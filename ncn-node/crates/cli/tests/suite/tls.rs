@@ -87,11 +87,26 @@ fn a_request_is_served_behind_https() {
     for (files, why) in [
         (&["--tls-certificate", "certificate.pem"][..], "--tls-key"),
         (&["--tls-certificate", "nowhere.pem", "--tls-key", "key.pem"], "--tls-certificate nowhere.pem"),
-        (&["--tls-certificate", "none.pem", "--tls-key", "key.pem"], "--tls-certificate, --tls-key"),
-        (&["--tls-certificate", "certificate.pem", "--tls-key", "root.pem"], "--tls-certificate, --tls-key"),
+        (&["--tls-certificate", "none.pem", "--tls-key", "key.pem"], "--tls-certificate none.pem: is no PEM"),
+        (&["--tls-certificate", "certificate.pem", "--tls-key", "root.pem"], "--tls-key root.pem: is no PEM"),
     ] {
         let refused = program(here, "root.pem", &[&gateway, files].concat()).output().unwrap();
         assert!(refused.status.code() == Some(2) && says(&refused).contains(why), "{files:?}: {}", says(&refused));
+    }
+    let listening = ["gateway", "--key", "keys/client-2.key", "--state", "state"];
+    let long = format!("https://{}:5", "a.".repeat(150));
+    for (more, why) in [
+        (&["--url", "nonsense"][..], "--url: "),
+        (&["--url", "https://localhost:99999"], "--url: "),
+        (&["--url", "https://user:secret@localhost:5"], "--url: "),
+        (&["--url", "https://localhost:5/path?x=1"], "--url: "),
+        (&["--url", &long], "--url: "),
+        (&["--url", "http://localhost:5", "--tls-certificate", "certificate.pem", "--tls-key", "key.pem"], "has to be https"),
+        (&["--listen", "0.0.0.0:0"], "--listen 0.0.0.0:0: nobody can call that"),
+    ] {
+        let refused = program(here, "root.pem", &[&listening[..], &network, more].concat()).output().unwrap();
+        assert!(refused.status.code() == Some(2) && says(&refused).contains(why), "{more:?}: {}", says(&refused));
+        assert!(!says(&refused).contains("secret"), "{}", says(&refused));
     }
     let tls = ["--tls-certificate", "certificate.pem", "--tls-key", "key.pem"];
     let _gateway = Process::start(program(here, "root.pem", &[&gateway[..], &tls].concat()), &url);

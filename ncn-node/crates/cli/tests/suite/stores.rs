@@ -1,0 +1,397 @@
+//! A gateway's book of channels on a store that is full, slow, panics, or loses its answers.
+
+#![allow(clippy::disallowed_methods, reason = "a store blocks its own thread")]
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ncn_client::unix_now;
+use ncn_core::{
+    Amount, B256, BatchSettler, ChainView, ChannelParams, DynSigner, FeeSplit, LedgerError, PaymentAuthorization, PaymentLedger,
+    PaymentLedgerExt as _, PaymentStatus, Quote, Registry, SignedVoucher, TrustRoot, memory::MemoryRegistry,
+};
+use ncn_node::{
+    channel::{BatchPolicy, ChannelProcessor},
+    store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
+};
+
+use crate::{
+    money::Contracts as _,
+    scene::{Behavior, Chain, InProcess, key, settlement, tokens},
+    wait::eventually,
+};
+
+const WEEK: u64 = 7 * 24 * 3_600;
+
+type Act = Arc<dyn Fn(&MemoryStore, &[Op]) -> Result<(), StoreError> + Send + Sync>;
+
+#[derive(Default)]
+struct Loads {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    all: AtomicUsize,
+    slow: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Hooked {
+    rows: Arc<MemoryStore>,
+    act: Arc<Mutex<Act>>,
+    loads: Arc<Loads>,
+}
+
+impl Hooked {
+    fn new() -> Self {
+        let works: Act = Arc::new(Store::commit);
+        Self { rows: Arc::default(), act: Arc::new(Mutex::new(works)), loads: Arc::default() }
+    }
+
+    fn acts(&self, act: impl Fn(&MemoryStore, &[Op]) -> Result<(), StoreError> + Send + Sync + 'static) {
+        *self.act.lock().unwrap() = Arc::new(act);
+    }
+
+    fn works(&self) {
+        self.acts(Store::commit);
+    }
+
+    fn is_full(&self) {
+        self.acts(|_, _| Err(failed()));
+    }
+}
+
+impl Store for Hooked {
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+        let act = self.act.lock().unwrap().clone();
+        act(&self.rows, ops)
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+        if table == "channel.holds" && prefix.is_empty() {
+            self.loads.all.fetch_add(1, Ordering::SeqCst);
+            let now = self.loads.now.fetch_add(1, Ordering::SeqCst) + 1;
+            self.loads.most.fetch_max(now, Ordering::SeqCst);
+            if self.loads.slow.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let rows = self.rows.scan(table, prefix);
+            self.loads.now.fetch_sub(1, Ordering::SeqCst);
+            return rows;
+        }
+        self.rows.scan(table, prefix)
+    }
+}
+
+fn failed() -> StoreError {
+    StoreError::failed(std::io::Error::other("no space left"))
+}
+
+fn touches(ops: &[Op], table: Table) -> bool {
+    ops.iter().any(|op| op.table() == table)
+}
+
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let open = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(open, |open| !*open).unwrap());
+    }
+}
+
+/// A processor on a chain with a store that can fail, and one client's channel.
+struct Book {
+    chain: Chain,
+    client: DynSigner,
+    gateway: DynSigner,
+    compute: DynSigner,
+    trust: TrustRoot,
+    terms: ChannelParams,
+    store: Hooked,
+    shared: SharedStore,
+    expiry: u64,
+}
+
+impl Book {
+    async fn new(deposit: Amount) -> Self {
+        Self::on(Chain::new(5).await, deposit).await
+    }
+
+    async fn on(chain: Chain, deposit: Amount) -> Self {
+        let (client, gateway, compute) = (key(), key(), key());
+        let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
+        let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
+        chain.account(client.clone(), tokens(2)).await;
+        let expiry = unix_now() + WEEK;
+        chain.ledger(client.clone()).fund_channel(&terms, deposit, expiry).await.unwrap();
+        let store = Hooked::new();
+        let shared = SharedStore::new(store.clone()).unwrap();
+        Self { chain, client, gateway, compute, trust, terms, store, shared, expiry }
+    }
+
+    fn start(&self, registry: Arc<dyn Registry>) -> ChannelProcessor {
+        self.start_on(registry, self.shared.clone())
+    }
+
+    fn start_on(&self, registry: Arc<dyn Registry>, shared: SharedStore) -> ChannelProcessor {
+        let policy = BatchPolicy { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..BatchPolicy::default() };
+        let account = self.chain.ledger(self.gateway.clone());
+        let chain: Arc<dyn BatchSettler> = account.clone();
+        ChannelProcessor::start(account, chain, registry, self.gateway.clone(), shared, policy).unwrap()
+    }
+
+    fn alone(&self) -> ChannelProcessor {
+        self.start(self.nobody())
+    }
+
+    fn nobody(&self) -> Arc<dyn Registry> {
+        Arc::new(MemoryRegistry::new(self.trust.clone(), Vec::new(), Arc::new(unix_now)))
+    }
+
+    async fn voucher(&self, total: u128, cumulative: u128) -> (Quote, PaymentAuthorization) {
+        let quote = Quote {
+            request_id: B256::random(),
+            client: self.client.address(),
+            gateway: self.gateway.address(),
+            compute: self.compute.address(),
+            model_digest: B256::repeat_byte(7),
+            total: Amount::new(total),
+            split: FeeSplit::default(),
+            expiry: unix_now() + 3_600,
+            trust_root: self.trust.hash(),
+        };
+        let payment = SignedVoucher::sign(self.terms, &quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap();
+        (quote, PaymentAuthorization::Voucher(payment))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_kept_yet_does_not_count_as_paid() {
+    let book = Book::new(Amount::new(1_000)).await;
+    let ledger = book.alone();
+    let (quote, payment) = book.voucher(100, 100).await;
+    let gate = Gate::default();
+    let (waiting, reached) = (gate.clone(), Arc::new(AtomicBool::new(false)));
+    let here = reached.clone();
+    book.store.acts(move |_, _| {
+        here.store(true, Ordering::SeqCst);
+        waiting.pass();
+        Err(failed())
+    });
+    let (redeeming, of) = (ledger.clone(), quote.clone());
+    let redeeming = tokio::spawn(async move { redeeming.redeem(&of, &payment).await });
+    eventually("the commit is under way", async || reached.load(Ordering::SeqCst)).await;
+    let mut asked = Box::pin(ledger.payment_of(&quote));
+    assert!(futures::poll!(&mut asked).is_pending(), "nobody knows yet");
+    gate.open();
+    assert!(redeeming.await.unwrap().is_err());
+    assert_eq!(asked.await, Ok(None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_top_up_is_remembered_while_the_store_fails() {
+    let book = Book::new(Amount::new(100)).await;
+    let ledger = book.alone();
+    let (quote, payment) = book.voucher(100, 100).await;
+    ledger.redeem(&quote, &payment).await.unwrap();
+    book.chain.ledger(book.client.clone()).fund_channel(&book.terms, Amount::new(1_000_000), book.expiry).await.unwrap();
+    let mut vouchers = Vec::new();
+    for n in 1..=64 {
+        vouchers.push(book.voucher(100, 100 + n * 100).await);
+    }
+    let mut refused = Vec::new();
+    for round in 0..20 {
+        book.store.is_full();
+        let redeeming: Vec<_> = vouchers
+            .iter()
+            .cloned()
+            .map(|(quote, payment)| {
+                let ledger = ledger.clone();
+                tokio::spawn(async move { ledger.redeem(&quote, &payment).await })
+            })
+            .collect();
+        for redeemed in redeeming {
+            if let Err(error) = redeemed.await.unwrap()
+                && !error.is_retryable()
+            {
+                refused.push((round, error.to_string()));
+            }
+        }
+    }
+    println!("F2: {} refused for good, of 1280; the first: {:?}", refused.len(), refused.first());
+    book.store.works();
+    for (quote, payment) in &vouchers {
+        ledger.redeem(quote, payment).await.unwrap();
+    }
+    assert!(refused.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_book_is_read_by_one_for_all() {
+    let book = Book::new(Amount::new(1_000_000)).await;
+    let ledger = book.alone();
+    let mut vouchers = Vec::new();
+    for n in 1..=64 {
+        vouchers.push(book.voucher(100, n * 100).await);
+    }
+    book.store.loads.slow.store(true, Ordering::SeqCst);
+    book.store.is_full();
+    let before = book.store.loads.all.load(Ordering::SeqCst);
+    futures::future::join_all(vouchers.iter().map(|(quote, payment)| ledger.redeem(quote, payment))).await;
+    let (most, all) = (book.store.loads.most.load(Ordering::SeqCst), book.store.loads.all.load(Ordering::SeqCst) - before);
+    assert!(most <= 1, "{most} copies of the book at once, {all} in all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_panics_once_goes_on() {
+    let book = Book::new(Amount::new(1_000)).await;
+    let ledger = book.alone();
+    let (quote, payment) = book.voucher(100, 100).await;
+    book.store.acts(|_, _| panic!("for the test"));
+    let first = ledger.redeem(&quote, &payment).await;
+    book.store.works();
+    let second = ledger.redeem(&quote, &payment).await;
+    let status = ledger.payment_of(&quote).await;
+    println!(
+        "F4: {first:?}; then {second:?}; status {status:?}; in the store: {:?} holds",
+        book.store.rows.scan("channel.holds", &[]).unwrap().len()
+    );
+    assert!(first.is_err_and(|error| error.is_retryable()));
+    second.unwrap();
+    assert!(matches!(status, Ok(Some(_))), "{status:?}");
+}
+
+async fn settling(seed: u128) -> (InProcess, Book, ChannelProcessor) {
+    let network = InProcess::new(&[Behavior::Honest; 5]).await;
+    let book = Book::on(network.chain.clone(), Amount::new(1_000_000)).await;
+    let ledger = book.start(network.registry.clone());
+    let (quote, payment) = book.voucher(seed, seed).await;
+    ledger.redeem(&quote, &payment).await.unwrap();
+    let served = settlement(&quote, &book.compute, &book.trust, &book.chain.validators, 3).await;
+    ledger.settle(&served).await.unwrap();
+    (network, book, ledger)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_sent_once_its_certificate_is_kept() {
+    let (_network, book, ledger) = settling(1_000).await;
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = tries.clone();
+    book.store.acts(move |rows, ops| {
+        // The batch is kept without its certificate, and with it not for a while.
+        if touches(ops, "channel.batch") && (1..4).contains(&counted.fetch_add(1, Ordering::SeqCst)) {
+            return Err(failed());
+        }
+        rows.commit(ops)
+    });
+    ledger.flush();
+    let charged = async || book.chain.deployer.channel(book.terms.id()).await.unwrap().unwrap().settled == Amount::new(1_000);
+    eventually("the batch is charged", charged).await;
+    assert!(tries.load(Ordering::SeqCst) > 4, "not before its certificate was kept");
+    eventually("it is booked in the end", async || ledger.unsettled() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settled_batch_is_kept_once_however_often_its_answer_is_lost() {
+    let (_network, book, ledger) = settling(1_000).await;
+    let lost = Arc::new(AtomicUsize::new(0));
+    let lost_so_far = lost.clone();
+    book.store.acts(move |rows, ops| {
+        rows.commit(ops)?;
+        if touches(ops, "channel.kept") && lost.fetch_add(1, Ordering::SeqCst) < 5 { Err(failed()) } else { Ok(()) }
+    });
+    ledger.flush();
+    let given_up = lost_so_far.clone();
+    eventually("it is settled", async || ledger.unsettled() == 0 && given_up.load(Ordering::SeqCst) > 5).await;
+    let rows = book.store.rows.scan("channel.kept", &[]).unwrap();
+    let proofs = book.store.rows.scan("channel.kept.proofs", &[]).unwrap();
+    assert_eq!((rows.len(), proofs.len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn after_any_faults_memory_and_store_agree() {
+    let book = Book::new(Amount::TOKEN).await;
+    let ledger = book.alone();
+    let counter = AtomicUsize::new(0);
+    book.store.acts(move |rows, ops| match counter.fetch_add(1, Ordering::SeqCst).wrapping_mul(2_654_435_761) >> 7 & 7 {
+        0 | 1 => Err(failed()),
+        2 => {
+            rows.commit(ops)?;
+            Err(failed())
+        }
+        3 => {
+            std::thread::sleep(Duration::from_millis(5));
+            rows.commit(ops)
+        }
+        _ => rows.commit(ops),
+    });
+    let mut tasks = Vec::new();
+    for n in 1..=150_u128 {
+        let (quote, payment) = book.voucher(100, n * 100).await;
+        let served = settlement(&quote, &book.compute, &book.trust, &book.chain.validators, 3).await;
+        let ledger = ledger.clone();
+        tasks.push(tokio::spawn(async move {
+            // Presented by three at once.
+            let all = futures::future::join_all((0..3).map(|_| ledger.redeem(&quote, &payment))).await;
+            assert!(all.iter().filter_map(|redeemed| redeemed.as_ref().err()).all(LedgerError::is_retryable), "{all:?}");
+            while let Err(error) = ledger.redeem(&quote, &payment).await {
+                assert!(error.is_retryable(), "{error}");
+            }
+            match n % 3 {
+                0 => {
+                    while let Err(error) = ledger.settle(&served).await {
+                        assert!(error.is_retryable(), "{error}");
+                    }
+                }
+                1 => {
+                    while let Err(error) = ledger.refund(&quote).await {
+                        assert!(error.is_retryable(), "{error}");
+                    }
+                }
+                _ => {}
+            }
+            (n, quote)
+        }));
+    }
+    let mut quotes = Vec::new();
+    for task in tasks {
+        quotes.push(task.await.unwrap());
+    }
+    book.store.works();
+    let rows = book.store.rows.clone();
+    let copy = Hooked { rows, ..Hooked::new() };
+    // Not started on the same rows before all is said: it only reads here.
+    let again = book.start_on(book.nobody(), SharedStore::new(copy).unwrap());
+    assert_eq!((ledger.unsettled(), again.unsettled()), (50, 50));
+    for (n, quote) in &quotes {
+        for which in [&ledger, &again] {
+            let status = PaymentLedger::status(which, book.client.address(), quote.request_id).await.unwrap();
+            let good = match n % 3 {
+                0 => matches!(status, PaymentStatus::Earned { .. }),
+                1 => matches!(status, PaymentStatus::Refunded { .. }),
+                _ => matches!(status, PaymentStatus::Held { .. }),
+            };
+            assert!(good, "{n}: {status:?}");
+        }
+    }
+    // 50 are earned, 50 reserved, 50 released: what another one needs tells the sums.
+    let (probe, payment) = book.voucher(15_001, 15_001).await;
+    for which in [&ledger, &again] {
+        let refused = which.redeem(&probe, &payment).await;
+        assert!(
+            matches!(&refused, Err(LedgerError::VoucherTooLow { needed, .. }) if *needed == Amount::new(10_000 + 15_001)),
+            "{refused:?}"
+        );
+    }
+    println!("H1: held; the book was read {} times", book.store.loads.all.load(Ordering::SeqCst));
+}
