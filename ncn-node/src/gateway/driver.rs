@@ -69,10 +69,19 @@ fn time_left(gateway: &Gateway, task: &Task) -> Duration {
     Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
 }
 
-/// Keeps an event, then takes it in. An event that cannot be kept is not acted upon.
+/// Keeps an event, then takes it in. An event that cannot be kept is not acted upon; nor does it stop the clock.
 async fn record(gateway: &Gateway, task: &Task, event: Event) {
     let number = task.recorded();
-    keep(task, || gateway.journal.append(task.request_id, number, &event)).await;
+    let append = |event| keep(task, move || gateway.journal.append(task.request_id, number, event));
+    let expires = event != Event::Expired && task.lifecycle().step(&Event::Expired).is_ok();
+    let event = tokio::select! {
+        () = append(&event) => event,
+        () = tokio::time::sleep(time_left(gateway, task)), if expires => {
+            // In the place of the other one, which was never acted upon.
+            append(&Event::Expired).await;
+            Event::Expired
+        }
+    };
     task.record();
     if let Err(error) = task.apply(event) {
         tracing::debug!(request = %task.request_id, %error, "an event came too late");

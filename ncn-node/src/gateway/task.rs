@@ -9,10 +9,9 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use ncn_client::unix_now;
 use ncn_core::{
-    Address, Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher,
-    State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
+    Address, B256, Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed,
+    SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
     transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -103,8 +102,9 @@ impl Task {
 
     /// A task as its events left it.
     pub(super) fn recover(request_id: RequestId, submission: Submission, events: Vec<Event>) -> Arc<Self> {
-        // Its news are not those that were told before, and have other indices: far beyond them.
-        Self::begin(request_id, submission, events, unix_now() << 24)
+        // Its news are not those that were told before, and have other indices, whenever that was.
+        let first = B256::random().0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes) >> 2);
+        Self::begin(request_id, submission, events, first)
     }
 
     fn begin(request_id: RequestId, submission: Submission, events: Vec<Event>, first: u64) -> Arc<Self> {

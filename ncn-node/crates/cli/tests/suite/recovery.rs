@@ -10,7 +10,7 @@ use std::{
 
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Compute, DynSigner, FeeSplit, InferenceRequest, Message as _, PaymentConfirmation,
+    Amount, B256, CapabilityScope, Compute, DynSigner, FeeSplit, InferenceRequest, Message as _, Outcome, PaymentConfirmation,
     PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, Transport, TransportExt as _,
     Value, Values,
 };
@@ -134,6 +134,11 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn new(scene: &Scene) -> Self {
+        Self::with_deadline(scene, 600).await
+    }
+
+    /// With so many seconds left.
+    async fn with_deadline(scene: &Scene, seconds: u64) -> Self {
         let (key, model) = (key(), quickstart::model().unwrap());
         let ledger = scene.network.chain.account(key.clone(), Amount::TOKEN).await;
         let domain = scene.network.trust.domain;
@@ -145,7 +150,7 @@ impl Client {
             input_hash: inputs.hash(),
             parameters: "{}".into(),
             max_price: model.manifest().price,
-            deadline: unix_now() + 600,
+            deadline: unix_now() + seconds,
             nonce: B256::random(),
         };
         let access = TaskCapability { client: key.address(), request_id: order.digest(&domain), purpose: CapabilityScope::Follow };
@@ -216,4 +221,30 @@ async fn a_crash_after_any_event_is_kept() {
     for at in 1..=6 {
         crashes_and_goes_on(at, Crash::AfterKeeping).await;
     }
+}
+
+/// A store that has no room for what a compute node gave.
+struct Tight(MemoryStore);
+
+impl Store for Tight {
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+        let large = |op: &Op| matches!(op, Op::Put { value, .. } if value.windows(7).any(|part| part == b"xecuted"));
+        if ops.iter().any(large) { Err(StoreError::failed(std::io::Error::other("no space left"))) } else { self.0.commit(ops) }
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+        self.0.scan(table, prefix)
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_kept_does_not_stop_the_clock() {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = Scene::new(directory.path()).await;
+    let client = Client::with_deadline(&scene, 30).await;
+    let gateway = scene.start(Tight(MemoryStore::default())).await;
+    let update = in_time("the request ends", client.serve(&**gateway.gateway())).await;
+    assert!(matches!(&update, TaskEvent::Failed { outcome: Outcome::Refunded, .. }), "{update:?}");
+    let left = client.ledger.balance(client.ledger.account()).await.unwrap();
+    assert_eq!(left, Amount::TOKEN, "its payment is back");
 }
