@@ -65,11 +65,15 @@ pub(crate) fn run(check: bool) -> Result<()> {
         let alone = package.features.keys().map(|feature| Some(&**feature));
         for features in [None].into_iter().chain(alone) {
             let build = Build { package: &package.name, features };
+            let shown = features.map_or_else(|| "none".to_owned(), |features| format!("`{features}`"));
+            writeln!(table, "| `{}` | {shown} | {} |", package.name, build.crates()?)?;
+            // What others build with.
+            if features == Some("default") {
+                continue;
+            }
             writeln!(std::io::stdout(), "{} with {}", package.name, features.unwrap_or("no features"))?;
             let lints = [options, &["clippy", "--quiet"], &*build.arguments(), &["--", "-D", "warnings"]].concat();
             run_program(program, &lints, &root())?;
-            let shown = features.map_or_else(|| "none".to_owned(), |features| format!("`{features}`"));
-            writeln!(table, "| `{}` | {shown} | {} |", package.name, build.crates()?)?;
         }
     }
     let path = root().join(DOCUMENT);
