@@ -17,7 +17,7 @@ pub enum ErrorKind {
     Refused,
     /// Too much is asked for at once. Another try, later, may succeed.
     Busy,
-    /// Whoever would have to answer cannot be reached. Another try may succeed.
+    /// The one who would have to answer cannot be reached. Another try may succeed.
     Unavailable,
     /// The one who answers has failed.
     Internal,

@@ -119,7 +119,7 @@ impl Server {
             async move {
                 match accepted {
                     Ok(stream) => Connection::admit(stream, &connections).map(io::Result::Ok),
-                    // Whoever knocks is still there: without the pause, this would be tried again at once and for ever.
+                    // The peer still waits: without the pause, this would be tried again at once and for ever.
                     Err(error) => {
                         tracing::warn!(%address, %error, "a connection cannot be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -36,7 +36,7 @@ impl Journal {
         self.0.commit(vec![Op::put(EVENTS, key(request_id, number), event)?]).await
     }
 
-    /// Lets go of a request.
+    /// Forgets a request.
     pub(crate) async fn forget(&self, request_id: RequestId) -> Result<(), StoreError> {
         let events = self.0.scan(EVENTS, request_id).await?;
         let mut ops = vec![Op::delete(SUBMISSIONS, request_id)];
