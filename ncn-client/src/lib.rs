@@ -16,8 +16,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`grpc`] has the clients of gateways, registries and validators, [`evm`] the ledger and payer on an EVM chain, [`wire`] and [`proto`]
-//! what travels between them.
+//! The module `grpc` has the clients of gateways, registries and validators, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
+//! each is a feature of its own, and on by default. What travels between the parts is the crate `ncn-wire`.
 
 mod backoff;
 mod channel;

@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     /// The certificate's key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
-    /// How others call it, such as https://gateway.example:50051. The address that it listens on by default
+    /// How others call it: http://HOST:PORT or https://HOST:PORT. The address that it listens on by default
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     #[command(flatten)]
