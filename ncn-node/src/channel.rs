@@ -218,7 +218,10 @@ impl Inner {
             let (value, change) = change(&mut book)?;
             let sequence = self.sequence().clone();
             match change.ops() {
-                Ok(ops) => (value, sequence.clone(), slot.commit(ops, Some(&sequence))),
+                Ok(ops) => {
+                    let kept = slot.commit(ops, Some(&sequence));
+                    (value, sequence, kept)
+                }
                 Err(error) => {
                     sequence.abandon();
                     return Err(storage(error));

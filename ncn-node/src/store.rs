@@ -120,6 +120,17 @@ pub trait Store: Send + Sync {
     fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError>;
 }
 
+/// So that a store can outlive those that share it.
+impl<T: Store + ?Sized> Store for Arc<T> {
+    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+        (**self).commit(ops)
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+        (**self).scan(table, prefix)
+    }
+}
+
 #[cfg(test)]
 #[cfg(feature = "redb")]
 mod tests;

@@ -40,25 +40,12 @@ enum Crash {
 
 /// A store whose gateway loses power at the `at`th event: nothing happens from then on.
 struct CrashingStore {
-    kept: Kept,
+    /// What outlives a gateway.
+    kept: Arc<MemoryStore>,
     at: usize,
     crash: Crash,
     events: AtomicUsize,
     crashed: Arc<Notify>,
-}
-
-/// What outlives a gateway.
-#[derive(Clone, Default)]
-pub(crate) struct Kept(Arc<MemoryStore>);
-
-impl Store for Kept {
-    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
-        self.0.commit(ops)
-    }
-
-    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
-        self.0.scan(table, prefix)
-    }
 }
 
 impl Store for CrashingStore {
@@ -179,7 +166,7 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(directory.path()).await;
     let client = Client::new(&scene).await;
-    let (kept, crashed) = (Kept::default(), Arc::new(Notify::new()));
+    let (kept, crashed) = (Arc::<MemoryStore>::default(), Arc::new(Notify::new()));
     let store = CrashingStore { kept: kept.clone(), at, crash, events: AtomicUsize::new(0), crashed: crashed.clone() };
 
     let first = scene.start(store).await;
