@@ -6,18 +6,19 @@ mod connection;
 mod intake;
 mod pool;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use connection::Connection;
 use futures::StreamExt as _;
 use intake::Intake;
 use pool::Pool;
 use rustix::process::{Resource, getrlimit};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
     service::Routes,
-    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
+    transport::{Identity, ServerTlsConfig},
 };
 
 // What strangers can make a server hold in memory is the sum of these products:
@@ -55,6 +56,8 @@ const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
+/// How long open calls may go on when the server stops. Streams would go on for ever.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long a peer may take for the handshake of TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -93,11 +96,12 @@ impl Listen {
     }
 }
 
-/// A listening server; it stops when this is dropped.
+/// A listening server. When this is dropped, it takes no more calls, and ends those that are open a second later.
 pub struct Server {
     address: SocketAddr,
     url: String,
-    _stop: DropGuard,
+    accepting: JoinHandle<Option<()>>,
+    stop: DropGuard,
 }
 
 impl Server {
@@ -111,24 +115,7 @@ impl Server {
         let listener = TcpListener::bind(address).await.map_err(named)?;
         let address = listener.local_addr()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
-        let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
         let connections = Pool::new(connections()?);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).filter_map(move |accepted| {
-            let connections = connections.clone();
-            async move {
-                match accepted {
-                    Ok(stream) => Connection::admit(stream, &connections).map(io::Result::Ok),
-                    // The peer still waits: without the pause, this would be tried again at once and for ever.
-                    Err(error) => {
-                        tracing::warn!(%address, %error, "a connection cannot be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        None
-                    }
-                }
-            }
-        });
-        let incoming = Box::pin(incoming);
         let (calls, messages) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
         let intake = Intake { calls, messages, streams, answers };
@@ -137,6 +124,10 @@ impl Server {
             let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
             builder = builder.tls_config(tls).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, causes(&error)))?;
         }
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let (accepted, incoming) = mpsc::channel(1);
+        let accepting = accept(listener, connections, end.clone(), accepted);
+        let accepting = tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
         let serving = builder
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -146,14 +137,28 @@ impl Server {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .layer(intake)
             .add_routes(Routes::from(routes))
-            .serve_with_incoming_shutdown(incoming, stopped);
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(io::Result::Ok), stop.clone().cancelled_owned());
+        let stopping = stop.clone();
         tokio::spawn(async move {
+            // Waits for open calls.
             if let Err(error) = serving.await {
                 tracing::error!(%address, %error, "the server ended");
             }
         });
+        tokio::spawn(async move {
+            stopping.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+            end.cancel();
+        });
         let url = url.unwrap_or_else(|| format!("{scheme}://{address}"));
-        Ok(Self { address, url, _stop: stop.drop_guard() })
+        Ok(Self { address, url, accepting, stop: stop.drop_guard() })
+    }
+
+    /// Stops; once this returns, its address is free.
+    pub async fn shutdown(self) {
+        drop(self.stop);
+        // An error would be that of a runtime that ends.
+        let _ = self.accepting.await;
     }
 
     /// Where it listens.
@@ -164,6 +169,27 @@ impl Server {
     /// How it is called.
     pub fn url(&self) -> String {
         self.url.clone()
+    }
+}
+
+/// Accepts connections, which `end` ends, for ever.
+async fn accept(listener: TcpListener, connections: Arc<Pool>, end: CancellationToken, accepted: mpsc::Sender<Connection>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let connection = Connection::admit(stream, end.child_token(), &connections);
+                if let Some(connection) = connection
+                    && accepted.send(connection).await.is_err()
+                {
+                    return;
+                }
+            }
+            // The peer still waits: without the pause, this would be tried again at once and for ever.
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 

@@ -177,7 +177,7 @@ impl RunningGateway {
             let mut stopped = self;
             if let Some((server, registration)) = stopped.server.take() {
                 leave(registration).await;
-                drop(server);
+                server.shutdown().await;
             }
         }
     }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use ncn_core::ChainView;
 use tonic::service::Routes;
@@ -50,14 +50,18 @@ impl RunningRegistryNode {
         &self.node
     }
 
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
     /// How it is called.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
     /// Ends. Nodes that were registered register again at the one that takes its place.
-    #[allow(clippy::unused_async, reason = "every running node is shut down alike")]
     pub async fn shutdown(self) {
-        drop(self);
+        self.server.shutdown().await;
     }
 }

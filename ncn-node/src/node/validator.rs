@@ -74,6 +74,6 @@ impl RunningValidator {
     /// Leaves the network and ends.
     pub async fn shutdown(self) {
         leave(self.registration).await;
-        drop(self.server);
+        self.server.shutdown().await;
     }
 }

@@ -39,9 +39,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The connection, unless its peer has too many; it is closed then.
-    pub(super) fn admit(stream: TcpStream, connections: &Arc<Pool>) -> Option<Self> {
-        let peer = Peer { address: peer_of(stream.peer_addr().ok()?.ip()), end: CancellationToken::new() };
+    /// The connection, which `end` ends; unless its peer has too many, and it is closed at once.
+    pub(super) fn admit(stream: TcpStream, end: CancellationToken, connections: &Arc<Pool>) -> Option<Self> {
+        stream.set_nodelay(true).ok()?;
+        let peer = Peer { address: peer_of(stream.peer_addr().ok()?.ip()), end };
         let share = connections.claim(peer.address, 1, &peer.end);
         if share.is_none() {
             tracing::debug!(peer = %peer.address, "a connection is refused: too many are open");
@@ -55,7 +56,10 @@ impl Connection {
         if self.ended.as_mut().poll(context).is_pending() {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was ended: others needed its place"))
+        Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the connection was ended: the server stops, or others needed its place",
+        ))
     }
 
     /// Writes in this way, unless the connection is ended or its peer takes nothing.
@@ -128,7 +132,7 @@ mod tests {
         socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0))).unwrap();
         let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        (stream, Connection::admit(accepted, pool))
+        (stream, Connection::admit(accepted, CancellationToken::new(), pool))
     }
 
     #[tokio::test]
