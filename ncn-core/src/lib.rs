@@ -66,8 +66,8 @@ pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{FeeSplit, PayeeRole, Payout, PayoutSchedule};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
-    Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeQuery, PreprocessingRequest, Registry, RegistryError,
-    Validator,
+    Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeChange, NodeChanges, NodeQuery, PreprocessingRequest,
+    Registry, RegistryError, Validator,
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};

@@ -1,10 +1,16 @@
-//! The live membership that a registry node keeps in memory, as a pure table: records in, live nodes out.
+//! The live membership that a registry node keeps in memory, as a pure table: records in, live nodes and their changes out.
 
-use std::collections::HashMap;
+mod shared;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
 
 use alloy_primitives::{Address, B256};
 
 use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
+
+pub use shared::SharedMembership;
+pub use watch::Watch;
 
 /// How often a node sends a heartbeat, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 5;
@@ -41,6 +47,12 @@ struct Member {
     sequence: u64,
     last_seen: UnixTime,
     departed: bool,
+    /// What watchers are told of it; silence and expiry get here by [`Membership::sweep`].
+    live: bool,
+    /// The number of the latest change of `live` or of the record.
+    changed: u64,
+    /// The number of the latest change after which other queries find it.
+    moved: u64,
 }
 
 impl Member {
@@ -56,6 +68,14 @@ pub struct Membership {
     bounds: MembershipLimits,
     members: HashMap<Address, Member>,
     subnets: HashMap<B256, Signed<Subnet>>,
+    /// How many changes there were, and so the number of the latest.
+    changes: u64,
+    /// The members by the numbers of their latest changes.
+    by_change: BTreeMap<u64, Address>,
+    /// The largest number among the changes of members that were forgotten.
+    forgotten: u64,
+    /// When it was last looked for members that are live no longer.
+    swept_at: UnixTime,
 }
 
 /// A sequence is at most the clock's milliseconds: there is none newer than the largest number, and a node that was made to sign that would
@@ -73,7 +93,16 @@ fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), Regis
 impl Membership {
     /// An empty membership of one network.
     pub fn new(domain: Domain, bounds: MembershipLimits) -> Self {
-        Self { domain, bounds, members: HashMap::new(), subnets: HashMap::new() }
+        Self {
+            domain,
+            bounds,
+            members: HashMap::new(),
+            subnets: HashMap::new(),
+            changes: 0,
+            by_change: BTreeMap::new(),
+            forgotten: 0,
+            swept_at: 0,
+        }
     }
 
     /// Takes a record in.
@@ -104,7 +133,14 @@ impl Membership {
             }
         }
         record.verify(&self.domain).map_err(|error| RegistryError::invalid("record.signature", error.to_string()))?;
-        self.members.insert(node, Member { record, sequence, last_seen: now, departed: false });
+        let known = self.members.get(&node);
+        let (changed, moved) = known.map_or((0, 0), |known| {
+            let (old, new) = (&known.record.message, &record.message);
+            let stays = old.role == new.role && old.subnet == new.subnet && old.models == new.models;
+            (known.changed, if stays { known.moved } else { self.changes + 1 })
+        });
+        self.members.insert(node, Member { record, sequence, last_seen: now, departed: false, live: true, changed, moved });
+        self.has_changed(node);
         Ok(())
     }
 
@@ -125,6 +161,10 @@ impl Membership {
         }
         heartbeat.verify(&domain).map_err(|error| RegistryError::invalid("heartbeat.signature", error.to_string()))?;
         (member.sequence, member.last_seen) = (sequence, now);
+        if !member.live {
+            member.live = true;
+            self.has_changed(node);
+        }
         Ok(())
     }
 
@@ -139,6 +179,10 @@ impl Membership {
         let member = self.newer(node, sequence)?;
         departure.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
         (member.sequence, member.departed) = (sequence, true);
+        if member.live {
+            member.live = false;
+            self.has_changed(node);
+        }
         Ok(())
     }
 
@@ -152,13 +196,7 @@ impl Membership {
 
     /// The live nodes that fit.
     pub fn discover(&self, query: &NodeQuery, now: UnixTime) -> Vec<Signed<NodeRecord>> {
-        let fits = |member: &&Member| {
-            let record = &member.record.message;
-            member.is_live(now)
-                && query.role.is_none_or(|role| record.role == role)
-                && query.subnet.is_none_or(|subnet| record.subnet == subnet || record.subnet.is_zero())
-                && query.model.is_none_or(|model| record.models.contains(&model))
-        };
+        let fits = |member: &&Member| member.is_live(now) && query.fits(&member.record.message);
         match query.node {
             Some(node) => self.members.get(&node).filter(fits).map(|member| member.record.clone()).into_iter().collect(),
             None => self.members.values().filter(fits).map(|member| member.record.clone()).collect(),
@@ -198,8 +236,38 @@ impl Membership {
         self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
     }
 
+    /// Finds the nodes that are live no longer, by silence or expiry, so that watchers are told. Does nothing a second time within a second.
+    pub fn sweep(&mut self, now: UnixTime) {
+        if self.swept_at == now {
+            return;
+        }
+        self.swept_at = now;
+        let gone = self.members.iter_mut().filter(|(_, member)| member.live && !member.is_live(now));
+        let gone: Vec<_> = gone.map(|(node, member)| (*node, member.live = false).0).collect();
+        for node in gone {
+            self.has_changed(node);
+        }
+    }
+
+    fn has_changed(&mut self, node: Address) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        self.changes += 1;
+        self.by_change.remove(&member.changed);
+        self.by_change.insert(self.changes, node);
+        member.changed = self.changes;
+    }
+
     /// Drops nodes whose record has expired: such a record cannot come back, so neither can its sequence.
     fn forget_expired(&mut self, now: UnixTime) {
-        self.members.retain(|_, member| member.record.message.expires_at >= now);
+        self.sweep(now);
+        let (by_change, forgotten) = (&mut self.by_change, &mut self.forgotten);
+        self.members.retain(|_, member| {
+            let expired = member.record.message.expires_at < now;
+            if expired {
+                by_change.remove(&member.changed);
+                *forgotten = member.changed.max(*forgotten);
+            }
+            !expired
+        });
     }
 }

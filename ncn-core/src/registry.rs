@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,6 +24,30 @@ pub struct NodeQuery {
     /// One node alone.
     pub node: Option<Address>,
 }
+
+impl NodeQuery {
+    /// Whether it finds a node with this record, as long as it is live.
+    pub fn fits(&self, record: &NodeRecord) -> bool {
+        self.node.is_none_or(|node| record.node == node)
+            && self.role.is_none_or(|role| record.role == role)
+            && self.subnet.is_none_or(|subnet| record.subnet == subnet || record.subnet.is_zero())
+            && self.model.is_none_or(|model| record.models.contains(&model))
+    }
+}
+
+/// What a watch tells of the nodes that fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    /// This node is live, and this is its record now.
+    Live(Signed<NodeRecord>),
+    /// This node is live no longer, or fits no longer.
+    Gone(Address),
+    /// All nodes that were live when the watch began have been told. It comes once.
+    Synced,
+}
+
+/// What a watch tells, as it happens.
+pub type NodeChanges = BoxStream<'static, Result<NodeChange, RegistryError>>;
 
 /// What validators are shown to judge a quote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +177,7 @@ impl From<SignatureError> for RegistryError {
 /// - Records, heartbeats and departures count only with their node's signature and a sequence newer than any seen from it.
 ///   The identical record again is accepted: a lost answer must be repeatable.
 /// - `discover` returns live nodes only: the record has not expired, and record or heartbeat is no older than the liveness window.
+/// - `watch` tells changes in their order, and of each node the latest: a reader that is slow misses steps, but no outcome.
 #[async_trait]
 pub trait Directory: Send + Sync {
     /// Announces a node.
@@ -165,6 +191,12 @@ pub trait Directory: Send + Sync {
 
     /// The live nodes that fit, in no particular order.
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError>;
+
+    /// The live nodes that fit, then [`NodeChange::Synced`], and from then on each change. Dropping the stream ends the watch.
+    ///
+    /// A stream that ends, with an error or without, says nothing about the nodes: watch again, and let what is told until
+    /// [`NodeChange::Synced`] replace what was known.
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError>;
 
     /// Defines a subnet, or a newer version of it.
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError>;

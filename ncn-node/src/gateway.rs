@@ -1,20 +1,22 @@
 //! The gateway: takes orders, coordinates everyone, delivers results with receipts.
 //!
 //! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
-//! are in `gateway/effects.rs`. The chain is followed by one more task, which tells the drivers of payments.
+//! are in `gateway/effects.rs`. One more task follows the chain, and tells the drivers of payments; and the registry, for live nodes.
 
-mod acceptance;
 mod driver;
 mod effects;
 mod journal;
+mod nodes;
 #[cfg(feature = "grpc")]
 mod plane;
+mod acceptance;
 #[cfg(feature = "grpc")]
 mod serve;
 mod task;
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -24,10 +26,11 @@ use futures::StreamExt as _;
 use ncn_core::{Address, B256};
 use ncn_core::{
     Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
-    NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Registry,
-    RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
-    transport::Updates, validation,
+    NetworkInfo, NodeQuery, NodeRole, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission,
+    Registry, RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport,
+    TransportError, transport::Updates, validation,
 };
+use nodes::Nodes;
 #[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
 use task::Task;
@@ -37,10 +40,8 @@ pub(crate) use self::journal::Journal;
 use crate::store::StoreError;
 use ncn_client::unix_now;
 
-/// How long to wait before the chain is followed again that gave an error.
-const CHAIN_PAUSE: Duration = Duration::from_secs(1);
-/// How often the subnet is registered again.
-const SUBNET_INTERVAL: Duration = Duration::from_secs(30);
+/// How long to wait before the chain or the registry is followed again that gave an error.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
@@ -82,7 +83,7 @@ pub struct Gateway {
     ledger: Arc<dyn PaymentLedger>,
     journal: Journal,
     options: GatewayOptions,
-    computes: Mutex<HashMap<Address, Arc<dyn Compute>>>,
+    nodes: Nodes,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
     acceptances: acceptance::Acceptances,
     /// Ends every driver, and the following of the chain.
@@ -149,6 +150,7 @@ impl Gateway {
         registry.register_subnet(subnet.clone()).await?;
 
         let kept = journal.replay().await?;
+        let nodes = Nodes::new(&subnet.message);
         let gateway = Arc::new_cyclic(|this| Self {
             signer,
             domain,
@@ -158,7 +160,7 @@ impl Gateway {
             ledger,
             journal,
             options,
-            computes: Mutex::default(),
+            nodes,
             tasks: Mutex::default(),
             acceptances: acceptance::Acceptances::default(),
             stopped: CancellationToken::new(),
@@ -172,7 +174,7 @@ impl Gateway {
         }
         let following = gateway.clone();
         tokio::spawn(async move {
-            let keeping = async { tokio::join!(follow_chain(&following), keep_subnet(&following)) };
+            let keeping = async { tokio::join!(follow_chain(&following), follow_registry(&following)) };
             following.stopped.clone().run_until_cancelled_owned(keeping).await
         });
         Ok(gateway)
@@ -195,25 +197,17 @@ impl Gateway {
 
     /// Gives the gateway a compute node to work with; one of the same address is replaced.
     pub fn attach(&self, compute: Arc<dyn Compute>) {
-        let mut computes = self.computes.lock().unwrap_or_else(PoisonError::into_inner);
-        computes.insert(compute.address(), compute);
+        self.nodes.attach(compute);
     }
 
     /// Takes a compute node away, unless it has been replaced in the meantime.
     pub fn detach(&self, compute: &Arc<dyn Compute>) {
-        let mut computes = self.computes.lock().unwrap_or_else(PoisonError::into_inner);
-        if computes.get(&compute.address()).is_some_and(|current| Arc::ptr_eq(current, compute)) {
-            computes.remove(&compute.address());
-        }
+        self.nodes.detach(compute);
     }
 
     /// Which compute nodes are attached.
     pub fn attached(&self) -> Vec<Address> {
-        self.computes.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
-    }
-
-    fn compute(&self, address: Address) -> Option<Arc<dyn Compute>> {
-        self.computes.lock().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+        self.nodes.attached()
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<RequestId, Arc<Task>>> {
@@ -312,32 +306,42 @@ impl Gateway {
     }
 }
 
-/// Registers the subnet now and then: a registry node that has restarted knows it no more.
-async fn keep_subnet(gateway: &Gateway) {
-    loop {
-        tokio::time::sleep(SUBNET_INTERVAL).await;
-        if let Err(error) = gateway.registry.register_subnet(gateway.subnet.clone()).await {
-            tracing::warn!(%error, "the registry does not take the subnet");
-        }
+/// Waits before something is followed again. Its problem is logged once.
+async fn pause<E: Display + PartialEq>(what: &str, problem: &mut Option<E>, ended: Result<(), E>) {
+    let ended = ended.err();
+    if let Some(error) = &ended
+        && ended != *problem
+    {
+        tracing::warn!(%error, "{what} cannot be followed; trying again");
     }
+    *problem = ended;
+    tokio::time::sleep(FOLLOW_PAUSE).await;
+}
+
+async fn follow_chain(gateway: &Gateway) {
+    let (mut from_block, mut problem) = (0, None);
+    loop {
+        let ended = follow_changes(gateway, &mut from_block).await;
+        pause("the chain", &mut problem, ended).await;
+    }
+}
+
+async fn follow_registry(gateway: &Gateway) {
+    let mut problem = None;
+    loop {
+        let ended = follow_nodes(gateway).await;
+        pause("the registry's nodes", &mut problem, ended).await;
+    }
+}
+
+/// Follows which compute nodes are live. A registry node that has ended the watch may have restarted, so the subnet is registered again.
+async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
+    gateway.registry.register_subnet(gateway.subnet.clone()).await?;
+    let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), ..NodeQuery::default() };
+    gateway.nodes.follow(&*gateway.registry, query).await
 }
 
 /// Tells the drivers what the chain says.
-async fn follow_chain(gateway: &Gateway) {
-    let mut from_block = 0;
-    let mut told = None;
-    loop {
-        let problem = follow_changes(gateway, &mut from_block).await.err();
-        if let Some(error) = &problem
-            && problem != told
-        {
-            tracing::warn!(%error, from_block, "the chain's changes cannot be followed; trying again");
-        }
-        told = problem;
-        tokio::time::sleep(CHAIN_PAUSE).await;
-    }
-}
-
 async fn follow_changes(gateway: &Gateway, from_block: &mut u64) -> Result<(), LedgerError> {
     let mut changes = gateway.ledger.changes(*from_block).await?;
     while let Some(change) = changes.next().await {

@@ -108,7 +108,11 @@ impl Keeper {
         }
         self.sequence = next_sequence(self.sequence);
         let heartbeat = Heartbeat { node: self.signer.address(), sequence: self.sequence, sent_at: unix_now() };
-        self.registry.heartbeat(Signed::sign(heartbeat, &self.domain, &*self.signer).await?).await
+        match self.registry.heartbeat(Signed::sign(heartbeat, &self.domain, &*self.signer).await?).await {
+            // The registry node has restarted and knows nobody.
+            Err(RegistryError::UnknownNode(_)) => self.register().await,
+            heard => heard,
+        }
     }
 
     async fn keep(mut self) {
@@ -118,13 +122,12 @@ impl Keeper {
             ticks.tick().await;
             if let Err(error) = self.beat().await {
                 tracing::warn!(node = %self.signer.address(), %error, "a heartbeat failed");
-                match error {
-                    // The registry may have restarted and know nobody.
-                    RegistryError::UnknownNode(_) => self.renew_at = 0,
-                    // This node's clock may have been set back a little. A registry's word for more is not taken: other registries
-                    // would refuse such a sequence.
-                    RegistryError::Stale { known, .. } if known / 1_000 <= unix_now() + CLOCK_SKEW_SECONDS => self.sequence = known,
-                    _ => {}
+                // This node's clock may have been set back a little. A registry's word for more is not taken: other registries would refuse
+                // such a sequence.
+                if let RegistryError::Stale { known, .. } = error
+                    && known / 1_000 <= unix_now() + CLOCK_SKEW_SECONDS
+                {
+                    self.sequence = known;
                 }
             }
         }

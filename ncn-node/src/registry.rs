@@ -8,20 +8,24 @@ mod validator;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 #[cfg(feature = "grpc")]
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
     Approval, Attestors, BatchRequest, ChainView, Completion, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
-    Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError, Signed, Subnet,
-    TrustRoot, Validator,
-    membership::{Membership, MembershipLimits},
+    Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError,
+    Signed, Subnet, TrustRoot, Validator,
+    membership::{Membership, MembershipLimits, SharedMembership},
     validation,
 };
 #[cfg(feature = "grpc")]
@@ -36,6 +40,8 @@ use ncn_client::unix_now;
 const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one may take to judge thousands of requests.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
+/// How often watches look for nodes that fell silent.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Makes a way to the validator that a record announces.
 pub type Dial = dyn Fn(&NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> + Send + Sync;
@@ -47,7 +53,7 @@ pub struct RegistryNode {
     ledger: Arc<dyn ChainView>,
     subnets: Subnets,
     domain: Domain,
-    membership: Mutex<Membership>,
+    membership: Arc<SharedMembership>,
     /// The ways to validators that were called before, with the endpoint that each leads to.
     validators: Mutex<HashMap<Address, Dialled>>,
     dial: Box<Dial>,
@@ -63,25 +69,21 @@ impl RegistryNode {
     /// The same, calling validators in another way.
     pub async fn with_dial(ledger: Arc<dyn ChainView>, dial: Box<Dial>) -> Result<Self, RegistryError> {
         let domain = trust_root(&*ledger).await?.domain;
-        let membership = Mutex::new(Membership::new(domain, MembershipLimits::default()));
+        let membership = SharedMembership::new(Membership::new(domain, MembershipLimits::default()));
         let subnets = Subnets::new(ledger.clone());
         Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial })
-    }
-
-    fn membership(&self) -> MutexGuard<'_, Membership> {
-        self.membership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The request's committee: those of it that are live, by their record.
     fn committee(&self, trust: &TrustRoot, request_id: &B256) -> Vec<Arc<dyn Validator>> {
         let now = unix_now();
-        let membership = self.membership();
-        let record = |validator: Address| {
-            let query = NodeQuery { role: Some(NodeRole::Validator), node: Some(validator), ..NodeQuery::default() };
-            membership.discover(&query, now).pop()
-        };
-        let records: Vec<_> = trust.committee(request_id).into_iter().filter_map(record).collect();
-        drop(membership);
+        let records: Vec<_> = self.membership.read(|membership| {
+            let record = |validator: Address| {
+                let query = NodeQuery { role: Some(NodeRole::Validator), node: Some(validator), ..NodeQuery::default() };
+                membership.discover(&query, now).pop()
+            };
+            trust.committee(request_id).into_iter().filter_map(record).collect()
+        });
         records.iter().filter_map(|record| self.validator(&record.message)).collect()
     }
 
@@ -163,30 +165,38 @@ async fn trust_root(ledger: &dyn ChainView) -> Result<TrustRoot, RegistryError> 
 #[async_trait]
 impl Directory for RegistryNode {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.membership().register(record, unix_now())
+        self.membership.update(|membership| membership.register(record, unix_now()))
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
-        self.membership().heartbeat(&heartbeat, unix_now())
+        self.membership.update(|membership| membership.heartbeat(&heartbeat, unix_now()))
     }
 
     async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership().deregister(&departure, unix_now())
+        self.membership.update(|membership| membership.deregister(&departure, unix_now()))
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
-        Ok(self.membership().discover(&query, unix_now()))
+        Ok(self.membership.read(|membership| membership.discover(&query, unix_now())))
+    }
+
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        let tick = async |()| {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            Some(((), ()))
+        };
+        Ok(self.membership.watch(query, unix_now, stream::unfold((), tick).boxed()))
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         // Whoever only claims to be the owner does not make this node ask the chain.
         subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
         self.subnets.check(&subnet.message).await?;
-        self.membership().register_subnet(subnet)
+        self.membership.update(|membership| membership.register_subnet(subnet))
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
-        self.membership().subnet(&id).cloned()
+        self.membership.read(|membership| membership.subnet(&id).cloned())
     }
 }
 

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use ncn_core::{
-    Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeQuery, NodeRecord,
-    PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
+    Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChange, NodeChanges, NodeQuery,
+    NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
 };
 use tonic::{Status, transport::Channel};
 
@@ -61,6 +62,15 @@ impl Directory for GrpcRegistry {
         let query = proto::DiscoverNodesRequest::from(query);
         let nodes = self.call(async |mut client| list(client.discover_nodes(query).await?.into_inner(), most).await);
         Ok(nodes.await??)
+    }
+
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        let query = proto::DiscoverNodesRequest::from(query);
+        let changes = self.call(async |mut client| client.watch_nodes(query).await).await?.into_inner();
+        let change = |sent: Result<proto::NodeChange, Status>| {
+            Ok(NodeChange::try_from(sent.map_err(|status| wire::from_status::<RegistryError>(&status))?)?)
+        };
+        Ok(changes.map(change).boxed())
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {

@@ -1,10 +1,11 @@
 use async_trait::async_trait;
+use futures::StreamExt as _;
 
 use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
 use crate::{
-    Amount, Completion, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner,
-    FeeSplit, Heartbeat, Message as _, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, Quote, Registry, RegistryError,
-    Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
+    Amount, B256, Completion, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _,
+    DynSigner, FeeSplit, Heartbeat, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
+    Quote, Registry, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
 };
 
 /// What the suite for [`Registry`] needs.
@@ -85,6 +86,7 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
     let scene = Scene { trust: fixture.trust_root().await, fixture, subnet, gateway, compute };
     subnets(&mut rules, &scene).await?;
     nodes(&mut rules, &scene).await?;
+    watches(&mut rules, &scene).await?;
     judges_quotes(&mut rules, &scene).await?;
     judges_results(&mut rules, &scene).await?;
     Ok(rules.0)
@@ -177,6 +179,74 @@ async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     rules.check("who has left is not found", found == Ok(Vec::new()), found)?;
     let back = scene.sign(scene.record(node, 21), node).await;
     rules.ok("a node comes back with a newer record", registry.register(back).await)
+}
+
+/// What is told until this is.
+async fn told_until(changes: &mut NodeChanges, last: &NodeChange) -> Result<Vec<NodeChange>, RegistryError> {
+    let mut told = Vec::new();
+    while let Some(change) = changes.next().await {
+        let change = change?;
+        if change == *last {
+            return Ok(told);
+        }
+        told.push(change);
+    }
+    Err(RegistryError::Unreachable("the watch ended".into()))
+}
+
+async fn watches(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let registry = scene.registry();
+    let (first, second) = (key(), key());
+    let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(scene.subnet.id()), model: Some(MODEL.into()), node: None };
+    let live = async |key: &DynSigner, sequence, models: Vec<B256>| {
+        let record = scene.sign(NodeRecord { models, ..scene.record(key, sequence) }, key).await;
+        registry.register(record.clone()).await.map(|()| NodeChange::Live(record))
+    };
+    let model = || vec![MODEL.into()];
+
+    let known = rules.ok("a node registers", live(&first, 10, model()).await)?;
+    let mut all = rules.ok("nodes are watched", registry.watch(query).await)?;
+    let told = rules.ok("nodes are watched", told_until(&mut all, &NodeChange::Synced).await)?;
+    rules.check("a watch begins with all that is live", told.contains(&known), told)?;
+    let mut others = Vec::new();
+    for narrower in [
+        NodeQuery { role: Some(NodeRole::Validator), ..query },
+        NodeQuery { subnet: Some([9; 32].into()), ..query },
+        NodeQuery { model: Some([9; 32].into()), ..query },
+        NodeQuery { node: Some(second.address()), ..query },
+    ] {
+        let mut changes = rules.ok("nodes are watched", registry.watch(narrower).await)?;
+        let told = rules.ok("nodes are watched", told_until(&mut changes, &NodeChange::Synced).await)?;
+        rules.check("every part of a query narrows a watch", told.is_empty(), (narrower, told))?;
+        others.push(changes);
+    }
+
+    let renewed = rules.ok("a node registers", live(&first, 11, model()).await)?;
+    let told = rules.ok("a new record is told", told_until(&mut all, &renewed).await)?;
+    rules.check("a new record is told", told.is_empty(), told)?;
+    let heartbeat = scene.sign(Heartbeat { node: first.address(), sequence: 12, sent_at: scene.fixture.now() }, &first).await;
+    rules.ok("a heartbeat is taken", registry.heartbeat(heartbeat).await)?;
+
+    // Each change is followed by one of another node, so that it is seen when it is not told.
+    let departure = scene.sign(Deregistration { node: first.address(), sequence: 13 }, &first).await;
+    rules.ok("a node leaves", registry.deregister(departure).await)?;
+    let came = rules.ok("a node registers", live(&second, 10, model()).await)?;
+    let told = rules.ok("who left is told", told_until(&mut all, &came).await)?;
+    rules.check("who left is told, a heartbeat is not", told == [NodeChange::Gone(first.address())], told)?;
+    rules.ok("a node registers", live(&second, 11, vec![[9; 32].into()]).await)?;
+    let back = rules.ok("a node registers", live(&first, 14, model()).await)?;
+    let told = rules.ok("who fits no longer is told", told_until(&mut all, &back).await)?;
+    rules.check("who fits no longer is gone", told == [NodeChange::Gone(second.address())], told)?;
+
+    // The watches of other queries have missed nothing of theirs, and nothing else was theirs.
+    let came = rules.ok("a node registers", live(&second, 12, vec![MODEL.into(), [9; 32].into()]).await)?;
+    for mut changes in others.split_off(2) {
+        let told = rules.ok("a watch tells what fits", told_until(&mut changes, &came).await)?;
+        let strange = |change: &NodeChange| !matches!(change, NodeChange::Live(record) if record.message.node == second.address());
+        let other = told.iter().find(|change| strange(change) && **change != NodeChange::Gone(second.address()));
+        rules.check("a watch tells what fits", other.is_none(), other)?;
+    }
+    Ok(())
 }
 
 async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {

@@ -1,13 +1,14 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 
 use crate::{
     Approval, Attestors, BatchRequest, Completion, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
-    InferenceRequest, Message as _, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
-    TrustRoot, UnixTime,
-    membership::{Membership, MembershipLimits},
+    InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
+    Signed, Subnet, TrustRoot, UnixTime,
+    membership::{Membership, MembershipLimits, SharedMembership},
     validation::{self, ValidationContext},
 };
 
@@ -18,19 +19,15 @@ pub type Clock = Arc<dyn Fn() -> UnixTime + Send + Sync>;
 pub struct MemoryRegistry {
     trust: TrustRoot,
     validators: Vec<DynSigner>,
-    membership: Mutex<Membership>,
+    membership: Arc<SharedMembership>,
     clock: Clock,
 }
 
 impl MemoryRegistry {
     /// A registry of the network `trust`, with these validators.
     pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
-        let membership = Mutex::new(Membership::new(trust.domain, MembershipLimits::default()));
+        let membership = SharedMembership::new(Membership::new(trust.domain, MembershipLimits::default()));
         Self { trust, validators, membership, clock }
-    }
-
-    fn membership(&self) -> MutexGuard<'_, Membership> {
-        self.membership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the check pass, once: all validators here know the same facts.
@@ -41,12 +38,13 @@ impl MemoryRegistry {
         check: impl FnOnce(&ValidationContext<'_>) -> Result<(), RegistryError>,
     ) -> Result<(), RegistryError> {
         let now = (self.clock)();
-        let membership = self.membership();
-        let subnet = &membership.subnet(&order.subnet)?.message;
-        let query = NodeQuery { node: Some(compute), ..NodeQuery::default() };
-        let records = membership.discover(&query, now);
-        let compute = &records.first().ok_or(RegistryError::UnknownNode(compute))?.message;
-        check(&ValidationContext { trust: &self.trust, subnet, compute, now })
+        self.membership.read(|membership| {
+            let subnet = &membership.subnet(&order.subnet)?.message;
+            let query = NodeQuery { node: Some(compute), ..NodeQuery::default() };
+            let records = membership.discover(&query, now);
+            let compute = &records.first().ok_or(RegistryError::UnknownNode(compute))?.message;
+            check(&ValidationContext { trust: &self.trust, subnet, compute, now })
+        })
     }
 
     async fn certify(&self, request_id: &B256, digest: &B256) -> Result<QuorumCertificate, RegistryError> {
@@ -68,27 +66,33 @@ impl MemoryRegistry {
 #[async_trait]
 impl Directory for MemoryRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.membership().register(record, (self.clock)())
+        self.membership.update(|membership| membership.register(record, (self.clock)()))
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
-        self.membership().heartbeat(&heartbeat, (self.clock)())
+        self.membership.update(|membership| membership.heartbeat(&heartbeat, (self.clock)()))
     }
 
     async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership().deregister(&departure, (self.clock)())
+        self.membership.update(|membership| membership.deregister(&departure, (self.clock)()))
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
-        Ok(self.membership().discover(&query, (self.clock)()))
+        Ok(self.membership.read(|membership| membership.discover(&query, (self.clock)())))
+    }
+
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        let clock = self.clock.clone();
+        // Without a runtime there are no ticks: silence is noticed with the next change.
+        Ok(self.membership.watch(query, move || clock(), stream::pending().boxed()))
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.membership().register_subnet(subnet)
+        self.membership.update(|membership| membership.register_subnet(subnet))
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
-        self.membership().subnet(&id).cloned()
+        self.membership.read(|membership| membership.subnet(&id).cloned())
     }
 }
 

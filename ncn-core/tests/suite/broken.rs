@@ -1,15 +1,17 @@
 //! Deliberately broken implementations: each suite has to catch them.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
     Address, Amount, Attestors, B256, BatchSettler, ChainView, Channel, ChannelParams, CompletionRequest, Confinement,
-    Deregistration, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeQuery, NodeRecord, Payer,
-    PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
-    Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TrustRoot, UnixTime,
+    Deregistration, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeChange, NodeChanges,
+    NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus,
+    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed,
+    Subnet, TrustRoot, UnixTime,
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
@@ -342,6 +344,8 @@ enum Flaw {
     ApprovesAnyQuote,
     TakesAnyHeartbeat,
     NeedsNoGateway,
+    ForgetsToSayWhoLeft,
+    IsSyncedTooEarly,
 }
 
 struct BrokenRegistry {
@@ -366,6 +370,16 @@ impl Directory for BrokenRegistry {
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
         self.scene.registry.discover(query).await
+    }
+
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        let changes = self.scene.registry.watch(query).await?;
+        let gone = |change: &Result<NodeChange, RegistryError>| matches!(change, Ok(NodeChange::Gone(_)));
+        Ok(match self.flaw {
+            Flaw::ForgetsToSayWhoLeft => changes.filter(move |change| ready(!gone(change))).boxed(),
+            Flaw::IsSyncedTooEarly => stream::iter([Ok(NodeChange::Synced)]).chain(changes).boxed(),
+            _ => changes,
+        })
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
@@ -422,6 +436,8 @@ async fn broken_registries_are_caught() {
         (Flaw::ApprovesAnyQuote, "a price is the subnet's"),
         (Flaw::TakesAnyHeartbeat, "a heartbeat is not replayed"),
         (Flaw::NeedsNoGateway, "the gateway's word is for one result"),
+        (Flaw::ForgetsToSayWhoLeft, "who left is told, a heartbeat is not"),
+        (Flaw::IsSyncedTooEarly, "a watch begins with all that is live"),
     ];
     for (flaw, rule) in caught {
         let broken = BrokenRegistry { scene: Scene::new(), flaw };

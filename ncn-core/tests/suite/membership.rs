@@ -1,13 +1,19 @@
 //! What time does to a membership.
 
+use std::collections::BTreeMap;
+
+use futures::FutureExt as _;
 use ncn_core::{
-    Confinement, Deregistration, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed,
-    membership::{CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits},
+    Address, Confinement, Deregistration, Domain, DynSigner, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole, RegistryError,
+    Signed,
+    crypto::Authored,
+    membership::{CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Watch},
 };
+use proptest::prelude::*;
 
 use crate::scene::{NOW, Scene, key};
 
-fn record(node: ncn_core::Address, sequence: u64, expires_at: u64) -> NodeRecord {
+fn record(node: Address, sequence: u64, expires_at: u64) -> NodeRecord {
     NodeRecord {
         node,
         role: NodeRole::Compute,
@@ -96,4 +102,116 @@ async fn a_sequence_is_not_ahead_of_the_clock() {
     let farewell = Signed::sign(Deregistration { node: node.address(), sequence: u64::MAX }, &domain, &*node).await.unwrap();
     let refused = members.deregister(&farewell, NOW);
     assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "departure.sequence"), "{refused:?}");
+}
+
+/// What a watcher has been told.
+struct Picture {
+    query: NodeQuery,
+    watch: Watch,
+    live: BTreeMap<Address, Signed<NodeRecord>>,
+}
+
+impl Picture {
+    fn new(members: &Membership, query: NodeQuery) -> Self {
+        Self { query, watch: members.watch(query), live: BTreeMap::new() }
+    }
+
+    /// Takes so many changes in. Where nodes were forgotten in between, it begins again.
+    fn read(&mut self, members: &Membership, most: usize) {
+        for _ in 0..most {
+            match members.next_change(&mut self.watch) {
+                Ok(Some(NodeChange::Live(record))) => drop(self.live.insert(record.message.node, record)),
+                Ok(Some(NodeChange::Gone(node))) => drop(self.live.remove(&node)),
+                Ok(Some(NodeChange::Synced)) => {}
+                Ok(None) => return,
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error}");
+                    *self = Self::new(members, self.query);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Register { node: usize, subnet: u8, models: u8, seconds: u64 },
+    Beat { node: usize },
+    Leave { node: usize },
+    Pass { seconds: u64 },
+    Read { watcher: usize, most: usize },
+}
+
+const NODES: usize = 4;
+
+fn change() -> impl Strategy<Value = Change> {
+    let node = 0..NODES;
+    prop_oneof![
+        3 => (node.clone(), 0..3_u8, 0..4_u8, 1..60_u64).prop_map(|(node, subnet, models, seconds)| Change::Register { node, subnet, models, seconds }),
+        2 => node.clone().prop_map(|node| Change::Beat { node }),
+        1 => node.prop_map(|node| Change::Leave { node }),
+        2 => (1..LIVENESS_SECONDS * 2).prop_map(|seconds| Change::Pass { seconds }),
+        4 => (0..4_usize, 1..6_usize).prop_map(|(watcher, most)| Change::Read { watcher, most }),
+    ]
+}
+
+/// Keys in memory sign at once.
+fn sign<T: Authored>(message: T, domain: Domain, key: &DynSigner) -> Signed<T> {
+    Signed::sign(message, &domain, &**key).now_or_never().unwrap().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever happens, and however slowly it reads: a watcher that has read all knows exactly the nodes that are found.
+    #[test]
+    fn a_watcher_that_has_read_all_knows_who_is_found(changes in proptest::collection::vec(change(), 1..40)) {
+        let domain = Scene::new().trust.domain;
+        let keys: Vec<_> = (0..NODES).map(|_| key()).collect();
+        // One node fewer than there are: expired ones are forgotten now and then.
+        let mut members = Membership::new(domain, MembershipLimits { nodes: NODES - 1, ..MembershipLimits::default() });
+        let queries = [
+            NodeQuery::default(),
+            NodeQuery { subnet: Some([1; 32].into()), ..NodeQuery::default() },
+            NodeQuery { model: Some([1; 32].into()), ..NodeQuery::default() },
+            NodeQuery { node: Some(keys[0].address()), ..NodeQuery::default() },
+        ];
+        let mut watchers: Vec<_> = queries.map(|query| Picture::new(&members, query)).into();
+        let (mut now, mut sequence) = (NOW, 0);
+        for change in changes {
+            sequence += 1;
+            // Some are refused, as any node may be.
+            let _ = match change {
+                Change::Register { node, subnet, models, seconds } => {
+                    let models = (0..2_u8).filter(|bit| models & (1 << bit) != 0).map(|bit| [bit; 32].into()).collect();
+                    let record = NodeRecord { subnet: [subnet; 32].into(), models, ..record(keys[node].address(), sequence, now + seconds) };
+                    members.register(sign(record, domain, &keys[node]), now)
+                }
+                Change::Beat { node } => {
+                    let beat = Heartbeat { node: keys[node].address(), sequence, sent_at: now };
+                    members.heartbeat(&sign(beat, domain, &keys[node]), now)
+                }
+                Change::Leave { node } => {
+                    let departure = Deregistration { node: keys[node].address(), sequence };
+                    members.deregister(&sign(departure, domain, &keys[node]), now)
+                }
+                Change::Pass { seconds } => {
+                    now += seconds;
+                    Ok(())
+                }
+                Change::Read { watcher, most } => {
+                    members.sweep(now);
+                    watchers[watcher].read(&members, most);
+                    Ok(())
+                }
+            };
+        }
+        members.sweep(now);
+        watchers.extend(queries.map(|query| Picture::new(&members, query)));
+        for mut watcher in watchers {
+            watcher.read(&members, usize::MAX);
+            let found = members.discover(&watcher.query, now).into_iter().map(|record| (record.message.node, record));
+            prop_assert_eq!(watcher.live, found.collect::<BTreeMap<_, _>>());
+        }
+    }
 }

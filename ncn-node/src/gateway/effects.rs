@@ -9,9 +9,9 @@ use futures::StreamExt as _;
 use ncn_client::Backoff;
 use ncn_core::{
     B256, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, Event,
-    LedgerError, Message as _, NodeQuery, NodeRole, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule,
-    PreprocessingRequest, QuorumCertificate, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed,
-    State, Step, TaskEvent, TrustRoot, Values,
+    LedgerError, Message as _, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest,
+    QuorumCertificate, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step,
+    TaskEvent, TrustRoot, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_UNITS},
     receipt::{self, Payment},
 };
@@ -90,15 +90,11 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
 async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
     let model_digest = task.submission.request.message.model_digest;
     let started = Instant::now();
-    let query =
-        NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), model: Some(model_digest), node: None };
-    let found = gateway.registry.discover(query).await.map_err(|error| format!("discovery: {error}"))?;
-    let mut nodes: Vec<_> = found.iter().filter_map(|record| gateway.compute(record.message.node)).collect();
+    let mut nodes = gateway.nodes.with_model(&model_digest).await;
     let discovering = started.elapsed();
     let started = Instant::now();
     // Whose turn it is, is decided by the request: load spreads without anyone counting.
     nodes.sort_unstable_by_key(|node| node.address());
-    nodes.dedup_by_key(|node| node.address());
     let turn = usize::from(task.request_id.as_slice().last().copied().unwrap_or_default());
     if !nodes.is_empty() {
         let turn = turn % nodes.len();
@@ -221,7 +217,7 @@ async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) ->
     loop {
         // The lease may have run out while the client thought about paying: reserving again renews it.
         if attempt == 0
-            && let Some(compute) = gateway.compute(quote.compute)
+            && let Some(compute) = gateway.nodes.get(quote.compute)
             && reserve_at(&*compute, Reservation { request_id, model_digest, expires_at }).await.is_ok()
         {
             return Ok(compute);
@@ -405,7 +401,7 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
     };
     task.publish(update);
     for node in task.tried().into_iter().chain(reserved) {
-        if let Some(compute) = gateway.compute(node) {
+        if let Some(compute) = gateway.nodes.get(node) {
             compute.release(task.request_id).await;
         }
     }

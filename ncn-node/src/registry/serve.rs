@@ -47,6 +47,7 @@ fn ack((): ()) -> Response<proto::Ack> {
 #[async_trait]
 impl P2pRegistryService for RegistryAdapter {
     type DiscoverNodesStream = BoxStream<'static, Result<proto::NodeInfo, Status>>;
+    type WatchNodesStream = BoxStream<'static, Result<proto::NodeChange, Status>>;
 
     async fn register_node(&self, request: Request<proto::NodeInfo>) -> Result<Response<proto::Ack>, Status> {
         self.0.register(read(request)?).await.map(ack).map_err(status)
@@ -69,6 +70,11 @@ impl P2pRegistryService for RegistryAdapter {
     ) -> Result<Response<Self::DiscoverNodesStream>, Status> {
         let nodes = self.0.discover(read(request)?).await.map_err(status)?;
         Ok(Response::new(stream::iter(nodes.into_iter().map(|node| Ok(node.into()))).boxed()))
+    }
+
+    async fn watch_nodes(&self, request: Request<proto::DiscoverNodesRequest>) -> Result<Response<Self::WatchNodesStream>, Status> {
+        let changes = self.0.watch(read(request)?).await.map_err(status)?;
+        Ok(Response::new(changes.map(|change| change.map(Into::into).map_err(status)).boxed()))
     }
 
     async fn register_subnet(&self, request: Request<proto::CreateSubnetRequest>) -> Result<Response<proto::Ack>, Status> {

@@ -50,6 +50,12 @@ impl Lengths {
     }
 }
 
+/// As how many calls a call counts while it is open. What a watch is told takes the server's time whenever nodes change, for as long as it
+/// lasts.
+fn weight(path: &str) -> usize {
+    if path == "/ncn.v1.P2PRegistryService/WatchNodes" { 8 } else { 1 }
+}
+
 const CROWDED: &str = "too many calls are open: try again later";
 
 /// The pools of one server, as a layer around its services.
@@ -100,11 +106,12 @@ where
             return refuse("the call came on no connection");
         };
         let end = CancellationToken::new();
-        let Some(share) = self.intake.calls.claim(peer.address, 1, &end) else {
+        let path = request.uri().path();
+        let Some(share) = self.intake.calls.claim(peer.address, weight(path), &end) else {
             return refuse(CROWDED);
         };
         let message = Arc::new(Mutex::new(None));
-        let lengths = Lengths::of(request.uri().path());
+        let lengths = Lengths::of(path);
         let pools = (self.intake.messages.clone(), self.intake.streams.clone());
         let body = |body| Body::new(RequestBody::new(body, lengths, peer.address, end.clone(), pools, message.clone()));
         let answering = self.inner.call(request.map(body));
@@ -140,9 +147,9 @@ mod tests {
 
     use super::*;
 
-    /// A service that is renamed would fall back to the shortest messages without notice.
+    /// A service that is renamed would fall back to the shortest messages and to the smallest weight without notice.
     #[test]
-    fn the_calls_with_long_messages_have_these_names() {
+    fn the_calls_with_bounds_of_their_own_have_these_names() {
         let paths = [
             (client::SERVICE_NAME, "SubmitInferenceTask"),
             (registry::SERVICE_NAME, "RequestSettlementValidation"),
@@ -154,5 +161,6 @@ mod tests {
             let path = format!("/{service}/{call}");
             assert_ne!(Lengths::of(&path), Lengths::Unary(MAX_SMALL_MESSAGE_BYTES), "{path}");
         }
+        assert_ne!(weight(&format!("/{}/WatchNodes", registry::SERVICE_NAME)), 1);
     }
 }

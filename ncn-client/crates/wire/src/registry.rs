@@ -2,8 +2,8 @@
 
 use ncn_core::{
     Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionAuthorization, CompletionRequest,
-    Deregistration, Heartbeat, InferenceResult, Message as _, NodeQuery, PreprocessingRequest, SettlementRequest, Signed, Subnet,
-    SubnetModel,
+    Deregistration, Heartbeat, InferenceResult, Message as _, NodeChange, NodeQuery, PreprocessingRequest, SettlementRequest,
+    Signed, Subnet, SubnetModel,
     channel::{Batch, BatchEntry},
 };
 use prost::bytes::Bytes;
@@ -77,6 +77,31 @@ impl TryFrom<proto::DiscoverNodesRequest> for NodeQuery {
             subnet: optional_hash("query.subnet", &query.subnet)?,
             model: optional_hash("query.model", &query.model)?,
             node: optional_address("query.node", &query.node)?,
+        })
+    }
+}
+
+impl From<NodeChange> for proto::NodeChange {
+    fn from(change: NodeChange) -> Self {
+        use proto::node_change::Change as Sent;
+        let change = match change {
+            NodeChange::Live(record) => Sent::Live(record.into()),
+            NodeChange::Gone(node) => Sent::Gone(bytes(node)),
+            NodeChange::Synced => Sent::Synced(proto::Ack {}),
+        };
+        Self { change: Some(change) }
+    }
+}
+
+impl TryFrom<proto::NodeChange> for NodeChange {
+    type Error = WireError;
+
+    fn try_from(change: proto::NodeChange) -> Result<Self, WireError> {
+        use proto::node_change::Change as Sent;
+        Ok(match required("change", change.change)? {
+            Sent::Live(record) => Self::Live(record.try_into()?),
+            Sent::Gone(node) => Self::Gone(address("gone", &node)?),
+            Sent::Synced(proto::Ack {}) => Self::Synced,
         })
     }
 }

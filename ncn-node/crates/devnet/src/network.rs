@@ -105,7 +105,8 @@ pub struct LocalNetwork {
     treasury: Address,
     /// The registry as its nodes reach it.
     directory: Arc<dyn Registry>,
-    registry: RunningRegistryNode,
+    registry: Option<RunningRegistryNode>,
+    registry_url: String,
     validators: Vec<RunningValidator>,
     gateway: RunningGateway,
     compute_nodes: Vec<RunningComputeNode>,
@@ -235,7 +236,8 @@ impl LocalNetworkBuilder {
 
         let reader = Arc::new(deployer.with_signer(new_key()));
         let registry = RegistryNode::builder(reader).listen(self.registry).start().await?;
-        let connect = || Ok::<_, DevnetError>(Arc::new(GrpcRegistry::new(&registry.url())?));
+        let registry_url = registry.url();
+        let connect = || Ok::<_, DevnetError>(Arc::new(GrpcRegistry::new(&registry_url)?));
         let starting: Result<Vec<_>, DevnetError> = keys
             .into_iter()
             .map(|key| {
@@ -259,8 +261,18 @@ impl LocalNetworkBuilder {
         }
         let compute_nodes = try_join_all(starting).await?;
         let directory = connect()?;
-        let network =
-            LocalNetwork { chain, deployer, treasury, directory, registry, validators, gateway, compute_nodes, _files: files };
+        let network = LocalNetwork {
+            chain,
+            deployer,
+            treasury,
+            directory,
+            registry: Some(registry),
+            registry_url,
+            validators,
+            gateway,
+            compute_nodes,
+            _files: files,
+        };
         tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
         Ok(network)
     }
@@ -352,7 +364,7 @@ impl LocalNetwork {
 
     /// How the registry node is called.
     pub fn registry_url(&self) -> String {
-        self.registry.url()
+        self.registry_url.clone()
     }
 
     /// The gateway's channels.
@@ -400,12 +412,24 @@ impl LocalNetwork {
         self.compute_nodes.retain(|node| node.node().address() != address);
     }
 
+    /// Takes the registry node off the network without a word, and starts another one in its place: one that knows nobody.
+    pub async fn restart_registry(&mut self) -> Result<(), DevnetError> {
+        let Some(crashed) = self.registry.take() else { return Ok(()) };
+        let address = crashed.address();
+        crashed.shutdown().await;
+        let reader = Arc::new(self.deployer.with_signer(new_key()));
+        self.registry = Some(RegistryNode::builder(reader).listen(address).start().await?);
+        Ok(())
+    }
+
     /// Ends the network in order: compute nodes, the gateway, validators, the registry node.
     pub async fn shutdown(self) {
         join_all(self.compute_nodes.into_iter().map(RunningComputeNode::shutdown)).await;
         self.gateway.shutdown().await;
         join_all(self.validators.into_iter().map(RunningValidator::shutdown)).await;
-        self.registry.shutdown().await;
+        if let Some(registry) = self.registry {
+            registry.shutdown().await;
+        }
     }
 
     /// Returns once every node is registered and every compute node attached.

@@ -1445,6 +1445,26 @@ pub struct DiscoverNodesRequest {
     pub node: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeChange {
+    #[prost(oneof = "node_change::Change", tags = "1, 2, 3")]
+    pub change: ::core::option::Option<node_change::Change>,
+}
+/// Nested message and enum types in `NodeChange`.
+pub mod node_change {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        /// It is live, and this is its record now.
+        #[prost(message, tag = "1")]
+        Live(super::NodeInfo),
+        /// The address of one that is live no longer, or fits no longer.
+        #[prost(bytes, tag = "2")]
+        Gone(::prost::bytes::Bytes),
+        /// All that were live when the watch began have been sent.
+        #[prost(message, tag = "3")]
+        Synced(super::Ack),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubnetId {
     #[prost(bytes = "bytes", tag = "1")]
     pub id: ::prost::bytes::Bytes,
@@ -1653,6 +1673,18 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "DiscoverNodes"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The live nodes, then that these are all, and from then on each change.
+        pub async fn watch_nodes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiscoverNodesRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::NodeChange>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/WatchNodes");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "WatchNodes"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn register_subnet(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateSubnetRequest>,
@@ -1738,6 +1770,15 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::DiscoverNodesRequest>,
         ) -> std::result::Result<tonic::Response<Self::DiscoverNodesStream>, tonic::Status>;
+        /// Server streaming response type for the WatchNodes method.
+        type WatchNodesStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::NodeChange, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// The live nodes, then that these are all, and from then on each change.
+        async fn watch_nodes(
+            &self,
+            request: tonic::Request<super::DiscoverNodesRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchNodesStream>, tonic::Status>;
         async fn register_subnet(
             &self,
             request: tonic::Request<super::CreateSubnetRequest>,
@@ -1934,6 +1975,35 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiscoverNodesSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/WatchNodes" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchNodesSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::ServerStreamingService<super::DiscoverNodesRequest> for WatchNodesSvc<T> {
+                        type Response = super::NodeChange;
+                        type ResponseStream = T::WatchNodesStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::DiscoverNodesRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::watch_nodes(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchNodesSvc(inner);
                         let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
@@ -2673,6 +2743,10 @@ impl crate::entries::Described for DeregisterNodeRequest {
 }
 impl crate::entries::Described for DiscoverNodesRequest {
     const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for NodeChange {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<NodeInfo>(1), crate::entries::Field::message::<Ack>(3)];
 }
 impl crate::entries::Described for SubnetId {
     const FIELDS: &'static [crate::entries::Field] = &[];

@@ -173,6 +173,16 @@ async fn a_worker_that_dies_is_replaced_by_another_node() {
 }
 
 #[tokio::test]
+async fn a_registry_node_that_restarts_hears_of_everyone_again() {
+    let mut network = network().start().await.unwrap();
+    let (client, _) = client(&network).await;
+    assert!(is_seven(&client.infer(quickstart::NAME, seven()).await.unwrap()));
+    network.restart_registry().await.unwrap();
+    let answered = async || client.infer(quickstart::NAME, seven()).await.is_ok_and(|answer| is_seven(&answer));
+    Box::pin(eventually("requests are served again", answered)).await;
+}
+
+#[tokio::test]
 async fn a_model_that_fails_is_not_paid_for() {
     let executor = failing(ExecutorError::Failed("division by zero".into()), usize::MAX);
     let network = LocalNetwork::builder().executor(executor).start().await.unwrap();

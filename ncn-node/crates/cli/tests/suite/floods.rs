@@ -21,7 +21,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use http_body::{Body as _, Frame};
 use ncn_client::grpc::{GrpcRegistry, channel};
-use ncn_core::{Directory as _, NodeQuery, NodeRole, channel::MAX_BATCH};
+use ncn_core::{Directory as _, NodeChange, NodeQuery, NodeRole, channel::MAX_BATCH};
 use ncn_wire::{
     MAX_MESSAGE_BYTES,
     proto::{
@@ -45,6 +45,7 @@ use crate::{
 const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 const ATTACH: &str = "/ncn.v1.GatewayComputeService/Attach";
 const SETTLE: &str = "/ncn.v1.P2PRegistryService/RequestSettlementValidation";
+const WATCH: &str = "/ncn.v1.P2PRegistryService/WatchNodes";
 const APPROVE: &str = "/ncn.v1.ValidatorService/ApproveSettlement";
 /// The stranger's address; everyone else is at 127.0.0.1.
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
@@ -256,7 +257,7 @@ async fn fill(url: &str, path: &'static str, message: &[Bytes]) {
         .flat_map(|last| {
             let from = Some([127, 0, 0, last].into());
             let server = Endpoint::from_shared(url.to_owned()).unwrap().local_address(from).connect_lazy();
-            let body = || Sent { parts: message.iter().cloned().collect(), ends: false, count: Arc::default() };
+            let body = || Sent { parts: message.iter().cloned().collect(), ends: path == WATCH, count: Arc::default() };
             (0..256).map(move |_| tokio::spawn(refused(server.clone(), path, body()))).collect::<Vec<_>>()
         })
         .collect();
@@ -275,6 +276,20 @@ async fn open_calls_from_many_addresses_leave_room_for_others() {
     fill(&validator, APPROVE, &[]).await;
     fill(&devnet.gateway, ATTACH, &[]).await;
     infer(&devnet, directory.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_from_many_addresses_leave_room_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let memory = Memory::watch(devnet.process());
+    fill(&devnet.registry, WATCH, &[prefix(0)]).await;
+    infer(&devnet, directory.path()).await;
+    let registry = GrpcRegistry::new(&devnet.registry).unwrap();
+    let changes = registry.watch(NodeQuery::default()).await.unwrap();
+    let mut told = changes.skip_while(|change| std::future::ready(*change != Ok(NodeChange::Synced)));
+    tokio::time::timeout(Duration::from_mins(1), told.next()).await.expect("another watch is told everything").unwrap().unwrap();
+    memory.assert_bounded("watches");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,10 +18,10 @@ use ncn_core::BatchRequest;
 use ncn_core::{
     Address, Amount, Approval, Attestors, B256, ChannelParams, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
     ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
-    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
-    QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
-    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values, compute::ComputeEvents,
-    receipt::Payment, transport::Updates,
+    NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus,
+    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement,
+    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values,
+    compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -94,6 +94,10 @@ impl Directory for LyingRegistry {
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
         self.honest.discover(query).await
+    }
+
+    async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        self.honest.watch(query).await
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {

@@ -60,4 +60,5 @@ mod tamper;
 mod tls;
 mod traces;
 mod wait;
+mod watches;
 mod workers;

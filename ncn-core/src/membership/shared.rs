@@ -1,0 +1,92 @@
+//! A membership in use: by several tasks at once, and by watchers that wait for its changes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::{
+    StreamExt as _,
+    channel::mpsc,
+    stream::{self, BoxStream},
+};
+
+use super::{Membership, Watch};
+use crate::{NodeChange, NodeChanges, NodeQuery, RegistryError, UnixTime};
+
+/// A [`Membership`] that several tasks use, and whose changes wake those that watch it.
+#[derive(Debug)]
+pub struct SharedMembership(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    membership: Membership,
+    watchers: Vec<mpsc::Sender<()>>,
+}
+
+impl SharedMembership {
+    /// Shares a membership.
+    pub fn new(membership: Membership) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Inner { membership, watchers: Vec::new() })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at it; others wait meanwhile.
+    pub fn read<T>(&self, look: impl FnOnce(&Membership) -> T) -> T {
+        look(&self.lock().membership)
+    }
+
+    /// Changes it; others wait meanwhile.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Membership) -> T) -> T {
+        let Inner { membership, watchers } = &mut *self.lock();
+        let before = membership.changes;
+        let changed = change(membership);
+        if membership.changes != before {
+            // A watcher that is full was woken before, and has not looked yet.
+            watchers.retain_mut(|watcher| watcher.try_send(()).is_ok() || !watcher.is_closed());
+        }
+        changed
+    }
+
+    /// What [`Directory::watch`](crate::Directory::watch) answers. The membership is looked at when it changes and, for nodes that fell
+    /// silent, at each of the `ticks`. Dropping the stream ends the watch.
+    pub fn watch(
+        self: &Arc<Self>,
+        query: NodeQuery,
+        clock: impl Fn() -> UnixTime + Send + 'static,
+        ticks: BoxStream<'static, ()>,
+    ) -> NodeChanges {
+        let (watcher, woken) = mpsc::channel(0);
+        let mut inner = self.lock();
+        inner.watchers.retain(|watcher| !watcher.is_closed());
+        inner.watchers.push(watcher);
+        let watch = inner.membership.watch(query);
+        drop(inner);
+        let watcher = Watcher { shared: self.clone(), watch, clock, wakes: stream::select(woken, ticks).boxed() };
+        let next = async |mut watcher: Watcher<_>| Some((watcher.next().await?, watcher));
+        stream::unfold(watcher, next).boxed()
+    }
+}
+
+struct Watcher<C> {
+    shared: Arc<SharedMembership>,
+    watch: Watch,
+    clock: C,
+    wakes: BoxStream<'static, ()>,
+}
+
+impl<C: Fn() -> UnixTime> Watcher<C> {
+    async fn next(&mut self) -> Option<Result<NodeChange, RegistryError>> {
+        loop {
+            let now = (self.clock)();
+            let next = self.shared.update(|membership| {
+                membership.sweep(now);
+                membership.next_change(&mut self.watch)
+            });
+            match next.transpose() {
+                Some(next) => return Some(next),
+                None => self.wakes.next().await?,
+            }
+        }
+    }
+}
