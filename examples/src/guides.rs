@@ -32,7 +32,7 @@ fn client(ledger: EvmLedger) -> Result<Client, ncn_client::ClientError> {
     Client::builder()
         .gateway("http://127.0.0.1:50051")
         .payment(Payment::OnChain(ledger))
-        .options(ClientConfig::batch())
+        .config(ClientConfig::batch())
         .max_price(Amount::TOKEN)
         .build()
 }
@@ -70,7 +70,7 @@ async fn out_of_a_channel(
 
     let payment = Payment::Channel("channel.json".into());
 
-    let access = TaskCapability { client: key.address(), request_id: terms.id(), purpose: CapabilityScope::CloseChannel };
+    let access = TaskCapability { client: key.address(), request_id: terms.id(), scope: CapabilityScope::CloseChannel };
     let access = Signed::sign(access, &trust.domain, &*key).await?;
     let (_settled, agreement) = transport.close_channel(terms, access).await?; // waits for requests in flight and their settlement
     on_chain.close_channel(&terms, Some(agreement)).await?;

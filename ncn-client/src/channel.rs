@@ -277,7 +277,7 @@ impl PayerChannel {
 
     /// A request has ended: what it cost is spent when it was `paid`, and free again otherwise. That it was not paid is not for the
     /// gateway to say: a client that believes it signs too little from then on, and its vouchers are refused.
-    pub fn conclude(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
+    pub fn release(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
         self.change(|state| {
             if let Some(payment) = state.held.remove(&request_id) {
                 state.end(&payment);

@@ -36,7 +36,7 @@ pub struct Client {
     transport: Arc<dyn Transport>,
     payer: Arc<dyn Payer>,
     signer: DynSigner,
-    options: ClientConfig,
+    config: ClientConfig,
     offers: Arc<Mutex<Option<Offers>>>,
 }
 
@@ -92,7 +92,7 @@ impl Client {
     /// The model of this name, as the gateway offered it a moment ago.
     fn remembered(&self, name: &str) -> Option<ModelInfo> {
         let offers = self.offers();
-        let offers = offers.as_ref().filter(|offers| offers.at.elapsed() < self.options.max_offer_age)?;
+        let offers = offers.as_ref().filter(|offers| offers.at.elapsed() < self.config.max_offer_age)?;
         offers.models.iter().find(|info| info.model.manifest().name == name).cloned()
     }
 
@@ -102,7 +102,7 @@ impl Client {
     /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because the price would be paid before
     /// anyone has seen it. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
     pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<InferenceOutput, ClientError> {
-        if self.options.max_price.is_none() {
+        if self.config.max_price.is_none() {
             let price = self.model(model).await?.price;
             return Err(ClientError::PriceUnseen { model: model.to_owned(), price });
         }
@@ -135,7 +135,7 @@ impl Client {
         // The gateway checks the same; here it costs nobody anything.
         info.model.manifest().check(&order.inputs)?;
         info.model.manifest().check_parameters(&order.parameters)?;
-        if let Some(limit) = order.max_price.or(self.options.max_price).filter(|limit| info.price > *limit) {
+        if let Some(limit) = order.max_price.or(self.config.max_price).filter(|limit| info.price > *limit) {
             return Err(ClientError::TooExpensive { price: info.price, limit });
         }
         let message = InferenceRequest {
@@ -145,14 +145,14 @@ impl Client {
             input_hash: order.inputs.hash(),
             parameters: order.parameters.clone(),
             max_price: info.price,
-            deadline: unix_now() + order.timeout.unwrap_or(self.options.timeout).as_secs().clamp(1, MAX_ESCROW_SECONDS),
+            deadline: unix_now() + order.timeout.unwrap_or(self.config.timeout).as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
         };
         let trust = self.trust_root().await?;
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
         tracing::Span::current().record("request", tracing::field::display(request_id));
-        let access = TaskCapability { client: self.signer.address(), request_id, purpose: CapabilityScope::Follow };
+        let access = TaskCapability { client: self.signer.address(), request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone() };
@@ -162,7 +162,7 @@ impl Client {
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, ClientError> {
-        match &self.options.trust {
+        match &self.config.trust {
             Some(trust) => Ok(trust.clone()),
             None => Ok(self.payer.trust_root().await?),
         }

@@ -47,11 +47,11 @@ struct Member {
     sequence: u64,
     last_seen: UnixTime,
     departed: bool,
-    /// What watchers are told of it; silence and expiry get here by [`Membership::sweep`].
+    /// As it is reported to watchers: silence and expiry are noticed by [`Membership::sweep`].
     live: bool,
     /// The number of the latest change of `live` or of the record.
     changed: u64,
-    /// The number of the latest change after which other queries find it.
+    /// The number of the latest change of what queries match: role, subnet or models.
     moved: u64,
 }
 
@@ -68,13 +68,13 @@ pub struct Membership {
     bounds: MembershipLimits,
     members: HashMap<Address, Member>,
     subnets: HashMap<B256, Signed<Subnet>>,
-    /// How many changes there were, and so the number of the latest.
+    /// The number of changes so far, which is also the number of the latest one.
     changes: u64,
     /// The members by the numbers of their latest changes.
     by_change: BTreeMap<u64, Address>,
-    /// The largest number among the changes of members that were forgotten.
+    /// The largest number of a change whose member was removed.
     forgotten: u64,
-    /// When it was last looked for members that are live no longer.
+    /// When members were last checked for silence and expiry.
     swept_at: UnixTime,
 }
 
@@ -169,15 +169,15 @@ impl Membership {
     }
 
     /// Takes a departure in. The node stays known as departed until its record expires, so that the record cannot be replayed.
-    pub fn deregister(&mut self, departure: &Signed<Deregistration>, now: UnixTime) -> Result<(), RegistryError> {
-        let Deregistration { node, sequence } = departure.message;
+    pub fn deregister(&mut self, deregistration: &Signed<Deregistration>, now: UnixTime) -> Result<(), RegistryError> {
+        let Deregistration { node, sequence } = deregistration.message;
         check_sequence("departure.sequence", sequence, now)?;
         let domain = self.domain;
         if self.members.get(&node).is_some_and(|member| member.departed && member.sequence == sequence) {
             return Ok(());
         }
         let member = self.newer(node, sequence)?;
-        departure.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
+        deregistration.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
         (member.sequence, member.departed) = (sequence, true);
         if member.live {
             member.live = false;
@@ -196,7 +196,7 @@ impl Membership {
 
     /// The live nodes that fit.
     pub fn discover(&self, query: &NodeQuery, now: UnixTime) -> Vec<Signed<NodeRecord>> {
-        let fits = |member: &&Member| member.is_live(now) && query.fits(&member.record.message);
+        let fits = |member: &&Member| member.is_live(now) && query.matches(&member.record.message);
         match query.node {
             Some(node) => self.members.get(&node).filter(fits).map(|member| member.record.clone()).into_iter().collect(),
             None => self.members.values().filter(fits).map(|member| member.record.clone()).collect(),
@@ -236,7 +236,8 @@ impl Membership {
         self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
     }
 
-    /// Finds the nodes that are live no longer, by silence or expiry, so that watchers are told. Does nothing a second time within a second.
+    /// Finds the nodes that are no longer live because of silence or expiry, and records that as a change for watchers. A second call within the
+    /// same second does nothing.
     pub fn sweep(&mut self, now: UnixTime) {
         if self.swept_at == now {
             return;

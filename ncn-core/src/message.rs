@@ -201,7 +201,7 @@ pub struct TaskCapability {
     /// The client's request.
     pub request_id: RequestId,
     /// What it may be used for.
-    pub purpose: CapabilityScope,
+    pub scope: CapabilityScope,
 }
 
 /// What a [`TaskCapability`] may be used for. An observer of one that follows cannot cancel with it.

@@ -26,8 +26,8 @@ pub struct NodeQuery {
 }
 
 impl NodeQuery {
-    /// Whether it finds a node with this record, as long as it is live.
-    pub fn fits(&self, record: &NodeRecord) -> bool {
+    /// Whether a live node with this record matches.
+    pub fn matches(&self, record: &NodeRecord) -> bool {
         self.node.is_none_or(|node| record.node == node)
             && self.role.is_none_or(|role| record.role == role)
             && self.subnet.is_none_or(|subnet| record.subnet == subnet || record.subnet.is_zero())
@@ -35,18 +35,18 @@ impl NodeQuery {
     }
 }
 
-/// What a watch tells of the nodes that fit.
+/// A change that a watch reports, of the nodes that match its query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeChange {
-    /// This node is live, and this is its record now.
+    /// The node is live, and this is its current record.
     Live(Signed<NodeRecord>),
-    /// This node is live no longer, or fits no longer.
+    /// The node is no longer live, or no longer matches.
     Gone(Address),
-    /// All nodes that were live when the watch began have been told. It comes once.
+    /// Every node that was live when the watch began has been reported. Reported once.
     Synced,
 }
 
-/// What a watch tells, as it happens.
+/// The changes that a watch reports, as they happen.
 pub type NodeChanges = BoxStream<'static, Result<NodeChange, RegistryError>>;
 
 /// What validators are shown to judge a quote.
@@ -177,7 +177,7 @@ impl From<SignatureError> for RegistryError {
 /// - Records, heartbeats and departures count only with their node's signature and a sequence newer than any seen from it.
 ///   The identical record again is accepted: a lost answer must be repeatable.
 /// - `discover` returns live nodes only: the record has not expired, and record or heartbeat is no older than the liveness window.
-/// - `watch` tells changes in their order, and of each node the latest: a reader that is slow misses steps, but no outcome.
+/// - `watch` reports changes in their order, and of each node the latest: a slow reader misses intermediate changes, but no final one.
 #[async_trait]
 pub trait Directory: Send + Sync {
     /// Announces a node.
@@ -187,15 +187,15 @@ pub trait Directory: Send + Sync {
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError>;
 
     /// Takes a node off the network.
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError>;
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError>;
 
     /// The live nodes that fit, in no particular order.
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError>;
 
-    /// The live nodes that fit, then [`NodeChange::Synced`], and from then on each change. Dropping the stream ends the watch.
+    /// Reports the live nodes that match, then [`NodeChange::Synced`], and from then on each change. Dropping the stream ends the watch.
     ///
-    /// A stream that ends, with an error or without, says nothing about the nodes: watch again, and let what is told until
-    /// [`NodeChange::Synced`] replace what was known.
+    /// The end of the stream, with an error or without, says nothing about the nodes: watch again, and replace the known nodes by those that
+    /// are reported until [`NodeChange::Synced`].
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError>;
 
     /// Defines a subnet, or a newer version of it.

@@ -49,19 +49,19 @@ pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(
 }
 
 /// Judges a quote once [`signed_order`] has passed: price, node, liveness, subnet, split and times.
-pub fn preprocessing(request: &PreprocessingRequest, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
+pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
-    terms(&order.message, quote, facts)?;
-    if facts.now >= quote.expiry {
+    terms(&order.message, quote, context)?;
+    if context.now >= quote.expiry {
         return refuse("quote.expiry: is in the past");
     }
-    if quote.expiry - facts.now > MAX_ESCROW_SECONDS {
+    if quote.expiry - context.now > MAX_ESCROW_SECONDS {
         return refuse("quote.expiry: is more than a week away");
     }
-    if quote.compute != facts.compute.node {
+    if quote.compute != context.compute.node {
         return refuse("quote.compute: is not the node whose record was found");
     }
-    able(quote, facts)
+    able(quote, context)
 }
 
 /// Checks that the quote's own gateway wants this result approved. It costs one signature and no question, so it comes before anything
@@ -76,27 +76,27 @@ pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<(),
 
 /// Judges a result once [`authorization`] has passed: the compute node's signature, and that every digest is the order's. An escrow is
 /// the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
-pub fn completion(request: &CompletionRequest, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
+pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let CompletionRequest { request: order, quote, result, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
-    quote.fits(order, &order.digest(&facts.trust.domain))?;
-    terms(order, quote, facts)?;
-    result.verify(&facts.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
+    quote.fits(order, &order.digest(&context.trust.domain))?;
+    terms(order, quote, context)?;
+    result.verify(&context.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
     if let Some(voucher) = voucher {
-        voucher.verify(quote, facts.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
+        voucher.verify(quote, context.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
     }
     let result = &result.message;
     result.fits(order, quote)?;
     let checks = [
-        (result.compute == facts.compute.node, "result.compute: is not the node whose record was found"),
-        (result.confinement <= facts.compute.confinement, "result.confinement: is more than the node's record says"),
+        (result.compute == context.compute.node, "result.compute: is not the node whose record was found"),
+        (result.confinement <= context.compute.confinement, "result.confinement: is more than the node's record says"),
         (result.usage.input_units.max(result.usage.output_units) <= MAX_UNITS, "result.usage: is more than any node may sign for"),
     ];
     if let Some((_, reason)) = checks.iter().find(|(good, _)| !good) {
         return refuse(*reason);
     }
-    able(quote, facts)
+    able(quote, context)
 }
 
 /// Judges a batch by what it says of itself and its gateway's signature, but not its requests' signatures
@@ -171,13 +171,13 @@ pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
 }
 
 /// Do order and quote fit each other, the subnet and the network?
-fn terms(order: &InferenceRequest, quote: &Quote, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let subnet = facts.subnet;
+fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
+    let subnet = context.subnet;
     let Some(listed) = subnet.model(&order.model_digest) else {
         return refuse("request.modelDigest: the subnet does not offer this model");
     };
     quote.fits(order, &quote.request_id)?;
-    quote.is_of(facts.trust.hash())?;
+    quote.is_of(context.trust.hash())?;
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),
         (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),
@@ -192,13 +192,13 @@ fn terms(order: &InferenceRequest, quote: &Quote, facts: &ValidationContext<'_>)
 }
 
 /// Is the compute node alive, in the subnet, and in possession of the model?
-fn able(quote: &Quote, facts: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let record = facts.compute;
+fn able(quote: &Quote, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
+    let record = context.compute;
     let checks = [
         (record.role == NodeRole::Compute, "compute: is no compute node"),
-        (record.subnet == facts.subnet.id(), "compute: is in another subnet"),
+        (record.subnet == context.subnet.id(), "compute: is in another subnet"),
         (record.models.contains(&quote.model_digest), "compute: does not have the model"),
-        (record.expires_at >= facts.now, "compute: its record has expired"),
+        (record.expires_at >= context.now, "compute: its record has expired"),
     ];
     match checks.iter().find(|(good, _)| !good) {
         Some((_, reason)) => refuse(*reason),

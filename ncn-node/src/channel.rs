@@ -3,12 +3,12 @@
 //!
 //! [`ChannelProcessor`] is a [`PaymentLedger`] around another one: what is paid by a voucher is its own, all else is the other's.
 
-mod book;
 mod chargeable;
 mod kept;
 mod records;
 mod reorganization;
 mod settler;
+mod state;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +16,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use book::{ChannelState, Closing, Hold, Limits, Stage};
 use ncn_client::{Backoff, unix_now};
 use ncn_core::{
     Address, Amount, Attestors, BatchSettler, Channel, ChannelParams, DynSigner, LedgerError, PaymentAuthorization, PaymentChanges,
@@ -25,6 +24,7 @@ use ncn_core::{
     ledger::{closable, sign_close},
 };
 use records::Change;
+use state::{ChannelState, Closing, Hold, Limits, Stage};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -79,10 +79,10 @@ struct Inner {
     signer: DynSigner,
     store: SharedStore,
     options: BatchPolicy,
-    book: Mutex<ChannelState>,
-    /// The changes that have led to the book since it was last read. Locked after the book.
+    state: Mutex<ChannelState>,
+    /// The changes that have led to the state since it was last read. Locked after the state.
     sequence: Mutex<Sequence>,
-    /// Held by the one who reads the book again.
+    /// Held by the one who reads the state again.
     restoring: AsyncMutex<()>,
     /// Something is to be settled, or has been.
     changed: Notify,
@@ -103,7 +103,7 @@ impl ChannelProcessor {
         store: SharedStore,
         options: BatchPolicy,
     ) -> Result<Self, StoreError> {
-        let (book, sequence, restoring) = (Mutex::new(records::load(store.inner())?), Mutex::default(), AsyncMutex::default());
+        let (state, sequence, restoring) = (Mutex::new(records::load(store.inner())?), Mutex::default(), AsyncMutex::default());
         let (changed, flush, settled) = (Notify::new(), Notify::new(), Notify::new());
         let stopped = CancellationToken::new();
         let inner = Arc::new(Inner {
@@ -113,7 +113,7 @@ impl ChannelProcessor {
             signer,
             store,
             options,
-            book,
+            state,
             sequence,
             restoring,
             changed,
@@ -160,14 +160,14 @@ impl ChannelProcessor {
 
     /// How many earned requests wait for their settlement.
     pub fn unsettled(&self) -> usize {
-        self.0.book().earned_count()
+        self.0.state().earned_count()
     }
 
-    /// The voucher's channel where the book does not know enough of it to judge the voucher: when it is new, and when what is known does
+    /// The voucher's channel where the state does not know enough of it to judge the voucher: when it is new, and when what is known does
     /// not suffice, since it may have been topped up.
     async fn look_up(&self, payment: &SignedVoucher, quote: &Quote) -> Result<Option<Channel>, LedgerError> {
         let inner = &self.0;
-        if inner.book().knows_enough(payment, quote) {
+        if inner.state().knows_enough(payment, quote) {
             return Ok(None);
         }
         let channel = payment.voucher.channel;
@@ -181,8 +181,8 @@ impl ChannelProcessor {
         loop {
             inner.restore().await?;
             let (hold, sequence) = {
-                let book = inner.book();
-                (book.hold(request_id).copied(), inner.sequence().clone())
+                let state = inner.state();
+                (state.hold(request_id).copied(), inner.sequence().clone())
             };
             if hold.is_none() {
                 return Ok(None);
@@ -197,16 +197,16 @@ impl ChannelProcessor {
 
 impl Inner {
     /// What the store has, or will have once its queue is empty.
-    fn book(&self) -> MutexGuard<'_, ChannelState> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ChannelState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sequence(&self) -> MutexGuard<'_, Sequence> {
         self.sequence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the book, and returns once the change survives a crash. What is kept is in the order of the changes. Where one is not kept,
-    /// neither are those that were made after it, and the book is read from the store again.
+    /// Changes the state, and returns once the change survives a crash. What is kept is in the order of the changes. Where one is not kept,
+    /// neither are those that were made after it, and the state is read from the store again.
     async fn change<T>(
         &self,
         change: impl FnOnce(&mut ChannelState) -> Result<(T, Change), LedgerError> + Send,
@@ -214,8 +214,8 @@ impl Inner {
         self.restore().await?;
         let slot = self.store.slot().await.map_err(storage)?;
         let (value, sequence, kept) = {
-            let mut book = self.book();
-            let (value, change) = change(&mut book)?;
+            let mut state = self.state();
+            let (value, change) = change(&mut state)?;
             let sequence = self.sequence().clone();
             match change.ops() {
                 Ok(ops) => {
@@ -233,14 +233,14 @@ impl Inner {
             sequence.abandon();
             // What fails here is tried again before the next change.
             if let Err(error) = self.restore().await {
-                tracing::error!(%error, "the book cannot be read again after a change that was not kept");
+                tracing::error!(%error, "the state cannot be read again after a change that was not kept");
             }
         }
         kept.map_err(storage)?;
         Ok(value)
     }
 
-    /// Reads the book from the store when a change of it was not kept: after that the store takes none that builds on it.
+    /// Reads the state from the store when a change of it was not kept: after that the store takes none that builds on it.
     async fn restore(&self) -> Result<(), LedgerError> {
         if !self.sequence().is_broken() {
             return Ok(());
@@ -248,7 +248,7 @@ impl Inner {
         if self.stopped.is_cancelled() {
             return Err(LedgerError::Busy("the gateway has stopped: ask it again when it is back".into()));
         }
-        // A whole book is read into memory: by one, for all.
+        // A whole state is read into memory: by one, for all.
         let _restoring = self.restoring.lock().await;
         let broken = self.sequence().clone();
         if !broken.is_broken() {
@@ -257,9 +257,9 @@ impl Inner {
         // After this, nothing of it is on its way any more.
         self.store.idle().await.map_err(storage)?;
         let mut kept = self.store.read(records::load).await.map_err(storage)?;
-        let mut book = self.book();
-        kept.learn_from(&book);
-        (*book, *self.sequence()) = (kept, Sequence::default());
+        let mut state = self.state();
+        kept.learn_from(&state);
+        (*state, *self.sequence()) = (kept, Sequence::default());
         Ok(())
     }
 }
@@ -301,11 +301,11 @@ impl PaymentLedger for ChannelProcessor {
         let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
         let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
         self.0
-            .change(|book| {
+            .change(|state| {
                 if let Some(channel) = found {
-                    book.learn(payment, channel);
+                    state.learn(payment, channel);
                 }
-                let (account, hold) = book.reserve(payment, quote, &limits)?;
+                let (account, hold) = state.reserve(payment, quote, &limits)?;
                 Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
             })
             .await?;
@@ -334,9 +334,9 @@ impl PaymentLedger for ChannelProcessor {
             BatchEntry { quote: quote.clone(), result: result.clone(), completion: certificate.clone(), payment: hold.payment };
         let now = unix_now();
         self.0
-            .change(move |book| {
-                let hold = book.earn(quote.request_id, now)?;
-                let accounts = book.account_of(&hold).into_iter().collect();
+            .change(move |state| {
+                let hold = state.earn(quote.request_id, now)?;
+                let accounts = state.account_of(&hold).into_iter().collect();
                 // What is settled needs no proof any more.
                 let entries = matches!(hold.stage, Stage::Earned(_)).then_some(entry).into_iter().collect();
                 Ok(((), Change { accounts, holds: vec![hold], entries, ..Change::default() }))
@@ -349,7 +349,7 @@ impl PaymentLedger for ChannelProcessor {
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.refund(quote).await };
         let request = quote.request_id;
-        let release = |book: &mut ChannelState| Ok(((), Change { holds: vec![book.release(request)?], ..Change::default() }));
+        let release = |state: &mut ChannelState| Ok(((), Change { holds: vec![state.release(request)?], ..Change::default() }));
         self.0.change(release).await?;
         Ok(hold.payment.into())
     }
@@ -363,15 +363,15 @@ impl PaymentLedger for ChannelProcessor {
         closable(&*inner.chain, terms, self.account()).await?;
         let keep = |closing: Closing| Change { closing: Some((channel, closing)), ..Change::default() };
         inner
-            .change(|book| {
-                let closing = book.close(channel);
+            .change(|state| {
+                let closing = state.close(channel);
                 Ok(((), keep(closing)))
             })
             .await?;
         let idle = async {
             let mut backoff = Backoff::new();
-            while !inner.book().is_idle(channel) {
-                if inner.book().has_earned(channel) {
+            while !inner.state().is_idle(channel) {
+                if inner.state().has_earned(channel) {
                     self.flush();
                 }
                 let _ = tokio::time::timeout(CLOSE_LOOK, inner.settled.notified()).await;
@@ -381,14 +381,14 @@ impl PaymentLedger for ChannelProcessor {
         // However long it takes: the channel stays shut, and its client may ask again.
         let _ = inner.stopped.run_until_cancelled(tokio::time::timeout(CLOSE_TIMEOUT, idle)).await;
         inner
-            .change(|book| {
-                let closing = book.agree(channel)?;
+            .change(|state| {
+                let closing = state.agree(channel)?;
                 Ok(((), keep(closing)))
             })
             .await?;
         // What the chain has been charged, now that all is settled.
         let (settled, signature) = sign_close(&*inner.chain, terms, &inner.signer).await?;
-        let owed = inner.book().account(channel).map(|account| account.settled).unwrap_or_default();
+        let owed = inner.state().account(channel).map(|account| account.settled).unwrap_or_default();
         if settled < owed {
             let problem = format!("channel {channel}: the chain was charged {settled} of {owed}: a settlement is presented again");
             return Err(LedgerError::Busy(format!("{problem}; close it once that is done")));

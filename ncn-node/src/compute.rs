@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::{
     payments::{PaymentCheckError, PaymentVerifier},
-    presence::NodeDescriptor,
+    registration::NodeDescriptor,
 };
 use ncn_client::unix_now;
 
@@ -72,7 +72,7 @@ impl ComputeNode {
     }
 
     /// What this node says of itself.
-    pub fn announcement(&self) -> NodeDescriptor {
+    pub fn descriptor(&self) -> NodeDescriptor {
         NodeDescriptor {
             role: ncn_core::NodeRole::Compute,
             subnet: self.subnet,

@@ -9,7 +9,7 @@ mod journal;
 mod nodes;
 #[cfg(feature = "grpc")]
 mod plane;
-mod acceptance;
+mod redemption;
 #[cfg(feature = "grpc")]
 mod serve;
 mod task;
@@ -85,7 +85,7 @@ pub struct Gateway {
     options: GatewayOptions,
     nodes: Nodes,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
-    acceptances: acceptance::Acceptances,
+    redemptions: redemption::Redemptions,
     /// Ends every driver, and the following of the chain.
     stopped: CancellationToken,
     this: Weak<Self>,
@@ -162,7 +162,7 @@ impl Gateway {
             options,
             nodes,
             tasks: Mutex::default(),
-            acceptances: acceptance::Acceptances::default(),
+            redemptions: redemption::Redemptions::default(),
             stopped: CancellationToken::new(),
             this: this.clone(),
         });
@@ -218,13 +218,13 @@ impl Gateway {
         self.tasks().get(&request_id).cloned().ok_or(TransportError::UnknownTask(request_id))
     }
 
-    /// The task that an access is for, once it is sure that its client signed it, for this purpose.
-    fn accessed(&self, access: &Signed<TaskCapability>, purpose: CapabilityScope) -> Result<Arc<Task>, TransportError> {
+    /// The task that an access is for, once it is sure that its client signed it, for this scope.
+    fn accessed(&self, access: &Signed<TaskCapability>, scope: CapabilityScope) -> Result<Arc<Task>, TransportError> {
         let task = self.task(access.message.request_id)?;
         if access.message.client != task.submission.request.message.client {
             return Err(TransportError::Unauthorized("the request is another client's".into()));
         }
-        if access.message.purpose != purpose {
+        if access.message.scope != scope {
             return Err(TransportError::Unauthorized("the signature is for another purpose".into()));
         }
         access.verify(&self.domain).map_err(|error| TransportError::Unauthorized(error.to_string()))?;
@@ -285,7 +285,7 @@ impl Gateway {
         if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
-        self.acceptances.accept(&self.ledger, quote, authorization).await
+        self.redemptions.redeem(&self.ledger, quote, authorization).await
     }
 
     /// Takes a request in, unless somebody else just has.
@@ -413,14 +413,14 @@ impl Transport for Gateway {
         access: Signed<TaskCapability>,
     ) -> Result<(Amount, Signature), TransportError> {
         let unauthorized = |problem: &str| TransportError::Unauthorized(problem.to_owned());
-        if access.message.purpose != CapabilityScope::CloseChannel {
+        if access.message.scope != CapabilityScope::CloseChannel {
             return Err(unauthorized("the signature is for another purpose"));
         }
         if (terms.id(), terms.client) != (access.message.request_id, access.message.client) {
             return Err(unauthorized("the signature is for another channel"));
         }
         access.verify(&self.domain).map_err(|error| TransportError::Unauthorized(error.to_string()))?;
-        self.acceptances.close(&self.ledger, terms).await
+        self.redemptions.close(&self.ledger, terms).await
     }
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {

@@ -5,7 +5,7 @@ pub mod compute;
 pub mod gateway;
 pub mod node;
 mod payments;
-pub mod presence;
+pub mod registration;
 pub mod registry;
 #[cfg(feature = "grpc")]
 pub mod server;

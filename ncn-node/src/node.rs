@@ -29,7 +29,7 @@ pub use registry::{RegistryNodeBuilder, RunningRegistryNode};
 pub use validator::{RunningValidator, ValidatorBuilder};
 
 #[cfg(feature = "grpc")]
-use crate::presence::Registration;
+use crate::registration::Registration;
 
 /// How long a registry may take to let a node go that shuts down.
 #[cfg(feature = "grpc")]

@@ -40,7 +40,7 @@ use ncn_client::unix_now;
 const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one may take to judge thousands of requests.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
-/// How often watches look for nodes that fell silent.
+/// How often watches check for silence and expiry.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Makes a way to the validator that a record announces.
@@ -172,8 +172,8 @@ impl Directory for RegistryNode {
         self.membership.update(|membership| membership.heartbeat(&heartbeat, unix_now()))
     }
 
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.deregister(&departure, unix_now()))
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.membership.update(|membership| membership.deregister(&deregistration, unix_now()))
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

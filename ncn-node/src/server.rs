@@ -56,7 +56,7 @@ const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
-/// How long open calls may go on when the server stops. Streams would go on for ever.
+/// How long open calls may take when the server stops. Streams have no end of their own.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long a peer may take for the handshake of TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

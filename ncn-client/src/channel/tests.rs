@@ -66,7 +66,7 @@ async fn what_was_given_up_too_early_is_paid_after_all_up_to_what_was_signed() {
     let lost = scene.quote(10);
     assert_eq!(scene.pay(&lost).await, Amount::new(10));
     // A client that believed its gateway, as it did before, or one whose file is a backup.
-    scene.channel.conclude(lost.request_id, false).unwrap();
+    scene.channel.release(lost.request_id, false).unwrap();
     let next = scene.quote(5);
     assert_eq!(scene.pay(&next).await, Amount::new(5));
     // The gateway has earned the 10.
@@ -82,7 +82,7 @@ async fn who_pays_an_ended_request_again_signs_nothing_more() {
     let scene = Scene::new();
     let (served, next) = (scene.quote(10), scene.quote(5));
     assert_eq!(scene.pay(&served).await, Amount::new(10));
-    scene.channel.conclude(served.request_id, true).unwrap();
+    scene.channel.release(served.request_id, true).unwrap();
     let sums = scene.channel.sums();
     assert_eq!(scene.pay(&served).await, Amount::new(10), "the voucher that it was");
     assert_eq!(scene.channel.sums(), sums);
@@ -99,7 +99,7 @@ async fn a_gateway_that_names_more_than_was_signed_gets_nothing_for_it() {
     let scene = Scene::new();
     let (first, next) = (scene.quote(10), scene.quote(5));
     scene.pay(&first).await;
-    scene.channel.conclude(first.request_id, true).unwrap();
+    scene.channel.release(first.request_id, true).unwrap();
     scene.pay(&next).await;
     for claim in [16, 25, 100, u128::MAX] {
         assert_eq!(scene.renew(&next, claim).await, Ok(None), "{claim}");

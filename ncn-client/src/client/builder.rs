@@ -87,7 +87,7 @@ pub struct ClientBuilder {
     #[cfg(feature = "evm")]
     chain: Option<EvmLedger>,
     signer: Option<DynSigner>,
-    options: ClientConfig,
+    config: ClientConfig,
 }
 
 impl ClientBuilder {
@@ -137,29 +137,29 @@ impl ClientBuilder {
 
     /// A preset: [`ClientConfig::interactive`] (the default) or [`ClientConfig::batch`].
     #[must_use]
-    pub fn options(mut self, options: ClientConfig) -> Self {
-        self.options = options;
+    pub fn config(mut self, config: ClientConfig) -> Self {
+        self.config = config;
         self
     }
 
     /// How long to wait for an answer, and so how long a payment can be held.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
+        self.config.timeout = timeout;
         self
     }
 
     /// The network to trust. By default the one that the chain has, with `Payment::OnChain`; the other ways to pay need it.
     #[must_use]
     pub fn trust(mut self, trust: TrustRoot) -> Self {
-        self.options.trust = Some(trust);
+        self.config.trust = Some(trust);
         self
     }
 
     /// The most that a request may cost whose order states no limit. [`Client::infer`] needs it.
     #[must_use]
     pub const fn max_price(mut self, limit: Amount) -> Self {
-        self.options.max_price = Some(limit);
+        self.config.max_price = Some(limit);
         self
     }
 
@@ -173,7 +173,7 @@ impl ClientBuilder {
         };
         let signer = self.signer.or_else(|| self.payment.as_ref().and_then(Payment::signer).cloned());
         let signer = signer.ok_or_else(|| invalid("signer", "is missing: give the client's key"))?;
-        let trusted = self.options.trust.clone();
+        let trusted = self.config.trust.clone();
         if let Some(trust) = &trusted {
             trust.validate().map_err(|error| invalid("trust", error))?;
         }
@@ -220,7 +220,7 @@ impl ClientBuilder {
             let problem = format!("{} is not the payer's account {}", signer.address(), payer.account());
             return Err(invalid("signer", problem));
         }
-        Ok(Client { transport, payer, signer, options: self.options, offers: Arc::default() })
+        Ok(Client { transport, payer, signer, config: self.config, offers: Arc::default() })
     }
 }
 

@@ -36,7 +36,7 @@ impl Quoted {
 
     /// Withdraws the order.
     pub async fn cancel(self) -> Result<(), ClientError> {
-        let access = TaskCapability { purpose: CapabilityScope::Cancel, ..self.access.message };
+        let access = TaskCapability { scope: CapabilityScope::Cancel, ..self.access.message };
         let access = Signed::sign(access, &self.trust.domain, &*self.client.signer).await?;
         Ok(self.client.transport.cancel(access).await?)
     }

@@ -91,7 +91,7 @@ impl Client {
                 domain.chain_id, domain.contract
             )));
         }
-        let access = TaskCapability { client, request_id, purpose: CapabilityScope::Follow };
+        let access = TaskCapability { client, request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &domain, &*self.signer).await?;
         let Stored { request, quote, preprocessing, trust_root, .. } = stored;
         let (client, trust, submitting) = (self.clone(), trust_root, Duration::ZERO);

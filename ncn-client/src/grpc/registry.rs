@@ -53,8 +53,9 @@ impl Directory for GrpcRegistry {
         .await
     }
 
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.call(async |mut client| client.deregister_node(proto::DeregisterNodeRequest::from(departure)).await.map(drop)).await
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.call(async |mut client| client.deregister_node(proto::DeregisterNodeRequest::from(deregistration)).await.map(drop))
+            .await
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

@@ -169,12 +169,12 @@ async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     let stale = registry.register(record).await;
     rules.check("a record does not undo a heartbeat", matches!(stale, Err(RegistryError::Stale { .. })), stale)?;
 
-    let departure = scene.sign(Deregistration { node: address, sequence: 20 }, node).await;
-    let mut forged = departure.clone();
+    let deregistration = scene.sign(Deregistration { node: address, sequence: 20 }, node).await;
+    let mut forged = deregistration.clone();
     forged.message.sequence = 21;
     rules.refused("a forged departure is refused", registry.deregister(forged).await, RegistryError::is_retryable)?;
-    rules.ok("a node leaves", registry.deregister(departure.clone()).await)?;
-    rules.ok("leaving twice is leaving", registry.deregister(departure).await)?;
+    rules.ok("a node leaves", registry.deregister(deregistration.clone()).await)?;
+    rules.ok("leaving twice is leaving", registry.deregister(deregistration).await)?;
     let found = registry.discover(query).await;
     rules.check("who has left is not found", found == Ok(Vec::new()), found)?;
     let back = scene.sign(scene.record(node, 21), node).await;
@@ -228,8 +228,8 @@ async fn watches(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     rules.ok("a heartbeat is taken", registry.heartbeat(heartbeat).await)?;
 
     // Each change is followed by one of another node, so that it is seen when it is not told.
-    let departure = scene.sign(Deregistration { node: first.address(), sequence: 13 }, &first).await;
-    rules.ok("a node leaves", registry.deregister(departure).await)?;
+    let deregistration = scene.sign(Deregistration { node: first.address(), sequence: 13 }, &first).await;
+    rules.ok("a node leaves", registry.deregister(deregistration).await)?;
     let came = rules.ok("a node registers", live(&second, 10, model()).await)?;
     let told = rules.ok("who left is told", told_until(&mut all, &came).await)?;
     rules.check("who left is told, a heartbeat is not", told == [NodeChange::Gone(first.address())], told)?;

@@ -66,8 +66,8 @@ impl Scene<'_> {
         Submission { request: signed(order, &self.trust, &self.client).await, inputs: self.fixture.inputs() }
     }
 
-    async fn access(&self, request_id: B256, key: &DynSigner, purpose: CapabilityScope) -> Signed<TaskCapability> {
-        signed(TaskCapability { client: key.address(), request_id, purpose }, &self.trust, key).await
+    async fn access(&self, request_id: B256, key: &DynSigner, scope: CapabilityScope) -> Signed<TaskCapability> {
+        signed(TaskCapability { client: key.address(), request_id, scope }, &self.trust, key).await
     }
 }
 
@@ -179,7 +179,7 @@ async fn guards(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
     let cancelled = transport.cancel(follow.clone()).await;
     rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
     let mut turned = follow;
-    turned.message.purpose = CapabilityScope::Cancel;
+    turned.message.scope = CapabilityScope::Cancel;
     let cancelled = transport.cancel(turned).await;
     rules.check("who may follow may not cancel with it", denied(&cancelled), cancelled)?;
     let unknown = scene.access([9; 32].into(), &scene.client, CapabilityScope::Follow).await;

@@ -1,4 +1,4 @@
-//! A membership in use: by several tasks at once, and by watchers that wait for its changes.
+//! A membership that is shared by tasks, and whose watchers wait for its changes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use futures::{
 use super::{Membership, Watch};
 use crate::{NodeChange, NodeChanges, NodeQuery, RegistryError, UnixTime};
 
-/// A [`Membership`] that several tasks use, and whose changes wake those that watch it.
+/// A [`Membership`] that tasks share. Its changes wake its watchers.
 #[derive(Debug)]
 pub struct SharedMembership(Mutex<Inner>);
 
@@ -31,25 +31,25 @@ impl SharedMembership {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at it; others wait meanwhile.
+    /// Reads it, under its lock.
     pub fn read<T>(&self, look: impl FnOnce(&Membership) -> T) -> T {
         look(&self.lock().membership)
     }
 
-    /// Changes it; others wait meanwhile.
+    /// Changes it, under its lock, and wakes the watchers if there is anything to report.
     pub fn update<T>(&self, change: impl FnOnce(&mut Membership) -> T) -> T {
         let Inner { membership, watchers } = &mut *self.lock();
         let before = membership.changes;
         let changed = change(membership);
         if membership.changes != before {
-            // A watcher that is full was woken before, and has not looked yet.
+            // A full channel is that of a watcher that was woken before and has not run yet.
             watchers.retain_mut(|watcher| watcher.try_send(()).is_ok() || !watcher.is_closed());
         }
         changed
     }
 
-    /// What [`Directory::watch`](crate::Directory::watch) answers. The membership is looked at when it changes and, for nodes that fell
-    /// silent, at each of the `ticks`. Dropping the stream ends the watch.
+    /// Implements [`Directory::watch`](crate::Directory::watch). The watcher wakes when the membership changes and, to notice silence and expiry,
+    /// at each of the `ticks`. Dropping the stream ends the watch.
     pub fn watch(
         self: &Arc<Self>,
         query: NodeQuery,

@@ -1,32 +1,33 @@
-//! What a watcher of a [`Membership`] has been told, and what comes next.
+//! Watching a [`Membership`]: which change a watcher receives next.
 //!
-//! Each member stands once in the order of changes, at its latest one, and a watcher is a place in that order. So a watcher that reads slowly
-//! takes no more memory than another: it is told the latest of each node, and not the steps that led there.
+//! Each member has one position in the order of changes, that of its latest change, and a watcher is a position in the same order. A slow watcher
+//! therefore takes no more memory than a fast one: it receives the latest change of each node, and not those before it.
 
 use super::Membership;
 use crate::{NodeChange, NodeQuery, RegistryError};
 
-/// How far a watcher is.
+/// A watcher's position.
 #[derive(Clone, Debug)]
 pub struct Watch {
     query: NodeQuery,
-    /// The number of the change that it has come to.
+    /// The number of the latest change that was reported or skipped.
     seen: u64,
-    /// The number of the latest change when the watch began, or when the watcher last knew everything.
+    /// The number of the latest change when the watch began, or when every change had last been reported.
     caught_up: u64,
     synced: bool,
 }
 
 impl Membership {
-    /// Begins to watch the nodes that fit.
+    /// Begins to watch the nodes that match.
     pub const fn watch(&self, query: NodeQuery) -> Watch {
         Watch { query, seen: 0, caught_up: self.changes, synced: false }
     }
 
-    /// What the watcher is told next; `None` when it knows everything. Without [`sweep`](Self::sweep) before, it does not hear of silence.
+    /// The watcher's next change; `None` when every change has been reported. Call [`sweep`](Self::sweep) first, so that silence and expiry are
+    /// among the changes.
     ///
     /// # Errors
-    /// [`RegistryError::Overloaded`]: the watcher is so far behind that nodes were forgotten in between. It has to begin again.
+    /// [`RegistryError::Overloaded`]: members were removed whose latest change the watcher has not received. It has to begin again.
     pub fn next_change(&self, watch: &mut Watch) -> Result<Option<NodeChange>, RegistryError> {
         if self.forgotten > watch.seen.max(watch.caught_up) {
             return Err(RegistryError::Overloaded("the watch fell behind: watch again".into()));
@@ -37,12 +38,12 @@ impl Membership {
             }
             watch.seen = number;
             let Some(member) = self.members.get(node) else { continue };
-            let fits = watch.query.fits(&member.record.message);
-            if fits && member.live {
+            let matches = watch.query.matches(&member.record.message);
+            if matches && member.live {
                 return Ok(Some(NodeChange::Live(member.record.clone())));
             }
-            // One that did not fit before either was never told of.
-            if watch.synced && (fits || member.moved > watch.caught_up) {
+            // A node that did not match before either was never reported.
+            if watch.synced && (matches || member.moved > watch.caught_up) {
                 return Ok(Some(NodeChange::Gone(*node)));
             }
         }

@@ -30,7 +30,7 @@ impl MemoryRegistry {
         Self { trust, validators, membership, clock }
     }
 
-    /// Has the check pass, once: all validators here know the same facts.
+    /// Has the check pass, once: all validators here judge in the same context.
     fn judge(
         &self,
         order: &InferenceRequest,
@@ -73,8 +73,8 @@ impl Directory for MemoryRegistry {
         self.membership.update(|membership| membership.heartbeat(&heartbeat, (self.clock)()))
     }
 
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.deregister(&departure, (self.clock)()))
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.membership.update(|membership| membership.deregister(&deregistration, (self.clock)()))
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
@@ -83,7 +83,7 @@ impl Directory for MemoryRegistry {
 
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
         let clock = self.clock.clone();
-        // Without a runtime there are no ticks: silence is noticed with the next change.
+        // The core has no timer: silence is noticed with the next change.
         Ok(self.membership.watch(query, move || clock(), stream::pending().boxed()))
     }
 
@@ -101,14 +101,14 @@ impl Attestors for MemoryRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);
-        self.judge(order, quote.compute, |facts| validation::preprocessing(&request, facts))?;
+        self.judge(order, quote.compute, |context| validation::preprocessing(&request, context))?;
         self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::authorization(&request, &self.trust.domain)?;
         let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        self.judge(order, result.compute, |facts| validation::completion(&request, facts))?;
+        self.judge(order, result.compute, |context| validation::completion(&request, context))?;
         self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
     }
 

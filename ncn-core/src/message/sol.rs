@@ -110,7 +110,7 @@ impl ToSol for super::TaskCapability {
     type Sol = generated::TaskAccess;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::TaskAccess { client: self.client, requestId: self.request_id, purpose: self.purpose as u8 }
+        generated::TaskAccess { client: self.client, requestId: self.request_id, purpose: self.scope as u8 }
     }
 }
 

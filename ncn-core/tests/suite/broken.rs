@@ -364,8 +364,8 @@ impl Directory for BrokenRegistry {
         if self.flaw == Flaw::TakesAnyHeartbeat { Ok(()) } else { taken }
     }
 
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.scene.registry.deregister(departure).await
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.scene.registry.deregister(deregistration).await
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

@@ -192,8 +192,8 @@ proptest! {
                     members.heartbeat(&sign(beat, domain, &keys[node]), now)
                 }
                 Change::Leave { node } => {
-                    let departure = Deregistration { node: keys[node].address(), sequence };
-                    members.deregister(&sign(departure, domain, &keys[node]), now)
+                    let deregistration = Deregistration { node: keys[node].address(), sequence };
+                    members.deregister(&sign(deregistration, domain, &keys[node]), now)
                 }
                 Change::Pass { seconds } => {
                     now += seconds;

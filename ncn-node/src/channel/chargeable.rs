@@ -38,8 +38,9 @@ impl Aside {
         self.channels.retain(|_, until| now < *until);
     }
 
-    pub(super) fn has(&self, book: &ChannelState, request: &RequestId) -> bool {
-        self.requests.contains_key(request) || book.channel_of(*request).is_some_and(|channel| self.channels.contains_key(&channel))
+    pub(super) fn has(&self, state: &ChannelState, request: &RequestId) -> bool {
+        self.requests.contains_key(request)
+            || state.channel_of(*request).is_some_and(|channel| self.channels.contains_key(&channel))
     }
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Chargeable {
 
 /// What the chain has of a channel when it can be charged now; else how long its requests are left alone.
 pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Chargeable, Duration>, Failure> {
-    let account = inner.book().account(channel).cloned();
+    let account = inner.state().account(channel).cloned();
     let known = account.as_ref().map(|account| account.settled).unwrap_or_default();
     let soon = inner.options.resubmit_after.min(SET_ASIDE);
     let (chain, expiry) = match inner.chain.channel(channel).await {
@@ -73,24 +74,24 @@ pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Ch
         tracing::error!(%channel, "the chain does not know a channel any more that owes something");
         return Ok(Err(soon));
     };
-    inner.book().refresh(channel, chain);
+    inner.state().refresh(channel, chain);
     if !chain.open || now > chain.expiry {
         tracing::error!(%channel, "a channel ended before what it owes was settled");
         return Ok(Err(SET_ASIDE));
     }
     if chain.settled < known {
-        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged less than the book says: waiting for it");
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged less than the state says: waiting for it");
         return Ok(Err(soon));
     }
     if chain.settled > known {
-        if inner.book().kept.is_reopened(channel, known) {
+        if inner.state().kept.is_reopened(channel, known) {
             tracing::warn!(%channel, %known, chain = %chain.settled, "a batch that counted as lost may have been charged: waiting");
             return Ok(Err(soon));
         }
         // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
-        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the book says");
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the state says");
         let sums = [(channel, chain.settled)];
-        inner.change(|book| Ok(((), Change { accounts: book.settle(&[], &sums).0, ..Change::default() }))).await?;
+        inner.change(|state| Ok(((), Change { accounts: state.settle(&[], &sums).0, ..Change::default() }))).await?;
     }
     Ok(Ok(Chargeable { chain, sum: chain.settled }))
 }
@@ -114,16 +115,16 @@ pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>
 
 /// Gives up what a channel owes that has ended for good.
 async fn write_off(inner: &Inner, channel: B256) -> Result<(), Failure> {
-    let owed = |book: &ChannelState| -> Vec<(RequestId, Amount)> {
-        let earned = book.earned().map(|((_, request), amount)| (*request, *amount));
-        earned.filter(|(request, _)| book.channel_of(*request) == Some(channel)).collect()
+    let owed = |state: &ChannelState| -> Vec<(RequestId, Amount)> {
+        let earned = state.earned().map(|((_, request), amount)| (*request, *amount));
+        earned.filter(|(request, _)| state.channel_of(*request) == Some(channel)).collect()
     };
-    let owed = owed(&inner.book());
+    let owed = owed(&inner.state());
     let (requests, amounts): (Vec<_>, Vec<_>) = owed.into_iter().unzip();
     let lost = Amount::checked_sum(amounts).unwrap_or(Amount::new(u128::MAX));
     tracing::error!(%channel, requests = requests.len(), %lost, "a channel ended for good before what it owes was settled: lost");
-    let change = |book: &mut ChannelState| {
-        let holds = book.write_off(&requests);
+    let change = |state: &mut ChannelState| {
+        let holds = state.write_off(&requests);
         Ok(((), Change { holds, settled: requests, ..Change::default() }))
     };
     Ok(inner.change(change).await?)

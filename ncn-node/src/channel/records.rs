@@ -1,4 +1,4 @@
-//! Where the book is kept.
+//! Where the state is kept.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use ncn_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    book::{Account, ChannelState, Closing, Hold},
     kept::{Kept, SettledBatch},
+    state::{Account, ChannelState, Closing, Hold},
 };
 use crate::store::{Op, Row, Store, StoreError, Table, decode, encode};
 
@@ -120,7 +120,7 @@ fn one<T: DeserializeOwned>(store: &dyn Store, table: Table, key: &[u8]) -> Resu
     store.scan(table, key)?.first().map(|(_, value)| decode(table, value)).transpose()
 }
 
-/// The book as it was kept.
+/// The state as it was kept.
 pub(super) fn load(store: &dyn Store) -> Result<ChannelState, StoreError> {
     let closing: HashMap<B256, Closing> = all(store, CLOSING)?.into_iter().collect();
     let kept = all(store, KEPT)?.into_iter().map(|(number, batch): ([u8; 8], SettledBatch)| (u64::from_be_bytes(number), batch));

@@ -16,10 +16,10 @@ use ncn_core::{
 
 use super::{
     ChannelState, Inner,
-    book::{Hold, Stage},
     kept::SettledBatch,
     records::{self, Change, KeptChange},
     settler::{Failure, certify},
+    state::{Hold, Stage},
 };
 use ncn_client::unix_now;
 
@@ -61,7 +61,7 @@ pub(super) async fn revisit_for_ever(inner: &Inner) {
 
 /// Looks at every batch that is kept, the oldest first. What goes wrong with one of them stops none of the others.
 async fn revisit(inner: &Inner, missing: &mut AllMissing) {
-    let kept = inner.book().kept.list();
+    let kept = inner.state().kept.list();
     missing.retain(|(number, root), _| kept.iter().any(|(known, batch)| known == number && batch.settlement.root == *root));
     for (number, batch) in kept {
         let revisited = if batch.reopened {
@@ -112,7 +112,7 @@ async fn revisit_one(inner: &Inner, number: u64, batch: &SettledBatch, missing: 
     // What was charged on top of it is lost with it. The newest first: after a crash those before them are still missing.
     let mut gone: BTreeSet<B256> = batch.channels().collect();
     let mut with_it = Vec::new();
-    let kept = inner.book().kept.list();
+    let kept = inner.state().kept.list();
     for (later, other) in kept {
         if later > number && !other.reopened && other.channels().any(|channel| gone.contains(&channel)) {
             gone.extend(other.channels());
@@ -167,8 +167,8 @@ async fn present(inner: &Inner, number: u64, batch: &SettledBatch, anew: bool) -
     tracing::info!(%transaction, requests = settlement.count, "settled a batch again that the chain had taken back");
     let at = chain_time(inner).await;
     let batch = SettledBatch { certificate: Some(certificate), at, ..batch.clone() };
-    let update = move |book: &mut ChannelState| {
-        book.kept.replace(number, batch.clone());
+    let update = move |state: &mut ChannelState| {
+        state.kept.replace(number, batch.clone());
         Ok(((), Change { kept: vec![KeptChange::Keep(number, Box::new(batch), None)], ..Change::default() }))
     };
     Ok(inner.change(update).await?)
@@ -191,9 +191,9 @@ async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str)
     let hold = |entry: &BatchEntry| Hold { payment: entry.payment, expiry: entry.quote.expiry, stage: Stage::Settled };
     let requests: Vec<Hold> = entries.iter().map(hold).collect();
     let batch = SettledBatch { reopened: true, ..batch.clone() };
-    let update = move |book: &mut ChannelState| {
-        let (accounts, holds) = book.reopen(&requests, &settled, unix_now());
-        book.kept.replace(number, batch.clone());
+    let update = move |state: &mut ChannelState| {
+        let (accounts, holds) = state.reopen(&requests, &settled, unix_now());
+        state.kept.replace(number, batch.clone());
         let kept = vec![KeptChange::Keep(number, Box::new(batch), None)];
         Ok(((), Change { accounts, holds, entries, kept, ..Change::default() }))
     };
@@ -221,12 +221,12 @@ async fn watch_reopened(inner: &Inner, number: u64, batch: &SettledBatch) -> Res
 async fn settle_after_all(inner: &Inner, number: u64, batch: &SettledBatch) -> Result<(), Failure> {
     let requests: Vec<_> = proofs(inner, number).await?.iter().map(|entry| entry.quote.request_id).collect();
     let batch = SettledBatch { reopened: false, at: chain_time(inner).await, ..batch.clone() };
-    let update = move |book: &mut ChannelState| {
-        let known = |channel| book.account(channel).map(|account| account.settled).unwrap_or_default();
+    let update = move |state: &mut ChannelState| {
+        let known = |channel| state.account(channel).map(|account| account.settled).unwrap_or_default();
         let sum = |charge: &ChannelCharge| (charge.channel, charge.settled_after.max(known(charge.channel)));
         let sums: Vec<_> = batch.settlement.charges.iter().map(sum).collect();
-        let (accounts, holds) = book.settle(&requests, &sums);
-        book.kept.replace(number, batch.clone());
+        let (accounts, holds) = state.settle(&requests, &sums);
+        state.kept.replace(number, batch.clone());
         let kept = vec![KeptChange::Keep(number, Box::new(batch), None)];
         Ok(((), Change { accounts, holds, settled: requests, kept, ..Change::default() }))
     };
@@ -234,8 +234,8 @@ async fn settle_after_all(inner: &Inner, number: u64, batch: &SettledBatch) -> R
 }
 
 async fn forget(inner: &Inner, number: u64) -> Result<(), Failure> {
-    let drop = move |book: &mut ChannelState| {
-        book.kept.remove(number);
+    let drop = move |state: &mut ChannelState| {
+        state.kept.remove(number);
         Ok(((), Change { kept: vec![KeptChange::Drop(number)], ..Change::default() }))
     };
     Ok(inner.change(drop).await?)

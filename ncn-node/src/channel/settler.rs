@@ -129,8 +129,8 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         return Ok(None);
     }
     let requests: Vec<RequestId> = {
-        let book = inner.book();
-        book.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&book, request)).take(limit).collect()
+        let state = inner.state();
+        state.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&state, request)).take(limit).collect()
     };
     let wanted = requests.clone();
     let entries = inner.store.read(move |store| records::entries(store, &wanted)).await?;
@@ -172,8 +172,8 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
 }
 
 fn is_due(inner: &Inner, aside: &Aside, flushing: bool) -> bool {
-    let book = inner.book();
-    let mut waiting = book.earned().filter(|((_, request), _)| !aside.has(&book, request)).peekable();
+    let state = inner.state();
+    let mut waiting = state.earned().filter(|((_, request), _)| !aside.has(&state, request)).peekable();
     let Some(((oldest, _), _)) = waiting.peek() else { return false };
     let options = &inner.options;
     let now = unix_now();
@@ -264,9 +264,9 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
     let (vouchers, proofs) = (vouchers(inner, batch), records::encode_proofs(&batch.entries)?);
     let (settlement, certificate, bytes) = (batch.settlement.clone(), certificate.clone(), proofs.len() as u64);
     let settled = SettledBatch { settlement, vouchers, certificate, at, bytes, reopened: false };
-    let settle = |book: &mut ChannelState| {
-        let (accounts, holds) = book.settle(&requests, &sums);
-        let (number, dropped) = book.kept.push(settled.clone());
+    let settle = |state: &mut ChannelState| {
+        let (accounts, holds) = state.settle(&requests, &sums);
+        let (number, dropped) = state.kept.push(settled.clone());
         if !dropped.is_empty() {
             tracing::warn!(batches = dropped.len(), "too much is kept: settled batches are forgotten before they are deep");
         }
@@ -314,9 +314,10 @@ async fn is_charged(inner: &Inner, batch: &Batch) -> Result<bool, Failure> {
 
 /// For each charge the channel's highest voucher.
 fn vouchers(inner: &Inner, batch: &Batch) -> Vec<SignedVoucher> {
-    let book = inner.book();
+    let state = inner.state();
     let of_batch = batch.vouchers();
-    let highest = |channel: &B256| book.account(*channel).map(|account| account.highest).or_else(|| of_batch.get(channel).copied());
+    let highest =
+        |channel: &B256| state.account(*channel).map(|account| account.highest).or_else(|| of_batch.get(channel).copied());
     batch.settlement.charges.iter().filter_map(|charge| highest(&charge.channel)).collect()
 }
 
@@ -331,8 +332,8 @@ async fn discard(inner: &Inner) -> Result<(), Failure> {
 
 async fn forget(inner: &Inner) -> Result<(), Failure> {
     let before = unix_now().saturating_sub(MEMORY);
-    if inner.book().forgettable(before).next().is_none() {
+    if inner.state().forgettable(before).next().is_none() {
         return Ok(());
     }
-    Ok(inner.change(move |book| Ok(((), Change { forgotten: book.forget(before), ..Change::default() }))).await?)
+    Ok(inner.change(move |state| Ok(((), Change { forgotten: state.forget(before), ..Change::default() }))).await?)
 }

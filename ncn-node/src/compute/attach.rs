@@ -28,7 +28,7 @@ use tonic::{Status, transport::Channel};
 use tracing::Instrument as _;
 
 use super::ComputeNode;
-use crate::presence::next_sequence;
+use crate::registration::next_sequence;
 
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
@@ -179,14 +179,14 @@ impl Stream {
         }
         let (node, signer) = (&self.node, &self.node.signer);
         let internal = |error: ncn_core::SignatureError| Status::internal(error.to_string());
-        let record = node.announcement().record(&node.domain, signer, next_sequence(0)).await.map_err(internal)?;
-        let attachment = SessionProof {
+        let record = node.descriptor().record(&node.domain, signer, next_sequence(0)).await.map_err(internal)?;
+        let proof = SessionProof {
             node: node.address(),
             gateway: self.gateway,
             challenge: wire::hash("challenge.challenge", &challenge.challenge)?,
         };
-        let attachment = Signed::sign(attachment, &node.domain, &**signer).await.map_err(internal)?;
-        self.send(compute_message::Message::Attachment(proto::Attachment::write(record, attachment))).await
+        let proof = Signed::sign(proof, &node.domain, &**signer).await.map_err(internal)?;
+        self.send(compute_message::Message::Attachment(proto::Attachment::write(record, proof))).await
     }
 
     fn start(&mut self, task: ComputeTask) {

@@ -1,4 +1,4 @@
-//! The compute nodes that a gateway works with: those that are attached, as far as the registry has said that they are live.
+//! The compute nodes that a gateway works with: those that are attached, as long as the registry reports them as live.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,15 +12,15 @@ use ncn_core::{
 };
 use tokio::sync::watch;
 
-/// How long a request waits for the first node that can run it: one that has just come may not have been told of yet.
+/// How long a request waits for the first node that can run it: the registry may not have reported a new node yet.
 const FIRST_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A model, by its place in the subnet: strangers can register as many nodes as a registry takes, with every model of the subnet.
+/// A model's index in the subnet. Strangers can register as many nodes as a registry takes, each with every model of the subnet, so an entry is small.
 type ModelIndex = u16;
 
 type Live = HashMap<Address, Box<[ModelIndex]>>;
 
-/// The nodes, and those that wait for them.
+/// The known nodes.
 pub(super) struct Nodes {
     models: HashMap<B256, ModelIndex>,
     known: watch::Sender<Known>,
@@ -57,7 +57,7 @@ impl Nodes {
         });
     }
 
-    /// Who is attached.
+    /// The addresses of the attached nodes.
     pub(super) fn attached(&self) -> Vec<Address> {
         self.known.borrow().attached.keys().copied().collect()
     }
@@ -67,7 +67,7 @@ impl Nodes {
         self.known.borrow().attached.get(&address).cloned()
     }
 
-    /// The nodes with this model, in no particular order; none if there is none for a second.
+    /// The attached, live nodes with this model, in no particular order. Waits a second for the first one, and returns none after that.
     pub(super) async fn with_model(&self, model: &B256) -> Vec<Arc<dyn Compute>> {
         let Some(model) = self.models.get(model) else { return Vec::new() };
         let mut known = self.known.subscribe();
@@ -77,15 +77,15 @@ impl Nodes {
             found.extend(known.attached.iter().filter(|(node, _)| has_model(node)).map(|(_, compute)| compute.clone()));
             !found.is_empty()
         });
-        // Whether it was in time is seen by what was found.
+        // After a timeout, nothing was found.
         let _ = tokio::time::timeout(FIRST_NODE_TIMEOUT, some).await;
         found
     }
 
-    /// Keeps up with the live nodes that fit, until the registry ends it.
+    /// Follows the live nodes that match, until the registry ends the watch.
     pub(super) async fn follow(&self, registry: &dyn Directory, query: NodeQuery) -> Result<(), RegistryError> {
         let mut changes = registry.watch(query).await?;
-        // What is known counts until the whole of what is told can take its place.
+        // The known nodes are replaced once all live ones are reported, not before.
         let mut syncing = Some(Live::new());
         while let Some(change) = changes.next().await {
             match (change?, &mut syncing) {

@@ -94,18 +94,18 @@ where
 /// Checks that the answer is to this challenge, and by a compute node of this subnet.
 fn admit(gateway: &Gateway, challenge: B256, answer: ComputeMessage) -> Result<Address, Status> {
     let denied = |problem: &str| Status::permission_denied(problem.to_owned());
-    let Some(compute_message::Message::Attachment(attachment)) = answer.message else {
+    let Some(compute_message::Message::Attachment(proof)) = answer.message else {
         return Err(denied("the first message has to answer the challenge"));
     };
-    let (record, attachment) = attachment.read()?;
-    if attachment.message.gateway != gateway.address() || attachment.message.challenge != challenge {
+    let (record, proof) = proof.read()?;
+    if proof.message.gateway != gateway.address() || proof.message.challenge != challenge {
         return Err(denied("attachment: is the answer to another challenge"));
     }
     if record.message.role != NodeRole::Compute || record.message.subnet != gateway.subnet_id() {
         return Err(denied("node: is no compute node of this subnet"));
     }
     record.verify(&gateway.domain).map_err(|error| denied(&format!("node.signature: {error}")))?;
-    attachment.verify(&gateway.domain).map_err(|error| denied(&format!("attachment.signature: {error}")))?;
+    proof.verify(&gateway.domain).map_err(|error| denied(&format!("attachment.signature: {error}")))?;
     Ok(record.message.node)
 }
 

@@ -9,7 +9,7 @@ use ncn_core::{
 use super::leave;
 use crate::{
     compute::{ComputeNode, GatewaySessions},
-    presence::Registration,
+    registration::Registration,
 };
 
 /// How many requests a node runs or reserves capacity for at once, unless it is told.
@@ -118,7 +118,7 @@ impl ComputeNodeBuilder {
             let (name, directory) = (package.model.manifest().name.clone(), package.directory.clone());
             node.add_model(package).await.map_err(|problem| ComputeNodeError::Model { name, directory, problem })?;
         }
-        let descriptor = node.announcement();
+        let descriptor = node.descriptor();
         let (node, confinement) = (Arc::new(node), descriptor.confinement);
         let registration = Registration::start(registry, signer, domain, descriptor).await?;
         let mut sessions = GatewaySessions::new();

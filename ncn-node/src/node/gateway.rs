@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use crate::{
     gateway::{client_service, compute_service},
     node::leave,
-    presence::{NodeDescriptor, Registration},
+    registration::{NodeDescriptor, Registration},
     server::{Listen, Server},
 };
 

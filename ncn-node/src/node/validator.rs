@@ -6,7 +6,7 @@ use tonic::service::Routes;
 
 use super::{NodeError, leave};
 use crate::{
-    presence::{NodeDescriptor, Registration},
+    registration::{NodeDescriptor, Registration},
     registry::{ValidatorNode, validator_service},
     server::{Listen, Server},
 };

@@ -90,8 +90,8 @@ impl Validator for ValidatorNode {
         let trust = trust_root(&*self.ledger).await?;
         validation::signed_order(request, &trust.domain)?;
         let (subnet, compute) = self.known(&trust, &request.quote, &request.request.message, request.quote.compute).await?;
-        let facts = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
-        validation::preprocessing(request, &facts)?;
+        let context = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        validation::preprocessing(request, &context)?;
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
     }
 
@@ -101,8 +101,8 @@ impl Validator for ValidatorNode {
         let trust = trust_root(&*self.ledger).await?;
         validation::authorization(request, &trust.domain)?;
         let (subnet, compute) = self.known(&trust, quote, order, result.compute).await?;
-        let facts = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
-        validation::completion(request, &facts)?;
+        let context = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        validation::completion(request, &context)?;
         // Last, so that nobody makes this node ask the chain for nothing.
         self.payments.check(quote, request.voucher.as_ref()).await.map_err(|error| match error {
             PaymentCheckError::NotYet(problem) => RegistryError::Unreachable(problem),

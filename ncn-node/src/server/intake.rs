@@ -50,8 +50,7 @@ impl Lengths {
     }
 }
 
-/// As how many calls a call counts while it is open. What a watch is told takes the server's time whenever nodes change, for as long as it
-/// lasts.
+/// How many calls an open call counts as. A watch takes the server's time whenever nodes change, for as long as it is open.
 fn weight(path: &str) -> usize {
     if path == "/ncn.v1.P2PRegistryService/WatchNodes" { 8 } else { 1 }
 }

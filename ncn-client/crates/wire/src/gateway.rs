@@ -152,7 +152,7 @@ impl From<Signed<TaskCapability>> for proto::TaskId {
             request_id: bytes(message.request_id),
             client: bytes(message.client),
             signature: bytes(signature.as_bytes()),
-            purpose: message.purpose as u32,
+            purpose: message.scope as u32,
             from: 0,
         }
     }
@@ -162,12 +162,12 @@ impl TryFrom<proto::TaskId> for Signed<TaskCapability> {
     type Error = WireError;
 
     fn try_from(id: proto::TaskId) -> Result<Self, WireError> {
-        let purposes = [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel];
-        let purpose = purposes.into_iter().find(|purpose| *purpose as u32 == id.purpose);
+        let scopes = [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel];
+        let scope = scopes.into_iter().find(|scope| *scope as u32 == id.purpose);
         let message = TaskCapability {
             client: address("task_id.client", &id.client)?,
             request_id: hash("task_id.request_id", &id.request_id)?,
-            purpose: purpose.ok_or_else(|| WireError::new("task_id.purpose", "is unknown"))?,
+            scope: scope.ok_or_else(|| WireError::new("task_id.purpose", "is unknown"))?,
         };
         Ok(Self { message, signature: signature("task_id.signature", &id.signature)? })
     }

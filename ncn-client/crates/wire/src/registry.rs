@@ -43,9 +43,9 @@ impl From<Signed<Deregistration>> for proto::DeregisterNodeRequest {
 impl TryFrom<proto::DeregisterNodeRequest> for Signed<Deregistration> {
     type Error = WireError;
 
-    fn try_from(departure: proto::DeregisterNodeRequest) -> Result<Self, WireError> {
-        let message = Deregistration { node: address("departure.node", &departure.node)?, sequence: departure.sequence };
-        Ok(Self { message, signature: signature("departure.signature", &departure.signature)? })
+    fn try_from(deregistration: proto::DeregisterNodeRequest) -> Result<Self, WireError> {
+        let message = Deregistration { node: address("departure.node", &deregistration.node)?, sequence: deregistration.sequence };
+        Ok(Self { message, signature: signature("departure.signature", &deregistration.signature)? })
     }
 }
 

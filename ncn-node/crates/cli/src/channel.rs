@@ -165,8 +165,8 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 let agreement = match gateway {
                     Some(url) => {
                         let trust = ledger.trust_root().await.map_err(Failure::failed)?;
-                        let purpose = CapabilityScope::CloseChannel;
-                        let access = TaskCapability { client: signer.address(), request_id: terms.id(), purpose };
+                        let scope = CapabilityScope::CloseChannel;
+                        let access = TaskCapability { client: signer.address(), request_id: terms.id(), scope };
                         let access = Signed::sign(access, &trust.domain, &*signer).await.map_err(Failure::failed)?;
                         let (_, agreement) = transport(url)?.close_channel(terms, access).await.map_err(Failure::failed)?;
                         Some(agreement)

@@ -3,22 +3,22 @@
 #[cfg(target_os = "linux")]
 mod diagnose;
 #[cfg(target_os = "linux")]
-mod full;
+mod landlock;
 #[cfg(target_os = "linux")]
 pub(crate) mod launch;
 #[cfg(target_os = "linux")]
-mod reduced;
+mod namespaces;
 mod unconfined;
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 #[cfg(target_os = "linux")]
+pub use self::landlock::LandlockSandbox;
+#[cfg(target_os = "linux")]
 pub use diagnose::{LayerState, SandboxReport, diagnose};
 #[cfg(target_os = "linux")]
-pub use full::{HELPER, HELPER_VARIABLE, NamespaceSandbox};
+pub use namespaces::{HELPER, HELPER_VARIABLE, NamespaceSandbox};
 use ncn_core::{Sandbox, SandboxError};
-#[cfg(target_os = "linux")]
-pub use reduced::LandlockSandbox;
 pub use unconfined::NoSandbox;
 
 /// How much confinement an operator insists on.

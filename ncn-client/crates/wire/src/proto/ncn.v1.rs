@@ -1453,13 +1453,13 @@ pub struct NodeChange {
 pub mod node_change {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Change {
-        /// It is live, and this is its record now.
+        /// The node is live, and this is its current record.
         #[prost(message, tag = "1")]
         Live(super::NodeInfo),
-        /// The address of one that is live no longer, or fits no longer.
+        /// The address of a node that is no longer live, or no longer matches.
         #[prost(bytes, tag = "2")]
         Gone(::prost::bytes::Bytes),
-        /// All that were live when the watch began have been sent.
+        /// All nodes that were live when the watch began have been sent.
         #[prost(message, tag = "3")]
         Synced(super::Ack),
     }
@@ -1673,7 +1673,7 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "DiscoverNodes"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// The live nodes, then that these are all, and from then on each change.
+        /// The live nodes, then `synced`, and from then on each change.
         pub async fn watch_nodes(
             &mut self,
             request: impl tonic::IntoRequest<super::DiscoverNodesRequest>,
@@ -1774,7 +1774,7 @@ pub mod p2p_registry_service_server {
         type WatchNodesStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::NodeChange, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// The live nodes, then that these are all, and from then on each change.
+        /// The live nodes, then `synced`, and from then on each change.
         async fn watch_nodes(
             &self,
             request: tonic::Request<super::DiscoverNodesRequest>,

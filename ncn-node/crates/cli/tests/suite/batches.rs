@@ -245,7 +245,7 @@ async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
     }
     let expected = Amount::new(PRICE.units() * (REQUESTS - 1));
     let settled = async || chain.channel(scene.terms.id()).await.unwrap().unwrap().settled;
-    // The book follows the chain a moment later. It is what counts: until then, entries that are settled are in it.
+    // The channel state follows the chain a moment later. It is what counts: until then, entries that are settled are in it.
     eventually("what is good is settled, and the bad one is kept for people to look at", async || {
         ledger.flush();
         settled().await == expected && ledger.unsettled() == 1

@@ -127,8 +127,8 @@ async fn a_channel_is_closed_by_agreement() {
 
     let trust = scene.transport.network().await.unwrap().trust_root;
     let terms = *scene.channel.terms();
-    let access = |signer: &DynSigner, purpose| {
-        let access = TaskCapability { client: signer.address(), request_id: terms.id(), purpose };
+    let access = |signer: &DynSigner, scope| {
+        let access = TaskCapability { client: signer.address(), request_id: terms.id(), scope };
         let (trust, signer) = (trust.clone(), signer.clone());
         async move { Signed::sign(access, &trust.domain, &*signer).await.unwrap() }
     };
@@ -155,8 +155,8 @@ async fn a_channel_is_closed_by_agreement() {
 async fn an_agreement_to_close_an_unused_channel_ends_it() {
     let scene = Scene::new(tokens(1)).await;
     let (terms, trust) = (*scene.channel.terms(), scene.transport.network().await.unwrap().trust_root);
-    let purpose = CapabilityScope::CloseChannel;
-    let access = TaskCapability { client: scene.signer.address(), request_id: terms.id(), purpose };
+    let scope = CapabilityScope::CloseChannel;
+    let access = TaskCapability { client: scene.signer.address(), request_id: terms.id(), scope };
     let access = Signed::sign(access, &trust.domain, &*scene.signer).await.unwrap();
     let (settled, agreement) = scene.transport.close_channel(terms, access).await.unwrap();
     assert_eq!(settled, Amount::ZERO);

@@ -156,7 +156,7 @@ async fn the_messages_of_a_request() {
         let access = TaskCapability {
             client: any.address(),
             request_id: any.hash(),
-            purpose: any.any(prop::sample::select(vec![CapabilityScope::Follow, CapabilityScope::Cancel])),
+            scope: any.any(prop::sample::select(vec![CapabilityScope::Follow, CapabilityScope::Cancel])),
         };
         any.agree(&access, harness::hashTaskAccessCall::SELECTOR).await;
     }
@@ -179,10 +179,10 @@ async fn the_messages_of_the_network() {
         any.agree(&record, harness::hashNodeRecordCall::SELECTOR).await;
         let heartbeat = Heartbeat { node: any.address(), sequence: any.number(), sent_at: any.number() };
         any.agree(&heartbeat, harness::hashHeartbeatCall::SELECTOR).await;
-        let departure = Deregistration { node: any.address(), sequence: any.number() };
-        any.agree(&departure, harness::hashDepartureCall::SELECTOR).await;
-        let attachment = SessionProof { node: any.address(), gateway: any.address(), challenge: any.hash() };
-        any.agree(&attachment, harness::hashAttachmentCall::SELECTOR).await;
+        let deregistration = Deregistration { node: any.address(), sequence: any.number() };
+        any.agree(&deregistration, harness::hashDepartureCall::SELECTOR).await;
+        let proof = SessionProof { node: any.address(), gateway: any.address(), challenge: any.hash() };
+        any.agree(&proof, harness::hashAttachmentCall::SELECTOR).await;
         let (request_id, hash) = (any.hash(), any.hash());
         let checkpoint = StreamCheckpoint { request_id, compute: any.address(), parts: any.number(), hash };
         any.agree(&checkpoint, harness::hashStreamCheckpointCall::SELECTOR).await;

@@ -383,7 +383,7 @@ async fn a_client_that_has_lost_count_signs_what_it_has_signed_before() {
     let paid = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap().pay().await.unwrap();
     scene.forgotten(paid.request_id()).await;
     // As clients did that believed their gateways.
-    scene.channel.conclude(paid.request_id(), false).unwrap();
+    scene.channel.release(paid.request_id(), false).unwrap();
     assert_eq!(scene.channel.sums().available(), tokens(1));
     // The gateway refuses the voucher and names the sum, which the client finds among its own signatures.
     client.submit(Order::new(quickstart::NAME, seven())).await.unwrap().pay().await.unwrap();

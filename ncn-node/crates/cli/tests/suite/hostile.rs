@@ -6,7 +6,7 @@ use ncn_client::grpc::channel;
 use ncn_core::{Address, B256, Confinement, NodeRole, SessionProof, Signed, Value};
 use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{EngineExecutor, worker};
-use ncn_node::presence::NodeDescriptor;
+use ncn_node::registration::NodeDescriptor;
 use ncn_wire::{
     MAX_MESSAGE_BYTES,
     proto::{
@@ -133,26 +133,26 @@ async fn answer(network: &LocalNetwork, challenge: &proto::Challenge, lie: Lie) 
     }
     let (node, domain) = (key(), network.trust_root().await.unwrap().domain);
     let subnet = network.gateway().models().await.unwrap()[0].subnet;
-    let announcement = NodeDescriptor {
+    let descriptor = NodeDescriptor {
         role: if lie == Lie::Role { NodeRole::Validator } else { NodeRole::Compute },
         subnet: if lie == Lie::Subnet { B256::ZERO } else { subnet },
         endpoint: String::new(),
         models: Vec::new(),
         confinement: Confinement::None,
     };
-    let mut record = announcement.record(&domain, &node, 1).await.unwrap();
-    let attachment = SessionProof {
+    let mut record = descriptor.record(&domain, &node, 1).await.unwrap();
+    let proof = SessionProof {
         node: node.address(),
         gateway: if lie == Lie::Gateway { node.address() } else { Address::from_slice(&challenge.gateway) },
         challenge: if lie == Lie::Challenge { B256::ZERO } else { B256::from_slice(&challenge.challenge) },
     };
-    let mut attachment = Signed::sign(attachment, &domain, &*node).await.unwrap();
+    let mut proof = Signed::sign(proof, &domain, &*node).await.unwrap();
     match lie {
         Lie::Record => record.message.sequence += 1,
-        Lie::Signature => attachment.signature = record.signature,
+        Lie::Signature => proof.signature = record.signature,
         _ => {}
     }
-    proto::compute_message::Message::Attachment(proto::Attachment::write(record, attachment))
+    proto::compute_message::Message::Attachment(proto::Attachment::write(record, proof))
 }
 
 /// What a worker does with these bytes on its standard input; it must end by itself.

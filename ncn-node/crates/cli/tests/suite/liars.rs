@@ -88,8 +88,8 @@ impl Directory for LyingRegistry {
         self.honest.heartbeat(heartbeat).await
     }
 
-    async fn deregister(&self, departure: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.honest.deregister(departure).await
+    async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
+        self.honest.deregister(deregistration).await
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {

@@ -20,7 +20,7 @@ async fn sixty_four_clients_at_once() {
         network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
         let ledger = Arc::new(network.ledger(signer.clone()));
         let timeout = Duration::from_mins(5);
-        let builder = Client::builder().options(ClientConfig::batch()).timeout(timeout).gateway(network.gateway_url());
+        let builder = Client::builder().config(ClientConfig::batch()).timeout(timeout).gateway(network.gateway_url());
         clients.push((builder.payer(ledger.clone()).signer(signer).max_price(Amount::TOKEN).build().unwrap(), ledger));
     }
     let fees = network.funder().balance(network.treasury()).await.unwrap();

@@ -104,8 +104,7 @@ impl Scene {
 
     /// What came of it.
     async fn served(&self, quote: &Quote) {
-        let access =
-            TaskCapability { client: self.client.address(), request_id: quote.request_id, purpose: CapabilityScope::Follow };
+        let access = TaskCapability { client: self.client.address(), request_id: quote.request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &self.trust.domain, &*self.client).await.unwrap();
         let last = self.network.gateway().last_update(access).await.unwrap();
         let TaskEvent::Delivered { receipt, .. } = last else { panic!("{last:?}") };
@@ -212,7 +211,7 @@ async fn a_transfer_presented_200_times_in_a_block_is_one_transaction() {
     }
     for quote in &quotes {
         let access =
-            TaskCapability { client: scene.client.address(), request_id: quote.request_id, purpose: CapabilityScope::Follow };
+            TaskCapability { client: scene.client.address(), request_id: quote.request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
         let last = scene.network.gateway().last_update(access).await.unwrap();
         assert!(matches!(last, TaskEvent::Delivered { .. }), "{last:?}");
@@ -245,7 +244,7 @@ async fn what_a_client_cannot_pay_together_is_not_brought_to_the_chain_together(
     let answers: Vec<_> = futures::future::join_all(presenting).await.into_iter().map(Result::unwrap).collect();
     let paid: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(request_id, _)| *request_id).collect();
     let [request_id] = paid[..] else { panic!("{answers:?}") };
-    let access = TaskCapability { client: scene.client.address(), request_id, purpose: CapabilityScope::Follow };
+    let access = TaskCapability { client: scene.client.address(), request_id, scope: CapabilityScope::Follow };
     let access = Signed::sign(access, &scene.trust.domain, &*scene.client).await.unwrap();
     let last = scene.network.gateway().last_update(access).await.unwrap();
     assert!(matches!(last, TaskEvent::Delivered { .. }), "{last:?}");

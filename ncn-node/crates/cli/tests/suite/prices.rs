@@ -90,7 +90,7 @@ async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
         let transport = Arc::new(Tampered(Listing { gateway: network.gateway(), asked: asked.clone(), first }));
         let payment = Payment::OnChain(network.ledger(signer));
         let config = ClientConfig { max_offer_age: age, ..ClientConfig::default() };
-        let client = Client::builder().transport(transport).payment(payment).options(config).max_price(limit).build().unwrap();
+        let client = Client::builder().transport(transport).payment(payment).config(config).max_price(limit).build().unwrap();
         assert_eq!(client.models().await.unwrap()[0].price, first);
         let mut totals = Vec::new();
         for _ in 0..2 {

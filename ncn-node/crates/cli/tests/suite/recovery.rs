@@ -20,7 +20,7 @@ use ncn_node::{
     compute::ComputeNode,
     gateway::Gateway,
     node::RunningGateway,
-    presence::Registration,
+    registration::Registration,
     store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
 };
 use tokio::sync::Notify;
@@ -73,7 +73,7 @@ pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
-    _presence: Registration,
+    _registration: Registration,
 }
 
 impl Scene {
@@ -87,9 +87,9 @@ impl Scene {
         let subnet = subnet.id();
         let mut node = ComputeNode::new(compute.clone(), domain, subnet, executor, ledger, 4);
         node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
-        let announcement = node.announcement();
-        let presence = Registration::start(network.registry.clone(), compute, domain, announcement).await.unwrap();
-        Self { network, gateway, compute: Arc::new(node), _presence: presence }
+        let descriptor = node.descriptor();
+        let registration = Registration::start(network.registry.clone(), compute, domain, descriptor).await.unwrap();
+        Self { network, gateway, compute: Arc::new(node), _registration: registration }
     }
 
     async fn start(&self, store: impl Store + 'static) -> RunningGateway {
@@ -140,7 +140,7 @@ impl Client {
             deadline: unix_now() + seconds,
             nonce: B256::random(),
         };
-        let access = TaskCapability { client: key.address(), request_id: order.digest(&domain), purpose: CapabilityScope::Follow };
+        let access = TaskCapability { client: key.address(), request_id: order.digest(&domain), scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &domain, &*key).await.unwrap();
         let request = Signed::sign(order, &domain, &*key).await.unwrap();
         Self { submission: Submission { request, inputs }, access, ledger }

@@ -21,7 +21,7 @@ use ncn_core::{
 use ncn_devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder};
 use ncn_executor::{WorkerProgram, sandbox::HELPER};
 use ncn_node::{
-    presence::{NodeDescriptor, Registration},
+    registration::{NodeDescriptor, Registration},
     registry::{RegistryNode, ValidatorNode},
 };
 
@@ -235,21 +235,21 @@ impl InProcess {
         let dial = move |record: &ncn_core::NodeRecord| Ok(known.lock().unwrap()[&record.node].clone());
         let node = RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap();
         let registry: Arc<dyn Registry> = Arc::new(node);
-        let mut presences = Vec::new();
+        let mut registrations = Vec::new();
         for (signer, behavior) in chain.validators.iter().zip(behaviors) {
             let honest = ValidatorNode::new(signer.clone(), registry.clone(), chain.ledger(signer.clone()));
             let validator = Behaving { honest, behavior: *behavior, key: signer.clone() };
             validators.lock().unwrap().insert(signer.address(), Arc::new(validator));
-            let announcement = NodeDescriptor {
+            let descriptor = NodeDescriptor {
                 role: NodeRole::Validator,
                 subnet: B256::ZERO,
                 endpoint: "in-process".into(),
                 models: Vec::new(),
                 confinement: Confinement::None,
             };
-            presences.push(Registration::start(registry.clone(), signer.clone(), trust.domain, announcement).await.unwrap());
+            registrations.push(Registration::start(registry.clone(), signer.clone(), trust.domain, descriptor).await.unwrap());
         }
-        Self { chain, trust, registry, _presences: presences }
+        Self { chain, trust, registry, _presences: registrations }
     }
 }
 

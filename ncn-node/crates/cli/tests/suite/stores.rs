@@ -1,4 +1,4 @@
-//! A gateway's book of channels on a store that is full, slow, panics, or loses its answers.
+//! A gateway's channel state on a store that is full, slow, panics, or loses its answers.
 
 #![allow(clippy::disallowed_methods, reason = "a store blocks its own thread")]
 
@@ -110,7 +110,7 @@ impl Gate {
 }
 
 /// A processor on a chain with a store that can fail, and one client's channel.
-struct Book {
+struct Setup {
     chain: Chain,
     client: DynSigner,
     gateway: DynSigner,
@@ -122,7 +122,7 @@ struct Book {
     expiry: u64,
 }
 
-impl Book {
+impl Setup {
     async fn new(deposit: Amount) -> Self {
         Self::on(Chain::new(5).await, deposit).await
     }
@@ -177,13 +177,13 @@ impl Book {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_kept_yet_does_not_count_as_paid() {
-    let book = Book::new(Amount::new(1_000)).await;
-    let ledger = book.alone();
-    let (quote, payment) = book.voucher(100, 100).await;
+    let setup = Setup::new(Amount::new(1_000)).await;
+    let ledger = setup.alone();
+    let (quote, payment) = setup.voucher(100, 100).await;
     let gate = Gate::default();
     let (waiting, reached) = (gate.clone(), Arc::new(AtomicBool::new(false)));
     let here = reached.clone();
-    book.store.acts(move |_, _| {
+    setup.store.acts(move |_, _| {
         here.store(true, Ordering::SeqCst);
         waiting.pass();
         Err(failed())
@@ -200,18 +200,18 @@ async fn what_is_not_kept_yet_does_not_count_as_paid() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn a_top_up_is_remembered_while_the_store_fails() {
-    let book = Book::new(Amount::new(100)).await;
-    let ledger = book.alone();
-    let (quote, payment) = book.voucher(100, 100).await;
+    let setup = Setup::new(Amount::new(100)).await;
+    let ledger = setup.alone();
+    let (quote, payment) = setup.voucher(100, 100).await;
     ledger.redeem(&quote, &payment).await.unwrap();
-    book.chain.ledger(book.client.clone()).fund_channel(&book.terms, Amount::new(1_000_000), book.expiry).await.unwrap();
+    setup.chain.ledger(setup.client.clone()).fund_channel(&setup.terms, Amount::new(1_000_000), setup.expiry).await.unwrap();
     let mut vouchers = Vec::new();
     for n in 1..=64 {
-        vouchers.push(book.voucher(100, 100 + n * 100).await);
+        vouchers.push(setup.voucher(100, 100 + n * 100).await);
     }
     let mut refused = Vec::new();
     for round in 0..20 {
-        book.store.is_full();
+        setup.store.is_full();
         let redeeming: Vec<_> = vouchers
             .iter()
             .cloned()
@@ -229,7 +229,7 @@ async fn a_top_up_is_remembered_while_the_store_fails() {
         }
     }
     println!("F2: {} refused for good, of 1280; the first: {:?}", refused.len(), refused.first());
-    book.store.works();
+    setup.store.works();
     for (quote, payment) in &vouchers {
         ledger.redeem(quote, payment).await.unwrap();
     }
@@ -238,56 +238,56 @@ async fn a_top_up_is_remembered_while_the_store_fails() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_book_is_read_by_one_for_all() {
-    let book = Book::new(Amount::new(1_000_000)).await;
-    let ledger = book.alone();
+    let setup = Setup::new(Amount::new(1_000_000)).await;
+    let ledger = setup.alone();
     let mut vouchers = Vec::new();
     for n in 1..=64 {
-        vouchers.push(book.voucher(100, n * 100).await);
+        vouchers.push(setup.voucher(100, n * 100).await);
     }
-    book.store.loads.slow.store(true, Ordering::SeqCst);
-    book.store.is_full();
-    let before = book.store.loads.all.load(Ordering::SeqCst);
+    setup.store.loads.slow.store(true, Ordering::SeqCst);
+    setup.store.is_full();
+    let before = setup.store.loads.all.load(Ordering::SeqCst);
     futures::future::join_all(vouchers.iter().map(|(quote, payment)| ledger.redeem(quote, payment))).await;
-    let (most, all) = (book.store.loads.most.load(Ordering::SeqCst), book.store.loads.all.load(Ordering::SeqCst) - before);
-    assert!(most <= 1, "{most} copies of the book at once, {all} in all");
+    let (most, all) = (setup.store.loads.most.load(Ordering::SeqCst), setup.store.loads.all.load(Ordering::SeqCst) - before);
+    assert!(most <= 1, "{most} copies of the state at once, {all} in all");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_panics_once_goes_on() {
-    let book = Book::new(Amount::new(1_000)).await;
-    let ledger = book.alone();
-    let (quote, payment) = book.voucher(100, 100).await;
-    book.store.acts(|_, _| panic!("for the test"));
+    let setup = Setup::new(Amount::new(1_000)).await;
+    let ledger = setup.alone();
+    let (quote, payment) = setup.voucher(100, 100).await;
+    setup.store.acts(|_, _| panic!("for the test"));
     let first = ledger.redeem(&quote, &payment).await;
-    book.store.works();
+    setup.store.works();
     let second = ledger.redeem(&quote, &payment).await;
     let status = ledger.payment_of(&quote).await;
     println!(
         "F4: {first:?}; then {second:?}; status {status:?}; in the store: {:?} holds",
-        book.store.rows.scan("channel.holds", &[]).unwrap().len()
+        setup.store.rows.scan("channel.holds", &[]).unwrap().len()
     );
     assert!(first.is_err_and(|error| error.is_retryable()));
     second.unwrap();
     assert!(matches!(status, Ok(Some(_))), "{status:?}");
 }
 
-async fn settling(seed: u128) -> (InProcess, Book, ChannelProcessor) {
+async fn settling(seed: u128) -> (InProcess, Setup, ChannelProcessor) {
     let network = InProcess::new(&[Behavior::Honest; 5]).await;
-    let book = Book::on(network.chain.clone(), Amount::new(1_000_000)).await;
-    let ledger = book.start(network.registry.clone());
-    let (quote, payment) = book.voucher(seed, seed).await;
+    let setup = Setup::on(network.chain.clone(), Amount::new(1_000_000)).await;
+    let ledger = setup.start(network.registry.clone());
+    let (quote, payment) = setup.voucher(seed, seed).await;
     ledger.redeem(&quote, &payment).await.unwrap();
-    let served = settlement(&quote, &book.compute, &book.trust, &book.chain.validators, 3).await;
+    let served = settlement(&quote, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
     ledger.settle(&served).await.unwrap();
-    (network, book, ledger)
+    (network, setup, ledger)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_sent_once_its_certificate_is_kept() {
-    let (_network, book, ledger) = settling(1_000).await;
+    let (_network, setup, ledger) = settling(1_000).await;
     let tries = Arc::new(AtomicUsize::new(0));
     let counted = tries.clone();
-    book.store.acts(move |rows, ops| {
+    setup.store.acts(move |rows, ops| {
         // The batch is kept without its certificate, and with it not for a while.
         if touches(ops, "channel.batch") && (1..4).contains(&counted.fetch_add(1, Ordering::SeqCst)) {
             return Err(failed());
@@ -295,7 +295,7 @@ async fn a_batch_is_sent_once_its_certificate_is_kept() {
         rows.commit(ops)
     });
     ledger.flush();
-    let charged = async || book.chain.deployer.channel(book.terms.id()).await.unwrap().unwrap().settled == Amount::new(1_000);
+    let charged = async || setup.chain.deployer.channel(setup.terms.id()).await.unwrap().unwrap().settled == Amount::new(1_000);
     eventually("the batch is charged", charged).await;
     assert!(tries.load(Ordering::SeqCst) > 4, "not before its certificate was kept");
     eventually("it is booked in the end", async || ledger.unsettled() == 0).await;
@@ -303,27 +303,27 @@ async fn a_batch_is_sent_once_its_certificate_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settled_batch_is_kept_once_however_often_its_answer_is_lost() {
-    let (_network, book, ledger) = settling(1_000).await;
+    let (_network, setup, ledger) = settling(1_000).await;
     let lost = Arc::new(AtomicUsize::new(0));
     let lost_so_far = lost.clone();
-    book.store.acts(move |rows, ops| {
+    setup.store.acts(move |rows, ops| {
         rows.commit(ops)?;
         if touches(ops, "channel.kept") && lost.fetch_add(1, Ordering::SeqCst) < 5 { Err(failed()) } else { Ok(()) }
     });
     ledger.flush();
     let given_up = lost_so_far.clone();
     eventually("it is settled", async || ledger.unsettled() == 0 && given_up.load(Ordering::SeqCst) > 5).await;
-    let rows = book.store.rows.scan("channel.kept", &[]).unwrap();
-    let proofs = book.store.rows.scan("channel.kept.proofs", &[]).unwrap();
+    let rows = setup.store.rows.scan("channel.kept", &[]).unwrap();
+    let proofs = setup.store.rows.scan("channel.kept.proofs", &[]).unwrap();
     assert_eq!((rows.len(), proofs.len()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn after_any_faults_memory_and_store_agree() {
-    let book = Book::new(Amount::TOKEN).await;
-    let ledger = book.alone();
+    let setup = Setup::new(Amount::TOKEN).await;
+    let ledger = setup.alone();
     let counter = AtomicUsize::new(0);
-    book.store.acts(move |rows, ops| match counter.fetch_add(1, Ordering::SeqCst).wrapping_mul(2_654_435_761) >> 7 & 7 {
+    setup.store.acts(move |rows, ops| match counter.fetch_add(1, Ordering::SeqCst).wrapping_mul(2_654_435_761) >> 7 & 7 {
         0 | 1 => Err(failed()),
         2 => {
             rows.commit(ops)?;
@@ -337,8 +337,8 @@ async fn after_any_faults_memory_and_store_agree() {
     });
     let mut tasks = Vec::new();
     for n in 1..=150_u128 {
-        let (quote, payment) = book.voucher(100, n * 100).await;
-        let served = settlement(&quote, &book.compute, &book.trust, &book.chain.validators, 3).await;
+        let (quote, payment) = setup.voucher(100, n * 100).await;
+        let served = settlement(&quote, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
         let ledger = ledger.clone();
         tasks.push(tokio::spawn(async move {
             // Presented by three at once.
@@ -367,15 +367,15 @@ async fn after_any_faults_memory_and_store_agree() {
     for task in tasks {
         quotes.push(task.await.unwrap());
     }
-    book.store.works();
-    let rows = book.store.rows.clone();
+    setup.store.works();
+    let rows = setup.store.rows.clone();
     let copy = Hooked { rows, ..Hooked::new() };
     // Not started on the same rows before all is said: it only reads here.
-    let again = book.start_on(book.nobody(), SharedStore::new(copy).unwrap());
+    let again = setup.start_on(setup.nobody(), SharedStore::new(copy).unwrap());
     assert_eq!((ledger.unsettled(), again.unsettled()), (50, 50));
     for (n, quote) in &quotes {
         for which in [&ledger, &again] {
-            let status = PaymentLedger::status(which, book.client.address(), quote.request_id).await.unwrap();
+            let status = PaymentLedger::status(which, setup.client.address(), quote.request_id).await.unwrap();
             let good = match n % 3 {
                 0 => matches!(status, PaymentStatus::Earned { .. }),
                 1 => matches!(status, PaymentStatus::Refunded { .. }),
@@ -385,7 +385,7 @@ async fn after_any_faults_memory_and_store_agree() {
         }
     }
     // 50 are earned, 50 reserved, 50 released: what another one needs tells the sums.
-    let (probe, payment) = book.voucher(15_001, 15_001).await;
+    let (probe, payment) = setup.voucher(15_001, 15_001).await;
     for which in [&ledger, &again] {
         let refused = which.redeem(&probe, &payment).await;
         assert!(
@@ -393,5 +393,5 @@ async fn after_any_faults_memory_and_store_agree() {
             "{refused:?}"
         );
     }
-    println!("H1: held; the book was read {} times", book.store.loads.all.load(Ordering::SeqCst));
+    println!("H1: held; the state was read {} times", setup.store.loads.all.load(Ordering::SeqCst));
 }

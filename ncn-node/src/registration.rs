@@ -54,9 +54,9 @@ impl Registration {
         registry: Arc<dyn Directory>,
         signer: DynSigner,
         domain: Domain,
-        announcement: NodeDescriptor,
+        descriptor: NodeDescriptor,
     ) -> Result<Self, RegistryError> {
-        let mut keeper = Keeper { registry, signer, domain, announcement, sequence: 0, renew_at: 0 };
+        let mut keeper = Keeper { registry, signer, domain, descriptor, sequence: 0, renew_at: 0 };
         keeper.register().await?;
         let (registry, signer) = (keeper.registry.clone(), keeper.signer.clone());
         let keeping = tokio::spawn(keeper.keep()).abort_handle();
@@ -66,8 +66,8 @@ impl Registration {
     /// Takes the node off the network.
     pub async fn leave(self) -> Result<(), RegistryError> {
         self.keeping.abort();
-        let departure = Deregistration { node: self.signer.address(), sequence: next_sequence(0) };
-        self.registry.deregister(Signed::sign(departure, &self.domain, &*self.signer).await?).await
+        let deregistration = Deregistration { node: self.signer.address(), sequence: next_sequence(0) };
+        self.registry.deregister(Signed::sign(deregistration, &self.domain, &*self.signer).await?).await
     }
 }
 
@@ -88,7 +88,7 @@ struct Keeper {
     registry: Arc<dyn Directory>,
     signer: DynSigner,
     domain: Domain,
-    announcement: NodeDescriptor,
+    descriptor: NodeDescriptor,
     sequence: u64,
     renew_at: u64,
 }
@@ -96,7 +96,7 @@ struct Keeper {
 impl Keeper {
     async fn register(&mut self) -> Result<(), RegistryError> {
         self.sequence = next_sequence(self.sequence);
-        let record = self.announcement.record(&self.domain, &self.signer, self.sequence).await?;
+        let record = self.descriptor.record(&self.domain, &self.signer, self.sequence).await?;
         self.registry.register(record).await?;
         self.renew_at = unix_now() + RECORD_SECONDS * 2 / 3;
         Ok(())

@@ -1,5 +1,5 @@
-//! Redeems what clients sign. Whoever presents the same thing many times at once makes the gateway do it once: one acceptance runs per
-//! request and one closing per channel, everybody else waits for its result, and how many run is bounded.
+//! Redeems what clients sign. However often the same authorization is presented at once, the gateway redeems it once: one redemption runs per
+//! request and one closing per channel, other calls wait for its result, and the number that run is bounded.
 
 use std::{
     collections::HashMap,
@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use ncn_client::unix_now;
 
-/// How many acceptances run at once, and how many of one client's.
-const MAX_ACCEPTANCES: usize = 512;
-const MAX_ACCEPTANCES_OF_ONE: usize = 64;
+/// How many redemptions run at once, and how many of one client's.
+const MAX_REDEMPTIONS: usize = 512;
+const MAX_REDEMPTIONS_OF_ONE: usize = 64;
 /// How many closings run at once, and how many of one client's.
 const MAX_CLOSINGS: usize = 64;
 const MAX_CLOSINGS_OF_ONE: usize = 4;
@@ -33,8 +33,8 @@ const MAX_REFUSALS: u32 = 8;
 /// Of how many requests refusals are remembered.
 const MAX_REFUSED: usize = 10_000;
 
-/// All acceptances and closings of a gateway.
-pub(super) struct Acceptances {
+/// All redemptions and closings of a gateway.
+pub(super) struct Redemptions {
     payments: Shared<()>,
     closings: Shared<(Amount, Signature)>,
     refused: Arc<Mutex<HashMap<RequestId, Refusal>>>,
@@ -84,10 +84,10 @@ struct Refusal {
     expiry: UnixTime,
 }
 
-impl Default for Acceptances {
+impl Default for Redemptions {
     fn default() -> Self {
         Self {
-            payments: Shared::new(MAX_ACCEPTANCES, MAX_ACCEPTANCES_OF_ONE),
+            payments: Shared::new(MAX_REDEMPTIONS, MAX_REDEMPTIONS_OF_ONE),
             closings: Shared::new(MAX_CLOSINGS, MAX_CLOSINGS_OF_ONE),
             refused: Arc::default(),
             underway: Arc::default(),
@@ -95,9 +95,9 @@ impl Default for Acceptances {
     }
 }
 
-impl Acceptances {
-    /// Takes what pays a quote. The acceptance goes on when its caller is dropped.
-    pub(super) async fn accept(
+impl Redemptions {
+    /// Takes what pays a quote. The redemption goes on when its caller is dropped.
+    pub(super) async fn redeem(
         &self,
         ledger: &Arc<dyn PaymentLedger>,
         quote: Quote,
@@ -116,7 +116,7 @@ impl Acceptances {
         }
         let (ledger, authorization, refused) = (ledger.clone(), *authorization, self.refused.clone());
         let (client, expiry, underway) = (quote.client, quote.expiry, self.underway.clone());
-        let accepting = async move {
+        let redeeming = async move {
             // A client that has paid in another way does not pay again.
             if let Ok(Some(_)) = ledger.payment_of(&quote).await {
                 return Ok(());
@@ -128,16 +128,16 @@ impl Acceptances {
             {
                 return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
             }
-            let accepted = ledger.redeem(&quote, &authorization).await.map(drop).map_err(refusal);
+            let redeemed = ledger.redeem(&quote, &authorization).await.map(drop).map_err(refusal);
             let mut refused = lock(&refused);
-            match &accepted {
+            match &redeemed {
                 Err(error) if costs && !error.is_retryable() => remember(&mut refused, request_id, error, expiry),
                 _ => drop(refused.remove(&request_id)),
             }
             drop(refused);
-            accepted
+            redeemed
         };
-        self.payments.run(request_id, client, accepting).await
+        self.payments.run(request_id, client, redeeming).await
     }
 
     /// Agrees to close a channel whose client has asked for it.

@@ -77,7 +77,7 @@ pub(super) struct ChannelState {
     /// What is earned, the oldest first.
     earned: BTreeMap<(UnixTime, RequestId), Amount>,
     earned_sum: Amount,
-    /// Of channels that the book may not know otherwise, too: who never paid out of a channel may have it back as well.
+    /// Of channels that the state may not know otherwise, too: who never paid out of a channel may have it back as well.
     closing: HashMap<B256, Closing>,
     /// The settled batches that a reorganization can still take back.
     pub(super) kept: Kept,
@@ -92,20 +92,20 @@ fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
 }
 
 impl ChannelState {
-    /// The book as it was kept.
+    /// The state as it was kept.
     pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>, kept: Kept) -> Self {
         let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
-        let mut book = Self { accounts, closing, kept, ..Self::default() };
+        let mut state = Self { accounts, closing, kept, ..Self::default() };
         for hold in holds {
-            book.count(&hold, true);
-            if let Some(account) = book.accounts.get_mut(&hold.payment.voucher.channel)
+            state.count(&hold, true);
+            if let Some(account) = state.accounts.get_mut(&hold.payment.voucher.channel)
                 && hold.payment.voucher.cumulative > account.highest.voucher.cumulative
             {
                 account.highest = hold.payment;
             }
-            book.holds.insert(hold.payment.voucher.request_id, hold);
+            state.holds.insert(hold.payment.voucher.request_id, hold);
         }
-        book
+        state
     }
 
     pub(super) fn account(&self, channel: B256) -> Option<&Account> {
@@ -150,7 +150,7 @@ impl ChannelState {
         Some(after)
     }
 
-    /// Whether a voucher can be judged by what the book knows; if not, the chain has to be asked.
+    /// Whether a voucher can be judged by what the state knows; if not, the chain has to be asked.
     pub(super) fn knows_enough(&self, payment: &SignedVoucher, quote: &Quote) -> bool {
         let account = self.accounts.get(&payment.voucher.channel);
         account.is_some_and(|account| validation::voucher(payment, Some(&account.chain), quote).is_ok())
@@ -162,7 +162,7 @@ impl ChannelState {
         self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
     }
 
-    /// Takes over what another book knows of the chain, which it was told later than this one.
+    /// Takes over what another state knows of the chain, which it was told later than this one.
     pub(super) fn learn_from(&mut self, other: &Self) {
         for account in other.accounts.values() {
             self.learn(&account.highest, account.chain);
