@@ -30,7 +30,8 @@ function compile() {
   try {
     const options = ['--force', '--quiet', '--out', join(scratch, 'out'), '--cache-path', join(scratch, 'cache')]
     const sources = Object.values(SOURCES)
-    execFileSync('forge', ['build', ...options, ...sources], { cwd: project, stdio: 'inherit' })
+    const env = { ...process.env, FOUNDRY_PROFILE: 'artifacts' }
+    execFileSync('forge', ['build', ...options, ...sources], { cwd: project, env, stdio: 'inherit' })
     return Object.fromEntries(Object.keys(SOURCES).map((name) => [name, artifact(join(scratch, 'out'), name)]))
   } finally {
     rmSync(scratch, { recursive: true, force: true })

@@ -150,9 +150,11 @@ contract Slashing is ReentrancyGuardTransient {
         _requireSame(result, completion);
         hash = keccak256(resultSignature);
         if (hash != leaf.resultSignature) revert SignatureMismatch(leaf.resultSignature, hash);
-        bytes32 digest = _typedDataHash(result.hash());
-        (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, resultSignature);
-        if (failure == ECDSA.RecoverError.NoError && signer == result.compute) revert ValidSignature(signer);
+        {
+            bytes32 digest = _typedDataHash(result.hash());
+            (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, resultSignature);
+            if (failure == ECDSA.RecoverError.NoError && signer == result.compute) revert ValidSignature(signer);
+        }
 
         address[] memory signers = _recover(channel.settlementDigest(settlement), approvals);
         bytes32 evidence = evidenceOf(OFFENCE_INVALID_SIGNATURE, payment.completionDigest(completion));

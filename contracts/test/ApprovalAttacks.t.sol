@@ -5,6 +5,7 @@ import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Fixture} from "./Fixture.sol";
 
 /// Forged and misused approvals. Each attack starts from an escrow that three honest approvals would release, and each ends with
@@ -128,7 +129,7 @@ contract ApprovalAttacks is Fixture {
     }
 
     function test_ApprovalsForAnotherContract() public thenHonestApprovalsPay {
-        InferencePayment other = new InferencePayment(token, registry, treasury);
+        InferencePayment other = Deploy.payment(token, registry, treasury);
         refuseApprovalsOf(other.completionDigest(completionOf(quote)));
     }
 

@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {PaymentChannel} from "../src/PaymentChannel.sol";
+import {Deploy} from "./Deploy.sol";
 import {ChannelSchedule} from "./ChannelSchedule.sol";
 import {Fixture} from "./Fixture.sol";
 import {BlockListToken} from "./Tokens.sol";
@@ -16,8 +17,8 @@ contract ChannelInvariants is Fixture {
 
     function setUp() public override {
         super.setUp();
-        payment = new InferencePayment(money, registry, treasury);
-        channels = new PaymentChannel(money, registry);
+        payment = Deploy.payment(money, registry, treasury);
+        channels = Deploy.channels(money, registry);
         schedule = new ChannelSchedule(money, registry, payment, channels, keys);
         for (uint256 i = 0; i < schedule.CLIENTS(); ++i) {
             money.mint(schedule.accounts(i), BUDGET);

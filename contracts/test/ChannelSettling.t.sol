@@ -353,27 +353,34 @@ contract ChannelSettlingTest is ChannelFixture {
         cumulative = uint128(within(cumulative, 0, 150 ether));
         uint256 held = token.balanceOf(address(channels));
 
-        Voucher memory voucher = newVoucher(terms, cumulative);
-        Batch memory batch = newBatch(newCharge(terms, settledBefore, settledAfter, voucher, clientKey));
+        Batch memory batch =
+            newBatch(newCharge(terms, settledBefore, settledAfter, newVoucher(terms, cumulative), clientKey));
         bytes memory approvals = approve(digestOf(batch), first(3));
-        bytes4 selector;
-        bytes memory fields = abi.encode(idOf(terms), settledBefore, settledAfter);
-        if (settledBefore != settled) {
-            selector = PaymentChannel.SettlementMismatch.selector;
-            fields = abi.encode(idOf(terms), settled, settledBefore);
-        } else if (settledAfter <= settled) {
-            selector = PaymentChannel.NothingCharged.selector;
-        } else if (settledAfter > cumulative) {
-            selector = PaymentChannel.OverAuthorised.selector;
-            fields = abi.encode(idOf(terms), settledAfter, cumulative);
-        } else if (settledAfter > 100 ether) {
-            selector = PaymentChannel.OverDeposit.selector;
-            fields = abi.encode(idOf(terms), settledAfter, 100 ether);
-        }
-        if (selector != 0) expectError(selector, fields);
+        (bytes4 selector, bytes memory fields) = brokenRule(settled, settledBefore, settledAfter, cumulative);
+        if (selector != 0) expectError(selector, bytes.concat(idOf(terms), fields));
         settle(batch, approvals);
         uint128 expected = selector == 0 ? settledAfter : settled;
         assertChannel(terms, 100 ether, expected, CHANNEL_EXPIRY, 1);
         vm.assertEq(token.balanceOf(address(channels)), held + settled - expected);
+    }
+
+    /// The error of the first rule that a charge breaks, and its fields but for the channel's id; zero if it breaks none.
+    function brokenRule(uint128 settled, uint128 settledBefore, uint128 settledAfter, uint128 cumulative)
+        private
+        pure
+        returns (bytes4 selector, bytes memory fields)
+    {
+        if (settledBefore != settled) {
+            return (PaymentChannel.SettlementMismatch.selector, abi.encode(settled, settledBefore));
+        }
+        if (settledAfter <= settled) {
+            return (PaymentChannel.NothingCharged.selector, abi.encode(settledBefore, settledAfter));
+        }
+        if (settledAfter > cumulative) {
+            return (PaymentChannel.OverAuthorised.selector, abi.encode(settledAfter, cumulative));
+        }
+        if (settledAfter > 100 ether) {
+            return (PaymentChannel.OverDeposit.selector, abi.encode(settledAfter, 100 ether));
+        }
     }
 }

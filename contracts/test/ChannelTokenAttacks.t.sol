@@ -5,6 +5,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {ExactTransfer} from "../src/ExactTransfer.sol";
 import {ChannelClose} from "../src/Messages.sol";
 import {ChannelTerms, PaymentChannel} from "../src/PaymentChannel.sol";
+import {Deploy} from "./Deploy.sol";
 import {Authorisation, Batch, Fixture} from "./Fixture.sol";
 import {FeeToken, HookToken, OpenToken} from "./Tokens.sol";
 
@@ -15,7 +16,7 @@ contract ChannelTokenAttacks is Fixture {
 
     /// The same network, paid in another token.
     function use(OpenToken other) private {
-        channels = new PaymentChannel(other, registry);
+        channels = Deploy.channels(other, registry);
         other.mint(client, 1000 ether);
         vm.prank(client);
         other.approve(address(channels), type(uint256).max);

@@ -5,6 +5,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {DowntimeReport, Quote} from "../src/Messages.sol";
 import {Slashing} from "../src/Slashing.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {SlashingFixture} from "./SlashingFixture.sol";
 import {HookToken} from "./Tokens.sol";
 
@@ -201,8 +202,8 @@ contract EvasionAttacks is SlashingFixture {
     /// Two validators with a stake in a token that calls back.
     function overHookedToken() private returns (HookToken hooked) {
         hooked = new HookToken();
-        registry = new ValidatorRegistry(hooked, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
-        slashing = new Slashing(registry, payment, channel);
+        registry = Deploy.registry(hooked, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
+        slashing = Deploy.slashing(registry, payment, channel);
         vm.prank(owner);
         registry.setSlasher(address(slashing));
         for (uint256 i = 0; i < 2; ++i) {

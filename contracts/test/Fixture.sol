@@ -18,6 +18,7 @@ import {
 import {NCNToken} from "../src/NCNToken.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Test} from "./Test.sol";
 
 /// A settlement as it goes into a transaction, without the approvals.
@@ -410,10 +411,10 @@ abstract contract Fixture is Network {
     function setUp() public virtual {
         vm.warp(STARTED);
         vm.chainId(CHAIN);
-        token = new NCNToken(owner, SUPPLY);
-        registry = new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
-        payment = new InferencePayment(token, registry, treasury);
-        channels = new PaymentChannel(token, registry);
+        token = Deploy.token(owner, SUPPLY);
+        registry = Deploy.registry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
+        payment = Deploy.payment(token, registry, treasury);
+        channels = Deploy.channels(token, registry);
         addValidators("validator ", 5);
         vm.warp(NOW);
         give(client, 1000 ether, address(payment));

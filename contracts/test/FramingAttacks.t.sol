@@ -7,6 +7,7 @@ import {DowntimeReport} from "../src/Messages.sol";
 import {PaymentChannel} from "../src/PaymentChannel.sol";
 import {Slashing} from "../src/Slashing.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {SlashingFixture} from "./SlashingFixture.sol";
 
 /// Attempts to have somebody slashed who did nothing wrong, or for more than was done.
@@ -81,8 +82,8 @@ contract FramingAttacks is SlashingFixture {
     function test_SignaturesForAnotherContract() public nobodyIsSlashed {
         Accusation memory accusation = invalidCompletion();
         Entry memory entry = invalidEntry();
-        bytes32 completion = new InferencePayment(token, registry, treasury).completionDigest(accusation.completion);
-        bytes32 settlement = new PaymentChannel(token, registry).settlementDigest(entry.settlement);
+        bytes32 completion = Deploy.payment(token, registry, treasury).completionDigest(accusation.completion);
+        bytes32 settlement = Deploy.channels(token, registry).settlementDigest(entry.settlement);
         for (uint256 i = 0; i < 5; ++i) {
             refuse(accusation, approve(completion, keys[i]));
             refuse(entry, approve(settlement, keys[i]));

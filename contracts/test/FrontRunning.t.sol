@@ -6,6 +6,7 @@ import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Quote} from "../src/Messages.sol";
 import {ChannelTerms, PaymentChannel} from "../src/PaymentChannel.sol";
+import {Deploy} from "./Deploy.sol";
 import {Authorisation, Fixture} from "./Fixture.sol";
 
 /// A stranger sees the client's signature before it is mined, and presents it first.
@@ -62,7 +63,7 @@ contract FrontRunning is Fixture {
 
     function test_AuthorisationForAnotherContract() public {
         Quote memory quote = newQuote();
-        InferencePayment other = new InferencePayment(token, registry, treasury);
+        InferencePayment other = Deploy.payment(token, registry, treasury);
         Authorisation memory a = authorise(quote);
         expectError(ERC3009.ERC3009InvalidSignature.selector);
         other.initiateWithAuthorization(quote, a.v, a.r, a.s);

@@ -8,6 +8,7 @@ import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {Completion, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Authorisation, Fixture} from "./Fixture.sol";
 import {MessageHarness} from "./MessageHarness.sol";
 
@@ -35,7 +36,7 @@ contract InferencePaymentTest is Fixture {
 
     function test_ConstructorRefusesNoTreasury() public {
         expectError(InferencePayment.ZeroTreasury.selector);
-        new InferencePayment(token, registry, address(0));
+        Deploy.payment(token, registry, address(0));
     }
 
     function testFuzz_DigestsAreTheMessagesUnderTheDomain(Quote calldata quote, Completion calldata completion)

@@ -10,16 +10,15 @@ import {SlashingFixture} from "./SlashingFixture.sol";
 contract InvalidSignatureTest is SlashingFixture {
     uint256 private constant ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
 
-    Entry private entry;
     bytes32 private evidence;
 
     function setUp() public override {
         super.setUp();
-        entry = invalidEntry();
-        evidence = slashing.evidenceOf("INVALID_SIGNATURE", payment.completionDigest(entry.completion));
+        evidence = slashing.evidenceOf("INVALID_SIGNATURE", payment.completionDigest(invalidEntry().completion));
     }
 
     function test_VouchingCostsHalf() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(1));
         vm.expectEmit(address(registry));
         emit ValidatorRegistry.ValidatorSlashed(validatorAt(0), 50 ether, 50 ether, evidence);
@@ -34,6 +33,7 @@ contract InvalidSignatureTest is SlashingFixture {
 
     /// A whole certificate is the usual case of a settlement, and no more than that.
     function test_VouchingTogetherCostsHalfEach() public {
+        Entry memory entry = invalidEntry();
         accuse(entry, first(3));
         for (uint256 i = 0; i < 3; ++i) {
             vm.assertEq(registry.stakeOf(validatorAt(i)), 50 ether);
@@ -42,6 +42,7 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_LeavingOnesPayAndStrangersArePassedOver() public {
+        Entry memory entry = invalidEntry();
         unstake(validatorAt(0));
         accuse(entry, merge(first(2), strangers(2)));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 50 ether);
@@ -77,6 +78,7 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_ABatchOfOne() public {
+        Entry memory entry = invalidEntry();
         entry.proof = new bytes32[](0);
         entry.settlement.root = leafHash(entry.leaf);
         entry.settlement.count = 1;
@@ -86,6 +88,7 @@ contract InvalidSignatureTest is SlashingFixture {
 
     /// A settlement that comes to nothing is approved again with the same requests.
     function test_OneCompletionIsPaidForOnce() public {
+        Entry memory entry = invalidEntry();
         accuse(entry, first(2));
         entry.settlement.charges[0].settledBefore = 1 ether;
         bytes memory approvals = approve(digestOf(entry), first(2));
@@ -96,14 +99,16 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_TwoCompletionsAreTwoOffences() public {
+        Entry memory entry = invalidEntry();
         accuse(entry, first(1));
         entry.completion.requestId = keccak256("another request");
-        replant();
+        replant(entry);
         accuse(entry, first(1));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 25 ether);
     }
 
     function test_NothingToSlash() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), strangers(3));
         expectError(Slashing.NothingToSlash.selector);
         accuse(entry, approvals);
@@ -112,13 +117,14 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_RefusesAValidSignature() public {
-        entry = newEntry(resultSignature(keyOf("compute")));
+        Entry memory entry = newEntry(resultSignature(keyOf("compute")));
         bytes memory approvals = approve(digestOf(entry), first(3));
         expectError(Slashing.ValidSignature.selector, abi.encode(compute));
         accuse(entry, approvals);
     }
 
     function test_RefusesAnotherSignatureThanSettled() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         entry.signature[0] ^= 0x01;
         bytes memory fields = abi.encode(entry.leaf.resultSignature, keccak256(entry.signature));
@@ -127,19 +133,20 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_RefusesAnotherCompletionThanSettled() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         bytes32 settled = entry.leaf.completion;
         entry.completion.compute = accountOf("another node");
-        replant();
+        replant(entry);
         bytes32 presented = entry.leaf.completion;
         entry.leaf.completion = settled;
-        Entry memory back = entry;
-        plant(back);
+        plant(entry);
         expectError(Slashing.CompletionMismatch.selector, abi.encode(settled, presented));
-        accuse(back, approvals);
+        accuse(entry, approvals);
     }
 
     function test_RefusesAnotherResultThanCompleted() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         entry.result.outputHash = keccak256("another output");
         bytes32 presented = resultHash(entry.result);
@@ -148,6 +155,7 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_RefusesALeafThatIsNotInTheSettlement() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         entry.leaf.amount += 1;
         bytes memory fields = abi.encode(leafHash(entry.leaf), entry.settlement.root);
@@ -156,6 +164,7 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     function test_RefusesMalformedApprovals() public {
+        Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(1));
         expectError(Approvals.MalformedApprovals.selector, abi.encode(64));
         accuse(entry, new bytes(64));
@@ -166,10 +175,8 @@ contract InvalidSignatureTest is SlashingFixture {
     }
 
     /// Makes leaf and root follow the completion.
-    function replant() private {
-        Entry memory changed = entry;
-        changed.leaf.completion = MessageHash.hash(changed.completion);
-        plant(changed);
-        entry = changed;
+    function replant(Entry memory entry) private pure {
+        entry.leaf.completion = MessageHash.hash(entry.completion);
+        plant(entry);
     }
 }

@@ -9,6 +9,7 @@ import {ERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20P
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 import {NCNToken} from "../src/NCNToken.sol";
+import {Deploy} from "./Deploy.sol";
 import {Test} from "./Test.sol";
 
 contract NCNTokenTest is Test {
@@ -18,7 +19,7 @@ contract NCNTokenTest is Test {
     uint256 private ownerKey = keyOf("owner");
     address private owner = vm.addr(ownerKey);
     address private other = accountOf("other");
-    NCNToken private token = new NCNToken(owner, 1000 ether);
+    NCNToken private token = Deploy.token(owner, 1000 ether);
 
     function test_IsNcnWithTheSupplyAtTheOwner() public view {
         vm.assertEq(token.name(), "NCN");
@@ -98,7 +99,7 @@ contract AuthorizationTest is Test {
     function setUp() public {
         vm.warp(NOW);
         vm.chainId(CHAIN);
-        token = new NCNToken(payer, 1000 ether);
+        token = Deploy.token(payer, 1000 ether);
     }
 
     function test_PermitAndAuthorizationsShareOneDomain() public view {
@@ -226,7 +227,7 @@ contract AuthorizationTest is Test {
 
     function test_TransferRefusesAnotherToken() public {
         Authorization memory authorization = newAuthorization();
-        NCNToken other = new NCNToken(payer, 1000 ether);
+        NCNToken other = Deploy.token(payer, 1000 ether);
         bytes32 digest = MessageHashUtils.toTypedDataHash(other.DOMAIN_SEPARATOR(), hashOf(TRANSFER, authorization));
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(payerKey, digest);
         refuse(authorization, abi.encodePacked(r, s, v));

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {RegistryFixture} from "./RegistryFixture.sol";
 
 /// Of forge's cheat codes, the ones that only this file uses.
@@ -178,7 +179,7 @@ contract RegistrySlashingTest is RegistryFixture {
 
     /// Down to the last unit, which goes whole.
     function test_SlashOfTheLastUnit() public {
-        registry = new ValidatorRegistry(token, owner, 2, UNSTAKE_DELAY, 3, 5, treasury);
+        registry = Deploy.registry(token, owner, 2, UNSTAKE_DELAY, 3, 5, treasury);
         startSlashing();
         vm.prank(newcomer);
         token.approve(address(registry), 2);

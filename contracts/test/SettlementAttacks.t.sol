@@ -5,6 +5,7 @@ import {Approvals} from "../src/Approvals.sol";
 import {ChannelClose, Completion} from "../src/Messages.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Batch, Fixture} from "./Fixture.sol";
 
 /// Forged and misused approvals of a batch. Each attack starts from a batch that three honest approvals would settle, and ends with
@@ -122,7 +123,7 @@ contract SettlementAttacks is Fixture {
     }
 
     function test_ApprovalsForAnotherContract() public thenHonestApprovalsPay {
-        PaymentChannel other = new PaymentChannel(token, registry);
+        PaymentChannel other = Deploy.channels(token, registry);
         refuseApprovalsOf(other.settlementDigest(settlementOf(usual())));
         refuseApprovalsOf(typedDigest(address(payment), keccak256("any message of an escrow")));
     }

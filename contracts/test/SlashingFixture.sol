@@ -16,6 +16,7 @@ import {
 } from "../src/Messages.sol";
 import {PaymentChannel} from "../src/PaymentChannel.sol";
 import {ISettlementDigest, Slashing} from "../src/Slashing.sol";
+import {Deploy} from "./Deploy.sol";
 import {Fixture} from "./Fixture.sol";
 
 /// The network with its slasher, and what can be held against a validator.
@@ -42,8 +43,8 @@ abstract contract SlashingFixture is Fixture {
 
     function setUp() public virtual override {
         super.setUp();
-        channel = ISettlementDigest(address(new PaymentChannel(token, registry)));
-        slashing = new Slashing(registry, payment, channel);
+        channel = ISettlementDigest(address(Deploy.channels(token, registry)));
+        slashing = Deploy.slashing(registry, payment, channel);
         vm.prank(owner);
         registry.setSlasher(address(slashing));
     }

@@ -8,6 +8,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {ExactTransfer} from "../src/ExactTransfer.sol";
 import {NCNToken} from "../src/NCNToken.sol";
 import {SubnetRegistry} from "../src/SubnetRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Test} from "./Test.sol";
 import {FeeToken, HookToken, OpenToken, RefusingToken} from "./Tokens.sol";
 
@@ -22,8 +23,8 @@ contract SubnetRegistryTest is Test {
     SubnetRegistry private subnets;
 
     function setUp() public {
-        token = new NCNToken(owner, 1000 ether);
-        subnets = new SubnetRegistry(token, treasury, owner, FEE);
+        token = Deploy.token(owner, 1000 ether);
+        subnets = Deploy.subnets(token, treasury, owner, FEE);
         fund(gateway);
         fund(other);
     }
@@ -58,7 +59,7 @@ contract SubnetRegistryTest is Test {
         vm.assertEq(subnets.owner(), owner);
         vm.assertEq(subnets.creationFee(), FEE);
         expectError(SubnetRegistry.ZeroTreasury.selector);
-        new SubnetRegistry(token, address(0), owner, FEE);
+        Deploy.subnets(token, address(0), owner, FEE);
     }
 
     // createSubnet
@@ -175,7 +176,7 @@ contract SubnetRegistryTest is Test {
     }
 
     function deployOver(OpenToken strange) private {
-        subnets = new SubnetRegistry(strange, treasury, owner, FEE);
+        subnets = Deploy.subnets(strange, treasury, owner, FEE);
         strange.mint(gateway, 100 ether);
         vm.prank(gateway);
         strange.approve(address(subnets), type(uint256).max);

@@ -8,6 +8,7 @@ import {InferencePayment} from "../src/InferencePayment.sol";
 import {Quote} from "../src/Messages.sol";
 import {TokenVault} from "../src/TokenVault.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {Authorisation, Fixture} from "./Fixture.sol";
 import {FeeToken, HookToken, OpenToken, RefusingToken} from "./Tokens.sol";
 
@@ -17,8 +18,8 @@ contract TokenAttacks is Fixture {
 
     /// The same network, paid in another token.
     function use(OpenToken other) private {
-        registry = new ValidatorRegistry(other, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 1, 1, treasury);
-        payment = new InferencePayment(other, registry, treasury);
+        registry = Deploy.registry(other, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 1, 1, treasury);
+        payment = Deploy.payment(other, registry, treasury);
         other.mint(client, 1000 ether);
         vm.startPrank(client);
         other.approve(address(payment), type(uint256).max);

@@ -6,6 +6,7 @@ import {InferencePayment} from "../src/InferencePayment.sol";
 import {ChannelPayout, Quote} from "../src/Messages.sol";
 import {ChannelTerms, PaymentChannel} from "../src/PaymentChannel.sol";
 import {TokenVault} from "../src/TokenVault.sol";
+import {Deploy} from "./Deploy.sol";
 import {Batch, Fixture} from "./Fixture.sol";
 import {BlockListToken, OpenToken, SilentToken} from "./Tokens.sol";
 
@@ -15,8 +16,8 @@ contract TokenVaultTest is Fixture {
 
     /// The same network, paid in another token.
     function use(OpenToken other) private {
-        payment = new InferencePayment(other, registry, treasury);
-        channels = new PaymentChannel(other, registry);
+        payment = Deploy.payment(other, registry, treasury);
+        channels = Deploy.channels(other, registry);
         other.mint(client, 1000 ether);
         vm.startPrank(client);
         other.approve(address(payment), type(uint256).max);

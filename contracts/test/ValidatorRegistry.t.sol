@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {Deploy} from "./Deploy.sol";
 import {RegistryFixture} from "./RegistryFixture.sol";
 
 contract ValidatorRegistryTest is RegistryFixture {
@@ -21,17 +22,17 @@ contract ValidatorRegistryTest is RegistryFixture {
 
     function test_ConstructorRefusesNoStake() public {
         expectError(ValidatorRegistry.ZeroMinimumStake.selector);
-        new ValidatorRegistry(token, owner, 0, UNSTAKE_DELAY, 3, 5, treasury);
+        Deploy.registry(token, owner, 0, UNSTAKE_DELAY, 3, 5, treasury);
     }
 
     function test_ConstructorRefusesNoTreasury() public {
         expectError(ValidatorRegistry.ZeroTreasury.selector);
-        new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, address(0));
+        Deploy.registry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, address(0));
     }
 
     function test_ConstructorRefusesABadQuorum() public {
         expectError(ValidatorRegistry.InvalidQuorum.selector, abi.encode(2, 5));
-        new ValidatorRegistry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 2, 5, treasury);
+        Deploy.registry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 2, 5, treasury);
     }
 
     // setSlasher

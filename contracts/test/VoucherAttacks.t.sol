@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {ChannelClose, Voucher} from "../src/Messages.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
+import {Deploy} from "./Deploy.sol";
 import {Authorisation, Batch, Fixture} from "./Fixture.sol";
 
 /// Attempts to charge a client more than it signed. The validators are with the attacker: whatever it wants, they approve.
@@ -55,7 +56,7 @@ contract VoucherAttacks is Fixture {
     }
 
     function test_VoucherInAnotherContract() public {
-        PaymentChannel other = new PaymentChannel(token, registry);
+        PaymentChannel other = Deploy.channels(token, registry);
         refuseSignature(approve(other.voucherDigest(newVoucher(terms, 10 ether)), clientKey));
     }
 

@@ -47,7 +47,7 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     let contracts = "contracts: set up";
     suite.step_after(contracts, "contracts: formats", |_| npm(&["run", "--silent", "fmt:check"]))?;
     suite.step_after(contracts, "contracts: artifacts", |_| npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
-    suite.step_after(contracts, "contracts: tests", |count| counted(count, "npm", &["test", "--silent"], "contracts"))?;
+    suite.step_after(contracts, "contracts: tests", |count| counted(count, "npm", &["run", "--silent", "test:only"], "contracts"))?;
     for (name, script) in [("models: digits", "ncn-node/models/digits/train.py"), ("models: examples", "examples/models/make.py")] {
         suite.step_after("python: set up", name, |_| run_program(setup::python()?, &[script, "--check"], &root()))?;
     }
