@@ -16,8 +16,10 @@ use crate::{root, watch::run as run_program};
 const DOCUMENT: &str = "CONTRIBUTING.md";
 /// What stands before and after the table.
 const MARKS: [&str; 2] = ["<!-- counted by `cargo xtask features` -->\n", "<!-- end -->\n"];
-/// What nobody depends on.
-const PROGRAMS: [&str; 2] = ["examples", "xtask"];
+/// What nobody depends on and has no features.
+const NO_LIBRARIES: [&str; 2] = ["examples", "xtask"];
+/// The program. It depends on all libraries, and alone its dependencies would have other features than in the workspace, and be compiled anew.
+const PROGRAM: &str = "ncn";
 
 #[derive(Deserialize)]
 struct Metadata {
@@ -38,25 +40,41 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn arguments(&self) -> Vec<&str> {
-        let mut arguments = vec!["--locked", "--package", self.package, "--no-default-features"];
-        arguments.extend(self.features.map(|features| ["--features", features]).into_iter().flatten());
-        arguments
+    /// What cargo is called with, after its command.
+    fn arguments(&self) -> Vec<String> {
+        let features = self.features.map(|features| format!("--features={features}"));
+        [format!("--package={}", self.package)].into_iter().chain(without_default(features)).collect()
+    }
+
+    /// What has cargo check it.
+    fn lints(&self) -> Vec<String> {
+        let build = if self.package == PROGRAM {
+            let features = self.features.map(|features| format!("--features={PROGRAM}/{features}"));
+            ["--workspace".into()].into_iter().chain(without_default(features)).collect()
+        } else {
+            self.arguments()
+        };
+        ["clippy".into(), "--quiet".into()].into_iter().chain(build).chain(["--", "-D", "warnings"].map(str::to_owned)).collect()
     }
 
     /// How many crates it is made of, itself included, beside what runs only while it is built.
     fn crates(&self) -> Result<usize> {
-        let tree = [&["tree"], &*self.arguments(), &["--edges", "normal", "--prefix", "none", "--format", "{p}"]].concat();
-        let listed = read("cargo", &tree)?;
+        let build = self.arguments();
+        let tree = ["tree", "--edges=normal", "--prefix=none", "--format={p}"].into_iter().chain(build.iter().map(String::as_str));
+        let listed = read("cargo", &tree.collect::<Vec<_>>())?;
         Ok(listed.lines().map(|line| line.trim_end_matches(" (*)")).collect::<BTreeSet<_>>().len())
     }
+}
+
+fn without_default(features: Option<String>) -> impl Iterator<Item = String> {
+    ["--locked".into(), "--no-default-features".into()].into_iter().chain(features)
 }
 
 /// Checks every build, with the oldest compiler that is promised where it is installed; then writes the table, or compares it.
 pub(crate) fn run(check: bool) -> Result<()> {
     let metadata = read("cargo", &["metadata", "--no-deps", "--format-version", "1", "--locked"])?;
     let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata says something else than expected")?;
-    let packages: Vec<_> = metadata.packages.iter().filter(|package| !PROGRAMS.contains(&&*package.name)).collect();
+    let packages: Vec<_> = metadata.packages.iter().filter(|package| !NO_LIBRARIES.contains(&&*package.name)).collect();
     let oldest = packages.first().context("there are no packages")?.rust_version.clone();
     let cargo = cargo(&oldest)?;
     let (program, options) = cargo.split_first().context("there is no cargo")?;
@@ -72,7 +90,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
                 continue;
             }
             writeln!(std::io::stdout(), "{} with {}", package.name, features.unwrap_or("no features"))?;
-            let lints = [options, &["clippy", "--quiet"], &*build.arguments(), &["--", "-D", "warnings"]].concat();
+            let lints: Vec<_> = options.iter().map(|option| (*option).to_owned()).chain(build.lints()).collect();
             run_program(program, &lints, &root())?;
         }
     }

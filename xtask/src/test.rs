@@ -33,7 +33,10 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("object server: set up", |_| setup::object_server())?;
     suite.step("engines: set up", |_| setup::engines())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
-    suite.step("Rust tests", |count| counted(count, "cargo", &["test", "--workspace", "--locked", "--no-fail-fast"], "."))?;
+    // Most of them wait most of the time.
+    let threads = std::thread::available_parallelism()?.get().saturating_mul(3).to_string();
+    let tests = ["test", "--workspace", "--locked", "--no-fail-fast", "--", "--test-threads", &threads];
+    suite.step("Rust tests", |count| counted(count, "cargo", &tests, "."))?;
     suite.step("features", |_| features::run(true))?;
     suite.step("documentation", |_| {
         let mut command = Command::new("cargo");
@@ -47,7 +50,8 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     let contracts = "contracts: set up";
     suite.step_after(contracts, "contracts: formats", |_| npm(&["run", "--silent", "fmt:check"]))?;
     suite.step_after(contracts, "contracts: artifacts", |_| npm(&["run", "--silent", "artifacts", "--", "--check"]))?;
-    suite.step_after(contracts, "contracts: tests", |count| counted(count, "npm", &["run", "--silent", "test:only"], "contracts"))?;
+    suite
+        .step_after(contracts, "contracts: tests", |count| counted(count, "npm", &["run", "--silent", "test:only"], "contracts"))?;
     for (name, script) in [("models: digits", "ncn-node/models/digits/train.py"), ("models: examples", "examples/models/make.py")] {
         suite.step_after("python: set up", name, |_| run_program(setup::python()?, &[script, "--check"], &root()))?;
     }
