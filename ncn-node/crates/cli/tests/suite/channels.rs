@@ -1,7 +1,7 @@
 //! Requests paid out of a channel, by vouchers, with everything real.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,19 +9,15 @@ use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
 use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, FeeSplit, LedgerError, Message as _, PayeeRole,
-    PaymentAuthorization, PaymentLedger, PaymentStatus, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value,
-    memory::MemoryRegistry, receipt::Payment,
+    Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, FeeSplit, Message as _, PayeeRole, PaymentAuthorization,
+    PaymentLedger, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
 };
 use ncn_devnet::LocalNetwork;
-use ncn_node::{
-    channel::{BatchPolicy, ChannelProcessor},
-    store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
-};
+use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
-    scene::{Chain, digit, key, network, settlement, tokens},
+    scene::{Chain, digit, key, network, tokens},
     wait::{TIMEOUT, eventually},
 };
 
@@ -208,96 +204,6 @@ async fn a_client_without_a_chain_pays_by_its_signature() {
     let refused = client.infer("digits", image(7)).await.unwrap_err();
     assert!(refused.to_string().contains("fund it first"), "{refused}");
     assert!(refused.is_paid(), "the gateway has the signature, and could use it until the quote expires: {refused}");
-}
-
-/// What a store does with changes of the book.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Disk {
-    Works,
-    IsFull,
-    /// Keeps them, and says that it has not.
-    LosesAnswers,
-}
-
-#[derive(Clone)]
-struct FaultyStore(Arc<MemoryStore>, Arc<Mutex<Disk>>);
-
-impl Store for FaultyStore {
-    fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
-        let disk = *self.1.lock().unwrap();
-        if disk != Disk::IsFull {
-            self.0.commit(ops)?;
-        }
-        if disk == Disk::Works { Ok(()) } else { Err(StoreError::failed(std::io::Error::other("no space left"))) }
-    }
-
-    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
-        self.0.scan(table, prefix)
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_book_is_what_the_store_has_even_when_that_fails() {
-    let chain = Chain::new(5).await;
-    let (client, gateway, compute) = (key(), key(), key());
-    let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
-    let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
-    chain.account(client.clone(), tokens(1)).await;
-    chain.ledger(client.clone()).fund_channel(&terms, tokens(1), unix_now() + WEEK).await.unwrap();
-    let channel = PayerChannel::new(terms, tokens(1), unix_now() + WEEK);
-    let mut paid = Vec::new();
-    for _ in 0..20 {
-        let quote = Quote {
-            request_id: B256::random(),
-            client: client.address(),
-            gateway: gateway.address(),
-            compute: compute.address(),
-            model_digest: B256::ZERO,
-            total: Amount::new(100),
-            split: FeeSplit::default(),
-            expiry: unix_now() + 3_600,
-            trust_root: trust.hash(),
-        };
-        let payment = channel.pay(&quote, &trust, &client).await.unwrap();
-        paid.push((quote, PaymentAuthorization::Voucher(payment)));
-    }
-    let store = FaultyStore(Arc::default(), Arc::new(Mutex::new(Disk::Works)));
-    let turn = |disk| *store.1.lock().unwrap() = disk;
-    let registry = Arc::new(MemoryRegistry::new(trust.clone(), Vec::new(), Arc::new(unix_now)));
-    let policy = BatchPolicy { max_requests: usize::MAX, max_age: Duration::from_hours(1), ..BatchPolicy::default() };
-    let (account, shared) = (chain.ledger(gateway.clone()), SharedStore::new(store.clone()).unwrap());
-    let ledger = ChannelProcessor::start(account.clone(), account, registry, gateway, shared, policy).unwrap();
-    let status = async |quote: &Quote| PaymentLedger::status(&ledger, client.address(), quote.request_id).await.unwrap();
-    let redeem_all = || futures::future::join_all(paid.iter().map(|(quote, payment)| ledger.redeem(quote, payment)));
-
-    turn(Disk::IsFull);
-    for refused in redeem_all().await {
-        assert!(matches!(&refused, Err(error @ LedgerError::Storage(_)) if error.is_retryable()), "{refused:?}");
-    }
-    for (quote, _) in &paid {
-        assert_eq!(status(quote).await, PaymentStatus::Unpaid);
-    }
-    turn(Disk::Works);
-    for taken in redeem_all().await {
-        taken.unwrap();
-    }
-    let [(first, _), (second, _), ..] = &paid[..] else { panic!("there are twenty") };
-    let first = settlement(first, &compute, &trust, &chain.validators, 3).await;
-    let second = settlement(second, &compute, &trust, &chain.validators, 3).await;
-    turn(Disk::IsFull);
-    assert!(matches!(ledger.settle(&first).await, Err(LedgerError::Storage(_))));
-    assert!(matches!(status(&first.quote).await, PaymentStatus::Held { .. }));
-    assert_eq!(ledger.unsettled(), 0, "what is not known to be kept is not earned");
-    turn(Disk::LosesAnswers);
-    assert!(matches!(ledger.settle(&first).await, Err(LedgerError::Storage(_))));
-    turn(Disk::Works);
-    ledger.settle(&second).await.unwrap();
-    assert_eq!(ledger.unsettled(), 2, "the first was kept, though its answer was lost");
-    let by = ledger.settle(&first).await.unwrap();
-    assert_eq!(status(&first.quote).await, PaymentStatus::Earned { by });
-    for (quote, _) in &paid[2..] {
-        assert!(matches!(status(quote).await, PaymentStatus::Held { .. }));
-    }
 }
 
 /// Prints what checking and keeping a voucher takes. Run it with `cargo xtask bench money`.

@@ -39,13 +39,13 @@ struct Loads {
 }
 
 #[derive(Clone)]
-struct Hooked {
+struct FaultyStore {
     rows: Arc<MemoryStore>,
     act: Arc<Mutex<Act>>,
     loads: Arc<Loads>,
 }
 
-impl Hooked {
+impl FaultyStore {
     fn new() -> Self {
         let works: Act = Arc::new(Store::commit);
         Self { rows: Arc::default(), act: Arc::new(Mutex::new(works)), loads: Arc::default() }
@@ -62,9 +62,13 @@ impl Hooked {
     fn is_full(&self) {
         self.acts(|_, _| Err(failed()));
     }
+
+    fn loses_answers(&self) {
+        self.acts(|rows, ops| rows.commit(ops).and(Err(failed())));
+    }
 }
 
-impl Store for Hooked {
+impl Store for FaultyStore {
     fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
         let act = self.act.lock().unwrap().clone();
         act(&self.rows, ops)
@@ -117,7 +121,7 @@ struct Setup {
     compute: DynSigner,
     trust: TrustRoot,
     terms: ChannelParams,
-    store: Hooked,
+    store: FaultyStore,
     shared: SharedStore,
     expiry: u64,
 }
@@ -134,7 +138,7 @@ impl Setup {
         chain.account(client.clone(), tokens(2)).await;
         let expiry = unix_now() + WEEK;
         chain.ledger(client.clone()).fund_channel(&terms, deposit, expiry).await.unwrap();
-        let store = Hooked::new();
+        let store = FaultyStore::new();
         let shared = SharedStore::new(store.clone()).unwrap();
         Self { chain, client, gateway, compute, trust, terms, store, shared, expiry }
     }
@@ -172,6 +176,47 @@ impl Setup {
         };
         let payment = SignedVoucher::sign(self.terms, &quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap();
         (quote, PaymentAuthorization::Voucher(payment))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_what_the_store_has_even_when_that_fails() {
+    let setup = Setup::new(tokens(1)).await;
+    let ledger = setup.alone();
+    let mut paid = Vec::new();
+    for number in 1..=20 {
+        paid.push(setup.voucher(100, 100 * number).await);
+    }
+    let status = async |quote: &Quote| PaymentLedger::status(&ledger, setup.client.address(), quote.request_id).await.unwrap();
+    let redeem_all = || futures::future::join_all(paid.iter().map(|(quote, payment)| ledger.redeem(quote, payment)));
+
+    setup.store.is_full();
+    for refused in redeem_all().await {
+        assert!(matches!(&refused, Err(error @ LedgerError::Storage(_)) if error.is_retryable()), "{refused:?}");
+    }
+    for (quote, _) in &paid {
+        assert_eq!(status(quote).await, PaymentStatus::Unpaid);
+    }
+    setup.store.works();
+    for taken in redeem_all().await {
+        taken.unwrap();
+    }
+    let [(first, _), (second, _), ..] = &paid[..] else { panic!("there are twenty") };
+    let first = settlement(first, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
+    let second = settlement(second, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
+    setup.store.is_full();
+    assert!(matches!(ledger.settle(&first).await, Err(LedgerError::Storage(_))));
+    assert!(matches!(status(&first.quote).await, PaymentStatus::Held { .. }));
+    assert_eq!(ledger.unsettled(), 0, "what is not known to be kept is not earned");
+    setup.store.loses_answers();
+    assert!(matches!(ledger.settle(&first).await, Err(LedgerError::Storage(_))));
+    setup.store.works();
+    ledger.settle(&second).await.unwrap();
+    assert_eq!(ledger.unsettled(), 2, "the first was kept, though its answer was lost");
+    let by = ledger.settle(&first).await.unwrap();
+    assert_eq!(status(&first.quote).await, PaymentStatus::Earned { by });
+    for (quote, _) in &paid[2..] {
+        assert!(matches!(status(quote).await, PaymentStatus::Held { .. }));
     }
 }
 
@@ -369,7 +414,7 @@ async fn after_any_faults_memory_and_store_agree() {
     }
     setup.store.works();
     let rows = setup.store.rows.clone();
-    let copy = Hooked { rows, ..Hooked::new() };
+    let copy = FaultyStore { rows, ..FaultyStore::new() };
     // Not started on the same rows before all is said: it only reads here.
     let again = setup.start_on(setup.nobody(), SharedStore::new(copy).unwrap());
     assert_eq!((ledger.unsettled(), again.unsettled()), (50, 50));
