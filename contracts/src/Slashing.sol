@@ -150,6 +150,7 @@ contract Slashing is ReentrancyGuardTransient {
         _requireSame(result, completion);
         hash = keccak256(resultSignature);
         if (hash != leaf.resultSignature) revert SignatureMismatch(leaf.resultSignature, hash);
+        // A block of its own keeps the stack small enough for a compiler that does not optimize.
         {
             bytes32 digest = _typedDataHash(result.hash());
             (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, resultSignature);

@@ -9,6 +9,7 @@ import {PaymentChannel} from "../src/PaymentChannel.sol";
 import {ISettlementDigest, Slashing} from "../src/Slashing.sol";
 import {SubnetRegistry} from "../src/SubnetRegistry.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
+import {MessageHarness} from "./MessageHarness.sol";
 
 interface Artifacts {
     function getCode(string calldata path) external view returns (bytes memory code);
@@ -54,6 +55,10 @@ library Deploy {
 
     function subnets(IERC20 token_, address treasury, address owner, uint256 fee) internal returns (SubnetRegistry) {
         return SubnetRegistry(create("artifacts/SubnetRegistry.json", abi.encode(token_, treasury, owner, fee)));
+    }
+
+    function harness() internal returns (MessageHarness) {
+        return MessageHarness(create("artifacts/MessageHarness.json", ""));
     }
 
     /// As `new` does, with the constructor's error where it reverts.

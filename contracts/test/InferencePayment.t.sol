@@ -13,7 +13,7 @@ import {Authorisation, Fixture} from "./Fixture.sol";
 import {MessageHarness} from "./MessageHarness.sol";
 
 contract InferencePaymentTest is Fixture {
-    MessageHarness private harness = new MessageHarness();
+    MessageHarness private harness = Deploy.harness();
 
     function refuse(Quote memory quote, bytes4 selector, bytes memory fields) private {
         expectError(selector, fields);

@@ -3,13 +3,14 @@ pragma solidity ^0.8.28;
 
 import {MessageHash} from "../src/MessageHash.sol";
 import "../src/Messages.sol";
+import {Deploy} from "./Deploy.sol";
 import {MessageHarness} from "./MessageHarness.sol";
 import {Test} from "./Test.sol";
 
 /// Each struct hash is compared with two others: forge's own EIP-712 encoder, fed with the type as Messages.sol has it, and for
 /// the structs with dynamic members an encoding that is laid out word by word.
 contract MessageHashTest is Test {
-    MessageHarness private harness = new MessageHarness();
+    MessageHarness private harness = Deploy.harness();
     uint256 private structs;
     mapping(string name => string) private types;
 

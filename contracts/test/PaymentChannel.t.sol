@@ -4,10 +4,11 @@ pragma solidity ^0.8.28;
 import {ChannelClose, ChannelSettlement, SettledCompletion, Voucher} from "../src/Messages.sol";
 import {ChannelTerms} from "../src/PaymentChannel.sol";
 import {Fixture} from "./Fixture.sol";
+import {Deploy} from "./Deploy.sol";
 import {MessageHarness} from "./MessageHarness.sol";
 
 contract PaymentChannelTest is Fixture {
-    MessageHarness private harness = new MessageHarness();
+    MessageHarness private harness = Deploy.harness();
 
     // Construction and views
 
