@@ -18,7 +18,7 @@ const DOCUMENT: &str = "CONTRIBUTING.md";
 const MARKS: [&str; 2] = ["<!-- counted by `cargo xtask features` -->\n", "<!-- end -->\n"];
 /// What nobody depends on and has no features.
 const NO_LIBRARIES: [&str; 2] = ["examples", "xtask"];
-/// The program. It depends on all libraries, and alone its dependencies would have other features than in the workspace, and be compiled anew.
+/// The program. It is checked together with the libraries: checked alone, most dependencies would be compiled again with other features.
 const PROGRAM: &str = "ncn";
 
 #[derive(Deserialize)]
@@ -50,7 +50,11 @@ impl Build<'_> {
     fn lints(&self) -> Vec<String> {
         let build = if self.package == PROGRAM {
             let features = self.features.map(|features| format!("--features={PROGRAM}/{features}"));
-            ["--workspace".into()].into_iter().chain(without_default(features)).collect()
+            ["--workspace", "--exclude=examples", "--exclude=xtask"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(without_default(features))
+                .collect()
         } else {
             self.arguments()
         };
