@@ -28,9 +28,10 @@ use tonic::{
 //   streams     STREAM_BYTES x 5                         320 MiB   at a gateway, from nodes that it has admitted
 //   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
+//   watches     WATCHES x (64 + 128) KiB                  96 MiB   the same
 //   TLS         CONNECTIONS x (64 + 32) KiB               96 MiB   where it is used: what waits to be sent, and a record each way
 //
-// together 1,312 MiB without the streams, of which one address alone gets half: 656 MiB. What the kernel holds of unsent bytes is not in it:
+// together 1,408 MiB without the streams, of which one address alone gets half: 704 MiB. What the kernel holds of unsent bytes is not in it:
 // up to 4 MiB of a connection by Linux's defaults, for 30 s.
 
 /// Any free port of this machine.
@@ -45,6 +46,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// How many calls are open at once, answers that are being sent included.
 const CALLS: usize = 2_048;
+/// How many watches are open at once. Each is woken by every change.
+const WATCHES: usize = 512;
 /// How many calls of one connection are open at once; a client keeps more waiting.
 const CALLS_PER_CONNECTION: u32 = 256;
 /// How many bytes of messages are arriving or being answered at once.
@@ -56,7 +59,7 @@ const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
-/// How long open calls may take when the server stops. Streams have no end of their own.
+/// How long open calls may still take when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long a peer may take for the handshake of TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -116,9 +119,9 @@ impl Server {
         let address = listener.local_addr()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
         let connections = Pool::new(connections()?);
-        let (calls, messages) = (Pool::new(CALLS), Pool::new(MESSAGE_BYTES));
+        let (calls, watches, messages) = (Pool::new(CALLS), Pool::new(WATCHES), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
-        let intake = Intake { calls, messages, streams, answers };
+        let intake = Intake { calls, watches, messages, streams, answers };
         let mut builder = tonic::transport::Server::builder();
         if let Some(identity) = identity {
             let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
@@ -154,7 +157,7 @@ impl Server {
         Ok(Self { address, url, accepting, stop: stop.drop_guard() })
     }
 
-    /// Stops; once this returns, its address is free.
+    /// Stops; once this returns, its address is free. It does not wait for open calls, which end within a second.
     pub async fn shutdown(self) {
         drop(self.stop);
         // An error would be that of a runtime that ends.
@@ -172,7 +175,7 @@ impl Server {
     }
 }
 
-/// Accepts connections, which `end` ends, for ever.
+/// Accepts connections; `end` closes them.
 async fn accept(listener: TcpListener, connections: Arc<Pool>, end: CancellationToken, accepted: mpsc::Sender<Connection>) {
     loop {
         match listener.accept().await {

@@ -10,9 +10,12 @@ use std::{
 };
 
 use http_body::{Body as _, Frame};
-use tokio::time::sleep;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
 use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    sync::{CancellationToken, PollSemaphore, WaitForCancellationFutureOwned},
     task::AbortOnDropHandle,
 };
 use tonic::{
@@ -29,6 +32,9 @@ use super::{
 /// How long a call whose place others need has to end by itself; its connection is ended then. An answer that its peer reads, or that
 /// has nothing to send, ends at once. One that is not read cannot: what was handed over to HTTP/2 comes back with the connection only.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// How many parts of an answer are with HTTP/2 at once. It takes 400 KB of their bytes, and each part takes some 400 bytes more.
+const PARTS: usize = 16;
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
@@ -57,6 +63,7 @@ impl Call {
 struct Part {
     data: Bytes,
     _share: Option<Share>,
+    _place: Option<OwnedSemaphorePermit>,
     _call: Arc<Call>,
 }
 
@@ -73,6 +80,9 @@ pub(super) struct AnswerBody {
     /// What its parts are taken out of; nothing where the peer was admitted, and gets only what others have paid for.
     answers: Option<Arc<Pool>>,
     call: Arc<Call>,
+    /// Of parts that HTTP/2 can have, and that of the next one.
+    places: PollSemaphore,
+    place: Option<OwnedSemaphorePermit>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What was ready at the beginning.
     first: Option<Frame<Bytes>>,
@@ -83,7 +93,8 @@ impl AnswerBody {
     /// Takes what is ready, since an answer that waits for its peer takes memory before it is written as a message too.
     pub(super) async fn begin(body: Body, peer: IpAddr, call: Arc<Call>, answers: Option<Arc<Pool>>) -> Result<Self, Status> {
         let ended = Box::pin(call.end.clone().cancelled_owned());
-        let mut answer = Self { body, peer, answers, call, ended, first: None, finished: false };
+        let places = PollSemaphore::new(Arc::new(Semaphore::new(PARTS)));
+        let mut answer = Self { body, peer, answers, call, places, place: None, ended, first: None, finished: false };
         match poll_fn(|context| Poll::Ready(answer.poll_body(context))).await {
             Poll::Ready(Some(frame)) => answer.first = Some(frame?),
             Poll::Ready(None) => answer.finished = true,
@@ -96,6 +107,9 @@ impl AnswerBody {
         if self.ended.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(Status::resource_exhausted("others needed the call's place: try again later"))));
         }
+        if self.place.is_none() {
+            self.place = ready!(self.places.poll_acquire(context));
+        }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
             end => return Poll::Ready(end),
@@ -106,7 +120,7 @@ impl AnswerBody {
         }))
     }
 
-    fn count(&self, data: Bytes) -> Result<Bytes, Status> {
+    fn count(&mut self, data: Bytes) -> Result<Bytes, Status> {
         let share = match &self.answers {
             Some(answers) if data.len() > FREE_BYTES => {
                 let unread = || Status::resource_exhausted("too many answers are being sent: read them, and try again later");
@@ -114,7 +128,7 @@ impl AnswerBody {
             }
             _ => None,
         };
-        Ok(Bytes::from_owner(Part { data, _share: share, _call: self.call.clone() }))
+        Ok(Bytes::from_owner(Part { data, _share: share, _place: self.place.take(), _call: self.call.clone() }))
     }
 }
 
@@ -164,12 +178,16 @@ mod tests {
     }
 
     impl Server {
-        /// An answer of so many parts, and what ends its connection.
+        /// An answer of so many long parts, and what ends its connection.
         async fn answer(&self, last: u8, frames: usize) -> (CancellationToken, Result<AnswerBody, Status>) {
+            self.answer_of(last, frames, LONG).await
+        }
+
+        async fn answer_of(&self, last: u8, frames: usize, length: usize) -> (CancellationToken, Result<AnswerBody, Status>) {
             let peer = Ipv4Addr::new(10, 0, 0, last).into();
             let (end, connection) = (CancellationToken::new(), CancellationToken::new());
             let call = Call::begin(self.calls.claim(peer, 1, &end).unwrap(), end, connection.clone());
-            let frames = (0..frames).map(|_| Ok::<_, Status>(Frame::data(Bytes::from(vec![0; LONG]))));
+            let frames = (0..frames).map(move |_| Ok::<_, Status>(Frame::data(Bytes::from(vec![0; length]))));
             let body = Body::new(StreamBody::new(iter(frames)));
             (connection, AnswerBody::begin(body, peer, call, Some(self.answers.clone())).await)
         }
@@ -197,6 +215,24 @@ mod tests {
         assert!(server.answer(1, 2).await.1.is_ok(), "the second part is sent");
         drop(rest);
         assert!(server.answer(1, 2).await.1.is_ok());
+    }
+
+    #[tokio::test]
+    async fn few_parts_wait_to_be_sent() {
+        let server = Server { answers: Pool::new(LONG), calls: Pool::new(8) };
+        let (_, answer) = server.answer_of(1, 3 * PARTS, 1).await;
+        let mut answer = answer.unwrap();
+        let mut unsent = Vec::new();
+        for _ in 0..PARTS {
+            unsent.push(part(&mut answer).await.unwrap());
+        }
+        assert!(poll_fn(|context| Poll::Ready(Pin::new(&mut answer).poll_frame(context))).await.is_pending());
+        for _ in 0..2 * PARTS {
+            unsent.pop();
+            unsent.push(part(&mut answer).await.unwrap());
+        }
+        unsent.clear();
+        assert!(part(&mut answer).await.is_none());
     }
 
     #[tokio::test]

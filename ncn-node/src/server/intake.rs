@@ -50,10 +50,8 @@ impl Lengths {
     }
 }
 
-/// How many calls an open call counts as. A watch takes the server's time whenever nodes change, for as long as it is open.
-fn weight(path: &str) -> usize {
-    if path == "/ncn.v1.P2PRegistryService/WatchNodes" { 8 } else { 1 }
-}
+/// Open until its client ends it: beside other calls, an idle one would take their places for ever.
+const WATCH: &str = "/ncn.v1.P2PRegistryService/WatchNodes";
 
 const CROWDED: &str = "too many calls are open: try again later";
 
@@ -62,6 +60,8 @@ const CROWDED: &str = "too many calls are open: try again later";
 pub(super) struct Intake {
     /// Calls until their answer is sent.
     pub(super) calls: Arc<Pool>,
+    /// Watches, until they end.
+    pub(super) watches: Arc<Pool>,
     /// Bytes of unary calls' messages, and of streams' first ones, from their announcement until they are answered.
     pub(super) messages: Arc<Pool>,
     /// Bytes of streams' later messages, until the next one is asked for. Whoever sends these has been admitted, so that what strangers
@@ -106,7 +106,8 @@ where
         };
         let end = CancellationToken::new();
         let path = request.uri().path();
-        let Some(share) = self.intake.calls.claim(peer.address, weight(path), &end) else {
+        let calls = if path == WATCH { &self.intake.watches } else { &self.intake.calls };
+        let Some(share) = calls.claim(peer.address, 1, &end) else {
             return refuse(CROWDED);
         };
         let message = Arc::new(Mutex::new(None));
@@ -146,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// A service that is renamed would fall back to the shortest messages and to the smallest weight without notice.
+    /// A service that is renamed would fall back to the shortest messages, or take the places of other calls, without notice.
     #[test]
     fn the_calls_with_bounds_of_their_own_have_these_names() {
         let paths = [
@@ -160,6 +161,6 @@ mod tests {
             let path = format!("/{service}/{call}");
             assert_ne!(Lengths::of(&path), Lengths::Unary(MAX_SMALL_MESSAGE_BYTES), "{path}");
         }
-        assert_ne!(weight(&format!("/{}/WatchNodes", registry::SERVICE_NAME)), 1);
+        assert_eq!(WATCH, format!("/{}/WatchNodes", registry::SERVICE_NAME));
     }
 }

@@ -293,6 +293,29 @@ async fn watches_from_many_addresses_leave_room_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watches_that_take_every_place_leave_other_calls_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let memory = Memory::watch(devnet.process());
+    // One from each address: nobody has more than another, so nobody has to give a place back.
+    let addresses = (1..4).flat_map(|third| (1..=200).map(move |last| Ipv4Addr::new(127, 0, third, last)));
+    let watches = addresses.map(|address| {
+        let server = Endpoint::from_shared(devnet.registry.clone()).unwrap().local_address(Some(address.into()));
+        let mut registry = P2pRegistryServiceClient::new(server.connect_lazy());
+        // The client is kept: its connection ends with it.
+        async move { (registry.watch_nodes(proto::DiscoverNodesRequest::default()).await, registry) }
+    });
+    let watches = join_all(watches).await;
+    let refused =
+        watches.iter().filter(|(watch, _)| watch.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted)).count();
+    assert!((80..100).contains(&refused), "{refused} of {} are refused", watches.len());
+    infer(&devnet, directory.path()).await;
+    let registry = GrpcRegistry::new(&devnet.registry).unwrap();
+    assert_eq!(registry.discover(NodeQuery::default()).await.unwrap().len(), 8);
+    memory.assert_bounded("watches");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn announcements_from_many_addresses_leave_room_for_others() {
     let directory = tempfile::tempdir().unwrap();
     let devnet = Devnet::start_with(directory.path(), &[]);
