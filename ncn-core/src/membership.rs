@@ -260,10 +260,19 @@ impl Membership {
 
     /// Drops nodes whose record has expired: such a record cannot come back, so neither can its sequence.
     fn forget_expired(&mut self, now: UnixTime) {
-        self.sweep(now);
+        let before = self.members.len();
+        self.remove_swept(now);
+        // Watchers have mostly received what was swept before; those that have not received what is removed have to begin again.
+        if self.members.len() == before {
+            self.sweep(now);
+            self.remove_swept(now);
+        }
+    }
+
+    fn remove_swept(&mut self, now: UnixTime) {
         let (by_change, forgotten) = (&mut self.by_change, &mut self.forgotten);
         self.members.retain(|_, member| {
-            let expired = member.record.message.expires_at < now;
+            let expired = !member.live && member.record.message.expires_at < now;
             if expired {
                 by_change.remove(&member.changed);
                 *forgotten = member.changed.max(*forgotten);

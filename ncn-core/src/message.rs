@@ -230,7 +230,7 @@ pub enum NodeRole {
     Validator = 3,
 }
 
-/// A node's announcement of itself. A newer sequence replaces an older record; a record is gone after `expires_at`.
+/// What a node says of itself. A newer sequence replaces an older record; a record is gone after `expires_at`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeRecord {

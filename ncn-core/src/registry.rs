@@ -42,7 +42,7 @@ pub enum NodeChange {
     Live(Signed<NodeRecord>),
     /// The node is no longer live, or no longer matches.
     Gone(Address),
-    /// Every node that was live when the watch began has been reported. Reported once.
+    /// Every node that was live when the watch began has been reported, or is reported after this because it has changed since. Reported once.
     Synced,
 }
 
@@ -194,7 +194,7 @@ pub trait Directory: Send + Sync {
 
     /// Reports the live nodes that match, then [`NodeChange::Synced`], and from then on each change. Dropping the stream ends the watch.
     ///
-    /// The end of the stream, with an error or without, says nothing about the nodes: watch again, and replace the known nodes by those that
+    /// The end of the stream, with an error or without, does not mean that nodes are gone: watch again, and replace the known nodes by those that
     /// are reported until [`NodeChange::Synced`].
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError>;
 

@@ -1,7 +1,7 @@
 //! The gateway: takes orders, coordinates everyone, delivers results with receipts.
 //!
 //! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
-//! are in `gateway/effects.rs`. One more task follows the chain, and tells the drivers of payments; and the registry, for live nodes.
+//! are in `gateway/effects.rs`. One more task follows the chain, to report payments to the drivers, and the registry, for the live nodes.
 
 mod driver;
 mod effects;
@@ -18,7 +18,7 @@ use std::{
     collections::HashMap,
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -42,6 +42,9 @@ use ncn_client::unix_now;
 
 /// How long to wait before the chain or the registry is followed again that gave an error.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+
+/// A problem that comes back after so long is logged again.
+const REPEATED: Duration = Duration::from_secs(30);
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
@@ -86,7 +89,7 @@ pub struct Gateway {
     nodes: Nodes,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
     redemptions: redemption::Redemptions,
-    /// Ends every driver, and the following of the chain.
+    /// Ends every driver, and the task that follows chain and registry.
     stopped: CancellationToken,
     this: Weak<Self>,
 }
@@ -306,37 +309,53 @@ impl Gateway {
     }
 }
 
-/// Waits before something is followed again. Its problem is logged once.
-async fn pause<E: Display + PartialEq>(what: &str, problem: &mut Option<E>, ended: Result<(), E>) {
-    let ended = ended.err();
-    if let Some(error) = &ended
-        && ended != *problem
-    {
-        tracing::warn!(%error, "{what} cannot be followed; trying again");
+/// What ended the last try to follow something.
+struct Ended<E> {
+    problem: Option<E>,
+    at: Instant,
+}
+
+impl<E: Display + PartialEq> Ended<E> {
+    fn new() -> Self {
+        Self { problem: None, at: Instant::now() }
     }
-    *problem = ended;
-    tokio::time::sleep(FOLLOW_PAUSE).await;
+
+    /// Waits before the next try. A problem that repeats at once is logged once.
+    async fn pause(&mut self, what: &str, ended: Result<(), E>) {
+        let problem = ended.err();
+        if let Some(error) = &problem
+            && (problem != self.problem || self.at.elapsed() > REPEATED)
+        {
+            tracing::warn!(%error, "{what} cannot be followed; trying again");
+        }
+        tokio::time::sleep(FOLLOW_PAUSE).await;
+        *self = Self { problem, at: Instant::now() };
+    }
 }
 
 async fn follow_chain(gateway: &Gateway) {
-    let (mut from_block, mut problem) = (0, None);
+    let (mut from_block, mut last) = (0, Ended::new());
     loop {
         let ended = follow_changes(gateway, &mut from_block).await;
-        pause("the chain", &mut problem, ended).await;
+        last.pause("the chain", ended).await;
     }
 }
 
 async fn follow_registry(gateway: &Gateway) {
-    let mut problem = None;
+    let mut last = Ended::new();
     loop {
         let ended = follow_nodes(gateway).await;
-        pause("the registry's nodes", &mut problem, ended).await;
+        last.pause("the registry's nodes", ended).await;
     }
 }
 
 /// Follows which compute nodes are live. A registry node that has ended the watch may have restarted, so the subnet is registered again.
 async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
-    gateway.registry.register_subnet(gateway.subnet.clone()).await?;
+    match gateway.registry.register_subnet(gateway.subnet.clone()).await {
+        Err(error) if error.is_retryable() => return Err(error),
+        Err(error) => tracing::warn!(%error, "the registry does not take the subnet"),
+        Ok(()) => {}
+    }
     let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), ..NodeQuery::default() };
     gateway.nodes.follow(&*gateway.registry, query).await
 }

@@ -32,8 +32,8 @@ impl SharedMembership {
     }
 
     /// Reads it, under its lock.
-    pub fn read<T>(&self, look: impl FnOnce(&Membership) -> T) -> T {
-        look(&self.lock().membership)
+    pub fn read<T>(&self, read: impl FnOnce(&Membership) -> T) -> T {
+        read(&self.lock().membership)
     }
 
     /// Changes it, under its lock, and wakes the watchers if there is anything to report.
@@ -79,13 +79,15 @@ impl<C: Fn() -> UnixTime> Watcher<C> {
     async fn next(&mut self) -> Option<Result<NodeChange, RegistryError>> {
         loop {
             let now = (self.clock)();
-            let next = self.shared.update(|membership| {
+            let (next, caught_up) = self.shared.update(|membership| {
                 membership.sweep(now);
-                membership.next_change(&mut self.watch)
+                let next = membership.next_change(&mut self.watch);
+                (next, self.watch.is_caught_up(membership))
             });
             match next.transpose() {
                 Some(next) => return Some(next),
-                None => self.wakes.next().await?,
+                None if caught_up => self.wakes.next().await?,
+                None => {}
             }
         }
     }

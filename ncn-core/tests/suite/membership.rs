@@ -122,8 +122,8 @@ impl Picture {
             match members.next_change(&mut self.watch) {
                 Ok(Some(NodeChange::Live(record))) => drop(self.live.insert(record.message.node, record)),
                 Ok(Some(NodeChange::Gone(node))) => drop(self.live.remove(&node)),
-                Ok(Some(NodeChange::Synced)) => {}
-                Ok(None) => return,
+                Ok(None) if self.watch.is_caught_up(members) => return,
+                Ok(None | Some(NodeChange::Synced)) => {}
                 Err(error) => {
                     assert!(error.is_retryable(), "{error}");
                     *self = Self::new(members, self.query);

@@ -1,19 +1,23 @@
 //! The compute nodes that a gateway works with: those that are attached, as long as the registry reports them as live.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
 use futures::StreamExt as _;
 use ncn_core::{
-    Address, B256, Compute, Directory, NodeChange, NodeQuery, NodeRecord, RegistryError, Subnet, membership::MembershipLimits,
+    Address, B256, Compute, Directory, NodeChange, NodeChanges, NodeQuery, NodeRecord, RegistryError, Subnet,
+    membership::MembershipLimits,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::coop::consume_budget};
 
 /// How long a request waits for the first node that can run it: the registry may not have reported a new node yet.
 const FIRST_NODE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a registry node may take to report the nodes that are live when a watch begins.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A model's index in the subnet. Strangers can register as many nodes as a registry takes, each with every model of the subnet, so an entry is small.
 type ModelIndex = u16;
@@ -84,32 +88,53 @@ impl Nodes {
 
     /// Follows the live nodes that match, until the registry ends the watch.
     pub(super) async fn follow(&self, registry: &dyn Directory, query: NodeQuery) -> Result<(), RegistryError> {
-        let mut changes = registry.watch(query).await?;
-        // The known nodes are replaced once all live ones are reported, not before.
-        let mut syncing = Some(Live::new());
-        while let Some(change) = changes.next().await {
-            match (change?, &mut syncing) {
-                (NodeChange::Synced, syncing) => {
-                    if let Some(live) = syncing.take() {
-                        self.known.send_modify(|known| known.live = live);
-                    }
+        let mut changes = match registry.watch(query).await {
+            Ok(changes) => changes,
+            Err(error) => {
+                // Strangers may have taken every place for watches: until one is free, the caller's next tries refresh the nodes.
+                let mut live = Live::new();
+                for record in registry.discover(query).await? {
+                    self.apply(NodeChange::Live(record), &mut live)?;
                 }
-                (change, Some(live)) => self.apply(change, live)?,
-                (change, None) => {
-                    let mut applied = Ok(());
-                    self.known.send_modify(|known| applied = self.apply(change, &mut known.live));
-                    applied?;
-                }
+                self.known.send_modify(|known| known.live = live);
+                return Err(error);
             }
+        };
+        let synced = tokio::time::timeout(SYNC_TIMEOUT, self.sync(&mut changes)).await;
+        let late = |_| RegistryError::Unreachable(format!("it has not reported the live nodes within {SYNC_TIMEOUT:?}"));
+        let live = synced.map_err(late)??;
+        self.known.send_modify(|known| known.live = live);
+        while let Some(change) = changes.next().await {
+            let change = change?;
+            let mut applied = Ok(());
+            self.known.send_modify(|known| applied = self.apply(change, &mut known.live));
+            applied?;
+            consume_budget().await;
         }
         Ok(())
+    }
+
+    /// The nodes that are live when a watch begins.
+    async fn sync(&self, changes: &mut NodeChanges) -> Result<Live, RegistryError> {
+        let mut live = Live::new();
+        while let Some(change) = changes.next().await {
+            match change? {
+                NodeChange::Synced => return Ok(live),
+                change => self.apply(change, &mut live)?,
+            }
+            // A registry node that always has another change does not keep this task from its other work.
+            consume_budget().await;
+        }
+        Err(RegistryError::Unreachable("it has ended the watch".into()))
     }
 
     fn apply(&self, change: NodeChange, live: &mut Live) -> Result<(), RegistryError> {
         let (node, models) = match change {
             NodeChange::Live(record) => {
                 let NodeRecord { node, models, .. } = record.message;
-                (node, models.iter().filter_map(|model| self.models.get(model).copied()).collect())
+                // A record may repeat a model.
+                let models: BTreeSet<_> = models.iter().filter_map(|model| self.models.get(model).copied()).collect();
+                (node, models.into_iter().collect())
             }
             NodeChange::Gone(node) => (node, Box::default()),
             NodeChange::Synced => return Ok(()),

@@ -1,10 +1,10 @@
 //! The registry's ports over gRPC: thin adapters around any implementation.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream, stream::BoxStream};
-use ncn_core::{Registry, RegistryError, Validator};
+use futures::{StreamExt as _, stream::BoxStream};
+use ncn_core::{NodeChange, Registry, RegistryError, Validator};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
@@ -68,8 +68,16 @@ impl P2pRegistryService for RegistryAdapter {
         &self,
         request: Request<proto::DiscoverNodesRequest>,
     ) -> Result<Response<Self::DiscoverNodesStream>, Status> {
-        let nodes = self.0.discover(read(request)?).await.map_err(status)?;
-        Ok(Response::new(stream::iter(nodes.into_iter().map(|node| Ok(node.into()))).boxed()))
+        // Record by record: a list of all would wait in memory until it is read.
+        let changes = self.0.watch(read(request)?).await.map_err(status)?;
+        let live = changes.take_while(|change| ready(*change != Ok(NodeChange::Synced))).filter_map(|change| {
+            ready(match change {
+                Ok(NodeChange::Live(record)) => Some(Ok(record.into())),
+                Ok(_) => None,
+                Err(error) => Some(Err(status(error))),
+            })
+        });
+        Ok(Response::new(live.boxed()))
     }
 
     async fn watch_nodes(&self, request: Request<proto::DiscoverNodesRequest>) -> Result<Response<Self::WatchNodesStream>, Status> {

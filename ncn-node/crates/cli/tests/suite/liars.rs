@@ -45,6 +45,8 @@ enum Lie {
     Preprocessing,
     /// It makes up the approvals of the result.
     Completion,
+    /// It has no place for another watch.
+    Watches,
     /// These validators approve this thief's result too, which is settled by the gateway's key before the gateway does.
     Theft { validators: Vec<DynSigner>, thief: DynSigner, ledger: Arc<dyn PaymentLedger>, trust: TrustRoot },
 }
@@ -97,6 +99,9 @@ impl Directory for LyingRegistry {
     }
 
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
+        if matches!(self.lie, Lie::Watches) {
+            return Err(RegistryError::Overloaded("of watches".into()));
+        }
         self.honest.watch(query).await
     }
 
@@ -154,6 +159,12 @@ async fn a_made_up_approval_of_the_result_pays_nobody() {
         "{update:?}"
     );
     assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn a_gateway_without_a_watch_asks_for_nodes() {
+    let (update, _) = with_lies(|_| Lie::Watches).await;
+    assert!(matches!(update, TaskEvent::Delivered { .. }), "{update:?}");
 }
 
 #[tokio::test]
