@@ -40,7 +40,7 @@ impl NodeDescriptor {
     }
 }
 
-/// A node's presence on the network; ends when it is dropped. Call [`Registration::leave`] to end it with a word of farewell.
+/// A node's registration. Dropping it stops the heartbeats; [`Registration::leave`] deregisters at once.
 pub struct Registration {
     registry: Arc<dyn Directory>,
     signer: DynSigner,

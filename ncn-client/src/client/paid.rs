@@ -171,7 +171,7 @@ impl Paid {
                 Err(error) => break error.to_string(),
             }
         };
-        self.release(reason, listener).await
+        self.resolve(reason, listener).await
     }
 
     /// Follows the updates once, for at most `timeout`.
@@ -257,13 +257,13 @@ impl Paid {
     }
 
     /// The same, without a listener.
-    pub(super) async fn concluded(&self, reason: String) -> Result<InferenceOutput, ClientError> {
-        self.release(reason, &mut Listener::none(self)).await
+    pub(super) async fn resolved(&self, reason: String) -> Result<InferenceOutput, ClientError> {
+        self.resolve(reason, &mut Listener::none(self)).await
     }
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
     /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
-    async fn release(&self, reason: String, listener: &mut Listener) -> Result<InferenceOutput, ClientError> {
+    async fn resolve(&self, reason: String, listener: &mut Listener) -> Result<InferenceOutput, ClientError> {
         let (payer, quote) = (&self.quoted.client.payer, self.quote());
         let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_TIMEOUT;
         let mut paid_out = false;

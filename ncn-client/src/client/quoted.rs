@@ -87,7 +87,7 @@ impl Quoted {
             if unix_now() > self.quote.expiry {
                 let paid = Paid { quoted: self, paying: started.elapsed() };
                 // Should it have been paid out after all, `finish` brings the answer.
-                return paid.concluded(error.to_string()).await.map(|_| paid.clone());
+                return paid.resolved(error.to_string()).await.map(|_| paid.clone());
             }
             backoff.pause().await;
         };

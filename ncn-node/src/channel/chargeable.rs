@@ -80,7 +80,7 @@ pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Ch
         return Ok(Err(SET_ASIDE));
     }
     if chain.settled < known {
-        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged less than the state says: waiting for it");
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged less than the channel state says: waiting for it");
         return Ok(Err(soon));
     }
     if chain.settled > known {
@@ -89,7 +89,7 @@ pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Ch
             return Ok(Err(soon));
         }
         // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
-        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the state says");
+        tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the channel state says");
         let sums = [(channel, chain.settled)];
         inner.change(|state| Ok(((), Change { accounts: state.settle(&[], &sums).0, ..Change::default() }))).await?;
     }

@@ -223,7 +223,7 @@ pub(crate) struct InProcess {
     pub(crate) chain: Chain,
     pub(crate) trust: TrustRoot,
     pub(crate) registry: Arc<dyn Registry>,
-    _presences: Vec<Registration>,
+    _registrations: Vec<Registration>,
 }
 
 impl InProcess {
@@ -249,7 +249,7 @@ impl InProcess {
             };
             registrations.push(Registration::start(registry.clone(), signer.clone(), trust.domain, descriptor).await.unwrap());
         }
-        Self { chain, trust, registry, _presences: registrations }
+        Self { chain, trust, registry, _registrations: registrations }
     }
 }
 
