@@ -3,8 +3,11 @@
 use std::{future::ready, sync::Arc};
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream::BoxStream};
-use ncn_core::{NodeChange, Registry, RegistryError, Validator};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use ncn_core::{NodeChange, NodeQuery, Registry, RegistryError, Validator};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
@@ -68,8 +71,14 @@ impl P2pRegistryService for RegistryAdapter {
         &self,
         request: Request<proto::DiscoverNodesRequest>,
     ) -> Result<Response<Self::DiscoverNodesStream>, Status> {
+        let query: NodeQuery = read(request)?;
+        if query.node.is_some() {
+            // One record at most, which is looked up and not searched for: validators ask for each request.
+            let found = self.0.discover(query).await.map_err(status)?;
+            return Ok(Response::new(stream::iter(found.into_iter().map(|record| Ok(record.into()))).boxed()));
+        }
         // Record by record: a list of all would wait in memory until it is read.
-        let changes = self.0.watch(read(request)?).await.map_err(status)?;
+        let changes = self.0.watch(query).await.map_err(status)?;
         let live = changes.take_while(|change| ready(*change != Ok(NodeChange::Synced))).filter_map(|change| {
             ready(match change {
                 Ok(NodeChange::Live(record)) => Some(Ok(record.into())),
