@@ -5,15 +5,15 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
-import {MessageHash} from "./MessageHash.sol";
-import {Completion, Quote} from "./Messages.sol";
+import {MessageHash, PROTOCOL_VERSION} from "./MessageHash.sol";
+import {Completion, Contribution, Quote} from "./Messages.sol";
 import {PaymentTree, Payout} from "./PaymentTree.sol";
 import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
 
 /// @title Holds a client's payment for one request until the validators release it or it goes back.
-/// @notice An escrow ends in one of two ways, once. Enough validators approve the completion by the quote's expiry, and the
-/// total is paid out. Or the gateway gives up, or the expiry passes, and the client has the total back.
+/// @notice An escrow ends in one of two ways, once. Enough validators approve the completion by the quote's expiry, and what
+/// it costs is paid out and the rest goes back. Or the gateway gives up, or the expiry passes, and the client has the total back.
 /// Nobody can keep the money here: after the expiry anyone may send it home.
 contract InferencePayment is EIP712, TokenVault {
     using Approvals for ValidatorRegistry;
@@ -46,7 +46,9 @@ contract InferencePayment is EIP712, TokenVault {
     event PaymentDistributed(
         bytes32 indexed requestId,
         address indexed client,
-        address indexed compute,
+        bytes32 indexed completion,
+        uint128 cost,
+        uint128 refunded,
         uint128 computeAmount,
         uint128 gatewayAmount,
         uint128 validatorShare,
@@ -63,6 +65,8 @@ contract InferencePayment is EIP712, TokenVault {
     error NotGateway(address gateway, address caller);
     error ExpiryOutOfRange(uint64 expiry, uint256 latest);
     error SplitTooLarge(uint256 basisPoints);
+    error NoContributions();
+    error CostAboveTotal(uint256 cost, uint128 total);
     /// @notice This very quote is in escrow already: a retry has nothing left to do.
     error AlreadyInitiated(bytes32 requestId);
     /// @notice The client used this request id for another quote, or the request has ended.
@@ -72,7 +76,10 @@ contract InferencePayment is EIP712, TokenVault {
     error Expired(uint64 expiry);
     error NotExpired(uint64 expiry);
 
-    constructor(IERC20 token_, ValidatorRegistry registry_, address treasury_) EIP712("NCN", "1") TokenVault(token_) {
+    constructor(IERC20 token_, ValidatorRegistry registry_, address treasury_)
+        EIP712("NCN", PROTOCOL_VERSION)
+        TokenVault(token_)
+    {
         if (treasury_ == address(0)) revert ZeroTreasury();
         registry = registry_;
         treasury = treasury_;
@@ -94,24 +101,25 @@ contract InferencePayment is EIP712, TokenVault {
         token.pull(quote.client, quote.total, ExactTransfer.Authorization(quote.expiry, commitment, v, r, s));
     }
 
-    /// @notice Pays the escrow out, by the validators' approval of this result by this compute node under this quote. Only the quote's
-    /// gateway may call: whoever else has collected approvals (a validator sees all that it takes to ask the others) would decide which of
-    /// them are paid, and leave the gateway without a certificate for the client's receipt.
-    /// @param result Struct hash of the compute node's InferenceResult.
-    /// @param compute The node that is paid: the quote's, or the one that took the task over.
+    /// @notice Pays out of the escrow what the request costs, by the validators' approval of its {Completion} under this quote, and gives
+    /// the rest back to the client. Only the quote's gateway may call: whoever else has collected approvals (a validator sees all that it
+    /// takes to ask the others) would decide which of them are paid, and leave the gateway without a certificate for the client's receipt.
+    /// @param contributions Who served, and what each one's part costs. Together they cost at most `quote.total`.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer.
-    function completeInferenceRequest(Quote calldata quote, bytes32 result, address compute, bytes calldata approvals)
-        external
-        nonReentrant
-    {
-        if (msg.sender != quote.gateway) revert NotGateway(quote.gateway, msg.sender);
+    function completeInferenceRequest(
+        Quote calldata quote,
+        uint8 finish,
+        Contribution[] calldata contributions,
+        bytes calldata approvals
+    ) external nonReentrant {
+        if (msg.sender != quote.gateway) {
+            revert NotGateway(quote.gateway, msg.sender);
+        }
         bytes32 commitment = _close(quote, COMPLETED);
         if (block.timestamp > quote.expiry) revert Expired(quote.expiry);
-        if (compute == address(0)) revert ZeroCompute();
-        Completion memory completion =
-            Completion({requestId: quote.requestId, quote: commitment, result: result, compute: compute});
-        address[] memory signers = registry.approvers(_hashTypedDataV4(completion.hash()), approvals);
-        _distribute(quote, compute, signers);
+        bytes32 completion = MessageHash.completionHash(quote.requestId, commitment, finish, contributions);
+        address[] memory signers = registry.approvers(_hashTypedDataV4(completion), approvals);
+        _distribute(quote, completion, _costOf(quote, contributions), contributions, signers);
     }
 
     /// @notice Sends the total back to the client once the quote has expired. Anyone may call, so a client needs no gateway for it.
@@ -177,25 +185,59 @@ contract InferencePayment is EIP712, TokenVault {
         _requests[quote.client][quote.requestId] = end;
     }
 
-    function _distribute(Quote calldata quote, address compute, address[] memory signers) private {
-        Payout memory payout =
-            PaymentTree.split(quote.total, quote.gatewayBps, quote.validatorsBps, quote.treasuryBps, signers.length);
+    function _costOf(Quote calldata quote, Contribution[] calldata contributions) private pure returns (uint128) {
+        if (contributions.length == 0) revert NoContributions();
+        uint256 cost = 0;
+        for (uint256 i = 0; i < contributions.length; ++i) {
+            if (contributions[i].compute == address(0)) revert ZeroCompute();
+            cost += contributions[i].cost;
+        }
+        if (cost > quote.total) revert CostAboveTotal(cost, quote.total);
+        return uint128(cost);
+    }
+
+    function _distribute(
+        Quote calldata quote,
+        bytes32 completion,
+        uint128 cost,
+        Contribution[] calldata contributions,
+        address[] memory signers
+    ) private {
+        Payout memory payout = PaymentTree.split(
+            cost, quote.gatewayBps, quote.validatorsBps, quote.treasuryBps, signers.length
+        );
         emit PaymentDistributed(
             quote.requestId,
             quote.client,
-            compute,
+            completion,
+            cost,
+            quote.total - cost,
             payout.compute,
             payout.gateway,
             payout.validator,
             payout.treasury,
             signers
         );
-        _pay(compute, payout.compute);
+        _payNodes(contributions, payout.compute, cost);
         _pay(quote.gateway, payout.gateway);
         for (uint256 i = 0; i < signers.length; ++i) {
             _pay(signers[i], payout.validator);
         }
         _pay(treasury, payout.treasury);
+        _pay(quote.client, quote.total - cost);
+    }
+
+    /// @dev Divides `amount` as the contributions' costs; the last one gets what rounding leaves.
+    function _payNodes(Contribution[] calldata contributions, uint128 amount, uint128 cost) private {
+        uint256 last = contributions.length - 1;
+        uint256 left = amount;
+        for (uint256 i = 0; i < last; ++i) {
+            // Two uint128 fit a uint256, and no part is larger than the amount. Where nothing costs anything, there is none.
+            uint128 part = cost == 0 ? 0 : uint128(uint256(amount) * contributions[i].cost / cost);
+            left -= part;
+            _pay(contributions[i].compute, part);
+        }
+        _pay(contributions[last].compute, uint128(left));
     }
 
     function _refund(Quote calldata quote, bool expired) private {

@@ -9,6 +9,7 @@ import {
     ChannelSettlement,
     Completion,
     CompletionAuthorization,
+    Contribution,
     Departure,
     DowntimeReport,
     Heartbeat,
@@ -19,34 +20,38 @@ import {
     ReceiptSeal,
     SettledCompletion,
     SettlementRequest,
-    StreamCheckpoint,
     Subnet,
     SubnetModel,
     TaskAccess,
     Voucher
 } from "./Messages.sol";
 
+// That of every domain under which messages are signed.
+string constant PROTOCOL_VERSION = "2";
+
 /// @title The EIP-712 struct hash of every message in Messages.sol.
 /// @notice The type strings repeat the structs by hand, because Solidity cannot derive them; the tests read Messages.sol and
 /// compare, so a field that changes there and not here is noticed.
-/// @dev Messages that reach a contract in a transaction are taken from calldata. A {Completion} is put together by the contract.
+/// @dev Messages that reach a contract in a transaction are taken from calldata.
 /// A struct without dynamic members is encoded in one go: its ABI encoding is its EIP-712 encoding.
 library MessageHash {
     bytes32 internal constant INFERENCE_REQUEST = keccak256(
         "InferenceRequest(address client,bytes32 subnet,bytes32 modelDigest,bytes32 inputHash,string parameters,uint128 maxPrice,uint64 deadline,bytes32 nonce)"
     );
     bytes32 internal constant QUOTE = keccak256(
-        "Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot)"
+        "Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit,uint64 maxInputUnits,uint64 maxOutputUnits,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot)"
     );
     bytes32 internal constant INFERENCE_RESULT = keccak256(
-        "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement)"
+        "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)"
     );
-    bytes32 internal constant COMPLETION =
-        keccak256("Completion(bytes32 requestId,bytes32 quote,bytes32 result,address compute)");
+    bytes32 internal constant CONTRIBUTION = keccak256("Contribution(address compute,bytes32 result,uint128 cost)");
+    bytes32 internal constant COMPLETION = keccak256(
+        "Completion(bytes32 requestId,bytes32 quote,uint8 finish,Contribution[] contributions)Contribution(address compute,bytes32 result,uint128 cost)"
+    );
     bytes32 internal constant COMPLETION_AUTHORIZATION =
         keccak256("CompletionAuthorization(address gateway,bytes32 completion)");
     bytes32 internal constant RECEIPT_SEAL = keccak256(
-        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 result,bytes32 preprocessing,bytes32 completion,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
+        "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 preprocessing,bytes32 completion,bytes32 results,bytes32 approvals,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
     );
     bytes32 internal constant TASK_ACCESS = keccak256("TaskAccess(address client,bytes32 requestId,uint8 purpose)");
     bytes32 internal constant NODE_RECORD = keccak256(
@@ -55,16 +60,16 @@ library MessageHash {
     bytes32 internal constant HEARTBEAT = keccak256("Heartbeat(address node,uint64 sequence,uint64 sentAt)");
     bytes32 internal constant DEPARTURE = keccak256("Departure(address node,uint64 sequence)");
     bytes32 internal constant ATTACHMENT = keccak256("Attachment(address node,address gateway,bytes32 challenge)");
-    bytes32 internal constant STREAM_CHECKPOINT =
-        keccak256("StreamCheckpoint(bytes32 requestId,address compute,uint64 parts,bytes32 hash)");
-    bytes32 internal constant SUBNET_MODEL = keccak256("SubnetModel(string name,bytes32 digest,uint128 price)");
+    bytes32 internal constant SUBNET_MODEL = keccak256(
+        "SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
+    );
     bytes32 internal constant SUBNET = keccak256(
-        "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 price)"
+        "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
     );
     bytes32 internal constant VOUCHER =
         keccak256("Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,uint128 amount,uint128 cumulative)");
     bytes32 internal constant SETTLED_COMPLETION =
-        keccak256("SettledCompletion(bytes32 channel,bytes32 completion,uint128 amount,bytes32 resultSignature)");
+        keccak256("SettledCompletion(bytes32 channel,bytes32 completion,uint128 amount,bytes32 resultSignatures)");
     bytes32 internal constant CHANNEL_CHARGE =
         keccak256("ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)");
     bytes32 internal constant CHANNEL_PAYOUT = keccak256("ChannelPayout(address account,uint128 amount)");
@@ -100,8 +105,25 @@ library MessageHash {
         return keccak256(abi.encode(INFERENCE_RESULT, result));
     }
 
-    function hash(Completion memory completion) internal pure returns (bytes32) {
-        return keccak256(abi.encode(COMPLETION, completion));
+    function hash(Contribution calldata contribution) internal pure returns (bytes32) {
+        return keccak256(abi.encode(CONTRIBUTION, contribution));
+    }
+
+    function hash(Completion calldata completion) internal pure returns (bytes32) {
+        return completionHash(completion.requestId, completion.quote, completion.finish, completion.contributions);
+    }
+
+    /// @notice The hash of a {Completion} of these members, for a contract that puts it together.
+    function completionHash(bytes32 requestId, bytes32 quote, uint8 finish, Contribution[] calldata contributions)
+        internal
+        pure
+        returns (bytes32)
+    {
+        bytes32[] memory hashes = new bytes32[](contributions.length);
+        for (uint256 i = 0; i < hashes.length; ++i) {
+            hashes[i] = hash(contributions[i]);
+        }
+        return keccak256(abi.encode(COMPLETION, requestId, quote, finish, keccak256(abi.encodePacked(hashes))));
     }
 
     function hash(CompletionAuthorization calldata authorization) internal pure returns (bytes32) {
@@ -144,12 +166,19 @@ library MessageHash {
         return keccak256(abi.encode(ATTACHMENT, attachment));
     }
 
-    function hash(StreamCheckpoint calldata checkpoint) internal pure returns (bytes32) {
-        return keccak256(abi.encode(STREAM_CHECKPOINT, checkpoint));
-    }
-
     function hash(SubnetModel calldata model) internal pure returns (bytes32) {
-        return keccak256(abi.encode(SUBNET_MODEL, keccak256(bytes(model.name)), model.digest, model.price));
+        return keccak256(
+            abi.encode(
+                SUBNET_MODEL,
+                keccak256(bytes(model.name)),
+                model.digest,
+                model.basePrice,
+                model.inputPrice,
+                model.outputPrice,
+                model.inputUnit,
+                model.outputUnit
+            )
+        );
     }
 
     function hash(Subnet calldata subnet) internal pure returns (bytes32) {

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 // Everything that is signed on the network, as EIP-712 structs under the domain
-// (name "NCN", version "1", chainId, verifyingContract = InferencePayment). Vouchers, settlements of channels and their closing have
+// (name "NCN", version "2", chainId, verifyingContract = InferencePayment). Vouchers, settlements of channels and their closing have
 // PaymentChannel as verifyingContract.
 //
 // This file is the one definition: the contracts import it, and ncn-core generates its Rust types from it.
@@ -21,12 +21,21 @@ struct InferenceRequest {
 }
 
 /// What the validators approve in preprocessing and the client's escrow commits to: who serves, at what price, until when.
+/// A request costs `basePrice` and, for each unit that it takes in and gives out, `inputPrice` and `outputPrice`. `total` is what it
+/// costs with `maxInputUnits` and `maxOutputUnits`: the most that it can cost. What units are, `inputUnit` and `outputUnit` name.
 struct Quote {
     bytes32 requestId;
     address client;
     address gateway;
     address compute;
     bytes32 modelDigest;
+    uint128 basePrice;
+    uint128 inputPrice;
+    uint128 outputPrice;
+    uint8 inputUnit;
+    uint8 outputUnit;
+    uint64 maxInputUnits;
+    uint64 maxOutputUnits;
     uint128 total;
     uint16 gatewayBps;
     uint16 validatorsBps;
@@ -35,26 +44,40 @@ struct Quote {
     bytes32 trustRoot;
 }
 
-/// A compute node's word on what it ran.
+/// A compute node's word on what it ran and gave: `outputHash` and `outputBytes` are those of the output so far, which came in `parts`
+/// parts that `chain` is the hash of. `resumedFrom` is the chain of another node's parts that this one went on from, 0 where it began
+/// itself; units are those of its own parts. `finish` says why there is no more; 0 while more is to come.
 struct InferenceResult {
     bytes32 requestId;
     address compute;
     bytes32 modelDigest;
     bytes32 inputHash;
     bytes32 outputHash;
+    uint64 outputBytes;
+    uint64 parts;
+    bytes32 chain;
+    bytes32 resumedFrom;
     uint64 inputUnits;
     uint64 outputUnits;
     uint64 durationMicros;
     uint8 confinement;
+    uint8 finish;
 }
 
-/// What the validators approve once a result exists; M of these release an escrow. `quote` and `result` are struct hashes.
-/// `compute` is the node that is paid: the one of the quote, or the one that took the task over.
+/// What one compute node gave of a request's output, and what that costs. `result` is a struct hash.
+struct Contribution {
+    address compute;
+    bytes32 result;
+    uint128 cost;
+}
+
+/// What the validators approve once a request was served; M of these release an escrow. `quote` is a struct hash. The first contribution
+/// costs the base, its input units and its output units; each further one, of a node that took the task over, its output units.
 struct Completion {
     bytes32 requestId;
     bytes32 quote;
-    bytes32 result;
-    address compute;
+    uint8 finish;
+    Contribution[] contributions;
 }
 
 /// A gateway's word that this completion is the one it wants approved and paid. `completion` is the struct hash of the Completion:
@@ -64,15 +87,16 @@ struct CompletionAuthorization {
     bytes32 completion;
 }
 
-/// A gateway's seal over a finished request. `quote` and `result` are struct hashes; `preprocessing` and `completion` are
-/// keccak256 of the certificates' concatenated 65-byte signatures. `paymentKind` is 1 for an escrow: `payment` and `settlement` are
+/// A gateway's seal over a finished request. `quote` and `completion` are struct hashes; `preprocessing` and `approvals` are keccak256 of
+/// the concatenated 65-byte signatures of the certificates, and `results` of those of the compute nodes under their results. `paymentKind` is 1 for an escrow: `payment` and `settlement` are
 /// its transactions; 2 for a channel: `payment` is the voucher's digest and `settlement` is zero, because a batch follows.
 struct ReceiptSeal {
     bytes32 requestId;
     bytes32 quote;
-    bytes32 result;
     bytes32 preprocessing;
     bytes32 completion;
+    bytes32 results;
+    bytes32 approvals;
     uint8 paymentKind;
     bytes32 payment;
     bytes32 settlement;
@@ -119,19 +143,15 @@ struct Attachment {
     bytes32 challenge;
 }
 
-/// A compute node's word on the parts of a streamed output so far: how many, and the hash of their chain.
-struct StreamCheckpoint {
-    bytes32 requestId;
-    address compute;
-    uint64 parts;
-    bytes32 hash;
-}
-
-/// One model that a subnet offers, at its price for a request.
+/// One model that a subnet offers, at its price: see {Quote}.
 struct SubnetModel {
     string name;
     bytes32 digest;
-    uint128 price;
+    uint128 basePrice;
+    uint128 inputPrice;
+    uint128 outputPrice;
+    uint8 inputUnit;
+    uint8 outputUnit;
 }
 
 /// A gateway's definition of its subnet. The subnet's id is keccak256(abi.encode(owner, name)); a newer version replaces an older one.
@@ -155,13 +175,13 @@ struct Voucher {
     uint128 cumulative;
 }
 
-/// One request of a batch: a leaf of the settlement's Merkle tree. `completion` is a struct hash, `resultSignature` is keccak256 of
-/// the compute node's 65-byte signature over its InferenceResult.
+/// One request of a batch: a leaf of the settlement's Merkle tree. `completion` is a struct hash, `amount` what it costs, and
+/// `resultSignatures` keccak256 of the compute nodes' 65-byte signatures over their results, one after the other.
 struct SettledCompletion {
     bytes32 channel;
     bytes32 completion;
     uint128 amount;
-    bytes32 resultSignature;
+    bytes32 resultSignatures;
 }
 
 /// What a settlement takes out of one channel. `settledBefore` is what the channel had been charged before, so that the same

@@ -7,7 +7,7 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
-import {MessageHash} from "./MessageHash.sol";
+import {MessageHash, PROTOCOL_VERSION} from "./MessageHash.sol";
 import {ChannelClose, ChannelPayout, ChannelSettlement, SettledCompletion, Voucher} from "./Messages.sol";
 import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
@@ -124,7 +124,7 @@ contract PaymentChannel is EIP712, TokenVault {
     error UnsortedPayout(address account);
     error PayoutMismatch(uint256 charged, uint256 paid);
 
-    constructor(IERC20 token_, ValidatorRegistry registry_) EIP712("NCN", "1") TokenVault(token_) {
+    constructor(IERC20 token_, ValidatorRegistry registry_) EIP712("NCN", PROTOCOL_VERSION) TokenVault(token_) {
         registry = registry_;
     }
 

@@ -68,6 +68,7 @@ contract Slashing is ReentrancyGuardTransient {
     error ResultMismatch(bytes32 approved, bytes32 presented);
     error CompletionMismatch(bytes32 settled, bytes32 presented);
     error SignatureMismatch(bytes32 settled, bytes32 presented);
+    error UnknownContribution(uint256 index, uint256 count);
     error NotInSettlement(bytes32 leaf, bytes32 root);
     /// @notice Quote, result and completion agree with each other.
     error ValidCompletion();
@@ -90,25 +91,25 @@ contract Slashing is ReentrancyGuardTransient {
         channel = channel_;
     }
 
-    /// @notice Punishes approvals of a completion that contradicts the quote or the result it names. Signers without a stake are
-    /// passed over. Where those with one would make a certificate, it was no slip of one of them, and they lose everything.
+    /// @notice Punishes approvals of a completion that contradicts the quote or one of the results it names: it is of another request or
+    /// model, or pays another node or another amount than they lead to. Signers without a stake are passed over. Where those with one would make a certificate, it was no slip of one of them, and they lose everything.
     /// @dev A signer that lost its stake as part of this very collusion still counts towards the certificate, so that it does not
     /// matter in how many calls the approvals of one completion come in. A signer that lost its whole stake for anything else counts
     /// until {countsUntil}, so that nobody can burn a stake to make a collusion cheaper for the others. Nobody else without a stake
     /// does: strangers cannot turn one validator's slip into a collusion.
+    /// @param index Which of the completion's contributions `result` is the result of.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer. Any
     /// number of them: one validator's suffices to hold it to account.
     function slashInvalidResult(
         Quote calldata quote,
         InferenceResult calldata result,
         Completion calldata completion,
+        uint256 index,
         bytes calldata approvals
     ) external nonReentrant {
         _requireSame(quote, completion);
-        _requireSame(result, completion);
-        bool valid = quote.requestId == completion.requestId && result.requestId == completion.requestId
-            && result.modelDigest == quote.modelDigest && result.compute == completion.compute;
-        if (valid) revert ValidCompletion();
+        _requireSame(result, completion, index);
+        if (_isConsistent(quote, result, completion, index)) revert ValidCompletion();
 
         bytes32 digest = payment.completionDigest(completion);
         address[] memory signers = _recover(digest, approvals);
@@ -128,12 +129,14 @@ contract Slashing is ReentrancyGuardTransient {
         }
     }
 
-    /// @notice Punishes approvals of a settlement that has a request in it whose result the compute node did not sign. Signers
+    /// @notice Punishes approvals of a settlement that has a request in it with a result that its compute node did not sign. Signers
     /// without a stake are passed over. A validator pays once for one completion, in however many settlements it approved it.
     /// @param approvals Over the settlement's digest, as for {slashInvalidResult}.
     /// @param leaf The request as the settlement has it.
     /// @param proof The leaf's siblings on the way to the settlement's root, hashed in sorted pairs.
-    /// @param resultSignature What the leaf has the hash of. Valid is a signature of 65 bytes with v of 27 or 28 and a low s only.
+    /// @param index Which of the completion's contributions `result` is the result of.
+    /// @param resultSignatures What the leaf has the hash of: one signature for each contribution. Valid is one of 65 bytes with v of 27 or
+    /// 28 and a low s only.
     function slashInvalidSignature(
         ChannelSettlement calldata settlement,
         bytes calldata approvals,
@@ -141,21 +144,17 @@ contract Slashing is ReentrancyGuardTransient {
         bytes32[] calldata proof,
         Completion calldata completion,
         InferenceResult calldata result,
-        bytes calldata resultSignature
+        uint256 index,
+        bytes calldata resultSignatures
     ) external nonReentrant {
         // The hash of five words cannot be mistaken for the hash of a pair, so no inner node passes for a leaf.
         bytes32 hash = leaf.hash();
         if (!MerkleProof.verifyCalldata(proof, settlement.root, hash)) revert NotInSettlement(hash, settlement.root);
         _requireSame(completion, leaf);
-        _requireSame(result, completion);
-        hash = keccak256(resultSignature);
-        if (hash != leaf.resultSignature) revert SignatureMismatch(leaf.resultSignature, hash);
-        // A block of its own keeps the stack small enough for a compiler that does not optimize.
-        {
-            bytes32 digest = _typedDataHash(result.hash());
-            (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, resultSignature);
-            if (failure == ECDSA.RecoverError.NoError && signer == result.compute) revert ValidSignature(signer);
-        }
+        _requireSame(result, completion, index);
+        hash = keccak256(resultSignatures);
+        if (hash != leaf.resultSignatures) revert SignatureMismatch(leaf.resultSignatures, hash);
+        _requireUnsigned(result, index, completion.contributions.length, resultSignatures);
 
         address[] memory signers = _recover(channel.settlementDigest(settlement), approvals);
         bytes32 evidence = evidenceOf(OFFENCE_INVALID_SIGNATURE, payment.completionDigest(completion));
@@ -248,9 +247,45 @@ contract Slashing is ReentrancyGuardTransient {
         if (completion.quote != presented) revert QuoteMismatch(completion.quote, presented);
     }
 
-    function _requireSame(InferenceResult calldata result, Completion calldata completion) private pure {
+    function _requireSame(InferenceResult calldata result, Completion calldata completion, uint256 index) private pure {
+        uint256 count = completion.contributions.length;
+        if (index >= count) revert UnknownContribution(index, count);
         bytes32 presented = result.hash();
-        if (completion.result != presented) revert ResultMismatch(completion.result, presented);
+        bytes32 approved = completion.contributions[index].result;
+        if (approved != presented) revert ResultMismatch(approved, presented);
+    }
+
+    /// @dev Whether the completion agrees with the quote, and its contribution with the quote and the result.
+    function _isConsistent(
+        Quote calldata quote,
+        InferenceResult calldata result,
+        Completion calldata completion,
+        uint256 index
+    ) private pure returns (bool) {
+        uint256 total = 0;
+        for (uint256 i = 0; i < completion.contributions.length; ++i) {
+            total += completion.contributions[i].cost;
+        }
+        // Prices of 128 bits and units of 64 bits fit a uint256.
+        uint256 cost = uint256(quote.outputPrice) * result.outputUnits;
+        if (index == 0) cost += quote.basePrice + uint256(quote.inputPrice) * result.inputUnits;
+        return quote.requestId == completion.requestId && result.requestId == completion.requestId
+            && result.modelDigest == quote.modelDigest && result.compute == completion.contributions[index].compute
+            && cost == completion.contributions[index].cost && total <= quote.total;
+    }
+
+    /// @dev Reverts when the compute node that `result` names has signed it.
+    function _requireUnsigned(
+        InferenceResult calldata result,
+        uint256 index,
+        uint256 count,
+        bytes calldata resultSignatures
+    ) private view {
+        if (resultSignatures.length != count * SIGNATURE_LENGTH) return;
+        bytes calldata signature = resultSignatures[index * SIGNATURE_LENGTH:(index + 1) * SIGNATURE_LENGTH];
+        (address signer, ECDSA.RecoverError failure,) =
+            ECDSA.tryRecoverCalldata(_typedDataHash(result.hash()), signature);
+        if (failure == ECDSA.RecoverError.NoError && signer == result.compute) revert ValidSignature(signer);
     }
 
     function _requireSame(Completion calldata completion, SettledCompletion calldata leaf) private pure {

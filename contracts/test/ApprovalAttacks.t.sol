@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Quote} from "../src/Messages.sol";
+import {Completion, Contribution, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
 import {Fixture} from "./Fixture.sol";
@@ -147,13 +147,30 @@ contract ApprovalAttacks is Fixture {
 
     function test_ApprovalsForAnotherResult() public thenHonestApprovalsPay {
         Completion memory completion = completionOf(quote);
-        completion.result = keccak256("another result");
+        completion.contributions[0].result = keccak256("another result");
         refuseApprovalsOf(payment.completionDigest(completion));
+    }
+
+    function test_ApprovalsForAnotherCost() public thenHonestApprovalsPay {
+        refuseApprovalsOf(payment.completionDigest(completionOf(quote, contributionOf(quote.total - 1))));
+    }
+
+    function test_ApprovalsForAnotherReasonToEnd() public thenHonestApprovalsPay {
+        Completion memory completion = completionOf(quote);
+        completion.finish += 1;
+        refuseApprovalsOf(payment.completionDigest(completion));
+    }
+
+    function test_ApprovalsForMoreNodes() public thenHonestApprovalsPay {
+        Contribution[] memory contributions = new Contribution[](2);
+        contributions[0] = contributionOf(quote)[0];
+        contributions[1] = Contribution(accountOf("thief"), RESULT, 0);
+        refuseApprovalsOf(payment.completionDigest(completionOf(quote, contributions)));
     }
 
     function test_ApprovalsForAnotherCompute() public thenHonestApprovalsPay {
         Completion memory completion = completionOf(quote);
-        completion.compute = accountOf("thief");
+        completion.contributions[0].compute = accountOf("thief");
         refuseApprovalsOf(payment.completionDigest(completion));
     }
 

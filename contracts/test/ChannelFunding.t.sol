@@ -288,7 +288,7 @@ contract ChannelFundingTest is ChannelFixture {
         Authorisation memory a = authorise(terms, 0, 100 ether, CHANNEL_EXPIRY);
         bytes32 nonce = nonceOf(terms, 0, 100 ether, CHANNEL_EXPIRY);
         bytes32 kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
-        bytes32 digest = typedDigest(address(token), keccak256(abi.encode(kind, client, nonce)));
+        bytes32 digest = typedDigest(address(token), "1", keccak256(abi.encode(kind, client, nonce)));
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(clientKey, digest);
         token.cancelAuthorization(client, nonce, v, r, s);
         expectError(ERC3009.ERC3009UsedAuthorization.selector, abi.encode(client, nonce));

@@ -140,14 +140,7 @@ contract EscrowAttacks is Fixture {
     }
 
     function expectMismatch(Quote memory changed, bytes32 commitment) private {
-        bytes32 presented = keccak256(abi.encode(quoteType(), changed));
-        expectError(InferencePayment.QuoteMismatch.selector, abi.encode(commitment, presented));
-    }
-
-    function quoteType() private pure returns (bytes32) {
-        string memory parties = "Quote(bytes32 requestId,address client,address gateway,address compute,";
-        string memory money = "bytes32 modelDigest,uint128 total,uint16 gatewayBps,uint16 validatorsBps,";
-        return keccak256(bytes(string.concat(parties, money, "uint16 treasuryBps,uint64 expiry,bytes32 trustRoot)")));
+        expectError(InferencePayment.QuoteMismatch.selector, abi.encode(commitment, hashOf(changed)));
     }
 
     /// An id in another's name is worth nothing: neither in the victim's name, nor in one's own.

@@ -189,7 +189,7 @@ contract EvasionAttacks is SlashingFixture {
         Accusation memory accusation = invalidCompletion();
         bytes memory approvals = approve(digestOf(accusation), first(2));
         bytes memory again = abi.encodeCall(
-            Slashing.slashInvalidResult, (accusation.quote, accusation.result, accusation.completion, approvals)
+            Slashing.slashInvalidResult, (accusation.quote, accusation.result, accusation.completion, 0, approvals)
         );
         hooked.hook(address(slashing), again);
         accuse(accusation, approvals);

@@ -4,13 +4,14 @@ pragma solidity ^0.8.28;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {MessageHash} from "../src/MessageHash.sol";
+import {MessageHash, PROTOCOL_VERSION} from "../src/MessageHash.sol";
 import {
     ChannelCharge,
     ChannelClose,
     ChannelPayout,
     ChannelSettlement,
     Completion,
+    Contribution,
     Quote,
     SettledCompletion,
     Voucher
@@ -51,10 +52,16 @@ abstract contract Signing is Test {
         return abi.encodePacked(r, CURVE_ORDER - uint256(s), v == 27 ? uint8(28) : uint8(27));
     }
 
-    /// The test tokens have the same domain name as the contracts.
+    /// Under a contract of the network.
     function typedDigest(address contract_, bytes32 hash) internal view returns (bytes32) {
+        return typedDigest(contract_, PROTOCOL_VERSION, hash);
+    }
+
+    /// The test tokens have the same domain name as the contracts, and a version of their own.
+    function typedDigest(address contract_, string memory version, bytes32 hash) internal view returns (bytes32) {
         bytes32 kind = keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
-        bytes32 domain = keccak256(abi.encode(kind, keccak256("NCN"), keccak256("1"), block.chainid, contract_));
+        bytes32 domain =
+            keccak256(abi.encode(kind, keccak256("NCN"), keccak256(bytes(version)), block.chainid, contract_));
         return keccak256(abi.encodePacked(hex"1901", domain, hash));
     }
 
@@ -67,11 +74,24 @@ abstract contract Signing is Test {
             "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
         );
         bytes32 hash = keccak256(abi.encode(kind, vm.addr(key), to, value, 0, validBefore, nonce));
-        (authorisation.v, authorisation.r, authorisation.s) = vm.sign(key, typedDigest(address(token_), hash));
+        (authorisation.v, authorisation.r, authorisation.s) = vm.sign(key, typedDigest(address(token_), "1", hash));
     }
 
     function hashOf(Quote memory quote) internal pure returns (bytes32) {
         return keccak256(abi.encode(MessageHash.QUOTE, quote));
+    }
+
+    function hashOf(Completion memory completion) internal pure returns (bytes32) {
+        bytes memory hashes;
+        for (uint256 i = 0; i < completion.contributions.length; ++i) {
+            bytes32 hash = keccak256(abi.encode(MessageHash.CONTRIBUTION, completion.contributions[i]));
+            hashes = bytes.concat(hashes, hash);
+        }
+        return keccak256(
+            abi.encode(
+                MessageHash.COMPLETION, completion.requestId, completion.quote, completion.finish, keccak256(hashes)
+            )
+        );
     }
 }
 
@@ -85,6 +105,8 @@ abstract contract Network is Signing {
     uint64 internal constant UNSTAKE_DELAY = 3 days;
     uint64 internal constant CHANNEL_EXPIRY = uint64(NOW + 30 days);
     bytes32 internal constant RESULT = keccak256("result");
+    /// Why an output ended: the model was done.
+    uint8 internal constant STOP = 1;
 
     uint256 internal clientKey = keyOf("client");
     uint256 internal gatewayKey = keyOf("gateway");
@@ -132,6 +154,13 @@ abstract contract Network is Signing {
             gateway: gateway,
             compute: compute,
             modelDigest: keccak256("model"),
+            basePrice: 1 ether,
+            inputPrice: 0.1 ether,
+            outputPrice: 0.4 ether,
+            inputUnit: 2,
+            outputUnit: 2,
+            maxInputUnits: 10,
+            maxOutputUnits: 20,
             total: 10 ether,
             gatewayBps: 1000,
             validatorsBps: 500,
@@ -151,10 +180,28 @@ abstract contract Network is Signing {
         initiate(quote);
     }
 
-    /// The escrowed quote's hash, read from the contract that holds it.
+    /// One node gives everything, for this much.
+    function contributionOf(uint128 cost) internal view returns (Contribution[] memory contributions) {
+        contributions = new Contribution[](1);
+        contributions[0] = Contribution({compute: compute, result: RESULT, cost: cost});
+    }
+
+    function contributionOf(Quote memory quote) internal view returns (Contribution[] memory) {
+        return contributionOf(quote.total);
+    }
+
+    /// The escrowed quote's hash, read from the contract that holds it. It costs all that it can.
     function completionOf(Quote memory quote) internal view returns (Completion memory) {
+        return completionOf(quote, contributionOf(quote));
+    }
+
+    function completionOf(Quote memory quote, Contribution[] memory contributions)
+        internal
+        view
+        returns (Completion memory)
+    {
         bytes32 commitment = payment.requestState(quote.client, quote.requestId);
-        return Completion({requestId: quote.requestId, quote: commitment, result: RESULT, compute: compute});
+        return Completion(quote.requestId, commitment, STOP, contributions);
     }
 
     function digestOf(Quote memory quote) internal view returns (bytes32) {
@@ -163,7 +210,7 @@ abstract contract Network is Signing {
 
     function complete(Quote memory quote, bytes memory approvals) internal {
         vm.prank(quote.gateway);
-        payment.completeInferenceRequest(quote, RESULT, compute, approvals);
+        payment.completeInferenceRequest(quote, STOP, contributionOf(quote), approvals);
     }
 
     function first(uint256 count) internal view returns (uint256[] memory some) {

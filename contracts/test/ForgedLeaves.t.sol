@@ -19,7 +19,7 @@ contract ForgedLeaves is Fixture {
                     channel: idOf(newTerms()),
                     completion: keccak256(abi.encode("completion", i)),
                     amount: 1 ether,
-                    resultSignature: keccak256(abi.encode("signature", i))
+                    resultSignatures: keccak256(abi.encode("signature", i))
                 })
             );
             nodes.push(hashOf(leaves[i]));
@@ -42,7 +42,7 @@ contract ForgedLeaves is Fixture {
         leaf.completion = leaves[1].completion;
         vm.assertFalse(channels.isSettled(root, leaf, proofOf(nodes, 2)));
         leaf = leaves[2];
-        leaf.resultSignature = leaves[1].resultSignature;
+        leaf.resultSignatures = leaves[1].resultSignatures;
         vm.assertFalse(channels.isSettled(root, leaf, proofOf(nodes, 2)));
     }
 

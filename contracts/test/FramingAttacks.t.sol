@@ -33,7 +33,7 @@ contract FramingAttacks is SlashingFixture {
     function test_AnHonestTakeover() public nobodyIsSlashed {
         Accusation memory accusation = newAccusation();
         accusation.result.compute = accountOf("another node");
-        accusation.completion.compute = accusation.result.compute;
+        accusation.completion.contributions[0].compute = accusation.result.compute;
         link(accusation);
         bytes memory approvals = approve(digestOf(accusation), first(3));
         expectError(Slashing.ValidCompletion.selector);
@@ -44,7 +44,16 @@ contract FramingAttacks is SlashingFixture {
         accusation.quote.requestId = accusation.completion.requestId;
         accusation.result.requestId = accusation.completion.requestId;
         accusation.result.modelDigest = accusation.quote.modelDigest;
-        accusation.result.compute = accusation.completion.compute;
+        accusation.completion.contributions = contributionOf(0);
+        accusation.completion.contributions[0].compute = accusation.result.compute;
+        // What any price comes to, as long as it fits a total.
+        accusation.quote.basePrice /= 4;
+        accusation.quote.inputPrice >>= 66;
+        accusation.quote.outputPrice >>= 66;
+        uint128 cost = accusation.quote.basePrice + accusation.quote.inputPrice * accusation.result.inputUnits
+            + accusation.quote.outputPrice * accusation.result.outputUnits;
+        accusation.completion.contributions[0].cost = cost;
+        if (accusation.quote.total < cost) accusation.quote.total = cost;
         link(accusation);
         bytes memory approvals = approve(digestOf(accusation), keys);
         expectError(Slashing.ValidCompletion.selector);
@@ -181,7 +190,7 @@ contract FramingAttacks is SlashingFixture {
         if (forged.leaf.channel > forged.leaf.completion) {
             (forged.leaf.channel, forged.leaf.completion) = (forged.leaf.completion, forged.leaf.channel);
         }
-        (forged.leaf.amount, forged.leaf.resultSignature) = (0, 0);
+        (forged.leaf.amount, forged.leaf.resultSignatures) = (0, 0);
         forged.proof = new bytes32[](1);
         forged.proof[0] = honest.proof[1];
         expectNotIn(forged);

@@ -18,7 +18,7 @@ contract FrontRunning is Fixture {
         token.approve(address(payment), 0);
         bytes32 kind = keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
         bytes32 hash = keccak256(abi.encode(kind, client, address(payment), 10 ether, 0, NOW));
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(clientKey, typedDigest(address(token), hash));
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(clientKey, typedDigest(address(token), "1", hash));
         vm.prank(thief);
         token.permit(client, address(payment), 10 ether, NOW, v, r, s);
         // All that the client loses is its own permit; the allowance is there, and only it can use it.

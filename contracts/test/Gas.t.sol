@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {ChannelPayout, Quote} from "../src/Messages.sol";
+import {ChannelPayout, Contribution, Quote} from "../src/Messages.sol";
 import {ChannelTerms} from "../src/PaymentChannel.sol";
 import {Authorisation, Batch, Fixture} from "./Fixture.sol";
 
@@ -30,7 +30,7 @@ contract GasTest is Fixture {
 
     function test_GasOfInitiate() public {
         initiate(quote);
-        assertCost(72_500);
+        assertCost(74_100);
     }
 
     /// The token keeps the authorisation's nonce, which is a new slot.
@@ -38,14 +38,24 @@ contract GasTest is Fixture {
         Authorisation memory a = authorise(quote);
         vm.prank(gateway);
         relay(quote, a);
-        assertCost(100_700);
+        assertCost(102_800);
     }
 
     function test_GasOfComplete() public {
         initiate(quote);
         approvals = approve(digestOf(quote), first(3));
         complete(quote, approvals);
-        assertCost(124_500);
+        assertCost(131_600);
+    }
+
+    /// One more transfer, of what the request did not cost.
+    function test_GasOfCompleteForLess() public {
+        initiate(quote);
+        Contribution[] memory contributions = contributionOf(3 ether);
+        approvals = approve(payment.completionDigest(completionOf(quote, contributions)), first(3));
+        vm.prank(gateway);
+        payment.completeInferenceRequest(quote, STOP, contributions, approvals);
+        assertCost(139_000);
     }
 
     /// Each of the five first balances costs a new slot.
@@ -61,14 +71,14 @@ contract GasTest is Fixture {
         initiate(quote);
         approvals = approve(digestOf(quote), signers);
         complete(quote, approvals);
-        assertCost(210_500);
+        assertCost(217_900);
     }
 
     function test_GasOfRefund() public {
         initiate(quote);
         vm.warp(quote.expiry + 1);
         payment.handleExpiredRequest(quote);
-        assertCost(49_500);
+        assertCost(51_600);
     }
 
     function newOne() private view returns (ChannelTerms memory) {

@@ -6,7 +6,8 @@ import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Quote} from "../src/Messages.sol";
+import {PROTOCOL_VERSION} from "../src/MessageHash.sol";
+import {Completion, Contribution, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
 import {Authorisation, Fixture} from "./Fixture.sol";
@@ -29,7 +30,7 @@ contract InferencePaymentTest is Fixture {
         vm.assertEq(payment.treasury(), treasury);
         (, string memory name, string memory version, uint256 chain, address contract_,,) = payment.eip712Domain();
         vm.assertEq(name, "NCN");
-        vm.assertEq(version, "1");
+        vm.assertEq(version, PROTOCOL_VERSION);
         vm.assertEq(chain, block.chainid);
         vm.assertEq(contract_, address(payment));
     }
@@ -284,7 +285,16 @@ contract InferencePaymentTest is Fixture {
         uint128 rest = 10 ether - 1 ether - 0.5 ether - 3 * share;
         vm.expectEmit(address(payment));
         emit InferencePayment.PaymentDistributed(
-            quote.requestId, client, compute, rest, 1 ether, share, 0.5 ether, addressesOf(first(3))
+            quote.requestId,
+            client,
+            hashOf(completionOf(quote)),
+            10 ether,
+            0,
+            rest,
+            1 ether,
+            share,
+            0.5 ether,
+            addressesOf(first(3))
         );
         complete(quote, approvals);
 
@@ -304,6 +314,98 @@ contract InferencePaymentTest is Fixture {
         complete(quote, approve(digestOf(quote), first(3)));
         vm.assertEq(token.balanceOf(quote.compute), 0);
         vm.assertTrue(token.balanceOf(compute) >= 8 ether);
+    }
+
+    function test_CompleteGivesBackWhatTheRequestDidNotCost() public {
+        Quote memory quote = newEscrow();
+        uint128 cost = 3 ether;
+        completeFor(quote, contributionOf(cost));
+        uint256 share = uint256(0.15 ether) / 3;
+        vm.assertEq(token.balanceOf(client), 1000 ether - cost);
+        vm.assertEq(token.balanceOf(compute), cost - 0.3 ether - 3 * share - 0.15 ether);
+        vm.assertEq(token.balanceOf(gateway), 0.3 ether);
+        vm.assertEq(token.balanceOf(treasury), 0.15 ether);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+    }
+
+    function test_CompleteGivesEverythingBackForNothing() public {
+        Quote memory quote = newEscrow();
+        completeFor(quote, contributionOf(0));
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+        vm.assertEq(payment.requestState(client, quote.requestId), payment.COMPLETED());
+    }
+
+    function test_CompletePaysEachNodeForItsPart() public {
+        Quote memory quote = newEscrow();
+        Contribution[] memory contributions = new Contribution[](3);
+        contributions[0] = Contribution(accountOf("first"), RESULT, 2 ether);
+        contributions[1] = Contribution(accountOf("second"), keccak256("continued"), 1 ether);
+        contributions[2] = Contribution(accountOf("third"), keccak256("ended"), 0);
+        completeFor(quote, contributions);
+        uint256 nodes = 3 ether - 0.3 ether - 3 * (uint256(0.15 ether) / 3) - 0.15 ether;
+        vm.assertEq(token.balanceOf(accountOf("first")), nodes * 2 / 3);
+        vm.assertEq(token.balanceOf(accountOf("second")), nodes / 3);
+        vm.assertEq(token.balanceOf(accountOf("third")), nodes - nodes * 2 / 3 - nodes / 3);
+        vm.assertEq(token.balanceOf(client), 997 ether);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+    }
+
+    function test_CompleteRefusesACostAboveTheTotal() public {
+        Quote memory quote = newEscrow();
+        Contribution[] memory contributions = contributionOf(quote.total + 1);
+        refuseContributions(
+            quote, contributions, InferencePayment.CostAboveTotal.selector, abi.encode(10 ether + 1, 10 ether)
+        );
+        contributions = new Contribution[](2);
+        contributions[0] = Contribution(compute, RESULT, type(uint128).max);
+        contributions[1] = Contribution(compute, RESULT, type(uint128).max);
+        bytes memory fields = abi.encode(2 * uint256(type(uint128).max), 10 ether);
+        refuseContributions(quote, contributions, InferencePayment.CostAboveTotal.selector, fields);
+    }
+
+    function test_CompleteRefusesNoContributions() public {
+        Quote memory quote = newEscrow();
+        refuseContributions(quote, new Contribution[](0), InferencePayment.NoContributions.selector, "");
+    }
+
+    function refuseContributions(
+        Quote memory quote,
+        Contribution[] memory contributions,
+        bytes4 selector,
+        bytes memory fields
+    ) private {
+        bytes memory approvals = approve(payment.completionDigest(completionOf(quote, contributions)), first(3));
+        expectError(selector, fields);
+        vm.prank(gateway);
+        payment.completeInferenceRequest(quote, STOP, contributions, approvals);
+    }
+
+    function completeFor(Quote memory quote, Contribution[] memory contributions) private {
+        bytes memory approvals = approve(payment.completionDigest(completionOf(quote, contributions)), first(3));
+        vm.prank(gateway);
+        payment.completeInferenceRequest(quote, STOP, contributions, approvals);
+    }
+
+    /// Whatever it costs and whoever gave how much, what is paid and given back is what was paid in.
+    function testFuzz_CompletePaysOutAllOfIt(uint128 total, uint128[3] memory costs, uint16[3] memory bps) public {
+        Quote memory quote = newQuote();
+        quote.total = uint128(within(total, 1, 1000 ether));
+        quote.gatewayBps = uint16(within(bps[0], 0, 10_000));
+        quote.validatorsBps = uint16(within(bps[1], 0, 10_000 - quote.gatewayBps));
+        quote.treasuryBps = uint16(within(bps[2], 0, 10_000 - quote.gatewayBps - quote.validatorsBps));
+        initiate(quote);
+        Contribution[] memory contributions = new Contribution[](3);
+        uint256 left = quote.total;
+        for (uint256 i = 0; i < 3; ++i) {
+            uint128 cost = uint128(within(costs[i], 0, left));
+            left -= cost;
+            contributions[i] =
+                Contribution(accountOf(string(abi.encodePacked("node", bytes1(uint8(0x41 + i))))), RESULT, cost);
+        }
+        completeFor(quote, contributions);
+        vm.assertEq(token.balanceOf(address(payment)), 0);
+        vm.assertEq(token.balanceOf(client), 1000 ether - quote.total + left);
     }
 
     function test_CompletePaysOnePartyInManyRoles() public {
@@ -443,7 +545,7 @@ contract InferencePaymentTest is Fixture {
         for (uint256 i = 0; i < others.length; ++i) {
             expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, others[i]));
             vm.prank(others[i]);
-            payment.completeInferenceRequest(quote, RESULT, compute, approvals);
+            payment.completeInferenceRequest(quote, STOP, contributionOf(quote), approvals);
         }
         complete(quote, approvals);
     }

@@ -2,20 +2,19 @@
 pragma solidity ^0.8.28;
 
 import {Approvals} from "../src/Approvals.sol";
+import {Contribution, InferenceResult} from "../src/Messages.sol";
 import {Slashing} from "../src/Slashing.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {SlashingFixture} from "./SlashingFixture.sol";
 
 contract InvalidResultTest is SlashingFixture {
-    Accusation private accusation;
     bytes32 private digest;
     bytes32 private invalid;
     bytes32 private collusion;
 
     function setUp() public override {
         super.setUp();
-        accusation = invalidCompletion();
-        digest = digestOf(accusation);
+        digest = digestOf(invalidCompletion());
         invalid = slashing.evidenceOf("INVALID_RESULT", digest);
         collusion = slashing.evidenceOf("COLLUSION", digest);
     }
@@ -27,7 +26,7 @@ contract InvalidResultTest is SlashingFixture {
         vm.expectEmit(address(slashing));
         emit Slashing.EvidenceAccepted(invalid, "INVALID_RESULT", 1);
         vm.prank(accountOf("anyone"));
-        accuse(accusation, approvals);
+        accuse(invalidCompletion(), approvals);
         vm.assertEq(registry.stakeOf(validatorAt(0)), 70 ether);
         vm.assertEq(token.balanceOf(treasury), 30 ether);
         vm.assertTrue(slashing.punished(invalid, validatorAt(0)));
@@ -36,7 +35,7 @@ contract InvalidResultTest is SlashingFixture {
     }
 
     function test_TwoApprovalsCostThirtyPercentEach() public {
-        accuse(accusation, first(2));
+        accuse(invalidCompletion(), first(2));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 70 ether);
         vm.assertEq(registry.stakeOf(validatorAt(1)), 70 ether);
         vm.assertEq(registry.stakeOf(validatorAt(2)), 100 ether);
@@ -45,34 +44,96 @@ contract InvalidResultTest is SlashingFixture {
 
     function test_ALargeStakeStaysActive() public {
         stake(keys[0], MINIMUM_STAKE);
-        accuse(accusation, first(1));
+        accuse(invalidCompletion(), first(1));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 140 ether);
         vm.assertTrue(registry.isActive(validatorAt(0)));
     }
 
     /// Whatever the completion contradicts, alone.
     function test_EveryContradiction() public {
-        accusation = newAccusation();
+        addValidators("more ", 5);
+        Accusation memory accusation = newAccusation();
         accusation.quote.requestId = keccak256("another request");
-        slashOne(0);
+        slashOne(accusation, 0);
         accusation = newAccusation();
         accusation.result.requestId = keccak256("another request");
-        slashOne(1);
+        slashOne(accusation, 1);
         accusation = newAccusation();
         accusation.quote.modelDigest = keccak256("another model");
-        slashOne(2);
+        slashOne(accusation, 2);
         accusation = newAccusation();
         accusation.result.compute = accountOf("another node");
-        slashOne(3);
+        slashOne(accusation, 3);
         accusation = newAccusation();
-        accusation.completion.compute = accountOf("another node");
-        slashOne(4);
+        accusation.completion.contributions[0].compute = accountOf("another node");
+        slashOne(accusation, 4);
     }
 
-    function slashOne(uint256 i) private {
-        Accusation memory linked = accusation;
-        link(linked);
-        accuse(linked, only(keys[i]));
+    /// More or less than the units that the node has signed cost.
+    function test_EveryWrongCost() public {
+        addValidators("more ", 5);
+        Accusation memory accusation = newAccusation();
+        accusation.completion.contributions[0].cost -= 1;
+        slashOne(accusation, 0);
+        accusation = newAccusation();
+        accusation.completion.contributions[0].cost += 1;
+        slashOne(accusation, 1);
+        accusation = newAccusation();
+        accusation.result.outputUnits -= 1;
+        slashOne(accusation, 2);
+        accusation = newAccusation();
+        accusation.result.inputUnits -= 1;
+        slashOne(accusation, 3);
+        accusation = newAccusation();
+        accusation.quote.basePrice += 1;
+        slashOne(accusation, 4);
+        // What the node has signed costs more than the client has agreed to.
+        accusation = newAccusation();
+        accusation.result.outputUnits += 1;
+        accusation.completion.contributions[0].cost += 0.4 ether;
+        slashOne(accusation, 5);
+        accusation = newAccusation();
+        accusation.result.outputUnits = type(uint64).max;
+        accusation.quote.outputPrice = type(uint128).max;
+        slashOne(accusation, 6);
+    }
+
+    /// The second node is paid for what it gave, and the first one's input does not cost a second time.
+    function test_TheCostOfATakeover() public {
+        (Accusation memory accusation, InferenceResult memory second) = takeover();
+        bytes memory approvals = approve(digestOf(accusation), first(1));
+        expectError(Slashing.ValidCompletion.selector);
+        accuse(accusation, approvals);
+        accusation.result = second;
+        expectError(Slashing.ValidCompletion.selector);
+        accuse(accusation, 1, approvals);
+        accusation.completion.contributions[1].cost = 4 ether + 1 ether;
+        accuse(accusation, 1, approve(digestOf(accusation), first(1)));
+        vm.assertEq(registry.stakeOf(validatorAt(0)), 70 ether);
+    }
+
+    function test_RefusesAContributionThatIsNotThere() public {
+        bytes memory approvals = approve(digest, first(1));
+        expectError(Slashing.UnknownContribution.selector, abi.encode(1, 1));
+        accuse(invalidCompletion(), 1, approvals);
+    }
+
+    function takeover() private returns (Accusation memory accusation, InferenceResult memory second) {
+        accusation = newAccusation();
+        (accusation.result.finish, accusation.result.outputUnits) = (0, 10);
+        link(accusation);
+        second = newAccusation().result;
+        (second.compute, second.outputUnits) = (accountOf("second node"), 10);
+        Contribution[] memory contributions = new Contribution[](2);
+        contributions[0] = accusation.completion.contributions[0];
+        contributions[0].cost = 6 ether;
+        contributions[1] = Contribution(second.compute, resultHash(second), 4 ether);
+        accusation.completion.contributions = contributions;
+    }
+
+    function slashOne(Accusation memory accusation, uint256 i) private {
+        link(accusation);
+        accuse(accusation, only(keys[i]));
         vm.assertEq(registry.stakeOf(validatorAt(i)), 70 ether);
     }
 
@@ -84,7 +145,7 @@ contract InvalidResultTest is SlashingFixture {
         }
         vm.expectEmit(address(slashing));
         emit Slashing.EvidenceAccepted(collusion, "COLLUSION", 3);
-        accuse(accusation, approvals);
+        accuse(invalidCompletion(), approvals);
         vm.assertEq(token.balanceOf(treasury), 300 ether);
         vm.assertEq(registry.activeValidators().length, 2);
         for (uint256 i = 0; i < 3; ++i) {
@@ -94,7 +155,7 @@ contract InvalidResultTest is SlashingFixture {
     }
 
     function test_MoreThanACertificateIsCollusionOfAll() public {
-        accuse(accusation, keys);
+        accuse(invalidCompletion(), keys);
         vm.assertEq(token.balanceOf(treasury), 500 ether);
         vm.assertEq(registry.activeValidators().length, 0);
     }
@@ -102,44 +163,44 @@ contract InvalidResultTest is SlashingFixture {
     function test_LeavingSignersCountTowardsTheCertificate() public {
         unstake(validatorAt(0));
         unstake(validatorAt(2));
-        accuse(accusation, first(3));
+        accuse(invalidCompletion(), first(3));
         vm.assertEq(token.balanceOf(treasury), 300 ether);
     }
 
     function test_OneByOneFirstAndTogetherLater() public {
         for (uint256 i = 0; i < 3; ++i) {
-            accuse(accusation, only(keys[i]));
+            accuse(invalidCompletion(), only(keys[i]));
         }
         vm.assertEq(token.balanceOf(treasury), 90 ether);
-        accuse(accusation, first(3));
+        accuse(invalidCompletion(), first(3));
         vm.assertEq(token.balanceOf(treasury), 300 ether);
     }
 
     /// In the other order the lesser offence is not punished any more, even of who has staked again.
     function test_AfterTheCollusionNothingFollows() public {
-        accuse(accusation, first(3));
+        accuse(invalidCompletion(), first(3));
         stake(keys[0], MINIMUM_STAKE);
         bytes memory approvals = approve(digest, first(1));
         expectError(Slashing.NothingToSlash.selector);
-        accuse(accusation, approvals);
+        accuse(invalidCompletion(), approvals);
         approvals = approve(digest, first(3));
         expectError(Slashing.NothingToSlash.selector);
-        accuse(accusation, approvals);
+        accuse(invalidCompletion(), approvals);
         vm.assertEq(registry.stakeOf(validatorAt(0)), MINIMUM_STAKE);
     }
 
     /// The fourth was part of the same certificate, though the others have nothing left.
     function test_ALateSignerJoinsTheCollusion() public {
-        accuse(accusation, first(3));
-        accuse(accusation, first(4));
+        accuse(invalidCompletion(), first(3));
+        accuse(invalidCompletion(), first(4));
         vm.assertEq(registry.stakeOf(validatorAt(3)), 0);
         vm.assertTrue(slashing.punished(collusion, validatorAt(3)));
         vm.assertEq(token.balanceOf(treasury), 400 ether);
     }
 
     function test_ALateSignerAloneIsNoCollusion() public {
-        accuse(accusation, first(3));
-        accuse(accusation, only(keys[3]));
+        accuse(invalidCompletion(), first(3));
+        accuse(invalidCompletion(), only(keys[3]));
         vm.assertEq(registry.stakeOf(validatorAt(3)), 70 ether);
     }
 
@@ -147,14 +208,14 @@ contract InvalidResultTest is SlashingFixture {
     function test_TheThresholdIsTheRegistrys() public {
         vm.prank(owner);
         registry.setQuorum(4, 5);
-        accuse(accusation, first(3));
+        accuse(invalidCompletion(), first(3));
         vm.assertEq(token.balanceOf(treasury), 90 ether);
-        accuse(accusation, first(4));
+        accuse(invalidCompletion(), first(4));
         vm.assertEq(token.balanceOf(treasury), 400 ether);
     }
 
     function test_StrangersArePassedOver() public {
-        accuse(accusation, merge(first(1), strangers(4)));
+        accuse(invalidCompletion(), merge(first(1), strangers(4)));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 70 ether);
         vm.assertEq(token.balanceOf(treasury), 30 ether);
     }
@@ -162,16 +223,16 @@ contract InvalidResultTest is SlashingFixture {
     function test_NothingToSlash() public {
         bytes memory approvals = approve(digest, strangers(3));
         expectError(Slashing.NothingToSlash.selector);
-        accuse(accusation, approvals);
+        accuse(invalidCompletion(), approvals);
         expectError(Slashing.NothingToSlash.selector);
-        accuse(accusation, "");
+        accuse(invalidCompletion(), "");
     }
 
     /// Another completion is another offence, also of the same request.
     function test_TwoCompletionsAreTwoOffences() public {
-        accuse(accusation, first(1));
-        accusation.result.outputHash = keccak256("another output");
-        Accusation memory other = accusation;
+        accuse(invalidCompletion(), first(1));
+        Accusation memory other = invalidCompletion();
+        other.result.outputHash = keccak256("another output");
         link(other);
         accuse(other, first(1));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 49 ether);
@@ -179,9 +240,9 @@ contract InvalidResultTest is SlashingFixture {
 
     function test_RefusesAnotherQuote() public {
         bytes memory approvals = approve(digest, first(1));
-        bytes32 approved = accusation.completion.quote;
-        accusation.quote.total += 1;
-        Accusation memory changed = accusation;
+        Accusation memory changed = invalidCompletion();
+        bytes32 approved = changed.completion.quote;
+        changed.quote.total += 1;
         link(changed);
         bytes32 presented = changed.completion.quote;
         changed.completion.quote = approved;
@@ -191,27 +252,28 @@ contract InvalidResultTest is SlashingFixture {
 
     function test_RefusesAnotherResult() public {
         bytes memory approvals = approve(digest, first(1));
-        accusation.result.inputUnits += 1;
-        bytes32 presented = resultHash(accusation.result);
-        expectError(Slashing.ResultMismatch.selector, abi.encode(accusation.completion.result, presented));
-        accuse(accusation, approvals);
+        Accusation memory changed = invalidCompletion();
+        changed.result.inputUnits += 1;
+        bytes32 approved = changed.completion.contributions[0].result;
+        expectError(Slashing.ResultMismatch.selector, abi.encode(approved, resultHash(changed.result)));
+        accuse(changed, approvals);
     }
 
     function test_RefusesMalformedApprovals() public {
         bytes memory approvals = approve(digest, first(1));
         expectError(Approvals.MalformedApprovals.selector, abi.encode(66));
-        accuse(accusation, bytes.concat(approvals, hex"00"));
+        accuse(invalidCompletion(), bytes.concat(approvals, hex"00"));
         expectError(Approvals.InvalidApproval.selector, abi.encode(1));
-        accuse(accusation, bytes.concat(approvals, new bytes(65)));
+        accuse(invalidCompletion(), bytes.concat(approvals, new bytes(65)));
         expectError(Approvals.UnsortedApproval.selector, abi.encode(validatorAt(0)));
-        accuse(accusation, bytes.concat(approvals, approvals));
+        accuse(invalidCompletion(), bytes.concat(approvals, approvals));
     }
 
     function test_BoundsTheNumberOfApprovals() public {
         expectError(Approvals.TooManyApprovals.selector, abi.encode(257, 256));
-        accuse(accusation, new bytes(257 * 65));
+        accuse(invalidCompletion(), new bytes(257 * 65));
         expectError(Approvals.InvalidApproval.selector, abi.encode(0));
-        accuse(accusation, new bytes(256 * 65));
+        accuse(invalidCompletion(), new bytes(256 * 65));
     }
 
     /// Over stakes of any size, what one call takes is the sum of what each offence costs.
@@ -225,7 +287,7 @@ contract InvalidResultTest is SlashingFixture {
             if (i < signers) expected += signers >= 3 ? staked : (staked * 3000 + 9999) / 10_000;
         }
         uint256 held = token.balanceOf(address(registry));
-        accuse(accusation, first(signers));
+        accuse(invalidCompletion(), first(signers));
         vm.assertEq(token.balanceOf(treasury), expected);
         vm.assertEq(token.balanceOf(address(registry)), held - expected);
     }

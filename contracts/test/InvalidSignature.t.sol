@@ -127,7 +127,7 @@ contract InvalidSignatureTest is SlashingFixture {
         Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         entry.signature[0] ^= 0x01;
-        bytes memory fields = abi.encode(entry.leaf.resultSignature, keccak256(entry.signature));
+        bytes memory fields = abi.encode(entry.leaf.resultSignatures, keccak256(entry.signature));
         expectError(Slashing.SignatureMismatch.selector, fields);
         accuse(entry, approvals);
     }
@@ -136,7 +136,7 @@ contract InvalidSignatureTest is SlashingFixture {
         Entry memory entry = invalidEntry();
         bytes memory approvals = approve(digestOf(entry), first(3));
         bytes32 settled = entry.leaf.completion;
-        entry.completion.compute = accountOf("another node");
+        entry.completion.contributions[0].compute = accountOf("another node");
         replant(entry);
         bytes32 presented = entry.leaf.completion;
         entry.leaf.completion = settled;
@@ -150,7 +150,7 @@ contract InvalidSignatureTest is SlashingFixture {
         bytes memory approvals = approve(digestOf(entry), first(3));
         entry.result.outputHash = keccak256("another output");
         bytes32 presented = resultHash(entry.result);
-        expectError(Slashing.ResultMismatch.selector, abi.encode(entry.completion.result, presented));
+        expectError(Slashing.ResultMismatch.selector, abi.encode(entry.completion.contributions[0].result, presented));
         accuse(entry, approvals);
     }
 
@@ -176,7 +176,7 @@ contract InvalidSignatureTest is SlashingFixture {
 
     /// Makes leaf and root follow the completion.
     function replant(Entry memory entry) private pure {
-        entry.leaf.completion = MessageHash.hash(entry.completion);
+        entry.leaf.completion = hashOf(entry.completion);
         plant(entry);
     }
 }

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Quote} from "../src/Messages.sol";
+import {Completion, Contribution, Quote} from "../src/Messages.sol";
 import {NCNToken} from "../src/NCNToken.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Authorisation, Fixture, Signing} from "./Fixture.sol";
@@ -13,6 +13,7 @@ contract Schedule is Signing {
     struct Request {
         Quote quote;
         uint8 ended;
+        uint128 cost;
     }
 
     uint256 private constant CLIENTS = 3;
@@ -100,18 +101,27 @@ contract Schedule is Signing {
         if (requests.length == 0) return;
         Request storage request = requests[seed % requests.length];
         Quote memory quote = request.quote;
-        (bytes memory approvals, uint256 count) = approve(quote, signers, holders[2]);
+        uint128 cost = uint128(within(signers >> 128, 0, quote.total));
+        (bytes memory approvals, uint256 count) = approve(quote, signers, contributionOf(holders[2], cost));
         bool allowed = request.ended == 0 && block.timestamp <= quote.expiry && count >= registry.threshold()
             && count <= registry.committeeSize();
         // Approvals name who is paid; in one of a few cases somebody else tries.
         if (uint160(compute) % 4 != 0) compute = holders[2];
         if (compute != holders[2]) allowed = false;
+        // Or for more than was paid in, whoever approves it.
+        if (signers >> 250 == 0) {
+            cost = quote.total + 1;
+            (approvals,) = approve(quote, signers, contributionOf(compute, cost));
+            allowed = false;
+        }
         // In one of a few cases it is not the gateway that tries.
         if (seed % 8 != 0) vm.prank(quote.gateway);
         else allowed = false;
-        try payment.completeInferenceRequest(quote, bytes32(0), compute, approvals) {
+        try payment.completeInferenceRequest(quote, 1, contributionOf(compute, cost), approvals) {
             vm.assertTrue(allowed, "completed against the rules");
             ++request.ended;
+            request.cost = cost;
+            refunded[quote.client] += quote.total - cost;
             ++completions;
         } catch {
             vm.assertFalse(allowed);
@@ -214,7 +224,7 @@ contract Schedule is Signing {
     }
 
     function initiated(Quote memory quote) private {
-        requests.push(Request(quote, 0));
+        requests.push(Request(quote, 0, 0));
         paid[quote.client] += quote.total;
     }
 
@@ -223,14 +233,14 @@ contract Schedule is Signing {
     }
 
     /// Signatures of the validators whose bit is set, and how many there are if all of them are active (0 if one is not).
-    function approve(Quote memory quote, uint256 signers, address compute)
+    function approve(Quote memory quote, uint256 signers, Contribution[] memory contributions)
         private
         view
         returns (bytes memory approvals, uint256 count)
     {
         // The hash from the event of the escrow would do; the view gives the same digest for an escrow that has ended.
         bytes32 commitment = payment.requestState(quote.client, quote.requestId);
-        bytes32 digest = payment.completionDigest(Completion(quote.requestId, commitment, 0, compute));
+        bytes32 digest = payment.completionDigest(Completion(quote.requestId, commitment, 1, contributions));
         bool active = true;
         for (uint256 i = 0; i < keys.length; ++i) {
             if (signers >> i & 1 == 0) continue;
@@ -240,6 +250,11 @@ contract Schedule is Signing {
             active = active && registry.isActive(vm.addr(keys[i]));
         }
         if (!active) count = 0;
+    }
+
+    function contributionOf(address compute, uint128 cost) private pure returns (Contribution[] memory contributions) {
+        contributions = new Contribution[](1);
+        contributions[0] = Contribution(compute, 0, cost);
     }
 
     function ended(Request storage request) private {

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
-import {MessageHash} from "../src/MessageHash.sol";
+import {MessageHash, PROTOCOL_VERSION} from "../src/MessageHash.sol";
 import "../src/Messages.sol";
 
 /// @title Opens the struct hashes to callers off chain.
@@ -17,6 +17,10 @@ contract MessageHarness {
     }
 
     function hashInferenceResult(InferenceResult calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
+    function hashContribution(Contribution calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }
 
@@ -49,10 +53,6 @@ contract MessageHarness {
     }
 
     function hashAttachment(Attachment calldata message) external pure returns (bytes32) {
-        return MessageHash.hash(message);
-    }
-
-    function hashStreamCheckpoint(StreamCheckpoint calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }
 
@@ -94,7 +94,7 @@ contract MessageHarness {
             abi.encode(
                 keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
                 keccak256("NCN"),
-                keccak256("1"),
+                keccak256(bytes(PROTOCOL_VERSION)),
                 chainId,
                 payment
             )

@@ -61,9 +61,20 @@ contract MessageHashTest is Test {
 
     function testFuzz_Completion(Completion calldata message) public view {
         bytes32 hash = harness.hashCompletion(message);
-        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Completion"), abi.encode(message)));
-        bytes memory words = bytes.concat(message.requestId, message.quote, message.result, word(message.compute));
-        vm.assertEq(hash, keccak256(bytes.concat(keccak256(bytes(typeOf("Completion"))), words)));
+        string memory definition = string.concat(typeOf("Completion"), typeOf("Contribution"));
+        vm.assertEq(hash, vm.eip712HashStruct(definition, abi.encode(message)));
+        bytes memory contributions;
+        for (uint256 i = 0; i < message.contributions.length; ++i) {
+            contributions = bytes.concat(contributions, harness.hashContribution(message.contributions[i]));
+        }
+        bytes memory words =
+            bytes.concat(message.requestId, message.quote, word(message.finish), keccak256(contributions));
+        vm.assertEq(hash, keccak256(bytes.concat(keccak256(bytes(definition)), words)));
+    }
+
+    function testFuzz_Contribution(Contribution calldata message) public view {
+        bytes32 hash = harness.hashContribution(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Contribution"), abi.encode(message)));
     }
 
     function testFuzz_CompletionAuthorization(CompletionAuthorization calldata message) public view {
@@ -146,11 +157,6 @@ contract MessageHashTest is Test {
     function testFuzz_Attachment(Attachment calldata message) public view {
         bytes32 hash = harness.hashAttachment(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Attachment"), abi.encode(message)));
-    }
-
-    function testFuzz_StreamCheckpoint(StreamCheckpoint calldata message) public view {
-        bytes32 hash = harness.hashStreamCheckpoint(message);
-        vm.assertEq(hash, vm.eip712HashStruct(typeOf("StreamCheckpoint"), abi.encode(message)));
     }
 
     function testFuzz_SubnetModel(SubnetModel calldata message) public view {

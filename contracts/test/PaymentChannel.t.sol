@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {PROTOCOL_VERSION} from "../src/MessageHash.sol";
 import {ChannelClose, ChannelSettlement, SettledCompletion, Voucher} from "../src/Messages.sol";
 import {ChannelTerms} from "../src/PaymentChannel.sol";
 import {Fixture} from "./Fixture.sol";
@@ -17,7 +18,7 @@ contract PaymentChannelTest is Fixture {
         vm.assertEq(address(channels.registry()), address(registry));
         (, string memory name, string memory version, uint256 chain, address contract_,,) = channels.eip712Domain();
         vm.assertEq(name, "NCN");
-        vm.assertEq(version, "1");
+        vm.assertEq(version, PROTOCOL_VERSION);
         vm.assertEq(chain, block.chainid);
         vm.assertEq(contract_, address(channels));
     }

@@ -87,7 +87,8 @@ contract SettlementAttacks is Fixture {
     }
 
     function test_ApprovalsOfACompletion() public thenHonestApprovalsPay {
-        Completion memory completion = Completion(keccak256("request"), keccak256("quote"), RESULT, compute);
+        Completion memory completion =
+            Completion(keccak256("request"), keccak256("quote"), STOP, contributionOf(10 ether));
         refuseApprovalsOf(payment.completionDigest(completion));
     }
 

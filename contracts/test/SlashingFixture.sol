@@ -101,20 +101,26 @@ abstract contract SlashingFixture is Fixture {
             modelDigest: accusation.quote.modelDigest,
             inputHash: keccak256("input"),
             outputHash: keccak256("output"),
+            outputBytes: 40,
+            parts: 5,
+            chain: keccak256("chain"),
+            resumedFrom: 0,
             inputUnits: 10,
             outputUnits: 20,
             durationMicros: 30,
-            confinement: 1
+            confinement: 1,
+            finish: STOP
         });
         accusation.completion.requestId = accusation.quote.requestId;
-        accusation.completion.compute = compute;
+        accusation.completion.finish = STOP;
+        accusation.completion.contributions = contributionOf(accusation.quote);
         link(accusation);
     }
 
     /// Makes the completion name its quote and result as they are now.
     function link(Accusation memory accusation) internal pure {
         accusation.completion.quote = keccak256(abi.encode(MessageHash.QUOTE, accusation.quote));
-        accusation.completion.result = resultHash(accusation.result);
+        accusation.completion.contributions[0].result = resultHash(accusation.result);
     }
 
     /// Another model ran than the one that was quoted.
@@ -133,7 +139,12 @@ abstract contract SlashingFixture is Fixture {
     }
 
     function accuse(Accusation memory accusation, bytes memory approvals) internal {
-        slashing.slashInvalidResult(accusation.quote, accusation.result, accusation.completion, approvals);
+        accuse(accusation, 0, approvals);
+    }
+
+    /// By the result of the contribution with this index.
+    function accuse(Accusation memory accusation, uint256 index, bytes memory approvals) internal {
+        slashing.slashInvalidResult(accusation.quote, accusation.result, accusation.completion, index, approvals);
     }
 
     function accuse(Accusation memory accusation, uint256[] memory signers) internal {
@@ -149,9 +160,9 @@ abstract contract SlashingFixture is Fixture {
         entry.signature = signature;
         entry.leaf = SettledCompletion({
             channel: keccak256("channel"),
-            completion: MessageHash.hash(entry.completion),
+            completion: hashOf(entry.completion),
             amount: 10 ether,
-            resultSignature: keccak256(signature)
+            resultSignatures: keccak256(signature)
         });
         entry.proof = new bytes32[](2);
         entry.proof[0] = keccak256("first leaf");
@@ -192,7 +203,7 @@ abstract contract SlashingFixture is Fixture {
 
     function accuse(Entry memory entry, bytes memory approvals) internal {
         slashing.slashInvalidSignature(
-            entry.settlement, approvals, entry.leaf, entry.proof, entry.completion, entry.result, entry.signature
+            entry.settlement, approvals, entry.leaf, entry.proof, entry.completion, entry.result, 0, entry.signature
         );
     }
 

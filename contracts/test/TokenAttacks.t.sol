@@ -116,7 +116,8 @@ contract TokenAttacks is Fixture {
     function test_ReentrantComplete() public {
         (Quote memory inner, bytes memory approvals) = useHooked();
         Quote memory quote = newEscrow();
-        bytes memory call = abi.encodeCall(payment.completeInferenceRequest, (inner, RESULT, compute, approvals));
+        bytes memory call =
+            abi.encodeCall(payment.completeInferenceRequest, (inner, STOP, contributionOf(inner), approvals));
         hooked.hook(address(payment), call);
         complete(quote, approve(digestOf(quote), keys[0]));
         assertHookWasRefused();

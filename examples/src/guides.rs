@@ -152,8 +152,8 @@ impl Executor for MyEngine {
         let tensors = tensors.map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         let values = model.manifest().finish(tensors.clone(), &tensors);
         let values = values.map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
-        let usage = Some(Usage { input_units: 1, output_units: 1, duration_micros: 0 });
-        Ok(stream::iter([Ok(OutputChunk { values, usage })]).boxed())
+        let usage = Usage { input_units: 1, output_units: 1, duration_micros: 0 };
+        Ok(stream::iter([Ok(OutputChunk::last(values, usage))]).boxed())
     }
 }
 

@@ -275,14 +275,14 @@ impl PayerChannel {
         Ok(Begun::New(Signing { total: &self.signing, amount: quote.total }, cumulative))
     }
 
-    /// A request has ended: what it cost is spent when it was `paid`, and free again otherwise. That it was not paid is not for the
-    /// gateway to say: a client that believes it signs too little from then on, and its vouchers are refused.
-    pub fn release(&self, request_id: RequestId, paid: bool) -> Result<(), LedgerError> {
+    /// A request has ended: what it `cost` is spent, and the rest of its amount, or all of it, is free again. That it cost nothing is not for
+    /// the gateway to say: a client that believes it signs too little from then on, and its vouchers are refused.
+    pub fn release(&self, request_id: RequestId, cost: Option<Amount>) -> Result<(), LedgerError> {
         self.change(|state| {
             if let Some(payment) = state.held.remove(&request_id) {
                 state.end(&payment);
-                if paid {
-                    state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
+                if let Some(cost) = cost {
+                    state.spent = [state.spent, cost.min(payment.voucher.amount)].into_iter().sum();
                 }
             }
             Ok(())

@@ -14,9 +14,9 @@ use std::{
 
 pub use builder::{ClientBuilder, ClientConfig, Payment};
 use ncn_core::{
-    B256, CapabilityScope, DynSigner, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, QuorumCertificate, Quote,
-    Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Transport, TransportError, TrustRoot, Values,
-    validation::MAX_ESCROW_SECONDS,
+    Amount, B256, CapabilityScope, DynSigner, FinishReason, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, Price,
+    QuorumCertificate, Quote, Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Transport,
+    TransportError, TrustRoot, Units, Usage, Values, validation::MAX_ESCROW_SECONDS,
 };
 pub use order::Order;
 pub use paid::Paid;
@@ -27,6 +27,8 @@ pub use stored::Stored;
 
 use crate::{ClientError, QuoteProblem, unix_now};
 
+/// What an order has, on top of the least time that its model needs, to reach the gateway in.
+const SUBMIT_TIME: Duration = Duration::from_secs(2);
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -46,6 +48,19 @@ struct Offers {
     models: Vec<ModelInfo>,
 }
 
+/// What a request may cost, before it is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// What the model's requests cost.
+    pub price: Price,
+    /// The most units that the request is charged for.
+    pub max_units: Units,
+    /// The most that it can cost: the total of its quote.
+    pub maximum: Amount,
+    /// What it costs if it takes what the gateway's requests took on average; the maximum where the gateway knows of none.
+    pub typical: Amount,
+}
+
 /// A verified answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InferenceOutput {
@@ -55,6 +70,28 @@ pub struct InferenceOutput {
     pub receipt: Receipt,
     /// The steps that led to it, as client and gateway measured them.
     pub steps: Vec<StepTiming>,
+}
+
+impl InferenceOutput {
+    /// What the request took.
+    pub fn usage(&self) -> Usage {
+        self.receipt.usage()
+    }
+
+    /// What its units were priced at.
+    pub const fn price(&self) -> &Price {
+        &self.receipt.quote.price
+    }
+
+    /// What it cost.
+    pub fn cost(&self) -> Amount {
+        self.receipt.cost()
+    }
+
+    /// Why the output ended.
+    pub const fn finish(&self) -> FinishReason {
+        self.receipt.completion.finish
+    }
 }
 
 impl Client {
@@ -102,21 +139,39 @@ impl Client {
     /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because the price would be paid before
     /// anyone has seen it. Nothing has been signed then. Every other error says what became of the money: see [`ClientError::is_paid`].
     pub async fn infer(&self, model: &str, inputs: impl Into<Values> + Send) -> Result<InferenceOutput, ClientError> {
+        let order = Order::new(model, inputs);
         if self.config.max_price.is_none() {
-            let price = self.model(model).await?.price;
+            let price = self.estimate(&order).await?.maximum;
             return Err(ClientError::PriceUnseen { model: model.to_owned(), price });
         }
-        self.submit(Order::new(model, inputs)).await?.pay().await?.finish().await
+        self.submit(order).await?.pay().await?.finish().await
+    }
+
+    /// What an order may cost by what the gateway lists now. Nothing is signed or paid.
+    ///
+    /// # Errors
+    /// When the model is not offered, or does not take the order's inputs or parameters.
+    pub async fn estimate(&self, order: &Order) -> Result<Estimate, ClientError> {
+        let info = self.model(&order.model).await?;
+        info.model.manifest().check(&order.inputs)?;
+        let (max_units, maximum) = info.maximum(&order.inputs, &order.parameters)?;
+        let typical = info.typical_units.map_or(max_units, |typical| Units {
+            input: typical.input.min(max_units.input),
+            output: typical.output.min(max_units.output),
+        });
+        // Fewer units than those of the maximum, whose cost fits an amount.
+        let typical = info.price.cost(typical).unwrap_or(maximum);
+        Ok(Estimate { price: info.price, max_units, maximum, typical })
     }
 
     /// Submits an order and checks what the gateway makes of it. Nothing is paid yet: the caller sees the quote first, and pays it or not.
     ///
-    /// The order is signed for the price that the gateway listed when it was last asked, at most [`ClientConfig::max_offer_age`] ago, so
-    /// neither a higher limit nor a price that rises meanwhile is ever charged. Where the list has changed since then, it is asked for
+    /// The order is signed for the most that it can cost at the price that the gateway listed when it was last asked, at most
+    /// [`ClientConfig::max_offer_age`] ago, so neither a higher limit nor a price that rises meanwhile is ever charged. Where the list has changed since then, it is asked for
     /// again, once.
     ///
     /// # Errors
-    /// [`ClientError::TooExpensive`] when the listed price is above the order's limit, or above the client's where the order has none.
+    /// [`ClientError::TooExpensive`] when the order can cost more than its limit, or than the client's where the order has none.
     pub async fn submit(&self, order: Order) -> Result<Quoted, ClientError> {
         if let Some(info) = self.remembered(&order.model) {
             match self.submit_as(&order, info).await {
@@ -135,8 +190,9 @@ impl Client {
         // The gateway checks the same; here it costs nobody anything.
         info.model.manifest().check(&order.inputs)?;
         info.model.manifest().check_parameters(&order.parameters)?;
-        if let Some(limit) = order.max_price.or(self.config.max_price).filter(|limit| info.price > *limit) {
-            return Err(ClientError::TooExpensive { price: info.price, limit });
+        let (max_units, maximum) = info.maximum(&order.inputs, &order.parameters)?;
+        if let Some(limit) = order.max_price.or(self.config.max_price).filter(|limit| maximum > *limit) {
+            return Err(ClientError::TooExpensive { price: maximum, limit });
         }
         let message = InferenceRequest {
             client: self.signer.address(),
@@ -144,8 +200,8 @@ impl Client {
             model_digest: info.model.digest(),
             input_hash: order.inputs.hash(),
             parameters: order.parameters.clone(),
-            max_price: info.price,
-            deadline: unix_now() + order.timeout.unwrap_or(self.config.timeout).as_secs().clamp(1, MAX_ESCROW_SECONDS),
+            max_price: maximum,
+            deadline: unix_now() + self.timeout(order, &info)?.as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
         };
         let trust = self.trust_root().await?;
@@ -158,7 +214,20 @@ impl Client {
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone() };
         let status = self.transport.submit(submission).await?;
         let (quote, preprocessing) = approved_quote(&request.message, &request_id, &trust, status)?;
+        if (quote.price, quote.max_units) != (info.price, max_units) {
+            return Err(QuoteProblem::Units { price: Box::new(quote.price), max_units: quote.max_units }.into());
+        }
         Ok(Quoted { client: self.clone(), request, access, quote, preprocessing, trust, submitting: started.elapsed() })
+    }
+
+    /// How long an order is waited for: as long as it says, or as long as the client usually waits, and no less than the model may take.
+    fn timeout(&self, order: &Order, info: &ModelInfo) -> Result<Duration, ClientError> {
+        let least = info.least_timeout;
+        match order.timeout {
+            Some(timeout) if timeout < least => Err(ClientError::TimeoutTooShort { timeout, least }),
+            Some(timeout) => Ok(timeout),
+            None => Ok(self.config.timeout.max(least.saturating_add(SUBMIT_TIME))),
+        }
     }
 
     async fn trust_root(&self) -> Result<TrustRoot, ClientError> {
@@ -172,7 +241,10 @@ impl Client {
 /// Whether an order was refused for what the gateway offered a moment ago, and may pass for what it offers now.
 fn is_stale(error: &ClientError) -> bool {
     match error {
-        ClientError::Input(_) | ClientError::TooExpensive { .. } | ClientError::Transport(TransportError::UnknownModel(_)) => true,
+        ClientError::Input(_)
+        | ClientError::TooExpensive { .. }
+        | ClientError::QuoteRejected(QuoteProblem::Units { .. })
+        | ClientError::Transport(TransportError::UnknownModel(_)) => true,
         ClientError::Transport(TransportError::InvalidRequest { field, .. }) => {
             matches!(field.as_str(), "request.maxPrice" | "request.subnet")
         }

@@ -1,8 +1,11 @@
 //! What can go wrong for a dApp.
 
+use std::time::Duration;
+
 use crate::InferenceOutput;
 use ncn_core::{
-    Amount, CertificateError, InputError, LedgerError, PaymentRef, SignatureError, TransportError, UnixTime, agreement::Mismatch,
+    Amount, CertificateError, InputError, LedgerError, PaymentRef, Price, SignatureError, TransportError, Units, UnixTime,
+    agreement::Mismatch,
 };
 
 /// What is wrong with a quote.
@@ -15,6 +18,14 @@ pub enum QuoteProblem {
     /// It is not for the order, or not of the network that is trusted.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// Its price or its units are not those that the order was signed for.
+    #[error("quote.price: is {price}, for at most {} units in and {} out, which is not what the gateway has listed", max_units.input, max_units.output)]
+    Units {
+        /// What it asks for a unit.
+        price: Box<Price>,
+        /// For how many at most.
+        max_units: Units,
+    },
     /// It cannot be paid any more.
     #[error("quote.expiry: {0} has passed")]
     Expired(UnixTime),
@@ -46,23 +57,31 @@ pub enum ClientError {
         /// What there is.
         offered: String,
     },
-    /// It costs more than the order, or the client, allows. Nothing was signed or paid.
+    /// It can cost more than the order, or the client, allows. Nothing was signed or paid.
     #[error("price: {price} is more than the limit of {limit}")]
     TooExpensive {
-        /// What it costs.
+        /// The most that it can cost.
         price: Amount,
         /// What the order allows, or the client where the order states no limit.
         limit: Amount,
     },
+    /// The order's timeout is shorter than its model may take. Nothing was signed or paid.
+    #[error("timeout: {timeout:?} is less than the {least:?} that the model may take: wait longer, or leave it out")]
+    TimeoutTooShort {
+        /// What the order says.
+        timeout: Duration,
+        /// The least that the gateway takes.
+        least: Duration,
+    },
     /// There is no limit, and nobody has seen the price. Nothing was signed or paid.
     #[error(
-        "price: `{model}` costs {price} and the client has no limit: set `ClientBuilder::max_price`, or submit the order, look at its \
+        "price: `{model}` costs up to {price} and the client has no limit: set `ClientBuilder::max_price`, or submit the order, look at its \
          quote, and pay that"
     )]
     PriceUnseen {
         /// What was to be run.
         model: String,
-        /// What the gateway lists it at.
+        /// The most that it can cost.
         price: Amount,
     },
     /// The gateway, or the way to it, does not serve.
@@ -140,6 +159,7 @@ impl ClientError {
                 | Self::Input(_)
                 | Self::UnknownModel { .. }
                 | Self::TooExpensive { .. }
+                | Self::TimeoutTooShort { .. }
                 | Self::PriceUnseen { .. }
                 | Self::Transport(TransportError::InvalidRequest { .. } | TransportError::UnknownModel(_))
         )

@@ -36,7 +36,9 @@ mod time;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelBalance, PayerChannel};
-pub use client::{Client, ClientBuilder, ClientConfig, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored};
+pub use client::{
+    Client, ClientBuilder, ClientConfig, Estimate, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored,
+};
 pub use error::{ClientError, QuoteProblem};
 #[cfg(feature = "http")]
 pub use http::http;

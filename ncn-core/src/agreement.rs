@@ -1,11 +1,12 @@
 //! Whether the parts of one request agree. Each role checks one part against another here.
 
 use alloy_primitives::B256;
+use serde::{Deserialize, Serialize};
 
 use crate::{InferenceRequest, InferenceResult, Quote, RequestId, Values};
 
 /// Two parts of a request that do not agree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Mismatch {
     /// The quote is for another order.
@@ -41,6 +42,12 @@ pub enum Mismatch {
     /// The output is not the one that was signed.
     #[error("output: does not hash to the result's outputHash")]
     Output,
+    /// The output has another size than the one that was signed.
+    #[error("output: does not have the result's outputBytes")]
+    OutputBytes,
+    /// The quote's total is not what its price and its units come to.
+    #[error("quote.total: is not what maxInputUnits and maxOutputUnits cost at the quote's price")]
+    Total,
 }
 
 fn first(checks: impl IntoIterator<Item = (bool, Mismatch)>) -> Result<(), Mismatch> {
@@ -57,6 +64,7 @@ impl Quote {
             (self.request_id == *request_id, Mismatch::RequestId),
             (self.client == order.client, Mismatch::Client),
             (self.model_digest == order.model_digest, Mismatch::Model),
+            (self.price.cost(self.max_units) == Ok(self.total), Mismatch::Total),
             (self.total <= order.max_price, Mismatch::Price),
             (self.expiry <= order.deadline, Mismatch::Deadline),
         ])
@@ -88,7 +96,10 @@ impl InferenceResult {
 
     /// Whether this output is the one that was signed.
     pub fn fits_output(&self, output: &Values) -> Result<(), Mismatch> {
-        first([(self.output_hash == output.hash(), Mismatch::Output)])
+        first([
+            (self.output_bytes == output.content_bytes(), Mismatch::OutputBytes),
+            (self.output_hash == output.hash(), Mismatch::Output),
+        ])
     }
 }
 
@@ -102,7 +113,7 @@ impl InferenceRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Address, Amount, Confinement, FeeSplit, Usage};
+    use crate::{Address, Amount, Confinement, FeeSplit, Price, Units, Usage};
 
     fn order() -> InferenceRequest {
         InferenceRequest {
@@ -124,6 +135,8 @@ mod tests {
             gateway: Address::repeat_byte(8),
             compute: Address::repeat_byte(9),
             model_digest: order().model_digest,
+            price: Price::flat(Amount::new(5)),
+            max_units: Units::default(),
             total: Amount::new(5),
             split: FeeSplit::default(),
             expiry: 100,
@@ -138,8 +151,13 @@ mod tests {
             model_digest: order().model_digest,
             input_hash: order().input_hash,
             output_hash: Values::new().hash(),
+            output_bytes: 0,
+            parts: 1,
+            chain: B256::ZERO,
+            resumed_from: B256::ZERO,
             usage: Usage::default(),
             confinement: Confinement::None,
+            finish: None,
         }
     }
 
@@ -160,7 +178,10 @@ mod tests {
         };
         assert_eq!(spoilt(|quote| quote.client = Address::ZERO), Err(Mismatch::Client));
         assert_eq!(spoilt(|quote| quote.model_digest = B256::ZERO), Err(Mismatch::Model));
-        assert_eq!(spoilt(|quote| quote.total = Amount::new(6)), Err(Mismatch::Price));
+        assert_eq!(spoilt(|quote| quote.total = Amount::new(6)), Err(Mismatch::Total));
+        assert_eq!(spoilt(|quote| quote.price.output.price = Amount::new(1)), Ok(()), "no units are asked for");
+        let dearer = |quote: &mut Quote| (quote.price.base, quote.total) = (Amount::new(6), Amount::new(6));
+        assert_eq!(spoilt(dearer), Err(Mismatch::Price));
         assert_eq!(spoilt(|quote| quote.expiry = 101), Err(Mismatch::Deadline));
         let spoilt = |spoil: fn(&mut InferenceResult)| {
             let mut result = result.clone();
@@ -171,6 +192,6 @@ mod tests {
         assert_eq!(spoilt(|result| result.model_digest = B256::ZERO), Err(Mismatch::ResultModel));
         assert_eq!(spoilt(|result| result.input_hash = B256::ZERO), Err(Mismatch::ResultInputs));
         let output = Values::from([("text", "another")]);
-        assert_eq!((result.fits_output(&output), order.fits_inputs(&output)), (Err(Mismatch::Output), Err(Mismatch::Inputs)));
+        assert_eq!((result.fits_output(&output), order.fits_inputs(&output)), (Err(Mismatch::OutputBytes), Err(Mismatch::Inputs)));
     }
 }

@@ -95,8 +95,7 @@ impl SignedVoucher {
         trust: &TrustRoot,
         client: &DynSigner,
     ) -> Result<Self, SignatureError> {
-        let (request_id, hash, amount) = (quote.request_id, quote.struct_hash(), quote.total);
-        let voucher = Voucher { channel: terms.id(), request_id, quote: hash, amount, cumulative };
+        let voucher = Voucher::new(&terms, quote, cumulative);
         let signature = Signature::sign(&voucher.digest(&trust.channel_domain()), &**client).await?;
         Ok(Self { terms, voucher, signature })
     }

@@ -7,9 +7,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, SignedVoucher, StreamCheckpoint, UnixTime, Values,
-};
+use crate::{InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, SignedVoucher, UnixTime, Values};
 
 /// A wish to hold a place for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +31,9 @@ pub struct ComputeTask {
     pub voucher: Option<SignedVoucher>,
     /// What to run on; hashes to the order's `input_hash`.
     pub inputs: Values,
+    /// When the output has to be at its end: after it, the validators approve it and the payment is settled. What was given until then is
+    /// given and paid for.
+    pub finish_by: UnixTime,
 }
 
 /// What comes back while a task runs.
@@ -42,10 +43,10 @@ pub struct ComputeTask {
 pub enum ComputeEvent {
     /// A part of the output of a model that streams.
     Chunk(OutputChunk),
-    /// The node's word on the parts so far: after at most [`crate::stream::CHECKPOINT_PARTS`] parts or
+    /// The node's word on the parts so far, a result without an end: after at most [`crate::stream::CHECKPOINT_PARTS`] parts or
     /// [`crate::stream::CHECKPOINT_MILLIS`], and after the last part.
-    Checkpoint(Signed<StreamCheckpoint>),
-    /// The whole output and the node's word on it. Nothing comes after it.
+    Checkpoint(Signed<InferenceResult>),
+    /// The whole output and the node's word on it, which says why it ends. Nothing comes after it.
     Finished {
         /// What the client gets.
         output: Values,
@@ -70,9 +71,12 @@ pub enum ComputeError {
     /// The task does not fit the reservation, the quote or the payment.
     #[error("task refused: {0}")]
     InvalidTask(String),
-    /// It took longer than it may.
+    /// It took longer than it may, and gave nothing until then.
     #[error("the task ran past its deadline")]
     DeadlineExceeded,
+    /// It was stopped before it gave anything.
+    #[error("the task was stopped")]
+    Cancelled,
     /// The model failed on this input; another node would fail too.
     #[error("execution failed: {0}")]
     Failed(String),
@@ -99,14 +103,15 @@ pub const MAX_STREAM_BYTES: usize = 4 * MAX_OUTPUT_BYTES;
 pub const MAX_STREAM_PARTS: u64 = 1 << 17;
 /// The most characters of an error's text that a compute node passes on.
 pub const MAX_ERROR_CHARS: usize = 2_000;
-/// The most units of [`crate::Usage`] that a node signs for: more than bytes in or parts out could be.
-pub const MAX_UNITS: u64 = u32::MAX as u64;
 
 /// A compute node, as its gateway sees it.
 ///
 /// # For the implementer
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
 /// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
+/// - An output that is cut short, by `stop`, by its time limit or by `finish_by`, is finished with the parts that were given until then,
+///   when there are any.
+/// - A result states no more units than the quote allows, nor than the output has room for ([`crate::delivery::most_units`]).
 /// - The result names the confinement that was really reached, and its output has no more than [`MAX_OUTPUT_BYTES`] and is what the
 ///   model's manifest promises.
 /// - The parts of an output are within a [`crate::stream::StreamBudget`].
@@ -123,4 +128,7 @@ pub trait Compute: Send + Sync {
 
     /// Runs a task.
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError>;
+
+    /// Has a running task end with what it has given: its client wants no more. Does nothing when there is none.
+    async fn stop(&self, request_id: RequestId);
 }

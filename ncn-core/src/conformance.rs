@@ -22,8 +22,8 @@ pub use sandbox::{SandboxFixture, sandbox};
 pub use transport::{TransportFixture, transport};
 
 use crate::{
-    Amount, Approval, Confinement, DynSigner, FeeSplit, InferenceRequest, InferenceResult, Message, QuorumCertificate, Quote,
-    RequestId, Signed, TrustRoot, UnixTime, Usage,
+    Amount, Approval, Confinement, Delivery, DynSigner, FeeSplit, FinishReason, InferenceRequest, InferenceResult, Message, Price,
+    QuorumCertificate, Quote, RequestId, Signed, TrustRoot, Unit, UnitPrice, Units, UnixTime, Usage,
 };
 
 /// A rule of a port's contract that an implementation breaks.
@@ -105,6 +105,8 @@ fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute:
         gateway,
         compute,
         model_digest: order.model_digest,
+        price: Price::flat(total),
+        max_units: Units::default(),
         total,
         split: FeeSplit::default(),
         expiry: order.deadline,
@@ -112,18 +114,32 @@ fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute:
     }
 }
 
-/// A result of this compute node for the quote, otherwise made up.
-async fn result(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, compute: &DynSigner) -> Signed<InferenceResult> {
+/// Half of the total is for the request, and half for a unit of output, which [`delivery`] does not give: the rest goes back.
+fn priced_by_use(mut quote: Quote) -> Quote {
+    let half = Amount::new(quote.total.units() / 2);
+    quote.price.base = quote.total.checked_sub(half).unwrap_or_default();
+    quote.price.output = UnitPrice { unit: Unit::Token, price: half };
+    quote.max_units.output = 1;
+    quote
+}
+
+/// What this compute node gives for the quote, otherwise made up.
+async fn delivery(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, compute: &DynSigner) -> Delivery {
     let message = InferenceResult {
         request_id: quote.request_id,
         compute: compute.address(),
         model_digest: order.model_digest,
         input_hash: order.input_hash,
         output_hash: B256::repeat_byte(0x22),
+        output_bytes: 3,
+        parts: 1,
+        chain: B256::repeat_byte(0x33),
+        resumed_from: B256::ZERO,
         usage: Usage::default(),
         confinement: Confinement::None,
+        finish: Some(FinishReason::Stop),
     };
-    signed(message, trust, compute).await
+    Delivery { results: vec![signed(message, trust, compute).await], finish: FinishReason::Stop }
 }
 
 #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]

@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream::BoxStream};
 pub use package::ModelPackage;
 use serde::{Deserialize, Serialize};
 
-use crate::{Values, model::ModelFormat, sandbox::Confinement};
+use crate::{FinishReason, Units, Values, model::ModelFormat, sandbox::Confinement};
 
 /// One inference to run.
 #[derive(Clone, Debug)]
@@ -37,17 +37,38 @@ pub struct Usage {
     pub duration_micros: u64,
 }
 
+impl Usage {
+    /// What is paid for.
+    pub const fn units(&self) -> Units {
+        Units { input: self.input_units, output: self.output_units }
+    }
+}
+
 /// A part of an output, which [`Values::append`] adds to the parts before. A model that does not stream gives one part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutputChunk {
     /// The values of this part.
     pub values: Values,
-    /// Set on the last part, and only there: what the whole inference took.
-    pub usage: Option<Usage>,
+    /// What the inference took up to here.
+    pub usage: Usage,
+    /// Set on the last part, and only there: why there are no more.
+    pub finish: Option<FinishReason>,
 }
 
-/// The parts of an output, the last with its usage. Dropping it cancels the inference.
+impl OutputChunk {
+    /// All of an output, or the last part of it, of a model that is done.
+    pub const fn last(values: Values, usage: Usage) -> Self {
+        Self { values, usage, finish: Some(FinishReason::Stop) }
+    }
+
+    /// True when nothing comes after it.
+    pub const fn is_last(&self) -> bool {
+        self.finish.is_some()
+    }
+}
+
+/// The parts of an output, the last with the reason why it ends. Dropping it cancels the inference.
 pub type Outputs = BoxStream<'static, Result<OutputChunk, ExecutorError>>;
 
 /// Why a model was not loaded or did not run.
@@ -100,7 +121,7 @@ impl ExecutorError {
 /// - `run` refuses inputs through [`crate::Manifest::prepare`], and gives outputs through [`crate::Manifest::finish`] or
 ///   [`crate::Manifest::check_outputs`].
 /// - A dropped stream ends the run: what it used is soon free again.
-/// - A stream ends after its first error or after the chunk that has `usage`; never without one of them.
+/// - A stream ends after its first error or after the chunk that has `finish`; never without one of them. Usage only grows.
 /// - Nothing that a model does may take the caller down or hold it up past the time limit.
 #[async_trait]
 pub trait Executor: Send + Sync {
@@ -128,13 +149,13 @@ pub trait ExecutorExt: Executor {
         let mut outputs = self.run(execution).await?;
         let mut all = Values::new();
         while let Some(chunk) = outputs.next().await {
-            let OutputChunk { values, usage } = chunk?;
+            let OutputChunk { values, usage, finish } = chunk?;
             all.append(values);
-            if let Some(usage) = usage {
+            if finish.is_some() {
                 return Ok((all, usage));
             }
         }
-        Err(ExecutorError::Failed("the output ended without its usage".into()))
+        Err(ExecutorError::Failed("the output broke off".into()))
     }
 }
 

@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Channel, ChannelClose, ChannelParams, Completion, DynSigner, InferenceResult, Message as _, PaymentAuthorization,
-    QuorumCertificate, Quote, Receipt, RequestId, Signature, Signed, SignedVoucher, TrustRoot, UnixTime,
+    Amount, Channel, ChannelClose, ChannelParams, Completion, Delivery, DeliveryError, DynSigner, Message as _,
+    PaymentAuthorization, QuorumCertificate, Quote, Receipt, RequestId, Signature, SignedVoucher, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
@@ -83,8 +83,8 @@ pub enum PaymentStatus {
     PaidOut {
         /// The settlement, or the voucher that was charged.
         by: PaymentRef,
-        /// Who was paid for computing; none out of a channel, where the gateway alone settles.
-        compute: Option<Address>,
+        /// Struct hash of the completion that it was paid out for; none out of a channel, where the gateway alone settles.
+        completion: Option<B256>,
     },
     /// Given back. Final.
     Refunded {
@@ -102,29 +102,27 @@ impl PaymentStatus {
         }
     }
 
-    /// What paid, or is to pay, for this node's result. A settlement that paid another node is another completion's.
-    pub fn settled_for(&self, node: Address) -> Option<&PaymentRef> {
+    /// What paid, or is to pay, for the completion with this struct hash.
+    pub fn settled_for(&self, hash: B256) -> Option<&PaymentRef> {
         match self {
             Self::Earned { by } => Some(by),
-            Self::PaidOut { by, compute } if compute.is_none_or(|paid| paid == node) => Some(by),
+            Self::PaidOut { by, completion } if completion.is_none_or(|paid| paid == hash) => Some(by),
             _ => None,
         }
     }
 
-    /// Checks that an escrow was paid out by this settlement, for this node's result, as a receipt says.
+    /// Checks that an escrow was paid out by this settlement, for the completion with this struct hash, as a receipt says.
     ///
     /// # Errors
     /// [`LedgerError::NotAllowed`] when it went another way; [`LedgerError::Unreachable`] while it has not ended: the gateway's endpoint may
     /// be ahead of the one that was asked.
-    pub fn check_settled(&self, settlement: B256, compute: Address) -> Result<(), LedgerError> {
+    pub fn check_settled(&self, settlement: B256, completion: B256) -> Result<(), LedgerError> {
         let refuse = |problem: String| Err(LedgerError::NotAllowed(format!("payment: {problem}")));
         match self {
             Self::PaidOut { by, .. } if *by != PaymentRef::Transaction(settlement) => {
                 refuse(format!("was paid out by {by}, not by {settlement}"))
             }
-            Self::PaidOut { .. } if self.settled_for(compute).is_none() => {
-                refuse("was paid out for another compute node's result".into())
-            }
+            Self::PaidOut { .. } if self.settled_for(completion).is_none() => refuse("was paid out for another completion".into()),
             Self::PaidOut { .. } => Ok(()),
             Self::Refunded { by } => refuse(format!("was given back by {by}")),
             Self::Unpaid | Self::Held { .. } | Self::Earned { .. } => {
@@ -152,16 +150,22 @@ impl fmt::Display for PaymentStatus {
 pub struct Settlement {
     /// What was paid.
     pub quote: Quote,
-    /// What the compute node says it ran.
-    pub result: Signed<InferenceResult>,
-    /// The validators' approval of the completion.
+    /// What the compute nodes have given.
+    pub delivery: Delivery,
+    /// What the validators approved of it.
+    pub completion: Completion,
+    /// Their approval.
     pub certificate: QuorumCertificate,
 }
 
 impl Settlement {
-    /// What the validators approved.
-    pub fn completion(&self) -> Completion {
-        Completion::new(&self.quote, &self.result.message)
+    /// What the validators approved, with all that leads to it.
+    ///
+    /// # Errors
+    /// When the delivery is not one for the quote.
+    pub fn new(quote: Quote, delivery: Delivery, certificate: QuorumCertificate) -> Result<Self, DeliveryError> {
+        let completion = delivery.completion(&quote)?;
+        Ok(Self { quote, delivery, completion, certificate })
     }
 }
 
@@ -310,7 +314,7 @@ pub trait PaymentLedger: Send + Sync {
     /// Where a request's payment is.
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError>;
 
-    /// Pays an escrow out, or captures a voucher. Returns what [`PaymentStatus::settled_for`] then names.
+    /// Pays what the request costs out of an escrow, or captures so much of a voucher. Returns what [`PaymentStatus::settled_for`] then names.
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError>;
 
     /// Gives a payment back to its client. For an escrow, the quote's gateway can at any time, and anyone after its expiry. Returns what
@@ -359,9 +363,9 @@ pub trait Payer: Send + Sync {
     /// [`LedgerError::NotAllowed`] when it is not; a retryable error while that is to be seen.
     async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError>;
 
-    /// The request is over, as its client has it proven: `served` says whether by a receipt. The payer releases what it reserved for the
-    /// request, as far as that proof goes.
-    async fn release(&self, quote: &Quote, served: bool);
+    /// The request is over, as its client has it proven: `cost` is what a receipt says, when there is one. The payer releases what it
+    /// reserved for the request, as far as that proof goes.
+    async fn release(&self, quote: &Quote, cost: Option<Amount>);
 }
 
 /// What the chain shows to every account: to compute nodes, validators and registry nodes, which trust no other role for it, and to a

@@ -22,6 +22,7 @@ pub mod compute;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod crypto;
+pub mod delivery;
 mod error_kind;
 pub mod executor;
 pub mod ledger;
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod message;
 pub mod model;
 pub mod payment;
+pub mod price;
 pub mod receipt;
 pub mod registry;
 pub mod sandbox;
@@ -49,6 +51,7 @@ pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
 pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
+pub use delivery::{Delivery, DeliveryError, FinishReason};
 pub use error_kind::ErrorKind;
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
 pub use ledger::{
@@ -58,12 +61,13 @@ pub use ledger::{
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
-    Deregistration, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole,
-    PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, StreamCheckpoint, Subnet, SubnetModel,
+    Contribution, Deregistration, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord,
+    NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel,
     TaskCapability, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{FeeSplit, PayeeRole, Payout, PayoutSchedule};
+pub use price::{Price, Unit, UnitPrice, Units};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
     Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeChange, NodeChanges, NodeQuery, PreprocessingRequest,

@@ -25,10 +25,10 @@
 //! | Executing, Completing | Expired | Refunding |
 //! | Ended without payment | Paid | Refunding: late money goes back |
 
-use alloy_primitives::Address;
+use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceResult, PaymentRef, QuorumCertificate, Quote, Signed, TrustRoot, Values};
+use crate::{Delivery, PaymentRef, QuorumCertificate, Quote, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -102,8 +102,8 @@ pub enum Event {
     Executed {
         /// What the client gets.
         output: Values,
-        /// The node's word on it.
-        result: Box<Signed<InferenceResult>>,
+        /// The nodes' word on it.
+        delivery: Box<Delivery>,
     },
     /// A compute node gave none.
     ExecutionFailed {
@@ -114,8 +114,8 @@ pub enum Event {
     },
     /// The chain has paid everyone by this transaction, or will by this voucher.
     Settled(PaymentRef),
-    /// The chain has paid for the result of this other node: M validators approved what this gateway did not ask for.
-    PaidElsewhere(Address),
+    /// The chain has paid for the completion with this struct hash: M validators approved what this gateway did not ask for.
+    PaidElsewhere(B256),
     /// The chain will not pay out any more: the escrow has expired, or it refuses the certificate for good.
     SettlementImpossible(String),
     /// The chain has paid the client back by this transaction, or this voucher will not be charged.

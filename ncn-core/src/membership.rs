@@ -212,7 +212,7 @@ impl Membership {
         if !definition.split.is_valid() {
             return Err(RegistryError::invalid("subnet.split", "adds up to more than 10,000 basis points"));
         }
-        if definition.models.iter().any(|model| model.price.is_zero() || model.name.len() > self.bounds.text) {
+        if definition.models.iter().any(|model| model.price.is_free() || model.name.len() > self.bounds.text) {
             return Err(RegistryError::invalid("subnet.models", "needs prices above zero and names of reasonable length"));
         }
         let id = definition.id();

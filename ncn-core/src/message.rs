@@ -13,7 +13,13 @@ pub use channel::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, FeeSplit, Model, RequestId, UnixTime, crypto::Authored, executor::Usage, sandbox::Confinement};
+use crate::{
+    Amount, FeeSplit, FinishReason, Model, Price, RequestId, Units, UnixTime, crypto::Authored, executor::Usage,
+    sandbox::Confinement,
+};
+
+/// The version of every domain under which messages are signed: what is signed under another one counts for nothing.
+const PROTOCOL_VERSION: &str = "2";
 
 /// Which network a signature is good for: a chain, and the payment contract on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,7 +33,7 @@ pub struct Domain {
 
 impl Domain {
     fn eip712(&self) -> alloy_sol_types::Eip712Domain {
-        eip712_domain! { name: "NCN", version: "1", chain_id: self.chain_id, verifying_contract: self.contract, }
+        eip712_domain! { name: "NCN", version: PROTOCOL_VERSION, chain_id: self.chain_id, verifying_contract: self.contract, }
     }
 
     /// The EIP-712 domain separator.
@@ -90,7 +96,11 @@ pub struct Quote {
     pub compute: Address,
     /// SHA-256 of the model's manifest.
     pub model_digest: B256,
-    /// What the client escrows.
+    /// What a unit costs.
+    pub price: Price,
+    /// The most units that are charged for.
+    pub max_units: Units,
+    /// What the client escrows: what so many units cost, and so the most that the request can cost.
     pub total: Amount,
     /// How the total is split.
     pub split: FeeSplit,
@@ -112,32 +122,54 @@ pub struct InferenceResult {
     pub model_digest: B256,
     /// [`crate::Values::hash`] of the inputs that it ran on.
     pub input_hash: B256,
-    /// [`crate::Values::hash`] of the outputs.
+    /// [`crate::Values::hash`] of the output so far.
     pub output_hash: B256,
-    /// What it took.
+    /// How many bytes it has, by [`crate::Values::content_bytes`].
+    pub output_bytes: u64,
+    /// In how many parts it came.
+    pub parts: u64,
+    /// The hash of their chain: see [`crate::StreamChain`].
+    pub chain: B256,
+    /// The chain of another node's parts that this one went on from; zero where it began itself.
+    pub resumed_from: B256,
+    /// What the node's own parts took.
     pub usage: Usage,
     /// How strongly the worker was confined.
     pub confinement: Confinement,
+    /// Why there is no more; none while more is to come.
+    pub finish: Option<FinishReason>,
 }
 
-/// What the validators approve once a result exists; M of these release an escrow.
+/// What one compute node gave of a request's output, and what that costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Contribution {
+    /// Who is paid for computing.
+    pub compute: Address,
+    /// Struct hash of its [`InferenceResult`].
+    pub result: B256,
+    /// What its part costs.
+    pub cost: Amount,
+}
+
+/// What the validators approve once a request was served; M of these release an escrow. See [`crate::Delivery::completion`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Completion {
     /// The request that is complete.
     pub request_id: RequestId,
     /// Struct hash of the [`Quote`].
     pub quote: B256,
-    /// Struct hash of the [`InferenceResult`].
-    pub result: B256,
-    /// Who is paid for computing: the quote's node, or the one that took the task over from it.
-    pub compute: Address,
+    /// Why the output ended.
+    pub finish: FinishReason,
+    /// Who gave what of it, in the output's order.
+    pub contributions: Vec<Contribution>,
 }
 
 impl Completion {
-    /// The completion of `quote` by `result`.
-    pub fn new(quote: &Quote, result: &InferenceResult) -> Self {
-        Self { request_id: quote.request_id, quote: quote.struct_hash(), result: result.struct_hash(), compute: result.compute }
+    /// What the request costs. Saturates, which a completion that was computed never does.
+    pub fn cost(&self) -> Amount {
+        self.contributions.iter().map(|contribution| contribution.cost).sum()
     }
 }
 
@@ -151,13 +183,6 @@ pub struct CompletionAuthorization {
     pub completion: B256,
 }
 
-impl CompletionAuthorization {
-    /// What the gateway of `quote` signs to have `result` approved.
-    pub fn new(quote: &Quote, result: &InferenceResult) -> Self {
-        Self { gateway: quote.gateway, completion: Completion::new(quote, result).struct_hash() }
-    }
-}
-
 /// A gateway's seal over a finished request; see [`crate::Receipt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptSeal {
@@ -165,12 +190,14 @@ pub struct ReceiptSeal {
     pub request_id: RequestId,
     /// Struct hash of the [`Quote`].
     pub quote: B256,
-    /// Struct hash of the [`InferenceResult`].
-    pub result: B256,
     /// [`crate::QuorumCertificate::hash`] of the preprocessing certificate.
     pub preprocessing: B256,
-    /// [`crate::QuorumCertificate::hash`] of the completion certificate.
+    /// Struct hash of the [`Completion`].
     pub completion: B256,
+    /// [`crate::Delivery::signatures_hash`] of what was delivered.
+    pub results: B256,
+    /// [`crate::QuorumCertificate::hash`] of the completion's certificate.
+    pub approvals: B256,
     /// How it was paid.
     pub payment_kind: PaymentKind,
     /// The transaction that escrowed the payment; out of a channel, the voucher's digest.
@@ -286,20 +313,6 @@ pub struct SessionProof {
     pub challenge: B256,
 }
 
-/// A compute node's word on the parts of a streamed output so far; see [`crate::StreamChain`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StreamCheckpoint {
-    /// Whose output it is.
-    pub request_id: RequestId,
-    /// Who ran the model.
-    pub compute: Address,
-    /// How many parts there were.
-    pub parts: u64,
-    /// The hash of their chain.
-    pub hash: B256,
-}
-
 /// One model that a subnet offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -308,14 +321,14 @@ pub struct SubnetModel {
     pub name: String,
     /// SHA-256 of its manifest.
     pub digest: B256,
-    /// What one request costs.
-    pub price: Amount,
+    /// What its requests cost.
+    pub price: Price,
 }
 
 impl SubnetModel {
     /// A model as its manifest has it.
     pub fn of(model: &Model) -> Self {
-        Self { name: model.manifest().name.clone(), digest: model.digest(), price: model.manifest().price }
+        Self { name: model.manifest().name.clone(), digest: model.digest(), price: model.manifest().price() }
     }
 }
 
@@ -370,7 +383,6 @@ authored! {
     Deregistration => node,
     SessionProof => node,
     CompletionAuthorization => gateway,
-    StreamCheckpoint => compute,
     SettlementRequest => gateway,
     TaskCapability => client,
     Subnet => owner,

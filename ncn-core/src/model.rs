@@ -10,6 +10,7 @@ mod generation;
 mod image;
 mod io;
 mod spec;
+mod units;
 
 use ::bytes::Bytes;
 use alloy_primitives::B256;
@@ -22,7 +23,9 @@ pub use spec::{
     TextInput, TokenPart, TokenizerSpec,
 };
 
-use crate::{Amount, DataType};
+pub use units::{ManifestPrice, PriceByUse};
+
+use crate::DataType;
 
 /// The most bytes that a manifest may have.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
@@ -109,8 +112,8 @@ pub struct Manifest {
     pub tokenizer: Option<TokenizerSpec>,
     /// What it may use.
     pub limits: Limits,
-    /// What one request costs.
-    pub price: Amount,
+    /// What a request costs: see [`Manifest::price`].
+    pub price: ManifestPrice,
 }
 
 /// Which kind of engine runs a model.
@@ -172,6 +175,13 @@ pub struct Limits {
     /// Processor time of a worker, after which another one takes its place; unlimited by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<u64>,
+    /// The most units of input that a request is charged for; by default as many as its inputs can have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_input_units: Option<u64>,
+    /// The most units of output that a request is charged for; by default as many as its parameters and inputs lead to. A price for units
+    /// that nothing else bounds needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output_units: Option<u64>,
     /// How many threads compute one request; the node decides by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
@@ -235,9 +245,6 @@ impl Manifest {
         if !simple(&self.version) {
             return field("version", "use 1 to 64 letters, digits, `-`, `_` and `.`");
         }
-        if self.price.is_zero() {
-            return field("price", "an escrow needs an amount above zero");
-        }
         if self.limits.deadline_ms == 0 {
             return field("limits.deadline_ms", "a model needs time to run");
         }
@@ -268,6 +275,7 @@ impl Manifest {
         }
         self.validate_inputs()?;
         self.validate_outputs()?;
+        self.validate_price()?;
         if batch > 1 && !self.is_batched() {
             return field("limits.batch", "needs tensors only, whose first dimension is one and the same name");
         }

@@ -1,16 +1,16 @@
 //! The proof of a paid inference, checkable by anyone, offline, for ever.
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CertificateError, Completion, InferenceRequest, InferenceResult, Message as _, PaymentKind, PayoutSchedule, QuorumCertificate,
-    Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, SignedVoucher, TrustRoot, UnixTime, Values,
-    agreement::Mismatch, channel::VoucherError, payment::SplitError, trust::TrustRootError,
+    Amount, CertificateError, Completion, Delivery, DeliveryError, InferenceRequest, Message as _, PaymentKind, PayoutSchedule,
+    QuorumCertificate, Quote, ReceiptSeal, RequestId, Signature, SignatureError, Signed, SignedVoucher, TrustRoot, UnixTime, Usage,
+    Values, agreement::Mismatch, channel::VoucherError, payment::SplitError, trust::TrustRootError,
 };
 
 /// The version that this code writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The most bytes that a receipt's JSON may have; a real one has about 6,000.
 pub const MAX_RECEIPT_BYTES: usize = 1 << 20;
 
@@ -74,16 +74,24 @@ pub struct Receipt {
     pub preprocessing: QuorumCertificate,
     /// How it was paid.
     pub payment: Payment,
-    /// The compute node's signed result.
-    pub result: Signed<InferenceResult>,
-    /// The validators' approval of the result.
-    pub completion: QuorumCertificate,
+    /// What the compute nodes have given.
+    pub delivery: Delivery,
+    /// What the validators approved of it: who gave what, and what each part cost.
+    pub completion: Completion,
+    /// Their approval.
+    pub approvals: QuorumCertificate,
     /// Who was paid what.
     pub payments: PayoutSchedule,
     /// When the gateway sealed it.
     pub issued_at: UnixTime,
     /// The gateway's signature over all of it.
     pub seal: Signature,
+}
+
+/// What is read of a receipt first.
+#[derive(Deserialize)]
+struct Stated {
+    version: u64,
 }
 
 /// Which check a receipt failed.
@@ -93,9 +101,9 @@ pub enum ReceiptError {
     /// No receipt at all.
     #[error("format: {0}")]
     Format(String),
-    /// From a later version of the protocol.
-    #[error("version: {0} is not {VERSION}: use a newer program")]
-    Version(u32),
+    /// From another version of the protocol.
+    #[error("version: {0} is not {VERSION}: use the program of that version")]
+    Version(u64),
     /// The stated network is no network.
     #[error("trustRoot: {0}")]
     InvalidTrustRoot(#[from] TrustRootError),
@@ -110,6 +118,12 @@ pub enum ReceiptError {
     /// Two parts contradict each other.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// What was delivered is not what was quoted.
+    #[error("delivery: {0}")]
+    Delivery(#[from] DeliveryError),
+    /// The stated completion is another one.
+    #[error("completion: is not what was delivered and quoted leads to")]
+    Completion,
     /// A payment by no transaction.
     #[error("payment: no transaction has the hash zero")]
     NoTransaction,
@@ -147,6 +161,11 @@ impl Receipt {
             return Err(ReceiptError::Format(format!("{} bytes, a receipt has at most {MAX_RECEIPT_BYTES}", json.len())));
         }
         let format = |error: serde_json::Error| ReceiptError::Format(error.to_string());
+        // One of another version has other fields: say so rather than which of them is unknown.
+        let stated: Stated = serde_json::from_slice(json).map_err(format)?;
+        if stated.version != u64::from(VERSION) {
+            return Err(ReceiptError::Version(stated.version));
+        }
         let receipt: Self = serde_json::from_slice(json).map_err(format)?;
         // One spelling per receipt: hexadecimal digits could otherwise be written in either case, and a changed text would pass.
         let (given, canonical): (serde_json::Value, _) =
@@ -173,9 +192,10 @@ impl Receipt {
         ReceiptSeal {
             request_id: self.quote.request_id,
             quote: self.quote.struct_hash(),
-            result: self.result.message.struct_hash(),
             preprocessing: self.preprocessing.hash(),
-            completion: self.completion.hash(),
+            completion: self.completion.struct_hash(),
+            results: self.delivery.signatures_hash(),
+            approvals: self.approvals.hash(),
             payment_kind: self.payment.kind(),
             payment: self.payment.reference(&self.trust_root),
             settlement: self.payment.settlement(),
@@ -195,7 +215,7 @@ impl Receipt {
     /// are the ones to trust, the caller decides by [`TrustRoot::hash`].
     pub fn verify_self_consistent(&self) -> Result<(), ReceiptError> {
         if self.version != VERSION {
-            return Err(ReceiptError::Version(self.version));
+            return Err(ReceiptError::Version(self.version.into()));
         }
         let trust = &self.trust_root;
         trust.validate()?;
@@ -205,7 +225,7 @@ impl Receipt {
         let signature = |part| move |source| ReceiptError::Signature { part, source };
         let request_id = self.request.verify(domain).map_err(signature("request.signature"))?;
         self.quote.fits(&self.request.message, &request_id)?;
-        self.result.verify(domain).map_err(signature("result.signature"))?;
+        self.delivery.verify(domain).map_err(signature("result.signature"))?;
         self.seal.verify(&self.sealed().digest(domain), self.quote.gateway).map_err(signature("seal"))?;
 
         if let Payment::Channel(payment) = &self.payment {
@@ -213,10 +233,9 @@ impl Receipt {
         }
         let certificate = |phase| move |source| ReceiptError::Certificate { phase, source };
         self.preprocessing.verify(&self.quote.digest(domain), &request_id, trust).map_err(certificate("preprocessing"))?;
-        let completion = Completion::new(&self.quote, &self.result.message);
-        self.completion.verify(&completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
+        self.approvals.verify(&self.completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
 
-        let paid = PayoutSchedule::new(&self.quote, completion.compute, &self.completion.validators(), trust.treasury)?;
+        let paid = PayoutSchedule::new(&self.quote, &self.completion, &self.approvals.validators(), trust.treasury)?;
         if paid != self.payments {
             return Err(ReceiptError::Payments);
         }
@@ -231,16 +250,24 @@ impl Receipt {
             return Err(ReceiptError::NoTransaction);
         }
         self.quote.is_of(self.trust_root.hash())?;
-        Ok(self.result.message.fits(&self.request.message, &self.quote)?)
+        for result in &self.delivery.results {
+            result.message.fits(&self.request.message, &self.quote)?;
+        }
+        if self.delivery.completion(&self.quote)? == self.completion { Ok(()) } else { Err(ReceiptError::Completion) }
     }
 
     /// True when `output` is the output that this receipt proves.
     pub fn matches_output(&self, output: &Values) -> bool {
-        self.result.message.fits_output(output).is_ok()
+        self.delivery.last().is_some_and(|result| result.fits_output(output).is_ok())
     }
 
-    /// Who computed.
-    pub const fn compute(&self) -> Address {
-        self.result.message.compute
+    /// What the request took, of all nodes that gave a part of its output.
+    pub fn usage(&self) -> Usage {
+        self.delivery.usage()
+    }
+
+    /// What it cost.
+    pub fn cost(&self) -> Amount {
+        self.completion.cost()
     }
 }

@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, CompletionAuthorization, Deregistration, ErrorKind, Heartbeat, InferenceRequest, InferenceResult, NodeRecord,
+    Approval, CompletionAuthorization, Delivery, DeliveryError, Deregistration, ErrorKind, Heartbeat, InferenceRequest, NodeRecord,
     NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
 };
 
@@ -65,11 +65,11 @@ pub struct CompletionRequest {
     pub request: Signed<InferenceRequest>,
     /// What was approved and paid.
     pub quote: Quote,
-    /// What the compute node says it ran.
-    pub result: Signed<InferenceResult>,
+    /// What the compute nodes have given.
+    pub delivery: Delivery,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<SignedVoucher>,
-    /// The quote's gateway's word that it wants this result approved. Who takes part in a request is known to bystanders, and any
+    /// The quote's gateway's word that it wants this delivery approved. Who takes part in a request is known to bystanders, and any
     /// registered node can sign a result: only the gateway says whose is paid.
     pub authorization: Signed<CompletionAuthorization>,
 }
@@ -119,6 +119,9 @@ pub enum RegistryError {
     /// A validator says no.
     #[error("refused: {0}")]
     Refused(String),
+    /// What was delivered is not what was quoted.
+    #[error("refused: {0}")]
+    Delivery(DeliveryError),
     /// Fewer than M validators approved.
     #[error("{have} of {need} approvals: {reasons}")]
     TooFewApprovals {
@@ -145,7 +148,7 @@ impl RegistryError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } => ErrorKind::Invalid,
-            Self::Stale { .. } | Self::Refused(_) => ErrorKind::Refused,
+            Self::Stale { .. } | Self::Refused(_) | Self::Delivery(_) => ErrorKind::Refused,
             Self::UnknownNode(_) | Self::UnknownSubnet(_) => ErrorKind::Unknown,
             Self::Overloaded(_) => ErrorKind::Busy,
             Self::TooFewApprovals { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,

@@ -1,10 +1,10 @@
-//! The hash chain of a streamed output: what a compute node has said so far, in one hash that it signs now and then.
+//! The hash chain of an output: what a compute node has given so far, in one hash that it signs now and then, and at the end.
 
 use alloy_primitives::B256;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Domain, RequestId, SignatureError, Signed, StreamCheckpoint, Values,
+    Domain, InferenceResult, RequestId, SignatureError, Signed, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_STREAM_BYTES, MAX_STREAM_PARTS},
 };
 
@@ -95,20 +95,32 @@ impl StreamChain {
         self.parts
     }
 
-    /// What the compute node signs of it.
-    pub const fn checkpoint(&self, compute: alloy_primitives::Address) -> StreamCheckpoint {
-        StreamCheckpoint { request_id: self.request_id, compute, parts: self.parts, hash: self.hash }
+    /// The hash of the chain so far.
+    pub const fn hash(&self) -> B256 {
+        self.hash
+    }
+
+    /// A result with what it says of the output: that these parts have come to this.
+    pub fn describe(&self, output: &Values, mut result: InferenceResult) -> InferenceResult {
+        (result.output_hash, result.output_bytes) = (output.hash(), output.content_bytes());
+        (result.parts, result.chain) = (self.parts, self.hash);
+        result
+    }
+
+    /// Whether a compute node's result so far is of these parts.
+    pub fn fits(&self, result: &InferenceResult) -> Result<(), StreamError> {
+        if result.request_id != self.request_id {
+            return Err(StreamError::Request);
+        }
+        if (result.parts, result.chain) != (self.parts, self.hash) {
+            return Err(StreamError::Parts(self.parts));
+        }
+        Ok(())
     }
 
     /// Checks a compute node's word on the parts so far.
-    pub fn verify(&self, checkpoint: &Signed<StreamCheckpoint>, domain: &Domain) -> Result<(), StreamError> {
-        let said = &checkpoint.message;
-        if said.request_id != self.request_id {
-            return Err(StreamError::Request);
-        }
-        if (said.parts, said.hash) != (self.parts, self.hash) {
-            return Err(StreamError::Parts(self.parts));
-        }
+    pub fn verify(&self, checkpoint: &Signed<InferenceResult>, domain: &Domain) -> Result<(), StreamError> {
+        self.fits(&checkpoint.message)?;
         Ok(checkpoint.verify(domain).map(drop)?)
     }
 }
@@ -156,7 +168,20 @@ mod tests {
     #[test]
     fn a_checkpoint_is_for_these_parts_of_this_request() {
         let signed = |chain: StreamChain| {
-            let message = chain.checkpoint(Address::ZERO);
+            let message = InferenceResult {
+                request_id: chain.request_id,
+                compute: Address::ZERO,
+                model_digest: B256::ZERO,
+                input_hash: B256::ZERO,
+                output_hash: B256::ZERO,
+                output_bytes: 0,
+                parts: chain.parts,
+                chain: chain.hash,
+                resumed_from: B256::ZERO,
+                usage: crate::Usage::default(),
+                confinement: crate::Confinement::None,
+                finish: None,
+            };
             Signed { message, signature: crate::Signature::try_from(&[27; 65][..]).unwrap() }
         };
         let domain = Domain { chain_id: 1, contract: Address::ZERO };

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use alloy_primitives::Address;
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, OutputChunk, QuorumCertificate, Quote, Receipt, RequestId, Signed, State, StreamCheckpoint, Values};
+use crate::{InferenceResult, Outcome, OutputChunk, QuorumCertificate, Quote, Receipt, RequestId, Signed, State, Values};
 
 /// The twelve steps of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -132,7 +132,7 @@ pub enum TaskEvent {
     /// A part of the output of a model that streams. Not yet approved by anyone.
     Chunk(OutputChunk),
     /// The compute node's word on the parts since the attempt began, for [`crate::StreamChain::verify`].
-    Checkpoint(Signed<StreamCheckpoint>),
+    Checkpoint(Box<Signed<InferenceResult>>),
     /// The output and the proof of it. Nothing comes after it.
     Delivered {
         /// What the model gave.

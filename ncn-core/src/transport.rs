@@ -8,8 +8,8 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, ChannelParams, ErrorKind, InferenceRequest, Model, PaymentAuthorization, RequestId, Signature, Signed, TaskCapability,
-    TaskEvent, TaskStatus, TrustRoot, Values,
+    Amount, ChannelParams, ErrorKind, InferenceRequest, InputError, Model, PaymentAuthorization, Price, RequestId, Signature,
+    Signed, TaskCapability, TaskEvent, TaskStatus, TrustRoot, Units, Values, price::PriceOverflow,
 };
 
 /// A signed order and what to run on.
@@ -62,8 +62,25 @@ pub struct ModelInfo {
     pub model: Model,
     /// The subnet it is offered in.
     pub subnet: B256,
-    /// What a request costs there.
-    pub price: Amount,
+    /// What its requests cost there.
+    pub price: Price,
+    /// The least time from an order to its deadline that is taken.
+    #[serde(rename = "leastTimeoutMicros", with = "crate::serial::micros")]
+    pub least_timeout: Duration,
+    /// What a request took on average, of those that the gateway has served lately; none before the first.
+    pub typical_units: Option<Units>,
+}
+
+impl ModelInfo {
+    /// The most units that a request is charged for, and what they cost: the total that its quote has.
+    ///
+    /// # Errors
+    /// When the parameters are not the model's, or the price does not fit an amount.
+    pub fn maximum(&self, inputs: &Values, parameters: &str) -> Result<(Units, Amount), InputError> {
+        let units = self.model.manifest().max_units(&self.price, inputs, parameters)?;
+        let overflow = |error: PriceOverflow| InputError { name: "price".into(), problem: error.to_string() };
+        Ok((units, self.price.cost(units).map_err(overflow)?))
+    }
 }
 
 /// News of a request.

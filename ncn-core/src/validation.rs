@@ -5,11 +5,12 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    BatchRequest, Channel, ChannelCharge, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest, LedgerError,
-    Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet, TrustRoot, UnixTime,
+    BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
+    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet, TrustRoot,
+    UnixTime,
     agreement::Mismatch,
     channel::{BatchEntry, VoucherError},
-    compute::MAX_UNITS,
+    price::MAX_UNITS,
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
@@ -24,10 +25,16 @@ pub struct ValidationContext<'a> {
     pub trust: &'a TrustRoot,
     /// The subnet of the request.
     pub subnet: &'a Subnet,
-    /// The live record of the compute node.
-    pub compute: &'a NodeRecord,
+    /// The live records of the request's compute nodes, as far as they are live.
+    pub nodes: &'a [NodeRecord],
     /// The time.
     pub now: UnixTime,
+}
+
+impl ValidationContext<'_> {
+    fn node(&self, address: Address) -> Option<&NodeRecord> {
+        self.nodes.iter().find(|record| record.node == address && record.expires_at >= self.now)
+    }
 }
 
 fn refuse(reason: impl Into<String>) -> Result<(), RegistryError> {
@@ -58,45 +65,48 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     if quote.expiry - context.now > MAX_ESCROW_SECONDS {
         return refuse("quote.expiry: is more than a week away");
     }
-    if quote.compute != context.compute.node {
-        return refuse("quote.compute: is not the node whose record was found");
-    }
-    able(quote, context)
+    able(quote, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?, context)
 }
 
-/// Checks that the quote's own gateway wants this result approved. It costs one signature and no question, so it comes before anything
-/// else that is done for a completion.
-pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<(), RegistryError> {
-    let CompletionRequest { quote, result, authorization, .. } = request;
-    if authorization.message != CompletionAuthorization::new(quote, &result.message) {
-        return refuse("authorization: is for another completion, or of another gateway than the quote's");
+/// Checks that the quote's own gateway wants this completion approved, and that it is the one that what was delivered leads to. Returns
+/// it. It costs one signature and no question, so it comes before anything else that is done for a completion.
+pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<Completion, RegistryError> {
+    let CompletionRequest { quote, delivery, authorization, .. } = request;
+    let completion = delivery.completion(quote).map_err(RegistryError::Delivery)?;
+    let expected = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
+    if authorization.message != expected {
+        refuse("authorization: is for another completion, or of another gateway than the quote's")?;
     }
-    authorization.verify(domain).map(drop).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))
+    authorization.verify(domain).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))?;
+    Ok(completion)
 }
 
-/// Judges a result once [`authorization`] has passed: the compute node's signature, and that every digest is the order's. An escrow is
-/// the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
+/// Judges what was delivered once [`authorization`] has passed: the compute nodes' signatures, and that every digest is the order's. An
+/// escrow is the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
 pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let CompletionRequest { request: order, quote, result, voucher, .. } = request;
+    let CompletionRequest { request: order, quote, delivery, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
     quote.fits(order, &order.digest(&context.trust.domain))?;
     terms(order, quote, context)?;
-    result.verify(&context.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
+    delivery.verify(&context.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
     if let Some(voucher) = voucher {
         voucher.verify(quote, context.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
     }
-    let result = &result.message;
-    result.fits(order, quote)?;
-    let checks = [
-        (result.compute == context.compute.node, "result.compute: is not the node whose record was found"),
-        (result.confinement <= context.compute.confinement, "result.confinement: is more than the node's record says"),
-        (result.usage.input_units.max(result.usage.output_units) <= MAX_UNITS, "result.usage: is more than any node may sign for"),
-    ];
-    if let Some((_, reason)) = checks.iter().find(|(good, _)| !good) {
-        return refuse(*reason);
+    for result in &delivery.results {
+        let result = &result.message;
+        result.fits(order, quote)?;
+        match context.node(result.compute) {
+            Some(node) if result.confinement > node.confinement => {
+                return refuse("result.confinement: is more than the node's record says");
+            }
+            Some(node) => able(quote, node, context)?,
+            // What a node has given counts, though it is gone.
+            None if result.finish.is_none() => {}
+            None => return Err(RegistryError::UnknownNode(result.compute)),
+        }
     }
-    able(quote, context)
+    Ok(())
 }
 
 /// Judges a batch by what it says of itself and its gateway's signature, but not its requests' signatures
@@ -181,7 +191,8 @@ fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),
         (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),
-        (quote.total == listed.price, "quote.total: is not the subnet's price"),
+        (quote.price == listed.price, "quote.price: is not the subnet's"),
+        (quote.max_units.input.max(quote.max_units.output) <= MAX_UNITS, "quote.maxUnits: are more than are counted"),
         (!quote.total.is_zero(), "quote.total: is zero"),
         (quote.split == subnet.split && quote.split.is_valid(), "quote.split: is not the subnet's"),
     ];
@@ -191,14 +202,12 @@ fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_
     }
 }
 
-/// Is the compute node alive, in the subnet, and in possession of the model?
-fn able(quote: &Quote, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let record = context.compute;
+/// Is the live compute node in the subnet, and in possession of the model?
+fn able(quote: &Quote, record: &NodeRecord, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let checks = [
         (record.role == NodeRole::Compute, "compute: is no compute node"),
         (record.subnet == context.subnet.id(), "compute: is in another subnet"),
         (record.models.contains(&quote.model_digest), "compute: does not have the model"),
-        (record.expires_at >= context.now, "compute: its record has expired"),
     ];
     match checks.iter().find(|(good, _)| !good) {
         Some((_, reason)) => refuse(*reason),

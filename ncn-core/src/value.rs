@@ -146,6 +146,17 @@ impl Values {
         self.0.iter().map(|(name, value)| VALUE_OVERHEAD + name.len() + value.size()).sum()
     }
 
+    /// How many bytes their contents have: of a text its UTF-8, of a tensor its elements, of a file its data. Names, shapes and media
+    /// types do not count.
+    pub fn content_bytes(&self) -> u64 {
+        let content = |value: &Value| match value {
+            Value::Tensor(tensor) => tensor.data().len(),
+            Value::Text(text) => text.len(),
+            Value::File { data, .. } => data.len(),
+        };
+        self.0.values().map(|value| content(value) as u64).sum()
+    }
+
     /// SHA-256 of the values' one canonical encoding: `ncn.values.v1`, the count, and for each value, by name, its name, a tag and
     /// its parts. Every variable part is preceded by its length, every integer is a little-endian u64, so no two sets of values
     /// share an encoding. Hashed as it is made: payloads are not copied.

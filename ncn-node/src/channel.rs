@@ -321,21 +321,21 @@ impl PaymentLedger for ChannelProcessor {
             Stage::Reserved => PaymentStatus::Held { quote: hold.payment.voucher.quote, by },
             // What can never be charged was earned all the same: its client has the answer.
             Stage::Earned(_) | Stage::Lost => PaymentStatus::Earned { by },
-            Stage::Settled => PaymentStatus::PaidOut { by, compute: None },
+            Stage::Settled => PaymentStatus::PaidOut { by, completion: None },
             Stage::Released => PaymentStatus::Refunded { by },
         })
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
-        let Settlement { quote, result, certificate } = settlement;
+        let Settlement { quote, delivery, completion, certificate } = settlement;
         let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.settle(settlement).await };
         hold.payment.matches(quote)?;
-        let entry =
-            BatchEntry { quote: quote.clone(), result: result.clone(), completion: certificate.clone(), payment: hold.payment };
-        let now = unix_now();
+        let (delivery, certificate) = (delivery.clone(), certificate.clone());
+        let entry = BatchEntry { quote: quote.clone(), delivery, certificate, payment: hold.payment };
+        let (cost, now) = (completion.cost(), unix_now());
         self.0
             .change(move |state| {
-                let hold = state.earn(quote.request_id, now)?;
+                let hold = state.earn(quote.request_id, cost, now)?;
                 let accounts = state.account_of(&hold).into_iter().collect();
                 // What is settled needs no proof any more.
                 let entries = matches!(hold.stage, Stage::Earned(_)).then_some(entry).into_iter().collect();

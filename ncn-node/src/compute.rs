@@ -16,14 +16,16 @@ use futures::{StreamExt as _, stream};
 use ncn_core::{Address, B256};
 use ncn_core::{
     ChainView, Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError,
-    InferenceResult, Message as _, Model, RequestId, Reservation, Signed, StreamBudget, StreamChain, UnixTime, Usage, Values,
-    compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES, MAX_UNITS},
-    crypto::Authored,
+    FinishReason, InferenceResult, Message as _, Model, OutputChunk, RequestId, Reservation, Signed, StreamBudget, StreamChain,
+    Units, UnixTime, Usage, Values,
+    compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES},
+    delivery::most_units,
     executor::{ModelPackage, Outputs},
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
 };
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     payments::{PaymentCheckError, PaymentVerifier},
@@ -129,12 +131,16 @@ impl Compute for ComputeNode {
         let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
         self.check(&task).await?;
         let package = self.models.get(&task.quote.model_digest).ok_or(ComputeError::UnknownModel(task.quote.model_digest))?;
-        let left = Duration::from_secs(task.quote.expiry.saturating_sub(unix_now()));
+        let left = Duration::from_secs(task.finish_by.min(task.quote.expiry).saturating_sub(unix_now()));
+        if left.is_zero() {
+            return Err(ComputeError::DeadlineExceeded);
+        }
+        let time_limit = left.min(Duration::from_millis(package.model.manifest().limits.deadline_ms));
         let execution = Execution {
             model_digest: task.quote.model_digest,
             inputs: task.inputs,
             parameters: task.request.message.parameters.clone(),
-            time_limit: left.min(Duration::from_millis(package.model.manifest().limits.deadline_ms)),
+            time_limit,
         };
         let started = Instant::now();
         let outputs = self.executor.run(execution).await.map_err(compute_error)?;
@@ -144,12 +150,23 @@ impl Compute for ComputeNode {
             model_digest: task.quote.model_digest,
             input_hash: task.request.message.input_hash,
             output_hash: B256::ZERO,
+            output_bytes: 0,
+            parts: 0,
+            chain: B256::ZERO,
+            resumed_from: B256::ZERO,
             usage: Usage::default(),
             confinement: self.executor.confinement(&task.quote.model_digest),
+            finish: None,
         };
-        let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned };
-        let running = Running::new(outputs, started, package.model.clone(), signing, lease);
+        let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned, max_units: task.quote.max_units };
+        let running = Running::new(outputs, started, started + time_limit, package.model.clone(), signing, lease);
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
+    }
+
+    async fn stop(&self, request_id: RequestId) {
+        if let Some(held) = self.leases.lock().get(&request_id) {
+            held.stop.cancel();
+        }
     }
 }
 
@@ -157,41 +174,57 @@ impl Compute for ComputeNode {
 struct Running {
     outputs: Outputs,
     started: Instant,
+    /// The executor ends a run by then; should it not, this node does.
+    deadline: Instant,
     model: Arc<Model>,
     budget: StreamBudget,
     output: Values,
+    usage: Usage,
     signing: Signing,
     chain: StreamChain,
     /// How many parts the last checkpoint covers, and since when there are more.
     signed_parts: u64,
     unsigned_since: Option<Instant>,
-    /// What is to be told next; nothing comes after it once the model has ended.
+    /// What is to be told next; nothing comes after it once the output has ended.
     events: VecDeque<ComputeEvent>,
     ended: bool,
-    _lease: Lease,
+    lease: Lease,
+}
+
+/// What comes next of an output.
+enum Next {
+    Part(OutputChunk),
+    /// The parts since the last checkpoint are to be signed.
+    Sign,
+    /// The output is cut short.
+    Cut(FinishReason),
 }
 
 struct Signing {
     signer: DynSigner,
     domain: Domain,
     unsigned: InferenceResult,
+    /// The most that the request is charged for.
+    max_units: Units,
 }
 
 impl Running {
-    fn new(outputs: Outputs, started: Instant, model: Arc<Model>, signing: Signing, lease: Lease) -> Self {
+    fn new(outputs: Outputs, started: Instant, deadline: Instant, model: Arc<Model>, signing: Signing, lease: Lease) -> Self {
         Self {
             outputs,
             started,
+            deadline,
             model,
             budget: StreamBudget::default(),
             output: Values::new(),
+            usage: Usage::default(),
             chain: StreamChain::new(signing.unsigned.request_id),
             signing,
             signed_parts: 0,
             unsigned_since: None,
             events: VecDeque::new(),
             ended: false,
-            _lease: lease,
+            lease,
         }
     }
 
@@ -210,61 +243,102 @@ impl Running {
 
     /// Waits until there is something to tell.
     async fn advance(&mut self) -> Result<(), ComputeError> {
-        let part = match self.unsigned_since {
-            Some(since) => {
-                let signed_by = since + Duration::from_millis(CHECKPOINT_MILLIS);
-                match tokio::time::timeout_at(signed_by, self.outputs.next()).await {
-                    Ok(part) => part,
-                    Err(_) => return self.sign_parts().await,
-                }
+        match self.wait().await? {
+            Next::Part(part) => self.take(part).await,
+            Next::Sign => self.sign_parts().await,
+            Next::Cut(finish) if self.chain.parts() > 0 => self.finish(finish).await,
+            Next::Cut(FinishReason::Cancelled) => Err(ComputeError::Cancelled),
+            Next::Cut(_) => Err(ComputeError::DeadlineExceeded),
+        }
+    }
+
+    async fn wait(&mut self) -> Result<Next, ComputeError> {
+        let sign_by = self.unsigned_since.map(|since| since + Duration::from_millis(CHECKPOINT_MILLIS));
+        let sign = async {
+            match sign_by {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            None => self.outputs.next().await,
         };
-        let mut part = part.ok_or_else(|| ComputeError::Failed("the output broke off".into()))?.map_err(compute_error)?;
+        let part = tokio::select! {
+            biased;
+            () = self.lease.stop.cancelled() => return Ok(Next::Cut(FinishReason::Cancelled)),
+            part = self.outputs.next() => part,
+            () = sign => return Ok(Next::Sign),
+            () = tokio::time::sleep_until(self.deadline) => return Ok(Next::Cut(FinishReason::Deadline)),
+        };
+        match part {
+            Some(Ok(part)) => Ok(Next::Part(part)),
+            Some(Err(ExecutorError::TimedOut(_) | ExecutorError::Cancelled)) => Ok(Next::Cut(FinishReason::Deadline)),
+            Some(Err(error)) => Err(compute_error(error)),
+            None => Err(ComputeError::Failed("the output broke off".into())),
+        }
+    }
+
+    async fn take(&mut self, part: OutputChunk) -> Result<(), ComputeError> {
         // What is signed has to be what the manifest promises, whoever made it.
         let broken = |problem: String| compute_error(ExecutorError::InvalidOutput(problem));
         self.budget.take(&part.values).map_err(|limit| broken(limit.to_string()))?;
         self.model.manifest().check_part(&part.values).map_err(|error| broken(error.to_string()))?;
         self.output.append(part.values.clone());
         check_size(&self.output)?;
-        if let Some(usage) = &mut part.usage {
-            let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            usage.duration_micros = usage.duration_micros.min(elapsed);
+        self.usage = part.usage;
+        if part.is_last() {
             self.model.manifest().check_delivered(&self.output).map_err(|error| broken(error.to_string()))?;
-            check_usage(usage)?;
         }
-        let usage = part.usage;
         // What comes in one part is no stream.
-        if usage.is_none() || self.chain.parts() > 0 {
-            self.chain.extend(&part.values);
+        let streams = !part.is_last() || self.chain.parts() > 0;
+        self.chain.extend(&part.values);
+        let finish = part.finish;
+        if streams {
             self.unsigned_since.get_or_insert_with(Instant::now);
             self.events.push_back(ComputeEvent::Chunk(part));
-            if usage.is_some() || self.chain.parts() - self.signed_parts >= CHECKPOINT_PARTS {
-                self.sign_parts().await?;
-            }
         }
-        if let Some(usage) = usage {
-            self.ended = true;
-            let output = std::mem::take(&mut self.output);
-            let result = InferenceResult { output_hash: output.hash(), usage, ..self.signing.unsigned.clone() };
-            let result = self.signing.sign(result).await?;
-            self.events.push_back(ComputeEvent::Finished { output, result });
+        match finish {
+            Some(finish) => self.finish(finish).await,
+            None if self.chain.parts() - self.signed_parts >= CHECKPOINT_PARTS => self.sign_parts().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Tells a checkpoint of the parts so far.
     async fn sign_parts(&mut self) -> Result<(), ComputeError> {
         self.unsigned_since = None;
         self.signed_parts = self.chain.parts();
-        let checkpoint = self.signing.sign(self.chain.checkpoint(self.signing.unsigned.compute)).await?;
+        let checkpoint = self.signing.sign(self.result(None)).await?;
         self.events.push_back(ComputeEvent::Checkpoint(checkpoint));
         Ok(())
+    }
+
+    /// Tells the end of the output.
+    async fn finish(&mut self, finish: FinishReason) -> Result<(), ComputeError> {
+        self.ended = true;
+        let result = self.signing.sign(self.result(Some(finish))).await?;
+        if self.unsigned_since.is_some() {
+            // For those who follow the parts: the end is the last checkpoint.
+            self.events.push_back(ComputeEvent::Checkpoint(result.clone()));
+        }
+        let output = std::mem::take(&mut self.output);
+        self.events.push_back(ComputeEvent::Finished { output, result });
+        Ok(())
+    }
+
+    /// The node's word on what was given so far. A model counts for itself: it is not believed beyond what the request may be charged for,
+    /// what the output has room for, and the time that has passed.
+    fn result(&self, finish: Option<FinishReason>) -> InferenceResult {
+        let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let Units { input, output } = self.signing.max_units;
+        let usage = Usage {
+            input_units: self.usage.input_units.min(input),
+            output_units: self.usage.output_units.min(output).min(most_units(self.output.content_bytes(), self.chain.parts())),
+            duration_micros: self.usage.duration_micros.min(elapsed),
+        };
+        self.chain.describe(&self.output, InferenceResult { usage, finish, ..self.signing.unsigned.clone() })
     }
 }
 
 impl Signing {
-    async fn sign<M: Authored>(&self, message: M) -> Result<Signed<M>, ComputeError> {
+    async fn sign(&self, message: InferenceResult) -> Result<Signed<InferenceResult>, ComputeError> {
         let signed = Signed::sign(message, &self.domain, &*self.signer).await;
         signed.map_err(|error| ComputeError::Unavailable(error.to_string()))
     }
@@ -279,15 +353,6 @@ fn check_size(output: &Values) -> Result<(), ComputeError> {
         return Ok(());
     }
     Err(ComputeError::Failed(format!("the output has {} bytes, at most {MAX_OUTPUT_BYTES} are delivered", output.size())))
-}
-
-/// Units are the model's own count.
-fn check_usage(usage: &Usage) -> Result<(), ComputeError> {
-    if usage.input_units.max(usage.output_units) <= MAX_UNITS {
-        return Ok(());
-    }
-    let Usage { input_units, output_units, .. } = usage;
-    Err(ComputeError::Failed(format!("usage: {input_units} units in and {output_units} out, at most {MAX_UNITS} are signed for")))
 }
 
 fn compute_error(error: ExecutorError) -> ComputeError {
@@ -307,17 +372,19 @@ struct Leases {
     held: Mutex<HashMap<RequestId, Held>>,
 }
 
-#[derive(Clone, Copy)]
 struct Held {
     model_digest: B256,
     expires_at: UnixTime,
     running: bool,
+    /// Ends what runs.
+    stop: CancellationToken,
 }
 
 /// A place in use; free again when it is dropped.
 struct Lease {
     leases: Arc<Leases>,
     request_id: RequestId,
+    stop: CancellationToken,
 }
 
 impl Drop for Lease {
@@ -341,7 +408,10 @@ impl Leases {
             return Err(());
         }
         let expires_at = reservation.expires_at.min(now + MAX_LEASE_SECONDS);
-        held.insert(reservation.request_id, Held { model_digest: reservation.model_digest, expires_at, running: false });
+        held.insert(
+            reservation.request_id,
+            Held { model_digest: reservation.model_digest, expires_at, running: false, stop: CancellationToken::new() },
+        );
         Ok(())
     }
 
@@ -359,7 +429,8 @@ impl Leases {
             return invalid("lease: it was reserved for another model");
         }
         held.running = true;
+        let stop = held.stop.clone();
         drop(all);
-        Ok(Lease { leases: self.clone(), request_id })
+        Ok(Lease { leases: self.clone(), request_id, stop })
     }
 }

@@ -5,6 +5,8 @@
 
 mod driver;
 mod effects;
+mod execution;
+mod follow;
 mod journal;
 mod nodes;
 #[cfg(feature = "grpc")]
@@ -12,39 +14,34 @@ mod plane;
 mod redemption;
 #[cfg(feature = "grpc")]
 mod serve;
+mod served;
 mod task;
 
 use std::{
     collections::HashMap,
-    fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
-    NetworkInfo, NodeQuery, NodeRole, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission,
-    Registry, RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport,
-    TransportError, transport::Updates, validation,
+    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Manifest, Message as _, Model,
+    ModelInfo, NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry,
+    RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
+    UnixTime, transport::Updates, validation,
 };
 use nodes::Nodes;
 #[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
+use served::Served;
 use task::Task;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
 use crate::store::StoreError;
 use ncn_client::unix_now;
-
-/// How long to wait before the chain or the registry is followed again that gave an error.
-const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
-
-/// A problem that comes back after so long is logged again.
-const REPEATED: Duration = Duration::from_secs(30);
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
@@ -57,6 +54,11 @@ pub struct GatewayOptions {
     pub max_timeout: Duration,
     /// How long before a quote expires the gateway stops hoping and gives the money back.
     pub finish_margin: Duration,
+    /// How long before that an output has to be at its end: for the validators' approval, and for the chain to pay it out.
+    pub settle_time: Duration,
+    /// How long a client may take from its order to its payment. With this, the model's own limit, and the two above, an order has the least
+    /// deadline that is taken.
+    pub pay_time: Duration,
     /// How long an ended request is remembered.
     pub retention: Duration,
     /// URLs with the files of the subnet's models, for its compute nodes.
@@ -70,9 +72,19 @@ impl Default for GatewayOptions {
             max_input_bytes: 8 << 20,
             max_timeout: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
+            settle_time: Duration::from_secs(10),
+            pay_time: Duration::from_secs(15),
             retention: Duration::from_mins(10),
             model_sources: Vec::new(),
         }
+    }
+}
+
+impl GatewayOptions {
+    /// The least time from an order to its deadline: to pay, to run the model for as long as it may, to approve and to settle.
+    fn least_timeout(&self, manifest: &Manifest) -> Duration {
+        let seconds = Duration::from_secs(manifest.limits.deadline_ms.div_ceil(1_000));
+        [self.pay_time, seconds, self.settle_time, self.finish_margin].into_iter().fold(Duration::ZERO, Duration::saturating_add)
     }
 }
 
@@ -87,6 +99,7 @@ pub struct Gateway {
     journal: Journal,
     options: GatewayOptions,
     nodes: Nodes,
+    served: Served,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
     redemptions: redemption::Redemptions,
     /// Ends every driver, and the task that follows chain and registry.
@@ -144,7 +157,8 @@ impl Gateway {
             let model = Model::parse(manifest)?;
             let digest = model.digest();
             let price = subnet.model(&digest).ok_or(GatewayError::Manifest(digest))?.price;
-            models.insert(digest, ModelInfo { model, subnet: subnet.id(), price });
+            let least_timeout = options.least_timeout(model.manifest());
+            models.insert(digest, ModelInfo { model, subnet: subnet.id(), price, least_timeout, typical_units: None });
         }
         if let Some(missing) = subnet.models.iter().find(|model| !models.contains_key(&model.digest)) {
             return Err(GatewayError::Manifest(missing.digest));
@@ -164,6 +178,7 @@ impl Gateway {
             journal,
             options,
             nodes,
+            served: Served::default(),
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
             stopped: CancellationToken::new(),
@@ -177,7 +192,7 @@ impl Gateway {
         }
         let following = gateway.clone();
         tokio::spawn(async move {
-            let keeping = async { tokio::join!(follow_chain(&following), follow_registry(&following)) };
+            let keeping = async { tokio::join!(follow::chain(&following), follow::registry(&following)) };
             following.stopped.clone().run_until_cancelled_owned(keeping).await
         });
         Ok(gateway)
@@ -213,6 +228,11 @@ impl Gateway {
         self.nodes.attached()
     }
 
+    /// When a request's output has to be at its end.
+    fn finish_by(&self, quote: &Quote) -> UnixTime {
+        quote.expiry.saturating_sub((self.options.finish_margin + self.options.settle_time).as_secs())
+    }
+
     fn tasks(&self) -> MutexGuard<'_, HashMap<RequestId, Arc<Task>>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,16 +262,15 @@ impl Gateway {
             let problem = format!("is {left} s away, at most {} s are taken", self.options.max_timeout.as_secs());
             return Err(TransportError::invalid("request.deadline", problem));
         }
-        if left.get() <= self.options.finish_margin.as_secs() {
-            return Err(TransportError::invalid("request.deadline", format!("is only {left} s away: wait longer")));
-        }
         if order.subnet != self.subnet_id() {
             return Err(TransportError::invalid("request.subnet", format!("is not this gateway's, {}", self.subnet_id())));
         }
         let info = self.models.get(&order.model_digest).ok_or(TransportError::UnknownModel(order.model_digest))?;
-        if order.max_price < info.price {
-            let problem = format!("{} is less than the price of {}", order.max_price, info.price);
-            return Err(TransportError::invalid("request.maxPrice", problem));
+        // Seconds are whole, and the way here took a moment.
+        let least = info.least_timeout.as_secs();
+        if left.get() + 1 < least {
+            let problem = format!("is {left} s away, in which the model cannot be sure to answer: allow {least} s at least");
+            return Err(TransportError::invalid("request.deadline", problem));
         }
         let size = submission.inputs.size();
         if size > self.options.max_input_bytes {
@@ -265,6 +284,12 @@ impl Gateway {
         checked.map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
         let checked = info.model.manifest().check_parameters(&order.parameters);
         checked.map_err(|error| TransportError::invalid(format!("request.{}", error.name), error.problem))?;
+        let maximum = info.maximum(&submission.inputs, &order.parameters);
+        let (_, total) = maximum.map_err(|error| TransportError::invalid(error.name, error.problem))?;
+        if order.max_price < total {
+            let problem = format!("{} is less than the {total} that it can cost", order.max_price);
+            return Err(TransportError::invalid("request.maxPrice", problem));
+        }
         submission
             .request
             .verify(&self.domain)
@@ -309,72 +334,6 @@ impl Gateway {
     }
 }
 
-/// What ended the last try to follow something.
-struct Ended<E> {
-    problem: Option<E>,
-    at: Instant,
-}
-
-impl<E: Display + PartialEq> Ended<E> {
-    fn new() -> Self {
-        Self { problem: None, at: Instant::now() }
-    }
-
-    /// Waits before the next try. A problem that repeats at once is logged once.
-    async fn pause(&mut self, what: &str, ended: Result<(), E>) {
-        let problem = ended.err();
-        if let Some(error) = &problem
-            && (problem != self.problem || self.at.elapsed() > REPEATED)
-        {
-            tracing::warn!(%error, "{what} cannot be followed; trying again");
-        }
-        tokio::time::sleep(FOLLOW_PAUSE).await;
-        *self = Self { problem, at: Instant::now() };
-    }
-}
-
-async fn follow_chain(gateway: &Gateway) {
-    let (mut from_block, mut last) = (0, Ended::new());
-    loop {
-        let ended = follow_changes(gateway, &mut from_block).await;
-        last.pause("the chain", ended).await;
-    }
-}
-
-async fn follow_registry(gateway: &Gateway) {
-    let mut last = Ended::new();
-    loop {
-        let ended = follow_nodes(gateway).await;
-        last.pause("the registry's nodes", ended).await;
-    }
-}
-
-/// Follows which compute nodes are live. A registry node that has ended the watch may have restarted, so the subnet is registered again.
-async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
-    match gateway.registry.register_subnet(gateway.subnet.clone()).await {
-        Err(error) if error.is_retryable() => return Err(error),
-        Err(error) => tracing::warn!(%error, "the registry does not take the subnet"),
-        Ok(()) => {}
-    }
-    let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), ..NodeQuery::default() };
-    gateway.nodes.follow(&*gateway.registry, query).await
-}
-
-/// Tells the drivers what the chain says.
-async fn follow_changes(gateway: &Gateway, from_block: &mut u64) -> Result<(), LedgerError> {
-    let mut changes = gateway.ledger.changes(*from_block).await?;
-    while let Some(change) = changes.next().await {
-        let change = change?;
-        *from_block = change.block;
-        if let PaymentStatus::Held { .. } = change.status
-            && let Ok(task) = gateway.task(change.request_id)
-        {
-            task.hint();
-        }
-    }
-    Ok(())
-}
-
 #[async_trait]
 impl Transport for Gateway {
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
@@ -415,15 +374,18 @@ impl Transport for Gateway {
 
     async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         let task = self.accessed(&access, CapabilityScope::Cancel)?;
-        // A client that has seen a part of the output cannot withdraw any more; it is still refunded when the request fails.
-        if !task.has_streamed() {
+        // What was given is paid for: the node ends it, and the request is completed over it.
+        if task.has_streamed() {
+            task.stop();
+        } else {
             task.tell(Event::Cancelled);
         }
         Ok(())
     }
 
     async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
-        Ok(self.models.values().cloned().collect())
+        let info = |info: &ModelInfo| ModelInfo { typical_units: self.served.average(info.model.digest()), ..info.clone() };
+        Ok(self.models.values().map(info).collect())
     }
 
     async fn close_channel(

@@ -22,9 +22,9 @@ use futures::{
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Approval, Attestors, BatchRequest, ChainView, Completion, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
-    Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError,
-    Signed, Subnet, TrustRoot, Validator,
+    Approval, Attestors, BatchRequest, ChainView, CompletionRequest, Deregistration, Directory, Domain, Heartbeat, Message as _,
+    NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError, Signed, Subnet,
+    TrustRoot, Validator,
     membership::{Membership, MembershipLimits, SharedMembership},
     validation,
 };
@@ -218,10 +218,9 @@ impl Attestors for RegistryNode {
 
     #[tracing::instrument(name = "registry.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
-        validation::authorization(&request, &self.domain)?;
+        let completion = validation::authorization(&request, &self.domain)?;
         let trust = trust_root(&*self.ledger).await?;
-        let Quote { request_id, .. } = request.quote;
-        let digest = Completion::new(&request.quote, &request.result.message).digest(&self.domain);
+        let (request_id, digest) = (completion.request_id, completion.digest(&self.domain));
         let request = Arc::new(request);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Address, Amount, B256, Channel, ChannelParams, Domain, DynSigner, FeeSplit, LedgerError, Quote, TrustRoot};
+use ncn_core::{
+    Address, Amount, B256, Channel, ChannelParams, Domain, DynSigner, FeeSplit, LedgerError, Price, Quote, TrustRoot, Units,
+};
 
 use super::PayerChannel;
 
@@ -39,6 +41,8 @@ impl Scene {
             gateway: self.channel.terms().gateway,
             compute: Address::repeat_byte(7),
             model_digest: B256::ZERO,
+            price: Price::flat(Amount::new(total)),
+            max_units: Units::default(),
             total: Amount::new(total),
             split: FeeSplit::default(),
             expiry: 1_000,
@@ -66,7 +70,7 @@ async fn what_was_given_up_too_early_is_paid_after_all_up_to_what_was_signed() {
     let lost = scene.quote(10);
     assert_eq!(scene.pay(&lost).await, Amount::new(10));
     // A client that believed its gateway, as it did before, or one whose file is a backup.
-    scene.channel.release(lost.request_id, false).unwrap();
+    scene.channel.release(lost.request_id, None).unwrap();
     let next = scene.quote(5);
     assert_eq!(scene.pay(&next).await, Amount::new(5));
     // The gateway has earned the 10.
@@ -82,7 +86,7 @@ async fn who_pays_an_ended_request_again_signs_nothing_more() {
     let scene = Scene::new();
     let (served, next) = (scene.quote(10), scene.quote(5));
     assert_eq!(scene.pay(&served).await, Amount::new(10));
-    scene.channel.release(served.request_id, true).unwrap();
+    scene.channel.release(served.request_id, Some(served.total)).unwrap();
     let sums = scene.channel.sums();
     assert_eq!(scene.pay(&served).await, Amount::new(10), "the voucher that it was");
     assert_eq!(scene.channel.sums(), sums);
@@ -99,7 +103,7 @@ async fn a_gateway_that_names_more_than_was_signed_gets_nothing_for_it() {
     let scene = Scene::new();
     let (first, next) = (scene.quote(10), scene.quote(5));
     scene.pay(&first).await;
-    scene.channel.release(first.request_id, true).unwrap();
+    scene.channel.release(first.request_id, Some(first.total)).unwrap();
     scene.pay(&next).await;
     for claim in [16, 25, 100, u128::MAX] {
         assert_eq!(scene.renew(&next, claim).await, Ok(None), "{claim}");
@@ -171,4 +175,18 @@ fn the_files_of_others_keep_their_content() {
     for other in ["channel.lock", "channel.new", "channel.json.lock"] {
         assert_eq!(std::fs::read_to_string(path(other)).unwrap(), "somebody else's", "{other}");
     }
+}
+
+#[tokio::test]
+async fn what_a_request_did_not_cost_can_be_promised_again() {
+    let scene = Scene::new();
+    let (first, second) = (scene.quote(60), scene.quote(60));
+    assert_eq!(scene.pay(&first).await, Amount::new(60));
+    let refused = scene.channel.pay(&second, &scene.trust, &scene.signer).await;
+    assert!(matches!(refused, Err(LedgerError::Channel { .. })), "{refused:?}");
+    scene.channel.release(first.request_id, Some(Amount::new(25))).unwrap();
+    assert_eq!(scene.channel.sums().spent, Amount::new(25));
+    assert_eq!(scene.pay(&second).await, Amount::new(85), "by what the first one cost");
+    scene.channel.release(second.request_id, Some(Amount::new(1_000))).unwrap();
+    assert_eq!(scene.channel.sums().spent, Amount::new(85), "never more than was promised");
 }

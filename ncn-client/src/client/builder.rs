@@ -12,7 +12,7 @@ use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer};
 /// What a client does unless an order says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// How long to wait for an answer, and so how long a payment can be held.
+    /// How long to wait for an answer, and so how long a payment can be held; longer where a model needs it.
     pub timeout: Duration,
     /// The network to trust; by default the payer's.
     pub trust: Option<TrustRoot>,

@@ -33,7 +33,8 @@ impl Order {
         self
     }
 
-    /// How long to wait for the answer; the payment can be held no longer. The client's by default.
+    /// How long to wait for the answer; the payment can be held no longer. At least as long as the model may take
+    /// ([`ncn_core::ModelInfo::least_timeout`]); the client's by default, or longer where the model needs it.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);

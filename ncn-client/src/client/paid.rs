@@ -110,6 +110,16 @@ impl Paid {
         &self.quoted.quote
     }
 
+    /// Has the request end now. What was delivered of a streamed output until then is paid for, and is the answer, with the reason
+    /// [`ncn_core::FinishReason::Cancelled`]; where nothing was, the payment comes back. Which of the two it is, [`Self::finish`] or
+    /// [`Self::events`] of the same request tells: clone it first.
+    ///
+    /// # Errors
+    /// When the gateway cannot be asked. The request goes on then.
+    pub async fn cancel(&self) -> Result<(), ClientError> {
+        self.quoted.withdraw().await
+    }
+
     /// Waits for the answer and verifies it.
     ///
     /// When the gateway falls silent, it is asked again until the quote expires; then the payment is taken back from the chain. A caller
@@ -147,10 +157,14 @@ impl Paid {
     async fn finish_to(&self, mut listener: Listener) -> Result<InferenceOutput, ClientError> {
         let ended = self.end(&mut listener).await;
         // A verified answer is one, whatever was streamed before it.
-        let served = ended.is_ok() || matches!(ended, Err(ClientError::PartsRejected { .. }));
+        let cost = match &ended {
+            Ok(answer) => Some(answer.cost()),
+            Err(ClientError::PartsRejected { answer, .. }) => Some(answer.cost()),
+            Err(_) => None,
+        };
         // Until it is sure that a failed request costs nothing, what is set aside for it stays so.
-        if served || ended.as_ref().is_err_and(|error| !error.is_paid()) {
-            self.quoted.client.payer.release(self.quote(), served).await;
+        if cost.is_some() || ended.as_ref().is_err_and(|error| !error.is_paid()) {
+            self.quoted.client.payer.release(self.quote(), cost).await;
         }
         listener.flush().await;
         ended

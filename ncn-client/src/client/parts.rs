@@ -6,7 +6,7 @@ use std::{
 };
 
 use ncn_core::{
-    Address, Domain, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, StreamCheckpoint, Values,
+    Address, Domain, InferenceResult, OutputChunk, Quote, RequestId, Signed, StreamBudget, StreamChain, Values,
     stream::CHECKPOINT_PARTS,
 };
 
@@ -94,7 +94,8 @@ impl Parts {
         if unsigned > CHECKPOINT_PARTS || since.elapsed() > CHECKPOINT_TIMEOUT {
             self.end(format!("the compute node has not signed the last {unsigned} parts"));
         }
-        if self.misfit.is_some() || self.handed.get(at) == Some(&chunk) {
+        // The same parts, from whatever node: it may have taken its own time.
+        if self.misfit.is_some() || self.handed.get(at).is_some_and(|known| known.values == chunk.values) {
             return;
         }
         if at < self.handed.len() {
@@ -136,7 +137,7 @@ impl Parts {
         self.events.clear();
     }
 
-    pub(super) fn checkpoint(&mut self, signed: &Signed<StreamCheckpoint>) {
+    pub(super) fn checkpoint(&mut self, signed: &Signed<InferenceResult>) {
         if signed.message.compute != self.node {
             return self.end(format!("checkpoint.compute: is {}, the request is with {}", signed.message.compute, self.node));
         }

@@ -36,6 +36,10 @@ impl Quoted {
 
     /// Withdraws the order.
     pub async fn cancel(self) -> Result<(), ClientError> {
+        self.withdraw().await
+    }
+
+    pub(super) async fn withdraw(&self) -> Result<(), ClientError> {
         let access = TaskCapability { scope: CapabilityScope::Cancel, ..self.access.message };
         let access = Signed::sign(access, &self.trust.domain, &*self.client.signer).await?;
         Ok(self.client.transport.cancel(access).await?)
@@ -51,7 +55,7 @@ impl Quoted {
         if let Err(error) = &paid
             && !error.is_paid()
         {
-            payer.release(&quote, false).await;
+            payer.release(&quote, None).await;
         }
         paid
     }

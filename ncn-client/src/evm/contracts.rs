@@ -39,10 +39,10 @@ mod generated {
 use alloy_primitives::B256;
 pub use generated::{InferencePayment, NCNToken, PaymentChannel, Slashing, SubnetRegistry, ValidatorRegistry};
 use generated::{
-    InferencePayment::Quote,
+    InferencePayment::{Contribution, Quote},
     PaymentChannel::{ChannelPayout, ChannelTerms, Charge},
 };
-use ncn_core::{Signature, channel::CertifiedBatch};
+use ncn_core::{Settlement, Signature, channel::CertifiedBatch};
 
 /// The quote, as the contracts take it.
 pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
@@ -52,12 +52,34 @@ pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
         gateway: quote.gateway,
         compute: quote.compute,
         modelDigest: quote.model_digest,
+        basePrice: quote.price.base.units(),
+        inputPrice: quote.price.input.price.units(),
+        outputPrice: quote.price.output.price.units(),
+        inputUnit: quote.price.input.unit as u8,
+        outputUnit: quote.price.output.unit as u8,
+        maxInputUnits: quote.max_units.input,
+        maxOutputUnits: quote.max_units.output,
         total: quote.total.units(),
         gatewayBps: quote.split.gateway_bps,
         validatorsBps: quote.split.validators_bps,
         treasuryBps: quote.split.treasury_bps,
         expiry: quote.expiry,
         trustRoot: quote.trust_root,
+    }
+}
+
+/// The call that pays an escrow out.
+pub(super) fn complete(settlement: &Settlement) -> InferencePayment::completeInferenceRequestCall {
+    let contribution = |contribution: &ncn_core::Contribution| Contribution {
+        compute: contribution.compute,
+        result: contribution.result,
+        cost: contribution.cost.units(),
+    };
+    InferencePayment::completeInferenceRequestCall {
+        quote: quote(&settlement.quote),
+        finish: settlement.completion.finish as u8,
+        contributions: settlement.completion.contributions.iter().map(contribution).collect(),
+        approvals: settlement.certificate.packed().into(),
     }
 }
 

@@ -211,7 +211,7 @@ fn change(entry: &LogEntry) -> Option<PaymentChange> {
             (event.client, event.requestId, PaymentStatus::Held { quote: event.quote, by })
         }
         InferencePaymentEvents::PaymentDistributed(event) => {
-            (event.client, event.requestId, PaymentStatus::PaidOut { by, compute: Some(event.compute) })
+            (event.client, event.requestId, PaymentStatus::PaidOut { by, completion: Some(event.completion) })
         }
         InferencePaymentEvents::RequestRefunded(event) => (event.client, event.requestId, PaymentStatus::Refunded { by }),
         _ => return None,
@@ -249,17 +249,10 @@ impl PaymentLedger for EvmLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
-        let Settlement { quote, certificate, .. } = settlement;
-        let completion = settlement.completion();
-        let complete = InferencePayment::completeInferenceRequestCall {
-            quote: contracts::quote(quote),
-            result: completion.result,
-            compute: completion.compute,
-            approvals: certificate.packed().into(),
-        };
-        // A completion of another node's result is not this one: nobody here was paid by it.
-        let done = |status: &PaymentStatus| status.settled_for(completion.compute).and_then(PaymentRef::transaction);
-        self.once(quote, done, complete).await.map(PaymentRef::Transaction)
+        // Another completion is not this one: it may have paid other nodes, or another amount.
+        let completion = settlement.completion.struct_hash();
+        let done = |status: &PaymentStatus| status.settled_for(completion).and_then(PaymentRef::transaction);
+        self.once(&settlement.quote, done, contracts::complete(settlement)).await.map(PaymentRef::Transaction)
     }
 
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
@@ -334,7 +327,7 @@ impl Payer for EvmLedger {
             return refuse("is a channel's, and the chain is to hold an escrow".into());
         };
         let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        self.payment(client, request_id).await?.check_settled(settlement, receipt.compute())?;
+        self.payment(client, request_id).await?.check_settled(settlement, receipt.completion.struct_hash())?;
         let quote = receipt.quote.struct_hash();
         let held = self.stated(client, request_id, |status| status.payment_of(quote).is_some()).await?;
         match held.payment_of(quote).and_then(PaymentRef::transaction) {
@@ -343,7 +336,7 @@ impl Payer for EvmLedger {
         }
     }
 
-    async fn release(&self, _: &Quote, _: bool) {}
+    async fn release(&self, _: &Quote, _: Option<Amount>) {}
 }
 
 #[async_trait]

@@ -139,10 +139,12 @@ impl Payer for ChannelPayer {
         }
     }
 
-    async fn release(&self, quote: &Quote, served: bool) {
+    async fn release(&self, quote: &Quote, cost: Option<Amount>) {
         self.relay.taken().remove(&quote.request_id);
         // That a request was not served frees nothing in a channel: the chain says only what all of them were charged.
-        if served && let Err(error) = self.channel.release(quote.request_id, served) {
+        if cost.is_some()
+            && let Err(error) = self.channel.release(quote.request_id, cost)
+        {
             tracing::warn!(request = %quote.request_id, %error, "cannot keep how a request ended; its voucher stays reserved");
         }
     }

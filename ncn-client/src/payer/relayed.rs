@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ncn_core::{
-    Address, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
+    Address, Amount, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
     Transport, TrustRoot, UnixTime, receipt::Payment,
 };
 
@@ -99,7 +99,7 @@ impl Payer for RelayedPayer {
         }
     }
 
-    async fn release(&self, quote: &Quote, _: bool) {
+    async fn release(&self, quote: &Quote, _: Option<Amount>) {
         self.relay.taken().remove(&quote.request_id);
     }
 }

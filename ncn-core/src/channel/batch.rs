@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alloy_primitives::{Address, B256, keccak256};
+use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
-use super::{MerkleTree, SignedVoucher, VoucherError};
+use super::{MerkleTree, SignedVoucher};
 use crate::{
-    Amount, CertificateError, ChannelCharge, ChannelPayout, ChannelSettlement, Completion, InferenceResult, Message as _,
-    PayoutSchedule, QuorumCertificate, Quote, RequestId, SettlementLeaf, SignatureError, Signed, TrustRoot, payment::SplitError,
+    Amount, ChannelCharge, ChannelPayout, ChannelSettlement, Completion, Delivery, Message as _, PayoutSchedule, QuorumCertificate,
+    Quote, RequestId, SettlementLeaf, TrustRoot,
 };
 
 /// The most requests that validators judge at once.
@@ -24,41 +24,45 @@ pub const MAX_PAYOUTS: usize = 512;
 pub struct BatchEntry {
     /// What was approved and promised.
     pub quote: Quote,
-    /// What the compute node says it ran.
-    pub result: Signed<InferenceResult>,
-    /// The validators' approval of the result.
-    pub completion: QuorumCertificate,
+    /// What the compute nodes have given.
+    pub delivery: Delivery,
+    /// The validators' approval of its completion.
+    pub certificate: QuorumCertificate,
     /// The client's voucher.
     pub payment: SignedVoucher,
 }
 
 impl BatchEntry {
-    /// What the validators approved.
-    pub fn completion(&self) -> Completion {
-        Completion::new(&self.quote, &self.result.message)
+    fn error(&self, problem: impl std::fmt::Display) -> BatchError {
+        BatchError::Entry { request_id: self.quote.request_id, problem: problem.to_string() }
     }
 
-    /// The request's leaf.
-    pub fn leaf(&self) -> SettlementLeaf {
+    /// What the validators approved.
+    ///
+    /// # Errors
+    /// When the delivery is not one for the quote.
+    pub fn completion(&self) -> Result<Completion, BatchError> {
+        self.delivery.completion(&self.quote).map_err(|error| self.error(error))
+    }
+
+    /// The request's leaf, by its [`Self::completion`].
+    fn leaf(&self, completion: &Completion) -> SettlementLeaf {
         SettlementLeaf {
             channel: self.payment.voucher.channel,
-            completion: self.completion().struct_hash(),
-            amount: self.quote.total,
-            result_signature: keccak256(self.result.signature.as_bytes()),
+            completion: completion.struct_hash(),
+            amount: completion.cost(),
+            result_signatures: self.delivery.signatures_hash(),
         }
     }
 
     /// Checks everything that the entry says of itself, every signature included. The approvals have to be of `validators`: the active
     /// ones, and those that have left since and still have something at stake.
     pub fn verify(&self, trust: &TrustRoot, validators: &[Address]) -> Result<(), BatchError> {
-        let request_id = self.quote.request_id;
-        let entry = |problem: String| BatchError::Entry { request_id, problem };
-        self.result.message.fits_quote(&self.quote).map_err(|mismatch| entry(mismatch.to_string()))?;
-        self.payment.verify(&self.quote, trust).map_err(|error: VoucherError| entry(error.to_string()))?;
-        self.result.verify(&trust.domain).map_err(|error: SignatureError| entry(format!("result: {error}")))?;
-        let digest = self.completion().digest(&trust.domain);
-        let certificate = self.completion.verify_by(&digest, validators, trust.threshold);
-        certificate.map_err(|error: CertificateError| entry(format!("completion: {error}")))
+        let completion = self.completion()?;
+        self.payment.verify(&self.quote, trust).map_err(|error| self.error(error))?;
+        self.delivery.verify(&trust.domain).map_err(|error| self.error(format!("result: {error}")))?;
+        let certificate = self.certificate.verify_by(&completion.digest(&trust.domain), validators, trust.threshold);
+        certificate.map_err(|error| self.error(format!("completion: {error}")))
     }
 }
 
@@ -132,9 +136,10 @@ impl Batch {
         highest
     }
 
-    /// The Merkle tree over the requests, in their order.
+    /// The Merkle tree over the requests, in their order; none of a batch that is empty, or has a request that is not consistent.
     pub fn tree(&self) -> Option<MerkleTree> {
-        tree(&self.entries)
+        let leaf = |entry: &BatchEntry| Some(entry.leaf(&entry.completion().ok()?).struct_hash());
+        MerkleTree::new(self.entries.iter().map(leaf).collect::<Option<_>>()?)
     }
 }
 
@@ -150,10 +155,6 @@ pub struct CertifiedBatch {
     pub certificate: QuorumCertificate,
 }
 
-fn tree(entries: &[BatchEntry]) -> Option<MerkleTree> {
-    MerkleTree::new(entries.iter().map(|entry| entry.leaf().struct_hash()).collect())
-}
-
 fn settlement_of(
     entries: &[BatchEntry],
     settled: &BTreeMap<B256, Amount>,
@@ -167,31 +168,36 @@ fn settlement_of(
     let mut charges: BTreeMap<B256, ChannelCharge> = BTreeMap::new();
     let mut payouts: BTreeMap<Address, Amount> = BTreeMap::new();
     let mut previous = None;
+    let mut leaves = Vec::with_capacity(entries.len());
     for entry in entries {
         let request_id = entry.quote.request_id;
-        let refuse = |problem: String| BatchError::Entry { request_id, problem };
+        let refuse = |problem: &str| entry.error(problem);
         if !seen.insert(request_id) {
-            return Err(refuse("is in the batch twice".into()));
+            return Err(refuse("is in the batch twice"));
         }
         if previous.is_some_and(|previous| previous > request_id) {
-            return Err(refuse("is out of order: requests ascend by id".into()));
+            return Err(refuse("is out of order: requests ascend by id"));
         }
         previous = Some(request_id);
-        let (channel, total) = (entry.payment.voucher.channel, entry.quote.total);
+        let completion = entry.completion()?;
+        if completion.cost().is_zero() {
+            return Err(refuse("costs nothing: there is nothing to settle"));
+        }
+        leaves.push(entry.leaf(&completion).struct_hash());
+        let channel = entry.payment.voucher.channel;
         let before = *settled.get(&channel).ok_or(BatchError::UnknownChannel(channel))?;
-        let overflow = || refuse("brings the sum above what an amount can be".into());
+        let overflow = || refuse("brings the sum above what an amount can be");
         let charge = charges.entry(channel).or_insert(ChannelCharge { channel, settled_before: before, settled_after: before });
-        charge.settled_after = Amount::checked_sum([charge.settled_after, total]).ok_or_else(overflow)?;
-        let validators = entry.completion.validators();
-        let tree = PayoutSchedule::new(&entry.quote, entry.result.message.compute, &validators, treasury);
-        for payout in tree.map_err(|error: SplitError| refuse(error.to_string()))?.payouts {
+        charge.settled_after = Amount::checked_sum([charge.settled_after, completion.cost()]).ok_or_else(overflow)?;
+        let tree = PayoutSchedule::new(&entry.quote, &completion, &entry.certificate.validators(), treasury);
+        for payout in tree.map_err(|error| entry.error(error))?.payouts {
             let sum = payouts.entry(payout.address).or_default();
             *sum = Amount::checked_sum([*sum, payout.amount]).ok_or_else(overflow)?;
         }
     }
     most("channels", charges.len(), MAX_CHARGES)?;
     most("payouts", payouts.len(), MAX_PAYOUTS)?;
-    let root = tree(entries).ok_or(BatchError::Empty)?.root();
+    let root = MerkleTree::new(leaves).ok_or(BatchError::Empty)?.root();
     Ok(ChannelSettlement {
         root,
         count: entries.len() as u64,
@@ -207,7 +213,10 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::{Approval, ChannelParams, Confinement, FeeSplit, Signature, Usage, Voucher};
+    use crate::{
+        Approval, ChannelParams, Confinement, FeeSplit, FinishReason, InferenceResult, Price, Signature, Signed, Unit, UnitPrice,
+        Units, Usage, Voucher,
+    };
 
     const TREASURY: Address = Address::repeat_byte(0xdd);
 
@@ -222,10 +231,11 @@ mod tests {
         Signature::try_from(&bytes[..]).unwrap()
     }
 
-    /// What differs from one request to another.
+    /// What differs from one request to another. What the request does not cost, a unit of output would.
     #[derive(Clone, Debug)]
     struct Request {
         total: u128,
+        cost: u128,
         split: FeeSplit,
         channel: u8,
         node: u8,
@@ -237,9 +247,12 @@ mod tests {
         let split = (basis_points(), basis_points(), basis_points())
             .prop_map(|(gateway_bps, validators_bps, treasury_bps)| FeeSplit { gateway_bps, validators_bps, treasury_bps });
         let validators = (0u8..8, 1u8..8).prop_map(|(first, count)| first..first + count);
-        let request = (1u128..1 << 100, split, 0u8..4, 0u8..4, validators);
-        let request =
-            request.prop_map(|(total, split, channel, node, validators)| Request { total, split, channel, node, validators });
+        let cost = (1u128..1 << 100, 0u128..1 << 100);
+        let request = (cost, split, 0u8..4, 0u8..4, validators);
+        let request = request.prop_map(|((cost, rest), split, channel, node, validators)| {
+            let total = cost + rest;
+            Request { total, cost, split, channel, node, validators }
+        });
         vec(request, 1..8)
     }
 
@@ -251,6 +264,12 @@ mod tests {
             gateway: terms.gateway,
             compute: account(3, request.node),
             model_digest: B256::ZERO,
+            price: Price {
+                base: Amount::new(request.cost),
+                input: UnitPrice::free(Unit::Token),
+                output: UnitPrice { unit: Unit::Token, price: Amount::new(request.total - request.cost) },
+            },
+            max_units: Units { input: 0, output: 1 },
             total: Amount::new(request.total),
             split: request.split,
             expiry: 0,
@@ -262,15 +281,20 @@ mod tests {
             model_digest: B256::ZERO,
             input_hash: B256::ZERO,
             output_hash: B256::repeat_byte(number),
+            output_bytes: 0,
+            parts: 1,
+            chain: B256::repeat_byte(number),
+            resumed_from: B256::ZERO,
             usage: Usage::default(),
             confinement: Confinement::None,
+            finish: Some(FinishReason::Stop),
         };
         let (channel, hash) = (terms.id(), quote.struct_hash());
         let voucher = Voucher { channel, request_id: quote.request_id, quote: hash, amount: quote.total, cumulative: quote.total };
         let approval = |number| Approval { validator: account(4, number), signature: signature(number) };
         BatchEntry {
-            result: Signed { message, signature: signature(number) },
-            completion: QuorumCertificate::new(request.validators.clone().map(approval).collect()),
+            delivery: Delivery::whole(Signed { message, signature: signature(number) }).unwrap(),
+            certificate: QuorumCertificate::new(request.validators.clone().map(approval).collect()),
             payment: SignedVoucher { terms, voucher, signature: signature(0) },
             quote,
         }
@@ -296,7 +320,7 @@ mod tests {
             let charged = settlement.charges.iter().map(|charge| charge.settled_after.checked_sub(charge.settled_before).unwrap());
             let charged = Amount::checked_sum(charged);
             prop_assert_eq!(charged, Amount::checked_sum(settlement.payouts.iter().map(|payout| payout.amount)));
-            prop_assert_eq!(charged, Amount::checked_sum(requests.iter().map(|request| Amount::new(request.total))));
+            prop_assert_eq!(charged, Amount::checked_sum(requests.iter().map(|request| Amount::new(request.cost))));
             prop_assert!(settlement.payouts.iter().all(|payout| !payout.amount.is_zero()));
             prop_assert!(settlement.payouts.is_sorted_by(|a, b| a.account < b.account));
             prop_assert!(settlement.charges.is_sorted_by(|a, b| a.channel < b.channel));
@@ -308,7 +332,7 @@ mod tests {
             prop_assert_eq!(good.check(TREASURY), Ok(()));
             let (charge, payout) = (any.index(good.settlement.charges.len()), any.index(good.settlement.payouts.len()));
             let changes: [&dyn Fn(&mut ChannelSettlement); 10] = [
-                &|settlement| settlement.root = keccak256(settlement.root),
+                &|settlement| settlement.root = B256::repeat_byte(0xee),
                 &|settlement| settlement.count += 1,
                 &|settlement| settlement.charges[charge].channel = B256::repeat_byte(0xff),
                 &|settlement| one_more(&mut settlement.charges[charge].settled_before),
@@ -331,10 +355,10 @@ mod tests {
             let good = batch(&requests, 0);
             let changed = any.index(good.entries.len());
             let changes: [&dyn Fn(&mut BatchEntry); 5] = [
-                &|entry| one_more(&mut entry.quote.total),
+                &|entry| one_more(&mut entry.quote.price.base),
                 &|entry| entry.quote.gateway = account(9, 9),
-                &|entry| entry.result.message.compute = account(9, 9),
-                &|entry| entry.result.signature = signature(0xee),
+                &|entry| entry.delivery.results[0].message.compute = account(9, 9),
+                &|entry| entry.delivery.results[0].signature = signature(0xee),
                 &|entry| entry.payment.voucher.channel = B256::repeat_byte(0xff),
             ];
             for (number, change) in changes.into_iter().enumerate() {

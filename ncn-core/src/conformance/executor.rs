@@ -4,7 +4,7 @@ use alloy_primitives::B256;
 use futures::{StreamExt as _, future::join_all};
 
 use super::{Rules, Verdict};
-use crate::{Execution, Executor, ExecutorError, ExecutorExt as _, Values, executor::ModelPackage};
+use crate::{Execution, Executor, ExecutorError, ExecutorExt as _, Units, Values, executor::ModelPackage};
 
 /// What the suite for [`Executor`] needs.
 #[derive(Clone, Debug)]
@@ -61,12 +61,15 @@ pub async fn executor(executor: &dyn Executor, fixture: &ExecutorFixture) -> Ver
         rules.check("equal inputs give equal outputs", again == values, &again)?;
     }
     let mut outputs = rules.ok("a model runs", executor.run(execution(&fixture.inputs)).await)?;
-    let mut ended = false;
+    let (mut ended, mut so_far) = (false, Units::default());
     while let Some(chunk) = outputs.next().await {
-        rules.check("nothing comes after the usage", !ended, &chunk)?;
-        ended = rules.ok("a good run has no errors", chunk)?.usage.is_some();
+        rules.check("nothing comes after the end", !ended, &chunk)?;
+        let chunk = rules.ok("a good run has no errors", chunk)?;
+        let units = chunk.usage.units();
+        rules.check("usage only grows", units.input >= so_far.input && units.output >= so_far.output, chunk.usage)?;
+        (ended, so_far) = (chunk.is_last(), units);
     }
-    rules.check("an output ends with its usage", ended, ())?;
+    rules.check("an output says why it ends", ended, ())?;
     drop(executor.run(execution(&fixture.inputs)).await);
     rules.ok("a dropped run does not disturb the next", executor.run_to_end(execution(&fixture.inputs)).await)?;
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Rules, Spoilt, Verdict, Violation, certificate, key, order, quote, result};
+use super::{Rules, Spoilt, Verdict, Violation, certificate, delivery, key, order, quote};
 use crate::{
-    Amount, B256, BatchSettler, ChannelParams, Completion, DynSigner, InferenceRequest, LedgerError, Payer, PaymentAuthorization,
+    Amount, B256, BatchSettler, ChannelParams, DynSigner, InferenceRequest, LedgerError, Payer, PaymentAuthorization,
     PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime, validation::MAX_ESCROW_SECONDS,
 };
 
@@ -150,11 +150,11 @@ impl<'a> Scene<'a> {
 
     async fn settlement(&self, quote: &Quote, approvals: usize) -> Settlement {
         let order = order(quote.client, [1; 32].into(), quote.model_digest, PRICE, quote.expiry);
-        let result = result(&order, quote, &self.trust, &self.compute).await;
-        let completion = Completion::new(quote, &result.message);
+        let delivery = delivery(&order, quote, &self.trust, &self.compute).await;
+        let completion = delivery.completion(quote).expect("the suite's delivery is one for its quote");
         let certificate =
             certificate(&completion, &quote.request_id, &self.trust, &self.fixture.chain().validators(), approvals).await;
-        Settlement { quote: quote.clone(), result, certificate }
+        Settlement { quote: quote.clone(), delivery, completion, certificate }
     }
 
     #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]

@@ -1,11 +1,11 @@
 use async_trait::async_trait;
 use futures::StreamExt as _;
 
-use super::{Rules, Spoilt, Verdict, Violation, key, order, quote, result, signed};
+use super::{Rules, Spoilt, Verdict, Violation, delivery, key, order, quote, signed};
 use crate::{
-    Amount, B256, Completion, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _,
-    DynSigner, FeeSplit, Heartbeat, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
-    Quote, Registry, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
+    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner, FeeSplit,
+    FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole,
+    PreprocessingRequest, Price, Quote, Registry, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
 };
 
 /// What the suite for [`Registry`] needs.
@@ -62,7 +62,9 @@ impl Scene<'_> {
 
     /// The gateway's word that it wants this result approved.
     async fn authorize(&self, request: &CompletionRequest) -> Signed<CompletionAuthorization> {
-        self.sign(CompletionAuthorization::new(&request.quote, &request.result.message), &self.gateway).await
+        let completion = request.delivery.completion(&request.quote).map(|completion| completion.struct_hash());
+        let authorization = CompletionAuthorization { gateway: request.quote.gateway, completion: completion.unwrap_or_default() };
+        self.sign(authorization, &self.gateway).await
     }
 
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
@@ -79,7 +81,7 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
     let subnet = Subnet {
         owner: gateway.address(),
         name: "conformance".into(),
-        models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: PRICE }],
+        models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: Price::flat(PRICE) }],
         split: FeeSplit::default(),
         version: 1,
     };
@@ -100,7 +102,7 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     let signed = scene.sign(scene.subnet.clone(), &scene.gateway).await;
     let mut forged = signed.clone();
     if let Some(model) = forged.message.models.first_mut() {
-        model.price = Amount::new(1);
+        model.price.base = Amount::new(1);
     }
     rules.refused("a forged subnet is refused", registry.register_subnet(forged).await, RegistryError::is_retryable)?;
     scene.fixture.create_subnet(&scene.gateway, &scene.subnet.name).await;
@@ -272,8 +274,12 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
     rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
 
-    let bad: [Spoilt<PreprocessingRequest>; 8] = [
-        ("a price is the subnet's", |request| request.quote.total = Amount::new(999)),
+    let bad: [Spoilt<PreprocessingRequest>; 9] = [
+        ("a price is the subnet's", |request| {
+            request.quote.price.base = Amount::new(999);
+            request.quote.total = Amount::new(999);
+        }),
+        ("a total is what its units cost", |request| request.quote.total = Amount::new(999)),
         ("a quote is of its request", |request| request.quote.request_id = [7; 32].into()),
         ("a quote is for its client", |request| request.quote.client = [7; 20].into()),
         ("a gateway is the subnet's", |request| request.quote.gateway = [7; 20].into()),
@@ -299,32 +305,48 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let (registry, client) = (scene.registry(), key());
     let PreprocessingRequest { request, quote } = scene.request(&client).await;
     scene.fixture.pay(&client, &quote).await;
-    let result = result(&request.message, &quote, &scene.trust, &scene.compute).await;
-    let authorized = CompletionAuthorization::new(&quote, &result.message);
+    let delivery = delivery(&request.message, &quote, &scene.trust, &scene.compute).await;
+    let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
+    let authorized = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
     let authorization = scene.sign(authorized, &scene.gateway).await;
-    let good = CompletionRequest { request, quote, result, voucher: None, authorization };
+    let good = CompletionRequest { request, quote, delivery, voucher: None, authorization };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
-    let digest = Completion::new(&good.quote, &good.result.message).digest(&scene.trust.domain);
+    let digest = completion.digest(&scene.trust.domain);
     let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
 
-    let bad: [Spoilt<CompletionRequest>; 5] = [
-        ("usage is bounded", |request| request.result.message.usage.output_units = u64::MAX),
-        ("a result is of its request", |request| request.result.message.request_id = [7; 32].into()),
-        ("a result is of its model", |request| request.result.message.model_digest = [7; 32].into()),
-        ("a result is of its input", |request| request.result.message.input_hash = [7; 32].into()),
-        ("a confinement is no more than the record's", |request| request.result.message.confinement = Confinement::Full),
+    let bad: [Spoilt<InferenceResult>; 9] = [
+        ("what is given out is no more than was quoted", |result| {
+            (result.usage.output_units, result.output_bytes) = (1 << 40, 1 << 50);
+        }),
+        ("what is given out fits the output's size", |result| result.usage.output_units = result.output_bytes + 2),
+        ("what is taken in is no more than was quoted", |result| result.usage.input_units = u64::MAX),
+        ("a result has a part", |result| result.parts = 0),
+        ("a result begins where its output does", |result| result.resumed_from = [7; 32].into()),
+        ("a result is of its request", |result| result.request_id = [7; 32].into()),
+        ("a result is of its model", |result| result.model_digest = [7; 32].into()),
+        ("a result is of its input", |result| result.input_hash = [7; 32].into()),
+        ("a confinement is no more than the record's", |result| result.confinement = Confinement::Full),
     ];
     for (rule, spoil) in bad {
         let mut request = good.clone();
-        spoil(&mut request);
-        request.result = scene.sign(request.result.message, &scene.compute).await;
+        for result in &mut request.delivery.results {
+            spoil(&mut result.message);
+            *result = scene.sign(result.message.clone(), &scene.compute).await;
+        }
         request.authorization = scene.authorize(&request).await;
         let refused = registry.completion(request).await;
         rules.check(rule, refused.is_err(), refused)?;
     }
+    let mut other_end = good.clone();
+    other_end.delivery.finish = FinishReason::Length;
+    other_end.authorization = scene.authorize(&other_end).await;
+    let refused = registry.completion(other_end).await;
+    rules.refused("an output ends for the reason that its node has signed", refused, RegistryError::is_retryable)?;
     let mut forged = good.clone();
-    forged.result.message.output_hash = [7; 32].into();
+    for result in &mut forged.delivery.results {
+        result.message.output_hash = [7; 32].into();
+    }
     forged.authorization = scene.authorize(&forged).await;
     let refused = registry.completion(forged).await;
     rules.check("a result is its compute node's", refused.is_err(), refused)?;
@@ -333,8 +355,8 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let bystander = key();
     let record = scene.sign(scene.record(&bystander, 1), &bystander).await;
     rules.ok("another node registers", registry.register(record).await)?;
-    let stolen = super::result(&good.request.message, &good.quote, &scene.trust, &bystander).await;
-    let mut theft = CompletionRequest { result: stolen, ..good.clone() };
+    let stolen = super::delivery(&good.request.message, &good.quote, &scene.trust, &bystander).await;
+    let mut theft = CompletionRequest { delivery: stolen, ..good.clone() };
     let refused = registry.completion(theft.clone()).await;
     rules.refused("the gateway's word is for one result", refused, RegistryError::is_retryable)?;
     let own = CompletionAuthorization { gateway: bystander.address(), ..scene.authorize(&theft).await.message };

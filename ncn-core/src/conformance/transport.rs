@@ -56,7 +56,7 @@ impl Scene<'_> {
             model_digest: self.info.model.digest(),
             input_hash: inputs.hash(),
             parameters: "{}".into(),
-            max_price: self.info.price,
+            max_price: self.info.maximum(inputs, "{}").map(|(_, total)| total).unwrap_or_default(),
             deadline: self.fixture.now() + 600,
             nonce: rand_bytes().into(),
         }
@@ -154,7 +154,8 @@ async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Vio
         (Some(quote), Some(certificate)) => {
             certificate.verify(&quote.digest(&scene.trust.domain), &id, &scene.trust).is_ok()
                 && quote.request_id == id
-                && quote.total <= scene.info.price
+                && quote.price == scene.info.price
+                && quote.price.cost(quote.max_units) == Ok(quote.total)
         }
         _ => false,
     };

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Amount, B256, Domain, FeeSplit};
+use crate::{Address, Amount, Domain, FeeSplit, FinishReason, InferenceResult, Price, Signed, Units};
 
 const PAYMENT: PaymentRef = PaymentRef::Transaction(B256::ZERO);
 
@@ -16,7 +16,7 @@ fn events() -> impl Strategy<Value = Event> {
         failed(true),
         failed(false),
         Event::Settled(PAYMENT),
-        Event::PaidElsewhere(Address::ZERO),
+        Event::PaidElsewhere(B256::ZERO),
         Event::SettlementImpossible(String::new()),
         Event::Refunded(PAYMENT),
         Event::Cancelled,
@@ -35,6 +35,8 @@ fn reserved() -> Event {
         gateway: Address::ZERO,
         compute: Address::ZERO,
         model_digest: B256::ZERO,
+        price: Price::flat(Amount::TOKEN),
+        max_units: Units::default(),
         total: Amount::TOKEN,
         split: FeeSplit::default(),
         expiry: 0,
@@ -53,11 +55,17 @@ fn executed() -> Event {
         model_digest: B256::ZERO,
         input_hash: B256::ZERO,
         output_hash: B256::ZERO,
+        output_bytes: 0,
+        parts: 1,
+        chain: B256::ZERO,
+        resumed_from: B256::ZERO,
         usage: Usage::default(),
         confinement: Confinement::None,
+        finish: Some(FinishReason::Stop),
     };
     let signature = Signature::try_from(&signature[..]).unwrap();
-    Event::Executed { output: Values::new(), result: Box::new(Signed { message, signature }) }
+    let delivery = Delivery::whole(Signed { message, signature }).unwrap();
+    Event::Executed { output: Values::new(), delivery: Box::new(delivery) }
 }
 
 /// A chain: where the escrow is, and how often money left it. Its answers are the only source of Paid, Settled and Refunded.

@@ -52,6 +52,6 @@ impl Executor for EchoExecutor {
         let values: Values =
             manifest.finish(tensors.clone(), &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
         let usage = Usage { input_units: 1, output_units: 1, duration_micros: 0 };
-        Ok(stream::iter([Ok(OutputChunk { values, usage: Some(usage) })]).boxed())
+        Ok(stream::iter([Ok(OutputChunk::last(values, usage))]).boxed())
     }
 }

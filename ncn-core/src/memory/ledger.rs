@@ -174,10 +174,9 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
-        let Settlement { quote, certificate, .. } = settlement;
-        let completion = settlement.completion();
+        let Settlement { quote, completion, certificate, .. } = settlement;
         let mut ledger = self.chain.lock();
-        if let Some(by) = ledger.payment(quote).settled_for(completion.compute) {
+        if let Some(by) = ledger.payment(quote).settled_for(completion.struct_hash()) {
             return Ok(by.clone());
         }
         ledger.escrowed(quote)?;
@@ -191,12 +190,15 @@ impl PaymentLedger for MemoryLedger {
         certificate
             .verify(&completion.digest(&trust.domain), &quote.request_id, &trust)
             .map_err(|error| LedgerError::Certificate(error.to_string()))?;
-        let tree = PayoutSchedule::new(quote, completion.compute, &certificate.validators(), trust.treasury)
+        let tree = PayoutSchedule::new(quote, completion, &certificate.validators(), trust.treasury)
             .map_err(|error| LedgerError::Reverted(error.to_string()))?;
+        let above = || LedgerError::Reverted(format!("cost: {} is more than the total of {}", tree.total, quote.total));
+        let rest = quote.total.checked_sub(tree.total).ok_or_else(above)?;
         for payout in tree.payouts {
             ledger.credit(payout.address, payout.amount);
         }
-        Ok(ledger.transact(quote, |by| PaymentStatus::PaidOut { by, compute: Some(completion.compute) }))
+        ledger.credit(quote.client, rest);
+        Ok(ledger.transact(quote, |by| PaymentStatus::PaidOut { by, completion: Some(completion.struct_hash()) }))
     }
 
     async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
@@ -267,7 +269,7 @@ impl Payer for MemoryLedger {
             return refuse("is a channel's, and the chain is to hold an escrow".into());
         };
         let (client, request_id) = (receipt.quote.client, receipt.request_id());
-        self.payment(client, request_id).check_settled(settlement, receipt.compute())?;
+        self.payment(client, request_id).check_settled(settlement, receipt.completion.struct_hash())?;
         let quote = receipt.quote.struct_hash();
         let escrowed = self.chain.lock().changes.iter().any(|change| {
             (change.client, change.request_id) == (client, request_id)
@@ -276,7 +278,7 @@ impl Payer for MemoryLedger {
         if escrowed { Ok(()) } else { refuse(format!("was not escrowed by {transaction}")) }
     }
 
-    async fn release(&self, _: &Quote, _: bool) {}
+    async fn release(&self, _: &Quote, _: Option<Amount>) {}
 }
 
 #[async_trait]

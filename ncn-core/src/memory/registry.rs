@@ -5,9 +5,9 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    Approval, Attestors, BatchRequest, Completion, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
-    InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
-    Signed, Subnet, TrustRoot, UnixTime,
+    Approval, Attestors, BatchRequest, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat, InferenceRequest,
+    Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
+    TrustRoot, UnixTime,
     membership::{Membership, MembershipLimits, SharedMembership},
     validation::{self, ValidationContext},
 };
@@ -34,16 +34,18 @@ impl MemoryRegistry {
     fn judge(
         &self,
         order: &InferenceRequest,
-        compute: Address,
+        nodes: impl IntoIterator<Item = Address>,
         check: impl FnOnce(&ValidationContext<'_>) -> Result<(), RegistryError>,
     ) -> Result<(), RegistryError> {
         let now = (self.clock)();
         self.membership.read(|membership| {
             let subnet = &membership.subnet(&order.subnet)?.message;
-            let query = NodeQuery { node: Some(compute), ..NodeQuery::default() };
-            let records = membership.discover(&query, now);
-            let compute = &records.first().ok_or(RegistryError::UnknownNode(compute))?.message;
-            check(&ValidationContext { trust: &self.trust, subnet, compute, now })
+            let records = nodes.into_iter().flat_map(|node| {
+                let query = NodeQuery { node: Some(node), ..NodeQuery::default() };
+                membership.discover(&query, now)
+            });
+            let nodes: Vec<_> = records.map(|record| record.message).collect();
+            check(&ValidationContext { trust: &self.trust, subnet, nodes: &nodes, now })
         })
     }
 
@@ -101,15 +103,15 @@ impl Attestors for MemoryRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);
-        self.judge(order, quote.compute, |context| validation::preprocessing(&request, context))?;
+        self.judge(order, [quote.compute], |context| validation::preprocessing(&request, context))?;
         self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
-        validation::authorization(&request, &self.trust.domain)?;
-        let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
-        self.judge(order, result.compute, |context| validation::completion(&request, context))?;
-        self.certify(&quote.request_id, &Completion::new(quote, result).digest(&self.trust.domain)).await
+        let completion = validation::authorization(&request, &self.trust.domain)?;
+        let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
+        self.judge(&request.request.message, nodes, |context| validation::completion(&request, context))?;
+        self.certify(&completion.request_id, &completion.digest(&self.trust.domain)).await
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {

@@ -3,7 +3,7 @@
 use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, RequestId, UnixTime};
+use crate::{Amount, ChannelParams, Message as _, Quote, RequestId, UnixTime};
 
 /// A client's promise to pay for one request out of its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,14 @@ pub struct Voucher {
     pub cumulative: Amount,
 }
 
+impl Voucher {
+    /// The promise to pay `quote` out of a channel that may then be charged `cumulative` altogether.
+    pub fn new(terms: &ChannelParams, quote: &Quote, cumulative: Amount) -> Self {
+        let (request_id, hash, amount) = (quote.request_id, quote.struct_hash(), quote.total);
+        Self { channel: terms.id(), request_id, quote: hash, amount, cumulative }
+    }
+}
+
 /// One request of a batch: a leaf of the settlement's Merkle tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -29,10 +37,10 @@ pub struct SettlementLeaf {
     pub channel: B256,
     /// Struct hash of the [`crate::Completion`].
     pub completion: B256,
-    /// What it is charged.
+    /// What the request costs, and the channel is charged.
     pub amount: Amount,
-    /// keccak256 of the compute node's signature over its result: who approves a batch vouches for it.
-    pub result_signature: B256,
+    /// [`crate::Delivery::signatures_hash`]: who approves a batch vouches for the compute nodes' signatures.
+    pub result_signatures: B256,
 }
 
 /// What a settlement takes out of one channel.

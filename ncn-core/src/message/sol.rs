@@ -44,6 +44,13 @@ impl ToSol for super::Quote {
             gateway: self.gateway,
             compute: self.compute,
             modelDigest: self.model_digest,
+            basePrice: self.price.base.units(),
+            inputPrice: self.price.input.price.units(),
+            outputPrice: self.price.output.price.units(),
+            inputUnit: self.price.input.unit as u8,
+            outputUnit: self.price.output.unit as u8,
+            maxInputUnits: self.max_units.input,
+            maxOutputUnits: self.max_units.output,
             total: self.total.units(),
             gatewayBps: self.split.gateway_bps,
             validatorsBps: self.split.validators_bps,
@@ -64,11 +71,24 @@ impl ToSol for super::InferenceResult {
             modelDigest: self.model_digest,
             inputHash: self.input_hash,
             outputHash: self.output_hash,
+            outputBytes: self.output_bytes,
+            parts: self.parts,
+            chain: self.chain,
+            resumedFrom: self.resumed_from,
             inputUnits: self.usage.input_units,
             outputUnits: self.usage.output_units,
             durationMicros: self.usage.duration_micros,
             confinement: self.confinement as u8,
+            finish: self.finish.map_or(0, |finish| finish as u8),
         }
+    }
+}
+
+impl ToSol for super::Contribution {
+    type Sol = generated::Contribution;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Contribution { compute: self.compute, result: self.result, cost: self.cost.units() }
     }
 }
 
@@ -76,7 +96,12 @@ impl ToSol for super::Completion {
     type Sol = generated::Completion;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::Completion { requestId: self.request_id, quote: self.quote, result: self.result, compute: self.compute }
+        generated::Completion {
+            requestId: self.request_id,
+            quote: self.quote,
+            finish: self.finish as u8,
+            contributions: self.contributions.iter().map(ToSol::to_sol).collect(),
+        }
     }
 }
 
@@ -95,9 +120,10 @@ impl ToSol for super::ReceiptSeal {
         generated::ReceiptSeal {
             requestId: self.request_id,
             quote: self.quote,
-            result: self.result,
             preprocessing: self.preprocessing,
             completion: self.completion,
+            results: self.results,
+            approvals: self.approvals,
             paymentKind: self.payment_kind as u8,
             payment: self.payment,
             settlement: self.settlement,
@@ -155,11 +181,19 @@ impl ToSol for super::SessionProof {
     }
 }
 
-impl ToSol for super::StreamCheckpoint {
-    type Sol = generated::StreamCheckpoint;
+impl ToSol for super::SubnetModel {
+    type Sol = generated::SubnetModel;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::StreamCheckpoint { requestId: self.request_id, compute: self.compute, parts: self.parts, hash: self.hash }
+        generated::SubnetModel {
+            name: self.name.clone(),
+            digest: self.digest,
+            basePrice: self.price.base.units(),
+            inputPrice: self.price.input.price.units(),
+            outputPrice: self.price.output.price.units(),
+            inputUnit: self.price.input.unit as u8,
+            outputUnit: self.price.output.unit as u8,
+        }
     }
 }
 
@@ -170,11 +204,7 @@ impl ToSol for super::Subnet {
         generated::Subnet {
             owner: self.owner,
             name: self.name.clone(),
-            models: self
-                .models
-                .iter()
-                .map(|model| generated::SubnetModel { name: model.name.clone(), digest: model.digest, price: model.price.units() })
-                .collect(),
+            models: self.models.iter().map(ToSol::to_sol).collect(),
             gatewayBps: self.split.gateway_bps,
             validatorsBps: self.split.validators_bps,
             treasuryBps: self.split.treasury_bps,
@@ -205,7 +235,7 @@ impl ToSol for super::SettlementLeaf {
             channel: self.channel,
             completion: self.completion,
             amount: self.amount.units(),
-            resultSignature: self.result_signature,
+            resultSignatures: self.result_signatures,
         }
     }
 }

@@ -157,8 +157,8 @@ impl Payer for BrokenPayer {
         if self.fault == Fault::BelievesReceipts { Ok(()) } else { checked }
     }
 
-    async fn release(&self, quote: &Quote, served: bool) {
-        self.payer.release(quote, served).await;
+    async fn release(&self, quote: &Quote, cost: Option<Amount>) {
+        self.payer.release(quote, cost).await;
     }
 }
 
@@ -299,7 +299,7 @@ async fn broken_ledgers_are_caught() {
         (Fault::ReportsAnotherTransaction, "everyone sees the escrow and its transaction"),
         (Fault::RefundsEarly, "before expiry only the gateway gives back"),
         (Fault::ForgetsRefunds, "a refunded request is refunded"),
-        (Fault::TakesOthersCompletionForOnes, "another node's completion is not taken for this one's"),
+        (Fault::TakesOthersCompletionForOnes, "another completion is not taken for this one"),
         (Fault::TakesVouchersForNothing, "a voucher that is taken is what pays"),
         (Fault::ClosesOthersChannels, "only a channel's gateway closes it"),
     ];

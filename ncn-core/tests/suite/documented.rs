@@ -8,7 +8,8 @@ use std::{
 
 use alloy_primitives::{Address, B256, hex, keccak256};
 use ncn_core::{
-    CapabilityScope, Confinement, DataType, Domain, ErrorKind, NodeRole, PaymentKind, Receipt, Tensor, TrustRoot, Value, Values,
+    CapabilityScope, Confinement, DataType, Domain, ErrorKind, FinishReason, NodeRole, PaymentKind, Receipt, Tensor, TrustRoot,
+    Unit, Value, Values,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -102,6 +103,10 @@ fn every_type_that_is_signed() {
     let scopes = [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel];
     assert_eq!(scopes.map(|scope| scope as u8), [1, 2, 3]);
     assert_eq!([PaymentKind::Escrow, PaymentKind::Channel].map(|kind| kind as u8), [1, 2]);
+    let reasons =
+        [FinishReason::Stop, FinishReason::Length, FinishReason::Deadline, FinishReason::Cancelled, FinishReason::NodeLost];
+    assert_eq!(reasons.map(|reason| reason as u8), [1, 2, 3, 4, 5]);
+    assert_eq!([Unit::Request, Unit::Token, Unit::Row, Unit::Second, Unit::Image].map(|unit| unit as u8), [1, 2, 3, 4, 5]);
 }
 
 #[test]

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use ncn_core::receipt::Payment;
 use ncn_core::{
-    Amount, Approval, B256, ChannelParams, Completion, Confinement, DataType, FeeSplit, InferenceRequest, InferenceResult,
-    Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PaymentAuthorization, PaymentConfirmation, PaymentKind,
-    PaymentSubmission, PayoutSchedule, QuorumCertificate, Quote, Receipt, ReceiptError, Signature, Signed, SignedVoucher, State,
-    Step, StepTiming, Submission, TaskEvent, TaskStatus, Tensor, TrustRoot, Update, Usage, Values, receipt,
+    Amount, Approval, B256, ChannelParams, Confinement, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest,
+    InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PayeeRole, PaymentAuthorization,
+    PaymentConfirmation, PaymentKind, PaymentSubmission, PayoutSchedule, Price, QuorumCertificate, Quote, Receipt, ReceiptError,
+    Signature, Signed, SignedVoucher, State, Step, StepTiming, StreamChain, Submission, TaskEvent, TaskStatus, Tensor, TrustRoot,
+    Unit, UnitPrice, Units, Update, Usage, Values, receipt,
 };
 use serde_json::Value;
 
@@ -27,8 +28,16 @@ async fn receipt(scene: &Scene) -> Receipt {
 }
 
 async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
+    served(scene, kind, &[(9, Some(FinishReason::Stop))]).await
+}
+
+/// A request that so many nodes served, each with so many units of output, and with the reason to end that it signed.
+async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishReason>)]) -> Receipt {
     let (client, gateway, compute) = (key(), key(), key());
     let domain = scene.trust.domain;
+    let unit = |unit, price| UnitPrice { unit, price: Amount::new(price) };
+    let price = Price { base: Amount::new(500_003), input: unit(Unit::Token, 30_000), output: unit(Unit::Token, 20_000) };
+    let max_units = Units { input: 4, output: 40 };
     let order = InferenceRequest {
         client: client.address(),
         subnet: [1; 32].into(),
@@ -47,43 +56,90 @@ async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
         gateway: gateway.address(),
         compute: compute.address(),
         model_digest: order.model_digest,
-        total: Amount::new(1_000_003),
+        price,
+        max_units,
+        total: price.cost(max_units).unwrap(),
         split: FeeSplit::default(),
         expiry: NOW + 60,
         trust_root: scene.trust.hash(),
     };
-    let result = InferenceResult {
-        request_id,
-        compute: compute.address(),
-        model_digest: order.model_digest,
-        input_hash: order.input_hash,
-        output_hash: Values::from([("label", "7")]).hash(),
-        usage: Usage { input_units: 1, output_units: 1, duration_micros: 250 },
-        confinement: Confinement::Reduced,
-    };
-    let result = Signed::sign(result, &domain, &*compute).await.unwrap();
-    let completion = Completion::new(&quote, &result.message);
-    let approved = certificate(scene, request_id, completion.digest(&domain)).await;
+    let (mut results, mut chain, mut node) = (Vec::new(), StreamChain::new(request_id), compute);
+    let mut output = Values::new();
+    for (units, finish) in nodes {
+        let resumed_from = if results.is_empty() { B256::ZERO } else { chain.hash() };
+        for _ in 0..*units {
+            let part = Values::from([("label", "7")]);
+            chain.extend(&part);
+            output.append(part);
+        }
+        let result = InferenceResult {
+            request_id,
+            compute: node.address(),
+            model_digest: order.model_digest,
+            input_hash: order.input_hash,
+            output_hash: output.hash(),
+            output_bytes: output.content_bytes(),
+            parts: chain.parts(),
+            chain: chain.hash(),
+            resumed_from,
+            usage: Usage { input_units: 3, output_units: *units, duration_micros: 250 },
+            confinement: Confinement::Reduced,
+            finish: *finish,
+        };
+        results.push(Signed::sign(result, &domain, &*node).await.unwrap());
+        node = key();
+    }
+    let finish = nodes.last().and_then(|(_, finish)| *finish).unwrap_or(FinishReason::NodeLost);
+    let delivery = Delivery { results, finish };
+    let completion = delivery.completion(&quote).unwrap();
+    let approvals = certificate(scene, request_id, completion.digest(&domain)).await;
     let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
     let voucher = SignedVoucher::sign(terms, &quote, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
         preprocessing: certificate(scene, request_id, quote.digest(&domain)).await,
-        payments: PayoutSchedule::new(&quote, compute.address(), &approved.validators(), scene.trust.treasury).unwrap(),
+        payments: PayoutSchedule::new(&quote, &completion, &approvals.validators(), scene.trust.treasury).unwrap(),
         request,
         quote,
         payment: match kind {
             PaymentKind::Escrow => Payment::Escrow { transaction: [5; 32].into(), settlement: [6; 32].into() },
             PaymentKind::Channel => Payment::Channel(Box::new(voucher)),
         },
-        seal: result.signature,
-        result,
-        completion: approved,
+        seal: delivery.results[0].signature,
+        delivery,
+        completion,
+        approvals,
         issued_at: NOW,
     };
     receipt.seal = Signature::sign(&receipt.sealed().digest(&domain), &*gateway).await.unwrap();
     receipt
+}
+
+/// Every way to be served: to the end, in part, and by several nodes.
+const SERVED: [&[(u64, Option<FinishReason>)]; 4] = [
+    &[(9, Some(FinishReason::Stop))],
+    &[(5, Some(FinishReason::Cancelled))],
+    &[(7, None)],
+    &[(4, None), (6, Some(FinishReason::Length))],
+];
+
+#[tokio::test]
+async fn a_receipt_says_what_was_delivered_and_what_it_cost() {
+    let scene = Scene::new();
+    let mut costs = Vec::new();
+    for nodes in SERVED {
+        let receipt = served(&scene, PaymentKind::Escrow, nodes).await;
+        receipt.verify(&scene.trust).unwrap();
+        let output: u64 = nodes.iter().map(|(units, _)| units).sum();
+        assert_eq!(receipt.usage().units(), Units { input: 3, output }, "the second node's input is not paid for again");
+        assert_eq!(receipt.cost(), Amount::new(500_003 + 3 * 30_000 + u128::from(output) * 20_000));
+        assert_eq!(receipt.payments.total, receipt.cost());
+        let paid = receipt.payments.payouts.iter().filter(|payout| payout.role == PayeeRole::Compute).count();
+        assert_eq!(paid, nodes.len(), "each node is paid for its part");
+        costs.push(receipt.cost());
+    }
+    assert_eq!(costs[0].checked_sub(costs[1]), Some(Amount::new(4 * 20_000)), "what was not delivered is not paid for");
 }
 
 #[tokio::test]
@@ -92,8 +148,8 @@ async fn a_good_receipt_verifies_here_and_nowhere_else() {
     let receipt = receipt(&scene).await;
     receipt.verify(&scene.trust).unwrap();
     assert!(matches!(receipt.verify(&elsewhere.trust), Err(ReceiptError::UntrustedRoot { .. })));
-    assert!(receipt.matches_output(&Values::from([("label", "7")])));
-    assert!(!receipt.matches_output(&Values::from([("label", "1")])));
+    assert!(receipt.matches_output(&Values::from([("label", "777777777")])));
+    assert!(!receipt.matches_output(&Values::from([("label", "777777771")])));
     let json = receipt.to_json();
     assert_eq!(Receipt::from_json(json.as_bytes()).unwrap(), receipt);
     let digit = json.find("0xcc").unwrap() + 2;
@@ -162,8 +218,12 @@ fn changes(value: &Value) -> Vec<Value> {
 #[tokio::test]
 async fn no_single_change_passes() {
     let scene = Scene::new();
-    for kind in [PaymentKind::Escrow, PaymentKind::Channel] {
-        let receipt = paid(&scene, kind).await;
+    let kinds = [
+        (PaymentKind::Escrow, &[(9, Some(FinishReason::Stop))][..]),
+        (PaymentKind::Channel, &[(4, None), (6, Some(FinishReason::Length))]),
+    ];
+    for (kind, nodes) in kinds {
+        let receipt = served(&scene, kind, nodes).await;
         receipt.verify(&scene.trust).unwrap();
         let good: Value = serde_json::from_str(&receipt.to_json()).unwrap();
         let changes = changes(&good);
@@ -258,18 +318,37 @@ async fn what_crosses_a_wire_has_a_form_in_json() {
     let manifest =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../ncn-node/models/digits/manifest.json")).unwrap();
     let model = Model::parse(manifest.clone()).unwrap();
-    let json = passes(&ModelInfo { model, subnet: [1; 32].into(), price: Amount::new(5) });
+    let json = passes(&ModelInfo {
+        model,
+        subnet: [1; 32].into(),
+        price: Price::flat(Amount::new(5)),
+        least_timeout: Duration::from_secs(9),
+        typical_units: None,
+    });
     assert_eq!(json["model"], Value::String(manifest), "the digest is that of the very text");
     let timing = StepTiming { step: Step::Execute, actor: receipt.quote.compute, took: Duration::from_micros(1_500) };
-    let usage = Some(Usage { input_units: 1, output_units: 2, duration_micros: 3 });
+    let usage = Usage { input_units: 1, output_units: 2, duration_micros: 3 };
     for (index, event) in (7..).zip([
         TaskEvent::Step(timing),
         TaskEvent::Attempt(receipt.quote.compute),
-        TaskEvent::Chunk(OutputChunk { values: inputs.clone(), usage }),
+        TaskEvent::Chunk(OutputChunk { values: inputs.clone(), usage, finish: None }),
+        TaskEvent::Checkpoint(Box::new(receipt.delivery.results[0].clone())),
         TaskEvent::Delivered { output: inputs, receipt: Box::new(receipt.clone()) },
         TaskEvent::Failed { outcome: Outcome::Refunded, reason: "it broke".into() },
     ]) {
         let json = passes(&Update { index, event });
         assert_eq!(json["index"], index);
     }
+}
+
+#[tokio::test]
+async fn a_receipt_of_another_version_is_refused_with_a_clear_word() {
+    let receipt = receipt(&Scene::new()).await;
+    let mut old: Value = serde_json::from_str(&receipt.to_json()).unwrap();
+    old["version"] = 1.into();
+    old["result"] = old["delivery"]["results"][0].clone();
+    old.as_object_mut().unwrap().remove("delivery");
+    let refused = Receipt::from_json(old.to_string().as_bytes()).unwrap_err();
+    assert_eq!(refused, ReceiptError::Version(1));
+    assert!(refused.to_string().contains("use the program of that version"), "{refused}");
 }

@@ -99,7 +99,8 @@ pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Ch
 /// Whether a request's channel can be charged, and its deposit bears this one too: a top-up may have been taken back.
 pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>, aside: &mut Aside) -> bool {
     let Some(known) = channels.get_mut(&entry.payment.voucher.channel) else { return false };
-    match known.sum.checked_add(entry.quote.total).filter(|sum| *sum <= known.chain.deposit) {
+    let cost = entry.completion().map(|completion| completion.cost());
+    match cost.ok().and_then(|cost| known.sum.checked_add(cost)).filter(|sum| *sum <= known.chain.deposit) {
         Some(sum) => {
             known.sum = sum;
             true

@@ -188,8 +188,12 @@ async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str)
         settled.push((channel, charged(inner, channel).await?));
     }
     let entries = proofs(inner, number).await?;
-    let hold = |entry: &BatchEntry| Hold { payment: entry.payment, expiry: entry.quote.expiry, stage: Stage::Settled };
-    let requests: Vec<Hold> = entries.iter().map(hold).collect();
+    // They were settled, so they were consistent.
+    let hold = |entry: &BatchEntry| {
+        let amount = entry.completion().ok()?.cost();
+        Some(Hold { payment: entry.payment, amount, expiry: entry.quote.expiry, stage: Stage::Settled })
+    };
+    let requests: Vec<Hold> = entries.iter().filter_map(hold).collect();
     let batch = SettledBatch { reopened: true, ..batch.clone() };
     let update = move |state: &mut ChannelState| {
         let (accounts, holds) = state.reopen(&requests, &settled, unix_now());

@@ -193,8 +193,9 @@ fn choose(entries: Vec<BatchEntry>) -> Vec<BatchEntry> {
     let (mut channels, mut payees) = (BTreeSet::new(), BTreeSet::new());
     let fits = |entry: &BatchEntry| {
         channels.insert(entry.payment.voucher.channel);
-        payees.extend(entry.completion.validators());
-        payees.extend([entry.result.message.compute, entry.quote.gateway]);
+        payees.extend(entry.certificate.validators());
+        payees.extend(entry.delivery.results.iter().map(|result| result.message.compute));
+        payees.insert(entry.quote.gateway);
         // One more is the treasury's.
         channels.len() <= MAX_CHARGES && payees.len() < MAX_PAYOUTS
     };

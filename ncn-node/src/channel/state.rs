@@ -46,6 +46,8 @@ pub(super) enum Stage {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Hold {
     pub(super) payment: SignedVoucher,
+    /// What the channel is charged for it: the voucher's amount, and what the request cost once that is known.
+    pub(super) amount: Amount,
     pub(super) expiry: UnixTime,
     pub(super) stage: Stage,
 }
@@ -120,20 +122,19 @@ impl ChannelState {
     fn count(&mut self, hold: &Hold, add: bool) {
         let voucher = &hold.payment.voucher;
         let Some(account) = self.accounts.get_mut(&voucher.channel) else { return };
-        let change = |total: Amount| {
-            if add { sum([total, voucher.amount]) } else { total.checked_sub(voucher.amount).unwrap_or_default() }
-        };
+        let change =
+            |total: Amount| if add { sum([total, hold.amount]) } else { total.checked_sub(hold.amount).unwrap_or_default() };
         match hold.stage {
             Stage::Reserved => account.reserved = change(account.reserved),
             Stage::Earned(since) => {
                 account.earned = change(account.earned);
                 let key = (since, voucher.request_id);
                 if add {
-                    self.earned.insert(key, voucher.amount);
-                    self.earned_sum = sum([self.earned_sum, voucher.amount]);
+                    self.earned.insert(key, hold.amount);
+                    self.earned_sum = sum([self.earned_sum, hold.amount]);
                 } else {
                     self.earned.remove(&key);
-                    self.earned_sum = self.earned_sum.checked_sub(voucher.amount).unwrap_or_default();
+                    self.earned_sum = self.earned_sum.checked_sub(hold.amount).unwrap_or_default();
                 }
             }
             Stage::Settled | Stage::Released | Stage::Lost => {}
@@ -142,8 +143,12 @@ impl ChannelState {
 
     /// Brings a hold into another stage; returns it as it is then.
     fn turn(&mut self, request_id: RequestId, stage: Stage) -> Option<Hold> {
+        self.change(request_id, |hold| Hold { stage, ..hold })
+    }
+
+    fn change(&mut self, request_id: RequestId, change: impl FnOnce(Hold) -> Hold) -> Option<Hold> {
         let before = *self.holds.get(&request_id)?;
-        let after = Hold { stage, ..before };
+        let after = change(before);
         self.count(&before, false);
         self.count(&after, true);
         self.holds.insert(request_id, after);
@@ -222,7 +227,7 @@ impl ChannelState {
             account.highest = *payment;
         }
         let account = account.clone();
-        let hold = Hold { payment: *payment, expiry: quote.expiry, stage: Stage::Reserved };
+        let hold = Hold { payment: *payment, amount: voucher.amount, expiry: quote.expiry, stage: Stage::Reserved };
         self.count(&hold, true);
         self.holds.insert(voucher.request_id, hold);
         Ok((account, hold))
@@ -233,11 +238,16 @@ impl ChannelState {
         self.accounts.get(&hold.payment.voucher.channel).cloned()
     }
 
-    /// The request was served.
-    pub(super) fn earn(&mut self, request_id: RequestId, now: UnixTime) -> Result<Hold, LedgerError> {
+    /// The request was served, at this cost. What cost nothing has nothing to be settled.
+    pub(super) fn earn(&mut self, request_id: RequestId, cost: Amount, now: UnixTime) -> Result<Hold, LedgerError> {
         match self.holds.get(&request_id).copied() {
-            Some(Hold { stage: Stage::Reserved, .. }) => {
-                self.turn(request_id, Stage::Earned(now)).ok_or_else(|| unknown(request_id))
+            Some(before @ Hold { stage: Stage::Reserved, .. }) => {
+                if cost > before.amount {
+                    let problem = format!("{cost} is more than the voucher's amount of {}", before.amount);
+                    return Err(LedgerError::InvalidQuote { field: "cost".into(), problem });
+                }
+                let stage = if cost.is_zero() { Stage::Settled } else { Stage::Earned(now) };
+                self.change(request_id, |hold| Hold { amount: cost, stage, ..hold }).ok_or_else(|| unknown(request_id))
             }
             Some(hold) if matches!(hold.stage, Stage::Earned(_) | Stage::Settled | Stage::Lost) => Ok(hold),
             Some(hold) => Err(LedgerError::WrongState { request_id, actual: format!("{:?}", hold.stage) }),

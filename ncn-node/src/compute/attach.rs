@@ -163,6 +163,10 @@ impl Stream {
                 self.start(task.try_into()?);
                 Ok(())
             }
+            gateway_message::Message::Stop(request_id) => {
+                self.node.stop(wire::hash("stop", &request_id)?).await;
+                Ok(())
+            }
             gateway_message::Message::Cancel(request_id) => {
                 if let Some(running) = self.running.remove(&wire::hash("cancel", &request_id)?) {
                     running.abort();

@@ -5,19 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
 use ncn_client::Backoff;
 use ncn_core::{
-    B256, Completion, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask, Effect, Event,
-    LedgerError, Message as _, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest,
-    QuorumCertificate, Quote, Receipt, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step,
-    TaskEvent, TrustRoot, Values,
-    compute::{MAX_OUTPUT_BYTES, MAX_UNITS},
+    B256, CompletionAuthorization, CompletionRequest, Compute, ComputeError, Effect, Event, LedgerError, Message as _, Outcome,
+    PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest, QuorumCertificate, Quote, Receipt,
+    RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step, TaskEvent, TrustRoot,
     receipt::{self, Payment},
 };
 
 use super::{
-    Gateway,
+    Gateway, execution,
     task::{Progress, Task},
 };
 use ncn_client::unix_now;
@@ -25,10 +22,6 @@ use ncn_client::unix_now;
 /// How often the validators are asked that give too few approvals: while the client waits for a quote, and once it has paid.
 const PREPROCESSING_TRIES: u32 = 3;
 const COMPLETION_TRIES: u32 = 20;
-/// How long the gateway waits for a node that can run what is paid for, before it gives the payment back.
-const NODE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a node gets on top of the model's own deadline before it is given up.
-const DEADLINE_SLACK: Duration = Duration::from_secs(5);
 /// How often sealing a receipt is tried.
 const SEAL_TRIES: u32 = 10;
 /// How long a compute node may take to say whether it has a place.
@@ -43,7 +36,7 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
         Effect::Reserve => reserve(gateway, task).await,
         Effect::RequestPreprocessing => preprocessing(gateway, task, &progress).await,
         Effect::AwaitPayment => return paid(gateway, task).await,
-        Effect::Dispatch { attempt } => dispatch(gateway, task, &progress, attempt).await,
+        Effect::Dispatch { attempt } => execution::dispatch(gateway, task, &progress, attempt).await,
         Effect::RequestCompletion => completion(gateway, task, &progress).await,
         Effect::Settle => settle(gateway, task, &progress).await,
         Effect::Refund => refund(gateway, &progress).await,
@@ -72,13 +65,19 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
         Err(reason) => return Some(Event::Refused(reason)),
     };
     let info = gateway.models.get(&order.model_digest)?;
+    let (max_units, total) = match info.maximum(&task.submission.inputs, &order.parameters) {
+        Ok(maximum) => maximum,
+        Err(error) => return Some(Event::Refused(error.to_string())),
+    };
     let quote = Quote {
         request_id: task.request_id,
         client: order.client,
         gateway: gateway.address(),
         compute: compute.address(),
         model_digest: order.model_digest,
-        total: info.price,
+        price: info.price,
+        max_units,
+        total,
         split: gateway.subnet.message.split,
         expiry: order.deadline,
         trust_root: trust.hash(),
@@ -87,7 +86,7 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
 }
 
 /// Reserves a place with any live node; those that have not been tried yet come first.
-async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
+pub(super) async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
     let model_digest = task.submission.request.message.model_digest;
     let started = Instant::now();
     let mut nodes = gateway.nodes.with_model(&model_digest).await;
@@ -119,7 +118,7 @@ async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result
     Err(format!("no compute node: {}", reasons.join("; ")))
 }
 
-async fn reserve_at(node: &dyn Compute, reservation: Reservation) -> Result<(), ComputeError> {
+pub(super) async fn reserve_at(node: &dyn Compute, reservation: Reservation) -> Result<(), ComputeError> {
     let silent = |_| Err(ComputeError::Unavailable(format!("{} does not answer", node.address())));
     tokio::time::timeout(RESERVE_TIMEOUT, node.reserve(reservation)).await.unwrap_or_else(silent)
 }
@@ -186,120 +185,21 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     }
 }
 
-async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: u8) -> Option<Event> {
-    let quote = progress.quote.as_ref()?;
-    let failed = |reason: String, retryable| Some(Event::ExecutionFailed { reason, retryable });
-    let compute = match node_for(gateway, task, quote, attempt).await {
-        Ok(compute) => compute,
-        Err(reason) => return failed(reason, false),
-    };
-    task.try_node(compute.address());
-    // Whatever another node has said of the output is void from here on.
-    task.publish(TaskEvent::Attempt(compute.address()));
-    let limit = gateway.models.get(&quote.model_digest)?.model.manifest().limits.deadline_ms;
-    let limit = Duration::from_millis(limit).saturating_add(DEADLINE_SLACK);
-    let silent = |_| Err(ComputeError::Unavailable(format!("{} did not deliver in time", compute.address())));
-    match tokio::time::timeout(limit, execute(gateway, task, quote, &*compute)).await.unwrap_or_else(silent) {
-        Ok(event) => Some(event),
-        Err(error) => {
-            compute.release(task.request_id).await;
-            failed(error.to_string(), error.is_retryable())
-        }
-    }
-}
-
-/// The node that was reserved, when it is still there with a place for the request; another one otherwise. Nodes may be on their
-/// way back, as after a restart of this gateway: they are waited for, a little.
-async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Arc<dyn Compute>, String> {
-    let Quote { request_id, model_digest, expiry: expires_at, .. } = *quote;
-    let started = Instant::now();
-    let mut backoff = Backoff::new();
-    loop {
-        // The lease may have run out while the client thought about paying: reserving again renews it.
-        if attempt == 0
-            && let Some(compute) = gateway.nodes.get(quote.compute)
-            && reserve_at(&*compute, Reservation { request_id, model_digest, expires_at }).await.is_ok()
-        {
-            return Ok(compute);
-        }
-        match reserve_node(gateway, task, expires_at).await {
-            Ok(compute) => return Ok(compute),
-            Err(reason) if started.elapsed() >= NODE_TIMEOUT => {
-                let before = task.progress().failure.map(|failure| format!("; before that: {failure}"));
-                return Err(reason + &before.unwrap_or_default());
-            }
-            Err(_) => backoff.pause().await,
-        }
-    }
-}
-
-async fn execute(gateway: &Gateway, task: &Task, quote: &Quote, compute: &dyn Compute) -> Result<Event, ComputeError> {
-    let order = &task.submission.request.message;
-    let job = ComputeTask {
-        request: task.submission.request.clone(),
-        quote: quote.clone(),
-        voucher: task.progress().voucher(),
-        inputs: task.submission.inputs.clone(),
-    };
-    let started = Instant::now();
-    let mut events = compute.execute(job).await?;
-    task.report(Step::Dispatch, gateway.address(), started.elapsed());
-    let started = Instant::now();
-    let manifest = gateway.models.get(&order.model_digest).map(|info| info.model.manifest());
-    // A node that streams something else than it gives would be paid for an answer that its client has to doubt.
-    let mut streamed = Values::new();
-    let dishonest = |what: &str| Err(ComputeError::Unavailable(format!("{} {what}", compute.address())));
-    while let Some(event) = events.next().await {
-        match event? {
-            ComputeEvent::Chunk(chunk) => {
-                streamed.append(chunk.values.clone());
-                let promised = manifest.is_some_and(|manifest| manifest.check_part(&chunk.values).is_ok());
-                if !promised || streamed.size() > MAX_OUTPUT_BYTES {
-                    return dishonest("streams what its model does not give");
-                }
-                task.publish(TaskEvent::Chunk(chunk));
-            }
-            // The client has the chain of the parts and checks it.
-            ComputeEvent::Checkpoint(checkpoint) => task.publish(TaskEvent::Checkpoint(checkpoint)),
-            ComputeEvent::Finished { output, result } => {
-                if streamed.misfit(&output, false).is_some() {
-                    return dishonest("streamed something else than it gives");
-                }
-                let word = &result.message;
-                let units = word.usage.input_units.max(word.usage.output_units);
-                let honest = word.compute == compute.address()
-                    && word.fits(order, quote).is_ok()
-                    && units <= MAX_UNITS
-                    && u128::from(word.usage.duration_micros) <= started.elapsed().as_micros()
-                    && output.size() <= MAX_OUTPUT_BYTES
-                    && manifest.is_some_and(|manifest| manifest.check_delivered(&output).is_ok())
-                    && word.fits_output(&output).is_ok()
-                    && result.verify(&gateway.domain).is_ok();
-                if !honest {
-                    return dishonest("signed something else than it ran");
-                }
-                let running = Duration::from_micros(word.usage.duration_micros);
-                task.report(Step::Execute, word.compute, running);
-                task.report(Step::Result, word.compute, started.elapsed().saturating_sub(running));
-                return Ok(Event::Executed { output, result: Box::new(result) });
-            }
-            _ => {}
-        }
-    }
-    Err(ComputeError::Unavailable("the output broke off".into()))
-}
-
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
-    let (quote, result) = (progress.quote.clone()?, progress.result.clone()?);
-    let digest = Completion::new(&quote, &result.message).digest(&gateway.domain);
+    let (quote, delivery) = (progress.quote.clone()?, progress.delivery.clone()?);
+    let completion = match delivery.completion(&quote) {
+        Ok(completion) => completion,
+        Err(error) => return Some(Event::Refused(error.to_string())),
+    };
+    let digest = completion.digest(&gateway.domain);
     let voucher = progress.voucher();
     let started = Instant::now();
-    let authorization = CompletionAuthorization::new(&quote, &result.message);
+    let authorization = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
     let authorization = match Signed::sign(authorization, &gateway.domain, &*gateway.signer).await {
         Ok(authorization) => authorization,
         Err(error) => return Some(Event::Refused(format!("the gateway's key: {error}"))),
     };
-    let request = CompletionRequest { request: task.submission.request.clone(), quote, result, voucher, authorization };
+    let request = CompletionRequest { request: task.submission.request.clone(), quote, delivery, voucher, authorization };
     let ask = || gateway.registry.completion(request.clone());
     // What was paid and has run is not given back on a word that no validator has signed.
     let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, |_| false, ask).await;
@@ -308,8 +208,11 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
 }
 
 async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
-    let (quote, result, certificate) = (progress.quote.clone()?, progress.result.clone()?, progress.completion.clone()?);
-    let settlement = Settlement { quote, result, certificate };
+    let (quote, delivery, certificate) = (progress.quote.clone()?, progress.delivery.clone()?, progress.approvals.clone()?);
+    let settlement = match Settlement::new(quote, delivery, certificate) {
+        Ok(settlement) => settlement,
+        Err(error) => return Some(Event::SettlementImpossible(error.to_string())),
+    };
     let started = Instant::now();
     let mut backoff = Backoff::new();
     loop {
@@ -365,14 +268,15 @@ async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &
     None
 }
 
-/// Whether a payment that is earned was earned by the result that the request has.
+/// Whether a payment that is earned was earned by the completion that the request has.
 fn completed(status: &PaymentStatus, progress: &Progress) -> Option<Event> {
-    let node = progress.result.as_ref().map(|result| result.message.compute);
-    if let Some(by) = node.and_then(|node| status.settled_for(node)) {
+    let own = || progress.delivery.as_ref()?.completion(progress.quote.as_ref()?).ok();
+    let own = own().map(|completion| completion.struct_hash());
+    if let Some(by) = own.and_then(|own| status.settled_for(own)) {
         return Some(Event::Settled(by.clone()));
     }
-    let PaymentStatus::PaidOut { compute, .. } = status else { return None };
-    (*compute).or(node).map(Event::PaidElsewhere)
+    let PaymentStatus::PaidOut { completion, .. } = status else { return None };
+    (*completion).or(own).map(Event::PaidElsewhere)
 }
 
 /// Tells the client how it ended, and lets go of the compute nodes.
@@ -393,7 +297,10 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
             issued = issue(gateway, task, progress.clone()).await;
         }
         match issued {
-            Ok(receipt) => TaskEvent::Delivered { output, receipt: Box::new(receipt) },
+            Ok(receipt) => {
+                gateway.served.count(receipt.quote.model_digest, receipt.usage().units());
+                TaskEvent::Delivered { output, receipt: Box::new(receipt) }
+            }
             Err(reason) => failed(format!("no receipt could be issued: {reason}")),
         }
     } else {
@@ -414,8 +321,8 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         trust_root: Some(trust_root),
         preprocessing: Some(preprocessing),
         payment: Some(payment),
-        result: Some(result),
-        completion: Some(completion),
+        delivery: Some(delivery),
+        approvals: Some(approvals),
         settlement: Some(settlement),
         ..
     } = progress
@@ -427,7 +334,8 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         (PaymentRef::Transaction(transaction), PaymentRef::Transaction(settlement)) => Payment::Escrow { transaction, settlement },
         (payment, settlement) => return Err(format!("{settlement} does not settle {payment}")),
     };
-    let payments = PayoutSchedule::new(&quote, result.message.compute, &completion.validators(), trust_root.treasury);
+    let completion = delivery.completion(&quote).map_err(|error| error.to_string())?;
+    let payments = PayoutSchedule::new(&quote, &completion, &approvals.validators(), trust_root.treasury);
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root,
@@ -435,8 +343,9 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         quote,
         preprocessing,
         payment,
-        result,
+        delivery,
         completion,
+        approvals,
         payments: payments.map_err(|error| error.to_string())?,
         issued_at: unix_now(),
         seal: task.submission.request.signature,

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Compute, ComputeError, ComputeEvent, ComputeTask, NodeRole, RequestId, Reservation, Signed, StreamBudget, StreamCheckpoint,
+    Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, RequestId, Reservation, Signed, StreamBudget,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     membership::LIVENESS_SECONDS,
 };
@@ -196,7 +196,7 @@ impl RemoteCompute {
                 self.deliver(task, Ok(ComputeEvent::Chunk(part)), length).await;
             }
             compute_message::Message::Checkpoint(checkpoint) => {
-                let checkpoint: Signed<StreamCheckpoint> = checkpoint.try_into()?;
+                let checkpoint: Signed<InferenceResult> = checkpoint.try_into()?;
                 let task = self.open().tasks.get(&checkpoint.message.request_id).map(|task| task.events.clone());
                 self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint)), length).await;
             }
@@ -248,6 +248,12 @@ impl Compute for RemoteCompute {
         let answer = answer.await.unwrap_or_else(|_| Err(self.gone()));
         undo.message = None;
         answer
+    }
+
+    async fn stop(&self, request_id: RequestId) {
+        // A node that does not read any more is given up by whoever waits for its end.
+        let stop = gateway_message::Message::Stop(wire::bytes(request_id));
+        let _ = self.sender.try_send(Ok(GatewayMessage { message: Some(stop) }));
     }
 
     async fn release(&self, request_id: RequestId) {
@@ -331,8 +337,10 @@ mod tests {
         let request_id = B256::repeat_byte(1);
         let (events, mut queue) = mpsc::channel(EVENT_QUEUE);
         node.open().tasks.insert(request_id, OpenTask { events, budget: StreamBudget::default() });
-        let chunk =
-            proto::TaskChunk { request_id: wire::bytes(request_id), chunk: Some(OutputChunk { values, usage: None }.into()) };
+        let chunk = proto::TaskChunk {
+            request_id: wire::bytes(request_id),
+            chunk: Some(OutputChunk { values, usage: ncn_core::Usage::default(), finish: None }.into()),
+        };
         for sent in 0..=MAX_STREAM_PARTS {
             let message = ComputeMessage { message: Some(compute_message::Message::Chunk(chunk.clone())) };
             if let Err(status) = node.handle(message).await {

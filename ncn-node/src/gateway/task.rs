@@ -10,11 +10,13 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, B256, Effect, Event, InferenceResult, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, Signed,
-    SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
-    transport::Updates,
+    Address, B256, Delivery, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, SignedVoucher, State, Step,
+    StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::execution::Prefix;
 
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
@@ -42,6 +44,10 @@ pub(super) struct Task {
     hinted: Notify,
     chunk_bytes: AtomicUsize,
     tried: Mutex<BTreeSet<Address>>,
+    /// The longest beginning of the output that a node has signed and not finished.
+    prefix: Mutex<Option<Prefix>>,
+    /// The client wants no more of the output.
+    stop: CancellationToken,
 }
 
 /// What the events so far lead to.
@@ -53,8 +59,8 @@ pub(super) struct Progress {
     pub(super) preprocessing: Option<QuorumCertificate>,
     pub(super) payment: Option<PaymentRef>,
     pub(super) output: Option<Values>,
-    pub(super) result: Option<Signed<InferenceResult>>,
-    pub(super) completion: Option<QuorumCertificate>,
+    pub(super) delivery: Option<Delivery>,
+    pub(super) approvals: Option<QuorumCertificate>,
     pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
 }
@@ -73,18 +79,19 @@ impl Progress {
         match event {
             Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
             Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
-            Event::Approved(certificate) => self.completion = Some(certificate),
+            Event::Approved(certificate) => self.approvals = Some(certificate),
             Event::Paid(by) => self.payment = Some(by),
-            Event::Executed { output, result } => {
-                (self.output, self.result) = (Some(output), Some(*result));
+            Event::Executed { output, delivery } => {
+                (self.output, self.delivery) = (Some(output), Some(*delivery));
                 self.failure = None;
             }
             Event::Settled(by) => self.settlement = Some(by),
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
                 self.failure = Some(reason);
             }
-            Event::PaidElsewhere(node) => {
-                self.failure = Some(format!("the validators let the chain pay {node} for a result that was not asked for"));
+            Event::PaidElsewhere(completion) => {
+                self.failure =
+                    Some(format!("the validators let the chain pay for the completion {completion}, which was not asked for"));
             }
             Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
             Event::Cancelled => self.failure = Some("the client withdrew it".into()),
@@ -130,6 +137,8 @@ impl Task {
             hinted: Notify::new(),
             chunk_bytes: AtomicUsize::new(0),
             tried: Mutex::default(),
+            prefix: Mutex::default(),
+            stop: CancellationToken::new(),
         })
     }
 
@@ -193,6 +202,33 @@ impl Task {
 
     pub(super) fn tried(&self) -> BTreeSet<Address> {
         self.tried.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the beginning of an output, unless a longer one is kept.
+    pub(super) fn keep_prefix(&self, prefix: Prefix) {
+        let mut kept = self.prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|kept| kept.parts() < prefix.parts()) {
+            *kept = Some(prefix);
+        }
+    }
+
+    /// The longest beginning of the output that a node has signed.
+    pub(super) fn prefix(&self) -> Option<Prefix> {
+        self.prefix.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client wants no more of the output than it has.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Waits until the client wants no more.
+    pub(super) async fn stopped(&self) {
+        self.stop.cancelled().await;
     }
 
     /// Says that the chain may hold the payment.

@@ -4,10 +4,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use ncn_core::Address;
 use ncn_core::{
-    Approval, BatchRequest, ChainView, Completion, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
+    Approval, BatchRequest, ChainView, CompletionRequest, Directory, DirectoryExt as _, DynSigner, InferenceRequest, LedgerError,
+    Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustRoot, Validator,
     channel::Batch,
     validation::{self, ValidationContext},
 };
@@ -36,25 +37,38 @@ impl ValidatorNode {
         Self { signer, registry, ledger, payments, subnets, record: Mutex::default() }
     }
 
-    /// What there is to know about a request; asked for together, since no answer needs another. The registry is believed only as
-    /// far as gateway and compute node have signed, and a request is judged only by its committee.
+    /// What there is to know about a request: its subnet, and the records of those of its compute nodes that are live. Asked for together,
+    /// since no answer needs another. The registry is believed only as far as gateway and compute nodes have signed, and a request is judged
+    /// only by its committee.
     async fn known(
         &self,
         trust: &TrustRoot,
         quote: &Quote,
         order: &InferenceRequest,
-        compute: Address,
-    ) -> Result<(Subnet, NodeRecord), RegistryError> {
-        let (subnet, record) = tokio::join!(self.registry.subnet(order.subnet), self.registry.node(compute));
-        let (subnet, record) = (subnet?, record?);
+        nodes: impl IntoIterator<Item = Address>,
+    ) -> Result<(Subnet, Vec<NodeRecord>), RegistryError> {
+        let nodes = join_all(nodes.into_iter().map(|node| self.registry.node(node)));
+        let (subnet, nodes) = tokio::join!(self.registry.subnet(order.subnet), nodes);
+        let subnet = subnet?;
         if !trust.committee(&quote.request_id).contains(&self.address()) {
             return Err(RegistryError::Refused("this validator is not in the request's committee".into()));
         }
         let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
         subnet.verify(&trust.domain).map_err(unsigned("subnet"))?;
         self.subnets.check(&subnet.message).await?;
-        record.verify(&trust.domain).map_err(unsigned("node"))?;
-        Ok((subnet.message, record.message))
+        let mut records = Vec::with_capacity(nodes.len());
+        for record in nodes {
+            match record {
+                Ok(record) => {
+                    record.verify(&trust.domain).map_err(unsigned("node"))?;
+                    records.push(record.message);
+                }
+                // Whether it has to be live, the validation says.
+                Err(RegistryError::UnknownNode(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((subnet.message, records))
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -65,7 +79,7 @@ impl ValidatorNode {
     /// punished for them.
     async fn staked(&self, batch: &Batch, trust: &TrustRoot) -> Result<Vec<Address>, RegistryError> {
         let mut validators = trust.validators.clone();
-        let approvers: BTreeSet<_> = batch.entries.iter().flat_map(|entry| entry.completion.validators()).collect();
+        let approvers: BTreeSet<_> = batch.entries.iter().flat_map(|entry| entry.certificate.validators()).collect();
         let left: Vec<_> = approvers.into_iter().filter(|approver| !validators.contains(approver)).collect();
         if left.len() > MAX_LEFT {
             return Err(RegistryError::Refused(format!("{} approvers are no active validators", left.len())));
@@ -89,26 +103,27 @@ impl Validator for ValidatorNode {
     async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
         let trust = trust_root(&*self.ledger).await?;
         validation::signed_order(request, &trust.domain)?;
-        let (subnet, compute) = self.known(&trust, &request.quote, &request.request.message, request.quote.compute).await?;
-        let context = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        let (subnet, nodes) = self.known(&trust, &request.quote, &request.request.message, [request.quote.compute]).await?;
+        let context = ValidationContext { trust: &trust, subnet: &subnet, nodes: &nodes, now: unix_now() };
         validation::preprocessing(request, &context)?;
         Ok(Approval::sign(&request.quote.digest(&trust.domain), &*self.signer).await?)
     }
 
     #[tracing::instrument(name = "validator.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
-        let (order, quote, result) = (&request.request.message, &request.quote, &request.result.message);
+        let (order, quote) = (&request.request.message, &request.quote);
         let trust = trust_root(&*self.ledger).await?;
-        validation::authorization(request, &trust.domain)?;
-        let (subnet, compute) = self.known(&trust, quote, order, result.compute).await?;
-        let context = ValidationContext { trust: &trust, subnet: &subnet, compute: &compute, now: unix_now() };
+        let completion = validation::authorization(request, &trust.domain)?;
+        let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
+        let (subnet, nodes) = self.known(&trust, quote, order, nodes).await?;
+        let context = ValidationContext { trust: &trust, subnet: &subnet, nodes: &nodes, now: unix_now() };
         validation::completion(request, &context)?;
         // Last, so that nobody makes this node ask the chain for nothing.
         self.payments.check(quote, request.voucher.as_ref()).await.map_err(|error| match error {
             PaymentCheckError::NotYet(problem) => RegistryError::Unreachable(problem),
             PaymentCheckError::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
         })?;
-        Ok(Approval::sign(&Completion::new(quote, result).digest(&trust.domain), &*self.signer).await?)
+        Ok(Approval::sign(&completion.digest(&trust.domain), &*self.signer).await?)
     }
 
     async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {

@@ -30,7 +30,7 @@ mod tests {
     }
 
     fn chunk(values: Vec<proto::NamedValue>) -> Bytes {
-        frame(from_worker::Message::Chunk(proto::OutputChunk { values, usage: None }))
+        frame(from_worker::Message::Chunk(proto::OutputChunk { values, ..proto::OutputChunk::default() }))
     }
 
     #[test]
@@ -38,8 +38,7 @@ mod tests {
         let tensor = Tensor::new(DataType::U8, vec![1, 0, usize::MAX, 1, 1, 1, 1, 1], Vec::new()).unwrap();
         let file = Value::File { media_type: "text/plain".into(), data: (&b"x"[..]).into() };
         let values = Values::from([("tensor", tensor.into()), ("text", "x".into()), ("file", file)]);
-        let usage = Some(Usage { input_units: 1, output_units: u64::MAX, duration_micros: 3 });
-        let part = OutputChunk { values, usage };
+        let part = OutputChunk::last(values, Usage { input_units: 1, output_units: u64::MAX, duration_micros: 3 });
         for message in [
             from_worker::Message::Ready(proto::Ready { version: 1 }),
             from_worker::Message::Done(proto::Empty {}),
@@ -75,7 +74,7 @@ mod tests {
             for value in [tensor(0).into(), tensor(MAX_RANK - 1).into(), Value::Text("x".repeat(bytes)), file(bytes)] {
                 let values = Values::from([(name.as_str(), value)]);
                 let (size, named) = (values.size(), super::super::values_to_proto(values));
-                let encoded = proto::OutputChunk { values: named, usage: None }.encoded_len();
+                let encoded = proto::OutputChunk { values: named, ..proto::OutputChunk::default() }.encoded_len();
                 assert!(encoded <= size, "{encoded} bytes are counted as {size}");
             }
         }

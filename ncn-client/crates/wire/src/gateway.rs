@@ -5,11 +5,11 @@ use std::time::Duration;
 use ncn_core::{
     CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
     PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
-    TaskStatus, Update,
+    TaskStatus, Units, Update, Usage,
 };
 
 use super::{
-    WireError, address, amount, amount_bytes, bytes, hash, required, signature, small,
+    WireError, address, bytes, hash, required, signature, small,
     types::{chunk_from_proto, values_from_proto, values_to_proto},
 };
 use crate::proto;
@@ -31,8 +31,8 @@ impl TryFrom<proto::InferenceRequest> for Submission {
 
 impl From<ComputeTask> for proto::InferenceRequest {
     fn from(task: ComputeTask) -> Self {
-        let voucher = task.voucher.map(Into::into);
-        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), voucher, ..task.request.into() }
+        let (voucher, finish_by) = (task.voucher.map(Into::into), task.finish_by);
+        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), voucher, finish_by, ..task.request.into() }
     }
 }
 
@@ -43,7 +43,8 @@ impl TryFrom<proto::InferenceRequest> for ComputeTask {
         let inputs = values_from_proto(std::mem::take(&mut task.inputs))?;
         let quote = required("task.quote", task.quote.take())?.try_into()?;
         let voucher = task.voucher.take().map(TryInto::try_into).transpose()?;
-        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs })
+        let finish_by = task.finish_by;
+        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs, finish_by })
     }
 }
 
@@ -175,7 +176,14 @@ impl TryFrom<proto::TaskId> for Signed<TaskCapability> {
 
 impl From<ModelInfo> for proto::ModelInfo {
     fn from(info: ModelInfo) -> Self {
-        Self { manifest: info.model.bytes().clone(), subnet: bytes(info.subnet), price: amount_bytes(info.price) }
+        let typical = |units: Units| proto::Usage { input_units: units.input, output_units: units.output, duration_micros: 0 };
+        Self {
+            manifest: info.model.bytes().clone(),
+            subnet: bytes(info.subnet),
+            price: Some(info.price.into()),
+            typical: info.typical_units.map(typical),
+            least_timeout_micros: u64::try_from(info.least_timeout.as_micros()).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -188,7 +196,9 @@ impl TryFrom<proto::ModelInfo> for ModelInfo {
         Ok(Self {
             model: Model::parse(manifest).map_err(|error| WireError::new("model.manifest", error.to_string()))?,
             subnet: hash("model.subnet", &info.subnet)?,
-            price: amount("model.price", &info.price)?,
+            price: required("model.price", info.price)?.try_into()?,
+            least_timeout: Duration::from_micros(info.least_timeout_micros),
+            typical_units: info.typical.map(|typical| Usage::from(typical).units()),
         })
     }
 }
@@ -204,9 +214,9 @@ impl From<Update> for proto::InferenceResponse {
             })),
             TaskEvent::Attempt(node) => Some(Sent::Attempt(bytes(node))),
             TaskEvent::Chunk(chunk) => Some(Sent::Chunk(chunk.into())),
-            TaskEvent::Checkpoint(checkpoint) => Some(Sent::Checkpoint(checkpoint.into())),
+            TaskEvent::Checkpoint(checkpoint) => Some(Sent::Checkpoint((*checkpoint).into())),
             TaskEvent::Delivered { output, receipt } => {
-                Some(Sent::Delivered(proto::Delivery { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
+                Some(Sent::Delivered(proto::Delivered { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
             }
             TaskEvent::Failed { outcome, reason } => {
                 Some(Sent::Failed(proto::Failure { outcome: proto::TaskState::from(State::Ended(outcome)).into(), reason }))
@@ -233,7 +243,7 @@ impl TryFrom<proto::InferenceResponse> for Update {
             }
             Sent::Attempt(node) => TaskEvent::Attempt(address("attempt", &node)?),
             Sent::Chunk(chunk) => TaskEvent::Chunk(chunk_from_proto(chunk)?),
-            Sent::Checkpoint(checkpoint) => TaskEvent::Checkpoint(checkpoint.try_into()?),
+            Sent::Checkpoint(checkpoint) => TaskEvent::Checkpoint(Box::new(checkpoint.try_into()?)),
             Sent::Delivered(delivery) => TaskEvent::Delivered {
                 output: values_from_proto(delivery.output)?,
                 receipt: Box::new(required("delivered.receipt", delivery.receipt)?.try_into()?),

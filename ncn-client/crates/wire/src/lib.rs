@@ -6,6 +6,7 @@ pub mod codec;
 pub mod entries;
 mod gateway;
 pub mod proto;
+mod receipt;
 mod registry;
 #[cfg(feature = "grpc")]
 mod status;

@@ -1,9 +1,9 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, B256, BatchRequest, ChannelCharge, ChannelPayout, ChannelSettlement, CompletionAuthorization, CompletionRequest,
-    Deregistration, Heartbeat, InferenceResult, Message as _, NodeChange, NodeQuery, PreprocessingRequest, SettlementRequest,
-    Signed, Subnet, SubnetModel,
+    Address, B256, BatchRequest, ChannelCharge, ChannelParams, ChannelPayout, ChannelSettlement, CompletionAuthorization,
+    CompletionRequest, Delivery, Deregistration, Heartbeat, Message as _, NodeChange, NodeQuery, PreprocessingRequest, Quote,
+    SettlementRequest, Signed, SignedVoucher, Subnet, SubnetModel, Voucher,
     channel::{Batch, BatchEntry},
 };
 use prost::bytes::Bytes;
@@ -111,7 +111,7 @@ impl From<Signed<Subnet>> for proto::CreateSubnetRequest {
         let models = message.models.into_iter().map(|model| proto::ModelDescriptor {
             name: model.name,
             digest: bytes(model.digest),
-            price: amount_bytes(model.price),
+            price: Some(model.price.into()),
         });
         let subnet = proto::SubnetMetadata {
             owner: bytes(message.owner),
@@ -133,7 +133,7 @@ impl TryFrom<proto::CreateSubnetRequest> for Signed<Subnet> {
             Ok(SubnetModel {
                 name: model.name,
                 digest: hash("subnet.models.digest", &model.digest)?,
-                price: amount("subnet.models.price", &model.price)?,
+                price: required("subnet.models.price", model.price)?.try_into()?,
             })
         });
         let message = Subnet {
@@ -167,7 +167,7 @@ impl From<CompletionRequest> for proto::CompletionRequest {
         Self {
             request: Some(request.request.into()),
             quote: Some(request.quote.into()),
-            result: Some(request.result.into()),
+            delivery: Some(request.delivery.into()),
             voucher: request.voucher.map(Into::into),
             authorization: bytes(request.authorization.signature.as_bytes()),
         }
@@ -178,12 +178,14 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
     type Error = WireError;
 
     fn try_from(request: proto::CompletionRequest) -> Result<Self, WireError> {
-        let quote = required("quote", request.quote)?.try_into()?;
-        let result: Signed<InferenceResult> = required("result", request.result)?.try_into()?;
-        let message = CompletionAuthorization::new(&quote, &result.message);
+        let quote: Quote = required("quote", request.quote)?.try_into()?;
+        let delivery: Delivery = required("delivery", request.delivery)?.try_into()?;
+        // What is wrong with a delivery, its validation says.
+        let completion = delivery.completion(&quote).map(|completion| completion.struct_hash()).unwrap_or_default();
+        let message = CompletionAuthorization { gateway: quote.gateway, completion };
         let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
         let voucher = request.voucher.map(TryInto::try_into).transpose()?;
-        Ok(Self { request: required("request", request.request)?.try_into()?, quote, result, voucher, authorization })
+        Ok(Self { request: required("request", request.request)?.try_into()?, quote, delivery, voucher, authorization })
     }
 }
 
@@ -191,9 +193,11 @@ impl From<&BatchRequest> for proto::SettlementBatch {
     fn from(BatchRequest { batch, request }: &BatchRequest) -> Self {
         let entry = |entry: &BatchEntry| proto::BatchEntry {
             quote: Some(entry.quote.clone().into()),
-            result: Some(entry.result.clone().into()),
-            completion: Some(entry.completion.clone().into()),
-            payment: Some(entry.payment.into()),
+            delivery: Some(entry.delivery.clone().into()),
+            certificate: Some(entry.certificate.clone().into()),
+            salt: bytes(entry.payment.terms.salt),
+            cumulative: amount_bytes(entry.payment.voucher.cumulative),
+            voucher_signature: bytes(entry.payment.signature.as_bytes()),
         };
         let charge = |charge: &ChannelCharge| proto::ChannelCharge {
             channel: bytes(charge.channel),
@@ -218,11 +222,16 @@ impl TryFrom<proto::SettlementBatch> for BatchRequest {
 
     fn try_from(batch: proto::SettlementBatch) -> Result<Self, WireError> {
         let entry = |entry: proto::BatchEntry| {
+            let quote: Quote = required("entries.quote", entry.quote)?.try_into()?;
+            let salt = hash("entries.salt", &entry.salt)?;
+            let terms = ChannelParams { client: quote.client, gateway: quote.gateway, salt };
+            let voucher = Voucher::new(&terms, &quote, amount("entries.cumulative", &entry.cumulative)?);
+            let signature = signature("entries.voucher_signature", &entry.voucher_signature)?;
             Ok(BatchEntry {
-                quote: required("entries.quote", entry.quote)?.try_into()?,
-                result: required("entries.result", entry.result)?.try_into()?,
-                completion: required("entries.completion", entry.completion)?.try_into()?,
-                payment: required("entries.payment", entry.payment)?.try_into()?,
+                delivery: required("entries.delivery", entry.delivery)?.try_into()?,
+                certificate: required("entries.certificate", entry.certificate)?.try_into()?,
+                payment: SignedVoucher { terms, voucher, signature },
+                quote,
             })
         };
         let charge = |charge: proto::ChannelCharge| {

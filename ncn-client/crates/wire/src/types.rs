@@ -1,9 +1,9 @@
 //! The messages that several services share.
 
 use ncn_core::{
-    Approval, ChannelParams, Confinement, DataType, Domain, FeeSplit, InferenceRequest, InferenceResult, NodeRecord, NodeRole,
-    OutputChunk, PayeeRole, Payout, PayoutSchedule, QuorumCertificate, Quote, Receipt, Signed, SignedVoucher, StreamCheckpoint,
-    Tensor, TrustRoot, Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES, receipt::Payment,
+    Approval, ChannelParams, Confinement, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest, InferenceResult,
+    NodeRecord, NodeRole, OutputChunk, Price, QuorumCertificate, Quote, Signed, SignedVoucher, Tensor, Unit, UnitPrice, Units,
+    Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES,
 };
 use prost::bytes::Bytes;
 
@@ -66,13 +66,18 @@ impl TryFrom<proto::Tensor> for Tensor {
 
 impl From<OutputChunk> for proto::OutputChunk {
     fn from(chunk: OutputChunk) -> Self {
-        Self { values: values_to_proto(chunk.values), usage: chunk.usage.map(Into::into) }
+        let OutputChunk { values, usage, finish } = chunk;
+        Self { values: values_to_proto(values), usage: Some(usage.into()), finish: finish_to_code(finish) }
     }
 }
 
 /// A part of an output.
 pub fn chunk_from_proto(chunk: proto::OutputChunk) -> Result<OutputChunk, WireError> {
-    Ok(OutputChunk { values: values_from_proto(chunk.values)?, usage: chunk.usage.map(Into::into) })
+    Ok(OutputChunk {
+        values: values_from_proto(chunk.values)?,
+        usage: chunk.usage.map(Into::into).unwrap_or_default(),
+        finish: finish("chunk.finish", chunk.finish)?,
+    })
 }
 
 impl From<Usage> for proto::Usage {
@@ -109,6 +114,42 @@ impl TryFrom<proto::Split> for FeeSplit {
     }
 }
 
+impl From<UnitPrice> for proto::UnitPrice {
+    fn from(UnitPrice { unit, price }: UnitPrice) -> Self {
+        Self { unit: unit as u32, price: amount_bytes(price) }
+    }
+}
+
+impl TryFrom<proto::UnitPrice> for UnitPrice {
+    type Error = WireError;
+
+    fn try_from(price: proto::UnitPrice) -> Result<Self, WireError> {
+        let unit = Unit::from_code(small("price.unit", price.unit)?);
+        Ok(Self {
+            unit: unit.ok_or_else(|| WireError::new("price.unit", format!("{} is no unit", price.unit)))?,
+            price: amount("price.price", &price.price)?,
+        })
+    }
+}
+
+impl From<Price> for proto::Price {
+    fn from(Price { base, input, output }: Price) -> Self {
+        Self { base: amount_bytes(base), input: Some(input.into()), output: Some(output.into()) }
+    }
+}
+
+impl TryFrom<proto::Price> for Price {
+    type Error = WireError;
+
+    fn try_from(price: proto::Price) -> Result<Self, WireError> {
+        Ok(Self {
+            base: amount("price.base", &price.base)?,
+            input: required("price.input", price.input)?.try_into()?,
+            output: required("price.output", price.output)?.try_into()?,
+        })
+    }
+}
+
 impl From<Quote> for proto::Quote {
     fn from(quote: Quote) -> Self {
         Self {
@@ -121,6 +162,9 @@ impl From<Quote> for proto::Quote {
             split: Some(quote.split.into()),
             expiry: quote.expiry,
             trust_root: bytes(quote.trust_root),
+            price: Some(quote.price.into()),
+            max_input_units: quote.max_units.input,
+            max_output_units: quote.max_units.output,
         }
     }
 }
@@ -135,6 +179,8 @@ impl TryFrom<proto::Quote> for Quote {
             gateway: address("quote.gateway", &quote.gateway)?,
             compute: address("quote.compute", &quote.compute)?,
             model_digest: hash("quote.model_digest", &quote.model_digest)?,
+            price: required("quote.price", quote.price)?.try_into()?,
+            max_units: Units { input: quote.max_input_units, output: quote.max_output_units },
             total: amount("quote.total", &quote.total)?,
             split: required("quote.split", quote.split)?.try_into()?,
             expiry: quote.expiry,
@@ -159,6 +205,7 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             inputs: Vec::new(),
             quote: None,
             voucher: None,
+            finish_by: 0,
         }
     }
 }
@@ -192,6 +239,11 @@ impl From<Signed<InferenceResult>> for proto::ComputeCompletion {
             usage: Some(message.usage.into()),
             confinement: message.confinement as u32,
             signature: bytes(signature.as_bytes()),
+            output_bytes: message.output_bytes,
+            parts: message.parts,
+            chain: bytes(message.chain),
+            resumed_from: bytes(message.resumed_from),
+            finish: finish_to_code(message.finish),
         }
     }
 }
@@ -210,36 +262,45 @@ impl TryFrom<proto::ComputeCompletion> for Signed<InferenceResult> {
             model_digest: hash("result.model_digest", &result.model_digest)?,
             input_hash: hash("result.input_hash", &result.input_hash)?,
             output_hash: hash("result.output_hash", &result.output_hash)?,
+            output_bytes: result.output_bytes,
+            parts: result.parts,
+            chain: hash("result.chain", &result.chain)?,
+            resumed_from: hash("result.resumed_from", &result.resumed_from)?,
             usage: required("result.usage", result.usage)?.into(),
             confinement: confinement("result.confinement", result.confinement)?,
+            finish: finish("result.finish", result.finish)?,
         };
         Ok(Self { message, signature: signature("result.signature", &result.signature)? })
     }
 }
 
-impl From<Signed<StreamCheckpoint>> for proto::StreamCheckpoint {
-    fn from(Signed { message, signature }: Signed<StreamCheckpoint>) -> Self {
-        Self {
-            request_id: bytes(message.request_id),
-            compute: bytes(message.compute),
-            parts: message.parts,
-            hash: bytes(message.hash),
-            signature: bytes(signature.as_bytes()),
-        }
+/// A result's reason to end, which 0 has not.
+pub(super) fn finish(field: &'static str, code: u32) -> Result<Option<FinishReason>, WireError> {
+    if code == 0 {
+        return Ok(None);
+    }
+    let reason = FinishReason::from_code(small(field, code)?);
+    reason.map(Some).ok_or_else(|| WireError::new(field, format!("{code} is no reason")))
+}
+
+pub(super) fn finish_to_code(finish: Option<FinishReason>) -> u32 {
+    finish.map_or(0, |finish| finish as u32)
+}
+
+impl From<Delivery> for proto::Delivery {
+    fn from(delivery: Delivery) -> Self {
+        Self { results: delivery.results.into_iter().map(Into::into).collect(), finish: delivery.finish as u32 }
     }
 }
 
-impl TryFrom<proto::StreamCheckpoint> for Signed<StreamCheckpoint> {
+impl TryFrom<proto::Delivery> for Delivery {
     type Error = WireError;
 
-    fn try_from(checkpoint: proto::StreamCheckpoint) -> Result<Self, WireError> {
-        let message = StreamCheckpoint {
-            request_id: hash("checkpoint.request_id", &checkpoint.request_id)?,
-            compute: address("checkpoint.compute", &checkpoint.compute)?,
-            parts: checkpoint.parts,
-            hash: hash("checkpoint.hash", &checkpoint.hash)?,
-        };
-        Ok(Self { message, signature: signature("checkpoint.signature", &checkpoint.signature)? })
+    fn try_from(delivery: proto::Delivery) -> Result<Self, WireError> {
+        Ok(Self {
+            results: delivery.results.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            finish: required("delivery.finish", finish("delivery.finish", delivery.finish)?)?,
+        })
     }
 }
 
@@ -321,132 +382,6 @@ impl TryFrom<proto::ChannelPayment> for SignedVoucher {
             cumulative: amount("voucher.cumulative", &payment.cumulative)?,
         };
         Ok(Self { terms, voucher, signature: signature("voucher.signature", &payment.signature)? })
-    }
-}
-
-const RECIPIENTS: [PayeeRole; 4] = [PayeeRole::Compute, PayeeRole::Gateway, PayeeRole::Validator, PayeeRole::Treasury];
-
-impl From<Payout> for proto::Payout {
-    fn from(payout: Payout) -> Self {
-        let role = match payout.role {
-            PayeeRole::Compute => 1,
-            PayeeRole::Gateway => 2,
-            PayeeRole::Validator => 3,
-            PayeeRole::Treasury => 4,
-        };
-        Self { role, address: bytes(payout.address), amount: amount_bytes(payout.amount) }
-    }
-}
-
-impl TryFrom<proto::Payout> for Payout {
-    type Error = WireError;
-
-    fn try_from(payout: proto::Payout) -> Result<Self, WireError> {
-        let role = payout.role.checked_sub(1).and_then(|index| RECIPIENTS.get(index as usize));
-        Ok(Self {
-            role: *role.ok_or_else(|| WireError::new("payout.role", "is unknown"))?,
-            address: address("payout.address", &payout.address)?,
-            amount: amount("payout.amount", &payout.amount)?,
-        })
-    }
-}
-
-impl From<PayoutSchedule> for proto::PaymentTree {
-    fn from(tree: PayoutSchedule) -> Self {
-        Self { total: amount_bytes(tree.total), payouts: tree.payouts.into_iter().map(Into::into).collect() }
-    }
-}
-
-impl TryFrom<proto::PaymentTree> for PayoutSchedule {
-    type Error = WireError;
-
-    fn try_from(tree: proto::PaymentTree) -> Result<Self, WireError> {
-        Ok(Self {
-            total: amount("payments.total", &tree.total)?,
-            payouts: tree.payouts.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl From<TrustRoot> for proto::TrustRoot {
-    fn from(trust: TrustRoot) -> Self {
-        Self {
-            domain: Some(proto::Domain { chain_id: trust.domain.chain_id, contract: bytes(trust.domain.contract) }),
-            validators: trust.validators.iter().map(bytes).collect(),
-            threshold: trust.threshold.into(),
-            committee_size: trust.committee_size.into(),
-            treasury: bytes(trust.treasury),
-            token: bytes(trust.token),
-            channels: bytes(trust.channels),
-        }
-    }
-}
-
-impl TryFrom<proto::TrustRoot> for TrustRoot {
-    type Error = WireError;
-
-    fn try_from(trust: proto::TrustRoot) -> Result<Self, WireError> {
-        let domain = required("trust_root.domain", trust.domain)?;
-        let validators = trust.validators.iter().map(|validator: &Bytes| address("trust_root.validators", validator));
-        Ok(Self {
-            domain: Domain { chain_id: domain.chain_id, contract: address("trust_root.domain.contract", &domain.contract)? },
-            validators: validators.collect::<Result<_, _>>()?,
-            threshold: small("trust_root.threshold", trust.threshold)?,
-            committee_size: small("trust_root.committee_size", trust.committee_size)?,
-            treasury: address("trust_root.treasury", &trust.treasury)?,
-            token: address("trust_root.token", &trust.token)?,
-            channels: address("trust_root.channels", &trust.channels)?,
-        })
-    }
-}
-
-impl From<Receipt> for proto::Receipt {
-    fn from(receipt: Receipt) -> Self {
-        Self {
-            version: receipt.version,
-            trust_root: Some(receipt.trust_root.into()),
-            request: Some(receipt.request.into()),
-            quote: Some(receipt.quote.into()),
-            preprocessing: Some(receipt.preprocessing.into()),
-            payment: Some(match receipt.payment {
-                Payment::Escrow { transaction, settlement } => {
-                    let escrow = proto::EscrowPayment { transaction: bytes(transaction), settlement: bytes(settlement) };
-                    proto::receipt::Payment::Escrow(escrow)
-                }
-                Payment::Channel(payment) => proto::receipt::Payment::Channel((*payment).into()),
-            }),
-            result: Some(receipt.result.into()),
-            completion: Some(receipt.completion.into()),
-            payments: Some(receipt.payments.into()),
-            issued_at: receipt.issued_at,
-            seal: bytes(receipt.seal.as_bytes()),
-        }
-    }
-}
-
-impl TryFrom<proto::Receipt> for Receipt {
-    type Error = WireError;
-
-    fn try_from(receipt: proto::Receipt) -> Result<Self, WireError> {
-        Ok(Self {
-            version: receipt.version,
-            trust_root: required("receipt.trust_root", receipt.trust_root)?.try_into()?,
-            request: required("receipt.request", receipt.request)?.try_into()?,
-            quote: required("receipt.quote", receipt.quote)?.try_into()?,
-            preprocessing: required("receipt.preprocessing", receipt.preprocessing)?.try_into()?,
-            payment: match required("receipt.payment", receipt.payment)? {
-                proto::receipt::Payment::Escrow(escrow) => Payment::Escrow {
-                    transaction: hash("receipt.escrow.transaction", &escrow.transaction)?,
-                    settlement: hash("receipt.escrow.settlement", &escrow.settlement)?,
-                },
-                proto::receipt::Payment::Channel(payment) => Payment::Channel(Box::new(payment.try_into()?)),
-            },
-            result: required("receipt.result", receipt.result)?.try_into()?,
-            completion: required("receipt.completion", receipt.completion)?.try_into()?,
-            payments: required("receipt.payments", receipt.payments)?.try_into()?,
-            issued_at: receipt.issued_at,
-            seal: signature("receipt.seal", &receipt.seal)?,
-        })
     }
 }
 

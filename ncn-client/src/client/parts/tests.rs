@@ -1,5 +1,5 @@
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::{Amount, B256, DataType, FeeSplit, Tensor, Usage, compute::MAX_STREAM_BYTES};
+use ncn_core::{Amount, B256, Confinement, DataType, FeeSplit, Price, Tensor, Units, Usage, compute::MAX_STREAM_BYTES};
 
 use super::*;
 
@@ -12,6 +12,8 @@ fn quote(compute: Address) -> Quote {
         gateway: Address::ZERO,
         compute,
         model_digest: B256::ZERO,
+        price: Price::flat(Amount::new(1)),
+        max_units: Units::default(),
         total: Amount::new(1),
         split: FeeSplit::default(),
         expiry: 1,
@@ -20,7 +22,30 @@ fn quote(compute: Address) -> Quote {
 }
 
 fn chunk(text: &str) -> OutputChunk {
-    OutputChunk { values: Values::from([("text", text)]), usage: None }
+    part(Values::from([("text", text)]))
+}
+
+fn part(values: Values) -> OutputChunk {
+    OutputChunk { values, usage: Usage::default(), finish: None }
+}
+
+/// A node's word on the parts of a chain.
+async fn signed(chain: &StreamChain, node: &PrivateKeySigner) -> Signed<InferenceResult> {
+    let result = InferenceResult {
+        request_id: B256::repeat_byte(1),
+        compute: node.address(),
+        model_digest: B256::ZERO,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        output_bytes: 0,
+        parts: 0,
+        chain: B256::ZERO,
+        resumed_from: B256::ZERO,
+        usage: Usage::default(),
+        confinement: Confinement::None,
+        finish: None,
+    };
+    Signed::sign(chain.describe(&Values::new(), result), &DOMAIN, node).await.unwrap()
 }
 
 /// What a gateway sends.
@@ -58,8 +83,7 @@ async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(
                 for text in texts {
                     chain.extend(&Values::from([("text", *text)]));
                 }
-                let checkpoint = chain.checkpoint(nodes[node].address());
-                parts.checkpoint(&Signed::sign(checkpoint, &DOMAIN, &nodes[node]).await.unwrap());
+                parts.checkpoint(&signed(&chain, &nodes[node]).await);
             }
         }
     }
@@ -134,7 +158,7 @@ async fn a_node_that_signs_other_parts_than_its_output_is_found_out() {
 fn parts_have_no_more_bytes_than_a_stream_may_have() {
     let mut parts = Parts::new(&quote(Address::ZERO), DOMAIN);
     let mut count = 0;
-    let part = OutputChunk { values: Values::from([("text", "x".repeat(2 << 20).as_str())]), usage: Some(Usage::default()) };
+    let part = part(Values::from([("text", "x".repeat(2 << 20).as_str())]));
     for _ in 0..30 {
         parts.part(part.clone());
         count += usize::from(parts.next().is_some());
@@ -149,10 +173,10 @@ async fn a_signature_over_other_parts_does_not_vouch_for_those_that_were_handed_
     let node = PrivateKeySigner::random();
     let quote = quote(node.address());
     let values = |byte: u8| Values::from([("x", Tensor::new(DataType::U8, vec![1], vec![byte]).unwrap())]);
-    let part = |byte| OutputChunk { values: values(byte), usage: None };
+    let part = |byte| part(values(byte));
     let mut honest = StreamChain::new(quote.request_id);
     honest.extend(&values(2));
-    let signed = Signed::sign(honest.checkpoint(node.address()), &DOMAIN, &node).await.unwrap();
+    let signed = signed(&honest, &node).await;
 
     let mut parts = Parts::new(&quote, DOMAIN);
     parts.attempt(node.address());

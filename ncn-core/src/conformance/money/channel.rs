@@ -67,10 +67,10 @@ impl Scene<'_> {
         signer: &DynSigner,
     ) -> Result<BatchEntry, Violation> {
         let mut quote = self.quote().await?;
-        quote.total = total;
-        let Settlement { quote, result, certificate } = self.settlement(&quote, self.threshold()).await;
+        (quote.total, quote.price.base) = (total, total);
+        let Settlement { quote, delivery, certificate, .. } = self.settlement(&quote, self.threshold()).await;
         let payment = SignedVoucher::sign(*terms, &quote, cumulative, &self.trust, signer).await.expect("a local key signs");
-        Ok(BatchEntry { quote, result, completion: certificate, payment })
+        Ok(BatchEntry { quote, delivery, certificate, payment })
     }
 
     /// Served requests, with the vouchers number `from` to `to` of their channel.
@@ -127,8 +127,10 @@ impl Scene<'_> {
     /// What these requests pay, by the rule for each of them.
     fn shares(&self, rules: &mut Rules, entries: &[BatchEntry]) -> Result<BTreeMap<Address, Amount>, Violation> {
         let mut shares: BTreeMap<Address, Amount> = BTreeMap::new();
-        for BatchEntry { quote, result, completion, .. } in entries {
-            let tree = PayoutSchedule::new(quote, result.message.compute, &completion.validators(), self.trust.treasury);
+        for entry in entries {
+            let completion = rules.ok("a delivery leads to a completion", entry.completion())?;
+            let validators = entry.certificate.validators();
+            let tree = PayoutSchedule::new(&entry.quote, &completion, &validators, self.trust.treasury);
             for payout in rules.ok("a payment can be split", tree)?.payouts {
                 let share = shares.entry(payout.address).or_default();
                 *share = [*share, payout.amount].into_iter().sum();

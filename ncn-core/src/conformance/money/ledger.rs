@@ -4,9 +4,9 @@ use futures::StreamExt as _;
 
 use super::{LIFETIME, PRICE, PURSE, Scene, spoilt, times};
 use crate::{
-    Address, Amount, ChannelClose, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _, PaymentRef,
-    PaymentStatus, PayoutSchedule, Quote, SignedVoucher,
-    conformance::{Rules, Violation, key},
+    Address, Amount, ChannelClose, FinishReason, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _,
+    PaymentRef, PaymentStatus, PayoutSchedule, Quote, SignedVoucher,
+    conformance::{Rules, Violation, key, priced_by_use},
 };
 
 type Checked = Result<(), Violation>;
@@ -73,7 +73,7 @@ pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 
 pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let threshold = scene.threshold();
-    let quote = scene.quote().await?;
+    let quote = priced_by_use(scene.quote().await?);
     let unpaid = scene.ledger.settle(&scene.settlement(&quote, threshold).await).await;
     rules.refused("what is not paid is not settled", unpaid, LedgerError::is_retryable)?;
     rules.ok("a client pays", scene.escrow(&quote).await)?;
@@ -81,8 +81,18 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let few = scene.ledger.settle(&scene.settlement(&quote, threshold - 1).await).await;
     rules.refused("too few approvals do not settle", few, LedgerError::is_retryable)?;
     let mut moved = scene.settlement(&quote, threshold).await;
-    moved.result.message.compute = scene.outsider.address();
+    for contribution in &mut moved.completion.contributions {
+        contribution.compute = scene.outsider.address();
+    }
     rules.refused("approvals bind the payee", scene.ledger.settle(&moved).await, LedgerError::is_retryable)?;
+    let mut dearer = scene.settlement(&quote, threshold).await;
+    for contribution in &mut dearer.completion.contributions {
+        contribution.cost = quote.total;
+    }
+    rules.refused("approvals bind the cost", scene.ledger.settle(&dearer).await, LedgerError::is_retryable)?;
+    let mut moved = scene.settlement(&quote, threshold).await;
+    moved.completion.finish = FinishReason::Length;
+    rules.refused("approvals bind the reason to end", scene.ledger.settle(&moved).await, LedgerError::is_retryable)?;
     let changes: [fn(&mut Quote, Address); 3] =
         [|quote, outsider| quote.gateway = outsider, |quote, outsider| quote.compute = outsider, |quote, _| quote.expiry -= 1];
     for change in changes {
@@ -101,13 +111,17 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         rules.refused("only the quote's gateway settles", ledger.settle(&settlement).await, LedgerError::is_retryable)?;
     }
     let payees = settlement.certificate.validators();
-    let tree = PayoutSchedule::new(&quote, settlement.result.message.compute, &payees, scene.trust.treasury);
+    let tree = PayoutSchedule::new(&quote, &settlement.completion, &payees, scene.trust.treasury);
     let tree = rules.ok("a payment can be split", tree)?;
     let mut before = Vec::new();
     for payout in &tree.payouts {
         before.push(rules.ok("balances can be read", scene.ledger.balance(payout.address).await)?);
     }
+    let clients = scene.balance(&scene.client).await;
     let by = rules.ok("an approved completion settles", scene.ledger.settle(&settlement).await)?;
+    let back = scene.balance(&scene.client).await.checked_sub(clients);
+    let rest = quote.total.checked_sub(settlement.completion.cost());
+    rules.check("what a request does not cost goes back", back == rest && rest != Some(Amount::ZERO), (back, rest))?;
     rules.check("a settlement is a transaction", by.transaction().is_some(), &by)?;
     for (payout, before) in tree.payouts.iter().zip(before) {
         let after = rules.ok("balances can be read", scene.ledger.balance(payout.address).await)?;
@@ -118,14 +132,16 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         )?;
     }
     let status = scene.strange_ledger.status(quote.client, quote.request_id).await;
-    let paid_out = PaymentStatus::PaidOut { by: by.clone(), compute: Some(settlement.result.message.compute) };
-    rules.check("a settled request is paid out, and its status names who computed", status == Ok(paid_out), status)?;
+    let paid_out = PaymentStatus::PaidOut { by: by.clone(), completion: Some(settlement.completion.struct_hash()) };
+    rules.check("a settled request is paid out, and its status names the completion", status == Ok(paid_out), status)?;
     let again = scene.ledger.settle(&settlement).await;
     rules.check("settling again is the same transaction", again == Ok(by), again)?;
     let mut others = settlement;
-    others.result.message.compute = scene.outsider.address();
+    for contribution in &mut others.completion.contributions {
+        contribution.compute = scene.outsider.address();
+    }
     let refused = scene.ledger.settle(&others).await;
-    rules.refused("another node's completion is not taken for this one's", refused, LedgerError::is_retryable)?;
+    rules.refused("another completion is not taken for this one", refused, LedgerError::is_retryable)?;
     let gateway = scene.balance(&scene.gateway).await;
     rules.refused("what is settled is not refunded", scene.ledger.refund(&quote).await, LedgerError::is_retryable)?;
     rules.refused("what is settled is not paid again", scene.escrow(&quote).await, LedgerError::is_retryable)?;
@@ -198,7 +214,7 @@ pub(super) async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 /// A voucher is refused, or reserved and then captured or released, whatever the ledger is.
 pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let terms = scene.opened(rules, times(4)).await?;
-    let (served, failed) = (scene.quote().await?, scene.quote().await?);
+    let (served, failed) = (priced_by_use(scene.quote().await?), scene.quote().await?);
     let first = SignedVoucher::sign(terms, &served, PRICE, &scene.trust, &scene.client).await;
     let first = rules.ok("a key signs", first)?;
     let second = SignedVoucher::sign(terms, &failed, times(2), &scene.trust, &scene.client).await;
@@ -235,7 +251,7 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
         let charged = scene.channel(&terms).await?.settled;
         let earned = match &status {
             Ok(PaymentStatus::Earned { by }) => *by == voucher,
-            Ok(PaymentStatus::PaidOut { by, compute: None }) => *by == voucher && charged == PRICE,
+            Ok(PaymentStatus::PaidOut { by, completion: None }) => *by == voucher && charged == settlement.completion.cost(),
             _ => false,
         };
         rules.check("a captured voucher is earned, and not paid out before it is charged", earned, (status, charged))?;

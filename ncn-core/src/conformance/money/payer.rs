@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{LIFETIME, PRICE, PURSE, PayerFixture, Scene, spoilt};
 use crate::{
-    Amount, B256, Completion, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt,
-    Settlement, Signature, SignedVoucher, TrustRoot,
-    conformance::{Rules, Violation, certificate, result, signed},
+    Amount, B256, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, Settlement,
+    Signature, SignedVoucher, TrustRoot,
+    conformance::{Rules, Violation, certificate, delivery, signed},
     receipt,
 };
 
@@ -71,7 +71,7 @@ pub(super) async fn pays(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
     let before = scene.balance(&scene.client).await;
     for (rule, quote) in refused {
         rules.refused(rule, payer.pay(&quote).await, LedgerError::is_retryable)?;
-        payer.release(&quote, false).await;
+        payer.release(&quote, None).await;
         let held = payment.held(&quote).await;
         rules.check("what is refused pays nothing", held == Ok(PaymentStatus::Unpaid), (rule, held))?;
         let after = scene.balance(&scene.client).await;
@@ -146,9 +146,9 @@ pub(super) async fn sees_the_end(rules: &mut Rules, payment: &Payment<'_>) -> Ch
     let settlement = scene.settlement(&served, scene.threshold()).await;
     rules.ok("the gateway settles", scene.ledger.settle(&settlement).await)?;
     let status = payer.status(&served).await;
-    let seen = status.as_ref().is_ok_and(|status| status.settled_for(scene.compute.address()).is_some());
+    let seen = status.as_ref().is_ok_and(|status| status.settled_for(settlement.completion.struct_hash()).is_some());
     rules.check("a client sees that its payment is the gateway's", seen, status)?;
-    payer.release(&served, true).await;
+    payer.release(&served, Some(served.total)).await;
 
     let failed = payment.paid(rules).await?;
     let before = scene.balance(&scene.client).await;
@@ -166,7 +166,7 @@ pub(super) async fn sees_the_end(rules: &mut Rules, payment: &Payment<'_>) -> Ch
         let after = scene.balance(&scene.client).await;
         rules.check("what is refunded is the client's again", after.checked_sub(before) == Some(PRICE), (before, after))?;
     }
-    payer.release(&failed, false).await;
+    payer.release(&failed, None).await;
     let before = scene.balance(&scene.client).await;
     for quote in [&served, &failed] {
         let again = payer.pay(quote).await;
@@ -190,12 +190,13 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
     rules.ok("a client pays", payer.pay(&quote).await)?;
     let held = rules.ok("a status can be read", payment.held(&quote).await)?;
     let threshold = scene.threshold();
-    let result = result(&order, &quote, &scene.trust, &scene.compute).await;
+    let delivery = delivery(&order, &quote, &scene.trust, &scene.compute).await;
     let validators = scene.fixture.chain().validators();
     let preprocessing = certificate(&quote, &quote.request_id, &scene.trust, &validators, threshold).await;
-    let completion = Completion::new(&quote, &result.message);
-    let completion = certificate(&completion, &quote.request_id, &scene.trust, &validators, threshold).await;
-    let settlement = Settlement { quote: quote.clone(), result: result.clone(), certificate: completion.clone() };
+    let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
+    let approvals = certificate(&completion, &quote.request_id, &scene.trust, &validators, threshold).await;
+    let (certificate, completed) = (approvals.clone(), completion.clone());
+    let settlement = Settlement { quote: quote.clone(), delivery: delivery.clone(), completion: completed, certificate };
     let settled = rules.ok("the gateway settles", scene.ledger.settle(&settlement).await)?;
     let payment = match (held, settled) {
         (PaymentStatus::Held { by: PaymentRef::Voucher(voucher), .. }, _) => receipt::Payment::Channel(voucher),
@@ -205,7 +206,7 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
         other => return Err(Violation { rule: "a payment is a voucher, or two transactions", what: format!("{other:?}") }),
     };
     let request = signed(order, &scene.trust, &scene.client).await;
-    let payments = PayoutSchedule::new(&quote, result.message.compute, &completion.validators(), scene.trust.treasury);
+    let payments = PayoutSchedule::new(&quote, &completion, &approvals.validators(), scene.trust.treasury);
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
@@ -214,8 +215,9 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
         quote,
         preprocessing,
         payment,
-        result,
+        delivery,
         completion,
+        approvals,
         payments: rules.ok("a payment can be split", payments)?,
         issued_at: scene.now().await?,
     };

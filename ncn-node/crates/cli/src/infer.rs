@@ -27,6 +27,7 @@ use crate::{
     price::PriceArguments,
     sanitize, say,
     unfinished::{Means, Request, Unfinished},
+    verify::usage,
 };
 
 #[derive(clap::Args)]
@@ -57,9 +58,9 @@ pub(crate) struct Arguments {
     parameters: String,
     #[command(flatten)]
     price: PriceArguments,
-    /// How long to wait for the answer, in seconds
-    #[arg(long, alias = "patience", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=86_400))]
-    timeout: u64,
+    /// How long to wait for the answer, in seconds; by default a minute, and longer where the model may need it
+    #[arg(long, alias = "patience", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    timeout: Option<u64>,
     /// Where to write the receipt
     #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
     receipt: PathBuf,
@@ -88,11 +89,13 @@ async fn infer(arguments: &Arguments, given: ParsedInputs, signer: DynSigner) ->
         Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
     let payer = payer(arguments, &transport, &signer).await?;
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
-    let info = client.model(&arguments.model).await?;
-    let inputs = given.inputs(&info.model)?;
-    let limit = arguments.price.agree(&arguments.model, info.price).await?;
-    let order = Order::new(&arguments.model, inputs).timeout(Duration::from_secs(arguments.timeout)).max_price(limit);
-    let quoted = client.submit(order.parameters(&arguments.parameters)).await?;
+    let inputs = given.inputs(&client.model(&arguments.model).await?.model)?;
+    let mut order = Order::new(&arguments.model, inputs).parameters(&arguments.parameters);
+    if let Some(seconds) = arguments.timeout {
+        order = order.timeout(Duration::from_secs(seconds));
+    }
+    let limit = arguments.price.agree(&arguments.model, &client.estimate(&order).await?).await?;
+    let quoted = client.submit(order.max_price(limit)).await?;
     let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
     let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
     let answer = match quoted.pay().await {
@@ -164,7 +167,7 @@ impl Stream {
             }
             return;
         };
-        let sanitize = self.watched && part.usage.is_none();
+        let sanitize = self.watched && !part.is_last();
         for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| sanitize) {
             self.begun = true;
             let _ = write!(io::stderr(), "{}", prose(text));
@@ -284,7 +287,11 @@ pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result
             "output": answer.output.to_json(),
             "payment": receipt.payment,
             "payments": receipt.payments.payouts,
-            "total": receipt.payments.total,
+            "usage": answer.usage(),
+            "price": answer.price(),
+            "cost": answer.cost(),
+            "total": receipt.quote.total,
+            "finish": answer.finish(),
             "receipt": path.to_string_lossy(),
         });
         return Ok(writeln!(out, "{all:#}")?);
@@ -295,7 +302,15 @@ pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result
         Payment::Escrow { transaction, .. } => format!("by {transaction}"),
         Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),
     };
-    writeln!(out, "\npaid {} {how}", receipt.payments.total)?;
+    if !answer.finish().is_whole() {
+        writeln!(out, "\nthe output was cut short: {}", answer.finish())?;
+    }
+    let most = if answer.price().is_flat() {
+        String::new()
+    } else {
+        format!(" for {}, of at most {},", usage(receipt), receipt.quote.total)
+    };
+    writeln!(out, "\npaid {}{most} {how}", answer.cost())?;
     writeln!(out, "receipt {0} (check it: ncn verify {0})", sanitize(&path.display().to_string()))?;
     Ok(())
 }

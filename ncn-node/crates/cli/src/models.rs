@@ -62,6 +62,8 @@ fn to_json(info: &ModelInfo) -> serde_json::Value {
         "name": manifest.name,
         "version": manifest.version,
         "price": info.price,
+        "typical_units": info.typical_units,
+        "least_timeout_seconds": info.least_timeout.as_secs(),
         "task": manifest.task,
         "description": manifest.description,
         "licence": manifest.licence,
@@ -76,7 +78,7 @@ fn to_json(info: &ModelInfo) -> serde_json::Value {
 
 fn print(out: &mut impl io::Write, info: &ModelInfo) -> io::Result<()> {
     let manifest = info.model.manifest();
-    writeln!(out, "{} {}: {} a request", sanitize(&manifest.name), sanitize(&manifest.version), info.price)?;
+    writeln!(out, "{} {}: {}", sanitize(&manifest.name), sanitize(&manifest.version), info.price)?;
     writeln!(out, "  {}", sanitize(&manifest.description))?;
     for input in &manifest.inputs {
         writeln!(out, "  input       {}", sanitize(&input_line(input)))?;

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
+use ncn_client::Estimate;
 use ncn_core::Amount;
 use tokio::sync::oneshot;
 
@@ -41,16 +42,22 @@ impl PriceArguments {
         }
     }
 
-    /// The most that the request may cost. Fails when the caller has set no limit and has not agreed to the price.
-    pub(crate) async fn agree(&self, model: &str, listed: Amount) -> Result<Amount, Failure> {
+    /// The most that the request may cost. Fails when the caller has set no limit and has not agreed to what it can cost.
+    pub(crate) async fn agree(&self, model: &str, estimate: &Estimate) -> Result<Amount, Failure> {
+        let most = estimate.maximum;
+        let costs = if estimate.price.is_flat() {
+            format!("costs {most}")
+        } else {
+            format!("costs up to {most}, typically {}: {}", estimate.typical, estimate.price)
+        };
         // The question goes to standard error, so that standard output may be redirected.
         let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
-        match self.decide(listed, terminal) {
+        match self.decide(most, terminal) {
             Decision::Limit(limit) => Ok(limit),
-            Decision::Ask if agreed(&ask(&format!("{} costs {listed}. Pay? [y/N] ", sanitize(model))).await?) => Ok(listed),
-            Decision::Ask => Err(Failure::Failed(format!("price: {listed} was not agreed to: nothing was signed or paid"))),
+            Decision::Ask if agreed(&ask(&format!("{} {costs}. Pay? [y/N] ", sanitize(model))).await?) => Ok(most),
+            Decision::Ask => Err(Failure::Failed(format!("price: {most} was not agreed to: nothing was signed or paid"))),
             Decision::Refuse => Err(Failure::Input(format!(
-                "price: {model} costs {listed}: give --max-price TOKENS, or --yes to pay what is listed; nothing was signed or paid"
+                "price: {model} {costs}: give --max-price TOKENS, or --yes to pay what is listed; nothing was signed or paid"
             ))),
         }
     }

@@ -60,7 +60,9 @@ async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure
     };
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let inputs = given.inputs(&client.model(&arguments.model).await?.model)?;
-    let quoted = client.submit(Order::new(&arguments.model, inputs).parameters(&arguments.parameters)).await?;
+    let order = Order::new(&arguments.model, inputs).parameters(&arguments.parameters);
+    let estimate = client.estimate(&order).await?;
+    let quoted = client.submit(order).await?;
     let quote = quoted.quote().clone();
     let withdrawn = quoted.cancel().await;
     let mut out = io::stdout().lock();
@@ -68,7 +70,10 @@ async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure
         let all = json!({
             "model": arguments.model,
             "digest": quote.model_digest,
-            "price": quote.total,
+            "price": quote.price,
+            "max_units": quote.max_units,
+            "total": quote.total,
+            "typical": estimate.typical,
             "gateway": quote.gateway,
             "compute": quote.compute,
             "network": quote.trust_root,
@@ -77,7 +82,11 @@ async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure
         writeln!(out, "{all:#}")?;
     } else {
         writeln!(out, "model       {}", sanitize(&arguments.model))?;
-        writeln!(out, "price       {}", quote.total)?;
+        writeln!(out, "price       {}", quote.price)?;
+        if !quote.price.is_flat() {
+            writeln!(out, "at most     {}", quote.total)?;
+            writeln!(out, "typically   {}", estimate.typical)?;
+        }
         writeln!(out, "gateway     {}", quote.gateway)?;
         writeln!(out, "compute     {}", quote.compute)?;
         writeln!(out, "network     {}", quote.trust_root)?;

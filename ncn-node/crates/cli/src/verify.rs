@@ -6,7 +6,7 @@ use std::{
 };
 
 use ncn_core::{
-    Receipt, TrustRoot,
+    Receipt, TrustRoot, Unit, Units,
     receipt::{MAX_RECEIPT_BYTES, Payment},
 };
 
@@ -39,17 +39,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
     let mut out = io::stdout().lock();
     let trusted = if arguments.trust_root.is_some() { "trusted" } else { "as the receipt states it: compare" };
-    let (order, result) = (&receipt.request.message, &receipt.result.message);
+    let order = &receipt.request.message;
     writeln!(out, "valid receipt")?;
     writeln!(out, "  request     {}", receipt.request_id())?;
     writeln!(out, "  network     {} ({trusted})", receipt.trust_root.hash())?;
     writeln!(out, "  client      {}", order.client)?;
     writeln!(out, "  gateway     {}", receipt.quote.gateway)?;
-    writeln!(out, "  compute     {} (confinement: {})", result.compute, result.confinement)?;
+    for (result, contribution) in receipt.delivery.results.iter().zip(&receipt.completion.contributions) {
+        let (result, cost) = (&result.message, contribution.cost);
+        writeln!(out, "  compute     {} (confinement: {}) for {cost}", result.compute, result.confinement)?;
+    }
     writeln!(out, "  model       {}", order.model_digest)?;
     writeln!(out, "  input       {}", order.input_hash)?;
-    writeln!(out, "  output      {}", result.output_hash)?;
-    let (before, after) = (receipt.preprocessing.approvals().len(), receipt.completion.approvals().len());
+    if let Some(last) = receipt.delivery.last() {
+        let bytes = last.output_bytes;
+        writeln!(out, "  output      {} ({bytes} bytes, finish: {})", last.output_hash, receipt.completion.finish)?;
+    }
+    writeln!(out, "  usage       {}", usage(&receipt))?;
+    writeln!(out, "  price       {}", receipt.quote.price)?;
+    writeln!(out, "  cost        {} of at most {}", receipt.cost(), receipt.quote.total)?;
+    let (before, after) = (receipt.preprocessing.approvals().len(), receipt.approvals.approvals().len());
     let committee = receipt.trust_root.committee_size;
     writeln!(out, "  approvals   {before} of {committee} before payment, {after} of {committee} after")?;
     let total = receipt.payments.total;
@@ -64,6 +73,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What a request took, in its price's units: `12 tokens in, 30 tokens out`.
+pub(crate) fn usage(receipt: &Receipt) -> String {
+    let Units { input, output } = receipt.usage().units();
+    let count = |count: u64, unit: Unit| match (count, unit) {
+        (1, unit) => format!("1 {unit}"),
+        (count, Unit::Second) => format!("{count} seconds of audio"),
+        (count, unit) => format!("{count} {unit}s"),
+    };
+    let price = &receipt.quote.price;
+    format!("{} in, {} out", count(input, price.input.unit), count(output, price.output.unit))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -39,7 +39,7 @@ pub trait Engine: Send + Sync {
 /// A model that an engine has made ready; runs many times, from many threads at once.
 pub trait Session: Send + Sync {
     /// Runs it. Parts of the output may go to [`RunContext::emit`]; what is returned is the last part, or all of it.
-    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError>;
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<OutputChunk, ExecutorError>;
 }
 
 /// A run's line to whoever waits for it.
@@ -49,9 +49,10 @@ pub struct RunContext {
 }
 
 impl RunContext {
-    /// Hands a part of the output over; waits when the reader is slow. An error says that nobody waits any more.
-    pub fn emit(&self, values: Values) -> Result<(), ExecutorError> {
-        let sent = self.parts.blocking_send(Ok(OutputChunk { values, usage: None }));
+    /// Hands a part of the output over, with what the run took so far; waits when the reader is slow. An error says that nobody waits any
+    /// more.
+    pub fn emit(&self, values: Values, usage: Usage) -> Result<(), ExecutorError> {
+        let sent = self.parts.blocking_send(Ok(OutputChunk { values, usage, finish: None }));
         if sent.is_err() || self.cancel.is_cancelled() { Err(ExecutorError::Cancelled) } else { Ok(()) }
     }
 
@@ -98,8 +99,7 @@ impl EngineExecutor {
                 session.run(&execution.inputs, &execution.parameters, &job)
             }));
             let ran = ran.unwrap_or_else(|_| Err(ExecutorError::Failed("the engine panicked".into())));
-            let last = ran.map(|(values, usage)| OutputChunk { values, usage: Some(usage) });
-            let _ = job.parts.blocking_send(last);
+            let _ = job.parts.blocking_send(ran);
         });
         Ok(ReceiverStream::new(outputs).boxed())
     }
@@ -155,10 +155,10 @@ pub(super) fn within<G: Send + 'static>(outputs: Outputs, deadline: Instant, lim
         let (mut outputs, guard) = state?;
         let part = match tokio::time::timeout_at(deadline, outputs.next()).await {
             Ok(Some(part)) => part,
-            Ok(None) => Err(ExecutorError::Failed("the output ended without its usage".into())),
+            Ok(None) => Err(ExecutorError::Failed("the output broke off".into())),
             Err(_) => Err(ExecutorError::TimedOut(limit)),
         };
-        let more = part.as_ref().is_ok_and(|part| part.usage.is_none());
+        let more = part.as_ref().is_ok_and(|part| !part.is_last());
         Some((part, more.then_some((outputs, guard))))
     });
     parts.boxed()

@@ -3,7 +3,7 @@
 use std::{num::NonZero, ops::ControlFlow, sync::Arc, time::Instant};
 
 use ncn_core::{
-    ExecutorError, Model, Usage, Values,
+    ExecutorError, FinishReason, Model, OutputChunk, Usage, Values,
     model::{ChatMessage, GenerationParameters, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, conversation},
 };
 use ncn_gguf::{Finish, GenerateError, Generator, Message, Prompt, Settings};
@@ -107,7 +107,7 @@ impl Loaded {
 }
 
 impl Session for Loaded {
-    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError> {
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<OutputChunk, ExecutorError> {
         let manifest = self.model.manifest();
         let invalid = |error: InputError| ExecutorError::InvalidInput(error.to_string());
         manifest.check(inputs).map_err(invalid)?;
@@ -124,22 +124,30 @@ impl Session for Loaded {
         let _memory = self.memory(most, job)?;
 
         let started = Instant::now();
-        let generated = self.generator.generate(&tokens, &settings, |piece| {
-            let gone = if piece.is_empty() { job.cancel().is_cancelled() } else { job.emit([(TEXT, piece)].into()).is_err() };
+        let usage = |generated: usize| Usage {
+            input_units: tokens.len() as u64,
+            output_units: generated as u64,
+            duration_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        let generated = self.generator.generate(&tokens, &settings, |piece, so_far| {
+            let gone = if piece.is_empty() {
+                job.cancel().is_cancelled()
+            } else {
+                job.emit([(TEXT, piece)].into(), usage(so_far)).is_err()
+            };
             if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let generated = generated.map_err(refused)?;
         let finish = match generated.finish {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
+            Finish::Stop => FinishReason::Stop,
+            Finish::Length => FinishReason::Length,
             Finish::Break => return Err(ExecutorError::Cancelled),
         };
         let mut last = Values::from([(TEXT, "")]);
         if manifest.outputs.iter().any(|output| output.name() == FINISH_REASON) {
-            last.insert(FINISH_REASON, finish);
+            last.insert(FINISH_REASON, finish.to_string().as_str());
         }
-        let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Ok((last, Usage { input_units: tokens.len() as u64, output_units: generated.tokens as u64, duration_micros }))
+        Ok(OutputChunk { values: last, usage: usage(generated.tokens), finish: Some(finish) })
     }
 }
 

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 
 use batch::Batches;
 use ncn_core::{
-    DataType, ExecutorError, Model, Tensor, Usage, Values,
+    DataType, ExecutorError, Model, OutputChunk, Tensor, Usage, Values,
     model::{InputSpec, Manifest, ModelFormat, OutputSpec, Tensors, Tokenize},
 };
 use tokio_util::sync::CancellationToken;
@@ -90,7 +90,7 @@ struct Loaded {
 }
 
 impl Session for Loaded {
-    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<(Values, Usage), ExecutorError> {
+    fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<OutputChunk, ExecutorError> {
         let manifest = self.model.manifest();
         manifest.check_parameters(parameters).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         let tokenizer = self.tokenizer.as_ref().map(|tokenizer| tokenizer as &dyn Tokenize);
@@ -103,6 +103,6 @@ impl Session for Loaded {
         let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let output_units = rows(&outputs).unwrap_or(1) as u64;
         let values = manifest.finish(outputs, &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
-        Ok((values, Usage { input_units, output_units, duration_micros }))
+        Ok(OutputChunk::last(values, Usage { input_units, output_units, duration_micros }))
     }
 }

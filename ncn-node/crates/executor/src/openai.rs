@@ -18,7 +18,7 @@ use futures::{StreamExt as _, stream};
 pub use http::{ApiKey, OpenAiError, OpenAiOptions};
 use http::{Http, broken, refused};
 use ncn_core::{
-    B256, Confinement, Execution, Executor, ExecutorError, Model, OutputChunk, Tensor, Usage, Values,
+    B256, Confinement, Execution, Executor, ExecutorError, FinishReason, Model, OutputChunk, Tensor, Usage, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
@@ -82,7 +82,7 @@ impl OpenAiExecutor {
         let outputs = stream::unfold(Some(state), |state| async {
             let mut state = state?;
             let part = state.next().await;
-            let goes_on = matches!(&part, Ok(part) if part.usage.is_none());
+            let goes_on = matches!(&part, Ok(part) if !part.is_last());
             Some((part, goes_on.then_some(state)))
         });
         Ok(outputs.boxed())
@@ -98,7 +98,7 @@ impl OpenAiExecutor {
         let values = Values::from([("embedding", tensor)]);
         loaded.check(&values)?;
         let usage = clock.usage(Counted { completion_tokens: 1, ..counted });
-        Ok(stream::iter([Ok(OutputChunk { values, usage: Some(usage) })]).boxed())
+        Ok(stream::iter([Ok(OutputChunk::last(values, usage))]).boxed())
     }
 }
 
@@ -155,7 +155,8 @@ impl Generation {
                 return Err(ExecutorError::InvalidOutput(format!("`text`: has more than {MAX_TEXT_BYTES} bytes")));
             }
             if !text.is_empty() {
-                return Ok(OutputChunk { values: Values::from([("text", text.as_str())]), usage: None });
+                let values = Values::from([("text", text.as_str())]);
+                return Ok(OutputChunk { values, usage: self.clock.usage(self.answer.counted()), finish: None });
             }
         }
     }
@@ -168,7 +169,9 @@ impl Generation {
             values.insert("finish_reason", reason);
         }
         self.loaded.check(&values)?;
-        Ok(OutputChunk { values, usage: Some(self.clock.usage(counted)) })
+        // Engines have reasons of their own, such as calls of tools: the model was done.
+        let finish = if reason == "length" { FinishReason::Length } else { FinishReason::Stop };
+        Ok(OutputChunk { values, usage: self.clock.usage(counted), finish: Some(finish) })
     }
 }
 

@@ -129,7 +129,7 @@ impl Run {
                 Ok(chunk) => {
                     // A reader that has seen a part must not see it again.
                     self.again = false;
-                    if chunk.usage.is_some() {
+                    if chunk.is_last() {
                         self.parts = None;
                     }
                     return Some(Ok(chunk));

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..3 {
         let started = Instant::now();
         let (mut text, mut first) = (String::new(), None);
-        let generated = generator.generate(&prompt, &settings, |piece| {
+        let generated = generator.generate(&prompt, &settings, |piece, _| {
             text.push_str(piece);
             if !piece.is_empty() {
                 first.get_or_insert_with(|| started.elapsed());

@@ -102,13 +102,13 @@ impl Generator {
 
     /// Generates a text that goes on after `prompt`, which [`Self::tokens`] gave.
     ///
-    /// `more` is called with each piece of text as soon as it is certain. A piece may be empty: it is called at least once for each
-    /// token and for each batch of the prompt, and when it breaks, no further token is computed.
+    /// `more` is called with each piece of text as soon as it is certain, and with how many tokens were generated until then. A piece may be
+    /// empty: it is called at least once for each token and for each batch of the prompt, and when it breaks, no further token is computed.
     pub fn generate(
         &self,
         prompt: &[u32],
         settings: &Settings,
-        mut more: impl FnMut(&str) -> ControlFlow<()>,
+        mut more: impl FnMut(&str, usize) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
         settings.check()?;
         let most = settings.max_tokens.min(self.context().saturating_sub(prompt.len()));
@@ -116,7 +116,7 @@ impl Generator {
         let mut sequence = self.model.sequence();
         let mut scores = Vec::new();
         for batch in prompt.chunks(BATCH) {
-            if more("").is_break() {
+            if more("", 0).is_break() {
                 return done(0, Finish::Break);
             }
             scores = self.threads.install(|| sequence.feed(&self.model, batch));
@@ -127,14 +127,14 @@ impl Generator {
             let token = sampler.choose(&scores).ok_or(GenerateError::NotNumbers)?;
             let ended = self.tokenizer.ends(token);
             let (piece, stopped) = text.push(self.tokenizer.bytes(token));
-            if more(&piece).is_break() {
+            if more(&piece, generated).is_break() {
                 return done(generated, Finish::Break);
             }
             if stopped {
                 return done(generated, Finish::Stop);
             }
             if ended || generated == most {
-                return match more(&text.finish()) {
+                return match more(&text.finish(), generated) {
                     ControlFlow::Continue(()) => done(generated, if ended { Finish::Stop } else { Finish::Length }),
                     ControlFlow::Break(()) => done(generated, Finish::Break),
                 };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ncn_core::{
-    ExecutorError, Manifest, OutputChunk, StreamBudget, Tensor, Usage, Values,
+    ExecutorError, Manifest, OutputChunk, StreamBudget, Tensor, Unit, Usage, Value, Values,
     model::{InputError, OutputSpec, Tensors},
 };
 use ncn_wire::{
@@ -96,30 +96,42 @@ impl Job {
 
         let streams = given.hasattr("__next__").unwrap_or(false);
         let mut budget = StreamBudget::default();
-        let (all, output_units) = if streams {
-            self.stream(py, manifest, &given, &mut budget)?
+        let input_units = match manifest.price().input.unit {
+            Unit::Image => images(&sent),
+            _ => rows(tensors.values().next()),
+        };
+        let usage = |output_units| Usage {
+            input_units,
+            output_units,
+            duration_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        let counts_images = manifest.price().output.unit == Unit::Image;
+        let (all, parts) = if streams {
+            let count = |all: &Values, parts: u64| usage(if counts_images { images(all) } else { parts });
+            self.stream(py, manifest, &given, &mut budget, count)?
         } else {
             let all = values::outputs(manifest, &given)?;
             let units = rows(all.iter().find_map(|(_, value)| value.as_tensor()));
             (all, units)
         };
+        let output_units = if counts_images { images(&all) } else { parts };
         let whole = finish(manifest, all.clone(), &tensors).map_err(|error| ExecutorError::InvalidOutput(error.to_string()))?;
         // What was sent already is not sent again.
         let sent = if streams { all } else { Values::new() };
         let values = whole.into_iter().filter(|(name, value)| sent.get(name) != Some(value)).collect();
         budget.take(&values).map_err(|limit| ExecutorError::InvalidOutput(limit.to_string()))?;
-        let duration_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let input_units = rows(tensors.values().next());
-        Ok(OutputChunk { values, usage: Some(Usage { input_units, output_units, duration_micros }) })
+        Ok(OutputChunk::last(values, usage(output_units)))
     }
 
-    /// Sends what a generator gives as it comes. Returns all of it together, and how many parts it had.
+    /// Sends what a generator gives as it comes, each part with what `count` makes of all parts so far. Returns all of it together, and how
+    /// many parts it had.
     fn stream(
         &self,
         py: Python<'_>,
         manifest: &Manifest,
         given: &Bound<'_, PyAny>,
         budget: &mut StreamBudget,
+        count: impl Fn(&Values, u64) -> Usage,
     ) -> Result<(Values, u64), ExecutorError> {
         let invalid = |problem: String| ExecutorError::InvalidOutput(problem);
         let raised = |error: PyErr| failure::of_infer(py, &error);
@@ -131,7 +143,8 @@ impl Job {
             manifest.check_part(&values).map_err(|error| invalid(error.to_string()))?;
             parts += 1;
             all.append(values.clone());
-            let sent = self.send(from_worker::Message::Chunk(OutputChunk { values, usage: None }.into()));
+            let part = OutputChunk { values, usage: count(&all, parts), finish: None };
+            let sent = self.send(from_worker::Message::Chunk(part.into()));
             sent.map_err(|error| ExecutorError::Worker(format!("the output cannot be sent: {error}")))?;
         }
         Ok((all, parts))
@@ -199,6 +212,12 @@ fn seed(py: Python<'_>, parameters: &str) -> Result<(), ExecutorError> {
         Ok(())
     };
     plant().map_err(|error| invalid(&error))
+}
+
+/// How many of these values are images.
+fn images(values: &Values) -> u64 {
+    let is_image = |value: &Value| matches!(value, Value::File { media_type, .. } if media_type.starts_with("image/"));
+    values.iter().filter(|(_, value)| is_image(value)).count() as u64
 }
 
 /// The rows of a batch; 1 of anything that is no batch.

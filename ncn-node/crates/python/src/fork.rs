@@ -113,7 +113,7 @@ impl Fork {
             Err(_) => Err(ExecutorError::Failed(NONSENSE.into())),
         };
         let message = match frame.and_then(|frame| self.check(frame)) {
-            Ok(from_worker::Message::Chunk(chunk)) if chunk.usage.is_none() => return Some(from_worker::Message::Chunk(chunk)),
+            Ok(from_worker::Message::Chunk(chunk)) if chunk.finish == 0 => return Some(from_worker::Message::Chunk(chunk)),
             Ok(message) => message,
             // Only a model that writes to the pipe by itself gets here.
             Err(error) => error_message(&error),

@@ -24,7 +24,15 @@ fn quote() -> proto::Quote {
         split: Some(proto::Split { gateway_bps: 1_000, validators_bps: 500, treasury_bps: 500 }),
         expiry: 1_800_000_000,
         trust_root: field(32),
+        price: Some(price()),
+        max_input_units: 1 << 20,
+        max_output_units: 1 << 20,
     }
+}
+
+fn price() -> proto::Price {
+    let unit = proto::UnitPrice { unit: 2, price: field(16) };
+    proto::Price { base: field(16), input: Some(unit.clone()), output: Some(unit) }
 }
 
 fn entry(approvals: usize) -> proto::BatchEntry {
@@ -34,26 +42,23 @@ fn entry(approvals: usize) -> proto::BatchEntry {
         model_digest: field(32),
         input_hash: field(32),
         output_hash: field(32),
-        usage: Some(proto::Usage::default()),
-        confinement: 0,
+        usage: Some(proto::Usage { input_units: 1 << 20, output_units: 1 << 20, duration_micros: 1 << 20 }),
+        confinement: 2,
         signature: field(65),
-    };
-    let payment = proto::ChannelPayment {
-        client: field(20),
-        gateway: field(20),
-        salt: field(32),
-        request_id: field(32),
-        quote: field(32),
-        amount: field(16),
-        cumulative: field(16),
-        signature: field(65),
+        output_bytes: 1 << 20,
+        parts: 1 << 10,
+        chain: field(32),
+        resumed_from: field(32),
+        finish: 1,
     };
     let approval = proto::ValidatorSignature { validator: field(20), signature: field(65) };
     proto::BatchEntry {
         quote: Some(quote()),
-        result: Some(result),
-        completion: Some(proto::CompletionValidation { approvals: vec![approval; approvals] }),
-        payment: Some(payment),
+        delivery: Some(proto::Delivery { results: vec![result], finish: 1 }),
+        certificate: Some(proto::CompletionValidation { approvals: vec![approval; approvals] }),
+        salt: field(32),
+        cumulative: field(16),
+        voucher_signature: field(65),
     }
 }
 
@@ -80,8 +85,9 @@ fn the_largest_honest_messages_pass() {
     }
 
     let bounds = MembershipLimits::default();
-    let models = vec![proto::ModelDescriptor { name: "m".into(), digest: field(32), price: field(16) }; bounds.models];
-    let named = vec![proto::ModelDescriptor { name: "m".repeat(bounds.text), digest: field(32), price: field(16) }; bounds.models];
+    let models = vec![proto::ModelDescriptor { name: "m".into(), digest: field(32), price: Some(price()) }; bounds.models];
+    let named =
+        vec![proto::ModelDescriptor { name: "m".repeat(bounds.text), digest: field(32), price: Some(price()) }; bounds.models];
     for models in [models, named] {
         let subnet = proto::SubnetMetadata { owner: field(20), name: "n".repeat(bounds.text), models, split: None, version: 1 };
         passes(&proto::CreateSubnetRequest { subnet: Some(subnet), signature: field(65) }, MAX_SUBNET_BYTES);
@@ -140,6 +146,7 @@ fn empty_entries_are_counted_at_every_depth() {
     refuses::<proto::ComputeMessage>(&wrap(4, &entries(2)), many);
     refuses::<proto::InferenceResponse>(&wrap(3, &entries(1)), many);
     refuses::<proto::InferenceResponse>(&wrap(3, &wrap(2, &wrap(10, &entries(2)))), many);
+    refuses::<proto::CompletionRequest>(&wrap(3, &entries(1)), many);
     // A dimension for each byte, at once and one by one.
     refuses::<proto::InferenceRequest>(&wrap(10, &wrap(2, &wrap(2, &vec![1; 1 << 20]))), many);
     refuses::<proto::InferenceRequest>(&wrap(10, &wrap(2, &[2_u8 << 3, 1].repeat(1 << 20))), many);

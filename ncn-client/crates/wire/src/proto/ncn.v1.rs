@@ -33,6 +33,9 @@ pub struct InferenceRequest {
     /// In such a task, when it is paid out of a channel.
     #[prost(message, optional, tag = "12")]
     pub voucher: ::core::option::Option<ChannelPayment>,
+    /// In such a task, when the output has to be at its end.
+    #[prost(uint64, tag = "13")]
+    pub finish_by: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {
@@ -78,6 +81,23 @@ pub struct Split {
     #[prost(uint32, tag = "3")]
     pub treasury_bps: u32,
 }
+/// What a unit costs. Units: 1 request, 2 token, 3 row, 4 second of audio, 5 image.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnitPrice {
+    #[prost(uint32, tag = "1")]
+    pub unit: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub price: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Price {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub base: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub input: ::core::option::Option<UnitPrice>,
+    #[prost(message, optional, tag = "3")]
+    pub output: ::core::option::Option<UnitPrice>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Quote {
     #[prost(bytes = "bytes", tag = "1")]
@@ -98,6 +118,13 @@ pub struct Quote {
     pub expiry: u64,
     #[prost(bytes = "bytes", tag = "9")]
     pub trust_root: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "10")]
+    pub price: ::core::option::Option<Price>,
+    /// The most that is charged for.
+    #[prost(uint64, tag = "11")]
+    pub max_input_units: u64,
+    #[prost(uint64, tag = "12")]
+    pub max_output_units: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -108,7 +135,7 @@ pub struct Usage {
     #[prost(uint64, tag = "3")]
     pub duration_micros: u64,
 }
-/// A compute node's signed word on what it ran.
+/// A compute node's signed word on what it ran and gave, at the end or so far.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ComputeCompletion {
     #[prost(bytes = "bytes", tag = "1")]
@@ -127,20 +154,26 @@ pub struct ComputeCompletion {
     pub confinement: u32,
     #[prost(bytes = "bytes", tag = "8")]
     pub signature: ::prost::bytes::Bytes,
-}
-/// A compute node's word on the parts of a streamed output so far.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StreamCheckpoint {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub request_id: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub compute: ::prost::bytes::Bytes,
-    #[prost(uint64, tag = "3")]
+    #[prost(uint64, tag = "9")]
+    pub output_bytes: u64,
+    #[prost(uint64, tag = "10")]
     pub parts: u64,
-    #[prost(bytes = "bytes", tag = "4")]
-    pub hash: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "5")]
-    pub signature: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "11")]
+    pub chain: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "12")]
+    pub resumed_from: ::prost::bytes::Bytes,
+    /// Why there is no more: 1 stop, 2 length, 3 deadline, 4 cancelled, 5 node lost; 0 while more is to come.
+    #[prost(uint32, tag = "13")]
+    pub finish: u32,
+}
+/// What was delivered of a request, by each node that had a part in it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Delivery {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<ComputeCompletion>,
+    /// As in a result, and never 0.
+    #[prost(uint32, tag = "2")]
+    pub finish: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ValidatorSignature {
@@ -248,9 +281,9 @@ pub struct Receipt {
     #[prost(message, optional, tag = "5")]
     pub preprocessing: ::core::option::Option<PreprocessingValidation>,
     #[prost(message, optional, tag = "7")]
-    pub result: ::core::option::Option<ComputeCompletion>,
+    pub delivery: ::core::option::Option<Delivery>,
     #[prost(message, optional, tag = "8")]
-    pub completion: ::core::option::Option<CompletionValidation>,
+    pub approvals: ::core::option::Option<CompletionValidation>,
     #[prost(message, optional, tag = "10")]
     pub payments: ::core::option::Option<PaymentTree>,
     #[prost(uint64, tag = "11")]
@@ -296,9 +329,12 @@ pub struct NodeInfo {
 pub struct OutputChunk {
     #[prost(message, repeated, tag = "1")]
     pub values: ::prost::alloc::vec::Vec<NamedValue>,
-    /// Set on the last part.
+    /// What the inference took up to here.
     #[prost(message, optional, tag = "2")]
     pub usage: ::core::option::Option<Usage>,
+    /// Set on the last part: why there are no more, as in a ComputeCompletion.
+    #[prost(uint32, tag = "3")]
+    pub finish: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -426,8 +462,14 @@ pub struct ModelInfo {
     pub manifest: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub subnet: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub price: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub price: ::core::option::Option<Price>,
+    /// What a request took on average; absent while there was none.
+    #[prost(message, optional, tag = "4")]
+    pub typical: ::core::option::Option<Usage>,
+    /// The least time from an order to its deadline that is taken.
+    #[prost(uint64, tag = "5")]
+    pub least_timeout_micros: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferenceResponse {
@@ -446,11 +488,11 @@ pub mod inference_response {
         #[prost(message, tag = "2")]
         Chunk(super::OutputChunk),
         #[prost(message, tag = "3")]
-        Delivered(super::Delivery),
+        Delivered(super::Delivered),
         #[prost(message, tag = "4")]
         Failed(super::Failure),
         #[prost(message, tag = "5")]
-        Checkpoint(super::StreamCheckpoint),
+        Checkpoint(super::ComputeCompletion),
         /// The compute node that begins to run the request: chunks and checkpoints start anew.
         #[prost(bytes, tag = "6")]
         Attempt(::prost::bytes::Bytes),
@@ -467,7 +509,7 @@ pub struct StepReport {
     pub took_micros: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Delivery {
+pub struct Delivered {
     #[prost(message, repeated, tag = "1")]
     pub output: ::prost::alloc::vec::Vec<NamedValue>,
     #[prost(message, optional, tag = "2")]
@@ -483,7 +525,7 @@ pub struct Failure {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GatewayMessage {
-    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<gateway_message::Message>,
 }
 /// Nested message and enum types in `GatewayMessage`.
@@ -503,6 +545,9 @@ pub mod gateway_message {
         /// A request id.
         #[prost(bytes, tag = "5")]
         Cancel(::prost::bytes::Bytes),
+        /// A request id: its output ends with what was given.
+        #[prost(bytes, tag = "6")]
+        Stop(::prost::bytes::Bytes),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -528,7 +573,7 @@ pub mod compute_message {
         #[prost(message, tag = "6")]
         Heartbeat(super::Empty),
         #[prost(message, tag = "7")]
-        Checkpoint(super::StreamCheckpoint),
+        Checkpoint(super::ComputeCompletion),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1495,8 +1540,8 @@ pub struct ModelDescriptor {
     pub name: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", tag = "2")]
     pub digest: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub price: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub price: ::core::option::Option<Price>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CompletionRequest {
@@ -1505,7 +1550,7 @@ pub struct CompletionRequest {
     #[prost(message, optional, tag = "2")]
     pub quote: ::core::option::Option<Quote>,
     #[prost(message, optional, tag = "3")]
-    pub result: ::core::option::Option<ComputeCompletion>,
+    pub delivery: ::core::option::Option<Delivery>,
     /// When it is paid out of a channel.
     #[prost(message, optional, tag = "4")]
     pub voucher: ::core::option::Option<ChannelPayment>,
@@ -1537,11 +1582,16 @@ pub struct BatchEntry {
     #[prost(message, optional, tag = "1")]
     pub quote: ::core::option::Option<Quote>,
     #[prost(message, optional, tag = "2")]
-    pub result: ::core::option::Option<ComputeCompletion>,
+    pub delivery: ::core::option::Option<Delivery>,
     #[prost(message, optional, tag = "3")]
-    pub completion: ::core::option::Option<CompletionValidation>,
-    #[prost(message, optional, tag = "4")]
-    pub payment: ::core::option::Option<ChannelPayment>,
+    pub certificate: ::core::option::Option<CompletionValidation>,
+    /// Of the client's voucher what the quote does not say: the channel's salt, the sum that it allows, and the signature.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub salt: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub cumulative: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub voucher_signature: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelCharge {
@@ -2590,8 +2640,16 @@ impl crate::entries::Described for File {
 impl crate::entries::Described for Split {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
+impl crate::entries::Described for UnitPrice {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for Price {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<UnitPrice>(2), crate::entries::Field::message::<UnitPrice>(3)];
+}
 impl crate::entries::Described for Quote {
-    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Split>(7)];
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<Split>(7), crate::entries::Field::message::<Price>(10)];
 }
 impl crate::entries::Described for Usage {
     const FIELDS: &'static [crate::entries::Field] = &[];
@@ -2599,8 +2657,8 @@ impl crate::entries::Described for Usage {
 impl crate::entries::Described for ComputeCompletion {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Usage>(6)];
 }
-impl crate::entries::Described for StreamCheckpoint {
-    const FIELDS: &'static [crate::entries::Field] = &[];
+impl crate::entries::Described for Delivery {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<ComputeCompletion>(1)];
 }
 impl crate::entries::Described for ValidatorSignature {
     const FIELDS: &'static [crate::entries::Field] = &[];
@@ -2641,7 +2699,7 @@ impl crate::entries::Described for Receipt {
         crate::entries::Field::message::<PreprocessingValidation>(5),
         crate::entries::Field::message::<EscrowPayment>(6),
         crate::entries::Field::message::<ChannelPayment>(9),
-        crate::entries::Field::message::<ComputeCompletion>(7),
+        crate::entries::Field::message::<Delivery>(7),
         crate::entries::Field::message::<CompletionValidation>(8),
         crate::entries::Field::message::<PaymentTree>(10),
     ];
@@ -2674,21 +2732,22 @@ impl crate::entries::Described for ChannelClosing {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for ModelInfo {
-    const FIELDS: &'static [crate::entries::Field] = &[];
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<Price>(3), crate::entries::Field::message::<Usage>(4)];
 }
 impl crate::entries::Described for InferenceResponse {
     const FIELDS: &'static [crate::entries::Field] = &[
         crate::entries::Field::message::<StepReport>(1),
         crate::entries::Field::message::<OutputChunk>(2),
-        crate::entries::Field::message::<Delivery>(3),
+        crate::entries::Field::message::<Delivered>(3),
         crate::entries::Field::message::<Failure>(4),
-        crate::entries::Field::message::<StreamCheckpoint>(5),
+        crate::entries::Field::message::<ComputeCompletion>(5),
     ];
 }
 impl crate::entries::Described for StepReport {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
-impl crate::entries::Described for Delivery {
+impl crate::entries::Described for Delivered {
     const FIELDS: &'static [crate::entries::Field] =
         &[crate::entries::Field::messages::<NamedValue>(1), crate::entries::Field::message::<Receipt>(2)];
 }
@@ -2710,7 +2769,7 @@ impl crate::entries::Described for ComputeMessage {
         crate::entries::Field::message::<TaskFinished>(4),
         crate::entries::Field::message::<TaskFailed>(5),
         crate::entries::Field::message::<Empty>(6),
-        crate::entries::Field::message::<StreamCheckpoint>(7),
+        crate::entries::Field::message::<ComputeCompletion>(7),
     ];
 }
 impl crate::entries::Described for Challenge {
@@ -2759,13 +2818,13 @@ impl crate::entries::Described for SubnetMetadata {
         &[crate::entries::Field::messages::<ModelDescriptor>(3), crate::entries::Field::message::<Split>(4)];
 }
 impl crate::entries::Described for ModelDescriptor {
-    const FIELDS: &'static [crate::entries::Field] = &[];
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Price>(3)];
 }
 impl crate::entries::Described for CompletionRequest {
     const FIELDS: &'static [crate::entries::Field] = &[
         crate::entries::Field::message::<InferenceRequest>(1),
         crate::entries::Field::message::<Quote>(2),
-        crate::entries::Field::message::<ComputeCompletion>(3),
+        crate::entries::Field::message::<Delivery>(3),
         crate::entries::Field::message::<ChannelPayment>(4),
     ];
 }
@@ -2779,9 +2838,8 @@ impl crate::entries::Described for SettlementBatch {
 impl crate::entries::Described for BatchEntry {
     const FIELDS: &'static [crate::entries::Field] = &[
         crate::entries::Field::message::<Quote>(1),
-        crate::entries::Field::message::<ComputeCompletion>(2),
+        crate::entries::Field::message::<Delivery>(2),
         crate::entries::Field::message::<CompletionValidation>(3),
-        crate::entries::Field::message::<ChannelPayment>(4),
     ];
 }
 impl crate::entries::Described for ChannelCharge {

@@ -8,9 +8,9 @@ use std::{
 use alloy_primitives::B256;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelParams, Completion, Confinement, DynSigner, FeeSplit,
-    InferenceResult, Message as _, PaymentAuthorization, PaymentLedger, QuorumCertificate, Quote, RegistryError, RequestId,
-    Settlement, SettlementRequest, Signature, Signed, SignedVoucher, Usage,
+    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelParams, Delivery, DynSigner, FeeSplit, Message as _,
+    PaymentAuthorization, PaymentLedger, Price, QuorumCertificate, Quote, RegistryError, RequestId, Settlement, SettlementRequest,
+    Signature, Signed, SignedVoucher, Units,
     channel::{Batch, BatchEntry, CertifiedBatch},
 };
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
@@ -18,7 +18,7 @@ use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 use crate::{
     money::Contracts as _,
     provider::Provider,
-    scene::{Behavior, InProcess, key},
+    scene::{Behavior, InProcess, delivered, key, result_of},
     wait::eventually,
 };
 
@@ -50,6 +50,8 @@ impl Scene {
             gateway: self.gateway.address(),
             compute: self.compute.address(),
             model_digest: B256::repeat_byte(7),
+            price: Price::flat(PRICE),
+            max_units: Units::default(),
             total: PRICE,
             split: FeeSplit::default(),
             expiry: unix_now() + 3_600,
@@ -57,17 +59,12 @@ impl Scene {
         }
     }
 
-    async fn result(&self, quote: &Quote) -> Signed<InferenceResult> {
-        let result = InferenceResult {
-            request_id: quote.request_id,
-            compute: self.compute.address(),
-            model_digest: quote.model_digest,
-            input_hash: B256::ZERO,
-            output_hash: B256::ZERO,
-            usage: Usage::default(),
-            confinement: Confinement::None,
-        };
-        Signed::sign(result, &self.network.trust.domain, &*self.compute).await.unwrap()
+    /// What the node gives for a quote, and the digest of its completion.
+    async fn served(&self, quote: &Quote) -> (Delivery, B256) {
+        let domain = self.network.trust.domain;
+        let delivery = delivered(result_of(quote, self.compute.address()), &self.compute, &domain).await;
+        let digest = delivery.completion(quote).unwrap().digest(&domain);
+        (delivery, digest)
     }
 
     async fn certify(&self, digest: &B256, request: &RequestId, approvals: usize) -> QuorumCertificate {
@@ -82,12 +79,11 @@ impl Scene {
 
     async fn entry(&self, cumulative: u128) -> BatchEntry {
         let quote = self.quote();
-        let result = self.result(&quote).await;
-        let digest = Completion::new(&quote, &result.message).digest(&self.network.trust.domain);
-        let completion = self.certify(&digest, &quote.request_id, 3).await;
+        let (delivery, digest) = self.served(&quote).await;
+        let certificate = self.certify(&digest, &quote.request_id, 3).await;
         let cumulative = Amount::new(PRICE.units() * cumulative);
         let payment = SignedVoucher::sign(self.terms, &quote, cumulative, &self.network.trust, &self.client).await.unwrap();
-        BatchEntry { quote, result, completion, payment }
+        BatchEntry { quote, delivery, certificate, payment }
     }
 
     fn batch(&self, entries: Vec<BatchEntry>, settled: Amount) -> Batch {
@@ -171,16 +167,16 @@ async fn what_does_not_belong_together_is_not_approved() {
     let alone = |entry: BatchEntry| scene.batch(vec![entry], Amount::ZERO);
 
     let mut few = good.clone();
-    few.completion = QuorumCertificate::new(good.completion.approvals()[..2].to_vec());
+    few.certificate = QuorumCertificate::new(good.certificate.approvals()[..2].to_vec());
     scene.refuses(alone(few), "2 approvals").await;
     let mut foreign = good.clone();
-    foreign.completion = other.completion.clone();
+    foreign.certificate = other.certificate.clone();
     scene.refuses(alone(foreign), "completion").await;
     let mut forged = good.clone();
-    forged.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
+    forged.delivery.results[0].signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
     scene.refuses(alone(forged), "result").await;
     let mut moved = good.clone();
-    moved.result.message.compute = scene.gateway.address();
+    moved.delivery.results[0].message.compute = scene.gateway.address();
     scene.refuses(alone(moved), "result").await;
     let mut unpaid = good.clone();
     unpaid.payment = other.payment;
@@ -189,8 +185,14 @@ async fn what_does_not_belong_together_is_not_approved() {
     unsigned.payment.voucher.cumulative = Amount::new(PRICE.units() * 9);
     scene.refuses(alone(unsigned), "voucher.signature").await;
     let mut dear = good.clone();
-    dear.quote.total = Amount::new(PRICE.units() * 2);
+    (dear.quote.price.base, dear.quote.total) = (Amount::new(PRICE.units() * 2), Amount::new(PRICE.units() * 2));
     scene.refuses(alone(dear), "voucher.quote").await;
+    // What cannot be put together does not pass when it was put together otherwise, either.
+    for (base, problem) in [(PRICE.units() + 1, "cost: "), (0, "costs nothing")] {
+        let mut batch = alone(good.clone());
+        batch.entries[0].quote.price.base = Amount::new(base);
+        scene.refuses(batch, problem).await;
+    }
 
     // A settlement that is not what its requests lead to.
     let honest = alone(good.clone());
@@ -214,11 +216,10 @@ async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
     let scene = Scene::new().await;
     let mut quote = scene.quote();
     quote.expiry = unix_now() - 8 * 24 * 3_600;
-    let result = scene.result(&quote).await;
-    let digest = Completion::new(&quote, &result.message).digest(&scene.network.trust.domain);
-    let completion = scene.certify(&digest, &quote.request_id, 3).await;
+    let (delivery, digest) = scene.served(&quote).await;
+    let certificate = scene.certify(&digest, &quote.request_id, 3).await;
     let payment = SignedVoucher::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
-    let old = BatchEntry { quote, result, completion, payment };
+    let old = BatchEntry { quote, delivery, certificate, payment };
     scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
 }
 
@@ -237,11 +238,11 @@ async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
         let mut entry = scene.entry(n).await;
         if n == 4 {
             // The compute node's word does not carry its signature: no validator approves that.
-            entry.result.signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
+            entry.delivery.results[0].signature = Signature::sign(&B256::repeat_byte(1), &*scene.compute).await.unwrap();
         }
         ledger.redeem(&entry.quote, &PaymentAuthorization::Voucher(entry.payment)).await.unwrap();
-        let BatchEntry { quote, result, completion, .. } = entry;
-        ledger.settle(&Settlement { quote, result, certificate: completion }).await.unwrap();
+        let BatchEntry { quote, delivery, certificate, .. } = entry;
+        ledger.settle(&Settlement::new(quote, delivery, certificate).unwrap()).await.unwrap();
     }
     let expected = Amount::new(PRICE.units() * (REQUESTS - 1));
     let settled = async || chain.channel(scene.terms.id()).await.unwrap().unwrap().settled;

@@ -8,15 +8,15 @@ use ncn_client::{
     grpc::{GrpcRegistry, GrpcValidator},
 };
 use ncn_core::{
-    Amount, Attestors as _, CompletionAuthorization, CompletionRequest, Confinement, Directory as _, DynSigner, InferenceRequest,
-    InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, Quote, RegistryError, Signed, Submission, Transport,
-    TransportError, Usage, Validator as _, Value, Values,
+    Amount, Attestors as _, CompletionAuthorization, CompletionRequest, Confinement, Delivery, Directory as _, DynSigner,
+    InferenceRequest, InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, Quote, RegistryError, Signed, Submission,
+    Transport, TransportError, Validator as _, Value, Values,
 };
 use ncn_devnet::{LocalNetwork, quickstart};
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    scene::{key, network},
+    scene::{delivered, key, network, result_of},
     tamper::{Tamper, Tampered},
 };
 
@@ -64,26 +64,23 @@ async fn theft(
     };
     registry.register(Signed::sign(record, &domain, &*thief).await.unwrap()).await.unwrap();
     let result = InferenceResult {
-        request_id: quote.request_id,
-        compute: thief.address(),
-        model_digest: order.message.model_digest,
         input_hash: order.message.input_hash,
         output_hash: Values::from([("label", "0")]).hash(),
-        usage: Usage::default(),
-        confinement: Confinement::None,
+        ..result_of(&quote, thief.address())
     };
-    let result = Signed::sign(result, &domain, &*thief).await.unwrap();
-    let authorization = authorize(&quote, &result.message, &thief, &domain).await;
-    CompletionRequest { request: order, quote, result, voucher: None, authorization }
+    let delivery = delivered(result, &thief, &domain).await;
+    let authorization = authorize(&quote, &delivery, &thief, &domain).await;
+    CompletionRequest { request: order, quote, delivery, voucher: None, authorization }
 }
 
 async fn authorize(
     quote: &Quote,
-    result: &InferenceResult,
+    delivery: &Delivery,
     signer: &DynSigner,
     domain: &ncn_core::Domain,
 ) -> Signed<CompletionAuthorization> {
-    let message = CompletionAuthorization { gateway: signer.address(), ..CompletionAuthorization::new(quote, result) };
+    let completion = delivery.completion(quote).unwrap().struct_hash();
+    let message = CompletionAuthorization { gateway: signer.address(), completion };
     Signed::sign(message, domain, &**signer).await.unwrap()
 }
 
@@ -118,7 +115,8 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
 
     let answer = tokio::time::timeout(Duration::from_mins(1), paid.finish()).await.unwrap().unwrap();
     assert_eq!(answer.output.text("label"), Some("7"));
-    assert_ne!(answer.receipt.compute(), theft.result.message.compute);
-    assert_eq!(network.funder().balance(theft.result.message.compute).await.unwrap(), Amount::ZERO);
+    let thief = theft.delivery.results[0].message.compute;
+    assert_ne!(answer.receipt.completion.contributions[0].compute, thief);
+    assert_eq!(network.funder().balance(thief).await.unwrap(), Amount::ZERO);
     assert_eq!(quote.request_id, answer.receipt.request.message.digest(&answer.receipt.trust_root.domain));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, EvmReader as _, LogFilter, SendOptions};
 use ncn_client::unix_now;
-use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Quote};
+use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Price, Quote, Units};
 use ncn_devnet::EmbeddedChain;
 
 use crate::{
@@ -23,15 +23,16 @@ async fn settles_by_the_tree(scene: &Chain, total: u128, split: FeeSplit, approv
         gateway: gateway.address(),
         compute: Address::random(),
         model_digest: B256::random(),
+        price: Price::flat(Amount::new(total)),
+        max_units: Units::default(),
         total: Amount::new(total),
         split,
         expiry: unix_now() + 3_600,
         trust_root: trust.hash(),
     };
     let worker = key();
-    let compute = worker.address();
     let settlement = settlement(&quote, &worker, &trust, &scene.validators, approvals).await;
-    let tree = PayoutSchedule::new(&quote, compute, &settlement.certificate.validators(), trust.treasury).unwrap();
+    let tree = PayoutSchedule::new(&quote, &settlement.completion, &settlement.certificate.validators(), trust.treasury).unwrap();
 
     let account = scene.account(client, quote.total).await;
     account.escrow(&quote).await.unwrap();

@@ -10,7 +10,8 @@ use futures::{StreamExt as _, stream};
 use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
 use ncn_core::{
     Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, FeeSplit, Message as _, PayeeRole, PaymentAuthorization,
-    PaymentLedger, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
+    PaymentLedger, Price, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Units, Value, memory::MemoryRegistry,
+    receipt::Payment,
 };
 use ncn_devnet::LocalNetwork;
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
@@ -78,7 +79,7 @@ fn image(n: u8) -> [(&'static str, Value); 1] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_requests_in_flight_on_one_channel() {
-    let price = ncn_devnet::quickstart::model().unwrap().manifest().price;
+    let price = ncn_devnet::quickstart::model().unwrap().manifest().price().base;
     let scene = Scene::new(Amount::new(price.units() * 64)).await;
     let client = scene.client().await;
     let mut running = Vec::new();
@@ -227,6 +228,8 @@ async fn latency() {
             gateway: gateway.address(),
             compute: gateway.address(),
             model_digest: B256::ZERO,
+            price: Price::flat(Amount::new(1)),
+            max_units: Units::default(),
             total: Amount::new(1),
             split: FeeSplit::default(),
             expiry: unix_now() + 3_600,

@@ -123,7 +123,7 @@ fn a_compute_node_joins_fetches_its_model_and_serves() {
         let answer = good(here, &request);
         let receipt: Value = serde_json::from_slice(&fs::read(here.join("ncn-receipt.json")).unwrap()).unwrap();
         assert!(answer.contains("\"7\""), "{answer}");
-        let result = &receipt["result"]["message"];
+        let result = &receipt["delivery"]["results"][0]["message"];
         let ours = result["compute"].as_str().is_some_and(|compute| compute.eq_ignore_ascii_case(&address));
         assert!(!ours || result["confinement"] == "full", "{result}");
         ours

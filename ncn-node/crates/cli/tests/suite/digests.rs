@@ -7,9 +7,9 @@ use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
     Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
-    Confinement, Deregistration, Domain, DowntimeReport, FeeSplit, Heartbeat, InferenceRequest, InferenceResult, Message,
-    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, StreamCheckpoint,
-    Subnet, SubnetModel, TaskCapability, Usage, Voucher,
+    Confinement, Contribution, Deregistration, Domain, DowntimeReport, FeeSplit, FinishReason, Heartbeat, InferenceRequest,
+    InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal, SessionProof, SettlementLeaf,
+    SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
 };
 use ncn_devnet::EmbeddedChain;
 use proptest::{
@@ -27,6 +27,8 @@ mod generated {
 use generated::MessageHarness as harness;
 
 const ROUNDS: usize = 40;
+const FINISHES: [FinishReason; 5] =
+    [FinishReason::Stop, FinishReason::Length, FinishReason::Deadline, FinishReason::Cancelled, FinishReason::NodeLost];
 
 /// The harness contract on a chain, and a source of arbitrary values.
 struct Any {
@@ -65,6 +67,13 @@ impl Any {
 
     fn text(&mut self) -> String {
         self.any(".{0,40}")
+    }
+
+    fn price(&mut self) -> Price {
+        let units = [Unit::Request, Unit::Token, Unit::Row, Unit::Second, Unit::Image];
+        let mut unit = || UnitPrice { unit: self.any(prop::sample::select(units.to_vec())), price: self.amount() };
+        let (input, output) = (unit(), unit());
+        Price { base: self.amount(), input, output }
     }
 
     fn split(&mut self) -> FeeSplit {
@@ -121,6 +130,8 @@ async fn the_messages_of_a_request() {
             gateway: any.address(),
             compute: any.address(),
             model_digest: any.hash(),
+            price: any.price(),
+            max_units: Units { input: any.number(), output: any.number() },
             total: any.amount(),
             split: any.split(),
             expiry: any.number(),
@@ -134,19 +145,34 @@ async fn the_messages_of_a_request() {
             model_digest: any.hash(),
             input_hash: any.hash(),
             output_hash: any.hash(),
+            output_bytes: any.number(),
+            parts: any.number(),
+            chain: any.hash(),
+            resumed_from: any.hash(),
             usage,
             confinement: any.confinement(),
+            finish: any.any(prop::option::of(prop::sample::select(FINISHES.to_vec()))),
         };
         any.agree(&result, harness::hashInferenceResultCall::SELECTOR).await;
-        any.agree(&Completion::new(&quote, &result), harness::hashCompletionCall::SELECTOR).await;
+        let contribution = |any: &mut Any| Contribution { compute: any.address(), result: any.hash(), cost: any.amount() };
+        let one = contribution(&mut any);
+        any.agree(&one, harness::hashContributionCall::SELECTOR).await;
+        let completion = Completion {
+            request_id: any.hash(),
+            quote: any.hash(),
+            finish: FINISHES[round % FINISHES.len()],
+            contributions: (0..round % 4).map(|_| contribution(&mut any)).collect(),
+        };
+        any.agree(&completion, harness::hashCompletionCall::SELECTOR).await;
         let authorization = CompletionAuthorization { gateway: any.address(), completion: any.hash() };
         any.agree(&authorization, harness::hashCompletionAuthorizationCall::SELECTOR).await;
         let seal = ReceiptSeal {
             request_id: any.hash(),
             quote: any.hash(),
-            result: any.hash(),
             preprocessing: any.hash(),
             completion: any.hash(),
+            results: any.hash(),
+            approvals: any.hash(),
             payment_kind: [PaymentKind::Escrow, PaymentKind::Channel][round % 2],
             payment: any.hash(),
             settlement: any.hash(),
@@ -183,11 +209,10 @@ async fn the_messages_of_the_network() {
         any.agree(&deregistration, harness::hashDepartureCall::SELECTOR).await;
         let proof = SessionProof { node: any.address(), gateway: any.address(), challenge: any.hash() };
         any.agree(&proof, harness::hashAttachmentCall::SELECTOR).await;
-        let (request_id, hash) = (any.hash(), any.hash());
-        let checkpoint = StreamCheckpoint { request_id, compute: any.address(), parts: any.number(), hash };
-        any.agree(&checkpoint, harness::hashStreamCheckpointCall::SELECTOR).await;
-        let models = (0..round % 4).map(|_| SubnetModel { name: any.text(), digest: any.hash(), price: any.amount() });
-        let models = models.collect();
+        let model = |any: &mut Any| SubnetModel { name: any.text(), digest: any.hash(), price: any.price() };
+        let one = model(&mut any);
+        any.agree(&one, harness::hashSubnetModelCall::SELECTOR).await;
+        let models = (0..round % 4).map(|_| model(&mut any)).collect();
         let subnet = Subnet { owner: any.address(), name: any.text(), models, split: any.split(), version: any.number() };
         any.agree(&subnet, harness::hashSubnetCall::SELECTOR).await;
     }
@@ -206,7 +231,7 @@ async fn the_messages_of_channels() {
         };
         any.agree(&voucher, harness::hashVoucherCall::SELECTOR).await;
         let leaf =
-            SettlementLeaf { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signature: any.hash() };
+            SettlementLeaf { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signatures: any.hash() };
         any.agree(&leaf, harness::hashSettledCompletionCall::SELECTOR).await;
         let charge =
             |any: &mut Any| ChannelCharge { channel: any.hash(), settled_before: any.amount(), settled_after: any.amount() };

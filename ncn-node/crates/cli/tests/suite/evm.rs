@@ -24,7 +24,7 @@ use ncn_client::evm::{
 };
 use ncn_core::{
     Amount, ChannelParams, DynSigner, FeeSplit, LedgerError, Message as _, PaymentAuthorization, PaymentChange, PaymentChanges,
-    PaymentLedger, PaymentRef, PaymentStatus, Quote,
+    PaymentLedger, PaymentRef, PaymentStatus, Price, Quote, Units,
 };
 use ncn_devnet::{EmbeddedChain, RpcServer};
 use proxy::Proxy;
@@ -138,6 +138,8 @@ impl Scene {
             gateway: Address::random(),
             compute: Address::random(),
             model_digest: B256::random(),
+            price: Price::flat(total),
+            max_units: Units::default(),
             total,
             split: FeeSplit::default(),
             expiry: self.remote.deployer.now().await.unwrap() + 3_600,

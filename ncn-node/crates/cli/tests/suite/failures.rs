@@ -26,6 +26,11 @@ use crate::{
 /// How long an order may take that is to expire: long enough for a quote on a slow machine, and then waited for.
 const SHORT: Duration = Duration::from_secs(20);
 
+/// A gateway that takes orders whose deadlines leave the model its time, and no more.
+pub(crate) fn hasty() -> GatewayOptions {
+    GatewayOptions { pay_time: Duration::ZERO, settle_time: Duration::ZERO, ..GatewayOptions::default() }
+}
+
 fn seven() -> Values {
     [("image", Value::png(quickstart::SAMPLE))].into()
 }
@@ -97,8 +102,8 @@ async fn another_node_takes_over_after_the_payment() {
     network.crash_compute(reserved);
     let answer = quoted.pay().await.unwrap().finish().await.unwrap();
     assert!(is_seven(&answer));
-    assert_ne!(answer.receipt.compute(), reserved);
-    let earned = network.funder().balance(answer.receipt.compute()).await.unwrap();
+    assert_ne!(answer.receipt.completion.contributions[0].compute, reserved);
+    let earned = network.funder().balance(answer.receipt.completion.contributions[0].compute).await.unwrap();
     assert!(earned > Amount::ZERO, "the node that took over is paid");
     assert_eq!(network.funder().balance(reserved).await.unwrap(), Amount::ZERO);
     assert_eq!(balance(&ledger).await.checked_add(answer.receipt.payments.total), Some(Amount::TOKEN));
@@ -119,7 +124,7 @@ async fn when_no_node_is_left_the_payment_comes_back_at_once() {
 
 #[tokio::test]
 async fn a_gateway_that_dies_cannot_keep_the_payment() {
-    let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
+    let options = GatewayOptions { finish_margin: Duration::ZERO, ..hasty() };
     let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
     let (client, ledger) = client(&network).await;
     let order = Order::new(quickstart::NAME, seven()).timeout(SHORT);
@@ -151,7 +156,7 @@ async fn money_that_comes_after_a_cancellation_goes_back() {
 
 #[tokio::test]
 async fn an_unpaid_request_expires_by_itself() {
-    let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..GatewayOptions::default() };
+    let options = GatewayOptions { finish_margin: Duration::from_secs(1), ..hasty() };
     let network = network().gateway(|gateway| gateway.options(options)).start().await.unwrap();
     let (client, _) = client(&network).await;
     let quoted = client.submit(Order::new(quickstart::NAME, seven()).timeout(SHORT)).await.unwrap();
@@ -169,7 +174,7 @@ async fn a_worker_that_dies_is_replaced_by_another_node() {
     let reserved = quoted.quote().compute;
     let answer = quoted.pay().await.unwrap().finish().await.unwrap();
     assert!(is_seven(&answer));
-    assert_ne!(answer.receipt.compute(), reserved);
+    assert_ne!(answer.receipt.completion.contributions[0].compute, reserved);
 }
 
 #[tokio::test]

@@ -174,7 +174,7 @@ async fn the_answer_of_a_program_that_was_killed_is_fetched() {
     let seven = digit(7);
     let infer = ["infer", "--gateway", &gateway, "--model", "digits", "--input", seven.to_str().unwrap(), "--max-price", "1"];
 
-    let price = quickstart::model().unwrap().manifest().price;
+    let price = quickstart::model().unwrap().manifest().price().base;
     for (number, means) in
         [&chain[..], &["--relayed", "--network", &hash], &["--channel", "channel.json", "--network", &hash]].into_iter().enumerate()
     {
@@ -349,7 +349,7 @@ impl ChannelScene {
 async fn a_gateway_that_has_forgotten_a_request_has_not_thereby_refunded_it() {
     let scene = ChannelScene::new().await;
     let client = scene.client().await;
-    let price = quickstart::model().unwrap().manifest().price;
+    let price = quickstart::model().unwrap().manifest().price().base;
     // Charged, while the client is away for longer than the gateway's memory.
     let paid = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap().pay().await.unwrap();
     let request = paid.request_id();
@@ -379,11 +379,11 @@ async fn a_gateway_that_has_forgotten_a_request_has_not_thereby_refunded_it() {
 async fn a_client_that_has_lost_count_signs_what_it_has_signed_before() {
     let scene = ChannelScene::new().await;
     let client = scene.client().await;
-    let price = quickstart::model().unwrap().manifest().price;
+    let price = quickstart::model().unwrap().manifest().price().base;
     let paid = client.submit(Order::new(quickstart::NAME, seven())).await.unwrap().pay().await.unwrap();
     scene.forgotten(paid.request_id()).await;
     // As clients did that believed their gateways.
-    scene.channel.release(paid.request_id(), false).unwrap();
+    scene.channel.release(paid.request_id(), None).unwrap();
     assert_eq!(scene.channel.sums().available(), tokens(1));
     // The gateway refuses the voucher and names the sum, which the client finds among its own signatures.
     client.submit(Order::new(quickstart::NAME, seven())).await.unwrap().pay().await.unwrap();
@@ -395,7 +395,7 @@ async fn a_client_that_has_lost_count_signs_what_it_has_signed_before() {
 async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let chain = Arc::new(EmbeddedChain::new(31_337));
     let rpc = RpcServer::start(chain.clone(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let options = GatewayOptions { finish_margin: Duration::ZERO, ..GatewayOptions::default() };
+    let options = GatewayOptions { finish_margin: Duration::ZERO, ..crate::failures::hasty() };
     let network = network().gateway(|gateway| gateway.options(options)).chain(chain.clone()).start().await.unwrap();
     let signer = key();
     network.funder().transfer(signer.address(), tokens(1)).await.unwrap();

@@ -9,15 +9,15 @@ use alloy_sol_types::SolCall as _;
 use ncn_client::evm::{EvmBackend as _, EvmLedger, EvmReader as _, NCNToken};
 use ncn_core::{
     Address, Amount, Approval, BatchSettler as _, ChannelCharge, ChannelClose, ChannelParams, ChannelPayout, ChannelSettlement,
-    Completion, Confinement, DynSigner, FeeSplit, InferenceResult, Message as _, PaymentAuthorization, PaymentLedger as _,
-    PayoutSchedule, QuorumCertificate, Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot, Usage,
+    Delivery, DynSigner, FeeSplit, Message as _, PaymentAuthorization, PaymentLedger as _, PayoutSchedule, Price,
+    QuorumCertificate, Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot, Units,
     channel::{Batch, BatchEntry, CertifiedBatch, MerkleTree},
 };
 use tokio::sync::OnceCell;
 
 use crate::{
     rpc::signed,
-    scene::{Chain, key, repository, tokens},
+    scene::{Chain, delivered, key, repository, result_of, tokens},
 };
 
 /// Says that the table is to be written anew.
@@ -209,6 +209,8 @@ impl Scene {
             gateway: self.gateway.address(),
             compute: self.nodes[0].address(),
             model_digest: B256::repeat_byte(1),
+            price: Price::flat(Amount::new(PRICE)),
+            max_units: Units::default(),
             total: Amount::new(PRICE),
             split: FeeSplit::default(),
             expiry: self.chain.deployer.now().await.unwrap() + HOUR,
@@ -232,21 +234,13 @@ impl Scene {
     /// A request that `node` served, approved by M validators, the first of them being number `first`.
     async fn served(&mut self, node: usize, first: usize) -> Settlement {
         let (quote, node) = (self.quote().await, self.nodes[node].clone());
-        let result = InferenceResult {
-            request_id: quote.request_id,
-            compute: node.address(),
-            model_digest: quote.model_digest,
-            input_hash: B256::repeat_byte(2),
-            output_hash: B256::repeat_byte(3),
-            usage: Usage::default(),
-            confinement: Confinement::None,
-        };
-        let result = Signed::sign(result, &self.trust.domain, &*node).await.unwrap();
-        let digest = Completion::new(&quote, &result.message).digest(&self.trust.domain);
+        let delivery = delivered(result_of(&quote, node.address()), &node, &self.trust.domain).await;
+        let completion = delivery.completion(&quote).unwrap();
+        let digest = completion.digest(&self.trust.domain);
         let all = &self.trust.validators;
         let judges: Vec<_> = all.iter().cycle().skip(first % all.len()).take(self.threshold()).copied().collect();
         let certificate = self.approve(digest, &judges, judges.len()).await;
-        Settlement { quote, result, certificate }
+        Settlement { quote, delivery, completion, certificate }
     }
 
     /// Gives a contract a standing allowance, without limit.
@@ -323,10 +317,10 @@ impl Scene {
         for count in [1, 100] {
             let mut entries = Vec::new();
             for number in 0..count {
-                let Settlement { quote, result, certificate } = self.served(number % self.nodes.len(), number).await;
+                let Settlement { quote, delivery, certificate, .. } = self.served(number % self.nodes.len(), number).await;
                 charged += PRICE;
                 let payment = self.voucher(&terms, &quote, charged).await;
-                entries.push(BatchEntry { quote, result, completion: certificate, payment });
+                entries.push(BatchEntry { quote, delivery, certificate, payment });
             }
             let settled = BTreeMap::from([(terms.id(), Amount::new(charged - PRICE * count as u128))]);
             let batch = Batch::new(entries, &settled, self.trust.treasury).unwrap();
@@ -337,6 +331,7 @@ impl Scene {
             let settled_before = Amount::new(charged);
             let mut quote = self.quote().await;
             quote.total = Amount::new(PRICE * u128::from(*count));
+            quote.price = Price::flat(quote.total);
             charged += quote.total.units();
             let voucher = self.voucher(&terms, &quote, charged).await;
             let charge = ChannelCharge { channel: terms.id(), settled_before, settled_after: Amount::new(charged) };
@@ -352,7 +347,10 @@ impl Scene {
     /// Who gets what, when all validators and all nodes had the same part in it.
     fn payouts(&self, quote: &Quote) -> Vec<ChannelPayout> {
         let first = self.nodes[0].address();
-        let tree = PayoutSchedule::new(quote, first, &self.trust.validators, self.trust.treasury).unwrap();
+        // Nobody looks at a signature here.
+        let result = Signed { message: result_of(quote, first), signature: Signature::try_from(&[27; 65][..]).unwrap() };
+        let completion = Delivery::whole(result).unwrap().completion(quote).unwrap();
+        let tree = PayoutSchedule::new(quote, &completion, &self.trust.validators, self.trust.treasury).unwrap();
         let mut shares: BTreeMap<_, _> = tree.payouts.iter().map(|payout| (payout.address, payout.amount.units())).collect();
         let part = shares[&first] / u128::from(NODES);
         for node in &self.nodes[1..] {

@@ -52,7 +52,7 @@ fn tokens(text: &str) -> Vec<u32> {
 
 fn generate(generator: &Generator, prompt: &str, settings: &Settings) -> (String, Finish) {
     let mut text = String::new();
-    let generated = generator.generate(&tokens(prompt), settings, |piece| {
+    let generated = generator.generate(&tokens(prompt), settings, |piece, _| {
         text.push_str(piece);
         ControlFlow::Continue(())
     });
@@ -97,7 +97,7 @@ async fn a_confined_worker_counts_on_token_for_token() {
     while let Some(part) = outputs.next().await {
         let part = part.unwrap();
         values.append(part.values);
-        usage = part.usage.unwrap_or(usage);
+        usage = part.usage;
         parts += 1;
     }
     assert_eq!((values.text("text"), values.text("finish_reason")), (Some(COUNTED), Some("length")));
@@ -279,7 +279,7 @@ async fn bench_tokens() {
             parts.next().await.unwrap().unwrap();
             let first = Instant::now();
             while let Some(part) = parts.next().await {
-                if part.unwrap().usage.is_some() {
+                if part.unwrap().is_last() {
                     ours.push(f64::from(TOKENS - 1) / first.elapsed().as_secs_f64());
                 }
             }

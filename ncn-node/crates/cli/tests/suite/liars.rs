@@ -16,11 +16,11 @@ use ncn_client::{
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, Attestors, B256, ChannelParams, Completion, CompletionRequest, Compute, ComputeError, ComputeEvent,
-    ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
-    NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus,
-    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement,
-    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values,
+    Address, Amount, Approval, Attestors, B256, ChannelParams, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
+    Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges,
+    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
+    QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
+    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Usage, Value, Values,
     compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
@@ -35,7 +35,7 @@ use tonic::service::Routes;
 use crate::{
     cli::Devnet,
     recovery,
-    scene::{digit, key, ncn, network},
+    scene::{delivered, digit, key, ncn, network},
     tamper::{Tamper, Tampered},
 };
 
@@ -60,14 +60,16 @@ impl LyingRegistry {
     /// Has the chain pay for another result than the gateway brought.
     async fn steal(&self, request: &CompletionRequest) {
         let Lie::Theft { validators, thief, ledger, trust } = &self.lie else { return };
-        let result = InferenceResult { compute: thief.address(), ..request.result.message.clone() };
-        let digest = Completion::new(&request.quote, &result).digest(&trust.domain);
+        let result = InferenceResult { compute: thief.address(), ..request.delivery.results[0].message.clone() };
+        let delivery = delivered(result, thief, &trust.domain).await;
+        let completion = delivery.completion(&request.quote).unwrap();
+        let digest = completion.digest(&trust.domain);
         let mut approvals = Vec::new();
         for validator in validators.iter().take(usize::from(trust.threshold)) {
             approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
         }
-        let result = Signed::sign(result, &trust.domain, &**thief).await.unwrap();
-        let settlement = Settlement { quote: request.quote.clone(), result, certificate: QuorumCertificate::new(approvals) };
+        let (quote, certificate) = (request.quote.clone(), QuorumCertificate::new(approvals));
+        let settlement = Settlement { quote, delivery, completion, certificate };
         ledger.settle(&settlement).await.unwrap();
     }
 }
@@ -170,7 +172,6 @@ async fn a_gateway_without_a_watch_asks_for_nodes() {
 #[tokio::test]
 async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     let thief = key();
-    let address = thief.address();
     let steal = |scene: &recovery::Scene| {
         let (chain, trust) = (&scene.network.chain, scene.network.trust.clone());
         Lie::Theft { validators: chain.validators.clone(), ledger: chain.ledger(scene.gateway.clone()), thief, trust }
@@ -179,7 +180,7 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     // M corrupt validators and the gateway's key in other hands can take the money; a receipt that names somebody else as paid they
     // cannot have.
     let TaskEvent::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
-    assert!(reason.contains(&address.to_string()), "{reason}");
+    assert!(reason.contains("which was not asked for"), "{reason}");
 }
 
 /// A node that streams this before what it gives, the first time.
@@ -203,10 +204,16 @@ impl Compute for LyingCompute {
         self.honest.release(request_id).await;
     }
 
+    async fn stop(&self, request_id: RequestId) {
+        self.honest.stop(request_id).await;
+    }
+
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
         let events = self.honest.execute(task).await?;
         let name = self.streams.filter(|_| self.tries.fetch_add(1, Ordering::SeqCst) == 0);
-        let lie = name.map(|name| Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: None })));
+        let lie = name.map(|name| {
+            Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: Usage::default(), finish: None }))
+        });
         Ok(stream::iter(lie).chain(events).boxed())
     }
 }
@@ -271,8 +278,8 @@ impl Payer for ForgetfulPayer {
         self.honest.check(receipt).await
     }
 
-    async fn release(&self, quote: &Quote, served: bool) {
-        self.honest.release(quote, served).await;
+    async fn release(&self, quote: &Quote, cost: Option<Amount>) {
+        self.honest.release(quote, cost).await;
     }
 }
 

@@ -59,6 +59,7 @@ mod streams;
 mod tamper;
 mod tls;
 mod traces;
+mod usage;
 mod wait;
 mod watches;
 mod workers;

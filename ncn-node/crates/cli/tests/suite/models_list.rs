@@ -143,17 +143,17 @@ async fn models_and_quotes_are_shown_without_paying() {
     let all: Value = serde_json::from_slice(&listed.stdout).unwrap();
     let model = quickstart::model().unwrap();
     assert_eq!(all.as_array().unwrap().len(), 1);
-    assert_eq!((&all[0]["name"], &all[0]["price"]), (&"digits".into(), &"10000000000000000".into()));
+    assert_eq!((&all[0]["name"], &all[0]["price"]["base"]), (&"digits".into(), &"10000000000000000".into()));
     assert_eq!((&all[0]["inputs"][0]["name"], &all[0]["parameters"]), (&"image".into(), &Value::Array(Vec::new())));
     assert_eq!(all[0]["digest"], model.digest().to_string());
 
     let quoted = shop.ask("quote", &["--json"]);
     let quote: Value = serde_json::from_slice(&quoted.stdout).unwrap_or_else(|_| panic!("{}", text(&quoted.stderr)));
-    assert_eq!((&quote["price"], &quote["withdrawn"]), (&"10000000000000000".into(), &true.into()));
+    assert_eq!((&quote["total"], &quote["withdrawn"]), (&"10000000000000000".into(), &true.into()));
     let compute: Address = quote["compute"].as_str().unwrap().parse().unwrap();
     assert!(shop.network.compute_addresses().contains(&compute), "{quote}");
     let quoted = shop.ask("quote", &[]);
-    assert!(text(&quoted.stdout).contains("price       0.01 NCN\n"), "{}", text(&quoted.stdout));
+    assert!(text(&quoted.stdout).contains("price       0.01 NCN a request\n"), "{}", text(&quoted.stdout));
     assert!(text(&quoted.stderr).contains("nothing was paid"), "{}", text(&quoted.stderr));
     assert_eq!(shop.balance().await, Amount::TOKEN);
     assert_eq!(fs::read_dir(shop.directory.path()).unwrap().count(), 1);

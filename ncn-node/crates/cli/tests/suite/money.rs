@@ -295,8 +295,8 @@ impl Payer for Quoting {
         self.payer.check(receipt).await
     }
 
-    async fn release(&self, quote: &Quote, served: bool) {
-        self.payer.release(quote, served).await;
+    async fn release(&self, quote: &Quote, cost: Option<Amount>) {
+        self.payer.release(quote, cost).await;
     }
 }
 

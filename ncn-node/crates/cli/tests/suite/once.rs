@@ -69,7 +69,7 @@ impl Scene {
             model_digest: info.model.digest(),
             input_hash: inputs.hash(),
             parameters: "{}".into(),
-            max_price: info.price,
+            max_price: info.price.base,
             deadline: unix_now() + 600,
             nonce: B256::random(),
         };
@@ -117,7 +117,7 @@ impl Scene {
 async fn second_gateway(network: &LocalNetwork, files: &Path) -> RunningGateway {
     let signer = key();
     let model = quickstart::model().unwrap();
-    let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
+    let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price() };
     let subnet =
         Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: FeeSplit::default(), version: 1 };
     network.funder().transfer(signer.address(), tokens(10)).await.unwrap();

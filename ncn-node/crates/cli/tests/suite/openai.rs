@@ -12,7 +12,7 @@ use std::{
 
 use engine::{Engine, Reply, json, status, stream};
 use futures::StreamExt as _;
-use ncn_core::{Execution, Executor, ExecutorError, ExecutorExt as _, Model, Usage, Values, executor::ModelPackage};
+use ncn_core::{Execution, Executor, ExecutorError, ExecutorExt as _, FinishReason, Model, Usage, Values, executor::ModelPackage};
 use ncn_executor::{ApiKey, OpenAiExecutor, OpenAiOptions};
 
 use crate::wait::{TIMEOUT, in_time};
@@ -92,7 +92,10 @@ async fn text_comes_as_it_is_generated() {
     let parts: Vec<_> = outputs.map(Result::unwrap).collect().await;
     let texts: Vec<_> = parts.iter().map(|part| part.values.text("text").unwrap()).collect();
     assert_eq!(texts, ["Grüße", ", 世界", ""]);
-    assert!(parts[..2].iter().all(|part| part.usage.is_none()) && parts[2].usage.is_some());
+    let ends: Vec<_> = parts.iter().map(|part| part.finish).collect();
+    assert_eq!(ends, [None, None, Some(FinishReason::Stop)]);
+    let counted: Vec<_> = parts.iter().map(|part| part.usage.output_units).collect();
+    assert_eq!(counted, [1, 2, 3], "each part is a token at least, until the engine counts");
 
     let asked = engine.asked.lock().unwrap()[0].clone();
     let (head, body) = asked.split_once("\r\n\r\n").unwrap();

@@ -29,7 +29,7 @@ async fn a_client_without_a_limit_pays_only_what_it_was_shown() {
     network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let ledger = Arc::new(network.ledger(signer.clone()));
     let builder = Client::builder().gateway(network.gateway_url()).payer(ledger.clone()).signer(signer);
-    let price = quickstart::model().unwrap().manifest().price;
+    let price = quickstart::model().unwrap().manifest().price().base;
 
     let careless = builder.clone().build().unwrap();
     let refused = careless.infer(quickstart::NAME, seven()).await.unwrap_err();
@@ -73,7 +73,7 @@ impl Tamper for Listing {
         let mut models = self.gateway.models().await?;
         if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
             for info in &mut models {
-                info.price = self.first;
+                info.price.base = self.first;
             }
         }
         Ok(models)
@@ -83,7 +83,7 @@ impl Tamper for Listing {
 #[tokio::test]
 async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
     let network = network().start().await.unwrap();
-    let price = quickstart::model().unwrap().manifest().price;
+    let price = quickstart::model().unwrap().manifest().price().base;
     let asked_after = async |first: Amount, limit: Amount, age: Duration| {
         let (signer, asked) = (key(), Arc::new(AtomicUsize::new(0)));
         network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
@@ -91,7 +91,7 @@ async fn the_list_of_models_is_asked_for_once_and_again_when_it_has_changed() {
         let payment = Payment::OnChain(network.ledger(signer));
         let config = ClientConfig { max_offer_age: age, ..ClientConfig::default() };
         let client = Client::builder().transport(transport).payment(payment).config(config).max_price(limit).build().unwrap();
-        assert_eq!(client.models().await.unwrap()[0].price, first);
+        assert_eq!(client.models().await.unwrap()[0].price.base, first);
         let mut totals = Vec::new();
         for _ in 0..2 {
             totals.push(client.infer(quickstart::NAME, seven()).await.map(|answer| answer.receipt.quote.total));

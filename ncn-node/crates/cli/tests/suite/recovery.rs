@@ -108,7 +108,7 @@ impl Scene {
 
 fn subnet(owner: &DynSigner) -> Subnet {
     let model = quickstart::model().unwrap();
-    let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price };
+    let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price() };
     Subnet { owner: owner.address(), name: "recovery".into(), models: vec![listed], split: FeeSplit::default(), version: 1 }
 }
 
@@ -136,7 +136,7 @@ impl Client {
             model_digest: model.digest(),
             input_hash: inputs.hash(),
             parameters: "{}".into(),
-            max_price: model.manifest().price,
+            max_price: model.manifest().price().base,
             deadline: unix_now() + seconds,
             nonce: B256::random(),
         };
@@ -228,7 +228,7 @@ impl Store for Tight {
 async fn an_event_that_cannot_be_kept_does_not_stop_the_clock() {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(directory.path()).await;
-    let client = Client::with_deadline(&scene, 30).await;
+    let client = Client::with_deadline(&scene, 40).await;
     let gateway = scene.start(Tight(MemoryStore::default())).await;
     let update = in_time("the request ends", client.serve(&**gateway.gateway())).await;
     assert!(matches!(&update, TaskEvent::Failed { outcome: Outcome::Refunded, .. }), "{update:?}");

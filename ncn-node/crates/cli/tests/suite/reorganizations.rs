@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_client::{evm::EvmBackend as _, unix_now};
-use ncn_core::{Amount, ChainView, ChannelParams, DynSigner, FeeSplit, PaymentAuthorization, PaymentLedger, Quote, SignedVoucher};
+use ncn_core::{
+    Amount, ChainView, ChannelParams, DynSigner, FeeSplit, PaymentAuthorization, PaymentLedger, Price, Quote, SignedVoucher, Units,
+};
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
@@ -78,6 +80,8 @@ impl Scene {
             gateway: self.gateway.address(),
             compute: self.compute.address(),
             model_digest: B256::repeat_byte(7),
+            price: Price::flat(Amount::new(PRICE)),
+            max_units: Units::default(),
             total: Amount::new(PRICE),
             split: FeeSplit::default(),
             expiry: unix_now() + 3_600,

@@ -14,9 +14,9 @@ use ncn_client::evm::{DeployParams, EvmLedger};
 use ncn_client::unix_now;
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Amount, Approval, B256, Completion, CompletionRequest, Confinement, DynSigner, InferenceResult, Message as _, NodeRole,
-    PreprocessingRequest, QuorumCertificate, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot, UnixTime, Usage,
-    Validator, conformance::RegistryFixture,
+    Amount, Approval, B256, CompletionRequest, Confinement, Delivery, Domain, DynSigner, FinishReason, InferenceResult,
+    Message as _, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot,
+    UnixTime, Usage, Validator, conformance::RegistryFixture,
 };
 use ncn_devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder};
 use ncn_executor::{WorkerProgram, sandbox::HELPER};
@@ -77,6 +77,34 @@ pub(crate) fn digit(n: u8) -> PathBuf {
     repository(&format!("examples/data/{n}.png"))
 }
 
+/// A made-up result of this node for a quote, in one part that took no units.
+pub(crate) fn result_of(quote: &Quote, compute: Address) -> InferenceResult {
+    InferenceResult { model_digest: quote.model_digest, ..result_for(quote.request_id, compute) }
+}
+
+/// The same, for a request of which no more is known.
+pub(crate) fn result_for(request_id: B256, compute: Address) -> InferenceResult {
+    InferenceResult {
+        request_id,
+        compute,
+        model_digest: B256::ZERO,
+        input_hash: B256::ZERO,
+        output_hash: B256::ZERO,
+        output_bytes: 0,
+        parts: 1,
+        chain: B256::repeat_byte(1),
+        resumed_from: B256::ZERO,
+        usage: Usage::default(),
+        confinement: Confinement::None,
+        finish: Some(FinishReason::Stop),
+    }
+}
+
+/// What a node has given when it has signed this result.
+pub(crate) async fn delivered(result: InferenceResult, node: &DynSigner, domain: &Domain) -> Delivery {
+    Delivery::whole(Signed::sign(result, domain, &**node).await.unwrap()).unwrap()
+}
+
 /// What settles a quote: a made-up result of `worker`, approved by so many of the validators.
 pub(crate) async fn settlement(
     quote: &Quote,
@@ -85,23 +113,15 @@ pub(crate) async fn settlement(
     validators: &[DynSigner],
     approvals: usize,
 ) -> Settlement {
-    let result = InferenceResult {
-        request_id: quote.request_id,
-        compute: worker.address(),
-        model_digest: quote.model_digest,
-        input_hash: B256::ZERO,
-        output_hash: B256::ZERO,
-        usage: Usage::default(),
-        confinement: Confinement::None,
-    };
-    let result = Signed::sign(result, &trust.domain, &**worker).await.unwrap();
-    let digest = Completion::new(quote, &result.message).digest(&trust.domain);
+    let delivery = delivered(result_of(quote, worker.address()), worker, &trust.domain).await;
+    let completion = delivery.completion(quote).unwrap();
+    let digest = completion.digest(&trust.domain);
     let committee = trust.committee(&quote.request_id);
     let mut signed = Vec::new();
     for judge in validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
         signed.push(Approval::sign(&digest, &**judge).await.unwrap());
     }
-    Settlement { quote: quote.clone(), result, certificate: QuorumCertificate::new(signed) }
+    Settlement { quote: quote.clone(), delivery, completion, certificate: QuorumCertificate::new(signed) }
 }
 
 /// How the tests set a network's contracts up: three of five judge.

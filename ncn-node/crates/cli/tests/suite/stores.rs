@@ -13,7 +13,7 @@ use std::{
 use ncn_client::unix_now;
 use ncn_core::{
     Amount, B256, BatchSettler, ChainView, ChannelParams, DynSigner, FeeSplit, LedgerError, PaymentAuthorization, PaymentLedger,
-    PaymentLedgerExt as _, PaymentStatus, Quote, Registry, SignedVoucher, TrustRoot, memory::MemoryRegistry,
+    PaymentLedgerExt as _, PaymentStatus, Price, Quote, Registry, SignedVoucher, TrustRoot, Units, memory::MemoryRegistry,
 };
 use ncn_node::{
     channel::{BatchPolicy, ChannelProcessor},
@@ -169,6 +169,8 @@ impl Setup {
             gateway: self.gateway.address(),
             compute: self.compute.address(),
             model_digest: B256::repeat_byte(7),
+            price: Price::flat(Amount::new(total)),
+            max_units: Units::default(),
             total: Amount::new(total),
             split: FeeSplit::default(),
             expiry: unix_now() + 3_600,

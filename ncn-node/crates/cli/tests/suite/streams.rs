@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_client::{Client, ClientError, InferenceEvent, Order};
 use ncn_core::{
-    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, OutputChunk, RequestId, Signed, Step, StreamChain,
-    TaskCapability, TaskEvent, Transport, TransportError, Update, Usage, Value, Values,
+    Amount, B256, Confinement, Domain, Execution, Executor, ExecutorError, FinishReason, OutputChunk, RequestId, Signed, Step,
+    StreamChain, TaskCapability, TaskEvent, Transport, TransportError, Update, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     stream::{CHECKPOINT_MILLIS, CHECKPOINT_PARTS},
@@ -25,17 +25,17 @@ use tokio::sync::Notify;
 
 use crate::{
     harmful::changed,
-    scene::key,
+    scene::{key, result_for},
     tamper::{Tamper, Tampered},
 };
 
 /// Says so many words, one part each, with a pause before each.
 #[derive(Clone)]
-struct Words {
+pub(crate) struct Words {
     count: usize,
     pause: Pause,
     /// When each was said.
-    said: Arc<Mutex<Vec<Instant>>>,
+    pub(crate) said: Arc<Mutex<Vec<Instant>>>,
 }
 
 #[derive(Clone)]
@@ -46,7 +46,7 @@ enum Pause {
 }
 
 impl Words {
-    fn new(count: usize, pause: Duration) -> Self {
+    pub(crate) fn new(count: usize, pause: Duration) -> Self {
         Self { count, pause: Pause::For(pause), said: Arc::default() }
     }
 
@@ -58,8 +58,8 @@ impl Words {
         }
         self.said.lock().unwrap().push(Instant::now());
         let values = Values::from([("text", Value::from(format!("{number} ").as_str()))]);
-        let usage = Usage { input_units: 1, output_units: self.count as u64, duration_micros: 1 };
-        Ok(OutputChunk { values, usage: (number == self.count).then_some(usage) })
+        let usage = Usage { input_units: 1, output_units: number as u64, duration_micros: 1 };
+        Ok(OutputChunk { values, usage, finish: (number == self.count).then_some(FinishReason::Stop) })
     }
 }
 
@@ -114,11 +114,12 @@ impl Executor for Dying {
     }
 
     async fn run(&self, _execution: Execution) -> Result<Outputs, ExecutorError> {
-        let part = |text: &str, usage| OutputChunk { values: Values::from([("text", text)]), usage };
+        let part = |text: &str| OutputChunk { values: Values::from([("text", text)]), usage: Usage::default(), finish: None };
         let parts = if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
-            vec![Ok(part("one ", None)), Ok(part("two ", None)), Err(ExecutorError::Worker("killed".into()))]
+            vec![Ok(part("one ")), Ok(part("two ")), Err(ExecutorError::Worker("killed".into()))]
         } else {
-            vec![Ok(part("eins ", None)), Ok(part("zwei ", None)), Ok(part("drei", Some(Usage::default())))]
+            let last = OutputChunk::last(Values::from([("text", "drei")]), Usage::default());
+            vec![Ok(part("eins ")), Ok(part("zwei ")), Ok(last)]
         };
         Ok(stream::iter(parts).boxed())
     }
@@ -153,7 +154,8 @@ struct Between {
 impl Between {
     async fn change(meddling: Meddling, number: usize, domain: Domain, id: RequestId, update: TaskEvent) -> Vec<TaskEvent> {
         let lie = Values::from([("text", "LIE ")]);
-        let part = |values: &Values| TaskEvent::Chunk(OutputChunk { values: values.clone(), usage: None });
+        let part =
+            |values: &Values| TaskEvent::Chunk(OutputChunk { values: values.clone(), usage: Usage::default(), finish: None });
         match (meddling, update) {
             (Meddling::Forges(forged), TaskEvent::Chunk(mut chunk)) if number == forged => {
                 chunk.values.insert("text", "forged ");
@@ -166,8 +168,9 @@ impl Between {
                 let node = key();
                 let mut chain = StreamChain::new(id);
                 chain.extend(&lie);
-                let signed = Signed::sign(chain.checkpoint(node.address()), &domain, &*node).await.unwrap();
-                vec![TaskEvent::Attempt(node.address()), part(&lie), TaskEvent::Checkpoint(signed)]
+                let result = chain.describe(&lie, result_for(id, node.address()));
+                let signed = Signed::sign(result, &domain, &*node).await.unwrap();
+                vec![TaskEvent::Attempt(node.address()), part(&lie), TaskEvent::Checkpoint(Box::new(signed))]
             }
             (_, update) => vec![update],
         }

@@ -99,9 +99,16 @@ pub(super) struct Answer {
     pub(super) bytes: usize,
     reason: Option<String>,
     counted: Option<Counted>,
+    /// How many chunks had text: each has a token at least.
+    chunks: u64,
 }
 
 impl Answer {
+    /// What was counted so far. Most engines count at the end only: until then, each chunk is one token, and the prompt is none.
+    pub(super) fn counted(&self) -> Counted {
+        self.counted.unwrap_or(Counted { prompt_tokens: 0, completion_tokens: self.chunks })
+    }
+
     /// Takes a chunk in and returns its text.
     pub(super) fn add(&mut self, chunk: Chunk) -> String {
         self.counted = chunk.usage.or(self.counted);
@@ -112,6 +119,7 @@ impl Answer {
             self.reason = choice.finish_reason.or(self.reason.take());
         }
         self.bytes += text.len();
+        self.chunks += u64::from(!text.is_empty());
         text
     }
 

@@ -129,14 +129,14 @@ async fn answer(
             while let Some(chunk) = outputs.next().await {
                 let chunk = chunk?;
                 budget.take(&chunk.values).map_err(|limit| ExecutorError::InvalidOutput(limit.to_string()))?;
-                let last = chunk.usage.is_some();
+                let last = chunk.is_last();
                 let message = from_worker::Message::Chunk(chunk.into());
                 if last {
                     return Ok(message);
                 }
                 let _ = answers.send(FromWorker { id, message: Some(message) }).await;
             }
-            Err(ExecutorError::Failed("the output ended without its usage".into()))
+            Err(ExecutorError::Failed("the output broke off".into()))
         }
         to_worker::Message::Cancel(_) => Ok(from_worker::Message::Done(proto::Empty {})),
     }

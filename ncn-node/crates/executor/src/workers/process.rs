@@ -89,7 +89,7 @@ impl Open {
             Answer::Error(error)
         });
         // A part that is not the last leaves the question open.
-        let more = matches!(&answer, Answer::Part(part) if part.usage.is_none());
+        let more = matches!(&answer, Answer::Part(part) if !part.is_last());
         let asker = if more { question.asker.clone() } else { self.waiting.remove(&id)?.asker };
         Some((asker?, answer))
     }

@@ -190,7 +190,7 @@ fn a_model_whose_scores_overflow_says_so() {
     *made.part("output_norm.weight") = f32s("output_norm.weight", &[f32::MAX; 64]);
     let generator = open(&made.write().0).unwrap();
     let prompt = generator.tokens(&Prompt::Text("a".into())).unwrap();
-    let error = generator.generate(&prompt, &Settings::default(), |_| ControlFlow::Continue(()));
+    let error = generator.generate(&prompt, &Settings::default(), |_, _| ControlFlow::Continue(()));
     assert_eq!(error, Err(GenerateError::NotNumbers));
 }
 
@@ -210,7 +210,7 @@ fn try_it(file: &[u8]) {
     let hello = Message { role: "user".into(), content: "hi".into() };
     for prompt in [Prompt::Text("the <s>\u{e9}1".into()), Prompt::Messages(vec![hello])] {
         if let Ok(tokens) = generator.tokens(&prompt) {
-            let _ = generator.generate(&tokens, &settings, |_| ControlFlow::Continue(()));
+            let _ = generator.generate(&tokens, &settings, |_, _| ControlFlow::Continue(()));
         }
     }
 }

@@ -14,7 +14,7 @@ fn prompt(generator: &Generator, text: &str) -> Vec<u32> {
 
 fn generate(generator: &Generator, prompt: &[u32], settings: &Settings) -> (String, Generated) {
     let mut text = String::new();
-    let generated = generator.generate(prompt, settings, |piece| {
+    let generated = generator.generate(prompt, settings, |piece, _| {
         text.push_str(piece);
         ControlFlow::Continue(())
     });
@@ -82,7 +82,7 @@ fn nothing_is_computed_once_the_caller_breaks() {
     let prompt = prompt(&generator, &"ab ".repeat(20));
     for allowed in 0..5 {
         let mut calls = 0;
-        let generated = generator.generate(&prompt, &Settings::default(), |_| {
+        let generated = generator.generate(&prompt, &Settings::default(), |_, _| {
             calls += 1;
             if calls > allowed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -127,7 +127,7 @@ fn prompts_that_make_no_sense_are_refused_by_name() {
     let messages = vec![Message { role: "user".into(), content: "x ".repeat(1 << 16) }];
     assert!(generator.tokens(&Prompt::Messages(messages)).is_err());
     let refused =
-        generator.generate(&[1], &Settings { temperature: f32::NAN, ..Settings::default() }, |_| ControlFlow::Continue(()));
+        generator.generate(&[1], &Settings { temperature: f32::NAN, ..Settings::default() }, |_, _| ControlFlow::Continue(()));
     assert!(matches!(refused, Err(GenerateError::Refused { .. })));
 }
 

@@ -16,7 +16,7 @@ async fn a_generator_streams() {
     let mut parts = Vec::new();
     while let Some(chunk) = outputs.next().await {
         let chunk = chunk.unwrap();
-        parts.push((chunk.values.text("said").map(str::to_owned), chunk.usage.is_some(), started.elapsed()));
+        parts.push((chunk.values.text("said").map(str::to_owned), chunk.is_last(), started.elapsed()));
     }
     let texts: Vec<_> = parts.iter().filter_map(|(text, ..)| text.as_deref()).collect();
     assert_eq!(texts, ["one ", "two ", "three "]);
