@@ -6,7 +6,7 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
 import {MessageHash, PROTOCOL_VERSION} from "./MessageHash.sol";
-import {Completion, Contribution, Quote} from "./Messages.sol";
+import {Committee, Completion, Contribution, Quote} from "./Messages.sol";
 import {PaymentTree, Payout} from "./PaymentTree.sol";
 import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
@@ -16,13 +16,16 @@ import {ValidatorRegistry} from "./ValidatorRegistry.sol";
 /// it costs is paid out and the rest goes back. Or the gateway gives up, or the expiry passes, and the client has the total back.
 /// Nobody can keep the money here: after the expiry anyone may send it home.
 contract InferencePayment is EIP712, TokenVault {
-    using Approvals for ValidatorRegistry;
+    using Approvals for address[];
     using ExactTransfer for IERC20;
+    using MessageHash for Committee;
     using MessageHash for Completion;
     using MessageHash for Quote;
 
     /// @notice The longest a client's money can be bound.
     uint256 public constant MAX_ESCROW_TIME = 7 days;
+    /// @notice How much longer a stake has to remain after its validator has left: from quote to escrow no more passes than that.
+    uint256 public constant MAX_QUOTE_AGE = 1 days;
     /// @notice What `requestState` says of a request that was paid out.
     bytes32 public constant COMPLETED = bytes32(uint256(1));
     /// @notice What `requestState` says of a request whose total went back to the client.
@@ -58,6 +61,11 @@ contract InferencePayment is EIP712, TokenVault {
     event RequestRefunded(bytes32 indexed requestId, address indexed client, uint128 total, bool expired);
 
     error ZeroTreasury();
+    /// @notice A validator could take its stake before the last request is over that it has to judge.
+    error UnstakeDelayTooShort(uint64 delay, uint256 least);
+    error CommitteeMismatch(bytes32 quoted, bytes32 presented);
+    /// @notice Who is not of the committee has no part in the payment.
+    error ApprovalOutsideCommittee(uint256 approvals, uint256 members);
     error ZeroGateway();
     error ZeroCompute();
     error ZeroAmount();
@@ -81,6 +89,10 @@ contract InferencePayment is EIP712, TokenVault {
         TokenVault(token_)
     {
         if (treasury_ == address(0)) revert ZeroTreasury();
+        uint64 delay = registry_.unstakeDelay();
+        if (delay < MAX_ESCROW_TIME + MAX_QUOTE_AGE) {
+            revert UnstakeDelayTooShort(delay, MAX_ESCROW_TIME + MAX_QUOTE_AGE);
+        }
         registry = registry_;
         treasury = treasury_;
     }
@@ -104,10 +116,12 @@ contract InferencePayment is EIP712, TokenVault {
     /// @notice Pays out of the escrow what the request costs, by the validators' approval of its {Completion} under this quote, and gives
     /// the rest back to the client. Only the quote's gateway may call: whoever else has collected approvals (a validator sees all that it
     /// takes to ask the others) would decide which of them are paid, and leave the gateway without a certificate for the client's receipt.
+    /// @param committee The quote's, whose hash it has.
     /// @param contributions Who served, and what each one's part costs. Together they cost at most `quote.total`.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer.
     function completeInferenceRequest(
         Quote calldata quote,
+        Committee calldata committee,
         uint8 finish,
         Contribution[] calldata contributions,
         bytes calldata approvals
@@ -118,7 +132,7 @@ contract InferencePayment is EIP712, TokenVault {
         bytes32 commitment = _close(quote, COMPLETED);
         if (block.timestamp > quote.expiry) revert Expired(quote.expiry);
         bytes32 completion = MessageHash.completionHash(quote.requestId, commitment, finish, contributions);
-        address[] memory signers = registry.approvers(_hashTypedDataV4(completion), approvals);
+        address[] memory signers = _requireApproved(quote, committee, _hashTypedDataV4(completion), approvals);
         _distribute(quote, completion, _costOf(quote, contributions), contributions, signers);
     }
 
@@ -183,6 +197,20 @@ contract InferencePayment is EIP712, TokenVault {
         bytes32 presented = quote.hash();
         if (commitment != presented) revert QuoteMismatch(commitment, presented);
         _requests[quote.client][quote.requestId] = end;
+    }
+
+    function _requireApproved(
+        Quote calldata quote,
+        Committee calldata committee,
+        bytes32 digest,
+        bytes calldata approvals
+    ) private view returns (address[] memory signers) {
+        bytes32 presented = committee.hash();
+        if (presented != quote.committee) revert CommitteeMismatch(quote.committee, presented);
+        signers = Approvals.signersOf(digest, approvals);
+        registry.requireStaked(signers);
+        uint256 members = signers.requireCommittee(committee);
+        if (members != signers.length) revert ApprovalOutsideCommittee(signers.length, members);
     }
 
     function _costOf(Quote calldata quote, Contribution[] calldata contributions) private pure returns (uint128) {

@@ -7,6 +7,7 @@ import {
     ChannelClose,
     ChannelPayout,
     ChannelSettlement,
+    Committee,
     Completion,
     CompletionAuthorization,
     Contribution,
@@ -36,11 +37,12 @@ string constant PROTOCOL_VERSION = "2";
 /// A struct without dynamic members is encoded in one go: its ABI encoding is its EIP-712 encoding.
 library MessageHash {
     bytes32 internal constant INFERENCE_REQUEST = keccak256(
-        "InferenceRequest(address client,bytes32 subnet,bytes32 modelDigest,bytes32 inputHash,string parameters,uint128 maxPrice,uint64 deadline,bytes32 nonce)"
+        "InferenceRequest(address client,bytes32 subnet,bytes32 modelDigest,bytes32 inputHash,string parameters,uint128 maxPrice,uint64 deadline,bytes32 nonce,bytes32 draw)"
     );
     bytes32 internal constant QUOTE = keccak256(
-        "Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit,uint64 maxInputUnits,uint64 maxOutputUnits,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot)"
+        "Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit,uint64 maxInputUnits,uint64 maxOutputUnits,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot,uint64 epoch,bytes32 salt,bytes32 committee)"
     );
+    bytes32 internal constant COMMITTEE = keccak256("Committee(uint16 threshold,address[] members)");
     bytes32 internal constant INFERENCE_RESULT = keccak256(
         "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)"
     );
@@ -66,15 +68,16 @@ library MessageHash {
     bytes32 internal constant SUBNET = keccak256(
         "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
     );
-    bytes32 internal constant VOUCHER =
-        keccak256("Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,uint128 amount,uint128 cumulative)");
+    bytes32 internal constant VOUCHER = keccak256(
+        "Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,bytes32 committee,uint64 number,uint128 amount,uint128 cumulative)"
+    );
     bytes32 internal constant SETTLED_COMPLETION =
         keccak256("SettledCompletion(bytes32 channel,bytes32 completion,uint128 amount,bytes32 resultSignatures)");
     bytes32 internal constant CHANNEL_CHARGE =
-        keccak256("ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)");
+        keccak256("ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter,uint64 base,uint128 over)");
     bytes32 internal constant CHANNEL_PAYOUT = keccak256("ChannelPayout(address account,uint128 amount)");
     bytes32 internal constant CHANNEL_SETTLEMENT = keccak256(
-        "ChannelSettlement(bytes32 root,uint64 count,ChannelCharge[] charges,ChannelPayout[] payouts)ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter)ChannelPayout(address account,uint128 amount)"
+        "ChannelSettlement(bytes32 root,uint64 count,ChannelCharge[] charges,ChannelPayout[] payouts)ChannelCharge(bytes32 channel,uint128 settledBefore,uint128 settledAfter,uint64 base,uint128 over)ChannelPayout(address account,uint128 amount)"
     );
     bytes32 internal constant SETTLEMENT_REQUEST = keccak256("SettlementRequest(address gateway,bytes32 settlement)");
     bytes32 internal constant CHANNEL_CLOSE = keccak256("ChannelClose(bytes32 channel,uint128 settled)");
@@ -92,13 +95,18 @@ library MessageHash {
                 keccak256(bytes(request.parameters)),
                 request.maxPrice,
                 request.deadline,
-                request.nonce
+                request.nonce,
+                request.draw
             )
         );
     }
 
     function hash(Quote calldata quote) internal pure returns (bytes32) {
         return keccak256(abi.encode(QUOTE, quote));
+    }
+
+    function hash(Committee calldata committee) internal pure returns (bytes32) {
+        return keccak256(abi.encode(COMMITTEE, committee.threshold, keccak256(abi.encodePacked(committee.members))));
     }
 
     function hash(InferenceResult calldata result) internal pure returns (bytes32) {

@@ -8,7 +8,8 @@ pragma solidity ^0.8.28;
 // This file is the one definition: the contracts import it, and ncn-core generates its Rust types from it.
 // Fields are part of every digest, in this order; changing one is a new protocol version.
 
-/// A client's order. Its EIP-712 digest is the request id, so the same order submitted twice is one request.
+/// A client's order. Its EIP-712 digest is the request id, so the same order submitted twice is one request. `draw` is the hash of a salt
+/// that the gateway has chosen and tells with its quote only: who judges depends on both sides' choices, and neither knew the other's.
 struct InferenceRequest {
     address client;
     bytes32 subnet;
@@ -18,11 +19,14 @@ struct InferenceRequest {
     uint128 maxPrice;
     uint64 deadline;
     bytes32 nonce;
+    bytes32 draw;
 }
 
 /// What the validators approve in preprocessing and the client's escrow commits to: who serves, at what price, until when.
 /// A request costs `basePrice` and, for each unit that it takes in and gives out, `inputPrice` and `outputPrice`. `total` is what it
 /// costs with `maxInputUnits` and `maxOutputUnits`: the most that it can cost. What units are, `inputUnit` and `outputUnit` name.
+/// `trustRoot` is the hash of the network as it was from the second `epoch` on, and `committee` the struct hash of the {Committee} that was
+/// drawn of its validators by `salt` and request id: they judge the request from beginning to end, whoever joins or leaves.
 struct Quote {
     bytes32 requestId;
     address client;
@@ -42,6 +46,15 @@ struct Quote {
     uint16 treasuryBps;
     uint64 expiry;
     bytes32 trustRoot;
+    uint64 epoch;
+    bytes32 salt;
+    bytes32 committee;
+}
+
+/// Who judges a request, and how many of them it takes. The members ascend.
+struct Committee {
+    uint16 threshold;
+    address[] members;
 }
 
 /// A compute node's word on what it ran and gave: `outputHash` and `outputBytes` are those of the output so far, which came in `parts`
@@ -167,10 +180,14 @@ struct Subnet {
 
 /// A client's promise to pay for one request out of its channel. `amount` is the most that this request may cost. `cumulative` is the
 /// most that the channel may be charged altogether, from its opening on, with this request and all that are in flight with it.
+/// `committee` is the quote's: a batch that charges the channel by this voucher takes its approval. The client counts the requests of the
+/// channel by `number`, so that none is settled twice.
 struct Voucher {
     bytes32 channel;
     bytes32 requestId;
     bytes32 quote;
+    bytes32 committee;
+    uint64 number;
     uint128 amount;
     uint128 cumulative;
 }
@@ -185,11 +202,14 @@ struct SettledCompletion {
 }
 
 /// What a settlement takes out of one channel. `settledBefore` is what the channel had been charged before, so that the same
-/// settlement cannot be made twice, and settlements of one channel follow each other.
+/// settlement cannot be made twice, and settlements of one channel follow each other. `base` and `over` say which of the vouchers' numbers
+/// are over then, because their requests were settled or are given up: all below `base`, and `base + i` where bit i of `over` is set.
 struct ChannelCharge {
     bytes32 channel;
     uint128 settledBefore;
     uint128 settledAfter;
+    uint64 base;
+    uint128 over;
 }
 
 /// What one account gets out of a settlement, for all its requests.

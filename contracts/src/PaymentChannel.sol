@@ -8,7 +8,7 @@ import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProo
 import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
 import {MessageHash, PROTOCOL_VERSION} from "./MessageHash.sol";
-import {ChannelClose, ChannelPayout, ChannelSettlement, SettledCompletion, Voucher} from "./Messages.sol";
+import {ChannelClose, ChannelPayout, ChannelSettlement, Committee, SettledCompletion, Voucher} from "./Messages.sol";
 import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
 
@@ -21,13 +21,17 @@ struct ChannelTerms {
 }
 
 /// What a settlement takes out of one channel, with the voucher that allows it: `requestId` to `cumulative` are the voucher's
-/// fields, and `signature` is the client's over its digest.
+/// fields, where the voucher has the hash of the `committee`, and `signature` is the client's over its digest.
 struct Charge {
     ChannelTerms terms;
     uint128 settledBefore;
     uint128 settledAfter;
+    uint64 base;
+    uint128 over;
     bytes32 requestId;
     bytes32 quote;
+    Committee committee;
+    uint64 number;
     uint128 amount;
     uint128 cumulative;
     bytes signature;
@@ -39,20 +43,24 @@ struct Charge {
 /// never above the deposit nor above the highest voucher. The rest goes back to the client: at once when the gateway
 /// agrees, and in any case after the expiry.
 contract PaymentChannel is EIP712, TokenVault {
-    using Approvals for ValidatorRegistry;
+    using Approvals for address[];
     using ExactTransfer for IERC20;
     using MessageHash for ChannelClose;
     using MessageHash for ChannelPayout;
     using MessageHash for ChannelSettlement;
+    using MessageHash for Committee;
     using MessageHash for SettledCompletion;
     using MessageHash for Voucher;
 
-    /// @dev Two storage slots, of which a settlement writes the first and only reads the second.
+    /// @dev Two storage slots.
     struct Channel {
         uint128 deposit;
         uint128 settled;
-        uint64 expiry;
+        uint40 expiry;
         uint8 state;
+        /// Which of the vouchers' numbers are over, as {ChannelCharge} says.
+        uint64 base;
+        uint128 over;
     }
 
     /// @notice The longest a client's money can be bound without its extending the time.
@@ -117,6 +125,8 @@ contract PaymentChannel is EIP712, TokenVault {
     error OverAuthorised(bytes32 channel, uint128 settledAfter, uint128 cumulative);
     error OverDeposit(bytes32 channel, uint128 settledAfter, uint128 deposit);
     error InvalidVoucher(bytes32 channel);
+    /// @notice A number that is over would be open again, and its request could be settled twice.
+    error NumbersReopened(bytes32 channel, uint64 base, uint128 over);
     error InvalidClose(bytes32 channel);
     error EmptyBatch();
     error TooManyCharges(uint256 have, uint256 most);
@@ -174,7 +184,7 @@ contract PaymentChannel is EIP712, TokenVault {
     }
 
     /// @notice Charges channels for a batch of served requests and pays everyone who had a part in them, by the client's voucher per
-    /// channel and the validators' approval of all of it together. Only the channels' gateway may call: others that have seen a batch and
+    /// channel and the approval of all of it together by the committee of each of these vouchers. Only the channels' gateway may call: others that have seen a batch and
     /// its approvals would charge what the gateway has given up and settles in another way.
     /// @param root Merkle root over the batch's `count` {SettledCompletion}s.
     /// @param payouts By ascending account; together exactly what is charged.
@@ -205,7 +215,11 @@ contract PaymentChannel is EIP712, TokenVault {
                 _hashPayouts(payouts, total)
             )
         );
-        address[] memory signers = registry.approvers(_hashTypedDataV4(settlement), approvals);
+        address[] memory signers = Approvals.signersOf(_hashTypedDataV4(settlement), approvals);
+        registry.requireStaked(signers);
+        for (uint256 i = 0; i < charges.length; ++i) {
+            signers.requireCommittee(charges[i].committee);
+        }
         emit BatchSettled(root, count, total, signers);
         for (uint256 i = 0; i < payouts.length; ++i) {
             _pay(payouts[i].account, payouts[i].amount);
@@ -242,9 +256,15 @@ contract PaymentChannel is EIP712, TokenVault {
     /// @return settled What was charged of it; the rest of a closed channel went back to the client.
     /// @return expiry The last second in which it can be charged.
     /// @return state 0 for a channel that was never opened, 1 for an open one, 2 for a closed one.
-    function channel(bytes32 id) external view returns (uint128 deposit, uint128 settled, uint64 expiry, uint8 state) {
+    /// @return base Below this number all vouchers' requests were settled or are given up.
+    /// @return over So is that of `base + i` where bit i is set.
+    function channel(bytes32 id)
+        external
+        view
+        returns (uint128 deposit, uint128 settled, uint64 expiry, uint8 state, uint64 base, uint128 over)
+    {
         Channel storage channel_ = _channels[id];
-        return (channel_.deposit, channel_.settled, channel_.expiry, channel_.state);
+        return (channel_.deposit, channel_.settled, channel_.expiry, channel_.state, channel_.base, channel_.over);
     }
 
     /// @notice Whether `leaf` is one of the requests under a batch's `root`. That the batch was settled is what {BatchSettled} says.
@@ -295,7 +315,8 @@ contract PaymentChannel is EIP712, TokenVault {
         if (amount == 0) revert ZeroAmount();
         if (terms.gateway == address(0)) revert ZeroGateway();
         _checkExpiry(expiry);
-        _channels[id] = Channel({deposit: amount, settled: 0, expiry: expiry, state: OPEN});
+        // The check has bounded it.
+        _channels[id] = Channel({deposit: amount, settled: 0, expiry: uint40(expiry), state: OPEN, base: 0, over: 0});
         emit ChannelOpened(id, terms.client, terms.gateway, amount, expiry, terms.salt);
     }
 
@@ -306,7 +327,7 @@ contract PaymentChannel is EIP712, TokenVault {
         _checkExpiry(expiry);
         uint128 deposit = channel_.deposit + amount;
         _channels[id].deposit = deposit;
-        _channels[id].expiry = expiry;
+        _channels[id].expiry = uint40(expiry);
         emit ChannelToppedUp(id, amount, deposit, expiry);
     }
 
@@ -323,12 +344,32 @@ contract PaymentChannel is EIP712, TokenVault {
         if (settledAfter > charge.cumulative) revert OverAuthorised(id, settledAfter, charge.cumulative);
         if (settledAfter > channel_.deposit) revert OverDeposit(id, settledAfter, channel_.deposit);
         bytes32 voucher = keccak256(
-            abi.encode(MessageHash.VOUCHER, id, charge.requestId, charge.quote, charge.amount, charge.cumulative)
+            abi.encode(
+                MessageHash.VOUCHER,
+                id,
+                charge.requestId,
+                charge.quote,
+                charge.committee.hash(),
+                charge.number,
+                charge.amount,
+                charge.cumulative
+            )
         );
         if (!_signed(charge.terms.client, _hashTypedDataV4(voucher), charge.signature)) revert InvalidVoucher(id);
-        _channels[id].settled = settledAfter;
+        if (!_covers(charge.base, charge.over, channel_)) revert NumbersReopened(id, channel_.base, channel_.over);
+        channel_.settled = settledAfter;
+        (channel_.base, channel_.over) = (charge.base, charge.over);
+        _channels[id] = channel_;
         emit ChannelCharged(id, charge.terms.client, charge.terms.gateway, settledBefore, settledAfter, root);
-        return keccak256(abi.encode(MessageHash.CHANNEL_CHARGE, id, settledBefore, settledAfter));
+        return
+            keccak256(abi.encode(MessageHash.CHANNEL_CHARGE, id, settledBefore, settledAfter, charge.base, charge.over));
+    }
+
+    /// @dev Whether every number of the channel that is over still is.
+    function _covers(uint64 base, uint128 over, Channel memory channel_) private pure returns (bool) {
+        if (base < channel_.base) return false;
+        uint64 shift = base - channel_.base;
+        return shift >= 128 || (channel_.over >> shift) & ~over == 0;
     }
 
     function _close(bytes32 id, ChannelTerms calldata terms, Channel memory channel_, bool expired) private {

@@ -57,9 +57,6 @@ contract Slashing is ReentrancyGuardTransient {
 
     /// @notice Who has been punished for what; see {evidenceOf}.
     mapping(bytes32 evidence => mapping(address validator => bool)) public punished;
-    /// @notice Until when a validator that lost its whole stake still counts as a signer of a contradiction: as long as its stake
-    /// would have remained here if it had left instead.
-    mapping(address validator => uint256) public countsUntil;
 
     /// @notice Evidence of `offence` cost `punished` validators stake; the registry says whom and how much.
     event EvidenceAccepted(bytes32 indexed evidence, bytes32 offence, uint256 punished);
@@ -95,7 +92,7 @@ contract Slashing is ReentrancyGuardTransient {
     /// model, or pays another node or another amount than they lead to. Signers without a stake are passed over. Where those with one would make a certificate, it was no slip of one of them, and they lose everything.
     /// @dev A signer that lost its stake as part of this very collusion still counts towards the certificate, so that it does not
     /// matter in how many calls the approvals of one completion come in. A signer that lost its whole stake for anything else counts
-    /// until {countsUntil}, so that nobody can burn a stake to make a collusion cheaper for the others. Nobody else without a stake
+    /// as long as its stake would have remained if it had left instead, so that nobody can burn a stake to make a collusion cheaper for the others. Nobody else without a stake
     /// does: strangers cannot turn one validator's slip into a collusion.
     /// @param index Which of the completion's contributions `result` is the result of.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer. Any
@@ -117,11 +114,15 @@ contract Slashing is ReentrancyGuardTransient {
         uint256 certificate = 0;
         for (uint256 i = 0; i < signers.length; ++i) {
             address signer = signers[i];
-            if (punished[collusion][signer] || registry.stakeOf(signer) != 0 || block.timestamp < countsUntil[signer]) {
+            if (
+                punished[collusion][signer] || registry.stakeOf(signer) != 0
+                    || block.timestamp < registry.withdrawableAt(signer)
+            ) {
                 ++certificate;
             }
         }
-        if (certificate >= registry.threshold()) {
+        (uint256 threshold,) = registry.quorum();
+        if (certificate >= threshold) {
             _punish(signers, OFFENCE_COLLUSION, collusion, collusion, COLLUSION);
         } else {
             bytes32 evidence = evidenceOf(OFFENCE_INVALID_RESULT, digest);
@@ -180,7 +181,7 @@ contract Slashing is ReentrancyGuardTransient {
         }
 
         bytes32 digest = _typedDataHash(report.hash());
-        address[] memory signers = registry.approvers(digest, approvals);
+        address[] memory signers = registry.activeSigners(digest, approvals);
         for (uint256 i = 0; i < signers.length; ++i) {
             if (signers[i] == validator) revert SelfReport(validator);
             (accountableSince,) = registry.accountableTime(signers[i]);
@@ -190,7 +191,7 @@ contract Slashing is ReentrancyGuardTransient {
         bytes32 evidence = evidenceOf(OFFENCE_DOWNTIME, digest);
         punished[evidence][validator] = true;
         emit EvidenceAccepted(evidence, OFFENCE_DOWNTIME, 1);
-        _slash(validator, DOWNTIME, evidence);
+        registry.slash(validator, DOWNTIME, evidence);
     }
 
     /// @notice What stands for `offence` in `punished` and in events. `digest` is the report's for a downtime, otherwise the
@@ -214,32 +215,17 @@ contract Slashing is ReentrancyGuardTransient {
             if (punished[evidence][signer] || punished[graver][signer] || registry.stakeOf(signer) == 0) continue;
             punished[evidence][signer] = true;
             ++count;
-            _slash(signer, basisPoints, evidence);
+            registry.slash(signer, basisPoints, evidence);
         }
         if (count == 0) revert NothingToSlash();
         emit EvidenceAccepted(evidence, offence, count);
     }
 
-    function _slash(address validator, uint16 basisPoints, bytes32 evidence) private {
-        registry.slash(validator, basisPoints, evidence);
-        if (registry.stakeOf(validator) == 0) countsUntil[validator] = block.timestamp + registry.unstakeDelay();
-    }
-
-    /// @dev Recovers who signed `digest`, as {Approvals} does, but whoever and however many they are.
-    function _recover(bytes32 digest, bytes calldata approvals) private pure returns (address[] memory signers) {
-        if (approvals.length % SIGNATURE_LENGTH != 0) revert Approvals.MalformedApprovals(approvals.length);
+    /// @dev Whoever and however many they are.
+    function _recover(bytes32 digest, bytes calldata approvals) private pure returns (address[] memory) {
         uint256 count = approvals.length / SIGNATURE_LENGTH;
         if (count > MAX_APPROVALS) revert Approvals.TooManyApprovals(count, MAX_APPROVALS);
-        signers = new address[](count);
-        address previous = address(0);
-        for (uint256 i = 0; i < count; ++i) {
-            bytes calldata approval = approvals[i * SIGNATURE_LENGTH:(i + 1) * SIGNATURE_LENGTH];
-            (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, approval);
-            if (failure != ECDSA.RecoverError.NoError) revert Approvals.InvalidApproval(i);
-            if (signer <= previous) revert Approvals.UnsortedApproval(signer);
-            signers[i] = signer;
-            previous = signer;
-        }
+        return Approvals.signersOf(digest, approvals);
     }
 
     function _requireSame(Quote calldata quote, Completion calldata completion) private pure {

@@ -9,9 +9,11 @@ import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
 
-/// @title Who may approve requests, what they have at stake, and how many of them it takes.
-/// @notice A validator is in one of three states. It is active from `registerValidator` to `requestUnstake`, leaving until its
-/// stake is withdrawn, and unknown before and after. Only active validators count. The stake stays here while a validator is
+/// @title Who may approve requests, since when and until when, what they have at stake, and how many of them it takes.
+/// @notice A validator is listed from `registerValidator` until its stake is withdrawn, which takes the delay after `requestUnstake`.
+/// It is active from the second after the first until the second after the other: who is active at a time that has come does not
+/// change any more, and the list tells it for every time of the last delay. So a request is judged from beginning to end by those who
+/// were active when it was quoted, and no joining or leaving since then touches it. The stake stays here while a validator is
 /// leaving, so that what it approved can still be held against it: the slasher reaches both.
 /// @dev Who sets the slasher can take every stake for the treasury, so the owner is trusted with them. The slasher itself is meant
 /// to be {Slashing}, which asks for evidence.
@@ -22,21 +24,34 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
 
     /// @dev One storage slot.
     struct Validator {
-        uint128 stake;
-        /// When a leaving validator may take its stake; 0 for one that is not leaving.
-        uint64 withdrawableAt;
-        /// Place in the active list, counted from 1; 0 for one that is not active.
-        uint16 position;
+        uint112 stake;
+        uint40 activeFrom;
+        /// The first second in which it is not active any more; {FOREVER} for one that has not left.
+        uint40 activeUntil;
         /// Silence before this time cannot be held against the validator; see {accountableTime}.
-        uint48 accountableSince;
+        uint40 accountableSince;
+        /// Place in the list, counted from 1; 0 for an unknown account.
+        uint16 position;
     }
 
-    /// @notice Keeps the active list short enough to be read in one call.
-    uint256 public constant MAX_VALIDATORS = 256;
-    /// @notice A validator that returns after a shorter absence remains accountable for the time before it. Otherwise leaving and
-    /// returning in one block would be a way to be silent for free.
-    uint64 public constant MIN_ABSENCE = 1 days;
+    /// @notice When somebody was active: from `activeFrom`, until the second before `activeUntil`.
+    struct Member {
+        address account;
+        uint64 activeFrom;
+        uint64 activeUntil;
+    }
 
+    /// @notice M of N, from `since` on.
+    struct Quorum {
+        uint64 since;
+        uint16 threshold;
+        uint16 committeeSize;
+    }
+
+    /// @notice Keeps the list short enough to be read in one call.
+    uint256 public constant MAX_VALIDATORS = 256;
+
+    uint40 private constant FOREVER = type(uint40).max;
     uint256 private constant BASIS_POINTS = 10_000;
 
     IERC20 public immutable token;
@@ -45,21 +60,20 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     /// @notice Where slashed stakes go.
     address public immutable treasury;
 
-    /// @notice M: how many approvals release a payment.
-    uint16 public threshold;
-    /// @notice N: how many validators are asked about a request, and the most that are paid for one.
-    uint16 public committeeSize;
     /// @notice Who may slash; nobody while it is zero.
     address public slasher;
 
-    address[] private _active;
+    Quorum private _quorum;
+    /// @dev The one before; all zero when there was none.
+    Quorum private _previous;
+    address[] private _listed;
     mapping(address account => Validator) private _validators;
 
     event ValidatorRegistered(address indexed validator, uint256 amount, uint256 stake);
     event UnstakeRequested(address indexed validator, uint256 stake, uint64 withdrawableAt);
     event StakeWithdrawn(address indexed validator, uint256 amount);
     /// @notice `stake` is what is left. An active validator that keeps less than the minimum is leaving from here on, as the
-    /// UnstakeRequested that follows says; one that keeps nothing is unknown again, without a further event.
+    /// UnstakeRequested that follows says.
     event ValidatorSlashed(address indexed validator, uint256 amount, uint256 stake, bytes32 indexed evidence);
     event SlasherChanged(address indexed slasher);
     event QuorumChanged(uint16 threshold, uint16 committeeSize);
@@ -71,8 +85,11 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
     error TooManyValidators();
     error InactiveValidator(address validator);
     error NotLeaving(address validator);
+    /// @notice Who has left comes back once it has withdrawn its stake.
+    error StillLeaving(uint64 withdrawableAt);
     error WithdrawalTooEarly(uint64 withdrawableAt);
     error InvalidQuorum(uint16 threshold, uint16 committeeSize);
+    error QuorumChangeTooEarly(uint64 earliest);
     error NotSlasher(address slasher, address caller);
     error InvalidBasisPoints(uint16 basisPoints);
     error NoStake(address validator);
@@ -92,45 +109,53 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         minimumStake = minimumStake_;
         unstakeDelay = unstakeDelay_;
         treasury = treasury_;
-        _setQuorum(threshold_, committeeSize_);
+        _setQuorum(threshold_, committeeSize_, uint64(block.timestamp));
     }
 
-    /// @notice Adds `amount` of the caller's tokens (approved before) to its stake and makes it active. An active validator tops
-    /// up this way, and one that is leaving changes its mind.
+    /// @notice Adds `amount` of the caller's tokens (approved before) to its stake. A new validator is active from the next second on;
+    /// one that is active tops up this way.
     function registerValidator(uint256 amount) external nonReentrant {
         if (amount == 0) revert ZeroAmount();
         Validator memory validator = _validators[msg.sender];
         uint256 stake = validator.stake + amount;
         if (stake < minimumStake) revert StakeBelowMinimum(stake, minimumStake);
-        validator.stake = stake.toUint128();
+        validator.stake = stake.toUint112();
         if (validator.position == 0) {
-            if (_active.length == MAX_VALIDATORS) revert TooManyValidators();
-            _active.push(msg.sender);
-            validator.position = uint16(_active.length);
-            validator.accountableSince = _accountableOnReturn(validator);
+            if (_listed.length == MAX_VALIDATORS) revert TooManyValidators();
+            _listed.push(msg.sender);
+            validator.position = uint16(_listed.length);
+            validator.activeFrom = uint40(block.timestamp) + 1;
+            validator.activeUntil = FOREVER;
+            validator.accountableSince = validator.activeFrom;
         }
-        validator.withdrawableAt = 0;
+        if (validator.activeUntil != FOREVER) revert StillLeaving(_withdrawableAt(validator));
         _validators[msg.sender] = validator;
         emit ValidatorRegistered(msg.sender, amount, stake);
         token.pull(msg.sender, amount);
     }
 
-    /// @notice Takes the caller out of the active set at once and starts the delay after which it may have its stake back.
+    /// @notice Takes the caller out of the active set and starts the delay after which it may have its stake back.
     function requestUnstake() external {
         Validator storage validator = _validators[msg.sender];
-        if (validator.position == 0) revert InactiveValidator(msg.sender);
-        _deactivate(validator);
+        if (validator.position == 0 || validator.activeUntil != FOREVER) revert InactiveValidator(msg.sender);
         _startLeaving(msg.sender, validator);
     }
 
-    /// @notice Pays the caller its stake back, once the delay is over.
-    function withdrawStake() external nonReentrant {
-        Validator memory validator = _validators[msg.sender];
-        if (validator.withdrawableAt == 0) revert NotLeaving(msg.sender);
-        if (block.timestamp < validator.withdrawableAt) revert WithdrawalTooEarly(validator.withdrawableAt);
-        delete _validators[msg.sender];
-        emit StakeWithdrawn(msg.sender, validator.stake);
-        token.safeTransfer(msg.sender, validator.stake);
+    /// @notice Pays `account` what is left of its stake, once the delay is over. Anyone may call, so that nobody who has left, or lost
+    /// everything, keeps others off the list.
+    function withdrawStake(address account) external nonReentrant {
+        Validator memory validator = _validators[account];
+        if (validator.position == 0 || validator.activeUntil == FOREVER) revert NotLeaving(account);
+        uint64 ready = _withdrawableAt(validator);
+        if (block.timestamp < ready) revert WithdrawalTooEarly(ready);
+        // The last one moves to its place; it may be that one itself.
+        address last = _listed[_listed.length - 1];
+        _listed[validator.position - 1] = last;
+        _validators[last].position = validator.position;
+        _listed.pop();
+        delete _validators[account];
+        emit StakeWithdrawn(account, validator.stake);
+        token.safeTransfer(account, validator.stake);
     }
 
     /// @notice Sends a part of the stake of `account`, active or leaving, to the treasury. The part is rounded up, so that a slashing
@@ -149,16 +174,11 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         // At most the stake, because the basis points are at most all of them; so it fits, too.
         amount = uint128(Math.ceilDiv(uint256(stake) * basisPoints, BASIS_POINTS));
         stake -= amount;
-        validator.stake = stake;
+        validator.stake = uint112(stake);
         // The silence up to now is settled by any slashing: no offence costs less than a downtime.
-        validator.accountableSince = uint48(block.timestamp);
+        validator.accountableSince = uint40(block.timestamp);
         emit ValidatorSlashed(account, amount, stake, evidence);
-        if (stake < minimumStake && validator.position != 0) {
-            _deactivate(validator);
-            if (stake != 0) _startLeaving(account, validator);
-        }
-        // Nothing to come back for, whether it was active or leaving.
-        if (stake == 0) delete _validators[account];
+        if (stake < minimumStake && validator.activeUntil == FOREVER) _startLeaving(account, validator);
         token.safeTransfer(treasury, amount);
     }
 
@@ -168,10 +188,22 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         emit SlasherChanged(slasher_);
     }
 
-    /// @notice Changes M and N. M must be more than half of N, so that no two certificates can contradict each other without a
-    /// validator that signed both.
+    /// @notice Changes M and N, from the next second on. M must be more than half of N, so that no two certificates can contradict each
+    /// other without a validator that signed both. Not again before the delay of a stake is over: requests that were quoted before the
+    /// change are judged by what was valid then.
     function setQuorum(uint16 threshold_, uint16 committeeSize_) external onlyOwner {
-        _setQuorum(threshold_, committeeSize_);
+        if (_previous.since != 0 && block.timestamp < _quorum.since + unstakeDelay) {
+            revert QuorumChangeTooEarly(_quorum.since + unstakeDelay);
+        }
+        _previous = _quorum;
+        _setQuorum(threshold_, committeeSize_, uint64(block.timestamp) + 1);
+    }
+
+    /// @notice Reverts with the first of `signers` that has nothing at stake: that never had, lost all of it, or has withdrawn it.
+    function requireStaked(address[] calldata signers) external view {
+        for (uint256 i = 0; i < signers.length; ++i) {
+            if (_validators[signers[i]].stake == 0) revert NoStake(signers[i]);
+        }
     }
 
     /// @notice Reverts with the first of `signers` that is not active. Returns the quorum too, so that whoever counts approvals
@@ -182,20 +214,37 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         returns (uint16 threshold_, uint16 committeeSize_)
     {
         for (uint256 i = 0; i < signers.length; ++i) {
-            if (_validators[signers[i]].position == 0) {
+            if (!isActive(signers[i])) {
                 revert InactiveValidator(signers[i]);
             }
         }
-        return (threshold, committeeSize);
+        return quorum();
     }
 
-    function isActive(address account) external view returns (bool) {
-        return _validators[account].position != 0;
+    /// @notice Everything that it takes to tell who judged, and how many it took, at any time from the last delay until `time`, which is
+    /// now. In no particular order, except that the quorum that is valid last comes last.
+    function history() external view returns (uint64 time, Member[] memory members, Quorum[] memory quorums) {
+        members = new Member[](_listed.length);
+        for (uint256 i = 0; i < members.length; ++i) {
+            address account = _listed[i];
+            Validator memory validator = _validators[account];
+            members[i] = Member(account, validator.activeFrom, validator.activeUntil);
+        }
+        quorums = new Quorum[](_previous.since == 0 ? 1 : 2);
+        quorums[0] = _previous;
+        quorums[quorums.length - 1] = _quorum;
+        time = uint64(block.timestamp);
     }
 
-    /// @notice The active set, in no particular order.
-    function activeValidators() external view returns (address[] memory) {
-        return _active;
+    /// @notice M: how many approvals release a payment. N: how many validators judge a request.
+    function quorum() public view returns (uint16 threshold, uint16 committeeSize) {
+        Quorum memory valid = block.timestamp < _quorum.since ? _previous : _quorum;
+        return (valid.threshold, valid.committeeSize);
+    }
+
+    function isActive(address account) public view returns (bool) {
+        Validator memory validator = _validators[account];
+        return validator.activeFrom <= block.timestamp && block.timestamp < validator.activeUntil;
     }
 
     /// @notice What `account` has staked, active or leaving.
@@ -203,58 +252,37 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         return _validators[account].stake;
     }
 
-    /// @notice When `account` may withdraw its stake; 0 for one that is not leaving.
+    /// @notice When the stake of `account` may be withdrawn; 0 for one that is not leaving.
     function withdrawableAt(address account) external view returns (uint64) {
-        return _validators[account].withdrawableAt;
+        Validator memory validator = _validators[account];
+        return validator.position == 0 || validator.activeUntil == FOREVER ? 0 : _withdrawableAt(validator);
     }
 
     /// @notice The time of which silence can be held against `account`: from when it became active, or was last slashed, until now or
-    /// until it left. The absence of a validator that returned within {MIN_ABSENCE} is subtracted: `since` is later by as much.
-    /// Both are 0 for an unknown account.
+    /// until it left. Both are 0 for an account without a stake.
     function accountableTime(address account) external view returns (uint64 since, uint64 until) {
         Validator memory validator = _validators[account];
-        if (validator.position != 0) return (validator.accountableSince, uint64(block.timestamp));
-        if (validator.withdrawableAt != 0) return (validator.accountableSince, _leftAt(validator));
+        if (validator.stake == 0) return (0, 0);
+        until = uint64(block.timestamp);
+        if (validator.activeUntil <= until) until = validator.activeUntil - 1;
+        since = validator.accountableSince;
     }
 
-    /// @dev The present for a new validator and for one that was absent for long.
-    function _accountableOnReturn(Validator memory validator) private view returns (uint48) {
-        if (validator.withdrawableAt == 0) return uint48(block.timestamp);
-        uint256 absence = block.timestamp - _leftAt(validator);
-        if (absence >= MIN_ABSENCE) return uint48(block.timestamp);
-        // One that was slashed during its absence would become accountable in the future.
-        return uint48(Math.min(validator.accountableSince + absence, block.timestamp));
-    }
-
-    /// @dev When a leaving validator stopped being active.
-    function _leftAt(Validator memory validator) private view returns (uint64) {
-        return validator.withdrawableAt - unstakeDelay;
-    }
-
-    /// @dev Takes an active validator off the list; the last one moves to its place.
-    function _deactivate(Validator storage validator) private {
-        uint16 position = validator.position;
-        address last = _active[_active.length - 1];
-        _active[position - 1] = last;
-        _validators[last].position = position;
-        _active.pop();
-        // After the line that moves the last one, because the last one may be this one.
-        validator.position = 0;
+    function _withdrawableAt(Validator memory validator) private view returns (uint64) {
+        return validator.activeUntil + unstakeDelay;
     }
 
     function _startLeaving(address account, Validator storage validator) private {
-        uint64 ready = uint64(block.timestamp) + unstakeDelay;
-        validator.withdrawableAt = ready;
-        emit UnstakeRequested(account, validator.stake, ready);
+        validator.activeUntil = uint40(block.timestamp) + 1;
+        emit UnstakeRequested(account, validator.stake, _withdrawableAt(validator));
     }
 
-    function _setQuorum(uint16 threshold_, uint16 committeeSize_) private {
+    function _setQuorum(uint16 threshold_, uint16 committeeSize_, uint64 since) private {
         bool majority = 2 * uint256(threshold_) > committeeSize_;
         if (!majority || threshold_ > committeeSize_ || committeeSize_ > MAX_VALIDATORS) {
             revert InvalidQuorum(threshold_, committeeSize_);
         }
-        threshold = threshold_;
-        committeeSize = committeeSize_;
+        _quorum = Quorum(since, threshold_, committeeSize_);
         emit QuorumChanged(threshold_, committeeSize_);
     }
 }

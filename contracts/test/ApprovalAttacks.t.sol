@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Contribution, Quote} from "../src/Messages.sol";
+import {Committee, Completion, Contribution, Quote} from "../src/Messages.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
 import {Fixture} from "./Fixture.sol";
@@ -74,7 +74,7 @@ contract ApprovalAttacks is Fixture {
     function test_UnstakedValidator() public thenHonestApprovalsPay {
         uint256[] memory signers = new uint256[](1);
         signers[0] = keyOf("stranger");
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(vm.addr(signers[0])));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(vm.addr(signers[0])));
         complete(quote, approve(digest, signers));
     }
 
@@ -93,15 +93,73 @@ contract ApprovalAttacks is Fixture {
             approvals = bytes.concat(approvals, approve(digest, keys[i]));
         }
         if (!placed) approvals = bytes.concat(approvals, fake);
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(vm.addr(stranger)));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(vm.addr(stranger)));
         complete(quote, approvals);
     }
 
-    function test_ValidatorThatLeft() public {
+    /// A request is judged to its end by those who were there at its beginning.
+    function test_ValidatorThatLeft() public thenHonestApprovalsPay {
         vm.prank(vm.addr(keys[1]));
         registry.requestUnstake();
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(vm.addr(keys[1])));
+        vm.warp(NOW + 10);
+    }
+
+    function test_ValidatorWithoutAStake() public {
+        vm.prank(owner);
+        registry.setSlasher(address(this));
+        registry.slash(vm.addr(keys[1]), 10_000, "evidence");
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(vm.addr(keys[1])));
         complete(quote, approve(digest, first(3)));
+        uint256[] memory others = first(3);
+        (others[1], others[2]) = (keys[2], keys[3]);
+        complete(quote, approve(digest, others));
+    }
+
+    /// Stakes outside the committee, as many as one likes, do not take the escrow; nor do they take a share of it.
+    function test_ValidatorsOutsideTheCommittee() public thenHonestApprovalsPay {
+        uint256[] memory judges = keys;
+        addValidators("outsider ", 20);
+        vm.warp(NOW + 1);
+        uint256[] memory outsiders = new uint256[](20);
+        uint256 count = 0;
+        for (uint256 i = 0; i < keys.length; ++i) {
+            if (!among(keys[i], judges)) outsiders[count++] = keys[i];
+        }
+        bytes memory approvals = approve(digest, outsiders);
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
+        complete(quote, approvals);
+        // A committee of their own is another one than was paid for.
+        Committee memory own = Committee({threshold: 11, members: addressesOf(outsiders)});
+        expectError(InferencePayment.CommitteeMismatch.selector, abi.encode(quote.committee, hashOf(own)));
+        vm.prank(gateway);
+        payment.completeInferenceRequest(quote, own, STOP, contributionOf(quote), approvals);
+        // So is the same one with a lower bar.
+        own = Committee({threshold: 2, members: committee.members});
+        expectError(InferencePayment.CommitteeMismatch.selector, abi.encode(quote.committee, hashOf(own)));
+        vm.prank(gateway);
+        payment.completeInferenceRequest(quote, own, STOP, contributionOf(quote), approvals);
+        approvals = approve(digest, keys);
+        expectError(InferencePayment.ApprovalOutsideCommittee.selector, abi.encode(25, 5));
+        complete(quote, approvals);
+        keys = judges;
+    }
+
+    function among(uint256 key, uint256[] memory some) private pure returns (bool) {
+        for (uint256 i = 0; i < some.length; ++i) {
+            if (some[i] == key) return true;
+        }
+        return false;
+    }
+
+    /// What a client pays by such a quote, nobody is paid.
+    function test_NoMajority() public {
+        committee.threshold = 2;
+        quote = newQuote();
+        quote.requestId = keccak256("another request");
+        initiate(quote);
+        bytes memory approvals = approve(digestOf(quote), first(2));
+        expectError(Approvals.NoMajority.selector, abi.encode(2, 5));
+        complete(quote, approvals);
     }
 
     function test_ApprovalsOfTheQuote() public thenHonestApprovalsPay {
@@ -197,7 +255,7 @@ contract ApprovalAttacks is Fixture {
         // One alone cannot be out of order, so this is refused for its signer.
         approvals = approve(wrong, keys[0]);
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[0], wrong);
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(ecrecover(digest, v, r, s)));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(ecrecover(digest, v, r, s)));
         complete(quote, approvals);
     }
 }

@@ -10,7 +10,7 @@ abstract contract ChannelFixture is Fixture {
         internal
         view
     {
-        (uint128 deposit_, uint128 settled_, uint64 expiry_, uint8 state_) = channels.channel(idOf(terms));
+        (uint128 deposit_, uint128 settled_, uint64 expiry_, uint8 state_,,) = channels.channel(idOf(terms));
         vm.assertEq(deposit_, deposit, "deposit");
         vm.assertEq(settled_, settled, "settled");
         vm.assertEq(expiry_, expiry, "expiry");
@@ -20,7 +20,7 @@ abstract contract ChannelFixture is Fixture {
     /// What the contract has to say to every action on a channel that is not open.
     function refuseEverything(ChannelTerms memory terms, bytes4 selector) internal {
         bytes memory fields = abi.encode(idOf(terms));
-        (, uint128 settled,,) = channels.channel(idOf(terms));
+        (, uint128 settled,,,,) = channels.channel(idOf(terms));
         Batch memory batch = newBatch(terms, settled, settled + 1 ether);
         bytes memory approvals = approve(digestOf(batch), first(3));
         expectError(selector, fields);

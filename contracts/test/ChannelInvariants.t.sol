@@ -89,7 +89,7 @@ contract ChannelInvariants is Fixture {
             left += channels.owed(schedule.accounts(i));
         }
         for (uint256 i = 0; i < schedule.CHANNELS(); ++i) {
-            (uint128 deposit, uint128 settled,, uint8 state) = channels.channel(idOf(schedule.termsAt(i)));
+            (uint128 deposit, uint128 settled,, uint8 state,,) = channels.channel(idOf(schedule.termsAt(i)));
             if (state == 1) left += deposit - settled;
         }
         vm.assertEq(money.balanceOf(address(channels)), left, "held and owed differ");
@@ -110,7 +110,8 @@ contract ChannelInvariants is Fixture {
     function aChannelIsChargedWhatWasSignedAndDeposited() private view {
         for (uint256 i = 0; i < schedule.CHANNELS(); ++i) {
             ChannelSchedule.Model memory model = schedule.modelAt(i);
-            (uint128 deposit, uint128 settled, uint64 expiry, uint8 state) = channels.channel(idOf(schedule.termsAt(i)));
+            (uint128 deposit, uint128 settled, uint64 expiry, uint8 state,,) =
+                channels.channel(idOf(schedule.termsAt(i)));
             vm.assertTrue(settled <= model.signed, "more than was signed");
             vm.assertTrue(settled <= deposit, "more than was deposited");
             vm.assertEq(deposit, model.deposit, "a deposit is off");

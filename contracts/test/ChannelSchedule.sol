@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {ChannelClose, ChannelPayout, Quote, Voucher} from "../src/Messages.sol";
+import {Committee, ChannelClose, ChannelPayout, Quote, Voucher} from "../src/Messages.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Authorisation, Batch, Network} from "./Fixture.sol";
@@ -63,6 +63,7 @@ contract ChannelSchedule is Network {
         uint256[] memory keys_
     ) {
         (money, registry, payment, channels, keys) = (money_, registry_, payment_, channels_, keys_);
+        committee = Committee({threshold: 3, members: addressesOf(keys)});
         payees = [gateway, compute, treasury, vm.addr(keys[0]), vm.addr(keys[1]), vm.addr(keys[2])];
         for (uint256 i = 0; i < CLIENTS; ++i) {
             accounts.push(vm.addr(keyAt(i)));
@@ -397,7 +398,7 @@ contract ChannelSchedule is Network {
     // What the invariants look at
 
     function stored(uint256 i) private view returns (Model memory model) {
-        (model.deposit, model.settled, model.expiry, model.state) = channels.channel(idOf(terms[i]));
+        (model.deposit, model.settled, model.expiry, model.state,,) = channels.channel(idOf(terms[i]));
     }
 
     function modelAt(uint256 i) external view returns (Model memory) {

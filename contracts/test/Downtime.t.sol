@@ -27,7 +27,7 @@ contract DowntimeTest is SlashingFixture {
         vm.prank(accountOf("anyone"));
         report(downtime, approvals);
         vm.assertEq(registry.stakeOf(silent), 90 ether);
-        vm.assertFalse(registry.isActive(silent));
+        vm.assertTrue(registry.withdrawableAt(silent) != 0);
         vm.assertEq(token.balanceOf(treasury), 10 ether);
         (uint64 since,) = registry.accountableTime(silent);
         vm.assertEq(since, NOW);
@@ -82,14 +82,14 @@ contract DowntimeTest is SlashingFixture {
         stake(keys[4], MINIMUM_STAKE / 2);
         uint256 left = registry.stakeOf(silent);
         for (uint256 time = NOW; time < NOW + 4 days; time += 1 days) {
-            vm.assertTrue(registry.isActive(silent));
+            vm.assertEq(registry.withdrawableAt(silent), 0);
             vm.warp(time);
             (downtime.since, downtime.until) = (uint64(time - 1 days), uint64(time));
             report(downtime);
             left -= (left + 9) / 10;
             vm.assertEq(registry.stakeOf(silent), left);
         }
-        vm.assertFalse(registry.isActive(silent));
+        vm.assertTrue(registry.withdrawableAt(silent) != 0);
     }
 
     function test_RefusesAnUnknownValidator() public {
@@ -97,10 +97,9 @@ contract DowntimeTest is SlashingFixture {
         refuseTime(ValidatorRegistry.InactiveValidator.selector, abi.encode(downtime.validator));
         downtime.validator = silent;
         unstake(silent);
-        vm.warp(NOW + UNSTAKE_DELAY);
-        vm.prank(silent);
-        registry.withdrawStake();
-        downtime.until = uint64(NOW) + UNSTAKE_DELAY;
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.withdrawStake(silent);
+        downtime.until = uint64(NOW) + 1 + UNSTAKE_DELAY;
         refuseTime(ValidatorRegistry.InactiveValidator.selector, abi.encode(silent));
     }
 
@@ -111,7 +110,7 @@ contract DowntimeTest is SlashingFixture {
         expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         report(downtime, "");
         addValidators("more ", 2);
-        vm.warp(NOW + 2 days);
+        vm.warp(NOW + 2 days + 1);
         downtime = newReport();
         downtime.validator = validatorAt(6);
         approvals = approve(digestOf(downtime), first(6));
@@ -127,6 +126,7 @@ contract DowntimeTest is SlashingFixture {
         report(downtime, approvals);
         approvals = approve(digestOf(downtime), first(3));
         unstake(validatorAt(1));
+        vm.warp(NOW + 1);
         expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(validatorAt(1)));
         report(downtime, approvals);
     }

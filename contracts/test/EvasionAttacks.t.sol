@@ -11,36 +11,45 @@ import {HookToken} from "./Tokens.sol";
 
 /// Attempts of a guilty validator to keep its stake, or its say.
 contract EvasionAttacks is SlashingFixture {
-    function test_SlashedValidatorCannotApprove() public {
+    /// It has to judge what was quoted while it was there, as long as there is something left to punish it by.
+    function test_SlashedValidatorApprovesWhatItHadToJudge() public {
         Quote memory quote = newEscrow();
-        bytes32 digest = digestOf(quote);
-        bytes memory approvals = approve(digest, first(3));
         accuse(invalidCompletion(), only(keys[1]));
+        vm.warp(NOW + 1);
         vm.assertFalse(registry.isActive(validatorAt(1)));
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(validatorAt(1)));
+        complete(quote, approve(digestOf(quote), first(3)));
+    }
+
+    function test_ValidatorWithoutAStakeCannotApprove() public {
+        Quote memory quote = newEscrow();
+        bytes memory approvals = approve(digestOf(quote), first(3));
+        burn(1);
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(validatorAt(1)));
         complete(quote, approvals);
         // The others can do without it.
         uint256[] memory rest = first(4);
         (rest[1], rest[2], rest[3]) = (keys[2], keys[3], keys[4]);
-        complete(quote, approve(digest, rest));
+        complete(quote, approve(digestOf(quote), rest));
     }
 
     function test_SlashedValidatorCannotReport() public {
         DowntimeReport memory downtime = newReport();
         bytes memory approvals = approve(digestOf(downtime), first(3));
         accuse(invalidCompletion(), only(keys[0]));
+        expectError(Slashing.UnreliableReporter.selector, abi.encode(validatorAt(0), NOW));
+        report(downtime, approvals);
+        vm.warp(NOW + 1);
         expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(validatorAt(0)));
         report(downtime, approvals);
     }
 
     function test_UnstakingDoesNotSave() public {
         unstake(validatorAt(0));
-        vm.warp(NOW + UNSTAKE_DELAY - 1);
-        accuse(invalidCompletion(), only(keys[0]));
-        vm.assertEq(registry.withdrawableAt(validatorAt(0)), NOW + UNSTAKE_DELAY);
         vm.warp(NOW + UNSTAKE_DELAY);
-        vm.prank(validatorAt(0));
-        registry.withdrawStake();
+        accuse(invalidCompletion(), only(keys[0]));
+        vm.assertEq(registry.withdrawableAt(validatorAt(0)), NOW + 1 + UNSTAKE_DELAY);
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.withdrawStake(validatorAt(0));
         vm.assertEq(token.balanceOf(validatorAt(0)), 70 ether);
         vm.assertEq(token.balanceOf(treasury), 30 ether);
     }
@@ -51,19 +60,17 @@ contract EvasionAttacks is SlashingFixture {
         }
         accuse(invalidCompletion(), first(3));
         vm.assertEq(token.balanceOf(treasury), 300 ether);
-        vm.warp(NOW + UNSTAKE_DELAY);
-        expectError(ValidatorRegistry.NotLeaving.selector, abi.encode(validatorAt(0)));
-        vm.prank(validatorAt(0));
-        registry.withdrawStake();
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.withdrawStake(validatorAt(0));
+        vm.assertEq(token.balanceOf(validatorAt(0)), 0);
     }
 
     /// The delay is the time in which evidence has to come.
     function test_AfterTheWithdrawalThereIsNothingLeft() public {
         Accusation memory accusation = invalidCompletion();
         unstake(validatorAt(0));
-        vm.warp(NOW + UNSTAKE_DELAY);
-        vm.prank(validatorAt(0));
-        registry.withdrawStake();
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.withdrawStake(validatorAt(0));
         bytes memory approvals = approve(digestOf(accusation), first(1));
         expectError(Slashing.NothingToSlash.selector);
         accuse(accusation, approvals);
@@ -122,7 +129,9 @@ contract EvasionAttacks is SlashingFixture {
     function test_EvidenceReplayAfterAComeback() public {
         Accusation memory accusation = invalidCompletion();
         accuse(accusation, first(3));
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
         for (uint256 i = 0; i < 3; ++i) {
+            registry.withdrawStake(validatorAt(i));
             stake(keys[i], MINIMUM_STAKE);
         }
         bytes memory approvals = approve(digestOf(accusation), first(3));
@@ -166,8 +175,8 @@ contract EvasionAttacks is SlashingFixture {
     /// As long as the stake would be here if its owner had left instead: afterwards it is a stranger's signature.
     function test_ABurntStakeCountsForTheDelay() public {
         burn(0);
-        vm.assertEq(slashing.countsUntil(validatorAt(0)), NOW + UNSTAKE_DELAY);
-        vm.warp(NOW + UNSTAKE_DELAY);
+        vm.assertEq(registry.withdrawableAt(validatorAt(0)), NOW + 1 + UNSTAKE_DELAY);
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
         accuse(invalidCompletion(), first(3));
         vm.assertEq(registry.stakeOf(validatorAt(1)), 70 ether);
         vm.assertEq(registry.stakeOf(validatorAt(2)), 70 ether);

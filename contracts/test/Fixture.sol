@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {MessageHash, PROTOCOL_VERSION} from "../src/MessageHash.sol";
+import {MessageHash} from "../src/MessageHash.sol";
 import {
     ChannelCharge,
     ChannelClose,
     ChannelPayout,
     ChannelSettlement,
+    Committee,
     Completion,
     Contribution,
     Quote,
@@ -20,7 +20,7 @@ import {NCNToken} from "../src/NCNToken.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
-import {Test} from "./Test.sol";
+import {Authorisation, Signing} from "./Signing.sol";
 
 /// A settlement as it goes into a transaction, without the approvals.
 struct Batch {
@@ -30,71 +30,6 @@ struct Batch {
     ChannelPayout[] payouts;
 }
 
-/// A client's signature that moves its tokens (ERC-3009).
-struct Authorisation {
-    uint8 v;
-    bytes32 r;
-    bytes32 s;
-}
-
-/// Signatures, and what they are under. Made by hand, so that no call comes between an expectation and what is expected.
-abstract contract Signing is Test {
-    uint256 internal constant CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
-
-    function approve(bytes32 digest, uint256 signer) internal pure returns (bytes memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(signer, digest);
-        return abi.encodePacked(r, s, v);
-    }
-
-    /// The same signature in its other form.
-    function mirrored(bytes32 digest, uint256 signer) internal pure returns (bytes memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(signer, digest);
-        return abi.encodePacked(r, CURVE_ORDER - uint256(s), v == 27 ? uint8(28) : uint8(27));
-    }
-
-    /// Under a contract of the network.
-    function typedDigest(address contract_, bytes32 hash) internal view returns (bytes32) {
-        return typedDigest(contract_, PROTOCOL_VERSION, hash);
-    }
-
-    /// The test tokens have the same domain name as the contracts, and a version of their own.
-    function typedDigest(address contract_, string memory version, bytes32 hash) internal view returns (bytes32) {
-        bytes32 kind = keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
-        bytes32 domain =
-            keccak256(abi.encode(kind, keccak256("NCN"), keccak256(bytes(version)), block.chainid, contract_));
-        return keccak256(abi.encodePacked(hex"1901", domain, hash));
-    }
-
-    function authorise(uint256 key, IERC20 token_, address to, uint256 value, uint256 validBefore, bytes32 nonce)
-        internal
-        view
-        returns (Authorisation memory authorisation)
-    {
-        bytes32 kind = keccak256(
-            "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
-        );
-        bytes32 hash = keccak256(abi.encode(kind, vm.addr(key), to, value, 0, validBefore, nonce));
-        (authorisation.v, authorisation.r, authorisation.s) = vm.sign(key, typedDigest(address(token_), "1", hash));
-    }
-
-    function hashOf(Quote memory quote) internal pure returns (bytes32) {
-        return keccak256(abi.encode(MessageHash.QUOTE, quote));
-    }
-
-    function hashOf(Completion memory completion) internal pure returns (bytes32) {
-        bytes memory hashes;
-        for (uint256 i = 0; i < completion.contributions.length; ++i) {
-            bytes32 hash = keccak256(abi.encode(MessageHash.CONTRIBUTION, completion.contributions[i]));
-            hashes = bytes.concat(hashes, hash);
-        }
-        return keccak256(
-            abi.encode(
-                MessageHash.COMPLETION, completion.requestId, completion.quote, completion.finish, keccak256(hashes)
-            )
-        );
-    }
-}
-
 /// Names and places of a network, and what its members do.
 abstract contract Network is Signing {
     uint256 internal constant NOW = 1_800_000_000;
@@ -102,7 +37,7 @@ abstract contract Network is Signing {
     uint256 internal constant CHAIN = 42_161;
     uint128 internal constant SUPPLY = 1_000_000 ether;
     uint128 internal constant MINIMUM_STAKE = 100 ether;
-    uint64 internal constant UNSTAKE_DELAY = 3 days;
+    uint64 internal constant UNSTAKE_DELAY = 10 days;
     uint64 internal constant CHANNEL_EXPIRY = uint64(NOW + 30 days);
     bytes32 internal constant RESULT = keccak256("result");
     /// Why an output ended: the model was done.
@@ -133,6 +68,19 @@ abstract contract Network is Signing {
         }
     }
 
+    /// Who judges what is quoted now, in the list's order.
+    function active() internal view returns (address[] memory accounts) {
+        (uint64 time, ValidatorRegistry.Member[] memory members,) = registry.history();
+        accounts = new address[](members.length);
+        uint256 count = 0;
+        for (uint256 i = 0; i < members.length; ++i) {
+            if (members[i].activeFrom <= time && time < members[i].activeUntil) accounts[count++] = members[i].account;
+        }
+        assembly ("memory-safe") {
+            mstore(accounts, count)
+        }
+    }
+
     function give(address account, uint256 amount, address spender) internal {
         vm.prank(owner);
         token.transfer(account, amount);
@@ -140,7 +88,7 @@ abstract contract Network is Signing {
         token.approve(spender, type(uint256).max);
     }
 
-    function insert(uint256 key) private {
+    function insert(uint256 key) internal {
         keys.push(key);
         for (uint256 i = keys.length - 1; i > 0 && vm.addr(keys[i - 1]) > vm.addr(key); --i) {
             (keys[i - 1], keys[i]) = (keys[i], keys[i - 1]);
@@ -166,7 +114,10 @@ abstract contract Network is Signing {
             validatorsBps: 500,
             treasuryBps: 500,
             expiry: uint64(block.timestamp + 1 hours),
-            trustRoot: keccak256("trust root")
+            trustRoot: keccak256("trust root"),
+            epoch: uint64(STARTED),
+            salt: keccak256("salt"),
+            committee: hashOf(committee)
         });
     }
 
@@ -210,20 +161,13 @@ abstract contract Network is Signing {
 
     function complete(Quote memory quote, bytes memory approvals) internal {
         vm.prank(quote.gateway);
-        payment.completeInferenceRequest(quote, STOP, contributionOf(quote), approvals);
+        payment.completeInferenceRequest(quote, committee, STOP, contributionOf(quote), approvals);
     }
 
     function first(uint256 count) internal view returns (uint256[] memory some) {
         some = new uint256[](count);
         for (uint256 i = 0; i < count; ++i) {
             some[i] = keys[i];
-        }
-    }
-
-    function addressesOf(uint256[] memory some) internal pure returns (address[] memory accounts) {
-        accounts = new address[](some.length);
-        for (uint256 i = 0; i < some.length; ++i) {
-            accounts[i] = vm.addr(some[i]);
         }
     }
 
@@ -251,7 +195,7 @@ abstract contract Network is Signing {
             if (i == 0) lowest = signer;
             previous = signer;
         }
-        return abi.encodeWithSelector(ValidatorRegistry.InactiveValidator.selector, lowest);
+        return abi.encodeWithSelector(ValidatorRegistry.NoStake.selector, lowest);
     }
 
     // Token authorisations
@@ -312,11 +256,13 @@ abstract contract Network is Signing {
         channels.fundWithAuthorization(terms, depositBefore, amount, expiry, a.v, a.r, a.s);
     }
 
-    function newVoucher(ChannelTerms memory terms, uint128 cumulative) internal pure returns (Voucher memory) {
+    function newVoucher(ChannelTerms memory terms, uint128 cumulative) internal view returns (Voucher memory) {
         return Voucher({
             channel: idOf(terms),
             requestId: keccak256("request"),
             quote: keccak256("quote"),
+            committee: hashOf(committee),
+            number: 7,
             amount: 10 ether,
             cumulative: cumulative
         });
@@ -350,8 +296,12 @@ abstract contract Network is Signing {
             terms: terms,
             settledBefore: settledBefore,
             settledAfter: settledAfter,
+            base: 0,
+            over: 0,
             requestId: voucher.requestId,
             quote: voucher.quote,
+            committee: committee,
+            number: voucher.number,
             amount: voucher.amount,
             cumulative: voucher.cumulative,
             signature: approve(digestOf(voucher), key)
@@ -394,7 +344,8 @@ abstract contract Network is Signing {
         settlement.charges = new ChannelCharge[](batch.charges.length);
         for (uint256 i = 0; i < batch.charges.length; ++i) {
             Charge memory charge = batch.charges[i];
-            settlement.charges[i] = ChannelCharge(idOf(charge.terms), charge.settledBefore, charge.settledAfter);
+            settlement.charges[i] =
+                ChannelCharge(idOf(charge.terms), charge.settledBefore, charge.settledAfter, charge.base, charge.over);
         }
     }
 
@@ -413,7 +364,7 @@ abstract contract Network is Signing {
     }
 
     function settledOf(ChannelTerms memory terms) internal view returns (uint128 settled) {
-        (, settled,,) = channels.channel(idOf(terms));
+        (, settled,,,,) = channels.channel(idOf(terms));
     }
 
     // Merkle trees
@@ -456,13 +407,14 @@ abstract contract Network is Signing {
 /// A network of five validators that need three approvals and have been active for a month, and one client with money.
 abstract contract Fixture is Network {
     function setUp() public virtual {
-        vm.warp(STARTED);
+        vm.warp(STARTED - 1);
         vm.chainId(CHAIN);
         token = Deploy.token(owner, SUPPLY);
         registry = Deploy.registry(token, owner, MINIMUM_STAKE, UNSTAKE_DELAY, 3, 5, treasury);
         payment = Deploy.payment(token, registry, treasury);
         channels = Deploy.channels(token, registry);
         addValidators("validator ", 5);
+        committee = Committee({threshold: 3, members: addressesOf(keys)});
         vm.warp(NOW);
         give(client, 1000 ether, address(payment));
         vm.prank(client);

@@ -90,7 +90,7 @@ contract FrontRunning is Fixture {
         expectError(PaymentChannel.DepositMismatch.selector, abi.encode(100 ether, 0));
         vm.prank(gateway);
         fund(terms, 0, 100 ether, CHANNEL_EXPIRY, a);
-        (uint128 deposit,,,) = channels.channel(idOf(terms));
+        (uint128 deposit,,,,,) = channels.channel(idOf(terms));
         vm.assertEq(deposit, 100 ether);
         vm.assertEq(token.balanceOf(client), 900 ether);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {ChannelPayout, Contribution, Quote} from "../src/Messages.sol";
+import {ChannelPayout, Committee, Contribution, Quote} from "../src/Messages.sol";
 import {ChannelTerms} from "../src/PaymentChannel.sol";
 import {Authorisation, Batch, Fixture} from "./Fixture.sol";
 
@@ -30,7 +30,7 @@ contract GasTest is Fixture {
 
     function test_GasOfInitiate() public {
         initiate(quote);
-        assertCost(74_100);
+        assertCost(75_800);
     }
 
     /// The token keeps the authorisation's nonce, which is a new slot.
@@ -38,14 +38,14 @@ contract GasTest is Fixture {
         Authorisation memory a = authorise(quote);
         vm.prank(gateway);
         relay(quote, a);
-        assertCost(102_800);
+        assertCost(103_400);
     }
 
     function test_GasOfComplete() public {
         initiate(quote);
         approvals = approve(digestOf(quote), first(3));
         complete(quote, approvals);
-        assertCost(131_600);
+        assertCost(137_900);
     }
 
     /// One more transfer, of what the request did not cost.
@@ -54,8 +54,8 @@ contract GasTest is Fixture {
         Contribution[] memory contributions = contributionOf(3 ether);
         approvals = approve(payment.completionDigest(completionOf(quote, contributions)), first(3));
         vm.prank(gateway);
-        payment.completeInferenceRequest(quote, STOP, contributions, approvals);
-        assertCost(139_000);
+        payment.completeInferenceRequest(quote, committee, STOP, contributions, approvals);
+        assertCost(145_900);
     }
 
     /// Each of the five first balances costs a new slot.
@@ -68,17 +68,19 @@ contract GasTest is Fixture {
         for (uint256 i = 0; i < keys.length; ++i) {
             if (token.balanceOf(vm.addr(keys[i])) == 0 && found < 3) signers[found++] = keys[i];
         }
+        committee = Committee({threshold: 3, members: addressesOf(signers)});
+        quote.committee = hashOf(committee);
         initiate(quote);
         approvals = approve(digestOf(quote), signers);
         complete(quote, approvals);
-        assertCost(217_900);
+        assertCost(222_300);
     }
 
     function test_GasOfRefund() public {
         initiate(quote);
         vm.warp(quote.expiry + 1);
         payment.handleExpiredRequest(quote);
-        assertCost(51_600);
+        assertCost(52_600);
     }
 
     function newOne() private view returns (ChannelTerms memory) {
@@ -87,7 +89,7 @@ contract GasTest is Fixture {
 
     function test_GasOfOpen() public {
         open(newOne(), 100 ether);
-        assertCost(92_600);
+        assertCost(92_700);
     }
 
     function test_GasOfFundWithAuthorization() public {
@@ -108,11 +110,13 @@ contract GasTest is Fixture {
     /// One channel, three approvals, six accounts that are paid, and it does not matter for how many requests.
     function test_GasOfSettle() public {
         Batch memory batch = batchForSix();
+        batch.charges[0].base = 7;
         approvals = approve(digestOf(batch), first(3));
         settle(batch, approvals);
-        assertCost(148_600);
+        assertCost(160_000);
         uint256 cost = vm.lastCallGas().gasTotalUsed;
         batch.charges[0] = newCharge(newTerms(), 10 ether, 20 ether);
+        batch.charges[0].base = 10_000;
         batch.count = type(uint64).max;
         approvals = approve(digestOf(batch), first(3));
         settle(batch, approvals);

@@ -47,7 +47,7 @@ contract InvalidSignatureTest is SlashingFixture {
         accuse(entry, merge(first(2), strangers(2)));
         vm.assertEq(registry.stakeOf(validatorAt(0)), 50 ether);
         vm.assertEq(registry.stakeOf(validatorAt(1)), 50 ether);
-        vm.assertEq(registry.withdrawableAt(validatorAt(0)), NOW + UNSTAKE_DELAY);
+        vm.assertEq(registry.withdrawableAt(validatorAt(0)), NOW + 1 + UNSTAKE_DELAY);
     }
 
     /// No signature at all, and every form of one that recovery does not take.

@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Completion, Contribution, Quote} from "../src/Messages.sol";
+import {Committee, Completion, Contribution, Quote} from "../src/Messages.sol";
 import {NCNToken} from "../src/NCNToken.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Authorisation, Fixture, Signing} from "./Fixture.sol";
@@ -46,6 +46,7 @@ contract Schedule is Signing {
     ) {
         (token, registry, payment, keys) = (token_, registry_, payment_, keys_);
         holders = others;
+        committee = Committee({threshold: uint16(keys.length / 2 + 1), members: addressesOf(keys)});
         for (uint256 i = 0; i < CLIENTS; ++i) {
             clients.push(vm.addr(clientKey(i)));
             holders.push(clients[i]);
@@ -99,12 +100,12 @@ contract Schedule is Signing {
 
     function complete(uint256 seed, uint256 signers, address compute) external {
         if (requests.length == 0) return;
-        Request storage request = requests[seed % requests.length];
+        // Often the newest, which is the least likely to have ended.
+        Request storage request = requests[seed % 3 == 0 ? (seed >> 8) % requests.length : requests.length - 1];
         Quote memory quote = request.quote;
         uint128 cost = uint128(within(signers >> 128, 0, quote.total));
         (bytes memory approvals, uint256 count) = approve(quote, signers, contributionOf(holders[2], cost));
-        bool allowed = request.ended == 0 && block.timestamp <= quote.expiry && count >= registry.threshold()
-            && count <= registry.committeeSize();
+        bool allowed = request.ended == 0 && block.timestamp <= quote.expiry && count >= committee.threshold;
         // Approvals name who is paid; in one of a few cases somebody else tries.
         if (uint160(compute) % 4 != 0) compute = holders[2];
         if (compute != holders[2]) allowed = false;
@@ -117,7 +118,7 @@ contract Schedule is Signing {
         // In one of a few cases it is not the gateway that tries.
         if (seed % 8 != 0) vm.prank(quote.gateway);
         else allowed = false;
-        try payment.completeInferenceRequest(quote, 1, contributionOf(compute, cost), approvals) {
+        try payment.completeInferenceRequest(quote, committee, 1, contributionOf(compute, cost), approvals) {
             vm.assertTrue(allowed, "completed against the rules");
             ++request.ended;
             request.cost = cost;
@@ -157,12 +158,12 @@ contract Schedule is Signing {
 
     /// Mostly minutes, in which escrows expire one after the other, and now and then days, in which stakes come free.
     function wait(uint256 time) external {
-        vm.warp(block.timestamp + within(time, 1, time % 4 == 0 ? 4 days : 20 minutes));
+        vm.warp(block.timestamp + within(time, 1, time % 4 == 0 ? 12 days : 20 minutes));
     }
 
     function unstake(uint256 seed) external {
         address validator = vm.addr(keys[seed % keys.length]);
-        bool allowed = registry.isActive(validator);
+        bool allowed = stakes[validator] != 0 && registry.withdrawableAt(validator) == 0;
         vm.prank(validator);
         try registry.requestUnstake() {
             vm.assertTrue(allowed, "left twice");
@@ -175,8 +176,7 @@ contract Schedule is Signing {
         address validator = vm.addr(keys[seed % keys.length]);
         uint256 ready = registry.withdrawableAt(validator);
         bool allowed = ready != 0 && block.timestamp >= ready;
-        vm.prank(validator);
-        try registry.withdrawStake() {
+        try registry.withdrawStake(validator) {
             vm.assertTrue(allowed, "withdrawn against the rules");
             stakes[validator] = 0;
             ++withdrawals;
@@ -188,14 +188,15 @@ contract Schedule is Signing {
     function register(uint256 seed, uint256 amount) external {
         address validator = vm.addr(keys[seed % keys.length]);
         amount = within(amount, 0, token.balanceOf(validator));
-        bool active = registry.isActive(validator);
-        bool allowed = amount > 0 && stakes[validator] + amount >= registry.minimumStake();
+        bool known = stakes[validator] != 0;
+        bool allowed = amount > 0 && stakes[validator] + amount >= registry.minimumStake()
+            && registry.withdrawableAt(validator) == 0;
         vm.startPrank(validator);
         token.approve(address(registry), amount);
         try registry.registerValidator(amount) {
             vm.assertTrue(allowed, "registered against the rules");
             stakes[validator] += amount;
-            if (!active) ++rejoinings;
+            if (!known) ++rejoinings;
         } catch {
             vm.assertFalse(allowed);
         }
@@ -215,6 +216,7 @@ contract Schedule is Signing {
         quote.client = client;
         quote.gateway = holders[1];
         quote.compute = holders[2];
+        quote.committee = hashOf(committee);
         // Often so small that most parts are nothing.
         quote.total = uint128(within(total, 1, seed % 2 == 0 && balance > 1000 ? 1000 : balance));
         quote.gatewayBps = uint16(within(parts[0], 0, 10_000));
@@ -232,7 +234,7 @@ contract Schedule is Signing {
         return uint256(keccak256(abi.encode("client", i)));
     }
 
-    /// Signatures of the validators whose bit is set, and how many there are if all of them are active (0 if one is not).
+    /// Signatures of the validators whose bit is set, and how many there are if all of them have a stake (0 if one has not).
     function approve(Quote memory quote, uint256 signers, Contribution[] memory contributions)
         private
         view
@@ -241,15 +243,15 @@ contract Schedule is Signing {
         // The hash from the event of the escrow would do; the view gives the same digest for an escrow that has ended.
         bytes32 commitment = payment.requestState(quote.client, quote.requestId);
         bytes32 digest = payment.completionDigest(Completion(quote.requestId, commitment, 1, contributions));
-        bool active = true;
+        bool staked = true;
         for (uint256 i = 0; i < keys.length; ++i) {
             if (signers >> i & 1 == 0) continue;
             (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[i], digest);
             approvals = abi.encodePacked(approvals, r, s, v);
             ++count;
-            active = active && registry.isActive(vm.addr(keys[i]));
+            staked = staked && registry.stakeOf(vm.addr(keys[i])) != 0;
         }
-        if (!active) count = 0;
+        if (!staked) count = 0;
     }
 
     function contributionOf(address compute, uint128 cost) private pure returns (Contribution[] memory contributions) {
@@ -397,7 +399,7 @@ contract Invariants is Fixture {
     }
 
     function theActiveListIsTheActiveSet() private view {
-        address[] memory active = registry.activeValidators();
+        address[] memory active = active();
         uint256 count = 0;
         for (uint256 i = 0; i < keys.length; ++i) {
             if (registry.isActive(vm.addr(keys[i]))) ++count;

@@ -16,6 +16,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashCommittee(Committee calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashInferenceResult(InferenceResult calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

@@ -27,7 +27,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 22);
+        vm.assertEq(structs, 23);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -44,7 +44,8 @@ contract MessageHashTest is Test {
             keccak256(abi.encodePacked(message.parameters)),
             word(message.maxPrice),
             word(message.deadline),
-            message.nonce
+            message.nonce,
+            message.draw
         );
         vm.assertEq(hash, keccak256(bytes.concat(head, tail)));
     }
@@ -52,6 +53,11 @@ contract MessageHashTest is Test {
     function testFuzz_Quote(Quote calldata message) public view {
         bytes32 hash = harness.hashQuote(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Quote"), abi.encode(message)));
+    }
+
+    function testFuzz_Committee(Committee calldata message) public view {
+        bytes32 hash = harness.hashCommittee(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Committee"), abi.encode(message)));
     }
 
     function testFuzz_InferenceResult(InferenceResult calldata message) public view {

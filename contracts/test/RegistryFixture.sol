@@ -29,8 +29,7 @@ abstract contract RegistryFixture is Fixture {
     }
 
     function withdraw(address account) internal {
-        vm.prank(account);
-        registry.withdrawStake();
+        registry.withdrawStake(account);
     }
 
     /// This contract stands in for the slasher.

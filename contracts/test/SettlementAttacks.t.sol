@@ -2,7 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Approvals} from "../src/Approvals.sol";
-import {ChannelClose, Completion} from "../src/Messages.sol";
+import {ChannelClose, ChannelPayout, Committee, Completion} from "../src/Messages.sol";
 import {ChannelTerms, Charge, PaymentChannel} from "../src/PaymentChannel.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
@@ -67,22 +67,73 @@ contract SettlementAttacks is Fixture {
 
     function test_UnstakedValidator() public thenHonestApprovalsPay {
         uint256 stranger = keyOf("stranger");
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(vm.addr(stranger)));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(vm.addr(stranger)));
         settle(usual(), approve(digest, stranger));
     }
 
-    function test_ValidatorThatLeft() public {
+    function test_ValidatorThatLeft() public thenHonestApprovalsPay {
         vm.prank(vm.addr(keys[1]));
         registry.requestUnstake();
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(vm.addr(keys[1])));
-        settle(usual(), approve(digest, first(3)));
+        vm.warp(NOW + 10);
+    }
+
+    /// Stakes outside the committee that the voucher names, as many as one likes, do not take it.
+    function test_ValidatorsOutsideTheCommittee() public thenHonestApprovalsPay {
+        uint256[] memory judges = keys;
+        delete keys;
+        addValidators("outsider ", 20);
+        Batch memory batch = usual();
+        bytes memory approvals = approve(digest, keys);
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
+        settle(batch, approvals);
+        batch.charges[0].committee = Committee({threshold: 11, members: addressesOf(keys)});
+        expectError(PaymentChannel.InvalidVoucher.selector, abi.encode(idOf(terms)));
+        settle(batch, approvals);
+        keys = judges;
+    }
+
+    /// Each voucher's own committee has to approve what its channel is charged.
+    function test_ABatchNeedsEveryCommittee() public {
+        uint256[] memory judges = keys;
+        delete keys;
+        addValidators("other ", 3);
+        ChannelTerms memory other = newTerms();
+        other.salt = keccak256("another salt");
+        open(other, 100 ether);
+        Batch memory batch = newBatch(newCharge(terms, 0, 10 ether));
+        Charge memory charge = batch.charges[0];
+        Committee memory first_ = committee;
+        committee = Committee({threshold: 2, members: addressesOf(keys)});
+        batch.charges = new Charge[](2);
+        (batch.charges[0], batch.charges[1]) = (charge, newCharge(other, 0, 10 ether));
+        batch.payouts = new ChannelPayout[](1);
+        batch.payouts[0] = ChannelPayout(compute, 20 ether);
+        bytes32 both = digestOf(batch);
+        uint256[] memory others = keys;
+        bytes memory approvals = approve(both, judges);
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 2));
+        settle(batch, approvals);
+        approvals = approve(both, others);
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
+        settle(batch, approvals);
+        delete keys;
+        for (uint256 i = 0; i < judges.length; ++i) {
+            insert(judges[i]);
+        }
+        for (uint256 i = 0; i < others.length; ++i) {
+            insert(others[i]);
+        }
+        settle(batch, approve(both, keys));
+        vm.assertEq(settledOf(terms), 10 ether);
+        vm.assertEq(settledOf(other), 10 ether);
+        committee = first_;
     }
 
     /// The parties to a channel are no validators, whatever they sign.
     function test_ApprovalOfTheParties() public thenHonestApprovalsPay {
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(gateway));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(gateway));
         settle(usual(), approve(digest, gatewayKey));
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(client));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(client));
         settle(usual(), approve(digest, clientKey));
     }
 
@@ -207,7 +258,7 @@ contract SettlementAttacks is Fixture {
         settle(batch, approvals);
         approvals = approve(wrong, keys[0]);
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[0], wrong);
-        expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(ecrecover(digest, v, r, s)));
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(ecrecover(digest, v, r, s)));
         settle(batch, approvals);
     }
 }

@@ -169,7 +169,7 @@ abstract contract SlashingFixture is Fixture {
         entry.proof[1] = Hashes.commutativeKeccak256(keccak256("third leaf"), keccak256("fourth leaf"));
         entry.settlement.count = 4;
         entry.settlement.charges = new ChannelCharge[](1);
-        entry.settlement.charges[0] = ChannelCharge(entry.leaf.channel, 0, 40 ether);
+        entry.settlement.charges[0] = ChannelCharge(entry.leaf.channel, 0, 40 ether, 4, 0);
         entry.settlement.payouts = new ChannelPayout[](1);
         entry.settlement.payouts[0] = ChannelPayout(compute, 40 ether);
         plant(entry);

@@ -5,7 +5,7 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ExactTransfer} from "../src/ExactTransfer.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
-import {Quote} from "../src/Messages.sol";
+import {Committee, Quote} from "../src/Messages.sol";
 import {TokenVault} from "../src/TokenVault.sol";
 import {ValidatorRegistry} from "../src/ValidatorRegistry.sol";
 import {Deploy} from "./Deploy.sol";
@@ -29,6 +29,7 @@ contract TokenAttacks is Fixture {
 
     function useHooked() private returns (Quote memory quote, bytes memory approvals) {
         use(hooked);
+        committee = Committee({threshold: 1, members: addressesOf(first(1))});
         hooked.mint(vm.addr(keys[0]), MINIMUM_STAKE);
         vm.startPrank(vm.addr(keys[0]));
         hooked.approve(address(registry), MINIMUM_STAKE);
@@ -116,8 +117,9 @@ contract TokenAttacks is Fixture {
     function test_ReentrantComplete() public {
         (Quote memory inner, bytes memory approvals) = useHooked();
         Quote memory quote = newEscrow();
-        bytes memory call =
-            abi.encodeCall(payment.completeInferenceRequest, (inner, STOP, contributionOf(inner), approvals));
+        bytes memory call = abi.encodeCall(
+            payment.completeInferenceRequest, (inner, committee, STOP, contributionOf(inner), approvals)
+        );
         hooked.hook(address(payment), call);
         complete(quote, approve(digestOf(quote), keys[0]));
         assertHookWasRefused();
@@ -178,9 +180,9 @@ contract TokenAttacks is Fixture {
         vm.startPrank(client);
         registry.registerValidator(MINIMUM_STAKE);
         registry.requestUnstake();
-        vm.warp(NOW + UNSTAKE_DELAY);
-        hooked.hook(address(registry), abi.encodeCall(registry.withdrawStake, ()));
-        registry.withdrawStake();
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        hooked.hook(address(registry), abi.encodeCall(registry.withdrawStake, (address(hooked))));
+        registry.withdrawStake(client);
         assertHookWasRefused();
         vm.assertEq(hooked.balanceOf(address(registry)), MINIMUM_STAKE);
     }

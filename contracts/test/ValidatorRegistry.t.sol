@@ -16,8 +16,7 @@ contract ValidatorRegistryTest is RegistryFixture {
         vm.assertEq(registry.unstakeDelay(), UNSTAKE_DELAY);
         vm.assertEq(registry.treasury(), treasury);
         vm.assertEq(registry.slasher(), address(0));
-        vm.assertEq(registry.threshold(), 3);
-        vm.assertEq(registry.committeeSize(), 5);
+        assertQuorum(3, 5);
     }
 
     function test_ConstructorRefusesNoStake() public {
@@ -58,8 +57,31 @@ contract ValidatorRegistryTest is RegistryFixture {
         emit ValidatorRegistry.QuorumChanged(4, 7);
         vm.prank(owner);
         registry.setQuorum(4, 7);
-        vm.assertEq(registry.threshold(), 4);
-        vm.assertEq(registry.committeeSize(), 7);
+        assertQuorum(3, 5);
+        vm.warp(NOW + 1);
+        assertQuorum(4, 7);
+        (,, ValidatorRegistry.Quorum[] memory quorums) = registry.history();
+        vm.assertEq(quorums.length, 2);
+        vm.assertEq(keccak256(abi.encode(quorums[0])), keccak256(abi.encode(STARTED - 1, 3, 5)));
+        vm.assertEq(keccak256(abi.encode(quorums[1])), keccak256(abi.encode(NOW + 1, 4, 7)));
+    }
+
+    /// What was quoted before the last change is judged by what was valid before it.
+    function test_TheQuorumChangesOnceADelay() public {
+        vm.startPrank(owner);
+        registry.setQuorum(4, 7);
+        vm.warp(NOW + UNSTAKE_DELAY);
+        expectError(ValidatorRegistry.QuorumChangeTooEarly.selector, abi.encode(NOW + 1 + UNSTAKE_DELAY));
+        registry.setQuorum(3, 5);
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.setQuorum(3, 5);
+        assertQuorum(4, 7);
+    }
+
+    function assertQuorum(uint256 threshold, uint256 committeeSize) private view {
+        (uint16 m, uint16 n) = registry.quorum();
+        vm.assertEq(m, threshold);
+        vm.assertEq(n, committeeSize);
     }
 
     function test_NobodyElseSetsTheQuorum() public {
@@ -90,6 +112,7 @@ contract ValidatorRegistryTest is RegistryFixture {
         expectError(ValidatorRegistry.InvalidQuorum.selector, abi.encode(257, 257));
         registry.setQuorum(257, 257);
         registry.setQuorum(1, 1);
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
         registry.setQuorum(256, 256);
     }
 
@@ -107,5 +130,57 @@ contract ValidatorRegistryTest is RegistryFixture {
         signers[4] = accountOf("another");
         expectError(ValidatorRegistry.InactiveValidator.selector, abi.encode(newcomer));
         registry.requireActive(signers);
+    }
+
+    // requireStaked
+
+    function test_RequireStakedTakesWhoIsLeaving() public {
+        address[] memory signers = addressesOf(keys);
+        registry.requireStaked(signers);
+        unstake(signers[2]);
+        vm.warp(NOW + 1 + UNSTAKE_DELAY);
+        registry.requireStaked(signers);
+        withdraw(signers[2]);
+        expectError(ValidatorRegistry.NoStake.selector, abi.encode(signers[2]));
+        registry.requireStaked(signers);
+    }
+
+    // history
+
+    /// Whoever joins and leaves, who was active at a time that has come stays the same.
+    function testFuzz_ThePastStays(uint256 seed) public {
+        address[] memory before = active();
+        // Not the block's timestamp, which the optimizer takes for a constant within a test.
+        uint256 time = NOW;
+        address[] memory accounts = new address[](8);
+        for (uint256 i = 0; i < 8; ++i) {
+            accounts[i] = i < 5 ? vm.addr(keys[i]) : vm.addr(i + 1);
+            give(accounts[i], MINIMUM_STAKE, address(registry));
+        }
+        for (uint256 i = 0; i < 24; ++i) {
+            seed = uint256(keccak256(abi.encode(seed)));
+            address account = accounts[seed % 8];
+            vm.prank(account);
+            if (seed & 0x100 == 0) {
+                try registry.registerValidator(MINIMUM_STAKE) {} catch {}
+            } else {
+                try registry.requestUnstake() {} catch {}
+            }
+            vm.assertEq(activeAt(NOW), before);
+            time += within(seed >> 16, 0, 2 hours);
+            vm.warp(time);
+        }
+    }
+
+    function activeAt(uint256 time) private view returns (address[] memory accounts) {
+        (, ValidatorRegistry.Member[] memory members,) = registry.history();
+        accounts = new address[](members.length);
+        uint256 count = 0;
+        for (uint256 i = 0; i < members.length; ++i) {
+            if (members[i].activeFrom <= time && time < members[i].activeUntil) accounts[count++] = members[i].account;
+        }
+        assembly ("memory-safe") {
+            mstore(accounts, count)
+        }
     }
 }

@@ -34,7 +34,7 @@ pub struct PayerChannel {
     file: Option<Kept>,
     state: Mutex<State>,
     /// What is being signed for at this moment. Locked after `state`.
-    signing: Mutex<Amount>,
+    signing: Mutex<InSigning>,
 }
 
 /// A channel's file. Two programs on one channel would promise the same money twice: the one that comes second is turned away.
@@ -75,25 +75,32 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+#[derive(Debug, Default)]
+struct InSigning {
+    total: Amount,
+    /// The number of the next voucher, where those before it are not kept yet.
+    next: u64,
+}
+
 /// What a voucher starts from.
 #[allow(clippy::large_enum_variant, reason = "lives for a moment")]
 enum Begun<'a> {
     /// It is there already.
     Known(SignedVoucher),
-    /// It is to be signed, for this much altogether.
-    New(Signing<'a>, Amount),
+    /// It is to be signed, with this number, for this much altogether.
+    New(Signing<'a>, u64, Amount),
 }
 
 /// An amount that is set aside while it is being signed for.
 struct Signing<'a> {
-    total: &'a Mutex<Amount>,
+    signing: &'a Mutex<InSigning>,
     amount: Amount,
 }
 
 impl Drop for Signing<'_> {
     fn drop(&mut self) {
-        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
-        *total = total.checked_sub(self.amount).unwrap_or_default();
+        let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        signing.total = signing.total.checked_sub(self.amount).unwrap_or_default();
     }
 }
 
@@ -105,6 +112,9 @@ struct State {
     expiry: UnixTime,
     /// What served requests came to.
     spent: Amount,
+    /// The number of the next voucher.
+    #[serde(default)]
+    next: u64,
     /// The vouchers of requests in flight.
     held: HashMap<RequestId, SignedVoucher>,
     /// The most that vouchers of ended requests allow: what the gateway can have charged without those in flight.
@@ -164,6 +174,7 @@ impl PayerChannel {
             deposit,
             expiry,
             spent: Amount::ZERO,
+            next: 0,
             held: HashMap::new(),
             signed: Amount::ZERO,
             ended: VecDeque::new(),
@@ -232,14 +243,17 @@ impl PayerChannel {
 
     /// The voucher that pays this quote: the same one each time it is asked for. It is kept before anyone sees it.
     pub async fn pay(&self, quote: &Quote, trust: &TrustRoot, signer: &DynSigner) -> Result<SignedVoucher, LedgerError> {
-        let (signing, cumulative) = match self.begin(quote)? {
+        let (signing, number, cumulative) = match self.begin(quote)? {
             Begun::Known(payment) => return Ok(payment),
-            Begun::New(signing, cumulative) => (signing, cumulative),
+            Begun::New(signing, number, cumulative) => (signing, number, cumulative),
         };
-        let signed = SignedVoucher::sign(self.terms, quote, cumulative, trust, signer).await;
+        let signed = SignedVoucher::sign(self.terms, quote, number, cumulative, trust, signer).await;
         let payment = signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
         // From here on the amount is counted by the voucher that is held.
-        let kept = self.change(|state| Ok(*state.held.entry(quote.request_id).or_insert(payment)));
+        let kept = self.change(|state| {
+            state.next = state.next.max(number.saturating_add(1));
+            Ok(*state.held.entry(quote.request_id).or_insert(payment))
+        });
         drop(signing);
         kept
     }
@@ -264,15 +278,17 @@ impl PayerChannel {
             return Err(LedgerError::Busy(format!("{MAX_IN_FLIGHT} requests are in flight on this channel")));
         }
         let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = Amount::checked_sum([state.spent, state.reserved(), *signing]).unwrap_or(Amount::new(u128::MAX));
+        let bound = Amount::checked_sum([state.spent, state.reserved(), signing.total]).unwrap_or(Amount::new(u128::MAX));
         let needed = Amount::checked_sum([bound, quote.total]).filter(|needed| *needed <= state.deposit);
         let cumulative = needed.ok_or_else(|| {
             let left = state.deposit.checked_sub(bound).unwrap_or_default();
             let problem = format!("has {left} left, {} are needed: top it up", quote.total);
             LedgerError::Channel { channel: self.terms.id(), problem }
         })?;
-        *signing = [*signing, quote.total].into_iter().sum();
-        Ok(Begun::New(Signing { total: &self.signing, amount: quote.total }, cumulative))
+        let number = signing.next.max(state.next);
+        signing.total = [signing.total, quote.total].into_iter().sum();
+        signing.next = number.saturating_add(1);
+        Ok(Begun::New(Signing { signing: &self.signing, amount: quote.total }, number, cumulative))
     }
 
     /// A request has ended: what it `cost` is spent, and the rest of its amount, or all of it, is free again. That it cost nothing is not for

@@ -15,8 +15,9 @@ use std::{
 pub use builder::{ClientBuilder, ClientConfig, Payment};
 use ncn_core::{
     Amount, B256, CapabilityScope, DynSigner, FinishReason, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, Price,
-    QuorumCertificate, Quote, Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Transport,
-    TransportError, TrustRoot, Units, Usage, Values, validation::MAX_ESCROW_SECONDS,
+    QuorumCertificate, Quote, Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Ticket, Transport,
+    TransportError, TrustHistory, TrustRoot, Units, UnixTime, Usage, Values,
+    validation::{MAX_EPOCH_AGE, MAX_ESCROW_SECONDS},
 };
 pub use order::Order;
 pub use paid::Paid;
@@ -25,10 +26,15 @@ use parts::Parts;
 pub use quoted::Quoted;
 pub use stored::Stored;
 
-use crate::{ClientError, QuoteProblem, unix_now};
+use crate::{Backoff, ClientError, QuoteProblem, unix_now};
 
 /// What an order has, on top of the least time that its model needs, to reach the gateway in.
 const SUBMIT_TIME: Duration = Duration::from_secs(2);
+/// How many tickets are asked for at once, and how long they are kept: less than a gateway takes them.
+const TICKETS: u32 = 16;
+const TICKET_AGE: Duration = Duration::from_mins(2);
+/// How long is waited for the chain's endpoint to be where the gateway's is.
+const CHAIN_TIME: Duration = Duration::from_secs(15);
 /// How long the chain may take to answer; a payment waits for its block.
 const LEDGER_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -40,6 +46,8 @@ pub struct Client {
     signer: DynSigner,
     config: ClientConfig,
     offers: Arc<Mutex<Option<Offers>>>,
+    /// The gateway's tickets that are left, and when they were given.
+    tickets: Arc<Mutex<Vec<(Instant, Ticket)>>>,
 }
 
 /// What the gateway offered when it was last asked.
@@ -180,7 +188,14 @@ impl Client {
             }
         }
         let info = self.model(&order.model).await?;
-        self.submit_as(&order, info).await
+        match self.submit_as(&order, info.clone()).await {
+            // A gateway that was started anew does not know the tickets that it gave before.
+            Err(error) if is_ticket(&error) => {
+                self.tickets().clear();
+                self.submit_as(&order, info).await
+            }
+            submitted => submitted,
+        }
     }
 
     /// Submits an order for a model as it was offered.
@@ -194,6 +209,7 @@ impl Client {
         if let Some(limit) = order.max_price.or(self.config.max_price).filter(|limit| maximum > *limit) {
             return Err(ClientError::TooExpensive { price: maximum, limit });
         }
+        let ticket = self.ticket().await?;
         let message = InferenceRequest {
             client: self.signer.address(),
             subnet: info.subnet,
@@ -203,17 +219,19 @@ impl Client {
             max_price: maximum,
             deadline: unix_now() + self.timeout(order, &info)?.as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
+            draw: ticket.draw,
         };
-        let trust = self.trust_root().await?;
+        let trust = self.trust(0).await?.current().trust.clone();
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
         tracing::Span::current().record("request", tracing::field::display(request_id));
         let access = TaskCapability { client: self.signer.address(), request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 
-        let submission = Submission { request: request.clone(), inputs: order.inputs.clone() };
+        let submission = Submission { request: request.clone(), inputs: order.inputs.clone(), ticket: ticket.id };
         let status = self.transport.submit(submission).await?;
-        let (quote, preprocessing) = approved_quote(&request.message, &request_id, &trust, status)?;
+        let (quote, preprocessing) = quoted(status)?;
+        let trust = self.approved(&request.message, &request_id, &quote, &preprocessing).await?;
         if (quote.price, quote.max_units) != (info.price, max_units) {
             return Err(QuoteProblem::Units { price: Box::new(quote.price), max_units: quote.max_units }.into());
         }
@@ -230,12 +248,68 @@ impl Client {
         }
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, ClientError> {
-        match &self.config.trust {
-            Some(trust) => Ok(trust.clone()),
-            None => Ok(self.payer.trust_root().await?),
+    /// The network that is trusted, as of `epoch` at least. The chain's endpoint may be a block behind the gateway's.
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, ClientError> {
+        if let Some(trust) = &self.config.trust {
+            return Ok(Arc::new(TrustHistory::fixed(trust.clone())));
+        }
+        let started = Instant::now();
+        let mut backoff = Backoff::new();
+        loop {
+            match within(self.payer.trust(epoch)).await {
+                Err(error) if error.is_retryable() && started.elapsed() < CHAIN_TIME => backoff.pause().await,
+                read => return Ok(read?),
+            }
         }
     }
+
+    /// Makes sure that a quote is for this order, that its judges are those who were drawn, of validators of a moment ago, and that they
+    /// have approved it. Returns the network that it is of.
+    async fn approved(
+        &self,
+        order: &InferenceRequest,
+        request_id: &RequestId,
+        quote: &Quote,
+        certificate: &QuorumCertificate,
+    ) -> Result<TrustRoot, ClientError> {
+        quote.fits(order, request_id).map_err(QuoteProblem::from)?;
+        if quote.expiry <= unix_now() {
+            return Err(QuoteProblem::Expired(quote.expiry).into());
+        }
+        let history = self.trust(quote.epoch).await?;
+        let (trust, committee) = history.of(quote).map_err(QuoteProblem::from)?;
+        if !history.is_recent(quote, MAX_EPOCH_AGE) {
+            return Err(QuoteProblem::Epoch.into());
+        }
+        certificate.verify(&quote.digest(&trust.domain), &committee).map_err(QuoteProblem::from)?;
+        Ok(trust)
+    }
+
+    fn tickets(&self) -> MutexGuard<'_, Vec<(Instant, Ticket)>> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ticket of the gateway's. Several are asked for at once, so that most orders need no further question.
+    async fn ticket(&self) -> Result<Ticket, ClientError> {
+        let kept = {
+            let mut tickets = self.tickets();
+            tickets.retain(|(at, _)| at.elapsed() < TICKET_AGE);
+            tickets.pop()
+        };
+        if let Some((_, ticket)) = kept {
+            return Ok(ticket);
+        }
+        let at = Instant::now();
+        let mut given = self.transport.tickets(TICKETS).await?;
+        let ticket = given.pop().ok_or_else(|| TransportError::Malformed("tickets: there are none".into()))?;
+        self.tickets().extend(given.into_iter().map(|ticket| (at, ticket)));
+        Ok(ticket)
+    }
+}
+
+/// Whether an order was refused for its ticket.
+fn is_ticket(error: &ClientError) -> bool {
+    matches!(error, ClientError::Transport(TransportError::InvalidRequest { field, .. }) if field == "request.draw")
 }
 
 /// Whether an order was refused for what the gateway offered a moment ago, and may pass for what it offers now.
@@ -246,31 +320,21 @@ fn is_stale(error: &ClientError) -> bool {
         | ClientError::QuoteRejected(QuoteProblem::Units { .. })
         | ClientError::Transport(TransportError::UnknownModel(_)) => true,
         ClientError::Transport(TransportError::InvalidRequest { field, .. }) => {
-            matches!(field.as_str(), "request.maxPrice" | "request.subnet")
+            matches!(field.as_str(), "request.maxPrice" | "request.subnet" | "request.draw")
         }
         _ => false,
     }
 }
 
-/// The quote to pay and the validators' approval of it, once it is sure that it is for this order and that they have approved it.
-fn approved_quote(
-    order: &InferenceRequest,
-    request_id: &RequestId,
-    trust: &TrustRoot,
-    status: TaskStatus,
-) -> Result<(Quote, QuorumCertificate), ClientError> {
+/// The quote to pay and the validators' approval of it, where there are any.
+fn quoted(status: TaskStatus) -> Result<(Quote, QuorumCertificate), ClientError> {
     if status.outcome().is_some() {
         return Err(ClientError::Refused(status.failure.unwrap_or_else(|| "the gateway gave no reason".into())));
     }
-    let (Some(quote), Some(certificate)) = (status.quote, status.preprocessing) else {
-        return Err(QuoteProblem::Missing.into());
-    };
-    quote.fits(order, request_id).and_then(|()| quote.is_of(trust.hash())).map_err(QuoteProblem::from)?;
-    if quote.expiry <= unix_now() {
-        return Err(QuoteProblem::Expired(quote.expiry).into());
+    match (status.quote, status.preprocessing) {
+        (Some(quote), Some(certificate)) => Ok((quote, certificate)),
+        _ => Err(QuoteProblem::Missing.into()),
     }
-    certificate.verify(&quote.digest(&trust.domain), request_id, trust).map_err(QuoteProblem::from)?;
-    Ok((quote, certificate))
 }
 
 /// A call to the chain that does not hang for ever. Every one that moves money may be made again.

@@ -26,6 +26,9 @@ pub enum QuoteProblem {
         /// For how many at most.
         max_units: Units,
     },
+    /// Others judge by now than those it names.
+    #[error("quote.epoch: others judge since then, for too long: order again")]
+    Epoch,
     /// It cannot be paid any more.
     #[error("quote.expiry: {0} has passed")]
     Expired(UnixTime),

@@ -1,9 +1,8 @@
 //! Whether the parts of one request agree. Each role checks one part against another here.
 
-use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceRequest, InferenceResult, Quote, RequestId, Values};
+use crate::{Committee, InferenceRequest, InferenceResult, Message as _, Quote, RequestId, TrustRoot, Values, trust::draw_of};
 
 /// Two parts of a request that do not agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -27,6 +26,15 @@ pub enum Mismatch {
     /// The quote is of another network, or of other validators.
     #[error("quote.trustRoot: is another network's, or has other validators")]
     Network,
+    /// The quote is of a time that has not come.
+    #[error("quote.epoch: has not come yet")]
+    Epoch,
+    /// The quote's salt is not the one that the order was made with.
+    #[error("quote.salt: is not the one of the request's draw")]
+    Salt,
+    /// Others are to judge than were drawn.
+    #[error("quote.committee: is not the one that was drawn")]
+    Committee,
     /// The inputs are not those of the order.
     #[error("inputs: do not hash to the request's inputHash")]
     Inputs,
@@ -64,15 +72,21 @@ impl Quote {
             (self.request_id == *request_id, Mismatch::RequestId),
             (self.client == order.client, Mismatch::Client),
             (self.model_digest == order.model_digest, Mismatch::Model),
+            (draw_of(&self.salt) == order.draw, Mismatch::Salt),
             (self.price.cost(self.max_units) == Ok(self.total), Mismatch::Total),
             (self.total <= order.max_price, Mismatch::Price),
             (self.expiry <= order.deadline, Mismatch::Deadline),
         ])
     }
 
-    /// Whether this is a quote of the network whose trust root has this hash.
-    pub fn is_of(&self, network: B256) -> Result<(), Mismatch> {
-        first([(self.trust_root == network, Mismatch::Network)])
+    /// Who judges the request, when this is a quote of that network.
+    pub fn committee_of(&self, trust: &TrustRoot) -> Result<Committee, Mismatch> {
+        let committee = trust.committee(&self.salt, &self.request_id);
+        first([
+            (self.trust_root == trust.hash(), Mismatch::Network),
+            (self.committee == committee.struct_hash(), Mismatch::Committee),
+        ])?;
+        Ok(committee)
     }
 }
 
@@ -111,9 +125,14 @@ impl InferenceRequest {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::{Address, Amount, Confinement, FeeSplit, Price, Units, Usage};
+    use crate::{Address, Amount, B256, Confinement, FeeSplit, Price, Units, UnixTime, Usage};
+
+    /// A quote, of which only who judges it counts.
+    pub(crate) fn quote_of(trust_root: B256, epoch: UnixTime, salt: B256, committee: B256, request_id: RequestId) -> Quote {
+        Quote { request_id, trust_root, epoch, salt, committee, ..quote() }
+    }
 
     fn order() -> InferenceRequest {
         InferenceRequest {
@@ -125,6 +144,7 @@ mod tests {
             max_price: Amount::new(5),
             deadline: 100,
             nonce: B256::ZERO,
+            draw: draw_of(&B256::repeat_byte(11)),
         }
     }
 
@@ -141,6 +161,9 @@ mod tests {
             split: FeeSplit::default(),
             expiry: 100,
             trust_root: B256::repeat_byte(10),
+            epoch: 0,
+            salt: B256::repeat_byte(11),
+            committee: B256::repeat_byte(12),
         }
     }
 
@@ -165,12 +188,10 @@ mod tests {
     fn every_field_that_parts_share_is_compared() {
         let (order, quote, result, other) = (order(), quote(), result(), B256::repeat_byte(0xff));
         assert_eq!(quote.fits(&order, &quote.request_id), Ok(()));
-        assert_eq!(quote.is_of(quote.trust_root), Ok(()));
         assert_eq!(result.fits(&order, &quote), Ok(()));
         assert_eq!((result.fits_output(&Values::new()), order.fits_inputs(&Values::new())), (Ok(()), Ok(())));
 
         assert_eq!(quote.fits(&order, &other), Err(Mismatch::RequestId));
-        assert_eq!(quote.is_of(other), Err(Mismatch::Network));
         let spoilt = |spoil: fn(&mut Quote)| {
             let mut quote = quote.clone();
             spoil(&mut quote);
@@ -183,6 +204,7 @@ mod tests {
         let dearer = |quote: &mut Quote| (quote.price.base, quote.total) = (Amount::new(6), Amount::new(6));
         assert_eq!(spoilt(dearer), Err(Mismatch::Price));
         assert_eq!(spoilt(|quote| quote.expiry = 101), Err(Mismatch::Deadline));
+        assert_eq!(spoilt(|quote| quote.salt = B256::ZERO), Err(Mismatch::Salt));
         let spoilt = |spoil: fn(&mut InferenceResult)| {
             let mut result = result.clone();
             spoil(&mut result);

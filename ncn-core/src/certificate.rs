@@ -4,7 +4,7 @@ use alloy_primitives::{Address, B256, Keccak256};
 use alloy_signer::Signer;
 use serde::{Deserialize, Serialize};
 
-use crate::{RequestId, Signature, SignatureError, TrustRoot};
+use crate::{Committee, Signature, SignatureError};
 
 /// One validator's signature over a phase's digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,24 +82,37 @@ impl QuorumCertificate {
         hasher.finalize()
     }
 
-    /// Checks that at least M distinct members of the request's committee signed `digest`, and nobody else is listed.
-    pub fn verify(&self, digest: &B256, request_id: &RequestId, trust: &TrustRoot) -> Result<(), CertificateError> {
-        self.verify_by(digest, &trust.committee(request_id), trust.threshold)
+    /// Checks that at least as many distinct members of the committee signed `digest` as it takes, and nobody else is listed.
+    pub fn verify(&self, digest: &B256, committee: &Committee) -> Result<(), CertificateError> {
+        if let Some(stranger) = self.0.iter().find(|approval| !committee.members.contains(&approval.validator)) {
+            return Err(CertificateError::NotInCommittee(stranger.validator));
+        }
+        self.check(committee)?;
+        self.check_signatures(digest)
     }
 
-    /// Checks that at least `threshold` distinct ones of these validators signed `digest`, and nobody else is listed.
-    pub fn verify_by(&self, digest: &B256, validators: &[Address], threshold: u16) -> Result<(), CertificateError> {
-        let need = usize::from(threshold);
-        if self.0.len() < need {
-            return Err(CertificateError::TooFew { have: self.0.len(), need });
-        }
+    /// Checks that each of these committees has signed `digest`, whoever else is listed.
+    pub fn verify_all<'a>(
+        &self,
+        digest: &B256,
+        committees: impl IntoIterator<Item = &'a Committee>,
+    ) -> Result<(), CertificateError> {
+        committees.into_iter().try_for_each(|committee| self.check(committee))?;
+        self.check_signatures(digest)
+    }
+
+    /// Whether enough of a committee are listed.
+    fn check(&self, committee: &Committee) -> Result<(), CertificateError> {
+        let need = usize::from(committee.threshold);
+        let have = self.0.iter().filter(|approval| committee.members.contains(&approval.validator)).count();
+        if have < need { Err(CertificateError::TooFew { have, need }) } else { Ok(()) }
+    }
+
+    fn check_signatures(&self, digest: &B256) -> Result<(), CertificateError> {
         let mut previous = None;
         for Approval { validator, signature } in &self.0 {
             if previous.is_some_and(|previous| previous >= *validator) {
                 return Err(CertificateError::Unsorted(*validator));
-            }
-            if !validators.contains(validator) {
-                return Err(CertificateError::NotInCommittee(*validator));
             }
             signature.verify(digest, *validator).map_err(|_| CertificateError::BadSignature(*validator))?;
             previous = Some(*validator);

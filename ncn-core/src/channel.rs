@@ -2,11 +2,13 @@
 
 mod batch;
 mod merkle;
+mod numbers;
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 use alloy_sol_types::{SolStruct as _, SolValue as _, eip712_domain};
-pub use batch::{Batch, BatchEntry, BatchError, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS};
+pub use batch::{Batch, BatchEntry, BatchError, CertifiedBatch, ChargeStart, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS};
 pub use merkle::{MerkleTree, verify_proof};
+pub use numbers::Numbers;
 use serde::{Deserialize, Serialize};
 
 use crate::{Amount, DynSigner, Message as _, Quote, Signature, SignatureError, TrustRoot, UnixTime, Voucher};
@@ -46,6 +48,8 @@ pub struct Channel {
     pub deposit: Amount,
     /// What it was charged; grows only.
     pub settled: Amount,
+    /// Which of its vouchers' numbers are over; they stay so.
+    pub numbers: Numbers,
     /// The last second in which it can be charged.
     pub expiry: UnixTime,
     /// False once the rest has gone back.
@@ -87,15 +91,16 @@ impl VoucherError {
 }
 
 impl SignedVoucher {
-    /// The client's promise to pay `quote` out of a channel that may then be charged `cumulative` altogether.
+    /// The client's promise to pay `quote`, the request of this number, out of a channel that may then be charged `cumulative` altogether.
     pub async fn sign(
         terms: ChannelParams,
         quote: &Quote,
+        number: u64,
         cumulative: Amount,
         trust: &TrustRoot,
         client: &DynSigner,
     ) -> Result<Self, SignatureError> {
-        let voucher = Voucher::new(&terms, quote, cumulative);
+        let voucher = Voucher::new(&terms, quote, number, cumulative);
         let signature = Signature::sign(&voucher.digest(&trust.channel_domain()), &**client).await?;
         Ok(Self { terms, voucher, signature })
     }
@@ -114,6 +119,7 @@ impl SignedVoucher {
             (voucher.channel == terms.id(), "channel", "is not the one of the terms"),
             (voucher.request_id == quote.request_id, "requestId", "is another request"),
             (voucher.quote == quote.struct_hash(), "quote", "is not the approved quote's struct hash"),
+            (voucher.committee == quote.committee, "committee", "is not the quote's"),
             (voucher.amount == quote.total, "amount", "is not the quote's total"),
             (voucher.cumulative >= voucher.amount, "cumulative", "is less than the request's own amount"),
         ];

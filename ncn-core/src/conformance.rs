@@ -22,8 +22,9 @@ pub use sandbox::{SandboxFixture, sandbox};
 pub use transport::{TransportFixture, transport};
 
 use crate::{
-    Amount, Approval, Confinement, Delivery, DynSigner, FeeSplit, FinishReason, InferenceRequest, InferenceResult, Message, Price,
-    QuorumCertificate, Quote, RequestId, Signed, TrustRoot, Unit, UnitPrice, Units, UnixTime, Usage,
+    Amount, Approval, Committee, Confinement, Delivery, DynSigner, Epoch, FeeSplit, FinishReason, InferenceRequest,
+    InferenceResult, Message, Price, QuorumCertificate, Quote, RequestId, Signed, TrustRoot, Unit, UnitPrice, Units, UnixTime,
+    Usage, trust::draw_of,
 };
 
 /// A rule of a port's contract that an implementation breaks.
@@ -88,9 +89,12 @@ fn key() -> DynSigner {
 }
 
 /// An order of this client, otherwise made up.
+/// The gateway's part in the draw of every committee of the suite.
+const SALT: B256 = B256::repeat_byte(0x5a);
+
 fn order(client: Address, subnet: B256, model_digest: B256, max_price: Amount, deadline: UnixTime) -> InferenceRequest {
-    let (input_hash, nonce) = (B256::repeat_byte(0x11), B256::from(rand_bytes()));
-    InferenceRequest { client, subnet, model_digest, input_hash, parameters: "{}".into(), max_price, deadline, nonce }
+    let (input_hash, nonce, draw) = (B256::repeat_byte(0x11), B256::from(rand_bytes()), draw_of(&SALT));
+    InferenceRequest { client, subnet, model_digest, input_hash, parameters: "{}".into(), max_price, deadline, nonce, draw }
 }
 
 /// Fresh keys are the suite's source of randomness.
@@ -98,9 +102,11 @@ fn rand_bytes() -> [u8; 32] {
     PrivateKeySigner::random().to_bytes().0
 }
 
-fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute: Address, total: Amount) -> Quote {
+fn quote(order: &InferenceRequest, epoch: &Epoch, gateway: Address, compute: Address, total: Amount) -> Quote {
+    let trust = &epoch.trust;
+    let request_id = order.digest(&trust.domain);
     Quote {
-        request_id: order.digest(&trust.domain),
+        request_id,
         client: order.client,
         gateway,
         compute,
@@ -111,6 +117,9 @@ fn quote(order: &InferenceRequest, trust: &TrustRoot, gateway: Address, compute:
         split: FeeSplit::default(),
         expiry: order.deadline,
         trust_root: trust.hash(),
+        epoch: epoch.since,
+        salt: SALT,
+        committee: trust.committee(&SALT, &request_id).struct_hash(),
     }
 }
 
@@ -157,8 +166,8 @@ async fn certificate(
     count: usize,
 ) -> QuorumCertificate {
     let digest = message.digest(&trust.domain);
-    let committee = trust.committee(request_id);
-    let judges = validators.iter().filter(|validator| committee.contains(&validator.address())).take(count);
+    let Committee { members, .. } = trust.committee(&SALT, request_id);
+    let judges = validators.iter().filter(|validator| members.contains(&validator.address())).take(count);
     let mut approvals = Vec::new();
     for judge in judges {
         approvals.push(Approval::sign(&digest, &**judge).await.expect("a local key signs"));

@@ -1,6 +1,6 @@
 //! The ports for money, by who calls them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
@@ -8,8 +8,9 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Channel, ChannelClose, ChannelParams, Completion, Delivery, DeliveryError, DynSigner, Message as _,
-    PaymentAuthorization, QuorumCertificate, Quote, Receipt, RequestId, Signature, SignedVoucher, TrustRoot, UnixTime,
+    Amount, Channel, ChannelClose, ChannelParams, Committee, Completion, Delivery, DeliveryError, DynSigner, Message as _,
+    PaymentAuthorization, QuorumCertificate, Quote, Receipt, RequestId, Signature, SignedVoucher, TrustHistory, TrustRoot,
+    UnixTime,
     channel::{CertifiedBatch, VoucherError},
 };
 
@@ -150,6 +151,8 @@ impl fmt::Display for PaymentStatus {
 pub struct Settlement {
     /// What was paid.
     pub quote: Quote,
+    /// Who judges it.
+    pub committee: Committee,
     /// What the compute nodes have given.
     pub delivery: Delivery,
     /// What the validators approved of it.
@@ -163,9 +166,14 @@ impl Settlement {
     ///
     /// # Errors
     /// When the delivery is not one for the quote.
-    pub fn new(quote: Quote, delivery: Delivery, certificate: QuorumCertificate) -> Result<Self, DeliveryError> {
+    pub fn new(
+        quote: Quote,
+        committee: Committee,
+        delivery: Delivery,
+        certificate: QuorumCertificate,
+    ) -> Result<Self, DeliveryError> {
         let completion = delivery.completion(&quote)?;
-        Ok(Self { quote, delivery, completion, certificate })
+        Ok(Self { quote, committee, delivery, completion, certificate })
     }
 }
 
@@ -298,8 +306,16 @@ pub trait PaymentLedger: Send + Sync {
     /// Whose transactions are sent.
     fn account(&self) -> Address;
 
-    /// The network's domain, validators, quorum and treasury, as the chain has them now.
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+    /// The network's domain, treasury, validators and quorum, as the chain has them, and had them; read at `epoch` or later.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unreachable`] when the chain is not so far yet.
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError>;
+
+    /// The network as it is now.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.trust(0).await?.current().trust.clone())
+    }
 
     /// An account's tokens.
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError>;
@@ -341,8 +357,17 @@ pub trait Payer: Send + Sync {
     /// Who pays.
     fn account(&self) -> Address;
 
-    /// The network's domain, validators, quorum and treasury: as the chain has them now, or as the payer was told to trust them.
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+    /// The network's domain, treasury, validators and quorum: as the chain has them, and had them, read at `epoch` or later; or as the payer
+    /// was told to trust them.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unreachable`] when the chain is not so far yet.
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError>;
+
+    /// The network as it is now.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.trust(0).await?.current().trust.clone())
+    }
 
     /// The time that decides about a quote's expiry.
     async fn now(&self) -> Result<UnixTime, LedgerError>;
@@ -372,8 +397,16 @@ pub trait Payer: Send + Sync {
 /// channel's client and gateway.
 #[async_trait]
 pub trait ChainView: Send + Sync {
-    /// The network's domain, validators, quorum and treasury, as the chain has them now.
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError>;
+    /// The network's domain, treasury, validators and quorum, as the chain has them, and had them; read at `epoch` or later.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unreachable`] when the chain is not so far yet.
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError>;
+
+    /// The network as it is now.
+    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
+        Ok(self.trust(0).await?.current().trust.clone())
+    }
 
     /// The chain's time.
     async fn now(&self) -> Result<UnixTime, LedgerError>;
@@ -386,9 +419,6 @@ pub trait ChainView: Send + Sync {
 
     /// The root of the batch that charged a channel from `settled_before` on, when one has.
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError>;
-
-    /// Whether an account has something at stake as a validator, active or leaving.
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError>;
 
     /// Who has created a subnet, and paid for it.
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError>;

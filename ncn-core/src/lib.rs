@@ -45,7 +45,7 @@ pub mod trust;
 pub mod validation;
 pub mod value;
 
-pub use alloy_primitives::{Address, B256};
+pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::Amount;
 pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
@@ -60,7 +60,7 @@ pub use ledger::{
 };
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
+    CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion, CompletionAuthorization,
     Contribution, Deregistration, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord,
     NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel,
     TaskCapability, Voucher,
@@ -78,9 +78,10 @@ pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};
 pub use task::{Step, StepTiming, TaskEvent, TaskStatus};
 pub use tensor::{DataType, Tensor, TensorError};
 pub use transport::{
-    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Transport, TransportError, TransportExt, Update,
+    ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Ticket, Transport, TransportError, TransportExt,
+    Update,
 };
-pub use trust::TrustRoot;
+pub use trust::{Epoch, TrustHistory, TrustRoot};
 pub use value::{Value, Values};
 
 /// The id of a request: the EIP-712 digest of its [`InferenceRequest`].

@@ -78,8 +78,10 @@ pub struct InferenceRequest {
     pub max_price: Amount,
     /// When the client stops waiting; no quote may outlive it.
     pub deadline: UnixTime,
-    /// Makes two otherwise equal orders different; random.
+    /// Makes two otherwise equal orders different; random, also so that the gateway cannot know who will judge when it chooses its salt.
     pub nonce: B256,
+    /// [`crate::trust::draw_of`] the salt that the gateway has chosen for this order: see [`crate::transport::Ticket`].
+    pub draw: B256,
 }
 
 /// What the validators approve in preprocessing and the client's escrow commits to.
@@ -106,8 +108,24 @@ pub struct Quote {
     pub split: FeeSplit,
     /// Until when the escrow can be settled; from the next second on it can be refunded.
     pub expiry: UnixTime,
-    /// [`crate::TrustRoot::hash`] of the validators that judge this request.
+    /// [`crate::TrustRoot::hash`] of the network whose validators judge this request.
     pub trust_root: B256,
+    /// Since when the network has been so, by the chain's time.
+    pub epoch: UnixTime,
+    /// What the order's `draw` is of.
+    pub salt: B256,
+    /// Struct hash of the [`Committee`] that judges the request, from beginning to end: see [`crate::TrustRoot::committee`].
+    pub committee: B256,
+}
+
+/// The validators that judge a request, and how many of them it takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Committee {
+    /// M: how many approvals make a certificate.
+    pub threshold: u16,
+    /// Ascending.
+    pub members: Vec<Address>,
 }
 
 /// A compute node's word on what it ran.

@@ -166,6 +166,9 @@ mod tests {
             split,
             expiry: 0,
             trust_root: B256::ZERO,
+            epoch: 0,
+            salt: B256::ZERO,
+            committee: B256::ZERO,
         }
     }
 

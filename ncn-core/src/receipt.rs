@@ -232,8 +232,9 @@ impl Receipt {
             payment.verify(&self.quote, trust)?;
         }
         let certificate = |phase| move |source| ReceiptError::Certificate { phase, source };
-        self.preprocessing.verify(&self.quote.digest(domain), &request_id, trust).map_err(certificate("preprocessing"))?;
-        self.approvals.verify(&self.completion.digest(domain), &request_id, trust).map_err(certificate("completion"))?;
+        let committee = self.quote.committee_of(trust)?;
+        self.preprocessing.verify(&self.quote.digest(domain), &committee).map_err(certificate("preprocessing"))?;
+        self.approvals.verify(&self.completion.digest(domain), &committee).map_err(certificate("completion"))?;
 
         let paid = PayoutSchedule::new(&self.quote, &self.completion, &self.approvals.validators(), trust.treasury)?;
         if paid != self.payments {
@@ -249,7 +250,6 @@ impl Receipt {
         {
             return Err(ReceiptError::NoTransaction);
         }
-        self.quote.is_of(self.trust_root.hash())?;
         for result in &self.delivery.results {
             result.message.fits(&self.request.message, &self.quote)?;
         }

@@ -8,8 +8,9 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, CompletionAuthorization, Delivery, DeliveryError, Deregistration, ErrorKind, Heartbeat, InferenceRequest, NodeRecord,
-    NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
+    Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, ErrorKind, Heartbeat, InferenceRequest,
+    NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch,
+    message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -79,15 +80,10 @@ pub struct CompletionRequest {
 pub struct BatchRequest {
     /// The requests, and what settles them.
     pub batch: Batch,
+    /// The committees of the vouchers that the channels are charged by: each of them has to approve it.
+    pub committees: Vec<Committee>,
     /// The gateway's word that it wants this settled, under the channels' domain.
     pub request: Signed<SettlementRequest>,
-}
-
-impl BatchRequest {
-    /// Whose committee judges it: the gateway's, always the same, so that who judges a batch has judged those before it.
-    pub fn committee_id(&self) -> B256 {
-        self.request.message.gateway.into_word()
-    }
 }
 
 /// Why the registry does not answer, or a validator does not approve.

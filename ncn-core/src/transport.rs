@@ -12,6 +12,21 @@ use crate::{
     Signed, TaskCapability, TaskEvent, TaskStatus, TrustRoot, Units, Values, price::PriceOverflow,
 };
 
+/// A gateway's part in the draw of one order's committee. The gateway keeps to it: it gave `draw` before it saw the order, and shows the
+/// salt that this is [`crate::trust::draw_of`] with the quote. The client makes an order of it that it could not have made for a certain
+/// committee: it does not know the salt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ticket {
+    /// By which the gateway finds the salt again.
+    pub id: B256,
+    /// For [`InferenceRequest::draw`].
+    pub draw: B256,
+}
+
+/// The most tickets that are given at once.
+pub const MAX_TICKETS: u32 = 64;
+
 /// A signed order and what to run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {
@@ -19,6 +34,8 @@ pub struct Submission {
     pub request: Signed<InferenceRequest>,
     /// Hashes to the order's `input_hash`.
     pub inputs: Values,
+    /// The [`Ticket`] that the order's `draw` is from.
+    pub ticket: B256,
 }
 
 /// How a client has paid, or how it can be made to pay.
@@ -179,7 +196,7 @@ impl TransportError {
 /// A client's way to one gateway. The gateway itself implements it, and so does the client of each wire.
 ///
 /// # For the user
-/// 1. [`submit`](Self::submit) a signed order; the status that comes back says what to pay ([`TaskStatus::quote`]).
+/// 1. [`submit`](Self::submit) a signed order, made with a [ticket](Self::tickets); the status that comes back says what to pay ([`TaskStatus::quote`]).
 /// 2. Pay on chain, then [`confirm_payment`](Self::confirm_payment) so that the gateway need not discover the payment by itself.
 /// 3. Follow [`updates`](Self::updates) until the last one, and verify its receipt.
 ///
@@ -193,7 +210,14 @@ impl TransportError {
 /// - `cancel` of a request that is already paid leads to a refund or to the result, never to both.
 #[async_trait]
 pub trait Transport: Send + Sync {
+    /// Tickets for orders, each for one and for a few minutes: `count` of them, at most [`MAX_TICKETS`].
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError>;
+
     /// Places an order.
+    ///
+    /// # Errors
+    /// [`TransportError::InvalidRequest`] that names `request.draw` when its ticket is not the gateway's, was used, or is too old: take
+    /// another.
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError>;
 
     /// Says that the order is paid.

@@ -6,15 +6,17 @@ use alloy_primitives::Address;
 
 use crate::{
     BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet, TrustRoot,
-    UnixTime,
+    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet,
+    TrustHistory, TrustRoot, UnixTime,
     agreement::Mismatch,
-    channel::{BatchEntry, VoucherError},
+    channel::{Batch, BatchEntry, VoucherError},
     price::MAX_UNITS,
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
 pub const MAX_ESCROW_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// How long a quote may name a network as it was before the last change, in seconds: parties see the chain at different times.
+pub const MAX_EPOCH_AGE: u64 = 60;
 /// The most bytes that a request's parameters may have.
 pub const MAX_PARAMETERS: usize = 16 << 10;
 
@@ -22,7 +24,7 @@ pub const MAX_PARAMETERS: usize = 16 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct ValidationContext<'a> {
     /// The network.
-    pub trust: &'a TrustRoot,
+    pub trust: &'a TrustHistory,
     /// The subnet of the request.
     pub subnet: &'a Subnet,
     /// The live records of the request's compute nodes, as far as they are live.
@@ -59,6 +61,9 @@ pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(
 pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
     terms(&order.message, quote, context)?;
+    if !context.trust.is_recent(quote, MAX_EPOCH_AGE) {
+        return refuse("quote.epoch: others judge since then, for too long: quote again");
+    }
     if context.now >= quote.expiry {
         return refuse("quote.expiry: is in the past");
     }
@@ -87,11 +92,12 @@ pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) 
     let CompletionRequest { request: order, quote, delivery, voucher, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
-    quote.fits(order, &order.digest(&context.trust.domain))?;
+    let network = &context.trust.current().trust;
+    quote.fits(order, &order.digest(&network.domain))?;
     terms(order, quote, context)?;
-    delivery.verify(&context.trust.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
+    delivery.verify(&network.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
     if let Some(voucher) = voucher {
-        voucher.verify(quote, context.trust).map_err(|error| RegistryError::Refused(error.to_string()))?;
+        voucher.verify(quote, network).map_err(|error| RegistryError::Refused(error.to_string()))?;
     }
     for result in &delivery.results {
         let result = &result.message;
@@ -112,10 +118,13 @@ pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) 
 /// Judges a batch by what it says of itself and its gateway's signature, but not its requests' signatures
 /// ([`crate::channel::BatchEntry::verify`]), nor whether any of them has been settled before, which the caller knows.
 pub fn settlement(request: &BatchRequest, trust: &TrustRoot) -> Result<(), RegistryError> {
-    let BatchRequest { batch, request } = request;
+    let BatchRequest { batch, committees, request } = request;
     let gateway = request.message.gateway;
     if request.message.settlement != batch.settlement.struct_hash() {
         return refuse("request.settlement: is another one");
+    }
+    if committees.len() != batch.settlement.charges.len() {
+        return refuse("committees: there has to be one for each charge, in their order");
     }
     let own = |entry: &BatchEntry| entry.quote.gateway == gateway && entry.payment.terms.gateway == gateway;
     if !batch.entries.iter().all(own) {
@@ -125,12 +134,17 @@ pub fn settlement(request: &BatchRequest, trust: &TrustRoot) -> Result<(), Regis
     batch.check(trust.treasury).map_err(|error| RegistryError::Refused(error.to_string()))
 }
 
-/// Judges what a settlement charges a channel by what the chain holds of it.
-pub fn charge(charge: &ChannelCharge, channel: Option<&Channel>, now: UnixTime) -> Result<(), RegistryError> {
+/// Judges what a batch charges a channel by what the chain holds of it: none of its requests has been settled before.
+pub fn charge(batch: &Batch, charge: &ChannelCharge, channel: Option<&Channel>, now: UnixTime) -> Result<(), RegistryError> {
     let id = charge.channel;
     let Some(channel) = channel else { return refuse(format!("channel {id}: was never opened")) };
-    let Channel { deposit, settled, expiry, open } = *channel;
+    let Channel { deposit, settled, numbers, expiry, open } = *channel;
+    let vouchers = batch.entries.iter().map(|entry| &entry.payment.voucher);
+    if let Some(settled) = vouchers.filter(|voucher| voucher.channel == id).find(|voucher| numbers.contains(voucher.number)) {
+        return refuse(format!("request {}: its number {} was settled or given up before", settled.request_id, settled.number));
+    }
     let checks = [
+        (charge.numbers.covers(&numbers), "has numbers that are over and would not be".to_owned()),
         (open, "is closed".to_owned()),
         (settled == charge.settled_before, format!("was charged {settled}, not {}", charge.settled_before)),
         (charge.settled_after <= deposit, format!("has {deposit}, not {}", charge.settled_after)),
@@ -187,7 +201,7 @@ fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_
         return refuse("request.modelDigest: the subnet does not offer this model");
     };
     quote.fits(order, &quote.request_id)?;
-    quote.is_of(context.trust.hash())?;
+    context.trust.of(quote)?;
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),
         (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),

@@ -19,12 +19,12 @@ use async_trait::async_trait;
 use ncn_client::{Backoff, unix_now};
 use ncn_core::{
     Address, Amount, Attestors, BatchSettler, Channel, ChannelParams, DynSigner, LedgerError, PaymentAuthorization, PaymentChanges,
-    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, SignedVoucher, TrustRoot,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, SignedVoucher, TrustHistory, UnixTime,
     channel::BatchEntry,
     ledger::{closable, sign_close},
 };
 use records::Change;
-use state::{ChannelState, Closing, Hold, Limits, Stage};
+use state::{ChannelState, Closing, Hold, Judged, Limits, Stage};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -275,8 +275,8 @@ impl PaymentLedger for ChannelProcessor {
         self.0.ledger.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.0.chain.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.0.chain.trust(epoch).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -291,12 +291,15 @@ impl PaymentLedger for ChannelProcessor {
         if payment.terms.gateway != self.account() {
             return Err(LedgerError::NotAllowed("voucher.channel: is with another gateway".into()));
         }
+        let history = self.0.chain.trust(quote.epoch).await?;
+        let (network, judges) = history.of(quote).map_err(|mismatch| LedgerError::NotAllowed(mismatch.to_string()))?;
         match self.hold(quote.request_id).await? {
             // The signature of a voucher that is held has been checked.
             Some(hold) if hold.payment == *payment => payment.matches(quote)?,
-            _ => payment.verify(quote, &self.0.chain.trust_root().await?)?,
+            _ => payment.verify(quote, &network)?,
         }
-        let found = self.look_up(payment, quote).await?;
+        let payment = &Judged { payment: *payment, judges };
+        let found = self.look_up(&payment.payment, quote).await?;
         let options = &self.0.options;
         let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
         let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
@@ -309,7 +312,7 @@ impl PaymentLedger for ChannelProcessor {
                 Ok(((), Change { accounts: vec![account], holds: vec![hold], ..Change::default() }))
             })
             .await?;
-        Ok((*payment).into())
+        Ok(payment.payment.into())
     }
 
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
@@ -327,7 +330,7 @@ impl PaymentLedger for ChannelProcessor {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
-        let Settlement { quote, delivery, completion, certificate } = settlement;
+        let Settlement { quote, delivery, completion, certificate, .. } = settlement;
         let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.settle(settlement).await };
         hold.payment.matches(quote)?;
         let (delivery, certificate) = (delivery.clone(), certificate.clone());

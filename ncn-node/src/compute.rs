@@ -90,8 +90,9 @@ impl ComputeNode {
         let invalid = |problem: &str| Err(ComputeError::InvalidTask(problem.to_owned()));
         let fits = quote.fits(order, &order.digest(&self.domain)).and_then(|()| order.fits_inputs(&task.inputs));
         fits.map_err(|mismatch| ComputeError::InvalidTask(mismatch.to_string()))?;
+        let history = self.ledger.trust(quote.epoch).await.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
+        let (trust, _) = history.of(quote).map_err(|mismatch| ComputeError::InvalidTask(mismatch.to_string()))?;
         if let Some(voucher) = &task.voucher {
-            let trust = self.ledger.trust_root().await.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
             voucher.verify(quote, &trust).map_err(|error| ComputeError::InvalidTask(error.to_string()))?;
         }
         let mut looks = 0;

@@ -16,6 +16,7 @@ mod redemption;
 mod serve;
 mod served;
 mod task;
+mod tickets;
 
 use std::{
     collections::HashMap,
@@ -30,13 +31,16 @@ use ncn_core::{
     Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Manifest, Message as _, Model,
     ModelInfo, NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry,
     RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
-    UnixTime, transport::Updates, validation,
+    UnixTime,
+    transport::{Ticket, Updates},
+    validation,
 };
 use nodes::Nodes;
 #[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
 use served::Served;
 use task::Task;
+use tickets::Tickets;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
@@ -100,6 +104,7 @@ pub struct Gateway {
     options: GatewayOptions,
     nodes: Nodes,
     served: Served,
+    tickets: Tickets,
     tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
     redemptions: redemption::Redemptions,
     /// Ends every driver, and the task that follows chain and registry.
@@ -179,14 +184,15 @@ impl Gateway {
             options,
             nodes,
             served: Served::default(),
+            tickets: Tickets::new(),
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
             stopped: CancellationToken::new(),
             this: this.clone(),
         });
-        for (submission, events) in kept {
+        for (submission, salt, events) in kept {
             let request_id = submission.request.message.digest(&domain);
-            let task = Task::recover(request_id, submission, events);
+            let task = Task::recover(request_id, submission, salt, events);
             gateway.tasks().insert(request_id, task.clone());
             driver::spawn(&gateway, task);
         }
@@ -327,7 +333,8 @@ impl Gateway {
         if tasks.len() >= self.options.max_tasks {
             return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
         }
-        let task = Task::new(request_id, submission);
+        let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
+        let task = Task::new(request_id, submission, salt);
         tasks.insert(request_id, task.clone());
         driver::spawn(&this, task.clone());
         Ok(task)
@@ -336,6 +343,10 @@ impl Gateway {
 
 #[async_trait]
 impl Transport for Gateway {
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError> {
+        self.tickets.issue(count)
+    }
+
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let request_id = submission.request.message.digest(&self.domain);
         let known = self.tasks().get(&request_id).cloned();

@@ -1,13 +1,12 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
-mod record;
 #[cfg(feature = "grpc")]
 mod serve;
 mod subnets;
 mod validator;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,9 +21,9 @@ use futures::{
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Approval, Attestors, BatchRequest, ChainView, CompletionRequest, Deregistration, Directory, Domain, Heartbeat, Message as _,
-    NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, RegistryError, Signed, Subnet,
-    TrustRoot, Validator,
+    Approval, Attestors, BatchRequest, ChainView, Committee, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
+    Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, Signed,
+    Subnet, TrustHistory, UnixTime, Validator,
     membership::{Membership, MembershipLimits, SharedMembership},
     validation,
 };
@@ -68,21 +67,22 @@ impl RegistryNode {
 
     /// The same, calling validators in another way.
     pub async fn with_dial(ledger: Arc<dyn ChainView>, dial: Box<Dial>) -> Result<Self, RegistryError> {
-        let domain = trust_root(&*ledger).await?.domain;
+        let domain = trust(&*ledger, 0).await?.current().trust.domain;
         let membership = SharedMembership::new(Membership::new(domain, MembershipLimits::default()));
         let subnets = Subnets::new(ledger.clone());
         Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial })
     }
 
-    /// The request's committee: those of it that are live, by their record.
-    fn committee(&self, trust: &TrustRoot, request_id: &B256) -> Vec<Arc<dyn Validator>> {
+    /// The members of these committees that are live, by their record.
+    fn members(&self, committees: &[Committee]) -> Vec<Arc<dyn Validator>> {
+        let members: BTreeSet<Address> = committees.iter().flat_map(|committee| committee.members.iter().copied()).collect();
         let now = unix_now();
         let records: Vec<_> = self.membership.read(|membership| {
             let record = |validator: Address| {
                 let query = NodeQuery { role: Some(NodeRole::Validator), node: Some(validator), ..NodeQuery::default() };
                 membership.discover(&query, now).pop()
             };
-            trust.committee(request_id).into_iter().filter_map(record).collect()
+            members.into_iter().filter_map(record).collect()
         });
         records.iter().filter_map(|record| self.validator(&record.message)).collect()
     }
@@ -107,11 +107,10 @@ impl RegistryNode {
         }
     }
 
-    /// Asks the committee in parallel; the first M good approvals win.
+    /// Asks the members of these committees in parallel, until M of each have approved.
     async fn certify<A>(
         &self,
-        trust: &TrustRoot,
-        request_id: &B256,
+        committees: &[Committee],
         digest: B256,
         timeout: Duration,
         ask: A,
@@ -119,36 +118,45 @@ impl RegistryNode {
     where
         A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
     {
-        let need = usize::from(trust.threshold);
-        let asked = self.committee(trust, request_id).into_iter().map(|validator| {
-            let (address, answer) = (validator.address(), ask(validator));
-            async move { (address, tokio::time::timeout(timeout, answer).await) }
-        });
-        let mut answers: FuturesUnordered<_> = asked.collect();
-        let mut approvals: Vec<Approval> = Vec::with_capacity(need);
+        let asked = self.members(committees);
+        let mut waiting: BTreeSet<Address> = asked.iter().map(|validator| validator.address()).collect();
+        let mut answers: FuturesUnordered<_> = asked
+            .into_iter()
+            .map(|validator| {
+                let (address, answer) = (validator.address(), ask(validator));
+                async move { (address, tokio::time::timeout(timeout, answer).await) }
+            })
+            .collect();
+        let mut approvals: BTreeMap<Address, Approval> = BTreeMap::new();
         let mut reasons = Vec::new();
         while let Some((validator, answer)) = answers.next().await {
+            waiting.remove(&validator);
             match answer {
                 // A signature is checked as it comes: a bad one must not keep a good one from counting.
                 Ok(Ok(approval)) if approval.validator != validator || approval.signature.verify(&digest, validator).is_err() => {
                     reasons.push(format!("{validator}: its approval is not its signature"));
                 }
-                Ok(Ok(approval)) => approvals.push(approval),
+                Ok(Ok(approval)) => {
+                    approvals.insert(validator, approval);
+                }
                 Ok(Err(error)) => reasons.push(format!("{validator}: {error}")),
                 Err(_) => reasons.push(format!("{validator}: no answer in {timeout:?}")),
             }
-            if approvals.len() == need {
-                return Ok(QuorumCertificate::new(approvals));
+            if committees.iter().all(|committee| short(committee, |member| approvals.contains_key(member)).is_none()) {
+                return Ok(QuorumCertificate::new(approvals.into_values().collect()));
             }
             // Whoever has not answered yet could not make it enough any more.
-            if approvals.len() + answers.len() < need {
+            let hopes = |member: &Address| approvals.contains_key(member) || waiting.contains(member);
+            if committees.iter().any(|committee| short(committee, hopes).is_some()) {
                 break;
             }
         }
         if reasons.is_empty() {
             reasons.push("no validators of the committee are registered".into());
         }
-        Err(RegistryError::TooFewApprovals { have: approvals.len(), need, reasons: reasons.join("; ") })
+        let missing = committees.iter().find_map(|committee| short(committee, |member| approvals.contains_key(member)));
+        let (have, need) = missing.unwrap_or_default();
+        Err(RegistryError::TooFewApprovals { have, need, reasons: reasons.join("; ") })
     }
 }
 
@@ -158,8 +166,15 @@ fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
     Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))
 }
 
-async fn trust_root(ledger: &dyn ChainView) -> Result<TrustRoot, RegistryError> {
-    ledger.trust_root().await.map_err(|error| RegistryError::Unreachable(error.to_string()))
+/// How many of a committee are in, and how many have to be, when that is more.
+fn short(committee: &Committee, is_in: impl Fn(&Address) -> bool) -> Option<(usize, usize)> {
+    let (have, need) = (committee.members.iter().filter(|member| is_in(member)).count(), usize::from(committee.threshold));
+    (have < need).then_some((have, need))
+}
+
+/// Who judges when, read at this epoch or later.
+async fn trust(ledger: &dyn ChainView, epoch: UnixTime) -> Result<Arc<TrustHistory>, RegistryError> {
+    ledger.trust(epoch).await.map_err(|error| RegistryError::Unreachable(error.to_string()))
 }
 
 #[async_trait]
@@ -205,39 +220,40 @@ impl Attestors for RegistryNode {
     #[tracing::instrument(name = "registry.preprocessing", skip_all, fields(request = %request.quote.request_id))]
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.domain)?;
-        let trust = trust_root(&*self.ledger).await?;
-        let Quote { request_id, .. } = request.quote;
+        let (_, committee) = trust(&*self.ledger, request.quote.epoch).await?.of(&request.quote)?;
         let digest = request.quote.digest(&self.domain);
         let request = Arc::new(request);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();
             Box::pin(async move { validator.preprocessing(&request).await })
         };
-        self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
+        self.certify(&[committee], digest, VALIDATOR_TIMEOUT, ask).await
     }
 
     #[tracing::instrument(name = "registry.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let completion = validation::authorization(&request, &self.domain)?;
-        let trust = trust_root(&*self.ledger).await?;
-        let (request_id, digest) = (completion.request_id, completion.digest(&self.domain));
+        let (_, committee) = trust(&*self.ledger, request.quote.epoch).await?.of(&request.quote)?;
+        let digest = completion.digest(&self.domain);
         let request = Arc::new(request);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();
             Box::pin(async move { validator.completion(&request).await })
         };
-        self.certify(&trust, &request_id, digest, VALIDATOR_TIMEOUT, ask).await
+        self.certify(&[committee], digest, VALIDATOR_TIMEOUT, ask).await
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
-        let trust = trust_root(&*self.ledger).await?;
+        let history = trust(&*self.ledger, 0).await?;
+        let trust = &history.current().trust;
         // Whoever is not the gateway does not make validators check thousands of signatures.
-        validation::settlement(&request, &trust)?;
-        let (committee, digest) = (request.committee_id(), request.batch.settlement.digest(&trust.channel_domain()));
+        validation::settlement(&request, trust)?;
+        let digest = request.batch.settlement.digest(&trust.channel_domain());
+        let committees = request.committees.clone();
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();
             Box::pin(async move { validator.settlement(&request).await })
         };
-        self.certify(&trust, &committee, digest, SETTLEMENT_TIMEOUT, ask).await
+        self.certify(&committees, digest, SETTLEMENT_TIMEOUT, ask).await
     }
 }

@@ -26,12 +26,14 @@ impl State {
 }
 
 impl PayerChannel {
-    /// Takes in what the chain holds of the channel. What it has charged, the client has signed: the contract has checked that. When it
-    /// has charged all that was promised, or the channel is closed, no request is in flight any more.
+    /// Takes in what the chain holds of the channel. What it has charged, the client has signed: the contract has checked that. A request
+    /// whose number is over is not in flight any more, nor is any once all that was promised is charged or the channel is closed.
     pub fn reconcile(&self, chain: &Channel) -> Result<(), LedgerError> {
         let unchanged = {
             let state = self.lock();
-            chain.open && (chain.settled < state.bound() || state.held.is_empty() && chain.settled == state.spent)
+            let some_is_over = state.held.values().any(|payment| chain.numbers.contains(payment.voucher.number));
+            let less = chain.settled < state.bound() || state.held.is_empty() && chain.settled == state.spent;
+            chain.open && less && !some_is_over && chain.numbers.end() <= state.next
         };
         if unchanged {
             return Ok(());
@@ -54,6 +56,14 @@ impl PayerChannel {
                     state.spent = [state.spent, payment.voucher.amount].into_iter().sum();
                 }
             }
+            // What one cost that has no receipt is in what the chain has charged. Should that leave too little for others that the chain does
+            // not know of yet, the gateway says so: see `renew`.
+            state.next = state.next.max(chain.numbers.end());
+            let over: Vec<_> = state.held.extract_if(|_, payment| chain.numbers.contains(payment.voucher.number)).collect();
+            for (_, payment) in over {
+                state.end(&payment);
+                state.spent = state.spent.max(chain.settled);
+            }
             Ok(())
         })
     }
@@ -68,8 +78,8 @@ impl PayerChannel {
         signer: &DynSigner,
     ) -> Result<Option<SignedVoucher>, LedgerError> {
         let request_id = quote.request_id;
-        let Some(cumulative) = self.admit(quote, needed)? else { return Ok(None) };
-        let signed = SignedVoucher::sign(self.terms, quote, cumulative, trust, signer).await;
+        let Some((number, cumulative)) = self.admit(quote, needed)? else { return Ok(None) };
+        let signed = SignedVoucher::sign(self.terms, quote, number, cumulative, trust, signer).await;
         let payment = signed.map_err(|error| LedgerError::NotAllowed(format!("key: {error}")))?;
         self.change(|state| {
             state.held.insert(request_id, payment);
@@ -77,17 +87,18 @@ impl PayerChannel {
         })
     }
 
-    /// Counts as spent what the gateway says it has charged or reserved beside this request; returns what a voucher then has to allow.
-    fn admit(&self, quote: &Quote, needed: Amount) -> Result<Option<Amount>, LedgerError> {
-        let refused = match self.lock().held.get(&quote.request_id) {
-            Some(payment) => payment.voucher.cumulative,
+    /// Counts as spent what the gateway says it has charged or reserved beside this request; returns the request's number, and what a voucher
+    /// then has to allow.
+    fn admit(&self, quote: &Quote, needed: Amount) -> Result<Option<(u64, Amount)>, LedgerError> {
+        let (number, refused) = match self.lock().held.get(&quote.request_id) {
+            Some(payment) => (payment.voucher.number, payment.voucher.cumulative),
             None => return Ok(None),
         };
         self.change(|state| {
             let others = state.bound().checked_sub(quote.total).unwrap_or_default();
             let claimed = needed.checked_sub(quote.total).unwrap_or_default();
             state.raise(claimed.min(state.signed_without(quote.request_id)), others);
-            let signing = *self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+            let signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner).total;
             let cumulative = Amount::checked_sum([state.bound(), signing]);
             let enough = cumulative.filter(|cumulative| *cumulative > refused && *cumulative >= needed);
             match enough {
@@ -95,7 +106,7 @@ impl PayerChannel {
                     let problem = format!("has {}, {cumulative} are needed: top it up", state.deposit);
                     Err(LedgerError::Channel { channel: self.terms.id(), problem })
                 }
-                enough => Ok(enough),
+                enough => Ok(enough.map(|cumulative| (number, cumulative))),
             }
         })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use alloy_signer_local::PrivateKeySigner;
 use ncn_core::{
     Address, Amount, B256, Channel, ChannelParams, Domain, DynSigner, FeeSplit, LedgerError, Price, Quote, TrustRoot, Units,
+    channel::Numbers,
 };
 
 use super::PayerChannel;
@@ -47,6 +48,9 @@ impl Scene {
             split: FeeSplit::default(),
             expiry: 1_000,
             trust_root: self.trust.hash(),
+            epoch: 0,
+            salt: B256::ZERO,
+            committee: B256::ZERO,
         }
     }
 
@@ -61,7 +65,7 @@ impl Scene {
 }
 
 fn charged(settled: u128, open: bool) -> Channel {
-    Channel { deposit: DEPOSIT, settled: Amount::new(settled), expiry: EXPIRY, open }
+    Channel { deposit: DEPOSIT, settled: Amount::new(settled), numbers: Numbers::default(), expiry: EXPIRY, open }
 }
 
 #[tokio::test]
@@ -92,7 +96,8 @@ async fn who_pays_an_ended_request_again_signs_nothing_more() {
     assert_eq!(scene.channel.sums(), sums);
     // One that the chain says is charged is ended, too.
     scene.pay(&next).await;
-    let chain = Channel { deposit: sums.deposit, settled: Amount::new(15), expiry: sums.expiry, open: true };
+    let chain =
+        Channel { deposit: sums.deposit, settled: Amount::new(15), numbers: Numbers::default(), expiry: sums.expiry, open: true };
     scene.channel.reconcile(&chain).unwrap();
     assert_eq!((scene.pay(&next).await, scene.channel.sums().spent), (Amount::new(15), Amount::new(15)));
     assert!(scene.channel.sums().reserved.is_zero());
@@ -133,6 +138,47 @@ async fn what_the_chain_has_charged_is_spent() {
     // Once it is closed, nothing can be charged any more.
     scene.channel.reconcile(&charged(50, false)).unwrap();
     assert_eq!(scene.channel.sums().reserved, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn a_request_whose_number_is_over_is_not_in_flight() {
+    let scene = Scene::new();
+    let quotes: Vec<_> = (0..3).map(|_| scene.quote(10)).collect();
+    for (number, quote) in quotes.iter().enumerate() {
+        let payment = scene.channel.pay(quote, &scene.trust, &scene.signer).await.unwrap();
+        assert_eq!(payment.voucher.number, number as u64);
+    }
+    // The second one was charged, at less than it could have cost.
+    let numbers = Numbers::default().with([1], []);
+    scene.channel.reconcile(&Channel { numbers, ..charged(6, true) }).unwrap();
+    assert!(scene.channel.in_flight().iter().all(|request| *request != quotes[1].request_id));
+    let sums = scene.channel.sums();
+    assert_eq!((scene.channel.in_flight().len(), sums.spent, sums.reserved), (2, Amount::new(6), Amount::new(20)));
+    // Another program has used the channel, or the file is a backup: numbers that are over are not taken again.
+    let numbers = numbers.with([7], []);
+    scene.channel.reconcile(&Channel { numbers, ..charged(16, true) }).unwrap();
+    let payment = scene.channel.pay(&scene.quote(1), &scene.trust, &scene.signer).await.unwrap();
+    assert_eq!(payment.voucher.number, 8);
+}
+
+#[tokio::test]
+async fn each_number_is_one_requests_across_restarts_and_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("channel.json");
+    let mut scene = Scene::new();
+    let mut numbers = std::collections::BTreeSet::new();
+    scene.channel = PayerChannel::create(&path, *scene.channel.terms(), DEPOSIT, EXPIRY).unwrap();
+    for _ in 0..3 {
+        let quotes: Vec<_> = (0..4).map(|_| scene.quote(1)).collect();
+        let paid = quotes.iter().map(|quote| scene.channel.pay(quote, &scene.trust, &scene.signer));
+        for payment in futures::future::try_join_all(paid).await.unwrap() {
+            assert!(numbers.insert(payment.voucher.number), "{}", payment.voucher.number);
+        }
+        let in_memory = Scene::new().channel;
+        drop(std::mem::replace(&mut scene.channel, in_memory));
+        scene.channel = PayerChannel::open(&path).unwrap();
+    }
+    assert_eq!(numbers, (0..12).collect());
 }
 
 #[tokio::test]

@@ -220,7 +220,7 @@ impl ClientBuilder {
             let problem = format!("{} is not the payer's account {}", signer.address(), payer.account());
             return Err(invalid("signer", problem));
         }
-        Ok(Client { transport, payer, signer, config: self.config, offers: Arc::default() })
+        Ok(Client { transport, payer, signer, config: self.config, offers: Arc::default(), tickets: Arc::default() })
     }
 }
 

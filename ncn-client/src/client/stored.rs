@@ -41,10 +41,8 @@ impl Stored {
         if id != quote.request_id || request.message.client != quote.client {
             return Err("quote: is for another request".into());
         }
-        if quote.trust_root != trust_root.hash() {
-            return Err("trustRoot: is not the quote's".into());
-        }
-        let verified = preprocessing.verify(&quote.digest(&trust_root.domain), &quote.request_id, trust_root);
+        let committee = quote.committee_of(trust_root).map_err(|error| error.to_string())?;
+        let verified = preprocessing.verify(&quote.digest(&trust_root.domain), &committee);
         verified.map_err(|error| format!("preprocessing: {error}"))
     }
 }
@@ -85,7 +83,7 @@ impl Client {
             return Err(refuse(format!("the request is {client}'s: use its key")));
         }
         let domain = stored.trust_root.domain;
-        if self.trust_root().await?.domain != domain {
+        if self.trust(0).await?.current().trust.domain != domain {
             return Err(refuse(format!(
                 "the request is of chain {} and contract {}: use that chain",
                 domain.chain_id, domain.contract

@@ -23,25 +23,27 @@ impl EvmLedger {
         Ok(self.transact(self.network.token, NCNToken::transferCall { to, value }).await?.hash)
     }
 
-    /// Makes this account a validator, or adds to its stake.
+    /// Makes this account a validator, from the next block on, or adds to its stake.
     pub async fn stake(&self, amount: Amount) -> Result<B256, LedgerError> {
         let (registry, amount) = (self.network.registry, U256::from(amount.units()));
         self.allow(registry, amount).await?;
         let staked = self.transact(registry, ValidatorRegistry::registerValidatorCall { amount }).await?;
-        self.network.forget_trust_root();
+        self.network.forget_trust();
         Ok(staked.hash)
     }
 
-    /// Takes this account out of the active validators; its stake can be withdrawn later.
+    /// Takes this account out of the active validators, from the next block on; its stake can be withdrawn later. Until then it judges the
+    /// requests that were quoted before.
     pub async fn unstake(&self) -> Result<B256, LedgerError> {
         let left = self.transact(self.network.registry, ValidatorRegistry::requestUnstakeCall {}).await?;
-        self.network.forget_trust_root();
+        self.network.forget_trust();
         Ok(left.hash)
     }
 
     /// Takes the stake of this account back, once it has left long enough ago.
     pub async fn withdraw_stake(&self) -> Result<B256, LedgerError> {
-        Ok(self.transact(self.network.registry, ValidatorRegistry::withdrawStakeCall {}).await?.hash)
+        let account = self.account();
+        Ok(self.transact(self.network.registry, ValidatorRegistry::withdrawStakeCall { account }).await?.hash)
     }
 
     /// What an account has staked.

@@ -4,7 +4,7 @@ use alloy_primitives::{B256, U256};
 use alloy_sol_types::SolEvent as _;
 use ncn_core::{
     Amount, Channel, ChannelParams, LedgerError, Signature, UnixTime,
-    channel::{CertifiedBatch, transfer_digest},
+    channel::{CertifiedBatch, Numbers, transfer_digest},
 };
 
 use super::{
@@ -18,6 +18,7 @@ impl EvmLedger {
         Ok((channel.state != 0).then_some(Channel {
             deposit: Amount::new(channel.deposit),
             settled: Amount::new(channel.settled),
+            numbers: Numbers { base: channel.base, over: channel.over },
             expiry: channel.expiry,
             open: channel.state == 1,
         }))
@@ -73,8 +74,10 @@ impl EvmLedger {
 
     pub(super) async fn settle_channels(&self, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
         let settlement = &batch.settlement;
-        if settlement.charges.len() != batch.vouchers.len() {
-            return Err(LedgerError::Certificate("vouchers: there has to be one for each charge, in their order".into()));
+        let charges = settlement.charges.len();
+        if batch.vouchers.len() != charges || batch.committees.len() != charges {
+            let problem = "vouchers, committees: there has to be one for each charge, in their order";
+            return Err(LedgerError::Certificate(problem.into()));
         }
         if let Some(transaction) = self.settled(batch).await? {
             return Ok(transaction);

@@ -65,6 +65,9 @@ pub(super) fn quote(quote: &ncn_core::Quote) -> Quote {
         treasuryBps: quote.split.treasury_bps,
         expiry: quote.expiry,
         trustRoot: quote.trust_root,
+        epoch: quote.epoch,
+        salt: quote.salt,
+        committee: quote.committee,
     }
 }
 
@@ -77,6 +80,10 @@ pub(super) fn complete(settlement: &Settlement) -> InferencePayment::completeInf
     };
     InferencePayment::completeInferenceRequestCall {
         quote: quote(&settlement.quote),
+        committee: InferencePayment::Committee {
+            threshold: settlement.committee.threshold,
+            members: settlement.committee.members.clone(),
+        },
         finish: settlement.completion.finish as u8,
         contributions: settlement.completion.contributions.iter().map(contribution).collect(),
         approvals: settlement.certificate.packed().into(),
@@ -91,12 +98,17 @@ pub(super) const fn terms(terms: &ncn_core::ChannelParams) -> ChannelTerms {
 /// A batch's settlement, as the contract takes it.
 pub(super) fn settle(batch: &CertifiedBatch) -> PaymentChannel::settleCall {
     let settlement = &batch.settlement;
-    let charges = settlement.charges.iter().zip(&batch.vouchers).map(|(charge, payment)| Charge {
+    let vouchers = batch.vouchers.iter().zip(&batch.committees);
+    let charges = settlement.charges.iter().zip(vouchers).map(|(charge, (payment, committee))| Charge {
         terms: terms(&payment.terms),
         settledBefore: charge.settled_before.units(),
         settledAfter: charge.settled_after.units(),
+        base: charge.numbers.base,
+        over: charge.numbers.over,
         requestId: payment.voucher.request_id,
         quote: payment.voucher.quote,
+        committee: PaymentChannel::Committee { threshold: committee.threshold, members: committee.members.clone() },
+        number: payment.voucher.number,
         amount: payment.voucher.amount.units(),
         cumulative: payment.voucher.cumulative.units(),
         signature: payment.signature.as_bytes().to_vec().into(),

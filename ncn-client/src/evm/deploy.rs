@@ -18,7 +18,7 @@ pub struct DeployParams {
     pub supply: Amount,
     /// The least stake of a validator.
     pub minimum_stake: Amount,
-    /// How long a stake stays locked after its validator has left, in seconds.
+    /// How long a stake stays locked after its validator has left, in seconds: at least 8 days, for which its word can count.
     pub unstake_delay: u64,
     /// M.
     pub threshold: u16,

@@ -87,6 +87,7 @@ fn token(error: Token) -> LedgerError {
 fn registry(error: Registry) -> LedgerError {
     match error {
         Registry::InactiveValidator(error) => LedgerError::Certificate(format!("{} is no active validator", error.validator)),
+        Registry::NoStake(error) => LedgerError::Certificate(format!("{} has nothing at stake", error.validator)),
         other => LedgerError::Reverted(named(&other)),
     }
 }
@@ -119,7 +120,15 @@ fn payment(error: Payment) -> LedgerError {
             invalid("quote", format!("is not the escrowed one: {} was escrowed, not {}", error.escrowed, error.presented))
         }
         Payment::TooFewApprovals(error) => LedgerError::Certificate(format!("{} of {}", error.have, error.need)),
-        Payment::TooManyApprovals(error) => LedgerError::Certificate(format!("{}, at most {}", error.have, error.most)),
+        Payment::ApprovalOutsideCommittee(error) => {
+            LedgerError::Certificate(format!("{} of {} are the committee's", error.members, error.approvals))
+        }
+        Payment::CommitteeMismatch(error) => {
+            LedgerError::Certificate(format!("committee: the quote names {}, not {}", error.quoted, error.presented))
+        }
+        Payment::NoMajority(error) => {
+            LedgerError::Certificate(format!("committee: {} are no majority of {}", error.threshold, error.members))
+        }
         Payment::MalformedApprovals(error) => LedgerError::Certificate(format!("{} bytes are no signatures", error.length)),
         Payment::InvalidApproval(error) => LedgerError::Certificate(format!("number {} is no signature", error.index)),
         Payment::UnsortedApproval(error) => LedgerError::Certificate(format!("{} is out of order or twice", error.signer)),

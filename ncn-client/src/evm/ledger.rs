@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ncn_core::{
     Amount, BatchSettler, ChainView, Channel, ChannelParams, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization,
     PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, Quote, Receipt, RequestId, Settlement, Signature,
-    TrustRoot, UnixTime,
+    TrustHistory, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError, escrow_digest},
     ledger::sign_close,
     receipt::Payment,
@@ -89,7 +89,7 @@ impl EvmLedger {
 
     /// The network's domain, validators, quorum and treasury, as the chain has them now.
     pub async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.network.trust_root().await
+        Ok(self.network.trust(0).await?.current().trust.clone())
     }
 
     /// The chain's time.
@@ -225,8 +225,8 @@ impl PaymentLedger for EvmLedger {
         self.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.network.trust(epoch).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -300,8 +300,8 @@ impl Payer for EvmLedger {
         self.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.network.trust(epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -341,8 +341,8 @@ impl Payer for EvmLedger {
 
 #[async_trait]
 impl ChainView for EvmLedger {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.network.trust(epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -359,10 +359,6 @@ impl ChainView for EvmLedger {
 
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.root_of(channel, settled_before).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        Ok(!self.stake_of(account).await?.amount.is_zero())
     }
 
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {

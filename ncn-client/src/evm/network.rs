@@ -8,7 +8,10 @@ use std::{
 
 use alloy_primitives::{Address, B256, TxKind};
 use alloy_sol_types::SolCall;
-use ncn_core::{Domain, DynSigner, LedgerError, TrustRoot};
+use ncn_core::{
+    Domain, DynSigner, LedgerError, TrustHistory, TrustRoot, UnixTime,
+    trust::{Quorum, Tenure},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,8 +19,10 @@ use super::{
     ValidatorRegistry, sender::Sender,
 };
 
-/// How long a trust root is believed before the chain is asked again.
-const TRUST_ROOT_AGE: Duration = Duration::from_secs(5);
+/// How long it is believed who the validators are before the chain is asked again.
+const TRUST_AGE: Duration = Duration::from_secs(5);
+/// How long at least, whatever epoch is asked about: a stranger who makes one up does not make this process ask the chain each time.
+const LEAST_TRUST_AGE: Duration = Duration::from_millis(200);
 
 /// Where a network's contracts are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +58,7 @@ pub(super) struct Network {
     pub(super) registry: Address,
     treasury: Address,
     options: SendOptions,
-    trust_root: Mutex<Option<(Instant, TrustRoot)>>,
+    trust: Mutex<Option<(Instant, Arc<TrustHistory>)>>,
     /// One for each account, however many ledgers it has.
     senders: Mutex<HashMap<Address, Arc<Sender>>>,
 }
@@ -76,8 +81,8 @@ impl Network {
             let problem = "payment, channels and subnets are contracts of different networks: check their addresses";
             return Err(LedgerError::NotAllowed(format!("deployment: {problem}")));
         }
-        let (trust_root, senders) = (Mutex::default(), Mutex::default());
-        Ok(Self { backend, deployment, chain_id, token, registry, treasury, options, trust_root, senders })
+        let (trust, senders) = (Mutex::default(), Mutex::default());
+        Ok(Self { backend, deployment, chain_id, token, registry, treasury, options, trust, senders })
     }
 
     pub(super) fn sender(&self, signer: DynSigner) -> Arc<Sender> {
@@ -94,31 +99,41 @@ impl Network {
         call(&*self.backend, to, question).await
     }
 
-    pub(super) async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        if let Some((at, trust_root)) = &*self.trust_root.lock().unwrap_or_else(PoisonError::into_inner)
-            && at.elapsed() < TRUST_ROOT_AGE
+    pub(super) async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        let known = self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, history)) = known
+            && at.elapsed() < if history.time() < epoch { LEAST_TRUST_AGE } else { TRUST_AGE }
         {
-            return Ok(trust_root.clone());
+            return reaching(history, epoch);
         }
-        let mut validators = self.ask(self.registry, ValidatorRegistry::activeValidatorsCall {}).await?;
-        validators.sort_unstable();
-        let trust_root = TrustRoot {
+        let read = self.ask(self.registry, ValidatorRegistry::historyCall {}).await?;
+        let tenures = read.members.iter().map(|member| Tenure {
+            validator: member.account,
+            from: member.activeFrom,
+            until: member.activeUntil,
+        });
+        let quorums = read.quorums.iter().map(|quorum| Quorum {
+            since: quorum.since,
+            threshold: quorum.threshold,
+            committee_size: quorum.committeeSize,
+        });
+        let network = TrustRoot {
             domain: Domain { chain_id: self.chain_id, contract: self.deployment.payment },
             token: self.token,
             channels: self.deployment.channels,
-            validators,
-            threshold: self.ask(self.registry, ValidatorRegistry::thresholdCall {}).await?,
-            committee_size: self.ask(self.registry, ValidatorRegistry::committeeSizeCall {}).await?,
+            validators: Vec::new(),
+            threshold: 0,
+            committee_size: 0,
             treasury: self.treasury,
         };
-        let cached = Some((Instant::now(), trust_root.clone()));
-        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = cached;
-        Ok(trust_root)
+        let history = Arc::new(TrustHistory::new(read.time, network, tenures.collect(), quorums.collect()));
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), history.clone()));
+        reaching(history, epoch)
     }
 
-    /// Has the trust root read anew: this process has changed it.
-    pub(super) fn forget_trust_root(&self) {
-        *self.trust_root.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Has the validators read anew: this process has changed them.
+    pub(super) fn forget_trust(&self) {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The newest log of a contract about `subject` (its first indexed argument) that is one of those.
@@ -144,6 +159,15 @@ impl Network {
             }
         }
     }
+}
+
+/// A history that was read at `epoch` or later.
+fn reaching(history: Arc<TrustHistory>, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+    if history.time() < epoch {
+        let problem = format!("its newest block is of {}, and what is asked about is of {epoch}", history.time());
+        return Err(LedgerError::Unreachable(problem));
+    }
+    Ok(history)
 }
 
 async fn call<C: SolCall>(backend: &dyn EvmBackend, to: Address, question: C) -> Result<C::Return, LedgerError> {

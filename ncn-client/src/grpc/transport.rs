@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
-    TaskStatus, Transport, TransportError, Update, transport::Updates,
+    TaskStatus, Ticket, Transport, TransportError, Update, transport::Updates,
 };
 use tonic::{Status, transport::Channel};
 
@@ -66,6 +66,11 @@ fn origin(url: &str) -> String {
 
 #[async_trait]
 impl Transport for GrpcTransport {
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError> {
+        let tickets = self.call(async |mut client| client.get_tickets(proto::TicketRequest { count }).await).await?.into_inner();
+        Ok(tickets.tickets.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let request = proto::InferenceRequest::from(submission);
         let mut client = self.client.clone();

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ncn_core::{
     Address, Amount, ChainView, DynSigner, LedgerError, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
-    SignedVoucher, Transport, TrustRoot, UnixTime, receipt::Payment, validation,
+    SignedVoucher, Transport, TrustHistory, TrustRoot, UnixTime, receipt::Payment, validation,
 };
 
 use super::Relay;
@@ -68,8 +68,8 @@ impl Payer for ChannelPayer {
         self.relay.signer.address()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.relay.trust.clone())
+    async fn trust(&self, _: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        Ok(Arc::new(TrustHistory::fixed(self.relay.trust.clone())))
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ncn_core::{
     Address, Amount, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization, PaymentRef, PaymentStatus, Quote, Receipt,
-    Transport, TrustRoot, UnixTime, receipt::Payment,
+    Transport, TrustHistory, TrustRoot, UnixTime, receipt::Payment,
 };
 
 use super::Relay;
@@ -41,8 +41,8 @@ impl Payer for RelayedPayer {
         self.relay.signer.address()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.relay.trust.clone())
+    async fn trust(&self, _: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        Ok(Arc::new(TrustHistory::fixed(self.relay.trust.clone())))
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
-use super::{MerkleTree, SignedVoucher};
+use super::{MerkleTree, Numbers, SignedVoucher};
 use crate::{
-    Amount, ChannelCharge, ChannelPayout, ChannelSettlement, Completion, Delivery, Message as _, PayoutSchedule, QuorumCertificate,
-    Quote, RequestId, SettlementLeaf, TrustRoot,
+    Amount, ChannelCharge, ChannelPayout, ChannelSettlement, Committee, Completion, Delivery, Message as _, PayoutSchedule,
+    QuorumCertificate, Quote, RequestId, SettlementLeaf, TrustHistory, Voucher,
 };
 
 /// The most requests that validators judge at once.
@@ -55,13 +55,13 @@ impl BatchEntry {
         }
     }
 
-    /// Checks everything that the entry says of itself, every signature included. The approvals have to be of `validators`: the active
-    /// ones, and those that have left since and still have something at stake.
-    pub fn verify(&self, trust: &TrustRoot, validators: &[Address]) -> Result<(), BatchError> {
+    /// Checks everything that the entry says of itself, every signature included, and that its judges are those who were drawn.
+    pub fn verify(&self, trust: &TrustHistory) -> Result<(), BatchError> {
         let completion = self.completion()?;
-        self.payment.verify(&self.quote, trust).map_err(|error| self.error(error))?;
+        let (trust, committee) = trust.of(&self.quote).map_err(|error| self.error(error))?;
+        self.payment.verify(&self.quote, &trust).map_err(|error| self.error(error))?;
         self.delivery.verify(&trust.domain).map_err(|error| self.error(format!("result: {error}")))?;
-        let certificate = self.certificate.verify_by(&completion.digest(&trust.domain), validators, trust.threshold);
+        let certificate = self.certificate.verify(&completion.digest(&trust.domain), &committee);
         certificate.map_err(|error| self.error(format!("completion: {error}")))
     }
 }
@@ -92,7 +92,7 @@ pub enum BatchError {
         problem: String,
     },
     /// A channel of which it is not known what it was charged before.
-    #[error("charges: the settled sum of channel {0} is missing")]
+    #[error("charges: what channel {0} starts from is missing")]
     UnknownChannel(B256),
     /// The settlement is not the one that the entries lead to.
     #[error("settlement: is not what its requests lead to")]
@@ -110,17 +110,22 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Puts requests together; `settled` says what each of their channels has been charged so far.
-    pub fn new(mut entries: Vec<BatchEntry>, settled: &BTreeMap<B256, Amount>, treasury: Address) -> Result<Self, BatchError> {
+    /// Puts requests together.
+    pub fn new(
+        mut entries: Vec<BatchEntry>,
+        channels: &BTreeMap<B256, ChargeStart>,
+        treasury: Address,
+    ) -> Result<Self, BatchError> {
         entries.sort_unstable_by_key(|entry| entry.quote.request_id);
-        let settlement = settlement_of(&entries, settled, treasury)?;
+        let settlement = settlement_of(&entries, channels, treasury)?;
         Ok(Self { entries, settlement })
     }
 
     /// Checks that the settlement is what the entries lead to, without a look at any signature. See [`BatchEntry::verify`].
     pub fn check(&self, treasury: Address) -> Result<(), BatchError> {
-        let settled = self.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_before)).collect();
-        if settlement_of(&self.entries, &settled, treasury)? == self.settlement { Ok(()) } else { Err(BatchError::Mismatch) }
+        let start = |charge: &ChannelCharge| ChargeStart { settled: charge.settled_before, numbers: charge.numbers };
+        let channels = self.settlement.charges.iter().map(|charge| (charge.channel, start(charge))).collect();
+        if settlement_of(&self.entries, &channels, treasury)? == self.settlement { Ok(()) } else { Err(BatchError::Mismatch) }
     }
 
     /// The voucher of each charge, in their order: the highest of the channel's in this batch. Earlier vouchers of the channel may
@@ -143,6 +148,15 @@ impl Batch {
     }
 }
 
+/// What a batch starts from, of one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChargeStart {
+    /// What it has been charged so far.
+    pub settled: Amount,
+    /// Which numbers are to be over with the batch, those of its requests among them.
+    pub numbers: Numbers,
+}
+
 /// A batch that the validators approved: all that the chain has to see of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -151,20 +165,22 @@ pub struct CertifiedBatch {
     pub settlement: ChannelSettlement,
     /// For each charge, in order, a voucher of the channel that allows as much.
     pub vouchers: Vec<SignedVoucher>,
+    /// Of each of these vouchers.
+    pub committees: Vec<Committee>,
     /// The approval.
     pub certificate: QuorumCertificate,
 }
 
 fn settlement_of(
     entries: &[BatchEntry],
-    settled: &BTreeMap<B256, Amount>,
+    channels: &BTreeMap<B256, ChargeStart>,
     treasury: Address,
 ) -> Result<ChannelSettlement, BatchError> {
     let most = |what: &str, have: usize, most: usize| {
         if have <= most { Ok(()) } else { Err(BatchError::TooMany { what: what.into(), have, most }) }
     };
     most("entries", entries.len(), MAX_BATCH)?;
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut counted) = (BTreeSet::new(), BTreeSet::new());
     let mut charges: BTreeMap<B256, ChannelCharge> = BTreeMap::new();
     let mut payouts: BTreeMap<Address, Amount> = BTreeMap::new();
     let mut previous = None;
@@ -184,10 +200,17 @@ fn settlement_of(
             return Err(refuse("costs nothing: there is nothing to settle"));
         }
         leaves.push(entry.leaf(&completion).struct_hash());
-        let channel = entry.payment.voucher.channel;
-        let before = *settled.get(&channel).ok_or(BatchError::UnknownChannel(channel))?;
+        let Voucher { channel, number, .. } = entry.payment.voucher;
+        let ChargeStart { settled, numbers } = *channels.get(&channel).ok_or(BatchError::UnknownChannel(channel))?;
+        if !numbers.contains(number) {
+            return Err(refuse("has a number that is not over with this batch"));
+        }
+        if !counted.insert((channel, number)) {
+            return Err(refuse("has the same number as another request of its channel"));
+        }
         let overflow = || refuse("brings the sum above what an amount can be");
-        let charge = charges.entry(channel).or_insert(ChannelCharge { channel, settled_before: before, settled_after: before });
+        let new = ChannelCharge { channel, settled_before: settled, settled_after: settled, numbers };
+        let charge = charges.entry(channel).or_insert(new);
         charge.settled_after = Amount::checked_sum([charge.settled_after, completion.cost()]).ok_or_else(overflow)?;
         let tree = PayoutSchedule::new(&entry.quote, &completion, &entry.certificate.validators(), treasury);
         for payout in tree.map_err(|error| entry.error(error))?.payouts {
@@ -215,7 +238,7 @@ mod tests {
     use super::*;
     use crate::{
         Approval, ChannelParams, Confinement, FeeSplit, FinishReason, InferenceResult, Price, Signature, Signed, Unit, UnitPrice,
-        Units, Usage, Voucher,
+        Units, Usage,
     };
 
     const TREASURY: Address = Address::repeat_byte(0xdd);
@@ -274,6 +297,9 @@ mod tests {
             split: request.split,
             expiry: 0,
             trust_root: B256::ZERO,
+            epoch: 0,
+            salt: B256::ZERO,
+            committee: B256::ZERO,
         };
         let message = InferenceResult {
             request_id: quote.request_id,
@@ -289,8 +315,7 @@ mod tests {
             confinement: Confinement::None,
             finish: Some(FinishReason::Stop),
         };
-        let (channel, hash) = (terms.id(), quote.struct_hash());
-        let voucher = Voucher { channel, request_id: quote.request_id, quote: hash, amount: quote.total, cumulative: quote.total };
+        let voucher = Voucher::new(&terms, &quote, number.into(), quote.total);
         let approval = |number| Approval { validator: account(4, number), signature: signature(number) };
         BatchEntry {
             delivery: Delivery::whole(Signed { message, signature: signature(number) }).unwrap(),
@@ -302,8 +327,9 @@ mod tests {
 
     fn batch(requests: &[Request], settled: u128) -> Batch {
         let entries: Vec<_> = (1..).zip(requests).map(|(number, request)| entry(number, request)).collect();
-        let settled = entries.iter().map(|entry| (entry.payment.voucher.channel, Amount::new(settled))).collect();
-        Batch::new(entries, &settled, TREASURY).unwrap()
+        let start = ChargeStart { settled: Amount::new(settled), numbers: Numbers { base: 10, over: 0 } };
+        let channels = entries.iter().map(|entry| (entry.payment.voucher.channel, start)).collect();
+        Batch::new(entries, &channels, TREASURY).unwrap()
     }
 
     fn one_more(amount: &mut Amount) {
@@ -331,13 +357,14 @@ mod tests {
             let good = batch(&requests, settled);
             prop_assert_eq!(good.check(TREASURY), Ok(()));
             let (charge, payout) = (any.index(good.settlement.charges.len()), any.index(good.settlement.payouts.len()));
-            let changes: [&dyn Fn(&mut ChannelSettlement); 10] = [
+            let changes: [&dyn Fn(&mut ChannelSettlement); 11] = [
                 &|settlement| settlement.root = B256::repeat_byte(0xee),
                 &|settlement| settlement.count += 1,
                 &|settlement| settlement.charges[charge].channel = B256::repeat_byte(0xff),
                 &|settlement| one_more(&mut settlement.charges[charge].settled_before),
                 &|settlement| one_more(&mut settlement.charges[charge].settled_after),
                 &|settlement| settlement.charges.truncate(charge),
+                &|settlement| settlement.charges[charge].numbers = Numbers { base: 0, over: 1 },
                 &|settlement| settlement.payouts[payout].account = account(9, 9),
                 &|settlement| one_more(&mut settlement.payouts[payout].amount),
                 &|settlement| settlement.payouts.truncate(payout),
@@ -354,12 +381,13 @@ mod tests {
         fn changed_requests_are_refused(requests in requests(), any: prop::sample::Index) {
             let good = batch(&requests, 0);
             let changed = any.index(good.entries.len());
-            let changes: [&dyn Fn(&mut BatchEntry); 5] = [
+            let changes: [&dyn Fn(&mut BatchEntry); 6] = [
                 &|entry| one_more(&mut entry.quote.price.base),
                 &|entry| entry.quote.gateway = account(9, 9),
                 &|entry| entry.delivery.results[0].message.compute = account(9, 9),
                 &|entry| entry.delivery.results[0].signature = signature(0xee),
                 &|entry| entry.payment.voucher.channel = B256::repeat_byte(0xff),
+                &|entry| entry.payment.voucher.number = 10,
             ];
             for (number, change) in changes.into_iter().enumerate() {
                 let mut batch = good.clone();

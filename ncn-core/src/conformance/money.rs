@@ -11,8 +11,9 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, certificate, delivery, key, order, quote};
 use crate::{
-    Amount, B256, BatchSettler, ChannelParams, DynSigner, InferenceRequest, LedgerError, Payer, PaymentAuthorization,
-    PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime, validation::MAX_ESCROW_SECONDS,
+    Amount, B256, BatchSettler, ChannelParams, Committee, DynSigner, Epoch, InferenceRequest, LedgerError, Payer,
+    PaymentAuthorization, PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime,
+    validation::MAX_ESCROW_SECONDS,
 };
 
 /// A chain with money, as the suites need it.
@@ -85,6 +86,7 @@ const fn times(count: u128) -> Amount {
 /// One client, gateway and compute node, new to the chain.
 struct Scene<'a> {
     fixture: &'a dyn LedgerFixture,
+    epoch: Epoch,
     trust: TrustRoot,
     client: DynSigner,
     gateway: DynSigner,
@@ -101,14 +103,15 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     /// No account has tokens.
-    async fn poor(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
+    async fn poor(fixture: &'a dyn LedgerFixture, epoch: &Epoch) -> Self {
         let (client, gateway, outsider) = (key(), key(), key());
         for account in [&client, &gateway, &outsider] {
             fixture.chain().mint(account, Amount::ZERO).await;
         }
         Self {
             fixture,
-            trust: trust.clone(),
+            epoch: epoch.clone(),
+            trust: epoch.trust.clone(),
             ledger: fixture.ledger(gateway.clone()).await,
             clients_ledger: fixture.ledger(client.clone()).await,
             strange_ledger: fixture.ledger(outsider.clone()).await,
@@ -122,8 +125,8 @@ impl<'a> Scene<'a> {
     }
 
     /// The client has its purse.
-    async fn new(fixture: &'a dyn LedgerFixture, trust: &TrustRoot) -> Self {
-        let scene = Self::poor(fixture, trust).await;
+    async fn new(fixture: &'a dyn LedgerFixture, epoch: &Epoch) -> Self {
+        let scene = Self::poor(fixture, epoch).await;
         fixture.chain().mint(&scene.client, PURSE).await;
         scene
     }
@@ -141,11 +144,15 @@ impl<'a> Scene<'a> {
     }
 
     fn quoted(&self, order: &InferenceRequest) -> Quote {
-        quote(order, &self.trust, self.gateway.address(), self.compute.address(), PRICE)
+        quote(order, &self.epoch, self.gateway.address(), self.compute.address(), PRICE)
     }
 
     async fn quote(&self) -> Result<Quote, Violation> {
         Ok(self.quoted(&self.order().await?))
+    }
+
+    fn committee(&self, quote: &Quote) -> Committee {
+        self.trust.committee(&quote.salt, &quote.request_id)
     }
 
     async fn settlement(&self, quote: &Quote, approvals: usize) -> Settlement {
@@ -154,7 +161,8 @@ impl<'a> Scene<'a> {
         let completion = delivery.completion(quote).expect("the suite's delivery is one for its quote");
         let certificate =
             certificate(&completion, &quote.request_id, &self.trust, &self.fixture.chain().validators(), approvals).await;
-        Settlement { quote: quote.clone(), delivery, completion, certificate }
+        let committee = self.committee(quote);
+        Settlement { quote: quote.clone(), committee, delivery, completion, certificate }
     }
 
     #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
@@ -188,54 +196,59 @@ fn spoilt(quote: &Quote) -> Vec<(&'static str, Quote)> {
     spoilt.into_iter().map(spoil).collect()
 }
 
-/// A trust root that can be read, and is valid.
-async fn trust_root(rules: &mut Rules, fixture: &dyn LedgerFixture) -> Result<TrustRoot, Violation> {
+/// The network as it is, which can be read, and is valid.
+async fn epoch(rules: &mut Rules, fixture: &dyn LedgerFixture) -> Result<Epoch, Violation> {
     let reader = fixture.ledger(key()).await;
-    let trust = rules.ok("the trust root can be read", reader.trust_root().await)?;
+    let history = rules.ok("the network can be read", reader.trust(0).await)?;
+    let Epoch { since, trust } = history.current().clone();
     rules.check("the trust root is valid", trust.validate().is_ok(), trust.validate())?;
-    Ok(trust)
+    rules.check("an epoch has come", since <= history.time(), since)?;
+    let late = reader.trust(history.time() + 1_000_000).await;
+    let waits = matches!(&late, Err(error) if error.is_retryable());
+    rules.check("what has not come is waited for", waits, late)?;
+    Ok(Epoch { since, trust })
 }
 
 /// Runs the suite for [`PaymentLedger`].
 pub async fn ledger(fixture: &dyn LedgerFixture) -> Verdict {
     let mut rules = Rules::default();
-    let trust = trust_root(&mut rules, fixture).await?;
-    let scene = Scene::new(fixture, &trust).await;
+    let epoch = epoch(&mut rules, fixture).await?;
+    let scene = Scene::new(fixture, &epoch).await;
     rules.check("an account is its signer's", scene.ledger.account() == scene.gateway.address(), scene.ledger.account())?;
     rules.check("a balance is what was given", scene.balance(&scene.client).await == PURSE, scene.balance(&scene.client).await)?;
 
     ledger::redeems(&mut rules, &scene).await?;
-    ledger::pays_out(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    ledger::pays_back(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    ledger::tells(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    ledger::takes_vouchers(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    ledger::closes(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    retries::escrows(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    ledger::pays_out(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    ledger::pays_back(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    ledger::tells(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    ledger::takes_vouchers(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    ledger::closes(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    retries::escrows(&mut rules, &Scene::new(fixture, &epoch).await).await?;
     Ok(rules.0)
 }
 
 /// Runs the suite for [`Payer`].
 pub async fn payer(fixture: &dyn PayerFixture) -> Verdict {
     let mut rules = Rules::default();
-    let trust = trust_root(&mut rules, fixture.gateways()).await?;
-    payer::pays(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
-    payer::pays_once(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
-    payer::sees_the_end(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
-    payer::checks(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
-    payer::reclaims(&mut rules, &payer::Payment::new(fixture, &trust).await).await?;
+    let epoch = epoch(&mut rules, fixture.gateways()).await?;
+    payer::pays(&mut rules, &payer::Payment::new(fixture, &epoch).await).await?;
+    payer::pays_once(&mut rules, &payer::Payment::new(fixture, &epoch).await).await?;
+    payer::sees_the_end(&mut rules, &payer::Payment::new(fixture, &epoch).await).await?;
+    payer::checks(&mut rules, &payer::Payment::new(fixture, &epoch).await).await?;
+    payer::reclaims(&mut rules, &payer::Payment::new(fixture, &epoch).await).await?;
     Ok(rules.0)
 }
 
 /// Runs the suite for [`BatchSettler`], which is one for [`crate::ChainView`] too.
 pub async fn chain(fixture: &dyn LedgerFixture) -> Verdict {
     let mut rules = Rules::default();
-    let trust = trust_root(&mut rules, fixture).await?;
-    let scene = Scene::new(fixture, &trust).await;
+    let epoch = epoch(&mut rules, fixture).await?;
+    let scene = Scene::new(fixture, &epoch).await;
     channel::shows(&mut rules, &scene).await?;
     channel::funds(&mut rules, &scene).await?;
-    channel::charges(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    channel::closes(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    channel::expires(&mut rules, &Scene::new(fixture, &trust).await).await?;
-    retries::channels(&mut rules, &Scene::new(fixture, &trust).await).await?;
+    channel::charges(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    channel::closes(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    channel::expires(&mut rules, &Scene::new(fixture, &epoch).await).await?;
+    retries::channels(&mut rules, &Scene::new(fixture, &epoch).await).await?;
     Ok(rules.0)
 }

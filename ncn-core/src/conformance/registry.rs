@@ -3,8 +3,8 @@ use futures::StreamExt as _;
 
 use super::{Rules, Spoilt, Verdict, Violation, delivery, key, order, quote, signed};
 use crate::{
-    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner, FeeSplit,
-    FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole,
+    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner, Epoch,
+    FeeSplit, FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole,
     PreprocessingRequest, Price, Quote, Registry, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
 };
 
@@ -15,7 +15,7 @@ pub trait RegistryFixture: Send + Sync {
     fn registry(&self) -> &dyn Registry;
 
     /// The network that it serves; its validators are up.
-    async fn trust_root(&self) -> TrustRoot;
+    async fn epoch(&self) -> Epoch;
 
     /// The time that it goes by.
     fn now(&self) -> UnixTime;
@@ -32,6 +32,7 @@ const PRICE: Amount = Amount::new(1_000);
 
 struct Scene<'a> {
     fixture: &'a dyn RegistryFixture,
+    epoch: Epoch,
     trust: TrustRoot,
     subnet: Subnet,
     gateway: DynSigner,
@@ -69,7 +70,7 @@ impl Scene<'_> {
 
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
         let order = order(client.address(), self.subnet.id(), MODEL.into(), PRICE, self.fixture.now() + 600);
-        let quote = quote(&order, &self.trust, self.gateway.address(), self.compute.address(), PRICE);
+        let quote = quote(&order, &self.epoch, self.gateway.address(), self.compute.address(), PRICE);
         PreprocessingRequest { request: self.sign(order, client).await, quote }
     }
 }
@@ -85,7 +86,8 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
         split: FeeSplit::default(),
         version: 1,
     };
-    let scene = Scene { trust: fixture.trust_root().await, fixture, subnet, gateway, compute };
+    let epoch = fixture.epoch().await;
+    let scene = Scene { trust: epoch.trust.clone(), epoch, fixture, subnet, gateway, compute };
     subnets(&mut rules, &scene).await?;
     nodes(&mut rules, &scene).await?;
     watches(&mut rules, &scene).await?;
@@ -270,11 +272,12 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     let good = scene.request(&client).await;
     let certificate = rules.ok("validators approve a good quote", registry.preprocessing(good.clone()).await)?;
     let digest = good.quote.digest(&scene.trust.domain);
-    let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
+    let committee = rules.ok("a quote names its committee", good.quote.committee_of(&scene.trust))?;
+    let verified = certificate.verify(&digest, &committee);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
     rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
 
-    let bad: [Spoilt<PreprocessingRequest>; 9] = [
+    let bad: [Spoilt<PreprocessingRequest>; 13] = [
         ("a price is the subnet's", |request| {
             request.quote.price.base = Amount::new(999);
             request.quote.total = Amount::new(999);
@@ -285,6 +288,10 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
         ("a gateway is the subnet's", |request| request.quote.gateway = [7; 20].into()),
         ("a split is the subnet's", |request| request.quote.split.treasury_bps = 0),
         ("a quote is of this network", |request| request.quote.trust_root = [7; 32].into()),
+        ("a network is as it was at the quote's epoch", |request| request.quote.epoch = 0),
+        ("an epoch has come", |request| request.quote.epoch = UnixTime::MAX),
+        ("a salt is the order's", |request| request.quote.salt = [7; 32].into()),
+        ("a committee is the one that was drawn", |request| request.quote.committee = [7; 32].into()),
         ("a quote ends by the deadline", |request| request.quote.expiry += 1),
         ("a compute node is live", |request| request.quote.compute = [7; 20].into()),
     ];
@@ -312,7 +319,8 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let good = CompletionRequest { request, quote, delivery, voucher: None, authorization };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = completion.digest(&scene.trust.domain);
-    let verified = certificate.verify(&digest, &good.quote.request_id, &scene.trust);
+    let committee = rules.ok("a quote names its committee", good.quote.committee_of(&scene.trust))?;
+    let verified = certificate.verify(&digest, &committee);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
 
     let bad: [Spoilt<InferenceResult>; 9] = [

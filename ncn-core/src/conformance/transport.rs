@@ -7,7 +7,7 @@ use futures::{StreamExt as _, future::join_all};
 use super::{Rules, Spoilt, Verdict, Violation, key, rand_bytes, signed};
 use crate::{
     Amount, CapabilityScope, DynSigner, InferenceRequest, Message as _, ModelInfo, Outcome, Payer, PaymentConfirmation,
-    PaymentSubmission, Signed, State, Step, Submission, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError,
+    PaymentSubmission, Signed, State, Step, Submission, TaskCapability, TaskEvent, TaskStatus, Ticket, Transport, TransportError,
     TransportExt as _, TrustRoot, UnixTime, Values,
 };
 
@@ -49,7 +49,13 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    fn order(&self, inputs: &Values) -> InferenceRequest {
+    async fn ticket(&self) -> Result<Ticket, Violation> {
+        let tickets = self.transport.tickets(1).await;
+        let ticket = tickets.as_ref().ok().and_then(|tickets| tickets.first().copied());
+        ticket.ok_or_else(|| Violation { rule: "a gateway gives tickets", what: format!("{tickets:?}") })
+    }
+
+    fn order(&self, inputs: &Values, ticket: &Ticket) -> InferenceRequest {
         InferenceRequest {
             client: self.client.address(),
             subnet: self.info.subnet,
@@ -59,11 +65,13 @@ impl Scene<'_> {
             max_price: self.info.maximum(inputs, "{}").map(|(_, total)| total).unwrap_or_default(),
             deadline: self.fixture.now() + 600,
             nonce: rand_bytes().into(),
+            draw: ticket.draw,
         }
     }
 
-    async fn submission(&self, order: InferenceRequest) -> Submission {
-        Submission { request: signed(order, &self.trust, &self.client).await, inputs: self.fixture.inputs() }
+    async fn submission(&self, order: InferenceRequest, ticket: &Ticket) -> Submission {
+        let request = signed(order, &self.trust, &self.client).await;
+        Submission { request, inputs: self.fixture.inputs(), ticket: ticket.id }
     }
 
     async fn access(&self, request_id: B256, key: &DynSigner, scope: CapabilityScope) -> Signed<TaskCapability> {
@@ -94,34 +102,39 @@ pub async fn transport(fixture: &dyn TransportFixture) -> Verdict {
 async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     let transport = &scene.transport;
     let before = scene.fixture.balance(scene.client.address()).await;
-    let mut bad = scene.submission(scene.order(&scene.fixture.bad_inputs())).await;
+    let ticket = scene.ticket().await?;
+    let mut bad = scene.submission(scene.order(&scene.fixture.bad_inputs(), &ticket), &ticket).await;
     bad.inputs = scene.fixture.bad_inputs();
     let refused = transport.submit(bad).await;
     let named =
         matches!(&refused, Err(TransportError::InvalidRequest { field, problem }) if !field.is_empty() && !problem.is_empty());
     rules.check("bad inputs are refused by name, before payment", named, refused)?;
 
-    let good = scene.order(&scene.fixture.inputs());
-    let spoilt: [Spoilt<InferenceRequest>; 5] = [
+    let good = scene.order(&scene.fixture.inputs(), &ticket);
+    let spoilt: [Spoilt<InferenceRequest>; 6] = [
         ("an unknown model is refused", |order| order.model_digest = [9; 32].into()),
         ("another subnet is refused", |order| order.subnet = [9; 32].into()),
         ("inputs have to hash to the order's", |order| order.input_hash = [9; 32].into()),
         ("too low a price is refused", |order| order.max_price = Amount::new(1)),
+        ("a draw is the gateway's", |order| order.draw = [9; 32].into()),
         ("a deadline in the past is refused", |order| order.deadline = 1),
     ];
     for (rule, spoil) in spoilt {
         let mut order = good.clone();
         spoil(&mut order);
-        let refused = transport.submit(scene.submission(order).await).await;
+        let refused = transport.submit(scene.submission(order, &ticket).await).await;
         rules.refused(rule, refused, TransportError::is_retryable)?;
     }
     let manifest = scene.info.model.manifest();
     for parameters in ["[]", r#"{"no such parameter":1}"#].into_iter().filter(|json| manifest.check_parameters(json).is_err()) {
         let order = InferenceRequest { parameters: parameters.into(), ..good.clone() };
-        let refused = transport.submit(scene.submission(order).await).await;
+        let refused = transport.submit(scene.submission(order, &ticket).await).await;
         rules.refused("parameters are what the model takes", refused, TransportError::is_retryable)?;
     }
-    let mut forged = scene.submission(good).await;
+    let mut other = scene.submission(good.clone(), &ticket).await;
+    other.ticket = [9; 32].into();
+    rules.refused("an order's draw is its ticket's", transport.submit(other).await, TransportError::is_retryable)?;
+    let mut forged = scene.submission(good, &ticket).await;
     forged.request.message.nonce = [9; 32].into();
     let id = forged.request.message.digest(&scene.trust.domain);
     rules.refused("an order is its client's", transport.submit(forged).await, TransportError::is_retryable)?;
@@ -138,7 +151,8 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
 
 async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Violation> {
     let transport = &scene.transport;
-    let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
+    let ticket = scene.ticket().await?;
+    let submission = scene.submission(scene.order(&scene.fixture.inputs(), &ticket), &ticket).await;
     let id = submission.request.message.digest(&scene.trust.domain);
     let all = join_all((0..4).map(|_| transport.submit(submission.clone()))).await;
     let mut first: Option<TaskStatus> = None;
@@ -149,10 +163,13 @@ async fn submits(rules: &mut Rules, scene: &Scene<'_>) -> Result<TaskStatus, Vio
         first.get_or_insert(status);
     }
     let Some(status) = first else { return Err(Violation { rule: "a good order is taken", what: "no answer".into() }) };
+    let other = scene.submission(scene.order(&scene.fixture.inputs(), &ticket), &ticket).await;
+    rules.refused("a ticket is for one order", transport.submit(other).await, TransportError::is_retryable)?;
     rules.check("it waits for its payment", status.state == State::AwaitingPayment, status.state)?;
     let approved = match (&status.quote, &status.preprocessing) {
         (Some(quote), Some(certificate)) => {
-            certificate.verify(&quote.digest(&scene.trust.domain), &id, &scene.trust).is_ok()
+            let committee = quote.committee_of(&scene.trust);
+            committee.is_ok_and(|committee| certificate.verify(&quote.digest(&scene.trust.domain), &committee).is_ok())
                 && quote.request_id == id
                 && quote.price == scene.info.price
                 && quote.price.cost(quote.max_units) == Ok(quote.total)
@@ -260,7 +277,8 @@ async fn serves(rules: &mut Rules, scene: &Scene<'_>, quoted: &TaskStatus) -> Re
 
 async fn cancels(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
     let transport = &scene.transport;
-    let submission = scene.submission(scene.order(&scene.fixture.inputs())).await;
+    let ticket = scene.ticket().await?;
+    let submission = scene.submission(scene.order(&scene.fixture.inputs(), &ticket), &ticket).await;
     let status = rules.ok("a good order is taken", transport.submit(submission.clone()).await)?;
     let access = scene.access(status.request_id, &scene.client, CapabilityScope::Follow).await;
     let cancel = scene.access(status.request_id, &scene.client, CapabilityScope::Cancel).await;

@@ -41,6 +41,9 @@ fn reserved() -> Event {
         split: FeeSplit::default(),
         expiry: 0,
         trust_root: B256::ZERO,
+        epoch: 0,
+        salt: B256::ZERO,
+        committee: B256::ZERO,
     };
     Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust_root) }
 }

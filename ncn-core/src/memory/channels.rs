@@ -8,7 +8,7 @@ use super::ledger::Ledger;
 use crate::{
     Amount, Channel, ChannelClose, ChannelParams, ChannelPayout, LedgerError, Message as _, Signature, SignedVoucher, TrustRoot,
     UnixTime,
-    channel::{CertifiedBatch, MAX_CHANNEL_SECONDS, MAX_CHARGES, MAX_PAYOUTS, VoucherError},
+    channel::{CertifiedBatch, MAX_CHANNEL_SECONDS, MAX_CHARGES, MAX_PAYOUTS, Numbers, VoucherError},
 };
 
 /// All channels there ever were, and the transactions that made them what they are.
@@ -56,7 +56,7 @@ impl Ledger {
         }
         let mut channel = match self.channels.get(id) {
             Some(_) => self.channels.open(id)?,
-            None => Channel { deposit: Amount::ZERO, settled: Amount::ZERO, expiry: 0, open: true },
+            None => Channel { deposit: Amount::ZERO, settled: Amount::ZERO, numbers: Numbers::default(), expiry: 0, open: true },
         };
         let (amount, expiry) = (deposit.checked_sub(channel.deposit).unwrap_or_default(), expiry.max(channel.expiry));
         if let Some(transaction) = self.channels.funded.get(&id) {
@@ -82,13 +82,14 @@ impl Ledger {
     }
 
     pub(super) fn settle_batch(&mut self, account: Address, batch: &CertifiedBatch) -> Result<B256, LedgerError> {
-        let CertifiedBatch { settlement, vouchers, certificate } = batch;
+        let CertifiedBatch { settlement, vouchers, committees, certificate } = batch;
         let hash = settlement.struct_hash();
         if let Some(transaction) = self.channels.settled.get(&hash) {
             return Ok(*transaction);
         }
-        if settlement.charges.len() != vouchers.len() {
-            return Err(LedgerError::Certificate("vouchers: there has to be one for each charge, in their order".into()));
+        if settlement.charges.len() != vouchers.len() || vouchers.len() != committees.len() {
+            let problem = "vouchers, committees: there has to be one for each charge, in their order";
+            return Err(LedgerError::Certificate(problem.into()));
         }
         let (charges, payouts) = (settlement.charges.len(), settlement.payouts.len());
         if settlement.count == 0 || charges == 0 || charges > MAX_CHARGES || payouts > MAX_PAYOUTS {
@@ -97,8 +98,11 @@ impl Ledger {
         // What is charged is written down only when nothing of the batch is refused.
         let mut charged = HashMap::new();
         let mut total = Amount::ZERO;
-        for (charge, payment) in settlement.charges.iter().zip(vouchers) {
+        for ((charge, payment), committee) in settlement.charges.iter().zip(vouchers).zip(committees) {
             let id = charge.channel;
+            if payment.voucher.committee != committee.struct_hash() {
+                return Err(VoucherError::new("committee", "is another one than is to approve the charge").into());
+            }
             if payment.terms.gateway != account {
                 return Err(LedgerError::NotAllowed("gateway: only the channels' gateway can charge them".into()));
             }
@@ -114,8 +118,11 @@ impl Ledger {
             if charge.settled_after > channel.deposit {
                 return Err(refused(id, format!("has {}, not {}", channel.deposit, charge.settled_after)));
             }
+            if !charge.numbers.covers(&channel.numbers) {
+                return Err(refused(id, "numbers: some that are over would be open again"));
+            }
             allows(payment, id, charge.settled_after, &self.trust)?;
-            channel.settled = charge.settled_after;
+            (channel.settled, channel.numbers) = (charge.settled_after, charge.numbers);
             charged.insert(id, channel);
             total = [total, amount].into_iter().sum();
         }
@@ -126,11 +133,8 @@ impl Ledger {
             return Err(LedgerError::Reverted("payouts: have to ascend by account and come to what is charged".into()));
         }
         let digest = settlement.digest(&self.trust.channel_domain());
-        let approved = certificate.verify_by(&digest, &self.trust.validators, self.trust.threshold);
+        let approved = certificate.verify_all(&digest, committees);
         approved.map_err(|error| LedgerError::Certificate(error.to_string()))?;
-        if certificate.approvals().len() > usize::from(self.trust.committee_size) {
-            return Err(LedgerError::Certificate("there are more than a committee's".into()));
-        }
         self.channels.channels.extend(charged);
         let charged = settlement.charges.iter().map(|charge| ((charge.channel, charge.settled_before), settlement.root));
         self.channels.roots.extend(charged);

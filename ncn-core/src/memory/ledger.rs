@@ -12,11 +12,12 @@ use super::channels::Channels;
 use crate::{
     Amount, BatchSettler, ChainView, Channel, ChannelParams, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization,
     PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, RequestId, Settlement,
-    Signature, TrustRoot, UnixTime,
+    Signature, TrustHistory, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError, escrow_digest},
     ledger::sign_close,
     message::subnet_id,
     receipt::Payment,
+    trust::{Quorum, Tenure},
     validation,
 };
 
@@ -28,7 +29,9 @@ pub struct MemoryChain {
 
 #[derive(Debug)]
 pub(super) struct Ledger {
+    /// The network as it is now.
     pub(super) trust: TrustRoot,
+    tenures: Vec<Tenure>,
     pub(super) now: UnixTime,
     /// How many transactions there were.
     blocks: u64,
@@ -44,7 +47,9 @@ pub(super) struct Ledger {
 impl MemoryChain {
     /// An empty chain of the network `trust`, at this time.
     pub fn new(trust: TrustRoot, now: UnixTime) -> Arc<Self> {
+        let member = |validator: &Address| Tenure { validator: *validator, from: 1, until: UnixTime::MAX };
         let ledger = Ledger {
+            tenures: trust.validators.iter().map(member).collect(),
             trust,
             now,
             blocks: 0,
@@ -69,6 +74,23 @@ impl MemoryChain {
         self.lock().now += seconds;
     }
 
+    /// Who judges from the next second on.
+    pub fn set_validators(&self, validators: &[Address]) {
+        let mut ledger = self.lock();
+        let next = ledger.now + 1;
+        for tenure in ledger.tenures.iter_mut().filter(|tenure| !validators.contains(&tenure.validator)) {
+            tenure.until = tenure.until.min(next);
+        }
+        for validator in validators {
+            let stays = |tenure: &Tenure| tenure.validator == *validator && tenure.until > next;
+            if !ledger.tenures.iter().any(stays) {
+                ledger.tenures.push(Tenure { validator: *validator, from: next, until: UnixTime::MAX });
+            }
+        }
+        ledger.now = next;
+        ledger.trust = ledger.read().current().trust.clone();
+    }
+
     /// The chain as this account sees it.
     pub fn ledger(self: &Arc<Self>, signer: DynSigner) -> MemoryLedger {
         MemoryLedger { chain: self.clone(), signer }
@@ -80,6 +102,19 @@ impl MemoryChain {
 }
 
 impl Ledger {
+    fn read(&self) -> TrustHistory {
+        let TrustRoot { threshold, committee_size, .. } = self.trust;
+        let quorum = Quorum { since: 1, threshold, committee_size };
+        TrustHistory::new(self.now, self.trust.clone(), self.tenures.clone(), vec![quorum])
+    }
+
+    fn history(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        if self.now < epoch {
+            return Err(LedgerError::Unreachable(format!("the chain is not at {epoch} yet")));
+        }
+        Ok(Arc::new(self.read()))
+    }
+
     fn balance(&self, owner: Address) -> Amount {
         self.balances.get(&owner).copied().unwrap_or_default()
     }
@@ -153,8 +188,8 @@ impl PaymentLedger for MemoryLedger {
         self.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.trust_root())
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.chain.lock().history(epoch)
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -174,7 +209,7 @@ impl PaymentLedger for MemoryLedger {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError> {
-        let Settlement { quote, completion, certificate, .. } = settlement;
+        let Settlement { quote, committee, completion, certificate, .. } = settlement;
         let mut ledger = self.chain.lock();
         if let Some(by) = ledger.payment(quote).settled_for(completion.struct_hash()) {
             return Ok(by.clone());
@@ -186,9 +221,12 @@ impl PaymentLedger for MemoryLedger {
         if ledger.now > quote.expiry {
             return Err(LedgerError::Expired(quote.expiry));
         }
+        if committee.struct_hash() != quote.committee {
+            return Err(LedgerError::Certificate("committee: is another one than the quote's".into()));
+        }
         let trust = ledger.trust.clone();
         certificate
-            .verify(&completion.digest(&trust.domain), &quote.request_id, &trust)
+            .verify(&completion.digest(&trust.domain), committee)
             .map_err(|error| LedgerError::Certificate(error.to_string()))?;
         let tree = PayoutSchedule::new(quote, completion, &certificate.validators(), trust.treasury)
             .map_err(|error| LedgerError::Reverted(error.to_string()))?;
@@ -240,8 +278,8 @@ impl Payer for MemoryLedger {
         self.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.trust_root())
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.chain.lock().history(epoch)
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -283,8 +321,8 @@ impl Payer for MemoryLedger {
 
 #[async_trait]
 impl ChainView for MemoryLedger {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        Ok(self.trust_root())
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.chain.lock().history(epoch)
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -301,10 +339,6 @@ impl ChainView for MemoryLedger {
 
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         Ok(self.chain.lock().channels.charged_root(channel, settled_before))
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        Ok(self.chain.lock().trust.validators.contains(&account))
     }
 
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {

@@ -1,14 +1,15 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    Approval, Attestors, BatchRequest, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat, InferenceRequest,
-    Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
-    TrustRoot, UnixTime,
+    Approval, Attestors, BatchRequest, Committee, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
+    InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
+    Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
     membership::{Membership, MembershipLimits, SharedMembership},
+    trust::{Quorum, Tenure},
     validation::{self, ValidationContext},
 };
 
@@ -30,6 +31,14 @@ impl MemoryRegistry {
         Self { trust, validators, membership, clock }
     }
 
+    /// The network, which has been as it is since its first second.
+    fn history(&self, now: UnixTime) -> TrustHistory {
+        let TrustRoot { threshold, committee_size, .. } = self.trust;
+        let member = |validator: &Address| Tenure { validator: *validator, from: 1, until: UnixTime::MAX };
+        let members = self.trust.validators.iter().map(member).collect();
+        TrustHistory::new(now, self.trust.clone(), members, vec![Quorum { since: 1, threshold, committee_size }])
+    }
+
     /// Has the check pass, once: all validators here judge in the same context.
     fn judge(
         &self,
@@ -45,23 +54,24 @@ impl MemoryRegistry {
                 membership.discover(&query, now)
             });
             let nodes: Vec<_> = records.map(|record| record.message).collect();
-            check(&ValidationContext { trust: &self.trust, subnet, nodes: &nodes, now })
+            check(&ValidationContext { trust: &self.history(now), subnet, nodes: &nodes, now })
         })
     }
 
-    async fn certify(&self, request_id: &B256, digest: &B256) -> Result<QuorumCertificate, RegistryError> {
-        let committee = self.trust.committee(request_id);
-        let need = usize::from(self.trust.threshold);
-        let mut approvals = Vec::with_capacity(need);
-        let judges = self.validators.iter().filter(|validator| committee.contains(&validator.address()));
-        for validator in judges.take(need) {
-            approvals.push(Approval::sign(digest, &**validator).await?);
+    async fn certify(&self, committees: &[Committee], digest: &B256) -> Result<QuorumCertificate, RegistryError> {
+        let mut approvals: BTreeMap<Address, Approval> = BTreeMap::new();
+        for Committee { threshold, members } in committees {
+            let need = usize::from(*threshold);
+            let judges = self.validators.iter().filter(|validator| members.contains(&validator.address()));
+            for validator in judges.take(need) {
+                approvals.insert(validator.address(), Approval::sign(digest, &**validator).await?);
+            }
+            let have = members.iter().filter(|member| approvals.contains_key(*member)).count();
+            if have < need {
+                return Err(RegistryError::TooFewApprovals { have, need, reasons: "no more of the committee are here".into() });
+            }
         }
-        if approvals.len() < need {
-            let have = approvals.len();
-            return Err(RegistryError::TooFewApprovals { have, need, reasons: "no more of the committee are here".into() });
-        }
-        Ok(QuorumCertificate::new(approvals))
+        Ok(QuorumCertificate::new(approvals.into_values().collect()))
     }
 }
 
@@ -104,23 +114,23 @@ impl Attestors for MemoryRegistry {
         validation::signed_order(&request, &self.trust.domain)?;
         let (order, quote) = (&request.request.message, &request.quote);
         self.judge(order, [quote.compute], |context| validation::preprocessing(&request, context))?;
-        self.certify(&quote.request_id, &quote.digest(&self.trust.domain)).await
+        self.certify(&[quote.committee_of(&self.trust)?], &quote.digest(&self.trust.domain)).await
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let completion = validation::authorization(&request, &self.trust.domain)?;
         let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
         self.judge(&request.request.message, nodes, |context| validation::completion(&request, context))?;
-        self.certify(&completion.request_id, &completion.digest(&self.trust.domain)).await
+        self.certify(&[request.quote.committee_of(&self.trust)?], &completion.digest(&self.trust.domain)).await
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         validation::settlement(&request, &self.trust)?;
         for entry in &request.batch.entries {
-            let verified = entry.verify(&self.trust, &self.trust.validators);
+            let verified = entry.verify(&self.history((self.clock)()));
             verified.map_err(|error| RegistryError::Refused(error.to_string()))?;
         }
         let digest = request.batch.settlement.digest(&self.trust.channel_domain());
-        self.certify(&request.committee_id(), &digest).await
+        self.certify(&request.committees, &digest).await
     }
 }

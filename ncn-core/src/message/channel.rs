@@ -3,7 +3,7 @@
 use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, ChannelParams, Message as _, Quote, RequestId, UnixTime};
+use crate::{Amount, ChannelParams, Message as _, Quote, RequestId, UnixTime, channel::Numbers};
 
 /// A client's promise to pay for one request out of its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,10 @@ pub struct Voucher {
     pub request_id: RequestId,
     /// Struct hash of its [`crate::Quote`].
     pub quote: B256,
+    /// The quote's committee: a batch that charges the channel by this voucher takes its approval.
+    pub committee: B256,
+    /// Which of the channel's requests it is, as the client counts them: none is settled twice.
+    pub number: u64,
     /// The most that this request may cost.
     pub amount: Amount,
     /// The most that the channel may be charged altogether, with this request and all that are in flight with it.
@@ -22,10 +26,10 @@ pub struct Voucher {
 }
 
 impl Voucher {
-    /// The promise to pay `quote` out of a channel that may then be charged `cumulative` altogether.
-    pub fn new(terms: &ChannelParams, quote: &Quote, cumulative: Amount) -> Self {
-        let (request_id, hash, amount) = (quote.request_id, quote.struct_hash(), quote.total);
-        Self { channel: terms.id(), request_id, quote: hash, amount, cumulative }
+    /// The promise to pay `quote`, the request of this number, out of a channel that may then be charged `cumulative` altogether.
+    pub fn new(terms: &ChannelParams, quote: &Quote, number: u64, cumulative: Amount) -> Self {
+        let (request_id, hash, amount, committee) = (quote.request_id, quote.struct_hash(), quote.total, quote.committee);
+        Self { channel: terms.id(), request_id, quote: hash, committee, number, amount, cumulative }
     }
 }
 
@@ -53,6 +57,8 @@ pub struct ChannelCharge {
     pub settled_before: Amount,
     /// What it will have been charged.
     pub settled_after: Amount,
+    /// Which of its vouchers' numbers are over then.
+    pub numbers: Numbers,
 }
 
 /// What one account gets out of a settlement, for all its requests.

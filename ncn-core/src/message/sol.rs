@@ -30,6 +30,7 @@ impl ToSol for super::InferenceRequest {
             maxPrice: self.max_price.units(),
             deadline: self.deadline,
             nonce: self.nonce,
+            draw: self.draw,
         }
     }
 }
@@ -57,7 +58,18 @@ impl ToSol for super::Quote {
             treasuryBps: self.split.treasury_bps,
             expiry: self.expiry,
             trustRoot: self.trust_root,
+            epoch: self.epoch,
+            salt: self.salt,
+            committee: self.committee,
         }
+    }
+}
+
+impl ToSol for super::Committee {
+    type Sol = generated::Committee;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Committee { threshold: self.threshold, members: self.members.clone() }
     }
 }
 
@@ -221,6 +233,8 @@ impl ToSol for super::Voucher {
             channel: self.channel,
             requestId: self.request_id,
             quote: self.quote,
+            committee: self.committee,
+            number: self.number,
             amount: self.amount.units(),
             cumulative: self.cumulative.units(),
         }
@@ -248,6 +262,8 @@ impl ToSol for super::ChannelSettlement {
             channel: charge.channel,
             settledBefore: charge.settled_before.units(),
             settledAfter: charge.settled_after.units(),
+            base: charge.numbers.base,
+            over: charge.numbers.over,
         };
         let payout =
             |payout: &super::ChannelPayout| generated::ChannelPayout { account: payout.account, amount: payout.amount.units() };

@@ -8,10 +8,10 @@ use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
     Address, Amount, Attestors, B256, BatchSettler, ChainView, Channel, ChannelParams, CompletionRequest, Confinement,
-    Deregistration, Directory, DynSigner, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeChange, NodeChanges,
-    NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus,
+    Deregistration, Directory, DynSigner, Epoch, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeChange,
+    NodeChanges, NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus,
     PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed,
-    Subnet, TrustRoot, UnixTime,
+    Subnet, TrustHistory, UnixTime,
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
@@ -55,8 +55,8 @@ impl PaymentLedger for BrokenLedger {
         self.ledger.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.ledger.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.ledger.trust(epoch).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -122,8 +122,8 @@ impl Payer for BrokenPayer {
         self.payer.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.payer.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.payer.trust(epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -171,8 +171,8 @@ struct BrokenSettler {
 
 #[async_trait]
 impl ChainView for BrokenSettler {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.settler.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.settler.trust(epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -189,10 +189,6 @@ impl ChainView for BrokenSettler {
 
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.settler.charged_root(channel, settled_before).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        self.settler.has_stake(account).await
     }
 
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
@@ -419,8 +415,8 @@ impl RegistryFixture for BrokenRegistry {
         self
     }
 
-    async fn trust_root(&self) -> TrustRoot {
-        self.scene.trust.clone()
+    async fn epoch(&self) -> Epoch {
+        self.scene.epoch().await
     }
 
     fn now(&self) -> UnixTime {

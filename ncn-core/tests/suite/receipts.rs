@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ncn_core::receipt::Payment;
+use ncn_core::trust::draw_of;
 use ncn_core::{
     Amount, Approval, B256, ChannelParams, Confinement, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest,
     InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PayeeRole, PaymentAuthorization,
@@ -14,8 +15,11 @@ use serde_json::Value;
 
 use crate::scene::{NOW, Scene, key};
 
+/// The gateway's part in every draw.
+const SALT: B256 = B256::repeat_byte(9);
+
 async fn certificate(scene: &Scene, request_id: B256, digest: B256) -> QuorumCertificate {
-    let committee = scene.trust.committee(&request_id);
+    let committee = scene.trust.committee(&SALT, &request_id).members;
     let mut approvals = Vec::new();
     for validator in scene.validators.iter().filter(|validator| committee.contains(&validator.address())).take(3) {
         approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
@@ -47,6 +51,7 @@ async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishRe
         max_price: Amount::new(2_000_000),
         deadline: NOW + 60,
         nonce: [4; 32].into(),
+        draw: draw_of(&SALT),
     };
     let request = Signed::sign(order.clone(), &domain, &*client).await.unwrap();
     let request_id = order.digest(&domain);
@@ -62,6 +67,9 @@ async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishRe
         split: FeeSplit::default(),
         expiry: NOW + 60,
         trust_root: scene.trust.hash(),
+        epoch: NOW - 100,
+        salt: SALT,
+        committee: scene.trust.committee(&SALT, &request_id).struct_hash(),
     };
     let (mut results, mut chain, mut node) = (Vec::new(), StreamChain::new(request_id), compute);
     let mut output = Values::new();
@@ -94,7 +102,7 @@ async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishRe
     let completion = delivery.completion(&quote).unwrap();
     let approvals = certificate(scene, request_id, completion.digest(&domain)).await;
     let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
-    let voucher = SignedVoucher::sign(terms, &quote, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
+    let voucher = SignedVoucher::sign(terms, &quote, 11, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
@@ -275,14 +283,14 @@ async fn a_certificate_needs_the_committee() {
     let mut receipt = receipt(&scene).await;
     let trust: &TrustRoot = &scene.trust;
     let digest = receipt.quote.digest(&trust.domain);
-    let committee = trust.committee(&receipt.quote.request_id);
+    let committee = receipt.quote.committee_of(trust).unwrap();
     let mut approvals = Vec::new();
-    for outsider in scene.validators.iter().filter(|validator| !committee.contains(&validator.address())) {
+    for outsider in scene.validators.iter().filter(|validator| !committee.members.contains(&validator.address())) {
         approvals.push(Approval::sign(&digest, &**outsider).await.unwrap());
     }
     approvals.extend(receipt.preprocessing.approvals().iter().skip(1));
     receipt.preprocessing = QuorumCertificate::new(approvals);
-    let error = receipt.preprocessing.verify(&digest, &receipt.quote.request_id, trust).unwrap_err();
+    let error = receipt.preprocessing.verify(&digest, &committee).unwrap_err();
     assert!(error.to_string().contains("committee"), "{error}");
 }
 
@@ -298,7 +306,7 @@ async fn what_crosses_a_wire_has_a_form_in_json() {
     let receipt = paid(&scene, PaymentKind::Channel).await;
     let tensor = Tensor::new(DataType::U8, vec![2], vec![1, 2]).unwrap();
     let inputs = Values::from([("image", ncn_core::Value::png(vec![0xff; 3])), ("a", tensor.into()), ("text", "7".into())]);
-    let json = passes(&Submission { request: receipt.request.clone(), inputs: inputs.clone() });
+    let json = passes(&Submission { request: receipt.request.clone(), inputs: inputs.clone(), ticket: [7; 32].into() });
     assert_eq!(
         (&json["inputs"]["image"]["file"]["data"], &json["inputs"]["a"]["tensor"]["data"]),
         (&"////".into(), &"AQI=".into())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_core::{
-    Address, Amount, B256, BatchSettler, ChannelParams, Domain, DynSigner, LedgerError, Payer, PaymentLedger, Quote, Registry,
-    Signature, TrustRoot, UnixTime,
+    Address, Amount, B256, BatchSettler, ChannelParams, Domain, DynSigner, Epoch, LedgerError, Payer, PaymentLedger, Quote,
+    Registry, Signature, TrustRoot, UnixTime,
     conformance::{ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     memory::{MemoryChain, MemoryRegistry},
 };
@@ -116,8 +116,8 @@ impl RegistryFixture for Scene {
         &*self.registry
     }
 
-    async fn trust_root(&self) -> TrustRoot {
-        self.trust.clone()
+    async fn epoch(&self) -> Epoch {
+        Epoch { since: 1, trust: self.trust.clone() }
     }
 
     fn now(&self) -> UnixTime {

@@ -1,17 +1,20 @@
 //! Which channels can be charged now. A channel that cannot be is left alone for a while, and no other one waits for it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
-use ncn_core::{Amount, B256, Channel, RequestId, channel::BatchEntry};
+use ncn_core::{
+    Amount, B256, Channel, RequestId,
+    channel::{BatchEntry, ChargeStart},
+};
 
 use super::{
     ChannelState, Inner,
     kept::DEEP_AFTER,
     records::Change,
-    settler::{Failure, SET_ASIDE},
+    settler::{Failure, NOT_YET, SET_ASIDE},
 };
 use ncn_client::unix_now;
 
@@ -90,15 +93,20 @@ pub(super) async fn chargeable(inner: &Inner, channel: B256) -> Result<Result<Ch
         }
         // A file that is older than the chain: what was charged since then was earned by requests that it does not know.
         tracing::warn!(%channel, %known, chain = %chain.settled, "the chain has been charged more than the channel state says");
-        let sums = [(channel, chain.settled)];
-        inner.change(|state| Ok(((), Change { accounts: state.settle(&[], &sums).0, ..Change::default() }))).await?;
+        let charged = [(channel, ChargeStart { settled: chain.settled, numbers: chain.numbers })];
+        inner.change(|state| Ok(((), Change { accounts: state.settle(&[], &charged).0, ..Change::default() }))).await?;
     }
+    book_over(inner, channel, &chain).await?;
     Ok(Ok(Chargeable { chain, sum: chain.settled }))
 }
 
-/// Whether a request's channel can be charged, and its deposit bears this one too: a top-up may have been taken back.
+/// Whether a request's channel can be charged, and it is not over, and the channel's deposit bears this one too: a top-up may have been taken back.
 pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>, aside: &mut Aside) -> bool {
-    let Some(known) = channels.get_mut(&entry.payment.voucher.channel) else { return false };
+    let voucher = &entry.payment.voucher;
+    let Some(known) = channels.get_mut(&voucher.channel) else { return false };
+    if known.chain.numbers.contains(voucher.number) {
+        return false;
+    }
     let cost = entry.completion().map(|completion| completion.cost());
     match cost.ok().and_then(|cost| known.sum.checked_add(cost)).filter(|sum| *sum <= known.chain.deposit) {
         Some(sum) => {
@@ -106,12 +114,64 @@ pub(super) fn fits(entry: &BatchEntry, channels: &mut BTreeMap<B256, Chargeable>
             true
         }
         None => {
-            let (channel, request) = (entry.payment.voucher.channel, entry.quote.request_id);
+            let (channel, request) = (voucher.channel, voucher.request_id);
             tracing::error!(%channel, %request, deposit = %known.chain.deposit, "a channel's deposit does not bear what it owes");
             aside.request(request, SET_ASIDE);
             false
         }
     }
+}
+
+/// What a batch of these requests starts from. Takes out those that have to wait: a number that is too far above the lowest one in flight
+/// cannot be told from it.
+pub(super) fn numbered(
+    inner: &Inner,
+    entries: &mut Vec<BatchEntry>,
+    channels: &BTreeMap<B256, Chargeable>,
+    aside: &mut Aside,
+) -> BTreeMap<B256, ChargeStart> {
+    let mut numbers: BTreeMap<B256, BTreeSet<u64>> = BTreeMap::new();
+    for voucher in entries.iter().map(|entry| &entry.payment.voucher) {
+        numbers.entry(voucher.channel).or_default().insert(voucher.number);
+    }
+    let state = inner.state();
+    let start = |(channel, numbers): (B256, BTreeSet<u64>)| {
+        let chain = channels.get(&channel)?.chain;
+        let open = state.open_numbers(channel).filter(|number| !numbers.contains(number));
+        Some((channel, ChargeStart { settled: chain.settled, numbers: chain.numbers.with(numbers.iter().copied(), open) }))
+    };
+    let starts: BTreeMap<B256, ChargeStart> = numbers.into_iter().filter_map(start).collect();
+    drop(state);
+    entries.retain(|entry| {
+        let voucher = &entry.payment.voucher;
+        let told = starts.get(&voucher.channel).is_some_and(|start| start.numbers.contains(voucher.number));
+        if !told {
+            aside.request(voucher.request_id, NOT_YET);
+        }
+        told
+    });
+    starts
+}
+
+/// Books requests as settled that the chain says are over: they were charged by a batch that this gateway's file does not know.
+async fn book_over(inner: &Inner, channel: B256, chain: &Channel) -> Result<(), Failure> {
+    let over: Vec<RequestId> = {
+        let state = inner.state();
+        let is_over = |request: &RequestId| {
+            let voucher = state.hold(*request).map(|hold| hold.payment.voucher);
+            voucher.is_some_and(|voucher| voucher.channel == channel && chain.numbers.contains(voucher.number))
+        };
+        state.earned().map(|((_, request), _)| *request).filter(is_over).collect()
+    };
+    if over.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(%channel, requests = over.len(), "earned requests are over on the chain: they count as settled");
+    let change = |state: &mut ChannelState| {
+        let (accounts, holds) = state.settle(&over, &[]);
+        Ok(((), Change { accounts, holds, settled: over, ..Change::default() }))
+    };
+    Ok(inner.change(change).await?)
 }
 
 /// Gives up what a channel owes that has ended for good.

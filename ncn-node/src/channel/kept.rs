@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ncn_core::{Amount, B256, ChannelCharge, ChannelSettlement, QuorumCertificate, SignedVoucher, UnixTime};
+use ncn_core::{Amount, B256, ChannelCharge, ChannelSettlement, QuorumCertificate, UnixTime};
 use serde::{Deserialize, Serialize};
+
+use super::state::Judged;
 
 /// How long after its settlement, in seconds of the chain's time, a batch counts as deep: longer than any chain that is in use takes to
 /// make a block final.
@@ -16,7 +18,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SettledBatch {
     pub(super) settlement: ChannelSettlement,
-    pub(super) vouchers: Vec<SignedVoucher>,
+    pub(super) vouchers: Vec<Judged>,
     /// Absent when the chain was found to be charged after the approval had been dropped.
     pub(super) certificate: Option<QuorumCertificate>,
     /// The chain's time when the charge was seen.

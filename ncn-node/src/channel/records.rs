@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     kept::{Kept, SettledBatch},
-    state::{Account, ChannelState, Closing, Hold},
+    state::{Account, ChannelState, Closing, Hold, Judged},
 };
 use crate::store::{Op, Row, Store, StoreError, Table, decode, encode};
 
@@ -32,6 +32,8 @@ const BATCH: Table = "channel.batch";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) batch: Batch,
+    /// By which its channels are charged, in the order of the charges.
+    pub(super) vouchers: Vec<Judged>,
     pub(super) certificate: Option<QuorumCertificate>,
 }
 
@@ -66,7 +68,7 @@ impl Change {
     pub(super) fn ops(&self) -> Result<Vec<Op>, StoreError> {
         let mut ops = Vec::new();
         for account in &self.accounts {
-            ops.push(Op::put(ACCOUNTS, account.highest.voucher.channel, account)?);
+            ops.push(Op::put(ACCOUNTS, account.highest.payment.voucher.channel, account)?);
         }
         for hold in &self.holds {
             ops.push(Op::put(HOLDS, hold.payment.voucher.request_id, hold)?);

@@ -10,15 +10,15 @@ use std::{
 };
 
 use ncn_core::{
-    Amount, B256, ChannelCharge,
-    channel::{Batch, BatchEntry, CertifiedBatch},
+    Amount, B256, Channel, ChannelCharge,
+    channel::{Batch, BatchEntry, ChargeStart},
 };
 
 use super::{
     ChannelState, Inner,
     kept::SettledBatch,
     records::{self, Change, KeptChange},
-    settler::{Failure, certify},
+    settler::{Failure, certified, certify, charged_by},
     state::{Hold, Stage},
 };
 use ncn_client::unix_now;
@@ -137,7 +137,7 @@ async fn is_on_chain(inner: &Inner, batch: &SettledBatch) -> Result<bool, Failur
 /// Whether every charge of a batch starts from what its channel has been charged.
 async fn standing(inner: &Inner, batch: &SettledBatch) -> Result<Standing, Failure> {
     let mut waits = None;
-    for ChannelCharge { channel, settled_before, settled_after } in batch.settlement.charges.iter().copied() {
+    for ChannelCharge { channel, settled_before, settled_after, .. } in batch.settlement.charges.iter().copied() {
         let Some(known) = inner.chain.channel(channel).await? else {
             waits = Some(format!("channel {channel} is not on the chain any more"));
             continue;
@@ -155,15 +155,17 @@ async fn standing(inner: &Inner, batch: &SettledBatch) -> Result<Standing, Failu
     Ok(waits.map_or(Standing::Ready, Standing::Waits))
 }
 
-/// Has the chain charged for a batch once more; `anew` has the validators approve it again, who may have changed.
+/// Has the chain charged for a batch once more; `anew` has the validators approve it again.
 async fn present(inner: &Inner, number: u64, batch: &SettledBatch, anew: bool) -> Result<(), Failure> {
     let SettledBatch { settlement, vouchers, certificate, .. } = batch;
     let certificate = match certificate {
         Some(certificate) if !anew => certificate.clone(),
-        _ => certify(inner, &Batch { entries: proofs(inner, number).await?, settlement: settlement.clone() }).await?,
+        _ => {
+            let batch = Batch { entries: proofs(inner, number).await?, settlement: settlement.clone() };
+            certify(inner, &batch, vouchers).await?
+        }
     };
-    let certified = CertifiedBatch { settlement: settlement.clone(), vouchers: vouchers.clone(), certificate: certificate.clone() };
-    let transaction = inner.chain.settle_batch(&certified).await?;
+    let transaction = inner.chain.settle_batch(&certified(settlement.clone(), vouchers, certificate.clone())).await?;
     tracing::info!(%transaction, requests = settlement.count, "settled a batch again that the chain had taken back");
     let at = chain_time(inner).await;
     let batch = SettledBatch { certificate: Some(certificate), at, ..batch.clone() };
@@ -183,9 +185,10 @@ async fn proofs(inner: &Inner, number: u64) -> Result<Vec<BatchEntry>, Failure> 
 async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str) -> Result<(), Failure> {
     let (root, requests) = (batch.settlement.root, batch.settlement.count);
     tracing::error!(%root, %problem, requests, "a settled batch is lost; its requests are earned anew");
-    let mut settled = Vec::new();
+    let mut charged = Vec::new();
     for channel in batch.channels() {
-        settled.push((channel, charged(inner, channel).await?));
+        let start = |channel: Channel| ChargeStart { settled: channel.settled, numbers: channel.numbers };
+        charged.push((channel, inner.chain.channel(channel).await?.map(start).unwrap_or_default()));
     }
     let entries = proofs(inner, number).await?;
     // They were settled, so they were consistent.
@@ -196,7 +199,7 @@ async fn reopen(inner: &Inner, number: u64, batch: &SettledBatch, problem: &str)
     let requests: Vec<Hold> = entries.iter().filter_map(hold).collect();
     let batch = SettledBatch { reopened: true, ..batch.clone() };
     let update = move |state: &mut ChannelState| {
-        let (accounts, holds) = state.reopen(&requests, &settled, unix_now());
+        let (accounts, holds) = state.reopen(&requests, &charged, unix_now());
         state.kept.replace(number, batch.clone());
         let kept = vec![KeptChange::Keep(number, Box::new(batch), None)];
         Ok(((), Change { accounts, holds, entries, kept, ..Change::default() }))
@@ -227,9 +230,9 @@ async fn settle_after_all(inner: &Inner, number: u64, batch: &SettledBatch) -> R
     let batch = SettledBatch { reopened: false, at: chain_time(inner).await, ..batch.clone() };
     let update = move |state: &mut ChannelState| {
         let known = |channel| state.account(channel).map(|account| account.settled).unwrap_or_default();
-        let sum = |charge: &ChannelCharge| (charge.channel, charge.settled_after.max(known(charge.channel)));
-        let sums: Vec<_> = batch.settlement.charges.iter().map(sum).collect();
-        let (accounts, holds) = state.settle(&requests, &sums);
+        let more = |charge: &&ChannelCharge| charge.settled_after > known(charge.channel);
+        let charged: Vec<_> = batch.settlement.charges.iter().filter(more).map(charged_by).collect();
+        let (accounts, holds) = state.settle(&requests, &charged);
         state.kept.replace(number, batch.clone());
         let kept = vec![KeptChange::Keep(number, Box::new(batch), None)];
         Ok(((), Change { accounts, holds, settled: requests, kept, ..Change::default() }))

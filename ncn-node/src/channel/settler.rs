@@ -9,17 +9,18 @@ use std::{
 
 use ncn_client::Backoff;
 use ncn_core::{
-    Amount, B256, BatchRequest, LedgerError, Message as _, QuorumCertificate, RegistryError, RequestId, SettlementRequest,
-    SignatureError, Signed, SignedVoucher,
-    channel::{Batch, BatchEntry, BatchError, CertifiedBatch, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
+    Amount, B256, BatchRequest, ChannelCharge, ChannelSettlement, LedgerError, Message as _, QuorumCertificate, RegistryError,
+    RequestId, SettlementRequest, SignatureError, Signed,
+    channel::{Batch, BatchEntry, BatchError, CertifiedBatch, ChargeStart, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
 };
 
 use super::{
     ChannelState, Inner,
-    chargeable::{Aside, chargeable, fits},
+    chargeable::{Aside, chargeable, fits, numbered},
     kept::SettledBatch,
     records::{self, BatchChange, Change, KeptChange, Pending},
     reorganization::chain_time,
+    state::Judged,
 };
 use crate::store::StoreError;
 use ncn_client::unix_now;
@@ -30,8 +31,8 @@ const TICK: Duration = Duration::from_millis(500);
 const TRIES: u32 = 6;
 /// How long a request is left alone that was refused on its own.
 pub(super) const SET_ASIDE: Duration = Duration::from_mins(1);
-/// How long a request is left alone whose proof is not on disk yet.
-const NOT_YET: Duration = Duration::from_secs(1);
+/// How long a request is left alone whose proof is not on disk yet, or whose number is too high.
+pub(super) const NOT_YET: Duration = Duration::from_secs(1);
 /// How long ended requests are remembered after their quotes' expiry, in seconds.
 const MEMORY: u64 = 3_600;
 
@@ -154,11 +155,11 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         }
     }
     entries.retain(|entry| fits(entry, &mut channels, aside));
+    let starts = numbered(inner, &mut entries, &channels, aside);
     if entries.is_empty() {
         return Ok(None);
     }
-    let settled = channels.iter().map(|(channel, known)| (*channel, known.chain.settled)).collect();
-    let batch = match Batch::new(entries, &settled, inner.chain.trust_root().await?.treasury) {
+    let batch = match Batch::new(entries, &starts, inner.chain.trust_root().await?.treasury) {
         Err(BatchError::Entry { request_id, problem }) => {
             tracing::error!(request = %request_id, %problem, "a request cannot be settled");
             aside.request(request_id, SET_ASIDE);
@@ -166,7 +167,8 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         }
         batch => batch?,
     };
-    let pending = Pending { batch, certificate: None };
+    let vouchers = vouchers(inner, &batch)?;
+    let pending = Pending { batch, vouchers, certificate: None };
     keep(inner, Some(&pending)).await?;
     Ok(Some(pending))
 }
@@ -225,7 +227,7 @@ async fn conclude(inner: &Inner, mut pending: Pending) -> Result<(), (Pending, F
         }
         if error.is_refusal() {
             tries += 1;
-            // The validators may have changed since they approved.
+            // An approval that the chain does not take is not tried for ever.
             pending.certificate = None;
         }
         if tries >= TRIES {
@@ -241,16 +243,15 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
         let certificate = match &pending.certificate {
             Some(certificate) => certificate.clone(),
             None => {
-                let certificate = certify(inner, &pending.batch).await?;
+                let certificate = certify(inner, &pending.batch, &pending.vouchers).await?;
                 let certified = Pending { certificate: Some(certificate.clone()), ..pending.clone() };
                 keep(inner, Some(&certified)).await?;
                 *pending = certified;
                 certificate
             }
         };
-        let settlement = pending.batch.settlement.clone();
-        let vouchers = vouchers(inner, &pending.batch);
-        let transaction = inner.chain.settle_batch(&CertifiedBatch { settlement, vouchers, certificate }).await?;
+        let batch = certified(pending.batch.settlement.clone(), &pending.vouchers, certificate);
+        let transaction = inner.chain.settle_batch(&batch).await?;
         tracing::info!(%transaction, requests = pending.batch.entries.len(), "settled a batch");
     }
     book_settled(inner, pending).await
@@ -258,15 +259,15 @@ async fn attempt(inner: &Inner, pending: &mut Pending) -> Result<(), Failure> {
 
 /// Books a batch as settled, and keeps it until no reorganization can take it back.
 async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
-    let Pending { batch, certificate } = pending;
+    let Pending { batch, vouchers, certificate } = pending;
     let at = chain_time(inner).await;
     let requests: Vec<RequestId> = batch.entries.iter().map(|entry| entry.quote.request_id).collect();
-    let sums: Vec<_> = batch.settlement.charges.iter().map(|charge| (charge.channel, charge.settled_after)).collect();
-    let (vouchers, proofs) = (vouchers(inner, batch), records::encode_proofs(&batch.entries)?);
+    let charged: Vec<_> = batch.settlement.charges.iter().map(charged_by).collect();
+    let (vouchers, proofs) = (vouchers.clone(), records::encode_proofs(&batch.entries)?);
     let (settlement, certificate, bytes) = (batch.settlement.clone(), certificate.clone(), proofs.len() as u64);
     let settled = SettledBatch { settlement, vouchers, certificate, at, bytes, reopened: false };
     let settle = |state: &mut ChannelState| {
-        let (accounts, holds) = state.settle(&requests, &sums);
+        let (accounts, holds) = state.settle(&requests, &charged);
         let (number, dropped) = state.kept.push(settled.clone());
         if !dropped.is_empty() {
             tracing::warn!(batches = dropped.len(), "too much is kept: settled batches are forgotten before they are deep");
@@ -279,14 +280,15 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
 }
 
 /// Has the validators approve a batch. What the registry brings is believed only when it verifies.
-pub(super) async fn certify(inner: &Inner, batch: &Batch) -> Result<QuorumCertificate, Failure> {
+pub(super) async fn certify(inner: &Inner, batch: &Batch, vouchers: &[Judged]) -> Result<QuorumCertificate, Failure> {
     let trust = inner.chain.trust_root().await?;
     let message = SettlementRequest { gateway: inner.signer.address(), settlement: batch.settlement.struct_hash() };
     let request = Signed::sign(message, &trust.channel_domain(), &*inner.signer).await?;
-    let request = Arc::new(BatchRequest { batch: batch.clone(), request });
+    let committees: Vec<_> = vouchers.iter().map(|voucher| voucher.judges.clone()).collect();
+    let request = Arc::new(BatchRequest { batch: batch.clone(), committees, request });
     let certificate = inner.registry.settlement(request.clone()).await?;
     let digest = batch.settlement.digest(&trust.channel_domain());
-    let verified = certificate.verify(&digest, &request.committee_id(), &trust);
+    let verified = certificate.verify_all(&digest, &request.committees);
     verified.map_err(|error| RegistryError::Malformed(format!("the certificate does not verify: {error}")))?;
     Ok(certificate)
 }
@@ -314,12 +316,24 @@ async fn is_charged(inner: &Inner, batch: &Batch) -> Result<bool, Failure> {
 }
 
 /// For each charge the channel's highest voucher.
-fn vouchers(inner: &Inner, batch: &Batch) -> Vec<SignedVoucher> {
+fn vouchers(inner: &Inner, batch: &Batch) -> Result<Vec<Judged>, Failure> {
     let state = inner.state();
-    let of_batch = batch.vouchers();
-    let highest =
-        |channel: &B256| state.account(*channel).map(|account| account.highest).or_else(|| of_batch.get(channel).copied());
-    batch.settlement.charges.iter().filter_map(|charge| highest(&charge.channel)).collect()
+    let highest = |charge: &ChannelCharge| {
+        let account = state.account(charge.channel).ok_or(BatchError::UnknownChannel(charge.channel))?;
+        Ok(account.highest.clone())
+    };
+    batch.settlement.charges.iter().map(highest).collect()
+}
+
+/// What the chain sees of a batch.
+pub(super) fn certified(settlement: ChannelSettlement, vouchers: &[Judged], certificate: QuorumCertificate) -> CertifiedBatch {
+    let (vouchers, committees) = vouchers.iter().map(|voucher| (voucher.payment, voucher.judges.clone())).unzip();
+    CertifiedBatch { settlement, vouchers, committees, certificate }
+}
+
+/// What a channel has been charged with this.
+pub(super) fn charged_by(charge: &ChannelCharge) -> (B256, ChargeStart) {
+    (charge.channel, ChargeStart { settled: charge.settled_after, numbers: charge.numbers })
 }
 
 async fn keep(inner: &Inner, pending: Option<&Pending>) -> Result<(), Failure> {

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ncn_core::{Amount, B256, Channel, LedgerError, Quote, RequestId, SignedVoucher, UnixTime, validation};
+use ncn_core::{
+    Amount, B256, Channel, Committee, LedgerError, Quote, RequestId, SignedVoucher, UnixTime,
+    channel::{ChargeStart, Numbers, VoucherError},
+    validation,
+};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
@@ -10,15 +14,24 @@ use super::kept::Kept;
 /// How many requests are known at once, ended ones included.
 const MAX_HOLDS: usize = 1_000_000;
 
+/// A voucher, and who judges its request: they approve the batches that charge the channel by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Judged {
+    pub(super) payment: SignedVoucher,
+    pub(super) judges: Committee,
+}
+
 /// One channel, as its gateway sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Account {
     /// The voucher that allows most.
-    pub(super) highest: SignedVoucher,
+    pub(super) highest: Judged,
     /// What the chain held when it was last asked.
     pub(super) chain: Channel,
     /// What was charged in batches. In step with the holds, where the chain may be a batch ahead.
     pub(super) settled: Amount,
+    /// Which numbers are over, by these batches.
+    numbers: Numbers,
     /// What requests in flight may cost.
     #[serde(skip)]
     reserved: Amount,
@@ -76,6 +89,8 @@ pub(super) struct Limits {
 pub(super) struct ChannelState {
     accounts: HashMap<B256, Account>,
     holds: HashMap<RequestId, Hold>,
+    /// By channel and number.
+    numbered: BTreeMap<(B256, u64), RequestId>,
     /// What is earned, the oldest first.
     earned: BTreeMap<(UnixTime, RequestId), Amount>,
     earned_sum: Amount,
@@ -96,16 +111,11 @@ fn sum(amounts: impl IntoIterator<Item = Amount>) -> Amount {
 impl ChannelState {
     /// The state as it was kept.
     pub(super) fn load(accounts: Vec<Account>, holds: Vec<Hold>, closing: HashMap<B256, Closing>, kept: Kept) -> Self {
-        let accounts = accounts.into_iter().map(|account| (account.highest.voucher.channel, account)).collect();
+        let accounts = accounts.into_iter().map(|account| (account.highest.payment.voucher.channel, account)).collect();
         let mut state = Self { accounts, closing, kept, ..Self::default() };
         for hold in holds {
             state.count(&hold, true);
-            if let Some(account) = state.accounts.get_mut(&hold.payment.voucher.channel)
-                && hold.payment.voucher.cumulative > account.highest.voucher.cumulative
-            {
-                account.highest = hold.payment;
-            }
-            state.holds.insert(hold.payment.voucher.request_id, hold);
+            state.insert(&hold);
         }
         state
     }
@@ -116,6 +126,21 @@ impl ChannelState {
 
     pub(super) fn hold(&self, request_id: RequestId) -> Option<&Hold> {
         self.holds.get(&request_id)
+    }
+
+    fn insert(&mut self, hold: &Hold) {
+        let voucher = &hold.payment.voucher;
+        self.numbered.insert((voucher.channel, voucher.number), voucher.request_id);
+        self.holds.insert(voucher.request_id, *hold);
+    }
+
+    /// Which of a channel's numbers are of requests that are in flight or not settled.
+    pub(super) fn open_numbers(&self, channel: B256) -> impl Iterator<Item = u64> {
+        let open = |request: &RequestId| {
+            self.holds.get(request).is_some_and(|hold| matches!(hold.stage, Stage::Reserved | Stage::Earned(_)))
+        };
+        let numbered = self.numbered.range((channel, 0)..=(channel, u64::MAX));
+        numbered.filter(move |(_, request)| open(request)).map(|((_, number), _)| *number)
     }
 
     /// Adds a hold to its channel's sums, or takes it out of them.
@@ -162,9 +187,10 @@ impl ChannelState {
     }
 
     /// Takes in what the chain holds of a channel.
-    pub(super) fn learn(&mut self, payment: &SignedVoucher, chain: Channel) {
-        let new = || Account { highest: *payment, chain, settled: chain.settled, reserved: Amount::ZERO, earned: Amount::ZERO };
-        self.accounts.entry(payment.voucher.channel).or_insert_with(new).chain = chain;
+    pub(super) fn learn(&mut self, payment: &Judged, chain: Channel) {
+        let Channel { settled, numbers, .. } = chain;
+        let new = || Account { highest: payment.clone(), chain, settled, numbers, reserved: Amount::ZERO, earned: Amount::ZERO };
+        self.accounts.entry(payment.payment.voucher.channel).or_insert_with(new).chain = chain;
     }
 
     /// Takes over what another state knows of the chain, which it was told later than this one.
@@ -175,12 +201,8 @@ impl ChannelState {
     }
 
     /// Holds a voucher's amount for its request; the signature has been checked. The same voucher again changes nothing.
-    pub(super) fn reserve(
-        &mut self,
-        payment: &SignedVoucher,
-        quote: &Quote,
-        limits: &Limits,
-    ) -> Result<(Account, Hold), LedgerError> {
+    pub(super) fn reserve(&mut self, judged: &Judged, quote: &Quote, limits: &Limits) -> Result<(Account, Hold), LedgerError> {
+        let payment = &judged.payment;
         let voucher = &payment.voucher;
         let channel = voucher.channel;
         if let Some(hold) = self.holds.get(&voucher.request_id) {
@@ -210,12 +232,19 @@ impl ChannelState {
             .get_mut(&channel)
             .ok_or_else(|| LedgerError::Busy("what the chain has of the channel is looked up: try again".into()))?;
         validation::voucher(payment, Some(&account.chain), quote)?;
+        let number = voucher.number;
+        if account.numbers.contains(number) || account.chain.numbers.contains(number) {
+            return Err(VoucherError::new("number", format!("{number} is over: take the next one")).into());
+        }
+        if let Some(other) = self.numbered.get(&(channel, number)) {
+            return Err(VoucherError::new("number", format!("{number} is request {other}'s: take the next one")).into());
+        }
         if quote.expiry.saturating_add(limits.margin) >= account.chain.expiry {
             let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", account.chain.expiry);
             return Err(refuse(channel, problem));
         }
         let needed = sum([account.settled, account.earned, account.reserved, voucher.amount]);
-        let cumulative = account.highest.voucher.cumulative.max(voucher.cumulative);
+        let cumulative = account.highest.payment.voucher.cumulative.max(voucher.cumulative);
         if cumulative < needed {
             return Err(LedgerError::VoucherTooLow { cumulative, needed });
         }
@@ -223,13 +252,13 @@ impl ChannelState {
             let problem = format!("has a deposit of {}, {needed} are needed: top it up", account.chain.deposit);
             return Err(refuse(channel, problem));
         }
-        if voucher.cumulative > account.highest.voucher.cumulative {
-            account.highest = *payment;
+        if voucher.cumulative > account.highest.payment.voucher.cumulative {
+            account.highest = judged.clone();
         }
         let account = account.clone();
         let hold = Hold { payment: *payment, amount: voucher.amount, expiry: quote.expiry, stage: Stage::Reserved };
         self.count(&hold, true);
-        self.holds.insert(voucher.request_id, hold);
+        self.insert(&hold);
         Ok((account, hold))
     }
 
@@ -266,12 +295,12 @@ impl ChannelState {
     }
 
     /// The chain has been charged for these requests of these channels.
-    pub(super) fn settle(&mut self, requests: &[RequestId], settled: &[(B256, Amount)]) -> (Vec<Account>, Vec<Hold>) {
+    pub(super) fn settle(&mut self, requests: &[RequestId], charged: &[(B256, ChargeStart)]) -> (Vec<Account>, Vec<Hold>) {
         let holds = requests.iter().filter_map(|request| self.turn(*request, Stage::Settled)).collect();
         let mut accounts = Vec::new();
-        for (channel, settled) in settled {
+        for (channel, ChargeStart { settled, numbers }) in charged {
             if let Some(account) = self.accounts.get_mut(channel) {
-                account.settled = *settled;
+                (account.settled, account.numbers) = (*settled, *numbers);
                 accounts.push(account.clone());
             }
         }
@@ -279,18 +308,27 @@ impl ChannelState {
     }
 
     /// The chain has taken a charge for these requests back, and charges the channels no more than this now: they are earned anew.
-    pub(super) fn reopen(&mut self, requests: &[Hold], settled: &[(B256, Amount)], now: UnixTime) -> (Vec<Account>, Vec<Hold>) {
+    pub(super) fn reopen(
+        &mut self,
+        requests: &[Hold],
+        charged: &[(B256, ChargeStart)],
+        now: UnixTime,
+    ) -> (Vec<Account>, Vec<Hold>) {
         let mut holds = Vec::with_capacity(requests.len());
         for hold in requests {
             let request = hold.payment.voucher.request_id;
             // One whose quote expired long ago may have been forgotten.
-            self.holds.entry(request).or_insert(*hold);
+            if !self.holds.contains_key(&request) {
+                self.insert(hold);
+            }
             holds.extend(self.turn(request, Stage::Earned(now)));
         }
         let mut accounts = Vec::new();
-        for (channel, settled) in settled {
+        for (channel, ChargeStart { settled, numbers }) in charged {
             if let Some(account) = self.accounts.get_mut(channel) {
-                account.settled = account.settled.min(*settled);
+                if *settled < account.settled {
+                    (account.settled, account.numbers) = (*settled, *numbers);
+                }
                 accounts.push(account.clone());
             }
         }
@@ -352,6 +390,8 @@ impl ChannelState {
         let old: Vec<_> = self.forgettable(before).collect();
         for request in &old {
             if let Some(hold) = self.holds.remove(request) {
+                let voucher = &hold.payment.voucher;
+                self.numbered.remove(&(voucher.channel, voucher.number));
                 self.count(&hold, false);
             }
         }

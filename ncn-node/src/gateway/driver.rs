@@ -25,7 +25,7 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
     // Idempotent: a task that was taken up again has begun already.
-    keep(task, || gateway.journal.begin(task.request_id, &task.submission)).await;
+    keep(task, || gateway.journal.begin(task.request_id, &task.submission, &task.salt)).await;
     loop {
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {

@@ -7,9 +7,9 @@ use std::{
 
 use ncn_client::Backoff;
 use ncn_core::{
-    B256, CompletionAuthorization, CompletionRequest, Compute, ComputeError, Effect, Event, LedgerError, Message as _, Outcome,
-    PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest, QuorumCertificate, Quote, Receipt,
-    RegistryError, RequestId, Reservation, Settlement, Signature, Signed, State, Step, TaskEvent, TrustRoot,
+    B256, Committee, CompletionAuthorization, CompletionRequest, Compute, ComputeError, Effect, Epoch, Event, LedgerError,
+    Message as _, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest,
+    QuorumCertificate, Quote, Receipt, RegistryError, Reservation, Settlement, Signature, Signed, State, Step, TaskEvent,
     receipt::{self, Payment},
 };
 
@@ -56,8 +56,8 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
 /// Finds a live compute node with the model that has a place, and quotes.
 async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
     let order = &task.submission.request.message;
-    let trust = match gateway.ledger.trust_root().await {
-        Ok(trust) => trust,
+    let Epoch { since: epoch, trust } = match gateway.ledger.trust(0).await {
+        Ok(history) => history.current().clone(),
         Err(error) => return Some(Event::Refused(error.to_string())),
     };
     let compute = match reserve_node(gateway, task, order.deadline).await {
@@ -81,6 +81,9 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
         split: gateway.subnet.message.split,
         expiry: order.deadline,
         trust_root: trust.hash(),
+        epoch,
+        salt: task.salt,
+        committee: trust.committee(&task.salt, &task.request_id).struct_hash(),
     };
     Some(Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust) })
 }
@@ -130,21 +133,14 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     let started = Instant::now();
     let ask = || gateway.registry.preprocessing(request.clone());
     let final_word = |error: &RegistryError| !error.is_retryable();
-    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, PREPROCESSING_TRIES, final_word, ask).await;
+    let event = approved(&progress.committee()?, digest, PREPROCESSING_TRIES, final_word, ask).await;
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
     Some(event)
 }
 
 /// Asks the validators, again when too few of them answer. What the registry brings is believed only when it verifies: money
 /// would be paid out, or asked for, on approvals that the client then rejects.
-async fn approved<A, F>(
-    trust: &TrustRoot,
-    request_id: RequestId,
-    digest: B256,
-    tries: u32,
-    is_final: impl Fn(&RegistryError) -> bool,
-    ask: A,
-) -> Event
+async fn approved<A, F>(committee: &Committee, digest: B256, tries: u32, is_final: impl Fn(&RegistryError) -> bool, ask: A) -> Event
 where
     A: Fn() -> F,
     F: Future<Output = Result<QuorumCertificate, RegistryError>>,
@@ -154,7 +150,7 @@ where
     loop {
         left -= 1;
         let (problem, retryable) = match ask().await {
-            Ok(certificate) => match certificate.verify(&digest, &request_id, trust) {
+            Ok(certificate) => match certificate.verify(&digest, committee) {
                 Ok(()) => return Event::Approved(certificate),
                 Err(error) => (format!("the registry's certificate does not verify: {error}"), true),
             },
@@ -202,14 +198,14 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     let request = CompletionRequest { request: task.submission.request.clone(), quote, delivery, voucher, authorization };
     let ask = || gateway.registry.completion(request.clone());
     // What was paid and has run is not given back on a word that no validator has signed.
-    let event = approved(progress.trust_root.as_ref()?, task.request_id, digest, COMPLETION_TRIES, |_| false, ask).await;
+    let event = approved(&progress.committee()?, digest, COMPLETION_TRIES, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
     Some(event)
 }
 
 async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, delivery, certificate) = (progress.quote.clone()?, progress.delivery.clone()?, progress.approvals.clone()?);
-    let settlement = match Settlement::new(quote, delivery, certificate) {
+    let settlement = match Settlement::new(quote, progress.committee()?, delivery, certificate) {
         Ok(settlement) => settlement,
         Err(error) => return Some(Event::SettlementImpossible(error.to_string())),
     };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ncn_core::{Event, RequestId, Submission};
+use ncn_core::{B256, Event, RequestId, Submission};
 
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
@@ -14,8 +14,8 @@ const EVENTS: Table = "journal.events";
 /// The events of each request, in order. Every write may be repeated.
 pub(crate) struct Journal(SharedStore);
 
-/// A request, and what happened to it.
-pub(crate) type Kept = (Submission, Vec<Event>);
+/// A request, its salt, and what happened to it.
+pub(crate) type Kept = (Submission, B256, Vec<Event>);
 
 fn key(request_id: RequestId, number: u32) -> Vec<u8> {
     [&request_id[..], &number.to_be_bytes()].concat()
@@ -26,9 +26,9 @@ impl Journal {
         Self(store)
     }
 
-    /// Keeps a new request.
-    pub(crate) async fn begin(&self, request_id: RequestId, submission: &Submission) -> Result<(), StoreError> {
-        self.0.commit(vec![Op::put(SUBMISSIONS, request_id, submission)?]).await
+    /// Keeps a new request, and the salt of its ticket.
+    pub(crate) async fn begin(&self, request_id: RequestId, submission: &Submission, salt: &B256) -> Result<(), StoreError> {
+        self.0.commit(vec![Op::put(SUBMISSIONS, request_id, &(submission, salt))?]).await
     }
 
     /// Keeps the `number`th event of a request.
@@ -55,7 +55,10 @@ impl Journal {
                 }
                 let submissions = store.scan(SUBMISSIONS, &[])?.into_iter();
                 submissions
-                    .map(|(key, submission)| Ok((decode(SUBMISSIONS, &submission)?, events.remove(&key).unwrap_or_default())))
+                    .map(|(key, begun)| {
+                        let (submission, salt) = decode(SUBMISSIONS, &begun)?;
+                        Ok((submission, salt, events.remove(&key).unwrap_or_default()))
+                    })
                     .collect()
             })
             .await

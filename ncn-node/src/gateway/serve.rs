@@ -55,6 +55,11 @@ impl GatewayClientService for ClientAdapter {
     type SubscribeToTaskUpdatesStream = BoxStream<'static, Result<proto::InferenceResponse, Status>>;
     type GetSupportedModelsStream = BoxStream<'static, Result<proto::ModelInfo, Status>>;
 
+    async fn get_tickets(&self, request: Request<proto::TicketRequest>) -> Result<Response<proto::Tickets>, Status> {
+        let tickets = self.0.tickets(request.into_inner().count).await.map_err(status)?;
+        Ok(Response::new(proto::Tickets { tickets: tickets.into_iter().map(Into::into).collect() }))
+    }
+
     async fn submit_inference_task(
         &self,
         request: Request<proto::InferenceRequest>,

@@ -10,8 +10,9 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, B256, Delivery, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, SignedVoucher, State, Step,
-    StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected, transport::Updates,
+    Address, B256, Committee, Delivery, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, SignedVoucher,
+    State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
+    transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ const CHUNK_OVERHEAD: usize = 1 << 10;
 pub(super) struct Task {
     pub(super) request_id: RequestId,
     pub(super) submission: Submission,
+    /// The gateway's part in the draw of the committee.
+    pub(super) salt: B256,
     progress: Mutex<Progress>,
     /// How many events the journal has.
     recorded: AtomicU32,
@@ -66,6 +69,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// Who judges the request.
+    pub(super) fn committee(&self) -> Option<Committee> {
+        self.quote.as_ref()?.committee_of(self.trust_root.as_ref()?).ok()
+    }
+
     /// The voucher that pays, when one does.
     pub(super) fn voucher(&self) -> Option<SignedVoucher> {
         self.payment.as_ref().and_then(PaymentRef::voucher)
@@ -103,18 +111,18 @@ impl Progress {
 }
 
 impl Task {
-    pub(super) fn new(request_id: RequestId, submission: Submission) -> Arc<Self> {
-        Self::begin(request_id, submission, Vec::new(), 0)
+    pub(super) fn new(request_id: RequestId, submission: Submission, salt: B256) -> Arc<Self> {
+        Self::begin(request_id, submission, salt, Vec::new(), 0)
     }
 
     /// A task as its events left it.
-    pub(super) fn recover(request_id: RequestId, submission: Submission, events: Vec<Event>) -> Arc<Self> {
+    pub(super) fn recover(request_id: RequestId, submission: Submission, salt: B256, events: Vec<Event>) -> Arc<Self> {
         // Its news are not those that were told before, and have other indices, whenever that was.
         let first = B256::random().0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes) >> 2);
-        Self::begin(request_id, submission, events, first)
+        Self::begin(request_id, submission, salt, events, first)
     }
 
-    fn begin(request_id: RequestId, submission: Submission, events: Vec<Event>, first: u64) -> Arc<Self> {
+    fn begin(request_id: RequestId, submission: Submission, salt: B256, events: Vec<Event>, first: u64) -> Arc<Self> {
         let mut progress = Progress::default();
         let recorded = AtomicU32::new(u32::try_from(events.len()).unwrap_or(u32::MAX));
         for event in events {
@@ -127,6 +135,7 @@ impl Task {
         Arc::new(Self {
             request_id,
             submission,
+            salt,
             progress: Mutex::new(progress),
             recorded,
             first,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ncn_core::{
     CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
     PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
-    TaskStatus, Units, Update, Usage,
+    TaskStatus, Ticket, Units, Update, Usage,
 };
 
 use super::{
@@ -16,7 +16,7 @@ use crate::proto;
 
 impl From<Submission> for proto::InferenceRequest {
     fn from(submission: Submission) -> Self {
-        Self { inputs: values_to_proto(submission.inputs), ..submission.request.into() }
+        Self { inputs: values_to_proto(submission.inputs), ticket: bytes(submission.ticket), ..submission.request.into() }
     }
 }
 
@@ -25,7 +25,22 @@ impl TryFrom<proto::InferenceRequest> for Submission {
 
     fn try_from(mut request: proto::InferenceRequest) -> Result<Self, WireError> {
         let inputs = values_from_proto(std::mem::take(&mut request.inputs))?;
-        Ok(Self { request: request.try_into()?, inputs })
+        let ticket = std::mem::take(&mut request.ticket);
+        Ok(Self { request: request.try_into()?, inputs, ticket: hash("request.ticket", &ticket)? })
+    }
+}
+
+impl From<Ticket> for proto::Ticket {
+    fn from(Ticket { id, draw }: Ticket) -> Self {
+        Self { id: bytes(id), draw: bytes(draw) }
+    }
+}
+
+impl TryFrom<proto::Ticket> for Ticket {
+    type Error = WireError;
+
+    fn try_from(ticket: proto::Ticket) -> Result<Self, WireError> {
+        Ok(Self { id: hash("ticket.id", &ticket.id)?, draw: hash("ticket.draw", &ticket.draw)? })
     }
 }
 

@@ -1,15 +1,15 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, B256, BatchRequest, ChannelCharge, ChannelParams, ChannelPayout, ChannelSettlement, CompletionAuthorization,
-    CompletionRequest, Delivery, Deregistration, Heartbeat, Message as _, NodeChange, NodeQuery, PreprocessingRequest, Quote,
-    SettlementRequest, Signed, SignedVoucher, Subnet, SubnetModel, Voucher,
-    channel::{Batch, BatchEntry},
+    Address, Amount, B256, BatchRequest, ChannelCharge, ChannelParams, ChannelPayout, ChannelSettlement, Committee,
+    CompletionAuthorization, CompletionRequest, Delivery, Deregistration, Heartbeat, Message as _, NodeChange, NodeQuery,
+    PreprocessingRequest, Quote, SettlementRequest, Signed, SignedVoucher, Subnet, SubnetModel, Voucher,
+    channel::{Batch, BatchEntry, Numbers},
 };
 use prost::bytes::Bytes;
 
 use super::{
-    WireError, address, amount, amount_bytes, bytes, hash, required, signature,
+    WireError, address, amount, amount_bytes, bytes, hash, required, signature, small,
     types::{role_from_code, role_to_code},
 };
 use crate::proto;
@@ -190,7 +190,7 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
 }
 
 impl From<&BatchRequest> for proto::SettlementBatch {
-    fn from(BatchRequest { batch, request }: &BatchRequest) -> Self {
+    fn from(BatchRequest { batch, committees, request }: &BatchRequest) -> Self {
         let entry = |entry: &BatchEntry| proto::BatchEntry {
             quote: Some(entry.quote.clone().into()),
             delivery: Some(entry.delivery.clone().into()),
@@ -198,11 +198,18 @@ impl From<&BatchRequest> for proto::SettlementBatch {
             salt: bytes(entry.payment.terms.salt),
             cumulative: amount_bytes(entry.payment.voucher.cumulative),
             voucher_signature: bytes(entry.payment.signature.as_bytes()),
+            number: entry.payment.voucher.number,
         };
         let charge = |charge: &ChannelCharge| proto::ChannelCharge {
             channel: bytes(charge.channel),
             settled_before: amount_bytes(charge.settled_before),
             settled_after: amount_bytes(charge.settled_after),
+            base: charge.numbers.base,
+            over: amount_bytes(Amount::new(charge.numbers.over)),
+        };
+        let committee = |committee: &Committee| proto::Committee {
+            threshold: committee.threshold.into(),
+            members: committee.members.iter().map(bytes).collect(),
         };
         let payout =
             |payout: &ChannelPayout| proto::ChannelPayout { account: bytes(payout.account), amount: amount_bytes(payout.amount) };
@@ -213,6 +220,7 @@ impl From<&BatchRequest> for proto::SettlementBatch {
             payouts: batch.settlement.payouts.iter().map(payout).collect(),
             gateway: bytes(request.message.gateway),
             signature: bytes(request.signature.as_bytes()),
+            committees: committees.iter().map(committee).collect(),
         }
     }
 }
@@ -225,7 +233,7 @@ impl TryFrom<proto::SettlementBatch> for BatchRequest {
             let quote: Quote = required("entries.quote", entry.quote)?.try_into()?;
             let salt = hash("entries.salt", &entry.salt)?;
             let terms = ChannelParams { client: quote.client, gateway: quote.gateway, salt };
-            let voucher = Voucher::new(&terms, &quote, amount("entries.cumulative", &entry.cumulative)?);
+            let voucher = Voucher::new(&terms, &quote, entry.number, amount("entries.cumulative", &entry.cumulative)?);
             let signature = signature("entries.voucher_signature", &entry.voucher_signature)?;
             Ok(BatchEntry {
                 delivery: required("entries.delivery", entry.delivery)?.try_into()?,
@@ -239,8 +247,17 @@ impl TryFrom<proto::SettlementBatch> for BatchRequest {
                 channel: hash("charges.channel", &charge.channel)?,
                 settled_before: amount("charges.settled_before", &charge.settled_before)?,
                 settled_after: amount("charges.settled_after", &charge.settled_after)?,
+                numbers: Numbers { base: charge.base, over: amount("charges.over", &charge.over)?.units() },
             })
         };
+        let committee = |committee: proto::Committee| {
+            let member = |member: &Bytes| address("committees.members", member);
+            Ok(Committee {
+                threshold: small("committees.threshold", committee.threshold)?,
+                members: committee.members.iter().map(member).collect::<Result<_, WireError>>()?,
+            })
+        };
+        let committees = batch.committees.into_iter().map(committee).collect::<Result<_, WireError>>()?;
         let payout = |payout: proto::ChannelPayout| {
             Ok(ChannelPayout {
                 account: address("payouts.account", &payout.account)?,
@@ -256,6 +273,6 @@ impl TryFrom<proto::SettlementBatch> for BatchRequest {
         let message = SettlementRequest { gateway: address("gateway", &batch.gateway)?, settlement: settlement.struct_hash() };
         let request = Signed { message, signature: signature("signature", &batch.signature)? };
         let entries = batch.entries.into_iter().map(entry).collect::<Result<_, WireError>>()?;
-        Ok(Self { batch: Batch { entries, settlement }, request })
+        Ok(Self { batch: Batch { entries, settlement }, committees, request })
     }
 }

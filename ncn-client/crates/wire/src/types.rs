@@ -165,6 +165,9 @@ impl From<Quote> for proto::Quote {
             price: Some(quote.price.into()),
             max_input_units: quote.max_units.input,
             max_output_units: quote.max_units.output,
+            epoch: quote.epoch,
+            salt: bytes(quote.salt),
+            committee: bytes(quote.committee),
         }
     }
 }
@@ -185,6 +188,9 @@ impl TryFrom<proto::Quote> for Quote {
             split: required("quote.split", quote.split)?.try_into()?,
             expiry: quote.expiry,
             trust_root: hash("quote.trust_root", &quote.trust_root)?,
+            epoch: quote.epoch,
+            salt: hash("quote.salt", &quote.salt)?,
+            committee: hash("quote.committee", &quote.committee)?,
         })
     }
 }
@@ -201,6 +207,8 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             max_price: amount_bytes(message.max_price),
             deadline: message.deadline,
             nonce: bytes(message.nonce),
+            draw: bytes(message.draw),
+            ticket: Bytes::new(),
             signature: bytes(signature.as_bytes()),
             inputs: Vec::new(),
             quote: None,
@@ -223,6 +231,7 @@ impl TryFrom<proto::InferenceRequest> for Signed<InferenceRequest> {
             max_price: amount("request.max_price", &request.max_price)?,
             deadline: request.deadline,
             nonce: hash("request.nonce", &request.nonce)?,
+            draw: hash("request.draw", &request.draw)?,
         };
         Ok(Self { message, signature: signature("request.signature", &request.signature)? })
     }
@@ -358,6 +367,8 @@ impl From<SignedVoucher> for proto::ChannelPayment {
             salt: bytes(terms.salt),
             request_id: bytes(voucher.request_id),
             quote: bytes(voucher.quote),
+            committee: bytes(voucher.committee),
+            number: voucher.number,
             amount: amount_bytes(voucher.amount),
             cumulative: amount_bytes(voucher.cumulative),
             signature: bytes(signature.as_bytes()),
@@ -378,6 +389,8 @@ impl TryFrom<proto::ChannelPayment> for SignedVoucher {
             channel: terms.id(),
             request_id: hash("voucher.request_id", &payment.request_id)?,
             quote: hash("voucher.quote", &payment.quote)?,
+            committee: hash("voucher.committee", &payment.committee)?,
+            number: payment.number,
             amount: amount("voucher.amount", &payment.amount)?,
             cumulative: amount("voucher.cumulative", &payment.cumulative)?,
         };

@@ -18,6 +18,9 @@ fn quote(compute: Address) -> Quote {
         split: FeeSplit::default(),
         expiry: 1,
         trust_root: B256::ZERO,
+        epoch: 0,
+        salt: B256::ZERO,
+        committee: B256::ZERO,
     }
 }
 

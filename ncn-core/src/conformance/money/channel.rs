@@ -6,10 +6,10 @@ use alloy_primitives::{Address, B256};
 
 use super::{LIFETIME, PRICE, PURSE, Scene, times};
 use crate::{
-    Amount, Approval, Channel, ChannelClose, ChannelParams, DynSigner, LedgerError, Message as _, PaymentStatus, PayoutSchedule,
-    QuorumCertificate, Settlement, Signature, SignedVoucher, UnixTime,
-    channel::{Batch, BatchEntry, CertifiedBatch, MAX_CHANNEL_SECONDS},
-    conformance::{Rules, Violation, key, rand_bytes},
+    Amount, Approval, Channel, ChannelClose, ChannelParams, Committee, DynSigner, LedgerError, Message as _, PaymentStatus,
+    PayoutSchedule, QuorumCertificate, Settlement, Signature, SignedVoucher, UnixTime,
+    channel::{Batch, BatchEntry, CertifiedBatch, ChargeStart, MAX_CHANNEL_SECONDS, Numbers},
+    conformance::{Rules, SALT, Violation, key, rand_bytes},
 };
 
 /// How long a channel of the suite can be charged: longer than any of its quotes.
@@ -63,21 +63,22 @@ impl Scene<'_> {
     async fn request(
         &self,
         terms: &ChannelParams,
-        (total, cumulative): (Amount, Amount),
+        (number, total, cumulative): (u64, Amount, Amount),
         signer: &DynSigner,
     ) -> Result<BatchEntry, Violation> {
         let mut quote = self.quote().await?;
         (quote.total, quote.price.base) = (total, total);
         let Settlement { quote, delivery, certificate, .. } = self.settlement(&quote, self.threshold()).await;
-        let payment = SignedVoucher::sign(*terms, &quote, cumulative, &self.trust, signer).await.expect("a local key signs");
+        let payment =
+            SignedVoucher::sign(*terms, &quote, number, cumulative, &self.trust, signer).await.expect("a local key signs");
         Ok(BatchEntry { quote, delivery, certificate, payment })
     }
 
     /// Served requests, with the vouchers number `from` to `to` of their channel.
-    pub(super) async fn requests(&self, terms: &ChannelParams, from: u128, to: u128) -> Result<Vec<BatchEntry>, Violation> {
+    pub(super) async fn requests(&self, terms: &ChannelParams, from: u64, to: u64) -> Result<Vec<BatchEntry>, Violation> {
         let mut entries = Vec::new();
         for number in from..=to {
-            entries.push(self.request(terms, (PRICE, times(number)), &self.client).await?);
+            entries.push(self.request(terms, (number, PRICE, times(number.into())), &self.client).await?);
         }
         Ok(entries)
     }
@@ -89,22 +90,39 @@ impl Scene<'_> {
         settled: &[(&ChannelParams, Amount)],
         approvals: usize,
     ) -> CertifiedBatch {
-        let settled = settled.iter().map(|(terms, settled)| (terms.id(), *settled)).collect();
-        let batch = Batch::new(entries, &settled, self.trust.treasury).expect("the suite's requests make a batch");
-        let vouchers = batch.vouchers().into_values().collect();
-        let mut certified = CertifiedBatch { settlement: batch.settlement, vouchers, certificate: QuorumCertificate::default() };
+        let start = |(terms, settled): &(&ChannelParams, Amount)| {
+            let over = entries.iter().map(|entry| entry.payment.voucher).filter(|voucher| voucher.channel == terms.id());
+            let last = over.map(|voucher| voucher.number).max().unwrap_or_default();
+            (terms.id(), ChargeStart { settled: *settled, numbers: Numbers { base: last + 1, over: 0 } })
+        };
+        let channels = settled.iter().map(start).collect();
+        let batch = Batch::new(entries, &channels, self.trust.treasury).expect("the suite's requests make a batch");
+        let vouchers: Vec<_> = batch.vouchers().into_values().collect();
+        let committees = self.committees(&vouchers);
+        let certificate = QuorumCertificate::default();
+        let mut certified = CertifiedBatch { settlement: batch.settlement, vouchers, committees, certificate };
         self.approve(&mut certified, approvals).await;
         certified
     }
 
-    /// Has this many validators approve what is in the batch now.
+    /// Who has to approve charges by these vouchers.
+    fn committees(&self, vouchers: &[SignedVoucher]) -> Vec<Committee> {
+        vouchers.iter().map(|payment| self.trust.committee(&SALT, &payment.voucher.request_id)).collect()
+    }
+
+    /// Has this many validators of each committee approve what is in the batch now.
     async fn approve(&self, batch: &mut CertifiedBatch, approvals: usize) {
         let digest = batch.settlement.digest(&self.trust.channel_domain());
-        let mut signed = Vec::new();
-        for validator in self.fixture.chain().validators().iter().take(approvals) {
-            signed.push(Approval::sign(&digest, &**validator).await.expect("a local key signs"));
+        let validators = self.fixture.chain().validators();
+        let mut signed = BTreeMap::new();
+        for committee in &batch.committees {
+            let members = validators.iter().filter(|validator| committee.members.contains(&validator.address()));
+            for validator in members.take(approvals) {
+                let approval = Approval::sign(&digest, &**validator).await.expect("a local key signs");
+                signed.insert(validator.address(), approval);
+            }
         }
-        batch.certificate = QuorumCertificate::new(signed);
+        batch.certificate = QuorumCertificate::new(signed.into_values().collect());
     }
 
     /// The signature of `gateway` to close a channel that was charged this much.
@@ -144,11 +162,6 @@ impl Scene<'_> {
 pub(super) async fn shows(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let trust = scene.strange_settler.trust_root().await;
     rules.check("everyone sees the same network", trust.as_ref() == Ok(&scene.trust), trust)?;
-    let validators = scene.fixture.chain().validators().into_iter().map(|validator| (validator.address(), true));
-    for (account, expected) in validators.chain([(scene.outsider.address(), false)]) {
-        let staked = scene.settler.has_stake(account).await;
-        rules.check("everyone sees who has a stake", staked == Ok(expected), staked)?;
-    }
     let owner = scene.settler.subnet_owner(B256::repeat_byte(9)).await;
     rules.check("a subnet that nobody has created has no owner", owner == Ok(None), owner)?;
     let quote = scene.quote().await?;
@@ -206,7 +219,7 @@ pub(super) async fn funds(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 /// The channel is as it was stated, and its client's only one.
 async fn stands(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelParams, (deposit, expiry): (Amount, UnixTime)) -> Checked {
     let channel = scene.channel(terms).await?;
-    let wanted = Channel { deposit, settled: Amount::ZERO, expiry, open: true };
+    let wanted = Channel { deposit, settled: Amount::ZERO, numbers: Numbers::default(), expiry, open: true };
     rules.check("deposit and expiry are as stated", channel == wanted, channel)?;
     let left = scene.balance(&scene.client).await;
     rules.check("a channel costs its deposit", PURSE.checked_sub(left) == Some(deposit), left)
@@ -227,6 +240,8 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     pays(rules, &before, &shares, &paid)?;
     let channel = scene.channel(&terms).await?;
     rules.check("a channel is charged what was served", channel.settled == times(2), channel)?;
+    let over = [1, 2, 3].map(|number| channel.numbers.contains(number));
+    rules.check("the numbers of what was served are over", over == [true, true, false], channel)?;
     for (before, root) in [(Amount::ZERO, Some(first.settlement.root)), (times(2), None)] {
         let told = scene.strange_settler.charged_root(terms.id(), before).await;
         rules.check("everyone sees which batch has charged a channel", told == Ok(root), told)?;
@@ -251,6 +266,13 @@ pub(super) async fn charges(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let stale = scene.certified(entries.clone(), &[(&terms, Amount::ZERO)], scene.threshold()).await;
     let refused = scene.settler.settle_batch(&stale).await;
     rules.refused("a settlement starts from what was charged", refused, LedgerError::is_retryable)?;
+    let mut reopened = scene.certified(entries.clone(), &[(&terms, times(2))], scene.threshold()).await;
+    for charge in &mut reopened.settlement.charges {
+        charge.numbers = Numbers { base: 2, over: 0b10 };
+    }
+    scene.approve(&mut reopened, scene.threshold()).await;
+    let refused = scene.settler.settle_batch(&reopened).await;
+    rules.refused("a number that is over stays over", refused, LedgerError::is_retryable)?;
     let after = scene.balances(shares.keys()).await?;
     rules.check("a batch that is refused pays nothing", after == paid, after)?;
 
@@ -310,16 +332,29 @@ async fn refuses(rules: &mut Rules, scene: &Scene<'_>, terms: &ChannelParams, se
     cases.push(("a batch pays what it charges", larger));
     let mut overspent = good.clone();
     overspent.vouchers = entries.iter().map(|entry| entry.payment).filter(|payment| payment.voucher.cumulative == PRICE).collect();
+    overspent.committees = scene.committees(&overspent.vouchers);
+    scene.approve(&mut overspent, threshold).await;
     cases.push(("no more is charged than the voucher allows", overspent));
     let mut elsewhere = good.clone();
     elsewhere.vouchers = of_another.iter().map(|entry| entry.payment).collect();
+    elsewhere.committees = scene.committees(&elsewhere.vouchers);
+    scene.approve(&mut elsewhere, threshold).await;
     cases.push(("another channel's voucher charges nothing", elsewhere));
+    let mut picked = good.clone();
+    for committee in &mut picked.committees {
+        committee.members = scene.fixture.chain().validators().iter().map(|validator| validator.address()).collect();
+        committee.members.sort_unstable();
+        committee.threshold = 1;
+    }
+    scene.approve(&mut picked, threshold).await;
+    cases.push(("a voucher names who approves its charge", picked));
     let mut missing = good.clone();
     missing.vouchers.clear();
+    missing.committees.clear();
     cases.push(("nothing is charged without a voucher", missing));
-    let forged = vec![scene.request(terms, (PRICE, PRICE), &key()).await?];
+    let forged = vec![scene.request(terms, (1, PRICE, PRICE), &key()).await?];
     cases.push(("only the client's voucher charges", scene.certified(forged, &[(terms, none)], threshold).await));
-    let much = vec![scene.request(terms, (times(5), times(5)), &scene.client).await?];
+    let much = vec![scene.request(terms, (1, times(5), times(5)), &scene.client).await?];
     cases.push(("no more is charged than the deposit", scene.certified(much, &[(terms, none)], threshold).await));
     let unknown = scene.terms();
     let unopened = scene.requests(&unknown, 1, 1).await?;

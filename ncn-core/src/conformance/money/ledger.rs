@@ -215,9 +215,9 @@ pub(super) async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
 pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let terms = scene.opened(rules, times(4)).await?;
     let (served, failed) = (priced_by_use(scene.quote().await?), scene.quote().await?);
-    let first = SignedVoucher::sign(terms, &served, PRICE, &scene.trust, &scene.client).await;
+    let first = SignedVoucher::sign(terms, &served, 1, PRICE, &scene.trust, &scene.client).await;
     let first = rules.ok("a key signs", first)?;
-    let second = SignedVoucher::sign(terms, &failed, times(2), &scene.trust, &scene.client).await;
+    let second = SignedVoucher::sign(terms, &failed, 2, times(2), &scene.trust, &scene.client).await;
     let second = rules.ok("a key signs", second)?;
     let taken = scene.ledger.redeem(&served, &PaymentAuthorization::Voucher(first)).await;
     let Ok(by) = taken else {
@@ -231,7 +231,7 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
     other.total = times(2);
     let refused = scene.ledger.redeem(&other, &PaymentAuthorization::Voucher(first)).await;
     rules.refused("a voucher pays its own quote", refused, LedgerError::is_retryable)?;
-    let forged = SignedVoucher::sign(terms, &failed, times(2), &scene.trust, &key()).await;
+    let forged = SignedVoucher::sign(terms, &failed, 2, times(2), &scene.trust, &key()).await;
     let forged = rules.ok("a key signs", forged)?;
     let refused = scene.ledger.redeem(&failed, &PaymentAuthorization::Voucher(forged)).await;
     rules.refused("only the client's voucher pays", refused, LedgerError::is_retryable)?;
@@ -277,7 +277,7 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let refused = scene.strange_ledger.cooperative_close(&terms).await;
     rules.refused("only a channel's gateway closes it", refused, LedgerError::is_retryable)?;
     let earned = scene.quote().await?;
-    let signed = SignedVoucher::sign(terms, &earned, PRICE, &scene.trust, &scene.client).await;
+    let signed = SignedVoucher::sign(terms, &earned, 1, PRICE, &scene.trust, &scene.client).await;
     let payment = rules.ok("a key signs", signed)?;
     let owed = if scene.ledger.redeem(&earned, &PaymentAuthorization::Voucher(payment)).await.is_ok() {
         let settlement = scene.settlement(&earned, scene.threshold()).await;
@@ -295,7 +295,7 @@ pub(super) async fn closes(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
         (verified, settled),
     )?;
     let quote = scene.quote().await?;
-    let signed = SignedVoucher::sign(terms, &quote, times(2), &scene.trust, &scene.client).await;
+    let signed = SignedVoucher::sign(terms, &quote, 2, times(2), &scene.trust, &scene.client).await;
     let payment = rules.ok("a key signs", signed)?;
     let refused = scene.ledger.redeem(&quote, &PaymentAuthorization::Voucher(payment)).await;
     rules.refused("a channel that is being closed pays nothing", refused, LedgerError::is_retryable)?;

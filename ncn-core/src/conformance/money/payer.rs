@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{LIFETIME, PRICE, PURSE, PayerFixture, Scene, spoilt};
 use crate::{
-    Amount, B256, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, Settlement,
-    Signature, SignedVoucher, TrustRoot,
+    Amount, B256, Epoch, LedgerError, Message as _, Payer, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, Settlement,
+    Signature, SignedVoucher,
     conformance::{Rules, Violation, certificate, delivery, signed},
     receipt,
 };
@@ -20,8 +20,8 @@ pub(super) struct Payment<'a> {
 }
 
 impl<'a> Payment<'a> {
-    pub(super) async fn new(fixture: &'a dyn PayerFixture, trust: &TrustRoot) -> Self {
-        let scene = Scene::poor(fixture.gateways(), trust).await;
+    pub(super) async fn new(fixture: &'a dyn PayerFixture, epoch: &Epoch) -> Self {
+        let scene = Scene::poor(fixture.gateways(), epoch).await;
         let payer = fixture.payer(scene.client.clone(), PURSE, &scene.ledger).await;
         Self { fixture, scene, payer }
     }
@@ -79,7 +79,7 @@ pub(super) async fn pays(rules: &mut Rules, payment: &Payment<'_>) -> Checked {
     }
 
     // What a refused voucher reserves stays so until its channel ends: from here on with a client that has promised nothing.
-    let payment = &Payment::new(payment.fixture, &scene.trust).await;
+    let payment = &Payment::new(payment.fixture, &scene.epoch).await;
     let Payment { scene, payer, .. } = payment;
     let quote = scene.quote().await?;
     let unspent = scene.balance(&scene.client).await;
@@ -196,7 +196,9 @@ async fn receipt(rules: &mut Rules, payment: &Payment<'_>) -> Result<Receipt, Vi
     let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
     let approvals = certificate(&completion, &quote.request_id, &scene.trust, &validators, threshold).await;
     let (certificate, completed) = (approvals.clone(), completion.clone());
-    let settlement = Settlement { quote: quote.clone(), delivery: delivery.clone(), completion: completed, certificate };
+    let committee = scene.committee(&quote);
+    let delivered = delivery.clone();
+    let settlement = Settlement { quote: quote.clone(), committee, delivery: delivered, completion: completed, certificate };
     let settled = rules.ok("the gateway settles", scene.ledger.settle(&settlement).await)?;
     let payment = match (held, settled) {
         (PaymentStatus::Held { by: PaymentRef::Voucher(voucher), .. }, _) => receipt::Payment::Channel(voucher),
@@ -245,7 +247,7 @@ pub(super) async fn checks(rules: &mut Rules, payment: &Payment<'_>) -> Checked 
     match receipt.payment {
         receipt::Payment::Escrow { transaction, settlement } => {
             let terms = scene.terms();
-            let voucher = SignedVoucher::sign(terms, &receipt.quote, PRICE, &scene.trust, &scene.client).await;
+            let voucher = SignedVoucher::sign(terms, &receipt.quote, 1, PRICE, &scene.trust, &scene.client).await;
             let voucher = rules.ok("a key signs", voucher)?;
             forged.push(("a voucher is no escrow", receipt::Payment::Channel(Box::new(voucher))));
             if fixture.sees_chain() {
@@ -256,7 +258,7 @@ pub(super) async fn checks(rules: &mut Rules, payment: &Payment<'_>) -> Checked 
         }
         receipt::Payment::Channel(_) => {
             forged.push(("an escrow is no voucher", receipt::Payment::Escrow { transaction: made_up, settlement: made_up }));
-            let elsewhere = SignedVoucher::sign(scene.terms(), &receipt.quote, PRICE, &scene.trust, &scene.client).await;
+            let elsewhere = SignedVoucher::sign(scene.terms(), &receipt.quote, 1, PRICE, &scene.trust, &scene.client).await;
             let elsewhere = rules.ok("a key signs", elsewhere)?;
             forged.push(("another channel's voucher is refused", receipt::Payment::Channel(Box::new(elsewhere))));
         }

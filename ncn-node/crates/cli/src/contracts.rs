@@ -32,8 +32,8 @@ pub(crate) struct Deploy {
     /// The least stake of a validator
     #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "1000")]
     minimum_stake: Amount,
-    /// How long a stake stays locked after its validator has left, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 7 * 24 * 60 * 60)]
+    /// How long a stake stays locked after its validator has left, in seconds; at least the default, 8 days
+    #[arg(long, value_name = "SECONDS", default_value_t = 8 * 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(8 * 24 * 60 * 60..))]
     unstake_delay: u64,
     /// How many validators have to approve a request
     #[arg(long, value_name = "M", default_value_t = 3)]

@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let target = ReceiptFile::prepare(&arguments.receipt, given.paths())?;
     let signer = arguments.key.open()?;
     block_on(async {
-        let (answer, unfinished) = infer(arguments, given, signer).await?;
+        let (answer, unfinished) = Box::pin(infer(arguments, given, signer)).await?;
         target.write(&answer.receipt)?;
         print(arguments.json, &arguments.receipt, &answer)?;
         // What was not written or shown can be fetched again until here.

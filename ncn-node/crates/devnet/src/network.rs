@@ -221,7 +221,7 @@ impl LocalNetworkBuilder {
         let genesis = DeployParams {
             supply: Amount::new(1_000_000_000 * Amount::TOKEN.units()),
             minimum_stake: Amount::new(1_000 * Amount::TOKEN.units()),
-            unstake_delay: 7 * 24 * 60 * 60,
+            unstake_delay: 8 * 24 * 60 * 60,
             threshold: 3,
             committee_size: 5,
             treasury,
@@ -233,6 +233,8 @@ impl LocalNetworkBuilder {
             deployer.transfer(key.address(), genesis.minimum_stake).await?;
             deployer.with_signer(key.clone()).stake(genesis.minimum_stake).await?;
         }
+        // Validators count from the second after their stake.
+        chain.advance(1);
 
         let reader = Arc::new(deployer.with_signer(new_key()));
         let registry = RegistryNode::builder(reader).listen(self.registry).start().await?;

@@ -27,6 +27,9 @@ fn quote() -> proto::Quote {
         price: Some(price()),
         max_input_units: 1 << 20,
         max_output_units: 1 << 20,
+        epoch: 1_800_000_000,
+        salt: field(32),
+        committee: field(32),
     }
 }
 
@@ -59,6 +62,7 @@ fn entry(approvals: usize) -> proto::BatchEntry {
         salt: field(32),
         cumulative: field(16),
         voucher_signature: field(65),
+        number: 1 << 30,
     }
 }
 
@@ -71,7 +75,14 @@ fn passes<M: Message + Described>(message: &M, most: usize) {
 #[test]
 fn the_largest_honest_messages_pass() {
     for approvals in [1, 3, 9] {
-        let charge = proto::ChannelCharge { channel: field(32), settled_before: field(16), settled_after: field(16) };
+        let charge = proto::ChannelCharge {
+            channel: field(32),
+            settled_before: field(16),
+            settled_after: field(16),
+            base: 1 << 30,
+            over: field(16),
+        };
+        let committee = proto::Committee { threshold: 9, members: vec![field(20); 17] };
         let payout = proto::ChannelPayout { account: field(20), amount: field(16) };
         let batch = proto::SettlementBatch {
             entries: vec![entry(approvals); MAX_BATCH],
@@ -80,6 +91,7 @@ fn the_largest_honest_messages_pass() {
             payouts: vec![payout; MAX_PAYOUTS],
             gateway: field(20),
             signature: field(65),
+            committees: vec![committee; MAX_CHARGES],
         };
         passes(&batch, MAX_MESSAGE_BYTES);
     }

@@ -36,6 +36,12 @@ pub struct InferenceRequest {
     /// In such a task, when the output has to be at its end.
     #[prost(uint64, tag = "13")]
     pub finish_by: u64,
+    /// keccak256 of the salt that the gateway has chosen for this order.
+    #[prost(bytes = "bytes", tag = "14")]
+    pub draw: ::prost::bytes::Bytes,
+    /// Of the ticket that `draw` is from; empty where only the order matters.
+    #[prost(bytes = "bytes", tag = "15")]
+    pub ticket: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {
@@ -125,6 +131,15 @@ pub struct Quote {
     pub max_input_units: u64,
     #[prost(uint64, tag = "12")]
     pub max_output_units: u64,
+    /// Since when the network is as `trust_root` says.
+    #[prost(uint64, tag = "13")]
+    pub epoch: u64,
+    /// What the order's `draw` is of.
+    #[prost(bytes = "bytes", tag = "14")]
+    pub salt: ::prost::bytes::Bytes,
+    /// The struct hash of the committee.
+    #[prost(bytes = "bytes", tag = "15")]
+    pub committee: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -219,6 +234,11 @@ pub struct ChannelPayment {
     pub cumulative: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "8")]
     pub signature: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "9")]
+    pub committee: ::prost::bytes::Bytes,
+    /// Which of the channel's requests it is.
+    #[prost(uint64, tag = "10")]
+    pub number: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Payout {
@@ -376,6 +396,23 @@ impl DataType {
             _ => None,
         }
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TicketRequest {
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Tickets {
+    #[prost(message, repeated, tag = "1")]
+    pub tickets: ::prost::alloc::vec::Vec<Ticket>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ticket {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub draw: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskId {
@@ -764,6 +801,18 @@ pub mod gateway_client_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Tickets for orders, each for one and for a few minutes.
+        pub async fn get_tickets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TicketRequest>,
+        ) -> std::result::Result<tonic::Response<super::Tickets>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayClientService/GetTickets");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayClientService", "GetTickets"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn submit_inference_task(
             &mut self,
             request: impl tonic::IntoRequest<super::InferenceRequest>,
@@ -862,6 +911,11 @@ pub mod gateway_client_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with GatewayClientServiceServer.
     #[async_trait]
     pub trait GatewayClientService: std::marker::Send + std::marker::Sync + 'static {
+        /// Tickets for orders, each for one and for a few minutes.
+        async fn get_tickets(
+            &self,
+            request: tonic::Request<super::TicketRequest>,
+        ) -> std::result::Result<tonic::Response<super::Tickets>, tonic::Status>;
         async fn submit_inference_task(
             &self,
             request: tonic::Request<super::InferenceRequest>,
@@ -974,6 +1028,34 @@ pub mod gateway_client_service_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/ncn.v1.GatewayClientService/GetTickets" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTicketsSvc<T: GatewayClientService>(pub Arc<T>);
+                    impl<T: GatewayClientService> tonic::server::UnaryService<super::TicketRequest> for GetTicketsSvc<T> {
+                        type Response = super::Tickets;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::TicketRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayClientService>::get_tickets(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTicketsSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/ncn.v1.GatewayClientService/SubmitInferenceTask" => {
                     #[allow(non_camel_case_types)]
                     struct SubmitInferenceTaskSvc<T: GatewayClientService>(pub Arc<T>);
@@ -1576,6 +1658,17 @@ pub struct SettlementBatch {
     pub gateway: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "6")]
     pub signature: ::prost::bytes::Bytes,
+    /// Who has to approve each of the charges, in their order.
+    #[prost(message, repeated, tag = "7")]
+    pub committees: ::prost::alloc::vec::Vec<Committee>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Committee {
+    #[prost(uint32, tag = "1")]
+    pub threshold: u32,
+    /// Ascending.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchEntry {
@@ -1585,13 +1678,16 @@ pub struct BatchEntry {
     pub delivery: ::core::option::Option<Delivery>,
     #[prost(message, optional, tag = "3")]
     pub certificate: ::core::option::Option<CompletionValidation>,
-    /// Of the client's voucher what the quote does not say: the channel's salt, the sum that it allows, and the signature.
+    /// Of the client's voucher what the quote does not say: the channel's salt, the sum that it allows, the signature, and
+    /// the request's number.
     #[prost(bytes = "bytes", tag = "4")]
     pub salt: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "5")]
     pub cumulative: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "6")]
     pub voucher_signature: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "7")]
+    pub number: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelCharge {
@@ -1601,6 +1697,11 @@ pub struct ChannelCharge {
     pub settled_before: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "3")]
     pub settled_after: ::prost::bytes::Bytes,
+    /// Which of the vouchers' numbers are over then: all below, and those whose bit is set in the 16 bytes, the lowest last.
+    #[prost(uint64, tag = "4")]
+    pub base: u64,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub over: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelPayout {
@@ -2711,6 +2812,15 @@ impl crate::entries::Described for OutputChunk {
     const FIELDS: &'static [crate::entries::Field] =
         &[crate::entries::Field::messages::<NamedValue>(1), crate::entries::Field::message::<Usage>(2)];
 }
+impl crate::entries::Described for TicketRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for Tickets {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<Ticket>(1)];
+}
+impl crate::entries::Described for Ticket {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
 impl crate::entries::Described for TaskId {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
@@ -2833,7 +2943,11 @@ impl crate::entries::Described for SettlementBatch {
         crate::entries::Field::messages::<BatchEntry>(1),
         crate::entries::Field::messages::<ChannelCharge>(3),
         crate::entries::Field::messages::<ChannelPayout>(4),
+        crate::entries::Field::messages::<Committee>(7),
     ];
+}
+impl crate::entries::Described for Committee {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::values::<::prost::bytes::Bytes>(2)];
 }
 impl crate::entries::Described for BatchEntry {
     const FIELDS: &'static [crate::entries::Field] = &[

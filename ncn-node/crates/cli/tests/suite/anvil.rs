@@ -81,7 +81,10 @@ impl Remote {
             deployer.transfer(validator.address(), tokens(100)).await.unwrap();
             deployer.with_signer(validator.clone()).stake(tokens(100)).await.unwrap();
         }
-        Self { url: url.to_owned(), deployer, validators }
+        let remote = Self { url: url.to_owned(), deployer, validators };
+        // Validators count from the second after their stake.
+        remote.pass(1).await;
+        remote
     }
 }
 

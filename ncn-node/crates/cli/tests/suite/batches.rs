@@ -8,17 +8,17 @@ use std::{
 use alloy_primitives::B256;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelParams, Delivery, DynSigner, FeeSplit, Message as _,
-    PaymentAuthorization, PaymentLedger, Price, QuorumCertificate, Quote, RegistryError, RequestId, Settlement, SettlementRequest,
-    Signature, Signed, SignedVoucher, Units,
-    channel::{Batch, BatchEntry, CertifiedBatch},
+    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelCharge, ChannelParams, Committee, Delivery, DynSigner,
+    Message as _, PaymentAuthorization, PaymentLedger, QuorumCertificate, Quote, RegistryError, Settlement, SettlementRequest,
+    Signature, Signed, SignedVoucher,
+    channel::{Batch, BatchEntry, CertifiedBatch, ChargeStart, Numbers},
 };
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
     provider::Provider,
-    scene::{Behavior, InProcess, delivered, key, result_of},
+    scene::{Behavior, InProcess, delivered, flat_quote, key, result_of},
     wait::eventually,
 };
 
@@ -44,19 +44,8 @@ impl Scene {
     }
 
     fn quote(&self) -> Quote {
-        Quote {
-            request_id: B256::random(),
-            client: self.client.address(),
-            gateway: self.gateway.address(),
-            compute: self.compute.address(),
-            model_digest: B256::repeat_byte(7),
-            price: Price::flat(PRICE),
-            max_units: Units::default(),
-            total: PRICE,
-            split: FeeSplit::default(),
-            expiry: unix_now() + 3_600,
-            trust_root: self.network.trust.hash(),
-        }
+        let parties = [self.client.address(), self.gateway.address(), self.compute.address()];
+        flat_quote(&self.network.epoch, B256::random(), parties, PRICE, unix_now() + 3_600)
     }
 
     /// What the node gives for a quote, and the digest of its completion.
@@ -67,28 +56,39 @@ impl Scene {
         (delivery, digest)
     }
 
-    async fn certify(&self, digest: &B256, request: &RequestId, approvals: usize) -> QuorumCertificate {
-        let committee = self.network.trust.committee(request);
+    async fn certify(&self, digest: &B256, quote: &Quote, approvals: usize) -> QuorumCertificate {
+        let Committee { members, .. } = quote.committee_of(&self.network.trust).unwrap();
         let mut signed = Vec::new();
-        let judges = self.network.chain.validators.iter().filter(|judge| committee.contains(&judge.address()));
+        let judges = self.network.chain.validators.iter().filter(|judge| members.contains(&judge.address()));
         for judge in judges.take(approvals) {
             signed.push(Approval::sign(digest, &**judge).await.unwrap());
         }
         QuorumCertificate::new(signed)
     }
 
-    async fn entry(&self, cumulative: u128) -> BatchEntry {
+    /// The voucher of the channel's request of this number, which brings it to so many prices.
+    async fn pay(&self, quote: &Quote, number: u64) -> SignedVoucher {
+        let cumulative = Amount::new(PRICE.units() * u128::from(number));
+        SignedVoucher::sign(self.terms, quote, number, cumulative, &self.network.trust, &self.client).await.unwrap()
+    }
+
+    async fn entry(&self, cumulative: u64) -> BatchEntry {
         let quote = self.quote();
         let (delivery, digest) = self.served(&quote).await;
-        let certificate = self.certify(&digest, &quote.request_id, 3).await;
-        let cumulative = Amount::new(PRICE.units() * cumulative);
-        let payment = SignedVoucher::sign(self.terms, &quote, cumulative, &self.network.trust, &self.client).await.unwrap();
+        let certificate = self.certify(&digest, &quote, 3).await;
+        let payment = self.pay(&quote, cumulative).await;
         BatchEntry { quote, delivery, certificate, payment }
     }
 
     fn batch(&self, entries: Vec<BatchEntry>, settled: Amount) -> Batch {
-        let settled = BTreeMap::from([(self.terms.id(), settled)]);
-        Batch::new(entries, &settled, self.network.trust.treasury).unwrap()
+        self.batch_after(entries, settled, Numbers::default())
+    }
+
+    /// The same, of a channel in which these numbers are over.
+    fn batch_after(&self, entries: Vec<BatchEntry>, settled: Amount, numbers: Numbers) -> Batch {
+        let numbers = numbers.with(entries.iter().map(|entry| entry.payment.voucher.number), []);
+        let start = BTreeMap::from([(self.terms.id(), ChargeStart { settled, numbers })]);
+        Batch::new(entries, &start, self.network.trust.treasury).unwrap()
     }
 
     async fn judge(&self, batch: Batch) -> Result<QuorumCertificate, RegistryError> {
@@ -97,15 +97,35 @@ impl Scene {
 
     /// The same batch, brought by somebody.
     async fn judge_for(&self, who: &DynSigner, batch: Batch) -> Result<QuorumCertificate, RegistryError> {
+        let committees = self.committees(&batch);
+        self.judge_by(who, batch, committees).await
+    }
+
+    /// The same, by these.
+    async fn judge_by(
+        &self,
+        who: &DynSigner,
+        batch: Batch,
+        committees: Vec<Committee>,
+    ) -> Result<QuorumCertificate, RegistryError> {
         let message = SettlementRequest { gateway: who.address(), settlement: batch.settlement.struct_hash() };
         let request = Signed::sign(message, &self.network.trust.channel_domain(), &**who).await.unwrap();
-        self.network.registry.settlement(Arc::new(BatchRequest { batch, request })).await
+        self.network.registry.settlement(Arc::new(BatchRequest { batch, committees, request })).await
+    }
+
+    /// Of the vouchers that a batch charges its channels by.
+    fn committees(&self, batch: &Batch) -> Vec<Committee> {
+        let quote = |voucher: &SignedVoucher| {
+            batch.entries.iter().find(|entry| entry.payment == *voucher).map(|entry| &entry.quote).unwrap()
+        };
+        let committee = |quote: &Quote| self.network.trust.committee(&quote.salt, &quote.request_id);
+        batch.vouchers().values().map(|voucher| committee(quote(voucher))).collect()
     }
 
     /// Has the chain charge a batch that was approved.
     async fn settle(&self, batch: &Batch, certificate: QuorumCertificate) {
-        let vouchers = batch.vouchers().into_values().collect();
-        let batch = CertifiedBatch { settlement: batch.settlement.clone(), vouchers, certificate };
+        let (vouchers, committees) = (batch.vouchers().into_values().collect(), self.committees(batch));
+        let batch = CertifiedBatch { settlement: batch.settlement.clone(), vouchers, committees, certificate };
         self.network.chain.ledger(self.gateway.clone()).settle_batch(&batch).await.unwrap();
     }
 
@@ -120,10 +140,9 @@ async fn an_honest_batch_is_approved_again_until_it_is_settled() {
     let scene = Scene::new().await;
     let entries = vec![scene.entry(1).await, scene.entry(2).await, scene.entry(3).await];
     let batch = scene.batch(entries.clone(), Amount::ZERO);
-    let trust = &scene.network.trust;
-    let digest = batch.settlement.digest(&trust.channel_domain());
+    let digest = batch.settlement.digest(&scene.network.trust.channel_domain());
     let certificate = scene.judge(batch.clone()).await.unwrap();
-    certificate.verify(&digest, &scene.gateway.address().into_word(), trust).unwrap();
+    certificate.verify_all(&digest, &scene.committees(&batch)).unwrap();
     // A gateway that lost the answer, or puts the same requests together in another way, starts from the same sum.
     scene.judge(batch).await.unwrap();
     let part = scene.batch(entries[..2].to_vec(), Amount::ZERO);
@@ -131,12 +150,15 @@ async fn an_honest_batch_is_approved_again_until_it_is_settled() {
     scene.settle(&part, certificate).await;
 
     // What was settled must not come again; what was only approved with it may.
-    let settled = part.settlement.charges[0].settled_after;
-    scene.refuses(scene.batch(entries.clone(), settled), "was settled in an earlier batch").await;
-    let rest = scene.batch(entries[2..].to_vec(), settled);
+    let ChannelCharge { settled_after: settled, numbers, .. } = part.settlement.charges[0];
+    scene.refuses(scene.batch_after(entries.clone(), settled, numbers), "was settled or given up before").await;
+    // Nor does a batch that makes the chain forget.
+    scene.refuses(scene.batch(entries[2..].to_vec(), settled), "are over and would not be").await;
+    let rest = scene.batch_after(entries[2..].to_vec(), settled, numbers);
     let certificate = scene.judge(rest.clone()).await.unwrap();
     scene.settle(&rest, certificate).await;
-    scene.refuses(scene.batch(entries[2..].to_vec(), rest.settlement.charges[0].settled_after), "was settled").await;
+    let ChannelCharge { settled_after: settled, numbers, .. } = rest.settlement.charges[0];
+    scene.refuses(scene.batch_after(entries[2..].to_vec(), settled, numbers), "was settled").await;
 }
 
 #[tokio::test]
@@ -211,22 +233,32 @@ async fn what_does_not_belong_together_is_not_approved() {
     scene.judge(honest).await.unwrap();
 }
 
+/// A batch is judged by the committees of its requests, and each request by its own.
 #[tokio::test]
-async fn a_batch_of_requests_that_are_too_old_is_not_approved() {
+async fn others_than_the_drawn_judges_approve_nothing() {
     let scene = Scene::new().await;
-    let mut quote = scene.quote();
-    quote.expiry = unix_now() - 8 * 24 * 3_600;
-    let (delivery, digest) = scene.served(&quote).await;
-    let certificate = scene.certify(&digest, &quote.request_id, 3).await;
-    let payment = SignedVoucher::sign(scene.terms, &quote, PRICE, &scene.network.trust, &scene.client).await.unwrap();
-    let old = BatchEntry { quote, delivery, certificate, payment };
-    scene.refuses(scene.batch(vec![old], Amount::ZERO), "expired too long ago").await;
+    let good = scene.entry(1).await;
+    let mut elsewhen = good.clone();
+    elsewhen.quote.epoch -= 1;
+    elsewhen.payment = scene.pay(&elsewhen.quote, 1).await;
+    scene.refuses(scene.batch(vec![elsewhen], Amount::ZERO), "quote.trustRoot").await;
+    let mut picked = good.clone();
+    picked.quote.committee = B256::repeat_byte(1);
+    picked.payment = scene.pay(&picked.quote, 1).await;
+    scene.refuses(scene.batch(vec![picked], Amount::ZERO), "quote.committee").await;
+
+    let batch = scene.batch(vec![good], Amount::ZERO);
+    let strangers = vec![Committee { threshold: 1, members: vec![scene.client.address()] }];
+    let refused = scene.judge_by(&scene.gateway, batch.clone(), strangers).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::TooFewApprovals { have: 0, need: 1, .. }), "{refused}");
+    let refused = scene.judge_by(&scene.gateway, batch, Vec::new()).await.unwrap_err();
+    assert!(refused.to_string().contains("committees: there has to be one"), "{refused}");
 }
 
 /// The validators have approved batches that were never settled, and one request can never be: all others are settled, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
-    const REQUESTS: u128 = 10;
+    const REQUESTS: u64 = 10;
     let scene = Scene::new().await;
     let chain = Arc::new(Provider::new(scene.network.chain.ledger(scene.gateway.clone()), 6));
     let files = tempfile::tempdir().unwrap();
@@ -242,9 +274,10 @@ async fn refusals_hold_up_nobody_but_the_request_that_is_bad() {
         }
         ledger.redeem(&entry.quote, &PaymentAuthorization::Voucher(entry.payment)).await.unwrap();
         let BatchEntry { quote, delivery, certificate, .. } = entry;
-        ledger.settle(&Settlement::new(quote, delivery, certificate).unwrap()).await.unwrap();
+        let committee = quote.committee_of(&scene.network.trust).unwrap();
+        ledger.settle(&Settlement::new(quote, committee, delivery, certificate).unwrap()).await.unwrap();
     }
-    let expected = Amount::new(PRICE.units() * (REQUESTS - 1));
+    let expected = Amount::new(PRICE.units() * u128::from(REQUESTS - 1));
     let settled = async || chain.channel(scene.terms.id()).await.unwrap().unwrap().settled;
     // The channel state follows the chain a moment later. It is what counts: until then, entries that are settled are in it.
     eventually("what is good is settled, and the bad one is kept for people to look at", async || {

@@ -5,31 +5,22 @@ use std::sync::Arc;
 use alloy_primitives::{B256, Bytes, TxKind};
 use ncn_client::evm::{Call, Deployment, EvmBackend as _, EvmError, EvmReader as _, LogFilter, SendOptions};
 use ncn_client::unix_now;
-use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Price, Quote, Units};
+use ncn_core::{Address, Amount, FeeSplit, PayeeRole, PaymentLedger as _, PaymentStatus, PayoutSchedule, Quote};
 use ncn_devnet::EmbeddedChain;
 
 use crate::{
     money::Contracts as _,
-    scene::{Chain, key, settlement, tokens},
+    scene::{Chain, flat_quote, key, settlement, tokens},
 };
 
 /// Settles a payment of this size and split, approved by the first `approvals` validators, and compares every balance with the tree.
 async fn settles_by_the_tree(scene: &Chain, total: u128, split: FeeSplit, approvals: usize) {
     let (client, gateway) = (key(), key());
-    let trust = scene.deployer.trust_root().await.unwrap();
-    let quote = Quote {
-        request_id: B256::random(),
-        client: client.address(),
-        gateway: gateway.address(),
-        compute: Address::random(),
-        model_digest: B256::random(),
-        price: Price::flat(Amount::new(total)),
-        max_units: Units::default(),
-        total: Amount::new(total),
-        split,
-        expiry: unix_now() + 3_600,
-        trust_root: trust.hash(),
-    };
+    let epoch = scene.epoch().await;
+    let trust = epoch.trust.clone();
+    let parties = [client.address(), gateway.address(), Address::random()];
+    let expiry = unix_now() + 3_600;
+    let quote = Quote { split, ..flat_quote(&epoch, B256::random(), parties, Amount::new(total), expiry) };
     let worker = key();
     let settlement = settlement(&quote, &worker, &trust, &scene.validators, approvals).await;
     let tree = PayoutSchedule::new(&quote, &settlement.completion, &settlement.certificate.validators(), trust.treasury).unwrap();

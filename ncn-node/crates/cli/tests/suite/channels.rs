@@ -9,16 +9,15 @@ use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
 use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
 use ncn_core::{
-    Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, FeeSplit, Message as _, PayeeRole, PaymentAuthorization,
-    PaymentLedger, Price, Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Units, Value, memory::MemoryRegistry,
-    receipt::Payment,
+    Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, Message as _, PayeeRole, PaymentAuthorization, PaymentLedger,
+    Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
 };
 use ncn_devnet::LocalNetwork;
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
-    scene::{Chain, digit, key, network, tokens},
+    scene::{Chain, digit, flat_quote, key, network, tokens},
     wait::{TIMEOUT, eventually},
 };
 
@@ -214,7 +213,8 @@ async fn latency() {
     const COUNT: usize = 4_000;
     let chain = Chain::new(5).await;
     let (client, gateway) = (key(), key());
-    let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
+    let epoch = chain.epoch().await;
+    let trust = epoch.trust.clone();
     let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
     let expiry = unix_now() + WEEK;
     chain.account(client.clone(), tokens(1)).await;
@@ -222,19 +222,8 @@ async fn latency() {
     let channel = PayerChannel::new(terms, tokens(1), expiry);
     let mut vouchers = Vec::new();
     for _ in 0..COUNT {
-        let quote = Quote {
-            request_id: B256::random(),
-            client: client.address(),
-            gateway: gateway.address(),
-            compute: gateway.address(),
-            model_digest: B256::ZERO,
-            price: Price::flat(Amount::new(1)),
-            max_units: Units::default(),
-            total: Amount::new(1),
-            split: FeeSplit::default(),
-            expiry: unix_now() + 3_600,
-            trust_root: trust.hash(),
-        };
+        let parties = [client.address(), gateway.address(), gateway.address()];
+        let quote = flat_quote(&epoch, B256::random(), parties, Amount::new(1), unix_now() + 3_600);
         let payment = channel.pay(&quote, &trust, &client).await.unwrap();
         vouchers.push((quote, payment));
     }

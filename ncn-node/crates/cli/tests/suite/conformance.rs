@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, Amount, DynSigner, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskEvent, TaskStatus, Transport,
-    TransportError, TrustRoot, UnixTime, Update, Value, Values,
+    Address, Amount, DynSigner, Epoch, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskEvent, TaskStatus,
+    Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values,
     conformance::{self, ExecutorFixture, RegistryFixture, TransportFixture, Violation},
     executor::ModelPackage,
     transport::Updates,
@@ -41,8 +41,8 @@ impl RegistryFixture for OverGrpc {
         &self.1
     }
 
-    async fn trust_root(&self) -> TrustRoot {
-        self.0.trust.clone()
+    async fn epoch(&self) -> Epoch {
+        self.0.epoch.clone()
     }
 
     fn now(&self) -> UnixTime {

@@ -6,10 +6,11 @@ use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
-    Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Completion, CompletionAuthorization,
-    Confinement, Contribution, Deregistration, Domain, DowntimeReport, FeeSplit, FinishReason, Heartbeat, InferenceRequest,
-    InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal, SessionProof, SettlementLeaf,
-    SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
+    Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
+    CompletionAuthorization, Confinement, Contribution, Deregistration, Domain, DowntimeReport, FeeSplit, FinishReason, Heartbeat,
+    InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal, SessionProof,
+    SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
+    channel::Numbers,
 };
 use ncn_devnet::EmbeddedChain;
 use proptest::{
@@ -122,6 +123,7 @@ async fn the_messages_of_a_request() {
             max_price: any.amount(),
             deadline: any.number(),
             nonce: any.hash(),
+            draw: any.hash(),
         };
         any.agree(&request, harness::hashInferenceRequestCall::SELECTOR).await;
         let quote = Quote {
@@ -136,8 +138,14 @@ async fn the_messages_of_a_request() {
             split: any.split(),
             expiry: any.number(),
             trust_root: any.hash(),
+            epoch: any.number(),
+            salt: any.hash(),
+            committee: any.hash(),
         };
         any.agree(&quote, harness::hashQuoteCall::SELECTOR).await;
+        let members = (0..round % 6).map(|_| any.address()).collect();
+        let committee = Committee { threshold: u16::try_from(round).unwrap(), members };
+        any.agree(&committee, harness::hashCommitteeCall::SELECTOR).await;
         let usage = Usage { input_units: any.number(), output_units: any.number(), duration_micros: any.number() };
         let result = InferenceResult {
             request_id: any.hash(),
@@ -226,6 +234,8 @@ async fn the_messages_of_channels() {
             channel: any.hash(),
             request_id: any.hash(),
             quote: any.hash(),
+            committee: any.hash(),
+            number: any.number(),
             amount: any.amount(),
             cumulative: any.amount(),
         };
@@ -233,8 +243,10 @@ async fn the_messages_of_channels() {
         let leaf =
             SettlementLeaf { channel: any.hash(), completion: any.hash(), amount: any.amount(), result_signatures: any.hash() };
         any.agree(&leaf, harness::hashSettledCompletionCall::SELECTOR).await;
-        let charge =
-            |any: &mut Any| ChannelCharge { channel: any.hash(), settled_before: any.amount(), settled_after: any.amount() };
+        let charge = |any: &mut Any| {
+            let numbers = Numbers { base: any.number(), over: any.amount().units() };
+            ChannelCharge { channel: any.hash(), settled_before: any.amount(), settled_after: any.amount(), numbers }
+        };
         let payout = |any: &mut Any| ChannelPayout { account: any.address(), amount: any.amount() };
         let settlement = ChannelSettlement {
             root: any.hash(),

@@ -23,8 +23,8 @@ use ncn_client::evm::{
     SendOptions, ValidatorRegistry,
 };
 use ncn_core::{
-    Amount, ChannelParams, DynSigner, FeeSplit, LedgerError, Message as _, PaymentAuthorization, PaymentChange, PaymentChanges,
-    PaymentLedger, PaymentRef, PaymentStatus, Price, Quote, Units,
+    Amount, ChainView, ChannelParams, DynSigner, LedgerError, Message as _, PaymentAuthorization, PaymentChange, PaymentChanges,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote,
 };
 use ncn_devnet::{EmbeddedChain, RpcServer};
 use proxy::Proxy;
@@ -35,7 +35,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     anvil::{Anvil, FAST, Remote, ask},
     money::Contracts as _,
-    scene::{key, tokens},
+    scene::{flat_quote, key, tokens},
     wait::{TIMEOUT, eventually, in_time},
 };
 
@@ -132,19 +132,9 @@ impl Scene {
     }
 
     async fn quote(&self, client: &DynSigner, total: Amount) -> Quote {
-        Quote {
-            request_id: B256::random(),
-            client: client.address(),
-            gateway: Address::random(),
-            compute: Address::random(),
-            model_digest: B256::random(),
-            price: Price::flat(total),
-            max_units: Units::default(),
-            total,
-            split: FeeSplit::default(),
-            expiry: self.remote.deployer.now().await.unwrap() + 3_600,
-            trust_root: self.remote.deployer.trust_root().await.unwrap().hash(),
-        }
+        let epoch = ChainView::trust(&self.remote.deployer, 0).await.unwrap().current().clone();
+        let expiry = self.remote.deployer.now().await.unwrap() + 3_600;
+        flat_quote(&epoch, B256::random(), [client.address(), Address::random(), Address::random()], total, expiry)
     }
 
     async fn balance(&self, owner: Address) -> Amount {

@@ -9,15 +9,15 @@ use alloy_sol_types::SolCall as _;
 use ncn_client::evm::{EvmBackend as _, EvmLedger, EvmReader as _, NCNToken};
 use ncn_core::{
     Address, Amount, Approval, BatchSettler as _, ChannelCharge, ChannelClose, ChannelParams, ChannelPayout, ChannelSettlement,
-    Delivery, DynSigner, FeeSplit, Message as _, PaymentAuthorization, PaymentLedger as _, PayoutSchedule, Price,
-    QuorumCertificate, Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot, Units,
-    channel::{Batch, BatchEntry, CertifiedBatch, MerkleTree},
+    Delivery, DynSigner, Epoch, Message as _, PaymentAuthorization, PaymentLedger as _, PayoutSchedule, Price, QuorumCertificate,
+    Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot,
+    channel::{Batch, BatchEntry, CertifiedBatch, ChargeStart, MerkleTree, Numbers},
 };
 use tokio::sync::OnceCell;
 
 use crate::{
     rpc::signed,
-    scene::{Chain, delivered, key, repository, result_of, tokens},
+    scene::{Chain, delivered, flat_quote, key, repository, result_of, tokens},
 };
 
 /// Says that the table is to be written anew.
@@ -143,6 +143,7 @@ fn document() -> PathBuf {
 /// A network where everyone has tokens.
 struct Scene {
     chain: Chain,
+    epoch: Epoch,
     trust: TrustRoot,
     quorum: String,
     client: DynSigner,
@@ -152,13 +153,20 @@ struct Scene {
     requests: u64,
 }
 
+/// The numbers of a channel's requests that are over once it was charged so much.
+fn numbers(charged: u128) -> Numbers {
+    Numbers { base: u64::try_from(charged / PRICE).unwrap(), over: 0 }
+}
+
 impl Scene {
     async fn new(m: u16, n: u16) -> Self {
         let chain = Chain::with_quorum(usize::from(n), m, n).await;
-        let trust = chain.deployer.trust_root().await.unwrap();
+        let epoch = chain.epoch().await;
+        let trust = epoch.trust.clone();
         let nodes = (0..NODES).map(|_| key()).collect();
         let (client, gateway) = (key(), key());
-        let mut scene = Self { chain, trust, quorum: format!("{m} of {n}"), client, gateway, nodes, rows: Vec::new(), requests: 0 };
+        let mut scene =
+            Self { chain, epoch, trust, quorum: format!("{m} of {n}"), client, gateway, nodes, rows: Vec::new(), requests: 0 };
         let deployer = &scene.chain.deployer;
         deployer.transfer(scene.client.address(), tokens(30_000)).await.unwrap();
         let validators = scene.chain.validators.iter().chain(&scene.nodes).chain([&scene.gateway]);
@@ -203,19 +211,9 @@ impl Scene {
 
     async fn quote(&mut self) -> Quote {
         self.requests += 1;
-        Quote {
-            request_id: keccak256(self.requests.to_be_bytes()),
-            client: self.client.address(),
-            gateway: self.gateway.address(),
-            compute: self.nodes[0].address(),
-            model_digest: B256::repeat_byte(1),
-            price: Price::flat(Amount::new(PRICE)),
-            max_units: Units::default(),
-            total: Amount::new(PRICE),
-            split: FeeSplit::default(),
-            expiry: self.chain.deployer.now().await.unwrap() + HOUR,
-            trust_root: self.trust.hash(),
-        }
+        let parties = [self.client.address(), self.gateway.address(), self.nodes[0].address()];
+        let expiry = self.chain.deployer.now().await.unwrap() + HOUR;
+        flat_quote(&self.epoch, keccak256(self.requests.to_be_bytes()), parties, Amount::new(PRICE), expiry)
     }
 
     /// The approval of a digest by the first `count` of these validators.
@@ -240,7 +238,8 @@ impl Scene {
         let all = &self.trust.validators;
         let judges: Vec<_> = all.iter().cycle().skip(first % all.len()).take(self.threshold()).copied().collect();
         let certificate = self.approve(digest, &judges, judges.len()).await;
-        Settlement { quote, delivery, completion, certificate }
+        let committee = quote.committee_of(&self.trust).unwrap();
+        Settlement { quote, committee, delivery, completion, certificate }
     }
 
     /// Gives a contract a standing allowance, without limit.
@@ -322,10 +321,11 @@ impl Scene {
                 let payment = self.voucher(&terms, &quote, charged).await;
                 entries.push(BatchEntry { quote, delivery, certificate, payment });
             }
-            let settled = BTreeMap::from([(terms.id(), Amount::new(charged - PRICE * count as u128))]);
-            let batch = Batch::new(entries, &settled, self.trust.treasury).unwrap();
-            let voucher = batch.vouchers()[&terms.id()];
-            self.settle(batch.settlement, &voucher).await;
+            let start = ChargeStart { settled: Amount::new(charged - PRICE * count as u128), numbers: numbers(charged) };
+            let highest = entries.iter().max_by_key(|entry| entry.payment.voucher.cumulative).unwrap();
+            let (voucher, quote) = (highest.payment, highest.quote.clone());
+            let batch = Batch::new(entries, &BTreeMap::from([(terms.id(), start)]), self.trust.treasury).unwrap();
+            self.settle(batch.settlement, &voucher, &quote).await;
         }
         for (count, root) in roots {
             let settled_before = Amount::new(charged);
@@ -334,14 +334,16 @@ impl Scene {
             quote.price = Price::flat(quote.total);
             charged += quote.total.units();
             let voucher = self.voucher(&terms, &quote, charged).await;
-            let charge = ChannelCharge { channel: terms.id(), settled_before, settled_after: Amount::new(charged) };
+            let (settled_after, numbers) = (Amount::new(charged), numbers(charged));
+            let charge = ChannelCharge { channel: terms.id(), settled_before, settled_after, numbers };
             let (root, count, payouts) = (*root, *count, self.payouts(&quote));
-            self.settle(ChannelSettlement { root, count, charges: vec![charge], payouts }, &voucher).await;
+            self.settle(ChannelSettlement { root, count, charges: vec![charge], payouts }, &voucher, &quote).await;
         }
     }
 
     async fn voucher(&self, terms: &ChannelParams, quote: &Quote, cumulative: u128) -> SignedVoucher {
-        SignedVoucher::sign(*terms, quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap()
+        let number = numbers(cumulative).base - 1;
+        SignedVoucher::sign(*terms, quote, number, Amount::new(cumulative), &self.trust, &self.client).await.unwrap()
     }
 
     /// Who gets what, when all validators and all nodes had the same part in it.
@@ -360,12 +362,14 @@ impl Scene {
         shares.into_iter().map(|(account, units)| ChannelPayout { account, amount: Amount::new(units) }).collect()
     }
 
-    async fn settle(&mut self, settlement: ChannelSettlement, voucher: &SignedVoucher) {
+    /// Settles by this voucher, which is for this quote.
+    async fn settle(&mut self, settlement: ChannelSettlement, voucher: &SignedVoucher, quote: &Quote) {
         let digest = settlement.digest(&self.trust.channel_domain());
         let certificate = self.approve(digest, &self.trust.validators, self.threshold()).await;
         let count = settlement.count;
         let name = format!("settle {} {}", grouped(count), if count == 1 { "request" } else { "requests" });
-        let batch = CertifiedBatch { settlement, vouchers: vec![*voucher], certificate };
+        let committees = vec![quote.committee_of(&self.trust).unwrap()];
+        let batch = CertifiedBatch { settlement, vouchers: vec![*voucher], committees, certificate };
         let settled = self.ledger(&self.gateway).settle_batch(&batch).await.unwrap();
         self.measure(&name, count, settled).await;
     }

@@ -20,7 +20,7 @@ use ncn_core::{
     Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges,
     NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
     QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
-    TaskCapability, TaskEvent, Transport, TransportError, TrustRoot, UnixTime, Update, Usage, Value, Values,
+    TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update, Usage, Value, Values,
     compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
@@ -69,7 +69,8 @@ impl LyingRegistry {
             approvals.push(Approval::sign(&digest, &**validator).await.unwrap());
         }
         let (quote, certificate) = (request.quote.clone(), QuorumCertificate::new(approvals));
-        let settlement = Settlement { quote, delivery, completion, certificate };
+        let committee = quote.committee_of(trust).unwrap();
+        let settlement = Settlement { quote, committee, delivery, completion, certificate };
         ledger.settle(&settlement).await.unwrap();
     }
 }
@@ -248,8 +249,8 @@ impl Payer for ForgetfulPayer {
         self.honest.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.honest.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        Payer::trust(&*self.honest, epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {

@@ -16,6 +16,7 @@ mod deviations;
 mod digests;
 mod doctor;
 mod engines;
+mod epochs;
 mod evm;
 mod executor;
 mod expected;

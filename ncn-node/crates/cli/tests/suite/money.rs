@@ -13,7 +13,7 @@ use ncn_client::{
 use ncn_core::{
     Address, Amount, B256, BatchSettler, ChannelParams, DynSigner, LedgerError, ModelInfo, NetworkInfo, Outcome, Payer,
     PaymentConfirmation, PaymentLedger, PaymentStatus, PaymentSubmission, Quote, RequestId, Signature, Signed, State, Submission,
-    TaskCapability, TaskStatus, Transport, TransportError, UnixTime,
+    TaskCapability, TaskStatus, Ticket, Transport, TransportError, TrustHistory, UnixTime,
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture},
     transport::Updates,
 };
@@ -192,6 +192,10 @@ struct Cashier {
 
 #[async_trait]
 impl Transport for Cashier {
+    async fn tickets(&self, _: u32) -> Result<Vec<Ticket>, TransportError> {
+        Err(TransportError::Refused("a cashier takes no orders".into()))
+    }
+
     async fn submit(&self, _: Submission) -> Result<TaskStatus, TransportError> {
         Err(TransportError::Refused("a cashier takes no orders".into()))
     }
@@ -270,8 +274,8 @@ impl Payer for Quoting {
         self.payer.account()
     }
 
-    async fn trust_root(&self) -> Result<ncn_core::TrustRoot, LedgerError> {
-        self.payer.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        self.payer.trust(epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {

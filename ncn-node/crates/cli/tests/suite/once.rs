@@ -63,6 +63,7 @@ impl Scene {
         let gateway = self.network.gateway();
         let info = gateway.model_named(quickstart::NAME).await.unwrap().unwrap();
         let inputs = Values::from([("image", Value::png(quickstart::SAMPLE))]);
+        let ticket = gateway.tickets(1).await.unwrap()[0];
         let order = InferenceRequest {
             client: self.client.address(),
             subnet: info.subnet,
@@ -72,9 +73,10 @@ impl Scene {
             max_price: info.price.base,
             deadline: unix_now() + 600,
             nonce: B256::random(),
+            draw: ticket.draw,
         };
         let request = Signed::sign(order, &self.trust.domain, &*self.client).await.unwrap();
-        let submission = Submission { request, inputs };
+        let submission = Submission { request, inputs, ticket: ticket.id };
         let quote = gateway.submit(submission.clone()).await.unwrap().quote.unwrap();
         (submission, quote)
     }

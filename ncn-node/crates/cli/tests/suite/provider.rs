@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use ncn_client::evm::EvmLedger;
 use ncn_core::{
     Address, Amount, B256, BatchSettler, ChainView, Channel, ChannelParams, LedgerError, PaymentAuthorization, PaymentChanges,
-    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustRoot, UnixTime,
+    PaymentLedger, PaymentRef, PaymentStatus, Quote, RequestId, Settlement, Signature, TrustHistory, UnixTime,
     channel::CertifiedBatch,
 };
 
@@ -36,8 +36,8 @@ impl PaymentLedger for Provider {
         self.chain.account()
     }
 
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.chain.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        ChainView::trust(&*self.chain, epoch).await
     }
 
     async fn balance(&self, owner: Address) -> Result<Amount, LedgerError> {
@@ -71,8 +71,8 @@ impl PaymentLedger for Provider {
 
 #[async_trait]
 impl ChainView for Provider {
-    async fn trust_root(&self) -> Result<TrustRoot, LedgerError> {
-        self.chain.trust_root().await
+    async fn trust(&self, epoch: UnixTime) -> Result<Arc<TrustHistory>, LedgerError> {
+        ChainView::trust(&*self.chain, epoch).await
     }
 
     async fn now(&self) -> Result<UnixTime, LedgerError> {
@@ -81,10 +81,6 @@ impl ChainView for Provider {
 
     async fn status(&self, client: Address, request_id: RequestId) -> Result<PaymentStatus, LedgerError> {
         self.chain.payment(client, request_id).await
-    }
-
-    async fn has_stake(&self, account: Address) -> Result<bool, LedgerError> {
-        self.chain.has_stake(account).await
     }
 
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {

@@ -3,16 +3,16 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Compute, DynSigner, FeeSplit, InferenceRequest, Message as _, Outcome, PaymentConfirmation,
-    PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, Transport, TransportExt as _,
-    Value, Values,
+    Amount, B256, CapabilityScope, Compute, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation,
+    PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport,
+    TransportError, TransportExt as _, Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -114,8 +114,11 @@ fn subnet(owner: &DynSigner) -> Subnet {
 
 /// One client's order, which it submits, pays and follows at whichever gateway is up.
 pub(crate) struct Client {
-    submission: Submission,
-    access: Signed<TaskCapability>,
+    key: DynSigner,
+    domain: Domain,
+    /// Without the draw of a ticket.
+    order: InferenceRequest,
+    submission: Mutex<Option<Submission>>,
     pub(crate) ledger: Arc<ncn_client::evm::EvmLedger>,
 }
 
@@ -128,37 +131,55 @@ impl Client {
     async fn with_deadline(scene: &Scene, seconds: u64) -> Self {
         let (key, model) = (key(), quickstart::model().unwrap());
         let ledger = scene.network.chain.account(key.clone(), Amount::TOKEN).await;
-        let domain = scene.network.trust.domain;
-        let inputs = Values::from([("image", Value::png(quickstart::SAMPLE))]);
         let order = InferenceRequest {
             client: key.address(),
             subnet: subnet(&scene.gateway).id(),
             model_digest: model.digest(),
-            input_hash: inputs.hash(),
+            input_hash: Self::inputs().hash(),
             parameters: "{}".into(),
             max_price: model.manifest().price().base,
             deadline: unix_now() + seconds,
             nonce: B256::random(),
+            draw: B256::ZERO,
         };
-        let access = TaskCapability { client: key.address(), request_id: order.digest(&domain), scope: CapabilityScope::Follow };
-        let access = Signed::sign(access, &domain, &*key).await.unwrap();
-        let request = Signed::sign(order, &domain, &*key).await.unwrap();
-        Self { submission: Submission { request, inputs }, access, ledger }
+        Self { key, domain: scene.network.trust.domain, order, submission: Mutex::default(), ledger }
+    }
+
+    fn inputs() -> Values {
+        Values::from([("image", Value::png(quickstart::SAMPLE))])
+    }
+
+    /// The order as it was submitted before, or with a ticket of this gateway when it does not know it.
+    async fn submit(&self, gateway: &dyn Transport) -> TaskStatus {
+        let before = self.submission.lock().unwrap().clone();
+        if let Some(submission) = before {
+            match gateway.submit(submission).await {
+                Err(TransportError::InvalidRequest { field, .. }) if field == "request.draw" => {}
+                submitted => return submitted.unwrap(),
+            }
+        }
+        let ticket = gateway.tickets(1).await.unwrap()[0];
+        let order = InferenceRequest { draw: ticket.draw, ..self.order.clone() };
+        let request = Signed::sign(order, &self.domain, &*self.key).await.unwrap();
+        let submission = Submission { request, inputs: Self::inputs(), ticket: ticket.id };
+        *self.submission.lock().unwrap() = Some(submission.clone());
+        gateway.submit(submission).await.unwrap()
     }
 
     pub(crate) async fn serve(&self, gateway: &dyn Transport) -> TaskEvent {
-        let status = gateway.submit(self.submission.clone()).await.unwrap();
+        let status = self.submit(gateway).await;
+        let request_id = status.request_id;
         if let Some(quote) = &status.quote
             && status.outcome().is_none()
             && let Ok(transaction) = self.ledger.escrow(quote).await
         {
-            let request_id = status.request_id;
             gateway
                 .confirm_payment(PaymentConfirmation { request_id, proof: PaymentSubmission::Transaction(transaction) })
                 .await
                 .unwrap();
         }
-        gateway.last_update(self.access.clone()).await.unwrap()
+        let access = TaskCapability { client: self.key.address(), request_id, scope: CapabilityScope::Follow };
+        gateway.last_update(Signed::sign(access, &self.domain, &*self.key).await.unwrap()).await.unwrap()
     }
 }
 

@@ -4,15 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use ncn_client::{evm::EvmBackend as _, unix_now};
-use ncn_core::{
-    Amount, ChainView, ChannelParams, DynSigner, FeeSplit, PaymentAuthorization, PaymentLedger, Price, Quote, SignedVoucher, Units,
-};
+use ncn_core::{Amount, ChainView, ChannelParams, DynSigner, FeeSplit, PaymentAuthorization, PaymentLedger, SignedVoucher};
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
     money::Contracts as _,
     provider::Provider,
-    scene::{Behavior, InProcess, key, settlement},
+    scene::{Behavior, InProcess, flat_quote, key, settlement},
 };
 
 const PRICE: u128 = 1_000_003;
@@ -74,21 +72,12 @@ impl Scene {
     /// A request is paid by a voucher, and served.
     async fn serve(&self, ledger: &ChannelProcessor, payer: &mut Payer) {
         let trust = &self.network.trust;
-        let quote = Quote {
-            request_id: B256::random(),
-            client: payer.signer.address(),
-            gateway: self.gateway.address(),
-            compute: self.compute.address(),
-            model_digest: B256::repeat_byte(7),
-            price: Price::flat(Amount::new(PRICE)),
-            max_units: Units::default(),
-            total: Amount::new(PRICE),
-            split: FeeSplit::default(),
-            expiry: unix_now() + 3_600,
-            trust_root: trust.hash(),
-        };
+        let parties = [payer.signer.address(), self.gateway.address(), self.compute.address()];
+        let quote = flat_quote(&self.network.epoch, B256::random(), parties, Amount::new(PRICE), unix_now() + 3_600);
+        let number = u64::try_from(payer.promised / PRICE).unwrap();
         payer.promised += PRICE;
-        let payment = SignedVoucher::sign(payer.terms, &quote, Amount::new(payer.promised), trust, &payer.signer).await.unwrap();
+        let promised = Amount::new(payer.promised);
+        let payment = SignedVoucher::sign(payer.terms, &quote, number, promised, trust, &payer.signer).await.unwrap();
         ledger.redeem(&quote, &PaymentAuthorization::Voucher(payment)).await.unwrap();
         let settlement = settlement(&quote, &self.compute, trust, &self.network.chain.validators, 3).await;
         ledger.settle(&settlement).await.unwrap();

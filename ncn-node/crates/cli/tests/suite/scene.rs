@@ -14,9 +14,9 @@ use ncn_client::evm::{DeployParams, EvmLedger};
 use ncn_client::unix_now;
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Amount, Approval, B256, CompletionRequest, Confinement, Delivery, Domain, DynSigner, FinishReason, InferenceResult,
-    Message as _, NodeRole, PreprocessingRequest, QuorumCertificate, Quote, Registry, RegistryError, Settlement, Signed, TrustRoot,
-    UnixTime, Usage, Validator, conformance::RegistryFixture,
+    Amount, Approval, B256, ChainView, CompletionRequest, Confinement, Delivery, Domain, DynSigner, Epoch, FeeSplit, FinishReason,
+    InferenceResult, Message as _, NodeRole, PreprocessingRequest, Price, QuorumCertificate, Quote, Registry, RegistryError,
+    Settlement, Signed, TrustRoot, Units, UnixTime, Usage, Validator, conformance::RegistryFixture,
 };
 use ncn_devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder};
 use ncn_executor::{WorkerProgram, sandbox::HELPER};
@@ -116,12 +116,34 @@ pub(crate) async fn settlement(
     let delivery = delivered(result_of(quote, worker.address()), worker, &trust.domain).await;
     let completion = delivery.completion(quote).unwrap();
     let digest = completion.digest(&trust.domain);
-    let committee = trust.committee(&quote.request_id);
+    let committee = trust.committee(&quote.salt, &quote.request_id);
     let mut signed = Vec::new();
-    for judge in validators.iter().filter(|validator| committee.contains(&validator.address())).take(approvals) {
+    for judge in validators.iter().filter(|validator| committee.members.contains(&validator.address())).take(approvals) {
         signed.push(Approval::sign(&digest, &**judge).await.unwrap());
     }
-    Settlement { quote: quote.clone(), delivery, completion, certificate: QuorumCertificate::new(signed) }
+    Settlement { quote: quote.clone(), committee, delivery, completion, certificate: QuorumCertificate::new(signed) }
+}
+
+/// A quote at a flat price, of client, gateway and compute node, as the network judges it.
+pub(crate) fn flat_quote(epoch: &Epoch, request_id: B256, parties: [Address; 3], total: Amount, expiry: UnixTime) -> Quote {
+    let [client, gateway, compute] = parties;
+    let salt = B256::repeat_byte(0x5a);
+    Quote {
+        request_id,
+        client,
+        gateway,
+        compute,
+        model_digest: B256::repeat_byte(7),
+        price: Price::flat(total),
+        max_units: Units::default(),
+        total,
+        split: FeeSplit::default(),
+        expiry,
+        trust_root: epoch.trust.hash(),
+        epoch: epoch.since,
+        salt,
+        committee: epoch.trust.committee(&salt, &request_id).struct_hash(),
+    }
 }
 
 /// How the tests set a network's contracts up: three of five judge.
@@ -129,7 +151,7 @@ pub(crate) fn genesis() -> DeployParams {
     DeployParams {
         supply: tokens(1_000_000),
         minimum_stake: tokens(100),
-        unstake_delay: 3_600,
+        unstake_delay: 8 * 24 * 3_600,
         threshold: 3,
         committee_size: 5,
         treasury: Address::repeat_byte(0xee),
@@ -159,7 +181,14 @@ impl Chain {
             deployer.transfer(validator.address(), tokens(100)).await.unwrap();
             deployer.with_signer(validator.clone()).stake(tokens(100)).await.unwrap();
         }
+        // Validators count from the second after their stake.
+        chain.advance(1);
         Self { chain, deployer, validators }
+    }
+
+    /// The network as it is.
+    pub(crate) async fn epoch(&self) -> Epoch {
+        ChainView::trust(&self.deployer, 0).await.unwrap().current().clone()
     }
 
     /// Creates a subnet for its owner, fee and all.
@@ -241,6 +270,7 @@ impl Validator for Behaving {
 /// A registry node and its validators in one process, on an embedded chain.
 pub(crate) struct InProcess {
     pub(crate) chain: Chain,
+    pub(crate) epoch: Epoch,
     pub(crate) trust: TrustRoot,
     pub(crate) registry: Arc<dyn Registry>,
     _registrations: Vec<Registration>,
@@ -249,7 +279,8 @@ pub(crate) struct InProcess {
 impl InProcess {
     pub(crate) async fn new(behaviors: &[Behavior]) -> Self {
         let chain = Chain::new(behaviors.len()).await;
-        let trust = chain.deployer.trust_root().await.unwrap();
+        let epoch = chain.epoch().await;
+        let trust = epoch.trust.clone();
         let validators: Arc<Mutex<HashMap<Address, Arc<dyn Validator>>>> = Arc::default();
         let known = validators.clone();
         let dial = move |record: &ncn_core::NodeRecord| Ok(known.lock().unwrap()[&record.node].clone());
@@ -269,7 +300,7 @@ impl InProcess {
             };
             registrations.push(Registration::start(registry.clone(), signer.clone(), trust.domain, descriptor).await.unwrap());
         }
-        Self { chain, trust, registry, _registrations: registrations }
+        Self { chain, epoch, trust, registry, _registrations: registrations }
     }
 }
 
@@ -279,8 +310,8 @@ impl RegistryFixture for InProcess {
         &*self.registry
     }
 
-    async fn trust_root(&self) -> TrustRoot {
-        self.trust.clone()
+    async fn epoch(&self) -> Epoch {
+        self.epoch.clone()
     }
 
     fn now(&self) -> UnixTime {

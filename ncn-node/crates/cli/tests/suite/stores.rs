@@ -5,15 +5,15 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, BatchSettler, ChainView, ChannelParams, DynSigner, FeeSplit, LedgerError, PaymentAuthorization, PaymentLedger,
-    PaymentLedgerExt as _, PaymentStatus, Price, Quote, Registry, SignedVoucher, TrustRoot, Units, memory::MemoryRegistry,
+    Amount, B256, BatchSettler, ChainView, ChannelParams, DynSigner, Epoch, LedgerError, PaymentAuthorization, PaymentLedger,
+    PaymentLedgerExt as _, PaymentStatus, Quote, Registry, SignedVoucher, TrustRoot, memory::MemoryRegistry,
 };
 use ncn_node::{
     channel::{BatchPolicy, ChannelProcessor},
@@ -22,7 +22,7 @@ use ncn_node::{
 
 use crate::{
     money::Contracts as _,
-    scene::{Behavior, Chain, InProcess, key, settlement, tokens},
+    scene::{Behavior, Chain, InProcess, flat_quote, key, settlement, tokens},
     wait::eventually,
 };
 
@@ -119,7 +119,9 @@ struct Setup {
     client: DynSigner,
     gateway: DynSigner,
     compute: DynSigner,
+    epoch: Epoch,
     trust: TrustRoot,
+    numbers: AtomicU64,
     terms: ChannelParams,
     store: FaultyStore,
     shared: SharedStore,
@@ -133,14 +135,15 @@ impl Setup {
 
     async fn on(chain: Chain, deposit: Amount) -> Self {
         let (client, gateway, compute) = (key(), key(), key());
-        let trust = ChainView::trust_root(&chain.deployer).await.unwrap();
+        let epoch = chain.epoch().await;
+        let trust = epoch.trust.clone();
         let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
         chain.account(client.clone(), tokens(2)).await;
         let expiry = unix_now() + WEEK;
         chain.ledger(client.clone()).fund_channel(&terms, deposit, expiry).await.unwrap();
         let store = FaultyStore::new();
         let shared = SharedStore::new(store.clone()).unwrap();
-        Self { chain, client, gateway, compute, trust, terms, store, shared, expiry }
+        Self { chain, client, gateway, compute, epoch, trust, numbers: AtomicU64::new(0), terms, store, shared, expiry }
     }
 
     fn start(&self, registry: Arc<dyn Registry>) -> ChannelProcessor {
@@ -163,20 +166,11 @@ impl Setup {
     }
 
     async fn voucher(&self, total: u128, cumulative: u128) -> (Quote, PaymentAuthorization) {
-        let quote = Quote {
-            request_id: B256::random(),
-            client: self.client.address(),
-            gateway: self.gateway.address(),
-            compute: self.compute.address(),
-            model_digest: B256::repeat_byte(7),
-            price: Price::flat(Amount::new(total)),
-            max_units: Units::default(),
-            total: Amount::new(total),
-            split: FeeSplit::default(),
-            expiry: unix_now() + 3_600,
-            trust_root: self.trust.hash(),
-        };
-        let payment = SignedVoucher::sign(self.terms, &quote, Amount::new(cumulative), &self.trust, &self.client).await.unwrap();
+        let parties = [self.client.address(), self.gateway.address(), self.compute.address()];
+        let quote = flat_quote(&self.epoch, B256::random(), parties, Amount::new(total), unix_now() + 3_600);
+        let number = self.numbers.fetch_add(1, Ordering::SeqCst);
+        let payment =
+            SignedVoucher::sign(self.terms, &quote, number, Amount::new(cumulative), &self.trust, &self.client).await.unwrap();
         (quote, PaymentAuthorization::Voucher(payment))
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use ncn_core::{
     Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
-    TaskStatus, Transport, TransportError, transport::Updates,
+    TaskStatus, Ticket, Transport, TransportError, transport::Updates,
 };
 
 /// What is changed.
@@ -42,6 +42,10 @@ pub(crate) struct Tampered<T>(pub(crate) T);
 
 #[async_trait]
 impl<T: Tamper> Transport for Tampered<T> {
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError> {
+        self.0.inner().tickets(count).await
+    }
+
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         self.0.submit(submission).await
     }

@@ -38,7 +38,8 @@ async fn refusals_name_the_problem_and_the_remedy() {
     let stranger = scene.connect(&gateway, POLLS, hasty()).await;
     assert_eq!(stranger.refund(&quote).await, Err(LedgerError::NotExpired(quote.expiry)));
     assert!(stranger.escrow(&quote).await.is_ok(), "it is paid already, whichever account asks");
-    let withdraw = scene.refusal(&gateway, registry, ValidatorRegistry::withdrawStakeCall {}).await.to_string();
+    let withdraw =
+        scene.refusal(&gateway, registry, ValidatorRegistry::withdrawStakeCall { account: gateway.address() }).await.to_string();
     assert!(withdraw.contains("NotLeaving"), "{withdraw}");
 
     let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: B256::random() };
