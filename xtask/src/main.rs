@@ -108,6 +108,7 @@ fn perform() -> Result<bool> {
             setup::python()?;
             setup::object_server()?;
             setup::engines()?;
+            setup::verifier()?;
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),

@@ -32,6 +32,11 @@ pub(crate) fn engines() -> Result<()> {
     environment("engines", "ncn-node/crates/cli/tests/engines/requirements.txt", &["--no-deps"]).map(drop)
 }
 
+/// What the receipts' verifier in Python needs, in a virtual environment.
+pub(crate) fn verifier() -> Result<()> {
+    environment("verifier", "ncn-core/tests/verifier/requirements.txt", &["--no-deps"]).map(drop)
+}
+
 /// A virtual environment in target/ with these packages; returns its interpreter.
 fn environment(name: &str, requirements: &str, options: &[&str]) -> Result<PathBuf> {
     let requirements = root().join(requirements);

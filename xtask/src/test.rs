@@ -32,6 +32,7 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("models: fetch", |_| models::run())?;
     suite.step("object server: set up", |_| setup::object_server())?;
     suite.step("engines: set up", |_| setup::engines())?;
+    suite.step("verifier: set up", |_| setup::verifier())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
     // Most of them wait most of the time.
     let threads = std::thread::available_parallelism()?.get().saturating_mul(3).to_string();

@@ -8,3 +8,4 @@ mod documented;
 mod membership;
 mod receipts;
 mod scene;
+mod verifier;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use ncn_core::receipt::Payment;
 use ncn_core::trust::draw_of;
 use ncn_core::{
-    Amount, Approval, B256, ChannelParams, Confinement, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest,
-    InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PayeeRole, PaymentAuthorization,
-    PaymentConfirmation, PaymentKind, PaymentSubmission, PayoutSchedule, Price, QuorumCertificate, Quote, Receipt, ReceiptError,
-    Signature, Signed, SignedVoucher, State, Step, StepTiming, StreamChain, Submission, TaskEvent, TaskStatus, Tensor, TrustRoot,
-    Unit, UnitPrice, Units, Update, Usage, Values, receipt,
+    Amount, Approval, B256, ChannelParams, Completion, Confinement, Contribution, DataType, Delivery, DynSigner, FeeSplit,
+    FinishReason, InferenceRequest, InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PayeeRole,
+    PaymentAuthorization, PaymentConfirmation, PaymentKind, PaymentSubmission, PayoutSchedule, Price, QuorumCertificate, Quote,
+    Receipt, ReceiptError, Signature, Signed, SignedVoucher, State, Step, StepTiming, StreamChain, Submission, TaskEvent,
+    TaskStatus, Tensor, TrustRoot, Unit, UnitPrice, Units, Update, Usage, Values, Voucher, receipt,
 };
 use serde_json::Value;
 
@@ -35,46 +35,52 @@ async fn paid(scene: &Scene, kind: PaymentKind) -> Receipt {
     served(scene, kind, &[(9, Some(FinishReason::Stop))]).await
 }
 
-/// A request that so many nodes served, each with so many units of output, and with the reason to end that it signed.
-async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishReason>)]) -> Receipt {
-    let (client, gateway, compute) = (key(), key(), key());
-    let domain = scene.trust.domain;
-    let unit = |unit, price| UnitPrice { unit, price: Amount::new(price) };
-    let price = Price { base: Amount::new(500_003), input: unit(Unit::Token, 30_000), output: unit(Unit::Token, 20_000) };
-    let max_units = Units { input: 4, output: 40 };
-    let order = InferenceRequest {
-        client: client.address(),
-        subnet: [1; 32].into(),
-        model_digest: [2; 32].into(),
-        input_hash: [3; 32].into(),
-        parameters: r#"{"seed":7}"#.into(),
-        max_price: Amount::new(2_000_000),
-        deadline: NOW + 60,
-        nonce: [4; 32].into(),
-        draw: draw_of(&SALT),
+/// Nodes that served a request: each with so many units of output, and with the reason to end that it signed.
+pub(crate) type Nodes<'a> = &'a [(u64, Option<FinishReason>)];
+
+/// What is not true in a receipt that everyone has signed all the same.
+#[derive(Clone, Copy)]
+pub(crate) enum Lie {
+    None,
+    Order(fn(&mut InferenceRequest)),
+    Quote(fn(&mut Quote)),
+    Delivery(fn(&mut Vec<InferenceResult>, &mut FinishReason)),
+    Completion(fn(&mut Completion)),
+    Voucher(fn(&mut Voucher)),
+    Receipt(fn(&mut Receipt)),
+}
+
+/// A request that these nodes served.
+pub(crate) async fn served(scene: &Scene, kind: PaymentKind, nodes: Nodes<'_>) -> Receipt {
+    forged(scene, kind, nodes, Lie::None).await
+}
+
+/// What validators would approve who check nothing.
+fn unchecked(delivery: &Delivery, quote: &Quote) -> Completion {
+    let contribution = |result: &Signed<InferenceResult>| Contribution {
+        compute: result.message.compute,
+        result: result.message.struct_hash(),
+        cost: Amount::new(610_003),
     };
-    let request = Signed::sign(order.clone(), &domain, &*client).await.unwrap();
-    let request_id = order.digest(&domain);
-    let quote = Quote {
-        request_id,
-        client: client.address(),
-        gateway: gateway.address(),
-        compute: compute.address(),
-        model_digest: order.model_digest,
-        price,
-        max_units,
-        total: price.cost(max_units).unwrap(),
-        split: FeeSplit::default(),
-        expiry: NOW + 60,
-        trust_root: scene.trust.hash(),
-        epoch: NOW - 100,
-        salt: SALT,
-        committee: scene.trust.committee(&SALT, &request_id).struct_hash(),
-    };
-    let (mut results, mut chain, mut node) = (Vec::new(), StreamChain::new(request_id), compute);
+    Completion {
+        request_id: quote.request_id,
+        quote: quote.struct_hash(),
+        finish: delivery.finish,
+        contributions: delivery.results.iter().map(contribution).collect(),
+    }
+}
+
+/// What these nodes have to sign, with their keys, the first of which is given.
+fn unsigned(
+    order: &InferenceRequest,
+    request_id: B256,
+    nodes: Nodes<'_>,
+    mut node: DynSigner,
+) -> (Vec<InferenceResult>, Vec<DynSigner>) {
+    let (mut unsigned, mut keys, mut chain) = (Vec::new(), Vec::new(), StreamChain::new(request_id));
     let mut output = Values::new();
     for (units, finish) in nodes {
-        let resumed_from = if results.is_empty() { B256::ZERO } else { chain.hash() };
+        let resumed_from = if unsigned.is_empty() { B256::ZERO } else { chain.hash() };
         for _ in 0..*units {
             let part = Values::from([("label", "7")]);
             chain.extend(&part);
@@ -94,38 +100,107 @@ async fn served(scene: &Scene, kind: PaymentKind, nodes: &[(u64, Option<FinishRe
             confinement: Confinement::Reduced,
             finish: *finish,
         };
-        results.push(Signed::sign(result, &domain, &*node).await.unwrap());
-        node = key();
+        unsigned.push(result);
+        keys.push(std::mem::replace(&mut node, key()));
     }
-    let finish = nodes.last().and_then(|(_, finish)| *finish).unwrap_or(FinishReason::NodeLost);
+    (unsigned, keys)
+}
+
+/// The same with a lie.
+pub(crate) async fn forged(scene: &Scene, kind: PaymentKind, nodes: Nodes<'_>, lie: Lie) -> Receipt {
+    let (client, gateway, compute) = (key(), key(), key());
+    let domain = scene.trust.domain;
+    let unit = |unit, price| UnitPrice { unit, price: Amount::new(price) };
+    let price = Price { base: Amount::new(500_003), input: unit(Unit::Token, 30_000), output: unit(Unit::Token, 20_000) };
+    let max_units = Units { input: 4, output: 40 };
+    let mut order = InferenceRequest {
+        client: client.address(),
+        subnet: [1; 32].into(),
+        model_digest: [2; 32].into(),
+        input_hash: [3; 32].into(),
+        parameters: r#"{"seed":7}"#.into(),
+        max_price: Amount::new(2_000_000),
+        deadline: NOW + 60,
+        nonce: [4; 32].into(),
+        draw: draw_of(&SALT),
+    };
+    if let Lie::Order(lie) = lie {
+        lie(&mut order);
+    }
+    let request = Signed::sign(order.clone(), &domain, &*client).await.unwrap();
+    let request_id = order.digest(&domain);
+    let mut quote = Quote {
+        request_id,
+        client: client.address(),
+        gateway: gateway.address(),
+        compute: compute.address(),
+        model_digest: order.model_digest,
+        price,
+        max_units,
+        total: price.cost(max_units).unwrap(),
+        split: FeeSplit::default(),
+        expiry: NOW + 60,
+        trust_root: scene.trust.hash(),
+        epoch: NOW - 100,
+        salt: SALT,
+        committee: scene.trust.committee(&SALT, &request_id).struct_hash(),
+    };
+    if let Lie::Quote(lie) = lie {
+        lie(&mut quote);
+    }
+    let (mut unsigned, keys) = unsigned(&order, request_id, nodes, compute);
+    let mut finish = nodes.last().and_then(|(_, finish)| *finish).unwrap_or(FinishReason::NodeLost);
+    if let Lie::Delivery(lie) = lie {
+        lie(&mut unsigned, &mut finish);
+    }
+    let mut results = Vec::new();
+    for result in unsigned {
+        let key = keys.iter().find(|key| key.address() == result.compute).unwrap();
+        results.push(Signed::sign(result, &domain, &**key).await.unwrap());
+    }
     let delivery = Delivery { results, finish };
-    let completion = delivery.completion(&quote).unwrap();
+    let mut completion = match lie {
+        Lie::None => delivery.completion(&quote).unwrap(),
+        _ => delivery.completion(&quote).unwrap_or_else(|_| unchecked(&delivery, &quote)),
+    };
+    if let Lie::Completion(lie) = lie {
+        lie(&mut completion);
+    }
     let approvals = certificate(scene, request_id, completion.digest(&domain)).await;
     let terms = ChannelParams { client: client.address(), gateway: gateway.address(), salt: [8; 32].into() };
-    let voucher = SignedVoucher::sign(terms, &quote, 11, Amount::new(5_000_000), &scene.trust, &client).await.unwrap();
+    let mut voucher = Voucher::new(&terms, &quote, 11, Amount::new(5_000_000));
+    if let Lie::Voucher(lie) = lie {
+        lie(&mut voucher);
+    }
+    let signature = Signature::sign(&voucher.digest(&scene.trust.channel_domain()), &*client).await.unwrap();
+    let voucher = SignedVoucher { terms, voucher, signature };
+    let payments = PayoutSchedule::new(&quote, &completion, &approvals.validators(), scene.trust.treasury);
     let mut receipt = Receipt {
+        seal: request.signature,
         version: receipt::VERSION,
         trust_root: scene.trust.clone(),
         preprocessing: certificate(scene, request_id, quote.digest(&domain)).await,
-        payments: PayoutSchedule::new(&quote, &completion, &approvals.validators(), scene.trust.treasury).unwrap(),
+        payments: payments.unwrap_or_else(|_| PayoutSchedule { total: completion.cost(), payouts: Vec::new() }),
         request,
         quote,
         payment: match kind {
             PaymentKind::Escrow => Payment::Escrow { transaction: [5; 32].into(), settlement: [6; 32].into() },
             PaymentKind::Channel => Payment::Channel(Box::new(voucher)),
         },
-        seal: delivery.results[0].signature,
         delivery,
         completion,
         approvals,
         issued_at: NOW,
     };
+    if let Lie::Receipt(lie) = lie {
+        lie(&mut receipt);
+    }
     receipt.seal = Signature::sign(&receipt.sealed().digest(&domain), &*gateway).await.unwrap();
     receipt
 }
 
 /// Every way to be served: to the end, in part, and by several nodes.
-const SERVED: [&[(u64, Option<FinishReason>)]; 4] = [
+pub(crate) const SERVED: [Nodes<'static>; 4] = [
     &[(9, Some(FinishReason::Stop))],
     &[(5, Some(FinishReason::Cancelled))],
     &[(7, None)],
@@ -168,7 +243,7 @@ async fn a_good_receipt_verifies_here_and_nowhere_else() {
 
 /// Every way to change one place of a JSON document: another value in a leaf; a leaf, entry or field gone; an entry twice; two
 /// entries swapped; a field more.
-fn changes(value: &Value) -> Vec<Value> {
+pub(crate) fn changes(value: &Value) -> Vec<Value> {
     match value {
         Value::Object(fields) => {
             let mut all = Vec::new();
