@@ -69,6 +69,8 @@ pub struct NetworkInfo {
     pub trust_root: TrustRoot,
     /// URLs with the files of its subnet's models, for compute nodes.
     pub model_sources: Vec<String>,
+    /// The least total of a quote whose payment it brings to the chain ([`PaymentAuthorization::Transfer`]).
+    pub least_relayed: Amount,
 }
 
 /// A model that the gateway offers.

@@ -16,6 +16,7 @@ mod redemption;
 mod serve;
 mod served;
 mod task;
+mod tasks;
 mod tickets;
 
 use std::{
@@ -40,6 +41,7 @@ use nodes::Nodes;
 pub use serve::{client_service, compute_service};
 use served::Served;
 use task::Task;
+use tasks::Tasks;
 use tickets::Tickets;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +54,13 @@ use ncn_client::unix_now;
 pub struct GatewayOptions {
     /// How many requests it works on or remembers at once.
     pub max_tasks: usize,
+    /// How many of these may be one client's.
+    pub max_tasks_of_one: usize,
+    /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
+    pub max_unpaid_of_one: usize,
+    /// The least total of a quote whose payment the gateway brings to the chain for its client. It pays the gas of escrow and refund, and earns
+    /// nothing when the request is withdrawn: what they cost is in `docs/gas.md`.
+    pub least_relayed: Amount,
     /// The most bytes of inputs that a request may have.
     pub max_input_bytes: usize,
     /// The longest that a client may want to wait.
@@ -73,6 +82,9 @@ impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
             max_tasks: 10_000,
+            max_tasks_of_one: 5_000,
+            max_unpaid_of_one: 256,
+            least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),
             max_input_bytes: 8 << 20,
             max_timeout: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
@@ -105,7 +117,7 @@ pub struct Gateway {
     nodes: Nodes,
     served: Served,
     tickets: Tickets,
-    tasks: Mutex<HashMap<RequestId, Arc<Task>>>,
+    tasks: Mutex<Tasks>,
     redemptions: redemption::Redemptions,
     /// Ends every driver, and the task that follows chain and registry.
     stopped: CancellationToken,
@@ -193,7 +205,7 @@ impl Gateway {
         for (submission, salt, events) in kept {
             let request_id = submission.request.message.digest(&domain);
             let task = Task::recover(request_id, submission, salt, events);
-            gateway.tasks().insert(request_id, task.clone());
+            gateway.tasks().insert(task.clone());
             driver::spawn(&gateway, task);
         }
         let following = gateway.clone();
@@ -239,12 +251,12 @@ impl Gateway {
         quote.expiry.saturating_sub((self.options.finish_margin + self.options.settle_time).as_secs())
     }
 
-    fn tasks(&self) -> MutexGuard<'_, HashMap<RequestId, Arc<Task>>> {
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn task(&self, request_id: RequestId) -> Result<Arc<Task>, TransportError> {
-        self.tasks().get(&request_id).cloned().ok_or(TransportError::UnknownTask(request_id))
+        self.tasks().get(&request_id).ok_or(TransportError::UnknownTask(request_id))
     }
 
     /// The task that an access is for, once it is sure that its client signed it, for this scope.
@@ -319,7 +331,17 @@ impl Gateway {
         if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
-        self.redemptions.redeem(&self.ledger, quote, authorization).await
+        let least = self.options.least_relayed;
+        let relayed = matches!(authorization, PaymentAuthorization::Transfer(_));
+        if relayed && quote.total < least {
+            let problem = format!("this gateway brings {least} or more to the chain: pay by a transaction, or out of a channel");
+            return Err(TransportError::invalid("payment", problem));
+        }
+        self.redemptions.redeem(&self.ledger, quote, authorization).await?;
+        if relayed {
+            task.relay();
+        }
+        Ok(())
     }
 
     /// Takes a request in, unless somebody else just has.
@@ -328,14 +350,12 @@ impl Gateway {
         let this = this.ok_or_else(|| TransportError::Internal("the gateway is stopping: ask another one".into()))?;
         let mut tasks = self.tasks();
         if let Some(known) = tasks.get(&request_id) {
-            return Ok(known.clone());
+            return Ok(known);
         }
-        if tasks.len() >= self.options.max_tasks {
-            return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
-        }
+        tasks.room(&submission.request.message.client, &self.options)?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
-        tasks.insert(request_id, task.clone());
+        tasks.insert(task.clone());
         driver::spawn(&this, task.clone());
         Ok(task)
     }
@@ -349,7 +369,7 @@ impl Transport for Gateway {
 
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let request_id = submission.request.message.digest(&self.domain);
-        let known = self.tasks().get(&request_id).cloned();
+        let known = self.tasks().get(&request_id);
         let task = match known {
             Some(task) => task,
             None => {
@@ -417,6 +437,8 @@ impl Transport for Gateway {
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {
         let trust_root = self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))?;
-        Ok(NetworkInfo { gateway: self.address(), trust_root, model_sources: self.options.model_sources.clone() })
+        let GatewayOptions { model_sources, least_relayed, .. } = &self.options;
+        let (model_sources, least_relayed) = (model_sources.clone(), *least_relayed);
+        Ok(NetworkInfo { gateway: self.address(), trust_root, model_sources, least_relayed })
     }
 }

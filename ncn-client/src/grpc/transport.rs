@@ -118,6 +118,7 @@ impl Transport for GrpcTransport {
             gateway: wire::address("gateway", &network.gateway)?,
             trust_root: wire::required("trust_root", network.trust_root)?.try_into()?,
             model_sources: network.model_sources.into_iter().take(MAX_MODEL_SOURCES).collect(),
+            least_relayed: wire::amount("least_relayed", &network.least_relayed)?,
         })
     }
 

@@ -6,7 +6,9 @@ use ncn_core::{
     Transport, TrustHistory, TrustRoot, UnixTime, receipt::Payment,
 };
 
-use super::Relay;
+use tokio::sync::OnceCell;
+
+use super::{Relay, refused};
 use crate::unix_now;
 
 /// Pays each request into escrow by a token authorization (ERC-3009), which the gateway brings to the chain.
@@ -19,12 +21,14 @@ pub struct RelayedPayer {
     relay: Relay,
     /// Proves what becomes of payments.
     chain: Option<Arc<dyn Payer>>,
+    /// The least that the gateway brings to the chain, once it has said so.
+    least: OnceCell<Amount>,
 }
 
 impl RelayedPayer {
     /// Pays by this gateway. `trust` is the network that the client trusts.
     pub fn new(transport: Arc<dyn Transport>, trust: TrustRoot, signer: DynSigner) -> Self {
-        Self { relay: Relay::new(transport, trust, signer), chain: None }
+        Self { relay: Relay::new(transport, trust, signer), chain: None, least: OnceCell::new() }
     }
 
     /// Asks this payer's chain, where there is one, what became of payments, instead of the gateway, and has it take back what is past its
@@ -32,6 +36,11 @@ impl RelayedPayer {
     #[must_use]
     pub fn with_chain(self, chain: Option<Arc<dyn Payer>>) -> Self {
         Self { chain, ..self }
+    }
+
+    async fn least(&self) -> Result<Amount, LedgerError> {
+        let ask = async || self.relay.transport.network().await.map(|network| network.least_relayed).map_err(refused);
+        self.least.get_or_try_init(ask).await.copied()
     }
 }
 
@@ -55,6 +64,13 @@ impl Payer for RelayedPayer {
     async fn pay(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         if quote.client != self.account() {
             return Err(LedgerError::NotAllowed(format!("client: the quote is {}'s: use its key", quote.client)));
+        }
+        // Once it is signed, only the quote's expiry takes it back.
+        let least = self.least().await?;
+        if quote.total < least {
+            let problem =
+                format!("{} is less than the {least} that the gateway brings to the chain: pay in another way", quote.total);
+            return Err(LedgerError::InvalidQuote { field: "total".into(), problem });
         }
         let Relay { trust, signer, .. } = &self.relay;
         let transfer = PaymentAuthorization::transfer(trust, quote, signer).await;

@@ -395,8 +395,12 @@ async fn what_crosses_a_wire_has_a_form_in_json() {
     }
     let (quote, preprocessing) = (Some(receipt.quote.clone()), Some(receipt.preprocessing.clone()));
     passes(&TaskStatus { request_id, state: State::AwaitingPayment, quote, preprocessing, failure: Some("none".into()) });
-    let network =
-        NetworkInfo { gateway: receipt.quote.gateway, trust_root: scene.trust.clone(), model_sources: vec!["s3://a".into()] };
+    let network = NetworkInfo {
+        gateway: receipt.quote.gateway,
+        trust_root: scene.trust.clone(),
+        model_sources: vec!["s3://a".into()],
+        least_relayed: Amount::new(7),
+    };
     passes(&network);
     let manifest =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../ncn-node/models/digits/manifest.json")).unwrap();

@@ -108,7 +108,7 @@ async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
 /// Remembers the end for a while, for those who ask again.
 async fn forget(gateway: &Gateway, task: &Task) {
     tokio::time::sleep(gateway.options.retention).await;
-    gateway.tasks().remove(&task.request_id);
+    gateway.tasks().remove(task);
     if let Err(error) = gateway.journal.forget(task.request_id).await {
         tracing::warn!(request = %task.request_id, %error, "the journal does not forget");
     }

@@ -39,7 +39,7 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
         Effect::Dispatch { attempt } => execution::dispatch(gateway, task, &progress, attempt).await,
         Effect::RequestCompletion => completion(gateway, task, &progress).await,
         Effect::Settle => settle(gateway, task, &progress).await,
-        Effect::Refund => refund(gateway, &progress).await,
+        Effect::Refund => refund(gateway, task, &progress).await,
         _ => None,
     };
     match outcome {
@@ -226,12 +226,17 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
     }
 }
 
-async fn refund(gateway: &Gateway, progress: &Progress) -> Option<Event> {
+async fn refund(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let quote = progress.quote.as_ref()?;
     let mut backoff = Backoff::new();
     loop {
         let error = match gateway.ledger.refund(quote).await {
-            Ok(by) => return Some(Event::Refunded(by)),
+            Ok(by) => {
+                if progress.withdrawn && task.is_relayed() {
+                    gateway.redemptions.withdrawn(quote.client);
+                }
+                return Some(Event::Refunded(by));
+            }
             Err(error) => error,
         };
         if let Some(event) = decided(gateway, quote, progress, &error).await {

@@ -30,6 +30,11 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often a request's payment may be refused before it is tried no more.
 const MAX_REFUSALS: u32 = 8;
+/// How many payments that the gateway has brought to the chain one client may withdraw in an hour: it has paid the gas of escrow and refund
+/// for each. Of how many clients that is remembered.
+const MAX_WITHDRAWN: usize = 4;
+const WITHDRAWN_FOR: Duration = Duration::from_hours(1);
+const MAX_WITHDRAWERS: usize = 10_000;
 /// Of how many requests refusals are remembered.
 const MAX_REFUSED: usize = 10_000;
 
@@ -38,6 +43,7 @@ pub(super) struct Redemptions {
     payments: Shared<()>,
     closings: Shared<(Amount, Signature)>,
     refused: Arc<Mutex<HashMap<RequestId, Refusal>>>,
+    withdrawn: Mutex<HashMap<Address, Vec<Instant>>>,
     underway: Underway,
 }
 
@@ -90,12 +96,34 @@ impl Default for Redemptions {
             payments: Shared::new(MAX_REDEMPTIONS, MAX_REDEMPTIONS_OF_ONE),
             closings: Shared::new(MAX_CLOSINGS, MAX_CLOSINGS_OF_ONE),
             refused: Arc::default(),
+            withdrawn: Mutex::default(),
             underway: Arc::default(),
         }
     }
 }
 
 impl Redemptions {
+    /// A client has withdrawn a request, for whose payment and refund the gateway has paid gas.
+    pub(super) fn withdrawn(&self, client: Address) {
+        let mut withdrawn = lock(&self.withdrawn);
+        if withdrawn.len() >= MAX_WITHDRAWERS {
+            withdrawn.retain(|_, times| times.last().is_some_and(|last| last.elapsed() < WITHDRAWN_FOR));
+        }
+        if withdrawn.len() < MAX_WITHDRAWERS || withdrawn.contains_key(&client) {
+            let times = withdrawn.entry(client).or_default();
+            times.push(Instant::now());
+            let first = times.len().saturating_sub(MAX_WITHDRAWN);
+            times.drain(..first);
+        }
+    }
+
+    /// How long this client waits for its next one.
+    fn waits(&self, client: &Address) -> Option<Duration> {
+        let withdrawn = lock(&self.withdrawn);
+        let times = withdrawn.get(client).filter(|times| times.len() >= MAX_WITHDRAWN)?;
+        WITHDRAWN_FOR.checked_sub(times.first()?.elapsed())
+    }
+
     /// Takes what pays a quote. The redemption goes on when its caller is dropped.
     pub(super) async fn redeem(
         &self,
@@ -108,6 +136,9 @@ impl Redemptions {
         verify(&**ledger, &quote, authorization).await.map_err(refusal)?;
         // A voucher costs no transaction, and a client that has lost count signs the next one at once.
         let costs = matches!(authorization, PaymentAuthorization::Transfer(_));
+        if costs && let Some(retry_after) = self.waits(&quote.client) {
+            return Err(TransportError::Overloaded { retry_after });
+        }
         if costs
             && let Some(refusal) = lock(&self.refused).get(&request_id)
             && (refusal.count >= MAX_REFUSALS || Instant::now() < refusal.until)

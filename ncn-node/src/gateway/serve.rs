@@ -92,7 +92,8 @@ impl GatewayClientService for ClientAdapter {
     async fn get_network(&self, _: Request<proto::Empty>) -> Result<Response<proto::NetworkInfo>, Status> {
         let network = self.0.network().await.map_err(status)?;
         let (gateway, trust_root) = (wire::bytes(network.gateway), Some(network.trust_root.into()));
-        Ok(Response::new(proto::NetworkInfo { gateway, trust_root, model_sources: network.model_sources }))
+        let (model_sources, least_relayed) = (network.model_sources, wire::amount_bytes(network.least_relayed));
+        Ok(Response::new(proto::NetworkInfo { gateway, trust_root, model_sources, least_relayed }))
     }
 
     async fn close_channel(&self, request: Request<proto::CloseChannelRequest>) -> Result<Response<proto::ChannelClosing>, Status> {

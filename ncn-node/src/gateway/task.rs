@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -51,6 +51,8 @@ pub(super) struct Task {
     prefix: Mutex<Option<Prefix>>,
     /// The client wants no more of the output.
     stop: CancellationToken,
+    /// The gateway has brought the payment to the chain.
+    relayed: AtomicBool,
 }
 
 /// What the events so far lead to.
@@ -66,6 +68,8 @@ pub(super) struct Progress {
     pub(super) approvals: Option<QuorumCertificate>,
     pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
+    /// The client has withdrawn it.
+    pub(super) withdrawn: bool,
 }
 
 impl Progress {
@@ -102,7 +106,7 @@ impl Progress {
                     Some(format!("the validators let the chain pay for the completion {completion}, which was not asked for"));
             }
             Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
-            Event::Cancelled => self.failure = Some("the client withdrew it".into()),
+            Event::Cancelled => (self.failure, self.withdrawn) = (Some("the client withdrew it".into()), true),
             Event::Expired => self.failure = Some("it was not done in time".into()),
             _ => {}
         }
@@ -148,6 +152,7 @@ impl Task {
             tried: Mutex::default(),
             prefix: Mutex::default(),
             stop: CancellationToken::new(),
+            relayed: AtomicBool::new(false),
         })
     }
 
@@ -159,6 +164,20 @@ impl Task {
     /// The journal has another event.
     pub(super) fn record(&self) {
         self.recorded.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Who ordered it.
+    pub(super) fn client(&self) -> Address {
+        self.submission.request.message.client
+    }
+
+    /// The gateway has brought the payment to the chain.
+    pub(super) fn relay(&self) {
+        self.relayed.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_relayed(&self) -> bool {
+        self.relayed.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

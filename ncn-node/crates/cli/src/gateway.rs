@@ -70,6 +70,9 @@ pub(crate) struct Arguments {
     /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
     #[arg(long, value_name = "URL")]
     model_source: Vec<String>,
+    /// The least total of a quote whose payment it brings to the chain for the client, in tokens: more than the gas of escrow and refund
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "0.001")]
+    least_relayed: Amount,
     /// Settle channels once this many requests wait
     #[arg(long, value_name = "REQUESTS", default_value_t = 1_000)]
     settle_requests: usize,
@@ -164,7 +167,8 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
         // What is announced later replaces what was announced before.
         version: ncn_client::unix_now(),
     };
-    let options = GatewayOptions { model_sources: arguments.model_source.clone(), ..GatewayOptions::default() };
+    let (model_sources, least_relayed) = (arguments.model_source.clone(), arguments.least_relayed);
+    let options = GatewayOptions { model_sources, least_relayed, ..GatewayOptions::default() };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
     let gateway = builder.options(options).listen(listen).start().await.map_err(|error| match error {
         GatewayError::Listen(error) if error.kind() == std::io::ErrorKind::InvalidInput => {

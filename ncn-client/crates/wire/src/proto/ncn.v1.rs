@@ -473,6 +473,9 @@ pub struct NetworkInfo {
     /// URLs with the files of the subnet's models.
     #[prost(string, repeated, tag = "3")]
     pub model_sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The least total of a quote whose payment the gateway brings to the chain, as all amounts.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub least_relayed: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseChannelRequest {

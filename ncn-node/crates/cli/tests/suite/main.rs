@@ -50,6 +50,7 @@ mod provider;
 mod python;
 mod real_models;
 mod recovery;
+mod relayed;
 mod reorganizations;
 mod rpc;
 mod s3;

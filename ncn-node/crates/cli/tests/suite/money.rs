@@ -238,7 +238,7 @@ impl Transport for Cashier {
 
     async fn network(&self) -> Result<NetworkInfo, TransportError> {
         let trust_root = self.ledger.trust_root().await.map_err(|error| TransportError::Internal(error.to_string()))?;
-        Ok(NetworkInfo { gateway: self.ledger.account(), trust_root, model_sources: Vec::new() })
+        Ok(NetworkInfo { gateway: self.ledger.account(), trust_root, model_sources: Vec::new(), least_relayed: Amount::ZERO })
     }
 
     async fn close_channel(&self, _: ChannelParams, _: Signed<TaskCapability>) -> Result<(Amount, Signature), TransportError> {

@@ -1,0 +1,55 @@
+//! The requests that a gateway works on or remembers, and how many of them one client may have.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use ncn_core::{Address, RequestId, State, TransportError};
+
+use super::{GatewayOptions, task::Task};
+
+/// When somebody should ask again who was turned away.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// By request id, and by client.
+#[derive(Default)]
+pub(super) struct Tasks {
+    all: HashMap<RequestId, Arc<Task>>,
+    of_client: HashMap<Address, HashSet<RequestId>>,
+}
+
+impl Tasks {
+    pub(super) fn get(&self, request_id: &RequestId) -> Option<Arc<Task>> {
+        self.all.get(request_id).cloned()
+    }
+
+    pub(super) fn insert(&mut self, task: Arc<Task>) {
+        self.of_client.entry(task.client()).or_default().insert(task.request_id);
+        self.all.insert(task.request_id, task);
+    }
+
+    pub(super) fn remove(&mut self, task: &Task) {
+        self.all.remove(&task.request_id);
+        if let Some(requests) = self.of_client.get_mut(&task.client()) {
+            requests.remove(&task.request_id);
+            if requests.is_empty() {
+                self.of_client.remove(&task.client());
+            }
+        }
+    }
+
+    /// Whether there is room for another request of this client.
+    pub(super) fn room(&self, client: &Address, options: &GatewayOptions) -> Result<(), TransportError> {
+        let unpaid = |request: &&RequestId| {
+            let state = self.all.get(*request).map(|task| task.lifecycle().state());
+            matches!(state, Some(State::Reserving | State::Preprocessing | State::AwaitingPayment))
+        };
+        let full = self.all.len() >= options.max_tasks
+            || self.of_client.get(client).is_some_and(|requests| {
+                requests.len() >= options.max_tasks_of_one || requests.iter().filter(unpaid).count() >= options.max_unpaid_of_one
+            });
+        if full { Err(TransportError::Overloaded { retry_after: RETRY_AFTER }) } else { Ok(()) }
+    }
+}
