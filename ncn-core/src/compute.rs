@@ -34,6 +34,20 @@ pub struct ComputeTask {
     /// When the output has to be at its end: after it, the validators approve it and the payment is settled. What was given until then is
     /// given and paid for.
     pub finish_by: UnixTime,
+    /// Where to go on, when another node was lost after it had given a part of the output.
+    pub resume: Option<Resume>,
+}
+
+/// The end of the parts that a lost node has given and signed: another one runs the request again, and proves by the same chain that it has
+/// come there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// How many they are.
+    pub parts: u64,
+    /// Their chain, [`InferenceResult::chain`].
+    pub chain: B256,
+    /// How many units of output are counted in them. Those that follow are within what is left of the quote's.
+    pub output_units: u64,
 }
 
 /// What comes back while a task runs.
@@ -80,6 +94,9 @@ pub enum ComputeError {
     /// The model failed on this input; another node would fail too.
     #[error("execution failed: {0}")]
     Failed(String),
+    /// It cannot go on where another node was lost; it may begin anew.
+    #[error("compute node cannot go on: {0}")]
+    CannotResume(String),
     /// The node failed; another may serve.
     #[error("compute node is unavailable: {0}")]
     Unavailable(String),
@@ -88,7 +105,7 @@ pub enum ComputeError {
 impl ComputeError {
     /// True when another node may serve the same task.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy(_) | Self::Unavailable(_) | Self::UnknownModel(_))
+        matches!(self, Self::Busy(_) | Self::Unavailable(_) | Self::UnknownModel(_) | Self::CannotResume(_))
     }
 }
 
@@ -109,6 +126,8 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 /// # For the implementer
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
 /// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
+/// - A task that is to be resumed is answered with the parts after those that are there, and the result's `resumed_from` is their
+///   chain. Whoever cannot reproduce them says [`ComputeError::CannotResume`].
 /// - An output that is cut short, by `stop`, by its time limit or by `finish_by`, is finished with the parts that were given until then,
 ///   when there are any.
 /// - A result states no more units than the quote allows, nor than the output has room for ([`crate::delivery::most_units`]).

@@ -131,6 +131,13 @@ pub trait Executor: Send + Sync {
     /// How strongly this model is confined while it runs.
     fn confinement(&self, model_digest: &B256) -> Confinement;
 
+    /// Whether this model gives the same parts each time that it runs on the same inputs and parameters, here and elsewhere: then a node can
+    /// go on where another one was lost.
+    fn is_deterministic(&self, model_digest: &B256) -> bool {
+        let _ = model_digest;
+        false
+    }
+
     /// Makes a model ready to run.
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError>;
 

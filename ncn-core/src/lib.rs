@@ -49,7 +49,7 @@ pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::Amount;
 pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
-pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation};
+pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation, Resume};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use delivery::{Delivery, DeliveryError, FinishReason};
 pub use error_kind::ErrorKind;

@@ -83,6 +83,11 @@ impl StreamChain {
         Self { request_id, parts: 0, hash: B256::new(hash.into()) }
     }
 
+    /// The chain of the parts that a result covers.
+    pub const fn of(result: &InferenceResult) -> Self {
+        Self { request_id: result.request_id, parts: result.parts, hash: result.chain }
+    }
+
     /// Adds the next part.
     pub fn extend(&mut self, part: &Values) {
         let hash = Sha256::new().chain_update(self.hash).chain_update(part.hash()).finalize();

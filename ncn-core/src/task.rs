@@ -129,6 +129,8 @@ pub enum TaskEvent {
     /// A compute node begins to run it. Parts and checkpoints that follow are this node's, and start anew: those of a node that
     /// failed are void.
     Attempt(Address),
+    /// A compute node goes on where the last checkpoint is: the parts after it are void, and those that follow are this node's.
+    Takeover(Address),
     /// A part of the output of a model that streams. Not yet approved by anyone.
     Chunk(OutputChunk),
     /// The compute node's word on the parts since the attempt began, for [`crate::StreamChain::verify`].

@@ -16,8 +16,8 @@ use futures::{StreamExt as _, stream};
 use ncn_core::{Address, B256};
 use ncn_core::{
     ChainView, Compute, ComputeError, ComputeEvent, ComputeTask, Domain, DynSigner, Execution, Executor, ExecutorError,
-    FinishReason, InferenceResult, Message as _, Model, OutputChunk, RequestId, Reservation, Signed, StreamBudget, StreamChain,
-    Units, UnixTime, Usage, Values,
+    FinishReason, InferenceResult, Message as _, Model, OutputChunk, RequestId, Reservation, Resume, Signed, StreamBudget,
+    StreamChain, Units, UnixTime, Usage, Values,
     compute::{ComputeEvents, MAX_ERROR_CHARS, MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES},
     delivery::most_units,
     executor::{ModelPackage, Outputs},
@@ -132,6 +132,9 @@ impl Compute for ComputeNode {
         let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
         self.check(&task).await?;
         let package = self.models.get(&task.quote.model_digest).ok_or(ComputeError::UnknownModel(task.quote.model_digest))?;
+        if task.resume.is_some() && !self.executor.is_deterministic(&task.quote.model_digest) {
+            return Err(ComputeError::CannotResume("the model may give other parts each time".into()));
+        }
         let left = Duration::from_secs(task.finish_by.min(task.quote.expiry).saturating_sub(unix_now()));
         if left.is_zero() {
             return Err(ComputeError::DeadlineExceeded);
@@ -154,13 +157,17 @@ impl Compute for ComputeNode {
             output_bytes: 0,
             parts: 0,
             chain: B256::ZERO,
-            resumed_from: B256::ZERO,
+            resumed_from: task.resume.map(|resume| resume.chain).unwrap_or_default(),
             usage: Usage::default(),
             confinement: self.executor.confinement(&task.quote.model_digest),
             finish: None,
         };
-        let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned, max_units: task.quote.max_units };
-        let running = Running::new(outputs, started, started + time_limit, package.model.clone(), signing, lease);
+        let before = task.resume.map_or(0, |resume| resume.output_units);
+        let Units { input, output } = task.quote.max_units;
+        let max_units = Units { input, output: output.saturating_sub(before) };
+        let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned, max_units };
+        let mut running = Running::new(outputs, started, started + time_limit, package.model.clone(), signing, lease);
+        running.resume = task.resume;
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
     }
 
@@ -183,6 +190,10 @@ struct Running {
     usage: Usage,
     signing: Signing,
     chain: StreamChain,
+    /// Where this node's own parts begin, until they do.
+    resume: Option<Resume>,
+    /// What was there when they began.
+    before: Before,
     /// How many parts the last checkpoint covers, and since when there are more.
     signed_parts: u64,
     unsigned_since: Option<Instant>,
@@ -190,6 +201,15 @@ struct Running {
     events: VecDeque<ComputeEvent>,
     ended: bool,
     lease: Lease,
+}
+
+/// What another node has given of an output.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    parts: u64,
+    bytes: u64,
+    /// By this node's count.
+    units: u64,
 }
 
 /// What comes next of an output.
@@ -221,6 +241,8 @@ impl Running {
             usage: Usage::default(),
             chain: StreamChain::new(signing.unsigned.request_id),
             signing,
+            resume: None,
+            before: Before::default(),
             signed_parts: 0,
             unsigned_since: None,
             events: VecDeque::new(),
@@ -247,10 +269,33 @@ impl Running {
         match self.wait().await? {
             Next::Part(part) => self.take(part).await,
             Next::Sign => self.sign_parts().await,
-            Next::Cut(finish) if self.chain.parts() > 0 => self.finish(finish).await,
+            Next::Cut(finish) if self.own_parts() > 0 => self.finish(finish).await,
             Next::Cut(FinishReason::Cancelled) => Err(ComputeError::Cancelled),
             Next::Cut(_) => Err(ComputeError::DeadlineExceeded),
         }
+    }
+
+    /// How many parts are this node's own.
+    const fn own_parts(&self) -> u64 {
+        if self.resume.is_some() { 0 } else { self.chain.parts() - self.before.parts }
+    }
+
+    /// Whether a part, which has just come, is one that another node has given.
+    fn is_repeated(&mut self, part: &OutputChunk) -> Result<bool, ComputeError> {
+        let Some(resume) = self.resume else { return Ok(false) };
+        if part.is_last() {
+            return Err(ComputeError::CannotResume("the output ends before the parts that are there".into()));
+        }
+        if self.chain.parts() < resume.parts {
+            return Ok(true);
+        }
+        if self.chain.hash() != resume.chain {
+            return Err(ComputeError::CannotResume("the parts that are there are others than the model gives here".into()));
+        }
+        let units = self.usage.output_units;
+        self.before = Before { parts: resume.parts, bytes: self.output.content_bytes(), units };
+        (self.resume, self.signed_parts) = (None, resume.parts);
+        Ok(true)
     }
 
     async fn wait(&mut self) -> Result<Next, ComputeError> {
@@ -290,6 +335,9 @@ impl Running {
         // What comes in one part is no stream.
         let streams = !part.is_last() || self.chain.parts() > 0;
         self.chain.extend(&part.values);
+        if self.is_repeated(&part)? {
+            return Ok(());
+        }
         let finish = part.finish;
         if streams {
             self.unsigned_since.get_or_insert_with(Instant::now);
@@ -329,9 +377,15 @@ impl Running {
     fn result(&self, finish: Option<FinishReason>) -> InferenceResult {
         let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let Units { input, output } = self.signing.max_units;
+        let bytes = self.output.content_bytes().saturating_sub(self.before.bytes);
         let usage = Usage {
             input_units: self.usage.input_units.min(input),
-            output_units: self.usage.output_units.min(output).min(most_units(self.output.content_bytes(), self.chain.parts())),
+            output_units: self
+                .usage
+                .output_units
+                .saturating_sub(self.before.units)
+                .min(output)
+                .min(most_units(bytes, self.own_parts())),
             duration_micros: self.usage.duration_micros.min(elapsed),
         };
         self.chain.describe(&self.output, InferenceResult { usage, finish, ..self.signing.unsigned.clone() })

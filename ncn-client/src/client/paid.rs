@@ -210,6 +210,7 @@ impl Paid {
                 match event {
                     TaskEvent::Step(report) if listener.steps.len() < MAX_STEPS => listener.steps.push(report),
                     TaskEvent::Attempt(node) => listener.parts.attempt(node),
+                    TaskEvent::Takeover(node) => listener.parts.take_over(node),
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
                     TaskEvent::Delivered { output, receipt } => {

@@ -39,8 +39,8 @@ pub(super) struct Parts {
     node: Address,
     /// The chain of the parts of the present attempt that this connection has brought.
     chain: StreamChain,
-    /// How many of them the node has signed.
-    signed: u64,
+    /// The chain of those of them that a node has signed.
+    signed: StreamChain,
     unsigned_since: Option<Instant>,
     /// What the caller has, since the last restart, and what it may have beside it.
     handed: Vec<OutputChunk>,
@@ -60,7 +60,7 @@ impl Parts {
             quoted: node,
             node,
             chain: StreamChain::new(request_id),
-            signed: 0,
+            signed: StreamChain::new(request_id),
             unsigned_since: None,
             handed: Vec::new(),
             budget: StreamBudget::default(),
@@ -83,13 +83,18 @@ impl Parts {
     pub(super) fn attempt(&mut self, node: Address) {
         self.node = node;
         self.chain = StreamChain::new(self.request_id);
-        (self.signed, self.unsigned_since) = (0, None);
+        (self.signed, self.unsigned_since) = (self.chain, None);
+    }
+
+    /// A node goes on after the parts that are signed.
+    pub(super) fn take_over(&mut self, node: Address) {
+        (self.node, self.chain, self.unsigned_since) = (node, self.signed, None);
     }
 
     pub(super) fn part(&mut self, chunk: OutputChunk) {
         let at = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
         self.chain.extend(&chunk.values);
-        let unsigned = self.chain.parts() - self.signed;
+        let unsigned = self.chain.parts() - self.signed.parts();
         let since = *self.unsigned_since.get_or_insert_with(Instant::now);
         if unsigned > CHECKPOINT_PARTS || since.elapsed() > CHECKPOINT_TIMEOUT {
             self.end(format!("the compute node has not signed the last {unsigned} parts"));
@@ -142,7 +147,7 @@ impl Parts {
             return self.end(format!("checkpoint.compute: is {}, the request is with {}", signed.message.compute, self.node));
         }
         match self.chain.verify(signed, &self.domain) {
-            Ok(()) => (self.signed, self.unsigned_since) = (self.chain.parts(), None),
+            Ok(()) => (self.signed, self.unsigned_since) = (self.chain, None),
             Err(problem) => self.end(problem.to_string()),
         }
     }
@@ -166,7 +171,7 @@ impl Parts {
             whole.append(chunk.values.clone());
         }
         // After a misfit nothing was compared any more.
-        let signed = self.misfit.is_none() && self.signed >= self.handed.len() as u64;
+        let signed = self.misfit.is_none() && self.signed.parts() >= self.handed.len() as u64;
         // A later part may have replaced what is no text, so the node's signature decides.
         match (whole.misfit(output, signed), &self.misfit) {
             (None, _) => Ok(()),

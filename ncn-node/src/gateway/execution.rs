@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use ncn_client::{Backoff, unix_now};
 use ncn_core::{
     Address, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Event, FinishReason, InferenceResult, Manifest, Quote,
-    Reservation, Signed, Step, StreamChain, TaskEvent, Values, compute::MAX_OUTPUT_BYTES, lifecycle::MAX_ATTEMPTS,
+    Reservation, Resume, Signed, Step, StreamChain, TaskEvent, Values, compute::MAX_OUTPUT_BYTES, lifecycle::MAX_ATTEMPTS,
 };
 
 use super::{
@@ -28,17 +28,24 @@ const FINISH_SLACK: Duration = Duration::from_secs(1);
 /// How long a node may take to end an output that its client wants no more of.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The beginning of an output, with its node's word on it.
-#[derive(Clone, Debug)]
+/// The beginning of an output, with the word of those who gave it.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Prefix {
     output: Values,
-    result: Signed<InferenceResult>,
+    results: Vec<Signed<InferenceResult>>,
 }
 
 impl Prefix {
     /// How much of the output it is.
-    pub(super) const fn parts(&self) -> u64 {
-        self.result.message.parts
+    pub(super) fn parts(&self) -> u64 {
+        self.results.last().map_or(0, |result| result.message.parts)
+    }
+
+    /// Where another node goes on.
+    fn end(&self) -> Option<Resume> {
+        let InferenceResult { parts, chain, .. } = self.results.last()?.message;
+        let units = self.results.iter().map(|result| result.message.usage.output_units);
+        Some(Resume { parts, chain, output_units: units.fold(0, u64::saturating_add) })
     }
 }
 
@@ -54,14 +61,14 @@ pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress
         return Some(Event::ExecutionFailed { reason: error.to_string(), retryable });
     }
     // Nobody goes on: what was given is what the request comes to.
-    if let Some(Prefix { output, result }) = task.prefix() {
+    if let Some(Prefix { output, results }) = task.prefix() {
         let finish = match error {
             _ if stopped => FinishReason::Cancelled,
             ComputeError::DeadlineExceeded => FinishReason::Deadline,
             _ => FinishReason::NodeLost,
         };
         tracing::warn!(request = %task.request_id, %error, %finish, "an output is cut short");
-        return Some(Event::Executed { output, delivery: Box::new(Delivery { results: vec![result], finish }) });
+        return Some(Event::Executed { output, delivery: Box::new(Delivery { results, finish }) });
     }
     if stopped {
         return Some(Event::Cancelled);
@@ -72,18 +79,26 @@ pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress
 async fn attempt_at(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Event, ComputeError> {
     let compute = node_for(gateway, task, quote, attempt).await.map_err(ComputeError::Failed)?;
     task.try_node(compute.address());
-    // Whatever another node has said of the output is void from here on.
-    task.publish(TaskEvent::Attempt(compute.address()));
+    let before = task.prefix().filter(|_| !task.begins_anew()).unwrap_or_default();
+    task.publish(match before.end() {
+        Some(_) => TaskEvent::Takeover(compute.address()),
+        // Whatever another node has said of the output is void from here on.
+        None => TaskEvent::Attempt(compute.address()),
+    });
     let unknown = ComputeError::UnknownModel(quote.model_digest);
     let manifest = gateway.models.get(&quote.model_digest).ok_or(unknown)?.model.manifest();
-    let chain = StreamChain::new(task.request_id);
-    let mut received =
-        Received { gateway, task, quote, manifest, node: compute.address(), chain, prefix: None, unsigned: Vec::new() };
+    let last = before.results.last();
+    let chain = last.map_or_else(|| StreamChain::new(task.request_id), |last| StreamChain::of(&last.message));
+    let node = compute.address();
+    let mut received = Received { gateway, task, quote, manifest, node, chain, before, own: None, unsigned: Vec::new() };
     let executed = received.all(&*compute).await;
-    if executed.is_err() {
+    if let Err(error) = &executed {
         compute.release(task.request_id).await;
-        if let Some(prefix) = received.prefix {
+        if let Some(prefix) = received.own {
             task.keep_prefix(prefix);
+        }
+        if matches!(error, ComputeError::CannotResume(_)) {
+            task.begin_anew();
         }
     }
     executed
@@ -122,8 +137,10 @@ struct Received<'a> {
     manifest: &'a Manifest,
     node: Address,
     chain: StreamChain,
-    /// What the node has signed, and the parts since then.
-    prefix: Option<Prefix>,
+    /// What others have given.
+    before: Prefix,
+    /// The same and what the node has signed, and the parts since then.
+    own: Option<Prefix>,
     unsigned: Vec<Values>,
 }
 
@@ -142,6 +159,7 @@ impl Received<'_> {
             voucher: task.progress().voucher(),
             inputs: task.submission.inputs.clone(),
             finish_by,
+            resume: self.before.end(),
         };
         let started = Instant::now();
         let left = Duration::from_secs(finish_by.saturating_sub(unix_now())).saturating_add(FINISH_SLACK);
@@ -165,7 +183,7 @@ impl Received<'_> {
                 }
                 // It has had its time; what it has signed is as good as an end.
                 () = &mut late => {
-                    let in_part = self.prefix.is_some().then_some(ComputeError::DeadlineExceeded);
+                    let in_part = (self.output().parts() > 0).then_some(ComputeError::DeadlineExceeded);
                     return in_part.map_or_else(|| self.dishonest("did not deliver in time"), Err);
                 }
             };
@@ -195,12 +213,12 @@ impl Received<'_> {
             }
             ComputeEvent::Checkpoint(checkpoint) => {
                 self.check(&checkpoint, started)?;
-                let mut output = self.prefix.take().map(|prefix| prefix.output).unwrap_or_default();
+                let mut output = self.output().output.clone();
                 self.unsigned.drain(..).for_each(|part| output.append(part));
                 if output.size() > MAX_OUTPUT_BYTES {
                     return self.dishonest("streams more than an output has");
                 }
-                self.prefix = Some(Prefix { output, result: checkpoint.clone() });
+                self.own = Some(Prefix { output, results: self.with(checkpoint.clone()) });
                 self.task.publish(TaskEvent::Checkpoint(Box::new(checkpoint)));
                 Ok(None)
             }
@@ -209,14 +227,15 @@ impl Received<'_> {
                     // It came in one part.
                     self.chain.extend(&output);
                 } else {
-                    let mut streamed = self.prefix.as_ref().map(|prefix| prefix.output.clone()).unwrap_or_default();
+                    let mut streamed = self.output().output.clone();
                     self.unsigned.iter().for_each(|part| streamed.append(part.clone()));
                     if streamed != output {
                         return self.dishonest("streamed something else than it gives");
                     }
                 }
                 self.check(&result, started)?;
-                let Some(delivery) = Delivery::whole(result) else { return self.dishonest("does not say why the output ends") };
+                let Some(finish) = result.message.finish else { return self.dishonest("does not say why the output ends") };
+                let delivery = Delivery { results: self.with(result), finish };
                 let word = delivery.last().filter(|word| {
                     let whole = !delivery.finish.is_whole() || self.manifest.check_delivered(&output).is_ok();
                     whole
@@ -234,6 +253,16 @@ impl Received<'_> {
         }
     }
 
+    /// What is signed of the output.
+    fn output(&self) -> &Prefix {
+        self.own.as_ref().unwrap_or(&self.before)
+    }
+
+    /// The results of all nodes, with this one's newest.
+    fn with(&self, own: Signed<InferenceResult>) -> Vec<Signed<InferenceResult>> {
+        self.before.results.iter().cloned().chain([own]).collect()
+    }
+
     /// Checks a node's word on what it has given so far.
     fn check(&self, word: &Signed<InferenceResult>, started: Instant) -> Result<(), ComputeError> {
         let order = &self.task.submission.request.message;
@@ -243,7 +272,7 @@ impl Received<'_> {
             && self.chain.fits(result).is_ok()
             && result.fits(order, self.quote).is_ok()
             && u128::from(result.usage.duration_micros) <= started.elapsed().as_micros()
-            && Delivery { results: vec![word.clone()], finish }.completion(self.quote).is_ok()
+            && Delivery { results: self.with(word.clone()), finish }.completion(self.quote).is_ok()
             && word.verify(&self.gateway.domain).is_ok();
         if honest { Ok(()) } else { self.dishonest("signed something else than it ran") }
     }

@@ -49,6 +49,8 @@ pub(super) struct Task {
     tried: Mutex<BTreeSet<Address>>,
     /// The longest beginning of the output that a node has signed and not finished.
     prefix: Mutex<Option<Prefix>>,
+    /// What is there of the output cannot be continued.
+    anew: AtomicBool,
     /// The client wants no more of the output.
     stop: CancellationToken,
     /// The gateway has brought the payment to the chain.
@@ -151,6 +153,7 @@ impl Task {
             chunk_bytes: AtomicUsize::new(0),
             tried: Mutex::default(),
             prefix: Mutex::default(),
+            anew: AtomicBool::new(false),
             stop: CancellationToken::new(),
             relayed: AtomicBool::new(false),
         })
@@ -243,6 +246,15 @@ impl Task {
     /// The longest beginning of the output that a node has signed.
     pub(super) fn prefix(&self) -> Option<Prefix> {
         self.prefix.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The next node begins anew, since one could not go on.
+    pub(super) fn begin_anew(&self) {
+        self.anew.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn begins_anew(&self) -> bool {
+        self.anew.load(Ordering::Relaxed)
     }
 
     /// The client wants no more of the output than it has.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ncn_core::{
     CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
-    PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
+    PaymentSubmission, Reservation, Resume, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
     TaskStatus, Ticket, Units, Update, Usage,
 };
 
@@ -46,8 +46,16 @@ impl TryFrom<proto::Ticket> for Ticket {
 
 impl From<ComputeTask> for proto::InferenceRequest {
     fn from(task: ComputeTask) -> Self {
-        let (voucher, finish_by) = (task.voucher.map(Into::into), task.finish_by);
-        Self { inputs: values_to_proto(task.inputs), quote: Some(task.quote.into()), voucher, finish_by, ..task.request.into() }
+        let resume =
+            |resume: Resume| proto::Resume { parts: resume.parts, chain: bytes(resume.chain), output_units: resume.output_units };
+        Self {
+            inputs: values_to_proto(task.inputs),
+            quote: Some(task.quote.into()),
+            voucher: task.voucher.map(Into::into),
+            finish_by: task.finish_by,
+            resume: task.resume.map(resume),
+            ..task.request.into()
+        }
     }
 }
 
@@ -58,8 +66,12 @@ impl TryFrom<proto::InferenceRequest> for ComputeTask {
         let inputs = values_from_proto(std::mem::take(&mut task.inputs))?;
         let quote = required("task.quote", task.quote.take())?.try_into()?;
         let voucher = task.voucher.take().map(TryInto::try_into).transpose()?;
-        let finish_by = task.finish_by;
-        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs, finish_by })
+        let resume = |resume: proto::Resume| {
+            let chain = hash("task.resume.chain", &resume.chain)?;
+            Ok(Resume { parts: resume.parts, chain, output_units: resume.output_units })
+        };
+        let (finish_by, resume) = (task.finish_by, task.resume.take().map(resume).transpose()?);
+        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs, finish_by, resume })
     }
 }
 
@@ -228,6 +240,7 @@ impl From<Update> for proto::InferenceResponse {
                 took_micros: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
             })),
             TaskEvent::Attempt(node) => Some(Sent::Attempt(bytes(node))),
+            TaskEvent::Takeover(node) => Some(Sent::Takeover(bytes(node))),
             TaskEvent::Chunk(chunk) => Some(Sent::Chunk(chunk.into())),
             TaskEvent::Checkpoint(checkpoint) => Some(Sent::Checkpoint((*checkpoint).into())),
             TaskEvent::Delivered { output, receipt } => {
@@ -257,6 +270,7 @@ impl TryFrom<proto::InferenceResponse> for Update {
                 })
             }
             Sent::Attempt(node) => TaskEvent::Attempt(address("attempt", &node)?),
+            Sent::Takeover(node) => TaskEvent::Takeover(address("takeover", &node)?),
             Sent::Chunk(chunk) => TaskEvent::Chunk(chunk_from_proto(chunk)?),
             Sent::Checkpoint(checkpoint) => TaskEvent::Checkpoint(Box::new(checkpoint.try_into()?)),
             Sent::Delivered(delivery) => TaskEvent::Delivered {

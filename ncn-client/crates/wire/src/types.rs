@@ -214,6 +214,7 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             quote: None,
             voucher: None,
             finish_by: 0,
+            resume: None,
         }
     }
 }

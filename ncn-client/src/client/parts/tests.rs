@@ -55,6 +55,7 @@ async fn signed(chain: &StreamChain, node: &PrivateKeySigner) -> Signed<Inferenc
 enum Sent {
     Rewind,
     Attempt(usize),
+    Takeover(usize),
     Part(&'static str),
     /// This node's signature over the parts of this attempt so far.
     Signed(usize, &'static [&'static str]),
@@ -80,6 +81,7 @@ async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(
         match sent {
             Sent::Rewind => parts.rewind(),
             Sent::Attempt(node) => parts.attempt(nodes[node].address()),
+            Sent::Takeover(node) => parts.take_over(nodes[node].address()),
             Sent::Part(text) => parts.part(chunk(text)),
             Sent::Signed(node, texts) => {
                 let mut chain = StreamChain::new(quote.request_id);
@@ -127,6 +129,31 @@ async fn another_nodes_parts_start_anew() {
         Sent::Signed(1, &["a", "c"]),
     ];
     assert_eq!(receive(sent, "ac").await, (vec!["a".into(), "c".into()], 1, Ok(())));
+}
+
+#[tokio::test]
+async fn a_node_goes_on_after_what_is_signed() {
+    let begun = || {
+        vec![Sent::Attempt(0), Sent::Part("a"), Sent::Part("b"), Sent::Signed(0, &["a", "b"]), Sent::Part("c"), Sent::Takeover(1)]
+    };
+    let mut same = begun();
+    same.extend([Sent::Part("c"), Sent::Part("d"), Sent::Signed(1, &["a", "b", "c", "d"])]);
+    let whole = ["a", "b", "c", "d"].map(String::from).to_vec();
+    assert_eq!(receive(same, "abcd").await, (whole.clone(), 0, Ok(())));
+    // What nobody has signed may come otherwise.
+    let mut other = begun();
+    other.extend([Sent::Part("x"), Sent::Signed(1, &["a", "b", "x"])]);
+    assert_eq!(receive(other, "abx").await, (["a", "b", "x"].map(String::from).to_vec(), 1, Ok(())));
+    // A connection that is made again brings all of it once more.
+    let mut again = begun();
+    again.extend([Sent::Part("c"), Sent::Rewind]);
+    again.extend(begun());
+    again.extend([Sent::Part("c"), Sent::Part("d"), Sent::Signed(1, &["a", "b", "c", "d"])]);
+    assert_eq!(receive(again, "abcd").await, (whole, 0, Ok(())));
+    // Its word counts for all parts, and the lost node's for nothing any more.
+    let mut late = begun();
+    late.extend([Sent::Part("c"), Sent::Signed(0, &["a", "b", "c"]), Sent::Part("d")]);
+    assert_eq!(receive(late, "abcd").await, (["a", "b", "c"].map(String::from).to_vec(), 0, Ok(())));
 }
 
 #[tokio::test]

@@ -40,6 +40,11 @@ pub trait Engine: Send + Sync {
 pub trait Session: Send + Sync {
     /// Runs it. Parts of the output may go to [`RunContext::emit`]; what is returned is the last part, or all of it.
     fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<OutputChunk, ExecutorError>;
+
+    /// See [`Executor::is_deterministic`].
+    fn is_deterministic(&self) -> bool {
+        false
+    }
 }
 
 /// A run's line to whoever waits for it.
@@ -113,6 +118,10 @@ impl Executor for EngineExecutor {
 
     fn confinement(&self, _model_digest: &B256) -> Confinement {
         Confinement::None
+    }
+
+    fn is_deterministic(&self, model_digest: &B256) -> bool {
+        self.loaded().get(model_digest).is_some_and(|session| session.is_deterministic())
     }
 
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {

@@ -107,6 +107,11 @@ impl Loaded {
 }
 
 impl Session for Loaded {
+    /// Chance comes from the request's seed alone.
+    fn is_deterministic(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: &Values, parameters: &str, job: &RunContext) -> Result<OutputChunk, ExecutorError> {
         let manifest = self.model.manifest();
         let invalid = |error: InputError| ExecutorError::InvalidInput(error.to_string());

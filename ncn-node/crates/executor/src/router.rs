@@ -37,6 +37,10 @@ impl Executor for ExecutorRouter {
         self.loaded().get(model_digest).map_or(Confinement::None, |executor| executor.confinement(model_digest))
     }
 
+    fn is_deterministic(&self, model_digest: &B256) -> bool {
+        self.loaded().get(model_digest).is_some_and(|executor| executor.is_deterministic(model_digest))
+    }
+
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
         let format = package.model.manifest().format;
         let mut refused = None;

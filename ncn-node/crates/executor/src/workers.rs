@@ -81,6 +81,11 @@ impl Executor for WorkerExecutor {
         self.starter.confinement()
     }
 
+    /// As this package's engine for the format: a worker of another program that gives other parts is found out by their chain.
+    fn is_deterministic(&self, model_digest: &B256) -> bool {
+        self.slots().get(model_digest).is_some_and(|slot| slot.format() == ModelFormat::Gguf)
+    }
+
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
         let digest = package.model.digest();
         let known = self.slots().get(&digest).cloned();

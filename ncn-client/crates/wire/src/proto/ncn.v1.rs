@@ -36,12 +36,25 @@ pub struct InferenceRequest {
     /// In such a task, when the output has to be at its end.
     #[prost(uint64, tag = "13")]
     pub finish_by: u64,
+    /// In such a task, where to go on that another node has begun.
+    #[prost(message, optional, tag = "16")]
+    pub resume: ::core::option::Option<Resume>,
     /// keccak256 of the salt that the gateway has chosen for this order.
     #[prost(bytes = "bytes", tag = "14")]
     pub draw: ::prost::bytes::Bytes,
     /// Of the ticket that `draw` is from; empty where only the order matters.
     #[prost(bytes = "bytes", tag = "15")]
     pub ticket: ::prost::bytes::Bytes,
+}
+/// The end of the parts that another node has given.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resume {
+    #[prost(uint64, tag = "1")]
+    pub parts: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub chain: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub output_units: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {
@@ -516,7 +529,7 @@ pub struct InferenceResponse {
     /// Where it is among the gateway's updates of the request.
     #[prost(uint64, tag = "7")]
     pub index: u64,
-    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6, 8")]
     pub update: ::core::option::Option<inference_response::Update>,
 }
 /// Nested message and enum types in `InferenceResponse`.
@@ -536,6 +549,9 @@ pub mod inference_response {
         /// The compute node that begins to run the request: chunks and checkpoints start anew.
         #[prost(bytes, tag = "6")]
         Attempt(::prost::bytes::Bytes),
+        /// The compute node that goes on with it after the last checkpoint.
+        #[prost(bytes, tag = "8")]
+        Takeover(::prost::bytes::Bytes),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2729,7 +2745,11 @@ impl crate::entries::Described for InferenceRequest {
         crate::entries::Field::messages::<NamedValue>(10),
         crate::entries::Field::message::<Quote>(11),
         crate::entries::Field::message::<ChannelPayment>(12),
+        crate::entries::Field::message::<Resume>(16),
     ];
+}
+impl crate::entries::Described for Resume {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for NamedValue {
     const FIELDS: &'static [crate::entries::Field] =

@@ -58,6 +58,7 @@ mod sandbox;
 mod scene;
 mod stores;
 mod streams;
+mod takeover;
 mod tamper;
 mod tls;
 mod traces;

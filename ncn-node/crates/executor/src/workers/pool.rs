@@ -8,7 +8,7 @@ use std::{
 
 use ncn_core::{
     Confinement, Execution, ExecutorError, Model, OutputChunk, Policy, ResourceLimits, Sandbox, SandboxCommand,
-    executor::ModelPackage,
+    executor::ModelPackage, model::ModelFormat,
 };
 use ncn_wire::{
     self as wire,
@@ -147,6 +147,11 @@ impl Workers {
 }
 
 impl ModelPool {
+    /// What the model is.
+    pub(super) fn format(&self) -> ModelFormat {
+        self.package.model.manifest().format
+    }
+
     pub(super) fn new(starter: &Arc<Starter>, package: &ModelPackage) -> Result<Self, ExecutorError> {
         let manifest = package.model.manifest();
         let program = starter.programs.iter().find(|program| program.formats.contains(&manifest.format));
