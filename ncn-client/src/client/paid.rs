@@ -218,7 +218,8 @@ impl Paid {
                             Ok(answer) => Box::new(answer),
                             Err(problem) => return Ok(Ending::Failed(format!("the receipt was rejected: {problem}"))),
                         };
-                        return Ok(match listener.parts.delivered(&answer.output) {
+                        let parts = answer.receipt.delivery.last().map_or(0, |result| result.parts);
+                        return Ok(match listener.parts.delivered(&answer.output, parts) {
                             Ok(()) => Ending::Answered(answer),
                             Err(problem) => Ending::Misled { problem, answer },
                         });

@@ -159,11 +159,11 @@ impl Parts {
         }
     }
 
-    /// Checks that what the caller has is the beginning of the delivered output; gives why it is not.
-    pub(super) fn delivered(&mut self, output: &Values) -> Result<(), String> {
-        let seen = usize::try_from(self.chain.parts()).unwrap_or(usize::MAX);
+    /// Checks that what the caller has is the beginning of the delivered output, which came in so many parts; gives why it is not.
+    pub(super) fn delivered(&mut self, output: &Values, parts: u64) -> Result<(), String> {
+        let seen = usize::try_from(self.chain.parts().min(parts)).unwrap_or(usize::MAX);
         if seen < self.handed.len() {
-            // They were of an attempt that another one has replaced.
+            // They were of an attempt that another one has replaced, or the node was lost before it had signed them.
             self.restart(seen);
         }
         let mut whole = Values::new();

@@ -63,6 +63,11 @@ enum Sent {
 
 /// Sends all of it; gives what the caller has at the end, how often it was told to start anew, and what becomes of this output.
 async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(), String>) {
+    receive_in(sent, output, u64::MAX).await
+}
+
+/// The same of an output that came in so many parts.
+async fn receive_in(sent: Vec<Sent>, output: &str, count: u64) -> (Vec<String>, usize, Result<(), String>) {
     let nodes = [PrivateKeySigner::random(), PrivateKeySigner::random()];
     let quote = quote(nodes[0].address());
     let mut parts = Parts::new(&quote, DOMAIN);
@@ -92,7 +97,7 @@ async fn receive(sent: Vec<Sent>, output: &str) -> (Vec<String>, usize, Result<(
             }
         }
     }
-    let delivered = parts.delivered(&Values::from([("text", output)]));
+    let delivered = parts.delivered(&Values::from([("text", output)]), count);
     hand_out(&mut parts);
     (has, restarts, delivered)
 }
@@ -163,6 +168,12 @@ async fn parts_of_an_attempt_without_an_end_are_void() {
 }
 
 #[tokio::test]
+async fn what_a_lost_node_has_not_signed_is_void() {
+    let sent = vec![Sent::Attempt(0), Sent::Part("a"), Sent::Signed(0, &["a"]), Sent::Part("b"), Sent::Part("c")];
+    assert_eq!(receive_in(sent, "a", 1).await, (vec!["a".into()], 1, Ok(())));
+}
+
+#[tokio::test]
 async fn a_checkpoint_of_another_node_ends_the_stream() {
     let sent = vec![Sent::Attempt(0), Sent::Part("a"), Sent::Signed(1, &["a"]), Sent::Part("b")];
     assert_eq!(receive(sent, "ab").await, (vec!["a".into()], 0, Ok(())), "the answer is good all the same");
@@ -216,5 +227,5 @@ async fn a_signature_over_other_parts_does_not_vouch_for_those_that_were_handed_
     parts.attempt(node.address());
     parts.part(part(2));
     parts.checkpoint(&signed);
-    assert!(parts.delivered(&values(2)).is_err());
+    assert!(parts.delivered(&values(2), u64::MAX).is_err());
 }
