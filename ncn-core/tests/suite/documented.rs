@@ -125,6 +125,35 @@ fn anchors(document: &str) -> HashSet<String> {
     document.lines().filter_map(heading).map(|text| text.chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
 }
 
+/// Each test that SECURITY.md names is one.
+#[test]
+fn lies_are_told_in_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let document = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let table = document.split("## Who can lie").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() > 25, "{rows:?}");
+    for row in rows {
+        let shown = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        let names: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{row}");
+        for name in names {
+            let (files, declared) = match (name.split_once("::"), name.split_once('.')) {
+                (Some((module, test)), _) => {
+                    let suites = ["ncn-node/crates/cli/tests/suite", "ncn-core/tests/suite"];
+                    (suites.map(|suite| root.join(suite).join(module).with_extension("rs")).to_vec(), format!("fn {test}("))
+                }
+                (_, Some((contract, test))) => {
+                    (vec![root.join("contracts/test").join(contract.to_owned() + ".t.sol")], format!("function {test}("))
+                }
+                _ => panic!("{name}"),
+            };
+            let found = files.iter().any(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(&declared)));
+            assert!(found, "{name} is no test");
+        }
+    }
+}
+
 #[test]
 fn links_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
