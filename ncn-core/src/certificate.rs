@@ -63,6 +63,12 @@ impl QuorumCertificate {
         &self.0
     }
 
+    /// The same without the approvals of others than these.
+    #[must_use]
+    pub fn only(self, counts: impl Fn(&Address) -> bool) -> Self {
+        Self(self.0.into_iter().filter(|approval| counts(&approval.validator)).collect())
+    }
+
     /// Who approved, ascending.
     pub fn validators(&self) -> Vec<Address> {
         self.0.iter().map(|approval| approval.validator).collect()

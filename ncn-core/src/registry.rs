@@ -218,7 +218,7 @@ pub trait Attestors: Send + Sync {
     /// M of N validators approve a result before it is paid out.
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError>;
 
-    /// M of N validators approve a batch of served requests before it is settled. Its committee is [`BatchRequest::committee_id`]'s.
+    /// M of N validators approve a batch of served requests before it is settled. Each of [`BatchRequest::committees`] has to.
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError>;
 }
 

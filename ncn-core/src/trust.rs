@@ -199,6 +199,11 @@ impl TrustHistory {
         Ok((trust, committee))
     }
 
+    /// Whether somebody is a validator, or left so lately that its stake is still there.
+    pub fn is_listed(&self, account: &Address) -> bool {
+        self.current.trust.validators.contains(account) || self.tenures.iter().any(|tenure| tenure.validator == *account)
+    }
+
     /// Whether what a quote names was still valid `seconds` ago: nobody picks judges out of the past.
     pub fn is_recent(&self, quote: &Quote, seconds: u64) -> bool {
         quote.epoch >= self.current.since || quote.epoch >= self.at(self.time.saturating_sub(seconds)).since

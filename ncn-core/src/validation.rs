@@ -103,12 +103,12 @@ pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) 
         let result = &result.message;
         result.fits(order, quote)?;
         match context.node(result.compute) {
+            // What a node has given counts, though it is gone, or is not what it was.
+            _ if result.finish.is_none() => {}
             Some(node) if result.confinement > node.confinement => {
                 return refuse("result.confinement: is more than the node's record says");
             }
             Some(node) => able(quote, node, context)?,
-            // What a node has given counts, though it is gone.
-            None if result.finish.is_none() => {}
             None => return Err(RegistryError::UnknownNode(result.compute)),
         }
     }
@@ -161,9 +161,10 @@ pub fn voucher(payment: &SignedVoucher, channel: Option<&Channel>, quote: &Quote
     let Some(channel) = channel else {
         return Err(VoucherError::new("channel", "was never opened: open it first"));
     };
-    let cumulative = payment.voucher.cumulative;
+    let (cumulative, number) = (payment.voucher.cumulative, payment.voucher.number);
     let checks = [
         (channel.open, "channel", "is closed: open another".to_owned()),
+        (!channel.numbers.contains(number), "number", format!("{number} is over: take the next one")),
         (quote.expiry < channel.expiry, "channel", format!("expires at {}, before the quote: extend it", channel.expiry)),
         (
             cumulative <= channel.deposit,

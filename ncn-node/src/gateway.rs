@@ -337,11 +337,14 @@ impl Gateway {
             let problem = format!("this gateway brings {least} or more to the chain: pay by a transaction, or out of a channel");
             return Err(TransportError::invalid("payment", problem));
         }
-        self.redemptions.redeem(&self.ledger, quote, authorization).await?;
         if relayed {
+            if unix_now() >= self.finish_by(&quote) {
+                return Err(TransportError::Refused("the quote leaves no time to run what it pays for".into()));
+            }
+            // Before it is: this call may end before the redemption does.
             task.relay();
         }
-        Ok(())
+        self.redemptions.redeem(&self.ledger, quote, authorization).await
     }
 
     /// Takes a request in, unless somebody else just has.

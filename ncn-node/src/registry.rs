@@ -74,8 +74,10 @@ impl RegistryNode {
     }
 
     /// The members of these committees that are live, by their record.
-    fn members(&self, committees: &[Committee]) -> Vec<Arc<dyn Validator>> {
-        let members: BTreeSet<Address> = committees.iter().flat_map(|committee| committee.members.iter().copied()).collect();
+    fn members(&self, committees: &[Committee], trust: &TrustHistory) -> Vec<Arc<dyn Validator>> {
+        let members = committees.iter().flat_map(|committee| committee.members.iter().copied());
+        // Who has taken its stake back does not count any more.
+        let members: BTreeSet<Address> = members.filter(|member| trust.is_listed(member)).collect();
         let now = unix_now();
         let records: Vec<_> = self.membership.read(|membership| {
             let record = |validator: Address| {
@@ -110,6 +112,7 @@ impl RegistryNode {
     /// Asks the members of these committees in parallel, until M of each have approved.
     async fn certify<A>(
         &self,
+        trust: &TrustHistory,
         committees: &[Committee],
         digest: B256,
         timeout: Duration,
@@ -118,7 +121,7 @@ impl RegistryNode {
     where
         A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
     {
-        let asked = self.members(committees);
+        let asked = self.members(committees, trust);
         let mut waiting: BTreeSet<Address> = asked.iter().map(|validator| validator.address()).collect();
         let mut answers: FuturesUnordered<_> = asked
             .into_iter()
@@ -220,27 +223,29 @@ impl Attestors for RegistryNode {
     #[tracing::instrument(name = "registry.preprocessing", skip_all, fields(request = %request.quote.request_id))]
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
         validation::signed_order(&request, &self.domain)?;
-        let (_, committee) = trust(&*self.ledger, request.quote.epoch).await?.of(&request.quote)?;
+        let trust = trust(&*self.ledger, request.quote.epoch).await?;
+        let (_, committee) = trust.of(&request.quote)?;
         let digest = request.quote.digest(&self.domain);
         let request = Arc::new(request);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();
             Box::pin(async move { validator.preprocessing(&request).await })
         };
-        self.certify(&[committee], digest, VALIDATOR_TIMEOUT, ask).await
+        self.certify(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await
     }
 
     #[tracing::instrument(name = "registry.completion", skip_all, fields(request = %request.quote.request_id))]
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let completion = validation::authorization(&request, &self.domain)?;
-        let (_, committee) = trust(&*self.ledger, request.quote.epoch).await?.of(&request.quote)?;
+        let trust = trust(&*self.ledger, request.quote.epoch).await?;
+        let (_, committee) = trust.of(&request.quote)?;
         let digest = completion.digest(&self.domain);
         let request = Arc::new(request);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let request = request.clone();
             Box::pin(async move { validator.completion(&request).await })
         };
-        self.certify(&[committee], digest, VALIDATOR_TIMEOUT, ask).await
+        self.certify(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
@@ -254,6 +259,6 @@ impl Attestors for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.settlement(&request).await })
         };
-        self.certify(&committees, digest, SETTLEMENT_TIMEOUT, ask).await
+        self.certify(&history, &committees, digest, SETTLEMENT_TIMEOUT, ask).await
     }
 }

@@ -56,8 +56,10 @@ impl Numbers {
             if let Some(place) = number.checked_sub(self.base) {
                 self.over |= 1 << place;
             }
-            while self.over & 1 == 1 {
-                self.move_to(self.base + 1);
+            while self.over & 1 == 1
+                && let Some(next) = self.base.checked_add(1)
+            {
+                self.move_to(next);
             }
         }
         self
@@ -106,6 +108,10 @@ mod tests {
         assert_eq!(none.with([3, 128], [0]), Numbers { base: 0, over: 0b1000 });
         assert_eq!(none.with([3, 127, 128], [1]), Numbers { base: 1, over: 0b100 | 1 << 126 | 1 << 127 });
         assert_eq!(none.with([u64::MAX], []).with([u64::MAX - 1], []).base, u64::MAX - 127);
+        // Nor does it go on for ever where there are no more.
+        let last = none.with(u64::MAX - 127..=u64::MAX, []);
+        assert!(last.base == u64::MAX && last.contains(u64::MAX) && last.end() == u64::MAX);
+        assert_eq!(last.with(0..=u64::MAX % 1_000, []), last);
     }
 
     proptest! {

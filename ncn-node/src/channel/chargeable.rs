@@ -18,17 +18,41 @@ use super::{
 };
 use ncn_client::unix_now;
 
+/// The longest that a request is left alone that was refused on its own again and again.
+const LONGEST_ASIDE: Duration = Duration::from_hours(1);
+
 /// Requests that were refused on their own, and channels that cannot be charged at present; until when they are left alone. They hold
 /// nobody up, and are tried again.
 #[derive(Default)]
 pub(super) struct Aside {
     requests: HashMap<RequestId, Instant>,
     channels: HashMap<B256, Instant>,
+    /// How often a request was refused on its own.
+    refused: HashMap<RequestId, u32>,
 }
 
 impl Aside {
     pub(super) fn request(&mut self, request: RequestId, how_long: Duration) {
         self.requests.insert(request, Instant::now() + how_long);
+    }
+
+    /// A request was refused on its own: it waits, longer each time.
+    pub(super) fn refused(&mut self, request: RequestId) {
+        let count = self.refused.entry(request).or_default();
+        *count = count.saturating_add(1);
+        let pause = SET_ASIDE.saturating_mul(1 << (*count - 1).min(16)).min(LONGEST_ASIDE);
+        self.request(request, pause);
+    }
+
+    /// What goes into the next batch, of those that wait: none that was refused on its own before, as long as there are others, and then one
+    /// of them alone.
+    pub(super) fn choose(&self, waiting: impl Iterator<Item = RequestId>, limit: usize) -> Vec<RequestId> {
+        let (again, new): (Vec<_>, Vec<_>) = waiting.partition(|request| self.refused.contains_key(request));
+        if new.is_empty() {
+            let least = again.into_iter().min_by_key(|request| self.refused.get(request).copied());
+            return least.into_iter().collect();
+        }
+        new.into_iter().take(limit).collect()
     }
 
     pub(super) fn channel(&mut self, channel: B256, how_long: Duration) {

@@ -9,8 +9,8 @@ use std::{
 
 use ncn_client::Backoff;
 use ncn_core::{
-    Amount, B256, BatchRequest, ChannelCharge, ChannelSettlement, LedgerError, Message as _, QuorumCertificate, RegistryError,
-    RequestId, SettlementRequest, SignatureError, Signed,
+    Address, Amount, B256, BatchRequest, ChannelCharge, ChannelSettlement, LedgerError, Message as _, QuorumCertificate,
+    RegistryError, RequestId, SettlementRequest, SignatureError, Signed,
     channel::{Batch, BatchEntry, BatchError, CertifiedBatch, ChargeStart, MAX_BATCH, MAX_CHARGES, MAX_PAYOUTS},
 };
 
@@ -92,10 +92,11 @@ pub(super) async fn settle_for_ever(inner: &Inner) {
                     if let Failure::Ledger(LedgerError::Channel { channel, .. }) = &error {
                         aside.channel(*channel, SET_ASIDE);
                     } else {
-                        if let (1, Some(entry)) = (size, pending.batch.entries.first()) {
-                            aside.request(entry.quote.request_id, SET_ASIDE);
-                        }
                         limit = (size / 2).max(1);
+                        if let (1, Some(entry)) = (size, pending.batch.entries.first()) {
+                            aside.refused(entry.quote.request_id);
+                            limit = MAX_BATCH;
+                        }
                     }
                     if let Err(error) = discard(inner).await {
                         tracing::error!(%error, "a batch cannot be taken back");
@@ -131,7 +132,8 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
     }
     let requests: Vec<RequestId> = {
         let state = inner.state();
-        state.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&state, request)).take(limit).collect()
+        let waiting = state.earned().map(|((_, request), _)| *request).filter(|request| !aside.has(&state, request));
+        aside.choose(waiting, limit)
     };
     let wanted = requests.clone();
     let entries = inner.store.read(move |store| records::entries(store, &wanted)).await?;
@@ -167,9 +169,17 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         }
         batch => batch?,
     };
-    let vouchers = vouchers(inner, &batch)?;
+    let vouchers = vouchers(inner, &batch).await?;
     let pending = Pending { batch, vouchers, certificate: None };
-    keep(inner, Some(&pending)).await?;
+    let (charges, kept) = (pending.batch.settlement.charges.clone(), BatchChange::Keep(Box::new(pending.clone())));
+    let own: BTreeSet<_> = pending.batch.entries.iter().map(|entry| entry.quote.request_id).collect();
+    // From here on no voucher is taken whose number ends with the batch.
+    inner
+        .change(move |state| {
+            let accounts = state.end_numbers(&charges, &own)?;
+            Ok(((), Change { accounts, batch: Some(kept), ..Change::default() }))
+        })
+        .await?;
     Ok(Some(pending))
 }
 
@@ -288,6 +298,10 @@ pub(super) async fn certify(inner: &Inner, batch: &Batch, vouchers: &[Judged]) -
     let request = Arc::new(BatchRequest { batch: batch.clone(), committees, request });
     let certificate = inner.registry.settlement(request.clone()).await?;
     let digest = batch.settlement.digest(&trust.channel_domain());
+    // The contract takes no approval of anybody without a stake, however many others there are.
+    let history = inner.chain.trust(0).await?;
+    let member = |validator: &Address| request.committees.iter().any(|committee| committee.members.contains(validator));
+    let certificate = certificate.only(|validator| member(validator) && history.is_listed(validator));
     let verified = certificate.verify_all(&digest, &request.committees);
     verified.map_err(|error| RegistryError::Malformed(format!("the certificate does not verify: {error}")))?;
     Ok(certificate)
@@ -315,14 +329,24 @@ async fn is_charged(inner: &Inner, batch: &Batch) -> Result<bool, Failure> {
     Ok(!before)
 }
 
-/// For each charge the channel's highest voucher.
-fn vouchers(inner: &Inner, batch: &Batch) -> Result<Vec<Judged>, Failure> {
-    let state = inner.state();
-    let highest = |charge: &ChannelCharge| {
-        let account = state.account(charge.channel).ok_or(BatchError::UnknownChannel(charge.channel))?;
-        Ok(account.highest.clone())
-    };
-    batch.settlement.charges.iter().map(highest).collect()
+/// For each charge a voucher that allows as much: the batch's own where one does, so that its judges are those of a request in it; else the
+/// channel's highest.
+async fn vouchers(inner: &Inner, batch: &Batch) -> Result<Vec<Judged>, Failure> {
+    let mut vouchers = Vec::with_capacity(batch.settlement.charges.len());
+    for charge in &batch.settlement.charges {
+        let own = batch.entries.iter().filter(|entry| entry.payment.voucher.channel == charge.channel);
+        let own = own.max_by_key(|entry| entry.payment.voucher.cumulative);
+        if let Some(BatchEntry { quote, payment, .. }) = own
+            && payment.voucher.cumulative >= charge.settled_after
+            && let Ok((_, judges)) = inner.chain.trust(quote.epoch).await?.of(quote)
+        {
+            vouchers.push(Judged { payment: *payment, judges });
+            continue;
+        }
+        let highest = inner.state().account(charge.channel).map(|account| account.highest.clone());
+        vouchers.push(highest.ok_or(BatchError::UnknownChannel(charge.channel))?);
+    }
+    Ok(vouchers)
 }
 
 /// What the chain sees of a batch.

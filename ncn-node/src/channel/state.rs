@@ -1,9 +1,9 @@
 //! Who has promised how much, and who has earned it: the sums of every channel. Pure; the driver keeps what it says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ncn_core::{
-    Amount, B256, Channel, Committee, LedgerError, Quote, RequestId, SignedVoucher, UnixTime,
+    Amount, B256, Channel, ChannelCharge, Committee, LedgerError, Quote, RequestId, SignedVoucher, UnixTime,
     channel::{ChargeStart, Numbers, VoucherError},
     validation,
 };
@@ -136,11 +136,13 @@ impl ChannelState {
 
     /// Which of a channel's numbers are of requests that are in flight or not settled.
     pub(super) fn open_numbers(&self, channel: B256) -> impl Iterator<Item = u64> {
-        let open = |request: &RequestId| {
-            self.holds.get(request).is_some_and(|hold| matches!(hold.stage, Stage::Reserved | Stage::Earned(_)))
-        };
         let numbered = self.numbered.range((channel, 0)..=(channel, u64::MAX));
-        numbered.filter(move |(_, request)| open(request)).map(|((_, number), _)| *number)
+        numbered.filter(|(_, request)| self.is_open(request)).map(|((_, number), _)| *number)
+    }
+
+    /// Whether a request is in flight, or not settled.
+    fn is_open(&self, request: &RequestId) -> bool {
+        self.holds.get(request).is_some_and(|hold| matches!(hold.stage, Stage::Reserved | Stage::Earned(_)))
     }
 
     /// Adds a hold to its channel's sums, or takes it out of them.
@@ -292,6 +294,32 @@ impl ChannelState {
             Some(hold) => Err(LedgerError::WrongState { request_id, actual: format!("{:?}", hold.stage) }),
             None => Err(unknown(request_id)),
         }
+    }
+
+    /// Takes no more vouchers whose numbers are over with these charges, which are for these requests.
+    ///
+    /// # Errors
+    /// When another request has come in meanwhile that would be over with them.
+    pub(super) fn end_numbers(
+        &mut self,
+        charges: &[ChannelCharge],
+        own: &BTreeSet<RequestId>,
+    ) -> Result<Vec<Account>, LedgerError> {
+        for ChannelCharge { channel, numbers, .. } in charges {
+            let numbered = self.numbered.range((*channel, 0)..=(*channel, u64::MAX));
+            let others = numbered.filter(|(_, request)| !own.contains(*request) && self.is_open(request));
+            if others.into_iter().any(|((_, number), _)| numbers.contains(*number)) {
+                return Err(LedgerError::Busy("a request has come in while its channel's batch was put together".into()));
+            }
+        }
+        let mut accounts = Vec::with_capacity(charges.len());
+        for ChannelCharge { channel, numbers, .. } in charges {
+            if let Some(account) = self.accounts.get_mut(channel) {
+                account.numbers = *numbers;
+                accounts.push(account.clone());
+            }
+        }
+        Ok(accounts)
     }
 
     /// The chain has been charged for these requests of these channels.

@@ -232,8 +232,8 @@ async fn refund(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
     loop {
         let error = match gateway.ledger.refund(quote).await {
             Ok(by) => {
-                if progress.withdrawn && task.is_relayed() {
-                    gateway.redemptions.withdrawn(quote.client);
+                if task.is_relayed() {
+                    gateway.redemptions.refunded(quote.client);
                 }
                 return Some(Event::Refunded(by));
             }

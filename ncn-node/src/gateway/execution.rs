@@ -41,6 +41,11 @@ impl Prefix {
         self.results.last().map_or(0, |result| result.message.parts)
     }
 
+    /// Whether the output is the one that was signed. That of a whole output is looked at when it comes.
+    fn is_signed(&self) -> bool {
+        self.results.last().is_some_and(|result| result.message.fits_output(&self.output).is_ok())
+    }
+
     /// Where another node goes on.
     fn end(&self) -> Option<Resume> {
         let InferenceResult { parts, chain, .. } = self.results.last()?.message;
@@ -56,13 +61,21 @@ pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress
         Err(error) => error,
     };
     let stopped = task.is_stopped();
-    let retryable = error.is_retryable() && !stopped;
+    // Whoever was lost after its last word has given all.
+    let ended = task.prefix().and_then(|prefix| prefix.results.last()?.message.finish);
+    let retryable = error.is_retryable() && !stopped && ended.is_none();
     if retryable && attempt + 1 < MAX_ATTEMPTS {
         return Some(Event::ExecutionFailed { reason: error.to_string(), retryable });
     }
     // Nobody goes on: what was given is what the request comes to.
-    if let Some(Prefix { output, results }) = task.prefix() {
+    if let Some(prefix) = task.prefix().filter(Prefix::is_signed) {
+        let Prefix { output, results } = prefix;
+        if let (true, Some(first)) = (task.begins_anew(), results.first()) {
+            // Followers have another one's parts.
+            task.publish(TaskEvent::Attempt(first.message.compute));
+        }
         let finish = match error {
+            _ if let Some(ended) = ended => ended,
             _ if stopped => FinishReason::Cancelled,
             ComputeError::DeadlineExceeded => FinishReason::Deadline,
             _ => FinishReason::NodeLost,
@@ -217,6 +230,10 @@ impl Received<'_> {
                 self.unsigned.drain(..).for_each(|part| output.append(part));
                 if output.size() > MAX_OUTPUT_BYTES {
                     return self.dishonest("streams more than an output has");
+                }
+                let ends_whole = checkpoint.message.finish.is_some_and(FinishReason::is_whole);
+                if ends_whole && self.manifest.check_delivered(&output).is_err() {
+                    return self.dishonest("signed that it is done, and is not");
                 }
                 self.own = Some(Prefix { output, results: self.with(checkpoint.clone()) });
                 self.task.publish(TaskEvent::Checkpoint(Box::new(checkpoint)));

@@ -30,11 +30,11 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How often a request's payment may be refused before it is tried no more.
 const MAX_REFUSALS: u32 = 8;
-/// How many payments that the gateway has brought to the chain one client may withdraw in an hour: it has paid the gas of escrow and refund
-/// for each. Of how many clients that is remembered.
-const MAX_WITHDRAWN: usize = 4;
-const WITHDRAWN_FOR: Duration = Duration::from_hours(1);
-const MAX_WITHDRAWERS: usize = 10_000;
+/// How many payments that the gateway has brought to the chain one client may have back in an hour, for whatever reason: the gateway has paid
+/// the gas of escrow and refund for each. Beside them, [`MAX_REDEMPTIONS_OF_ONE`] may be under way. Of how many clients that is remembered.
+const MAX_REFUNDED: usize = 4;
+const REFUNDED_FOR: Duration = Duration::from_hours(1);
+const MAX_REFUNDED_CLIENTS: usize = 10_000;
 /// Of how many requests refusals are remembered.
 const MAX_REFUSED: usize = 10_000;
 
@@ -43,7 +43,7 @@ pub(super) struct Redemptions {
     payments: Shared<()>,
     closings: Shared<(Amount, Signature)>,
     refused: Arc<Mutex<HashMap<RequestId, Refusal>>>,
-    withdrawn: Mutex<HashMap<Address, Vec<Instant>>>,
+    refunded: Mutex<HashMap<Address, Vec<Instant>>>,
     underway: Underway,
 }
 
@@ -96,32 +96,32 @@ impl Default for Redemptions {
             payments: Shared::new(MAX_REDEMPTIONS, MAX_REDEMPTIONS_OF_ONE),
             closings: Shared::new(MAX_CLOSINGS, MAX_CLOSINGS_OF_ONE),
             refused: Arc::default(),
-            withdrawn: Mutex::default(),
+            refunded: Mutex::default(),
             underway: Arc::default(),
         }
     }
 }
 
 impl Redemptions {
-    /// A client has withdrawn a request, for whose payment and refund the gateway has paid gas.
-    pub(super) fn withdrawn(&self, client: Address) {
-        let mut withdrawn = lock(&self.withdrawn);
-        if withdrawn.len() >= MAX_WITHDRAWERS {
-            withdrawn.retain(|_, times| times.last().is_some_and(|last| last.elapsed() < WITHDRAWN_FOR));
+    /// A client has a payment back, for which and whose refund the gateway has paid gas.
+    pub(super) fn refunded(&self, client: Address) {
+        let mut refunded = lock(&self.refunded);
+        if refunded.len() >= MAX_REFUNDED_CLIENTS {
+            refunded.retain(|_, times| times.last().is_some_and(|last| last.elapsed() < REFUNDED_FOR));
         }
-        if withdrawn.len() < MAX_WITHDRAWERS || withdrawn.contains_key(&client) {
-            let times = withdrawn.entry(client).or_default();
+        if refunded.len() < MAX_REFUNDED_CLIENTS || refunded.contains_key(&client) {
+            let times = refunded.entry(client).or_default();
             times.push(Instant::now());
-            let first = times.len().saturating_sub(MAX_WITHDRAWN);
+            let first = times.len().saturating_sub(MAX_REFUNDED);
             times.drain(..first);
         }
     }
 
     /// How long this client waits for its next one.
     fn waits(&self, client: &Address) -> Option<Duration> {
-        let withdrawn = lock(&self.withdrawn);
-        let times = withdrawn.get(client).filter(|times| times.len() >= MAX_WITHDRAWN)?;
-        WITHDRAWN_FOR.checked_sub(times.first()?.elapsed())
+        let refunded = lock(&self.refunded);
+        let times = refunded.get(client).filter(|times| times.len() >= MAX_REFUNDED)?;
+        REFUNDED_FOR.checked_sub(times.first()?.elapsed())
     }
 
     /// Takes what pays a quote. The redemption goes on when its caller is dropped.

@@ -70,8 +70,6 @@ pub(super) struct Progress {
     pub(super) approvals: Option<QuorumCertificate>,
     pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
-    /// The client has withdrawn it.
-    pub(super) withdrawn: bool,
 }
 
 impl Progress {
@@ -108,7 +106,7 @@ impl Progress {
                     Some(format!("the validators let the chain pay for the completion {completion}, which was not asked for"));
             }
             Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
-            Event::Cancelled => (self.failure, self.withdrawn) = (Some("the client withdrew it".into()), true),
+            Event::Cancelled => self.failure = Some("the client withdrew it".into()),
             Event::Expired => self.failure = Some("it was not done in time".into()),
             _ => {}
         }

@@ -216,6 +216,38 @@ async fn the_state_is_what_the_store_has_even_when_that_fails() {
     }
 }
 
+/// A voucher whose number ends with a batch that is on its way would be served and never charged.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_voucher_is_taken_whose_number_ends_with_a_batch() {
+    let setup = Setup::new(tokens(1)).await;
+    let ledger = setup.alone();
+    setup.numbers.store(1_000_000, Ordering::SeqCst);
+    let (quote, payment) = setup.voucher(100, 100).await;
+    ledger.redeem(&quote, &payment).await.unwrap();
+    setup.numbers.store(5, Ordering::SeqCst);
+    let (early, its_payment) = setup.voucher(100, 200).await;
+    ledger.redeem(&early, &its_payment).await.unwrap();
+    // While a lower number is open, the higher one waits; here it is given up.
+    PaymentLedger::refund(&ledger, &early).await.unwrap();
+    let served = settlement(&quote, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
+    ledger.settle(&served).await.unwrap();
+    ledger.flush();
+    // Nobody approves the batch: its numbers are over for new vouchers all the same.
+    eventually("a low number is refused", async || {
+        setup.numbers.store(7, Ordering::SeqCst);
+        let (quote, payment) = setup.voucher(100, 300).await;
+        match ledger.redeem(&quote, &payment).await {
+            Err(error) => error.to_string().contains("is over"),
+            // It came before the batch, and must not be in its way.
+            Ok(_) => PaymentLedger::refund(&ledger, &quote).await.is_err(),
+        }
+    })
+    .await;
+    setup.numbers.store(1_000_001, Ordering::SeqCst);
+    let (quote, payment) = setup.voucher(100, 300).await;
+    ledger.redeem(&quote, &payment).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_kept_yet_does_not_count_as_paid() {
     let setup = Setup::new(Amount::new(1_000)).await;

@@ -199,6 +199,15 @@ async fn what_cannot_be_continued_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_first_counts_when_nobody_ends_what_began_anew() {
+    let heard = listen(&[lost_after(70), Run { dies_after: 35, says: "x" }], false).await;
+    let shares = heard.shares().await;
+    assert!(shares.len() == 1 && (64..=70).contains(&shares[0]), "{shares:?}");
+    assert_eq!(heard.answer.output.text("text"), Some(&*words("", shares[0])));
+    assert_eq!((heard.answer.finish(), heard.answer.cost()), (FinishReason::NodeLost, cost(shares[0])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_short_of_the_parts_that_are_there_does_not_end_them() {
     let heard = listen(&[lost_after(99), lost_after(10), lost_after(20)], true).await;
     let shares = heard.shares().await;
