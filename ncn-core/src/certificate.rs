@@ -97,7 +97,7 @@ impl QuorumCertificate {
         self.check_signatures(digest)
     }
 
-    /// Checks that each of these committees has signed `digest`, whoever else is listed.
+    /// Checks that M of each of these committees have signed `digest`. Others may be listed, too.
     pub fn verify_all<'a>(
         &self,
         digest: &B256,

@@ -127,7 +127,7 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
 /// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
 /// - A task that is to be resumed is answered with the parts after those that are there, and the result's `resumed_from` is their
-///   chain. Whoever cannot reproduce them says [`ComputeError::CannotResume`].
+///   chain. A node that cannot reproduce them says [`ComputeError::CannotResume`].
 /// - An output that is cut short, by `stop`, by its time limit or by `finish_by`, is finished with the parts that were given until then,
 ///   when there are any.
 /// - A result states no more units than the quote allows, nor than the output has room for ([`crate::delivery::most_units`]).

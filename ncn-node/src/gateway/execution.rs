@@ -61,7 +61,7 @@ pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress
         Err(error) => error,
     };
     let stopped = task.is_stopped();
-    // Whoever was lost after its last word has given all.
+    // A node that is lost after its last word has given all.
     let ended = task.prefix().and_then(|prefix| prefix.results.last()?.message.finish);
     let retryable = error.is_retryable() && !stopped && ended.is_none();
     if retryable && attempt + 1 < MAX_ATTEMPTS {

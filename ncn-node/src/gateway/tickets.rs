@@ -51,7 +51,7 @@ impl Tickets {
         keccak256([self.secret, *id].concat())
     }
 
-    /// The salt of an order, whose ticket cannot be used again: whoever knows the salt could choose the order's committee.
+    /// The salt of an order, whose ticket cannot be used again: a client that knows the salt could choose its next order's committee.
     pub(super) fn take(&self, id: &B256, order: &InferenceRequest) -> Result<B256, TransportError> {
         let refuse = |problem: &str| Err(TransportError::invalid("request.draw", format!("{problem}: take another ticket")));
         let salt = self.salt(id);
