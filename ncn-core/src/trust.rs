@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Committee, Domain, Quote, RequestId, UnixTime, agreement::Mismatch};
 
+/// The most validators that a network has, which the contract enforces too.
+pub const MAX_VALIDATORS: usize = 256;
+
 /// All that has to be believed to check a receipt offline: the network's domain, its validators, and how many must agree.
 ///
 /// Quotes bind its [`hash`](Self::hash), so a receipt cannot be moved from one validator set to another.

@@ -11,6 +11,7 @@ use crate::{
     agreement::Mismatch,
     channel::{Batch, BatchEntry, VoucherError},
     price::MAX_UNITS,
+    trust::MAX_VALIDATORS,
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
@@ -125,6 +126,9 @@ pub fn settlement(request: &BatchRequest, trust: &TrustRoot) -> Result<(), Regis
     }
     if committees.len() != batch.settlement.charges.len() {
         return refuse("committees: there has to be one for each charge, in their order");
+    }
+    if committees.iter().any(|committee| committee.members.len() > MAX_VALIDATORS) {
+        return refuse(format!("committees: none has more than {MAX_VALIDATORS} members"));
     }
     let own = |entry: &BatchEntry| entry.quote.gateway == gateway && entry.payment.terms.gateway == gateway;
     if !batch.entries.iter().all(own) {

@@ -15,6 +15,7 @@ use super::{
     kept::DEEP_AFTER,
     records::Change,
     settler::{Failure, NOT_YET, SET_ASIDE},
+    state::Stage,
 };
 use ncn_client::unix_now;
 
@@ -59,8 +60,9 @@ impl Aside {
         self.channels.insert(channel, Instant::now() + how_long);
     }
 
-    pub(super) fn expire(&mut self) {
+    pub(super) fn expire(&mut self, state: &ChannelState) {
         let now = Instant::now();
+        self.refused.retain(|request, _| state.hold(*request).is_some_and(|hold| matches!(hold.stage, Stage::Earned(_))));
         self.requests.retain(|_, until| now < *until);
         self.channels.retain(|_, until| now < *until);
     }

@@ -126,7 +126,7 @@ async fn next(inner: &Inner, limit: usize, aside: &mut Aside, flushing: bool) ->
         return Ok(Some(pending));
     }
     forget(inner).await?;
-    aside.expire();
+    aside.expire(&inner.state());
     if !is_due(inner, aside, flushing) {
         return Ok(None);
     }

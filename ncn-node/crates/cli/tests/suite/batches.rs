@@ -8,7 +8,7 @@ use std::{
 use alloy_primitives::B256;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelCharge, ChannelParams, Committee, Delivery, DynSigner,
+    Address, Amount, Approval, BatchRequest, BatchSettler, ChainView, ChannelCharge, ChannelParams, Committee, Delivery, DynSigner,
     Message as _, PaymentAuthorization, PaymentLedger, QuorumCertificate, Quote, RegistryError, Settlement, SettlementRequest,
     Signature, Signed, SignedVoucher,
     channel::{Batch, BatchEntry, CertifiedBatch, ChargeStart, Numbers},
@@ -251,6 +251,9 @@ async fn others_than_the_drawn_judges_approve_nothing() {
     let strangers = vec![Committee { threshold: 1, members: vec![scene.client.address()] }];
     let refused = scene.judge_by(&scene.gateway, batch.clone(), strangers).await.unwrap_err();
     assert!(matches!(refused, RegistryError::TooFewApprovals { have: 0, need: 1, .. }), "{refused}");
+    let crowd = Committee { threshold: 129, members: (0..257u64).map(|n| Address::left_padding_from(&n.to_be_bytes())).collect() };
+    let refused = scene.judge_by(&scene.gateway, batch.clone(), vec![crowd]).await.unwrap_err();
+    assert!(refused.to_string().contains("more than 256 members"), "{refused}");
     let refused = scene.judge_by(&scene.gateway, batch, Vec::new()).await.unwrap_err();
     assert!(refused.to_string().contains("committees: there has to be one"), "{refused}");
 }
