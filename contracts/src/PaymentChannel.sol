@@ -215,8 +215,8 @@ contract PaymentChannel is EIP712, TokenVault {
                 _hashPayouts(payouts, total)
             )
         );
-        address[] memory signers = Approvals.signersOf(_hashTypedDataV4(settlement), approvals);
-        registry.requireStaked(signers);
+        // Who has nothing at stake does not count, and does not keep the others from counting.
+        address[] memory signers = registry.staked(Approvals.signersOf(_hashTypedDataV4(settlement), approvals));
         for (uint256 i = 0; i < charges.length; ++i) {
             signers.requireCommittee(charges[i].committee);
         }

@@ -206,6 +206,18 @@ contract ValidatorRegistry is Ownable, ReentrancyGuardTransient {
         }
     }
 
+    /// @notice Those of `signers` that have something at stake, in their order.
+    function staked(address[] calldata signers) external view returns (address[] memory counted) {
+        counted = new address[](signers.length);
+        uint256 count = 0;
+        for (uint256 i = 0; i < signers.length; ++i) {
+            if (_validators[signers[i]].stake != 0) counted[count++] = signers[i];
+        }
+        assembly ("memory-safe") {
+            mstore(counted, count)
+        }
+    }
+
     /// @notice Reverts with the first of `signers` that is not active. Returns the quorum too, so that whoever counts approvals
     /// needs one call.
     function requireActive(address[] calldata signers)

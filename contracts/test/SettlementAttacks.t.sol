@@ -67,7 +67,7 @@ contract SettlementAttacks is Fixture {
 
     function test_UnstakedValidator() public thenHonestApprovalsPay {
         uint256 stranger = keyOf("stranger");
-        expectError(ValidatorRegistry.NoStake.selector, abi.encode(vm.addr(stranger)));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         settle(usual(), approve(digest, stranger));
     }
 
@@ -131,9 +131,9 @@ contract SettlementAttacks is Fixture {
 
     /// The parties to a channel are no validators, whatever they sign.
     function test_ApprovalOfTheParties() public thenHonestApprovalsPay {
-        expectError(ValidatorRegistry.NoStake.selector, abi.encode(gateway));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         settle(usual(), approve(digest, gatewayKey));
-        expectError(ValidatorRegistry.NoStake.selector, abi.encode(client));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         settle(usual(), approve(digest, clientKey));
     }
 
@@ -170,7 +170,7 @@ contract SettlementAttacks is Fixture {
         expectError(PaymentChannel.InvalidVoucher.selector, abi.encode(idOf(terms)));
         settle(batch, approvals);
         batch = usual();
-        vm.expectRevert(refusal(digestOf(batch), approvals));
+        vm.expectRevert(refusalOf(digestOf(batch), approvals));
         settle(batch, approvals);
     }
 
@@ -219,7 +219,7 @@ contract SettlementAttacks is Fixture {
         bytes memory approvals = approve(digest, first(3));
         settle(usual(), approvals);
         Batch memory batch = newBatch(terms, 10 ether, 20 ether);
-        vm.expectRevert(refusal(digestOf(batch), approvals));
+        vm.expectRevert(refusalOf(digestOf(batch), approvals));
         settle(batch, approvals);
         vm.assertEq(settledOf(terms), 10 ether);
     }
@@ -254,11 +254,30 @@ contract SettlementAttacks is Fixture {
         vm.assertNotEq(wrong, digest);
         bytes memory approvals = approve(wrong, first(3));
         Batch memory batch = usual();
-        vm.expectRevert(refusal(digest, approvals));
+        vm.expectRevert(refusalOf(digest, approvals));
         settle(batch, approvals);
         approvals = approve(wrong, keys[0]);
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[0], wrong);
-        expectError(ValidatorRegistry.NoStake.selector, abi.encode(ecrecover(digest, v, r, s)));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(0, 3));
         settle(batch, approvals);
+    }
+
+    /// Who has nothing at stake does not count.
+    function refusalOf(bytes32 expected, bytes memory approvals) private pure returns (bytes memory) {
+        bytes memory said = refusal(expected, approvals);
+        if (bytes4(said) != ValidatorRegistry.NoStake.selector) return said;
+        return abi.encodeWithSelector(Approvals.TooFewApprovals.selector, 0, 3);
+    }
+
+    /// A stranger's approval among enough of others changes nothing.
+    function test_AStrangersApprovalAmongOthers() public {
+        uint256 stranger = keyOf("stranger");
+        uint256[] memory signers = new uint256[](4);
+        (signers[0], signers[1], signers[2], signers[3]) = (keys[0], keys[1], keys[2], stranger);
+        for (uint256 i = 3; i > 0 && vm.addr(signers[i]) < vm.addr(signers[i - 1]); --i) {
+            (signers[i], signers[i - 1]) = (signers[i - 1], signers[i]);
+        }
+        settle(usual(), approve(digest, signers));
+        vm.assertEq(settledOf(terms), usual().charges[0].settledAfter);
     }
 }
