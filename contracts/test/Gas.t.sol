@@ -113,7 +113,7 @@ contract GasTest is Fixture {
         batch.charges[0].base = 7;
         approvals = approve(digestOf(batch), first(3));
         settle(batch, approvals);
-        assertCost(160_000);
+        assertCost(163_000);
         uint256 cost = vm.lastCallGas().gasTotalUsed;
         batch.charges[0] = newCharge(newTerms(), 10 ether, 20 ether);
         batch.charges[0].base = 10_000;
