@@ -69,8 +69,13 @@ abstract contract Network is Signing {
     }
 
     /// Who judges what is quoted now, in the list's order.
-    function active() internal view returns (address[] memory accounts) {
-        (uint64 time, ValidatorRegistry.Member[] memory members,) = registry.history();
+    function active() internal view returns (address[] memory) {
+        (uint64 time,,) = registry.history();
+        return activeAt(time);
+    }
+
+    function activeAt(uint256 time) internal view returns (address[] memory accounts) {
+        (, ValidatorRegistry.Member[] memory members,) = registry.history();
         accounts = new address[](members.length);
         uint256 count = 0;
         for (uint256 i = 0; i < members.length; ++i) {

@@ -171,16 +171,4 @@ contract ValidatorRegistryTest is RegistryFixture {
             vm.warp(time);
         }
     }
-
-    function activeAt(uint256 time) private view returns (address[] memory accounts) {
-        (, ValidatorRegistry.Member[] memory members,) = registry.history();
-        accounts = new address[](members.length);
-        uint256 count = 0;
-        for (uint256 i = 0; i < members.length; ++i) {
-            if (members[i].activeFrom <= time && time < members[i].activeUntil) accounts[count++] = members[i].account;
-        }
-        assembly ("memory-safe") {
-            mstore(accounts, count)
-        }
-    }
 }

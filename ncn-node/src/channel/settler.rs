@@ -298,7 +298,7 @@ pub(super) async fn certify(inner: &Inner, batch: &Batch, vouchers: &[Judged]) -
     let request = Arc::new(BatchRequest { batch: batch.clone(), committees, request });
     let certificate = inner.registry.settlement(request.clone()).await?;
     let digest = batch.settlement.digest(&trust.channel_domain());
-    // The contract takes no approval of anybody without a stake, however many others there are.
+    // Only the approvals of members with a stake count on chain: it is asked after the answer, which may have taken minutes.
     let history = inner.chain.trust(0).await?;
     let member = |validator: &Address| request.committees.iter().any(|committee| committee.members.contains(validator));
     let certificate = certificate.only(|validator| member(validator) && history.is_listed(validator));

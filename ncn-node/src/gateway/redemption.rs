@@ -23,7 +23,7 @@ const MAX_REDEMPTIONS_OF_ONE: usize = 64;
 const MAX_CLOSINGS: usize = 64;
 const MAX_CLOSINGS_OF_ONE: usize = 4;
 /// When somebody should ask again who was turned away.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long an authorization that was refused is not tried again; twice as long each further time, up to the longest. The chain may
 /// have refused a transaction that the gateway paid for.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);

@@ -3,15 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use ncn_core::{Address, RequestId, State, TransportError};
 
-use super::{GatewayOptions, task::Task};
-
-/// When somebody should ask again who was turned away.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use super::{GatewayOptions, redemption::RETRY_AFTER, task::Task};
 
 /// By request id, and by client.
 #[derive(Default)]

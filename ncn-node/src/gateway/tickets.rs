@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use ncn_client::unix_now;
@@ -12,6 +11,8 @@ use ncn_core::{
     transport::{MAX_TICKETS, Ticket},
     trust::draw_of,
 };
+
+use super::redemption::RETRY_AFTER;
 
 /// How long a ticket can be used, in seconds.
 const VALIDITY: u64 = 10 * 60;
@@ -68,7 +69,7 @@ impl Tickets {
             used.pop_first();
         }
         if used.len() >= MAX_USED {
-            return Err(TransportError::Overloaded { retry_after: Duration::from_secs(1) });
+            return Err(TransportError::Overloaded { retry_after: RETRY_AFTER });
         }
         if !used.insert((until, *id)) {
             return refuse("is of a ticket that another order came with");
