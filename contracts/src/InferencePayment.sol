@@ -2,30 +2,39 @@
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {Approvals} from "./Approvals.sol";
 import {ExactTransfer} from "./ExactTransfer.sol";
 import {MessageHash, PROTOCOL_VERSION} from "./MessageHash.sol";
-import {Committee, Completion, Contribution, Quote} from "./Messages.sol";
+import {Committee, Completion, Contribution, Quote, TaskAccess} from "./Messages.sol";
 import {PaymentTree, Payout} from "./PaymentTree.sol";
 import {TokenVault} from "./TokenVault.sol";
 import {ValidatorRegistry} from "./ValidatorRegistry.sol";
 
 /// @title Holds a client's payment for one request until the validators release it or it goes back.
-/// @notice An escrow ends in one of two ways, once. Enough validators approve the completion by the quote's expiry, and what
-/// it costs is paid out and the rest goes back. Or the gateway gives up, or the expiry passes, and the client has the total back.
-/// Nobody can keep the money here: after the expiry anyone may send it home.
+/// @notice An escrow ends in one of two ways, once. Enough validators approve the completion, and what it costs is paid out and the rest
+/// goes back. Or the gateway gives up, or the expiry passes, and {CLAIM_TIME} after that the client has the total back: the time in
+/// which those who served can still be paid by a certificate that the gateway keeps to itself.
+/// Nobody can keep the money here: in the end anyone may send it home.
 contract InferencePayment is EIP712, TokenVault {
     using Approvals for address[];
     using ExactTransfer for IERC20;
     using MessageHash for Committee;
     using MessageHash for Completion;
     using MessageHash for Quote;
+    using MessageHash for TaskAccess;
+
+    /// @dev What a {TaskAccess} to cancel says.
+    uint8 private constant CANCEL = 2;
 
     /// @notice The longest a client's money can be bound.
     uint256 public constant MAX_ESCROW_TIME = 7 days;
-    /// @notice How much longer a stake has to remain after its validator has left: from quote to escrow no more passes than that.
+    /// @notice How much longer a stake has to remain after its validator has left: from quote to escrow, and from the expiry to the last
+    /// certificate, no more passes than that.
     uint256 public constant MAX_QUOTE_AGE = 1 days;
+    /// @notice How long a certificate still pays, once the gateway has given a request up or the quote has expired.
+    uint256 public constant CLAIM_TIME = 5 minutes;
     /// @notice What `requestState` says of a request that was paid out.
     bytes32 public constant COMPLETED = bytes32(uint256(1));
     /// @notice What `requestState` says of a request whose total went back to the client.
@@ -37,6 +46,8 @@ contract InferencePayment is EIP712, TokenVault {
     /// @dev The whole escrow is one slot: the rest of the quote comes back as calldata and is checked against its hash. Keyed by
     /// client first, so that nobody can use up another client's request id. The end states stay, so that an id is never used twice.
     mapping(address client => mapping(bytes32 requestId => bytes32 commitment)) private _requests;
+    /// @dev When the gateway has given up the escrow of the quote with this struct hash; 0 while it has not.
+    mapping(bytes32 commitment => uint256 time) private _givenUpAt;
 
     event RequestInitiated(
         bytes32 indexed requestId,
@@ -58,7 +69,9 @@ contract InferencePayment is EIP712, TokenVault {
         uint128 treasuryAmount,
         address[] validators
     );
-    event RequestRefunded(bytes32 indexed requestId, address indexed client, uint128 total, bool expired);
+    /// @notice The total goes back to the client from `refundableAt` on, unless a certificate pays it out before.
+    event RequestGivenUp(bytes32 indexed requestId, address indexed client, bytes32 quote, uint256 refundableAt);
+    event RequestRefunded(bytes32 indexed requestId, address indexed client, uint128 total);
 
     error ZeroTreasury();
     /// @notice A validator could take its stake before the last request is over that it has to judge.
@@ -73,7 +86,9 @@ contract InferencePayment is EIP712, TokenVault {
     error NotGateway(address gateway, address caller);
     error ExpiryOutOfRange(uint64 expiry, uint256 latest);
     error SplitTooLarge(uint256 basisPoints);
-    error NoContributions();
+    /// @notice The client has not signed that its request may end without being paid for.
+    error InvalidConsent(address client);
+    error AlreadyGivenUp(bytes32 requestId, uint256 refundableAt);
     error CostAboveTotal(uint256 cost, uint128 total);
     /// @notice This very quote is in escrow already: a retry has nothing left to do.
     error AlreadyInitiated(bytes32 requestId);
@@ -81,8 +96,8 @@ contract InferencePayment is EIP712, TokenVault {
     error RequestIdUsed(bytes32 requestId, bytes32 commitment);
     error NotEscrowed(bytes32 requestId, bytes32 commitment);
     error QuoteMismatch(bytes32 escrowed, bytes32 presented);
-    error Expired(uint64 expiry);
-    error NotExpired(uint64 expiry);
+    error Expired(uint256 claimableUntil);
+    error NotRefundable(uint256 refundableAt);
 
     constructor(IERC20 token_, ValidatorRegistry registry_, address treasury_)
         EIP712("NCN", PROTOCOL_VERSION)
@@ -114,10 +129,11 @@ contract InferencePayment is EIP712, TokenVault {
     }
 
     /// @notice Pays out of the escrow what the request costs, by the validators' approval of its {Completion} under this quote, and gives
-    /// the rest back to the client. Only the quote's gateway may call: whoever else has collected approvals (a validator sees all that it
-    /// takes to ask the others) would decide which of them are paid, and leave the gateway without a certificate for the client's receipt.
+    /// the rest back to the client. Anyone may call, until {CLAIM_TIME} after the expiry: mostly the gateway, or else a node that
+    /// has served and holds the certificate.
     /// @param committee The quote's, whose hash it has.
-    /// @param contributions Who served, and what each one's part costs. Together they cost at most `quote.total`.
+    /// @param contributions Who served, and what each one's part costs. Together they cost at most `quote.total`. None when the validators
+    /// approve that nothing was delivered: then the client has the total back at once.
     /// @param approvals 65-byte signatures (r, s, v) over the Completion's digest, one after the other, by ascending signer.
     function completeInferenceRequest(
         Quote calldata quote,
@@ -126,28 +142,46 @@ contract InferencePayment is EIP712, TokenVault {
         Contribution[] calldata contributions,
         bytes calldata approvals
     ) external nonReentrant {
-        if (msg.sender != quote.gateway) {
-            revert NotGateway(quote.gateway, msg.sender);
-        }
-        bytes32 commitment = _close(quote, COMPLETED);
-        if (block.timestamp > quote.expiry) revert Expired(quote.expiry);
+        bool served = contributions.length != 0;
+        bytes32 commitment = _close(quote, served ? COMPLETED : REFUNDED);
+        uint256 claimableUntil = quote.expiry + CLAIM_TIME;
+        if (block.timestamp > claimableUntil) revert Expired(claimableUntil);
         bytes32 completion = MessageHash.completionHash(quote.requestId, commitment, finish, contributions);
         address[] memory signers = _requireApproved(quote, committee, _hashTypedDataV4(completion), approvals);
-        _distribute(quote, completion, _costOf(quote, contributions), contributions, signers);
+        if (served) _distribute(quote, completion, _costOf(quote, contributions), contributions, signers);
+        else _refund(quote);
     }
 
-    /// @notice Sends the total back to the client once the quote has expired. Anyone may call, so a client needs no gateway for it.
-    function handleExpiredRequest(Quote calldata quote) external nonReentrant {
-        _close(quote, REFUNDED);
-        if (block.timestamp <= quote.expiry) revert NotExpired(quote.expiry);
-        _refund(quote, true);
-    }
-
-    /// @notice Sends the total back to the client before the expiry, on the gateway's word that it cannot serve the request.
-    function markRequestFailed(Quote calldata quote) external nonReentrant {
+    /// @notice Says for the gateway that it cannot serve the request. The total goes back to the client {CLAIM_TIME} later, unless a
+    /// certificate pays it out before; or at once with the client's consent, which has nothing then that it would have to pay for.
+    /// @param consent Empty, or the client's signature over the {TaskAccess} to cancel its request.
+    function markRequestFailed(Quote calldata quote, bytes calldata consent) external nonReentrant {
         if (msg.sender != quote.gateway) revert NotGateway(quote.gateway, msg.sender);
+        if (consent.length == 0) return _giveUp(quote);
         _close(quote, REFUNDED);
-        _refund(quote, false);
+        bytes32 digest = _hashTypedDataV4(TaskAccess(quote.client, quote.requestId, CANCEL).hash());
+        (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, consent);
+        if (failure != ECDSA.RecoverError.NoError || signer != quote.client) revert InvalidConsent(quote.client);
+        _refund(quote);
+    }
+
+    /// @notice Sends the total back to the client {CLAIM_TIME} after the quote has expired, or its gateway has given it up. Anyone may
+    /// call, so a client needs no gateway for it. The client itself need not wait once the gateway has given up.
+    function handleExpiredRequest(Quote calldata quote) external nonReentrant {
+        bytes32 commitment = _close(quote, REFUNDED);
+        if (block.timestamp <= quote.expiry + CLAIM_TIME) {
+            bool agreed = msg.sender == quote.client && _givenUpAt[commitment] != 0;
+            uint256 refundableAt = _refundableAt(quote, commitment);
+            if (!agreed && block.timestamp < refundableAt) revert NotRefundable(refundableAt);
+        }
+        _refund(quote);
+    }
+
+    /// @return givenUpAt 0 while the gateway has not given the request up.
+    /// @return refundableAt From when on anyone may send the total back.
+    function endOf(Quote calldata quote) external view returns (uint256 givenUpAt, uint256 refundableAt) {
+        bytes32 commitment = quote.hash();
+        return (_givenUpAt[commitment], _refundableAt(quote, commitment));
     }
 
     /// @return commitment 0 for a request that was never escrowed, {COMPLETED}, {REFUNDED}, or else the struct hash of the quote
@@ -190,13 +224,33 @@ contract InferencePayment is EIP712, TokenVault {
         emit RequestInitiated(quote.requestId, quote.client, quote.gateway, quote.total, quote.expiry, commitment);
     }
 
-    /// @dev Ends the escrow of `quote` before any token moves, and proves that it is this quote that was escrowed.
+    /// @dev Ends the escrow of `quote` before any token moves.
     function _close(Quote calldata quote, bytes32 end) private returns (bytes32 commitment) {
+        commitment = _requireEscrowed(quote);
+        _requests[quote.client][quote.requestId] = end;
+    }
+
+    /// @dev Proves that it is this quote that was escrowed, and has not ended.
+    function _requireEscrowed(Quote calldata quote) private view returns (bytes32 commitment) {
         commitment = _requests[quote.client][quote.requestId];
         if (uint256(commitment) <= uint256(REFUNDED)) revert NotEscrowed(quote.requestId, commitment);
         bytes32 presented = quote.hash();
         if (commitment != presented) revert QuoteMismatch(commitment, presented);
-        _requests[quote.client][quote.requestId] = end;
+    }
+
+    /// @dev A certificate pays up to and including {CLAIM_TIME} after the expiry, a refund is possible from the second after it on.
+    function _refundableAt(Quote calldata quote, bytes32 commitment) private view returns (uint256) {
+        uint256 end = _givenUpAt[commitment];
+        return (end == 0 || end > quote.expiry ? quote.expiry : end) + CLAIM_TIME + 1;
+    }
+
+    function _giveUp(Quote calldata quote) private {
+        bytes32 commitment = _requireEscrowed(quote);
+        if (_givenUpAt[commitment] != 0) {
+            revert AlreadyGivenUp(quote.requestId, _refundableAt(quote, commitment));
+        }
+        _givenUpAt[commitment] = block.timestamp;
+        emit RequestGivenUp(quote.requestId, quote.client, commitment, _refundableAt(quote, commitment));
     }
 
     function _requireApproved(
@@ -214,7 +268,6 @@ contract InferencePayment is EIP712, TokenVault {
     }
 
     function _costOf(Quote calldata quote, Contribution[] calldata contributions) private pure returns (uint128) {
-        if (contributions.length == 0) revert NoContributions();
         uint256 cost = 0;
         for (uint256 i = 0; i < contributions.length; ++i) {
             if (contributions[i].compute == address(0)) revert ZeroCompute();
@@ -268,8 +321,8 @@ contract InferencePayment is EIP712, TokenVault {
         _pay(contributions[last].compute, uint128(left));
     }
 
-    function _refund(Quote calldata quote, bool expired) private {
-        emit RequestRefunded(quote.requestId, quote.client, quote.total, expired);
+    function _refund(Quote calldata quote) private {
+        emit RequestRefunded(quote.requestId, quote.client, quote.total);
         _pay(quote.client, quote.total);
     }
 }

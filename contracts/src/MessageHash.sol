@@ -12,6 +12,7 @@ import {
     CompletionAuthorization,
     Contribution,
     Departure,
+    Dispatch,
     DowntimeReport,
     Heartbeat,
     InferenceRequest,
@@ -51,7 +52,9 @@ library MessageHash {
         "Completion(bytes32 requestId,bytes32 quote,uint8 finish,Contribution[] contributions)Contribution(address compute,bytes32 result,uint128 cost)"
     );
     bytes32 internal constant COMPLETION_AUTHORIZATION =
-        keccak256("CompletionAuthorization(address gateway,bytes32 completion)");
+        keccak256("CompletionAuthorization(address author,bytes32 completion)");
+    bytes32 internal constant DISPATCH =
+        keccak256("Dispatch(address gateway,address compute,bytes32 quote,uint8 attempt,bytes32 resumedFrom)");
     bytes32 internal constant RECEIPT_SEAL = keccak256(
         "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 preprocessing,bytes32 completion,bytes32 results,bytes32 approvals,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
     );
@@ -138,11 +141,15 @@ library MessageHash {
         return keccak256(abi.encode(COMPLETION_AUTHORIZATION, authorization));
     }
 
+    function hash(Dispatch calldata dispatch) internal pure returns (bytes32) {
+        return keccak256(abi.encode(DISPATCH, dispatch));
+    }
+
     function hash(ReceiptSeal calldata seal) internal pure returns (bytes32) {
         return keccak256(abi.encode(RECEIPT_SEAL, seal));
     }
 
-    function hash(TaskAccess calldata access) internal pure returns (bytes32) {
+    function hash(TaskAccess memory access) internal pure returns (bytes32) {
         return keccak256(abi.encode(TASK_ACCESS, access));
     }
 

@@ -57,6 +57,16 @@ struct Committee {
     address[] members;
 }
 
+/// A gateway's word that a compute node is to serve the request of this quote, `attempt` counting from 0: from the beginning, or after the
+/// parts that `resumedFrom` is the chain of. Two of the same quote and attempt that differ are evidence against the gateway.
+struct Dispatch {
+    address gateway;
+    address compute;
+    bytes32 quote;
+    uint8 attempt;
+    bytes32 resumedFrom;
+}
+
 /// A compute node's word on what it ran and gave: `outputHash` and `outputBytes` are those of the output so far, which came in `parts`
 /// parts that `chain` is the hash of. `resumedFrom` is the chain of another node's parts that this one went on from, 0 where it began
 /// itself; units are those of its own parts. `finish` says why there is no more; 0 while more is to come.
@@ -93,10 +103,11 @@ struct Completion {
     Contribution[] contributions;
 }
 
-/// A gateway's word that this completion is the one it wants approved and paid. `completion` is the struct hash of the Completion:
-/// validators judge only what the quote's own gateway brings.
+/// The word of `author` that this completion is the one it wants approved and paid. `completion` is the struct hash of the Completion:
+/// validators judge only what the quote's own gateway brings, or, once that has given the request up or let it expire, the node that has
+/// served last.
 struct CompletionAuthorization {
-    address gateway;
+    address author;
     bytes32 completion;
 }
 

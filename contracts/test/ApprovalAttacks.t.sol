@@ -242,8 +242,9 @@ contract ApprovalAttacks is Fixture {
         bytes memory approvals = approve(digest, first(3));
         vm.expectRevert(refusal(digestOf(theirs), approvals));
         complete(theirs, approvals);
+        bytes memory agreed = consentOf(theirs, keyOf("second client"), 2);
         vm.prank(gateway);
-        payment.markRequestFailed(theirs);
+        payment.markRequestFailed(theirs, agreed);
     }
 
     /// Presents validators' signatures over `wrong` in the best order an attacker could find for them.

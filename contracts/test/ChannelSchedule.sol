@@ -291,12 +291,13 @@ contract ChannelSchedule is Network {
         if (escrows.length == 0) return;
         Escrow storage one = escrows[seed % escrows.length];
         if (one.ended) return;
-        if (block.timestamp > one.quote.expiry) {
+        if (block.timestamp >= refundableAt(one.quote)) {
             payment.handleExpiredRequest(one.quote);
             refunded[one.quote.client] += one.quote.total;
         } else if (seed >> 8 & 1 == 0) {
+            bytes memory agreed = consent(address(payment), one.quote, keyFor(one.quote.client), 2);
             vm.prank(gateway);
-            payment.markRequestFailed(one.quote);
+            payment.markRequestFailed(one.quote, agreed);
             refunded[one.quote.client] += one.quote.total;
         } else {
             complete(one.quote, approve(digestOf(one.quote), first(3)));
@@ -309,6 +310,12 @@ contract ChannelSchedule is Network {
 
     function keyAt(uint256 i) private pure returns (uint256) {
         return uint256(keccak256(abi.encode("client", i % CLIENTS)));
+    }
+
+    function keyFor(address client) private view returns (uint256) {
+        for (uint256 i = 0; true; ++i) {
+            if (accounts[i] == client) return keyAt(i);
+        }
     }
 
     /// An amount that the client has, and mostly an expiry that is allowed.

@@ -21,8 +21,7 @@ contract EscrowAttacks is Fixture {
     function test_RefundedTwice() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(3));
-        vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        giveUp(quote);
         Quote memory other = newQuote();
         other.requestId = keccak256("another request");
         initiate(other);
@@ -35,8 +34,12 @@ contract EscrowAttacks is Fixture {
         complete(quote, approvals);
         expectError(InferencePayment.NotEscrowed.selector, fields);
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
-        vm.warp(quote.expiry + 1);
+        payment.markRequestFailed(quote, "");
+        bytes memory consent = consentOf(quote);
+        expectError(InferencePayment.NotEscrowed.selector, fields);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote, consent);
+        vm.warp(refundableAt(quote));
         expectError(InferencePayment.NotEscrowed.selector, fields);
         payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(address(payment)), 10 ether);
@@ -44,8 +47,9 @@ contract EscrowAttacks is Fixture {
 
     function test_ExpiryRace_CompleteInTheLastSecond() public {
         Quote memory quote = newEscrow();
-        vm.warp(quote.expiry);
-        expectError(InferencePayment.NotExpired.selector, abi.encode(quote.expiry));
+        uint256 refundable = refundableAt(quote);
+        vm.warp(refundable - 1);
+        expectError(InferencePayment.NotRefundable.selector, abi.encode(refundable));
         payment.handleExpiredRequest(quote);
         complete(quote, approve(digestOf(quote), first(3)));
         vm.assertEq(token.balanceOf(client), 990 ether);
@@ -54,8 +58,9 @@ contract EscrowAttacks is Fixture {
     function test_ExpiryRace_RefundInTheFirst() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(3));
-        vm.warp(quote.expiry + 1);
-        expectError(InferencePayment.Expired.selector, abi.encode(quote.expiry));
+        uint256 refundable = refundableAt(quote);
+        vm.warp(refundable);
+        expectError(InferencePayment.Expired.selector, abi.encode(refundable - 1));
         complete(quote, approvals);
         payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
@@ -65,20 +70,21 @@ contract EscrowAttacks is Fixture {
     function testFuzz_ExpiryRace(uint256 time, bool completeFirst) public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(3));
+        uint256 refundable = refundableAt(quote);
         time = within(time, NOW, quote.expiry + 1 hours);
         vm.warp(time);
-        if (completeFirst && time > quote.expiry) {
-            expectError(InferencePayment.Expired.selector, abi.encode(quote.expiry));
+        if (completeFirst && time >= refundable) {
+            expectError(InferencePayment.Expired.selector, abi.encode(refundable - 1));
             complete(quote, approvals);
         }
-        if (!completeFirst && time <= quote.expiry) {
-            expectError(InferencePayment.NotExpired.selector, abi.encode(quote.expiry));
+        if (!completeFirst && time < refundable) {
+            expectError(InferencePayment.NotRefundable.selector, abi.encode(refundable));
             payment.handleExpiredRequest(quote);
         }
-        if (time <= quote.expiry) complete(quote, approvals);
+        if (time < refundable) complete(quote, approvals);
         else payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(address(payment)), 0);
-        vm.assertEq(token.balanceOf(client), time <= quote.expiry ? 990 ether : 1000 ether);
+        vm.assertEq(token.balanceOf(client), time < refundable ? 990 ether : 1000 ether);
     }
 
     /// Two transactions in one block: the first of them ends the request, whichever it is.
@@ -89,15 +95,14 @@ contract EscrowAttacks is Fixture {
         complete(quote, approvals);
         expectError(InferencePayment.NotEscrowed.selector, abi.encode(quote.requestId, payment.COMPLETED()));
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, "");
 
         quote.requestId = keccak256("another request");
         vm.warp(NOW);
         initiate(quote);
         approvals = approve(digestOf(quote), first(3));
         vm.warp(quote.expiry);
-        vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        giveUp(quote);
         expectError(InferencePayment.NotEscrowed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
         complete(quote, approvals);
         vm.assertEq(token.balanceOf(address(payment)), 0);
@@ -114,7 +119,7 @@ contract EscrowAttacks is Fixture {
         refuseTerms(changed, commitment);
         vm.prank(thief);
         expectMismatch(changed, commitment);
-        payment.markRequestFailed(changed);
+        payment.markRequestFailed(changed, "");
 
         changed = newQuote();
         changed.total = 1000 ether;
@@ -160,7 +165,7 @@ contract EscrowAttacks is Fixture {
         vm.assertEq(payment.requestState(client, quote.requestId), completionOf(quote).quote);
 
         complete(quote, approve(digestOf(quote), first(3)));
-        vm.warp(squat.expiry + 1);
+        vm.warp(refundableAt(squat));
         payment.handleExpiredRequest(squat);
         vm.assertEq(token.balanceOf(squatter), 1);
     }

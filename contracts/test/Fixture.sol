@@ -169,6 +169,26 @@ abstract contract Network is Signing {
         payment.completeInferenceRequest(quote, committee, STOP, contributionOf(quote), approvals);
     }
 
+    /// The client's word that it has nothing to pay for.
+    function consentOf(Quote memory quote) internal view returns (bytes memory) {
+        return consentOf(quote, clientKey, 2);
+    }
+
+    function consentOf(Quote memory quote, uint256 key, uint8 purpose) internal view returns (bytes memory) {
+        return consent(address(payment), quote, key, purpose);
+    }
+
+    /// The gateway gives up, and the client has its total back at once.
+    function giveUp(Quote memory quote) internal {
+        vm.prank(quote.gateway);
+        payment.markRequestFailed(quote, consentOf(quote));
+    }
+
+    /// The first second in which anyone sends an expired total home.
+    function refundableAt(Quote memory quote) internal view returns (uint256) {
+        return quote.expiry + payment.CLAIM_TIME() + 1;
+    }
+
     function first(uint256 count) internal view returns (uint256[] memory some) {
         some = new uint256[](count);
         for (uint256 i = 0; i < count; ++i) {

@@ -56,7 +56,7 @@ contract FrontRunning is Fixture {
         relay(quote, a);
         vm.assertEq(payment.requestState(client, quote.requestId), hashOf(quote));
         vm.assertEq(token.balanceOf(client), 990 ether);
-        vm.warp(quote.expiry + 1);
+        vm.warp(refundableAt(quote));
         payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
     }

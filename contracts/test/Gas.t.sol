@@ -78,7 +78,7 @@ contract GasTest is Fixture {
 
     function test_GasOfRefund() public {
         initiate(quote);
-        vm.warp(quote.expiry + 1);
+        vm.warp(refundableAt(quote));
         payment.handleExpiredRequest(quote);
         assertCost(52_600);
     }

@@ -94,11 +94,6 @@ contract InferenceCompletionTest is Fixture {
         refuseContributions(quote, contributions, InferencePayment.CostAboveTotal.selector, fields);
     }
 
-    function test_CompleteRefusesNoContributions() public {
-        Quote memory quote = newEscrow();
-        refuseContributions(quote, new Contribution[](0), InferencePayment.NoContributions.selector, "");
-    }
-
     function refuseContributions(
         Quote memory quote,
         Contribution[] memory contributions,

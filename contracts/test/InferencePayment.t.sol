@@ -4,9 +4,10 @@ pragma solidity ^0.8.28;
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
 import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {Approvals} from "../src/Approvals.sol";
 import {InferencePayment} from "../src/InferencePayment.sol";
 import {PROTOCOL_VERSION} from "../src/MessageHash.sol";
-import {Completion, Quote} from "../src/Messages.sol";
+import {Completion, Contribution, Quote} from "../src/Messages.sol";
 import {Deploy} from "./Deploy.sol";
 import {Authorisation, Fixture} from "./Fixture.sol";
 import {MessageHarness} from "./MessageHarness.sol";
@@ -142,8 +143,7 @@ contract InferencePaymentTest is Fixture {
 
         quote.requestId = keccak256("another request");
         initiate(quote);
-        vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        giveUp(quote);
         expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
         initiate(quote);
     }
@@ -239,8 +239,7 @@ contract InferencePaymentTest is Fixture {
         relay(quote, a);
         expectError(InferencePayment.AlreadyInitiated.selector, abi.encode(quote.requestId));
         initiate(quote);
-        vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        giveUp(quote);
         expectError(InferencePayment.RequestIdUsed.selector, abi.encode(quote.requestId, payment.REFUNDED()));
         relay(quote, a);
         vm.assertEq(token.balanceOf(client), 1000 ether);
@@ -278,9 +277,9 @@ contract InferencePaymentTest is Fixture {
 
     function test_AnyoneSendsAnExpiredTotalHome() public {
         Quote memory quote = newEscrow();
-        vm.warp(quote.expiry + 1);
+        vm.warp(refundableAt(quote));
         vm.expectEmit(address(payment));
-        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether, true);
+        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether);
         vm.prank(accountOf("anyone"));
         payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
@@ -288,42 +287,120 @@ contract InferencePaymentTest is Fixture {
         vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());
     }
 
-    function test_GatewayGivesUpBeforeTheExpiry() public {
+    function test_GatewayGivesUpWithTheClientsConsent() public {
         Quote memory quote = newEscrow();
         vm.expectEmit(address(payment));
-        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether, false);
-        vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        emit InferencePayment.RequestRefunded(quote.requestId, client, 10 ether);
+        giveUp(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
         vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());
     }
 
-    function test_GatewayGivesUpAfterTheExpiry() public {
+    /// Anybody's but the client's, for another request, or for something else.
+    function test_NothingElseIsConsent() public {
         Quote memory quote = newEscrow();
-        vm.warp(quote.expiry + 1);
+        Quote memory other = newQuote();
+        other.requestId = keccak256("another request");
+        bytes[5] memory consents = [
+            consentOf(quote, gatewayKey, 2), consentOf(quote, clientKey, 1), consentOf(other), bytes("x"), new bytes(65)
+        ];
+        for (uint256 i = 0; i < consents.length; ++i) {
+            expectError(InferencePayment.InvalidConsent.selector, abi.encode(client));
+            vm.prank(gateway);
+            payment.markRequestFailed(quote, consents[i]);
+        }
+        vm.assertEq(token.balanceOf(client), 990 ether);
+    }
+
+    /// Without it, those who served have time to be paid, and the client has its total back after that.
+    function test_GatewayGivesUpAlone() public {
+        Quote memory quote = newEscrow();
+        uint256 refundable = block.timestamp + payment.CLAIM_TIME() + 1;
+        vm.expectEmit(address(payment));
+        emit InferencePayment.RequestGivenUp(quote.requestId, client, hashOf(quote), refundable);
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, "");
+        expectError(InferencePayment.AlreadyGivenUp.selector, abi.encode(quote.requestId, refundable));
+        vm.prank(gateway);
+        payment.markRequestFailed(quote, "");
+        vm.warp(refundable - 1);
+        expectError(InferencePayment.NotRefundable.selector, abi.encode(refundable));
+        payment.handleExpiredRequest(quote);
+        vm.warp(refundable);
+        payment.handleExpiredRequest(quote);
         vm.assertEq(token.balanceOf(client), 1000 ether);
     }
 
-    /// Any other account that has the approvals: the client, the compute node, or a validator that has asked the others itself.
-    function test_NobodyElseCompletes() public {
+    function test_ACertificateWinsAgainstAGatewayThatGivesUp() public {
         Quote memory quote = newEscrow();
         bytes memory approvals = approve(digestOf(quote), first(3));
-        address[3] memory others = [client, compute, vm.addr(keys[0])];
+        vm.prank(gateway);
+        payment.markRequestFailed(quote, "");
+        vm.warp(block.timestamp + payment.CLAIM_TIME());
+        vm.prank(compute);
+        payment.completeInferenceRequest(quote, committee, STOP, contributionOf(quote), approvals);
+        vm.assertTrue(token.balanceOf(compute) >= 8 ether, "the node is paid");
+        vm.assertEq(token.balanceOf(client), 990 ether);
+    }
+
+    /// The client can agree by itself, too, but not before the gateway has given up.
+    function test_ClientAgreesByItself() public {
+        Quote memory quote = newEscrow();
+        uint256 refundable = refundableAt(quote);
+        expectError(InferencePayment.NotRefundable.selector, abi.encode(refundable));
+        vm.prank(client);
+        payment.handleExpiredRequest(quote);
+        vm.warp(quote.expiry + 1);
+        expectError(InferencePayment.NotRefundable.selector, abi.encode(refundable));
+        vm.prank(client);
+        payment.handleExpiredRequest(quote);
+        vm.prank(gateway);
+        payment.markRequestFailed(quote, "");
+        (uint256 givenUpAt, uint256 end) = payment.endOf(quote);
+        vm.assertEq(givenUpAt, quote.expiry + 1);
+        vm.assertEq(end, refundable);
+        vm.prank(client);
+        payment.handleExpiredRequest(quote);
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+    }
+
+    /// Any account that has the approvals: the client, the compute node, a validator, or a stranger.
+    function test_WhoHasTheCertificateCompletes() public {
+        address[4] memory others = [client, compute, vm.addr(keys[0]), accountOf("stranger")];
         for (uint256 i = 0; i < others.length; ++i) {
-            expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, others[i]));
+            Quote memory quote = newQuote();
+            quote.requestId = keccak256(abi.encode("request", i));
+            initiate(quote);
+            bytes memory approvals = approve(digestOf(quote), first(3));
             vm.prank(others[i]);
             payment.completeInferenceRequest(quote, committee, STOP, contributionOf(quote), approvals);
         }
-        complete(quote, approvals);
+        vm.assertTrue(token.balanceOf(compute) >= 32 ether, "the node is paid");
+        vm.assertEq(token.balanceOf(gateway), 4 ether);
+    }
+
+    /// Validators that approve that nothing was delivered give the total back at once.
+    function test_ValidatorsSayThatNothingWasDelivered() public {
+        Quote memory quote = newEscrow();
+        Contribution[] memory none = new Contribution[](0);
+        bytes32 digest = payment.completionDigest(completionOf(quote, none));
+        bytes memory approvals = approve(digest, first(2));
+        expectError(Approvals.TooFewApprovals.selector, abi.encode(2, 3));
+        payment.completeInferenceRequest(quote, committee, STOP, none, approvals);
+        payment.completeInferenceRequest(quote, committee, STOP, none, approve(digest, first(3)));
+        vm.assertEq(token.balanceOf(client), 1000 ether);
+        vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());
     }
 
     function test_NobodyElseGivesUp() public {
         Quote memory quote = newEscrow();
+        bytes memory consent = consentOf(quote);
         expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, client));
         vm.prank(client);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, "");
+        expectError(InferencePayment.NotGateway.selector, abi.encode(gateway, client));
+        vm.prank(client);
+        payment.markRequestFailed(quote, consent);
     }
 
     function test_NothingHappensWithoutAnEscrow() public {
@@ -335,6 +412,6 @@ contract InferencePaymentTest is Fixture {
         payment.handleExpiredRequest(quote);
         expectError(InferencePayment.NotEscrowed.selector, fields);
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, "");
     }
 }

@@ -12,6 +12,7 @@ import {Authorisation, Fixture, Signing} from "./Fixture.sol";
 contract Schedule is Signing {
     struct Request {
         Quote quote;
+        uint256 givenUpAt;
         uint8 ended;
         uint128 cost;
     }
@@ -91,7 +92,7 @@ contract Schedule is Signing {
         try payment.initiateInferenceRequest(quote) {
             vm.assertTrue(false, "initiated twice");
         } catch {}
-        uint256 key = clientKey(quote.client == clients[0] ? 0 : quote.client == clients[1] ? 1 : 2);
+        uint256 key = clientKey(indexOf(quote.client));
         Authorisation memory a = authorise(key, token, address(payment), quote.total, quote.expiry, hashOf(quote));
         try payment.initiateWithAuthorization(quote, a.v, a.r, a.s) {
             vm.assertTrue(false, "relayed twice");
@@ -105,7 +106,8 @@ contract Schedule is Signing {
         Quote memory quote = request.quote;
         uint128 cost = uint128(within(signers >> 128, 0, quote.total));
         (bytes memory approvals, uint256 count) = approve(quote, signers, contributionOf(holders[2], cost));
-        bool allowed = request.ended == 0 && block.timestamp <= quote.expiry && count >= committee.threshold;
+        bool allowed = request.ended == 0 && block.timestamp <= quote.expiry + payment.CLAIM_TIME()
+            && count >= committee.threshold;
         // Approvals name who is paid; in one of a few cases somebody else tries.
         if (uint160(compute) % 4 != 0) compute = holders[2];
         if (compute != holders[2]) allowed = false;
@@ -115,9 +117,8 @@ contract Schedule is Signing {
             (approvals,) = approve(quote, signers, contributionOf(compute, cost));
             allowed = false;
         }
-        // In one of a few cases it is not the gateway that tries.
+        // In one of a few cases it is not the gateway that pays out, which is as good.
         if (seed % 8 != 0) vm.prank(quote.gateway);
-        else allowed = false;
         try payment.completeInferenceRequest(quote, committee, 1, contributionOf(compute, cost), approvals) {
             vm.assertTrue(allowed, "completed against the rules");
             ++request.ended;
@@ -129,10 +130,14 @@ contract Schedule is Signing {
         }
     }
 
-    function expire(uint256 seed) external {
+    function expire(uint256 seed, bool client) external {
         if (requests.length == 0) return;
         Request storage request = requests[seed % requests.length];
-        bool allowed = request.ended == 0 && block.timestamp > request.quote.expiry;
+        uint256 end = request.quote.expiry;
+        if (request.givenUpAt != 0 && request.givenUpAt < end) end = request.givenUpAt;
+        bool allowed = block.timestamp > end + payment.CLAIM_TIME() || (client && request.givenUpAt != 0);
+        if (request.ended != 0) allowed = false;
+        if (client) vm.prank(request.quote.client);
         try payment.handleExpiredRequest(request.quote) {
             vm.assertTrue(allowed, "refunded against the rules");
             ended(request);
@@ -142,14 +147,23 @@ contract Schedule is Signing {
         }
     }
 
-    function giveUp(uint256 seed, bool gateway) external {
+    function giveUp(uint256 seed, bool gateway, bool agreed) external {
         if (requests.length == 0) return;
         Request storage request = requests[seed % requests.length];
-        bool allowed = request.ended == 0 && gateway;
-        vm.prank(gateway ? request.quote.gateway : request.quote.client);
-        try payment.markRequestFailed(request.quote) {
+        Quote memory quote = request.quote;
+        bool allowed = request.ended == 0 && gateway && (agreed || request.givenUpAt == 0);
+        // In one of a few cases it is another client that agrees.
+        bytes memory word;
+        if (agreed) {
+            uint256 key = clientKey((indexOf(quote.client) + (seed % 5 == 0 ? 1 : 0)) % CLIENTS);
+            word = consent(address(payment), quote, key, 2);
+            if (seed % 5 == 0) allowed = false;
+        }
+        vm.prank(gateway ? quote.gateway : quote.client);
+        try payment.markRequestFailed(quote, word) {
             vm.assertTrue(allowed, "given up against the rules");
-            ended(request);
+            if (agreed) ended(request);
+            else request.givenUpAt = block.timestamp;
             ++failures;
         } catch {
             vm.assertFalse(allowed);
@@ -226,8 +240,12 @@ contract Schedule is Signing {
     }
 
     function initiated(Quote memory quote) private {
-        requests.push(Request(quote, 0, 0));
+        requests.push(Request(quote, 0, 0, 0));
         paid[quote.client] += quote.total;
+    }
+
+    function indexOf(address client) private view returns (uint256) {
+        return client == clients[0] ? 0 : client == clients[1] ? 1 : 2;
     }
 
     function clientKey(uint256 i) private pure returns (uint256) {
@@ -333,8 +351,8 @@ contract Invariants is Fixture {
             if (i % 18 == 9) schedule.initiateWithAuthorization(seed, uint128(other), uint64(other), parts);
             if (action == 1) schedule.initiateAgain(seed);
             if (action == 2) schedule.complete(seed, other, address(uint160(seed)));
-            if (action == 3) schedule.expire(seed);
-            if (action == 4) schedule.giveUp(seed, i % 4 == 0);
+            if (action == 3) schedule.expire(seed, other % 4 == 0);
+            if (action == 4) schedule.giveUp(seed, i % 4 == 0, other % 2 == 0);
             if (action == 5) schedule.wait(seed);
             if (action == 6) schedule.unstake(seed);
             if (action == 7) schedule.withdraw(seed);
@@ -416,7 +434,7 @@ contract Invariants is Fixture {
 
     /// However a schedule ends: when time has passed, every escrow can be emptied, by anyone.
     function afterInvariant() public {
-        vm.warp(block.timestamp + 2 hours);
+        vm.warp(block.timestamp + 2 hours + payment.CLAIM_TIME());
         for (uint256 i = 0; i < schedule.requestCount(); ++i) {
             Schedule.Request memory request = schedule.requestAt(i);
             if (request.ended == 0) payment.handleExpiredRequest(request.quote);

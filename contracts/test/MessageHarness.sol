@@ -36,6 +36,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashDispatch(Dispatch calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashReceiptSeal(ReceiptSeal calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

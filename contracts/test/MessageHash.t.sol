@@ -88,6 +88,11 @@ contract MessageHashTest is Test {
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("CompletionAuthorization"), abi.encode(message)));
     }
 
+    function testFuzz_Dispatch(Dispatch calldata message) public view {
+        bytes32 hash = harness.hashDispatch(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Dispatch"), abi.encode(message)));
+    }
+
     function testFuzz_ReceiptSeal(ReceiptSeal calldata message) public view {
         bytes32 hash = harness.hashReceiptSeal(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("ReceiptSeal"), abi.encode(message)));

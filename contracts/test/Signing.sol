@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {MessageHash, PROTOCOL_VERSION} from "../src/MessageHash.sol";
-import {Committee, Completion, Quote} from "../src/Messages.sol";
+import {Committee, Completion, Quote, TaskAccess} from "../src/Messages.sol";
 import {Test} from "./Test.sol";
 
 /// A client's signature that moves its tokens (ERC-3009).
@@ -61,6 +61,16 @@ abstract contract Signing is Test {
         );
         bytes32 hash = keccak256(abi.encode(kind, vm.addr(key), to, value, 0, validBefore, nonce));
         (authorisation.v, authorisation.r, authorisation.s) = vm.sign(key, typedDigest(address(token_), "1", hash));
+    }
+
+    /// A client's word that its request may be cancelled, or signed for another purpose.
+    function consent(address contract_, Quote memory quote, uint256 key, uint8 purpose)
+        internal
+        view
+        returns (bytes memory)
+    {
+        bytes32 hash = MessageHash.hash(TaskAccess(quote.client, quote.requestId, purpose));
+        return approve(typedDigest(contract_, hash), key);
     }
 
     function hashOf(Quote memory quote) internal pure returns (bytes32) {

@@ -77,7 +77,7 @@ contract TokenAttacks is Fixture {
         vm.expectEmit(address(payment));
         emit TokenVault.PaymentDeferred(client, 10 ether);
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, consentOf(quote));
         vm.assertEq(payment.owed(client), 10 ether);
         expectError(SafeERC20.SafeERC20FailedOperation.selector, abi.encode(refusing));
         payment.withdraw(client);
@@ -105,10 +105,10 @@ contract TokenAttacks is Fixture {
         relay(quote, a);
         assertHookWasRefused();
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, consentOf(quote));
         quote.requestId = keccak256("another request");
         a = authorise(clientKey, hooked, address(payment), 10 ether, quote.expiry, hashOf(quote));
-        hooked.hook(address(payment), abi.encodeCall(payment.markRequestFailed, (inner)));
+        hooked.hook(address(payment), abi.encodeCall(payment.markRequestFailed, (inner, consentOf(inner))));
         relay(quote, a);
         assertHookWasRefused();
         vm.assertEq(hooked.balanceOf(address(payment)), 20 ether);
@@ -129,9 +129,9 @@ contract TokenAttacks is Fixture {
     function test_ReentrantMarkFailed() public {
         (Quote memory inner,) = useHooked();
         Quote memory quote = newEscrow();
-        hooked.hook(address(payment), abi.encodeCall(payment.markRequestFailed, (inner)));
+        hooked.hook(address(payment), abi.encodeCall(payment.markRequestFailed, (inner, consentOf(inner))));
         vm.prank(gateway);
-        payment.markRequestFailed(quote);
+        payment.markRequestFailed(quote, consentOf(quote));
         assertHookWasRefused();
         vm.assertEq(hooked.balanceOf(address(payment)), 10 ether);
     }
@@ -139,7 +139,7 @@ contract TokenAttacks is Fixture {
     function test_ReentrantRefund() public {
         (Quote memory inner,) = useHooked();
         Quote memory quote = newEscrow();
-        vm.warp(quote.expiry + 1);
+        vm.warp(refundableAt(quote));
         hooked.hook(address(payment), abi.encodeCall(payment.handleExpiredRequest, (inner)));
         payment.handleExpiredRequest(quote);
         assertHookWasRefused();

@@ -94,7 +94,7 @@ contract TokenVaultTest is Fixture {
         Quote memory quote = newEscrow();
         ChannelTerms memory terms = newChannel();
         moody.refuse(client, BlockListToken.Refusal.Reverts);
-        vm.warp(CHANNEL_EXPIRY + 1);
+        vm.warp(CHANNEL_EXPIRY + payment.CLAIM_TIME() + 1);
         payment.handleExpiredRequest(quote);
         channels.refundExpired(terms);
         vm.assertEq(payment.requestState(client, quote.requestId), payment.REFUNDED());

@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{InferenceRequest, InferenceResult, OutputChunk, Quote, RequestId, Signed, SignedVoucher, UnixTime, Values};
+use crate::{
+    Dispatch, InferenceRequest, InferenceResult, OutputChunk, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher, UnixTime,
+    Values,
+};
 
 /// A wish to hold a place for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,13 @@ pub struct ComputeTask {
     pub request: Signed<InferenceRequest>,
     /// What was approved and escrowed.
     pub quote: Quote,
+    /// The validators' approval of it.
+    pub preprocessing: QuorumCertificate,
+    /// What other nodes have given of the output, and signed, before they were lost: this one goes on from there, and proves by the same
+    /// chain that it has come there. None when it begins.
+    pub before: Vec<Signed<InferenceResult>>,
+    /// The gateway's word that each of those was to serve, and last, that this node is.
+    pub dispatches: Vec<Signed<Dispatch>>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<SignedVoucher>,
     /// What to run on; hashes to the order's `input_hash`.
@@ -34,12 +44,16 @@ pub struct ComputeTask {
     /// When the output has to be at its end: after it, the validators approve it and the payment is settled. What was given until then is
     /// given and paid for.
     pub finish_by: UnixTime,
-    /// Where to go on, when another node was lost after it had given a part of the output.
-    pub resume: Option<Resume>,
 }
 
-/// The end of the parts that a lost node has given and signed: another one runs the request again, and proves by the same chain that it has
-/// come there.
+impl ComputeTask {
+    /// Where to go on, when other nodes have given a part of the output.
+    pub fn resume(&self) -> Option<Resume> {
+        Resume::after(&self.before)
+    }
+}
+
+/// The end of the parts that lost nodes have given and signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume {
     /// How many they are.
@@ -50,6 +64,15 @@ pub struct Resume {
     pub output_units: u64,
 }
 
+impl Resume {
+    /// The end of what these results cover.
+    pub fn after(results: &[Signed<InferenceResult>]) -> Option<Self> {
+        let InferenceResult { parts, chain, .. } = results.last()?.message;
+        let units = results.iter().map(|result| result.message.usage.output_units);
+        Some(Self { parts, chain, output_units: units.fold(0, u64::saturating_add) })
+    }
+}
+
 /// What comes back while a task runs.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -58,15 +81,20 @@ pub enum ComputeEvent {
     /// A part of the output of a model that streams.
     Chunk(OutputChunk),
     /// The node's word on the parts so far, a result without an end: after at most [`crate::stream::CHECKPOINT_PARTS`] parts or
-    /// [`crate::stream::CHECKPOINT_MILLIS`], and after the last part.
+    /// [`crate::stream::CHECKPOINT_MILLIS`], and before the end.
     Checkpoint(Signed<InferenceResult>),
-    /// The whole output and the node's word on it, which says why it ends. Nothing comes after it.
-    Finished {
-        /// What the client gets.
-        output: Values,
-        /// Signed by the compute node.
-        result: Signed<InferenceResult>,
-    },
+    /// The node's word on the whole output, which says why it ends. Its last part is handed over for the validators' certificate only:
+    /// see [`Compute::collect`]. Nothing comes after it.
+    Finished(Signed<InferenceResult>),
+}
+
+/// What a node hands over for the certificate that pays it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collected {
+    /// The whole output.
+    pub output: Values,
+    /// Its last part, of an output that came in several.
+    pub last: Option<OutputChunk>,
 }
 
 /// The events of a running task; ends after [`ComputeEvent::Finished`] or an error. Dropping it cancels the task.
@@ -125,7 +153,9 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 ///
 /// # For the implementer
 /// - `reserve` is idempotent by request id: a second call renews the lease. A lease ends at its `expires_at` by itself.
-/// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, and ends the lease when it is done.
+/// - `execute` needs a live lease, checks that the inputs hash to the order's `input_hash`, that the validators have approved the quote and
+///   that its gateway has dispatched this node, and ends the lease when it is done.
+/// - The last part of an output waits for `collect`, until the request is released or its quote has expired. `collect` is idempotent.
 /// - A task that is to be resumed is answered with the parts after those that are there, and the result's `resumed_from` is their
 ///   chain. A node that cannot reproduce them says [`ComputeError::CannotResume`].
 /// - An output that is cut short, by `stop`, by its time limit or by `finish_by`, is finished with the parts that were given until then,
@@ -147,6 +177,13 @@ pub trait Compute: Send + Sync {
 
     /// Runs a task.
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError>;
+
+    /// Takes the validators' certificate over the request's completion, and hands the output over.
+    ///
+    /// # Errors
+    /// [`ComputeError::InvalidTask`] when the certificate does not pay this node for it; [`ComputeError::Unavailable`] when there is no
+    /// output of this request, or no longer.
+    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError>;
 
     /// Has a running task end with what it has given: its client wants no more. Does nothing when there is none.
     async fn stop(&self, request_id: RequestId);

@@ -75,6 +75,13 @@ pub enum PaymentStatus {
         /// The client's payment.
         by: PaymentRef,
     },
+    /// In escrow, and its gateway will not complete the request. A certificate still pays it out.
+    GivenUp {
+        /// Struct hash of the quote that was paid.
+        quote: B256,
+        /// From when on anyone can give it back to the client.
+        refundable_at: UnixTime,
+    },
     /// The gateway's by right, and not known to be paid out: a voucher that was captured and is not settled yet.
     Earned {
         /// The client's payment.
@@ -126,7 +133,7 @@ impl PaymentStatus {
             Self::PaidOut { .. } if self.settled_for(completion).is_none() => refuse("was paid out for another completion".into()),
             Self::PaidOut { .. } => Ok(()),
             Self::Refunded { by } => refuse(format!("was given back by {by}")),
-            Self::Unpaid | Self::Held { .. } | Self::Earned { .. } => {
+            Self::Unpaid | Self::Held { .. } | Self::GivenUp { .. } | Self::Earned { .. } => {
                 Err(LedgerError::Unreachable(format!("the chain does not show the settlement {settlement} yet: {self}")))
             }
         }
@@ -139,6 +146,9 @@ impl fmt::Display for PaymentStatus {
             Self::Unpaid => write!(f, "not paid"),
             Self::Held { by: PaymentRef::Transaction(hash), .. } => write!(f, "escrowed by {hash}"),
             Self::Held { by, .. } => write!(f, "held by {by}"),
+            Self::GivenUp { refundable_at, .. } => {
+                write!(f, "given up by its gateway: it can be given back from {refundable_at} on")
+            }
             Self::Earned { by } => write!(f, "earned by {by}"),
             Self::PaidOut { by, .. } => write!(f, "paid out by {by}"),
             Self::Refunded { by } => write!(f, "given back by {by}"),
@@ -225,12 +235,12 @@ pub enum LedgerError {
         /// Where it is.
         actual: String,
     },
-    /// Past its expiry, an escrow can only be refunded.
-    #[error("expiry: the escrow expired at {0}: it can only be refunded")]
+    /// After this time, an escrow can only be refunded.
+    #[error("expiry: the escrow could be settled until {0}: it can only be refunded")]
     Expired(UnixTime),
-    /// Up to its expiry, an escrow can only be settled, or given back by its gateway.
-    #[error("expiry: the escrow can be refunded only after {0}")]
-    NotExpired(UnixTime),
+    /// Until this time, an escrow can be settled, or given back with its client's consent.
+    #[error("expiry: the escrow can be refunded from {0} on: wait until then, or have its client agree")]
+    NotRefundable(UnixTime),
     /// The approvals do not suffice.
     #[error("approvals: {0}")]
     Certificate(String),
@@ -298,8 +308,9 @@ impl LedgerError {
 /// - Every call that moves money is idempotent: when the request is already where the call would bring it, it returns what did it and
 ///   moves nothing. A payment counts only when it is of the same quote.
 /// - A call returns once the chain has it for good, by the implementation's rule of confirmation, or a voucher's change survives a crash.
-/// - A request's payment goes Unpaid, Held, then (Earned and) `PaidOut` or Refunded, once and for ever. Completing an escrow is possible
-///   up to and including the quote's expiry, refunding it after that; only the quote's gateway may give back earlier.
+/// - A request's payment goes Unpaid, Held, (`GivenUp`,) then (Earned and) `PaidOut` or Refunded, once and for ever. Whoever holds a
+///   certificate can complete an escrow, up to and including [`crate::validation::CLAIM_SECONDS`] after the quote's expiry; refunding it is
+///   possible after that, or as long after its gateway has given it up; before that with its client's consent.
 /// - Payouts follow [`crate::PayoutSchedule::new`] to the unit.
 #[async_trait]
 pub trait PaymentLedger: Send + Sync {
@@ -333,9 +344,13 @@ pub trait PaymentLedger: Send + Sync {
     /// Pays what the request costs out of an escrow, or captures so much of a voucher. Returns what [`PaymentStatus::settled_for`] then names.
     async fn settle(&self, settlement: &Settlement) -> Result<PaymentRef, LedgerError>;
 
-    /// Gives a payment back to its client. For an escrow, the quote's gateway can at any time, and anyone after its expiry. Returns what
-    /// [`PaymentStatus::Refunded`] then names.
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError>;
+    /// Gives a payment back to its client. For an escrow, the quote's gateway can at once with the client's `consent`, its signature
+    /// over the [`crate::TaskCapability`] to cancel the request; and anyone from the time on of which [`PaymentLedger`] speaks. Returns
+    /// what [`PaymentStatus::Refunded`] then names. A voucher is the gateway's to release, at any time.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotRefundable`] before that time. The quote's gateway has given the escrow up then.
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError>;
 
     /// Every change of an escrow from this block on: those that have been, then those to come. When the chain takes blocks back, the
     /// changes of those that replace them are told again, from a block before them.
@@ -378,7 +393,8 @@ pub trait Payer: Send + Sync {
     /// Where the payment of a request is that this account has quoted.
     async fn status(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError>;
 
-    /// Past the quote's expiry: takes the payment back as far as this payer can, and says where it is then.
+    /// Takes the payment back as far as this payer can, and says where it is then: once the gateway has given it up, or
+    /// [`crate::validation::CLAIM_SECONDS`] after the quote's expiry. A client that has been given a part of the output waits for the latter.
     async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError>;
 
     /// Whether a verified receipt's payment is the one that this account has made, as far as the payer knows: a receipt's signatures do

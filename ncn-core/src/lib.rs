@@ -23,6 +23,7 @@ pub mod compute;
 pub mod conformance;
 pub mod crypto;
 pub mod delivery;
+pub mod dispatch;
 mod error_kind;
 pub mod executor;
 pub mod ledger;
@@ -49,9 +50,10 @@ pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::Amount;
 pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
-pub use compute::{Compute, ComputeError, ComputeEvent, ComputeTask, Reservation, Resume};
+pub use compute::{Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Reservation, Resume};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
 pub use delivery::{Delivery, DeliveryError, FinishReason};
+pub use dispatch::DispatchError;
 pub use error_kind::ErrorKind;
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};
 pub use ledger::{
@@ -61,8 +63,8 @@ pub use ledger::{
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
     CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion, CompletionAuthorization,
-    Contribution, Deregistration, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord,
-    NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel,
+    Contribution, Deregistration, Dispatch, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message,
+    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel,
     TaskCapability, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};

@@ -9,10 +9,12 @@
 //! | Reserving | Reserved | Preprocessing |
 //! | Preprocessing | Approved | AwaitingPayment |
 //! | AwaitingPayment | Paid | Executing |
+//! | Executing | Dispatched | Executing |
 //! | Executing | Executed | Completing |
 //! | Executing | ExecutionFailed, another attempt may succeed | Executing, next attempt |
 //! | Executing | ExecutionFailed, none may | Refunding |
-//! | Completing | Approved | Settling |
+//! | Completing | Completed | Settling |
+//! | Completing | ExecutionFailed: the node does not hand the output over | Executing, next attempt |
 //! | Completing | Refused | Refunding |
 //! | Settling | SettlementImpossible | Refunding |
 //! | Settling, Refunding | Settled | Ended(Completed) |
@@ -28,7 +30,7 @@
 use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 
-use crate::{Delivery, PaymentRef, QuorumCertificate, Quote, TrustRoot, Values};
+use crate::{Delivery, Dispatch, PaymentRef, QuorumCertificate, Quote, Signed, TrustRoot, Values};
 
 /// How many nodes may try to execute one request.
 pub const MAX_ATTEMPTS: u8 = 3;
@@ -98,14 +100,26 @@ pub enum Event {
     Refused(String),
     /// The chain holds the quote's total, or a channel the promise of it, by this.
     Paid(PaymentRef),
+    /// Another node than the quote's is to serve, by this gateway's word.
+    Dispatched(Box<Signed<Dispatch>>),
     /// A compute node gave a result.
     Executed {
-        /// What the client gets.
-        output: Values,
+        /// What the client gets, of an output that was cut short. The node that has signed the end of its output keeps that until there
+        /// is a certificate.
+        output: Option<Values>,
         /// The nodes' word on it.
         delivery: Box<Delivery>,
+        /// This gateway's word that they were to serve.
+        dispatches: Vec<Signed<Dispatch>>,
     },
-    /// A compute node gave none.
+    /// The validators approved the result, and the client's output is there.
+    Completed {
+        /// Their approval.
+        certificate: QuorumCertificate,
+        /// The output that the node has handed over for it, unless it was there.
+        output: Option<Values>,
+    },
+    /// A compute node gave none, or does not hand it over.
     ExecutionFailed {
         /// Why.
         reason: String,
@@ -138,12 +152,12 @@ pub enum Effect {
     RequestPreprocessing,
     /// Watch the chain for the payment.
     AwaitPayment,
-    /// Have the reserved node run it; from the second attempt on, reserve another.
+    /// Have the reserved node run it; from the second attempt on, reserve another. At [`MAX_ATTEMPTS`], no more is tried.
     Dispatch {
         /// Counts from 0.
         attempt: u8,
     },
-    /// Ask the validators to judge the result.
+    /// Ask the validators to judge the result, and the node for the output.
     RequestCompletion,
     /// Have the chain pay everyone.
     Settle,
@@ -208,14 +222,20 @@ impl Lifecycle {
             (Reserving | Preprocessing | AwaitingPayment, Event::Expired) | (Settling | Refunding, Event::PaymentLost) => {
                 Ended(Expired)
             }
-            (AwaitingPayment, Event::Paid(_)) => Executing,
+            (AwaitingPayment, Event::Paid(_)) | (Executing, Event::Dispatched(_)) => Executing,
             (Executing, Event::Executed { .. }) => Completing,
             (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
                 attempt += 1;
                 Executing
             }
-            (Completing, Event::Approved(_)) => Settling,
-            (Executing, Event::ExecutionFailed { .. } | Event::Cancelled | Event::Expired)
+            (Completing, Event::Completed { .. }) => Settling,
+            // After the last attempt, this is where what was given before is taken for all.
+            (Completing, Event::ExecutionFailed { .. }) if attempt < MAX_ATTEMPTS => {
+                attempt += 1;
+                Executing
+            }
+            (Executing | Completing, Event::ExecutionFailed { .. })
+            | (Executing, Event::Cancelled | Event::Expired)
             | (Completing, Event::Refused(_) | Event::Expired)
             | (Settling, Event::SettlementImpossible(_)) => Refunding,
             (Settling | Refunding, Event::Settled(_) | Event::PaidElsewhere(_)) => Ended(Completed),

@@ -128,6 +128,30 @@ pub struct Committee {
     pub members: Vec<Address>,
 }
 
+/// A gateway's word that a compute node is to serve a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dispatch {
+    /// The quote's gateway.
+    pub gateway: Address,
+    /// Who is to serve.
+    pub compute: Address,
+    /// Struct hash of the [`Quote`], which says what is paid for what.
+    pub quote: B256,
+    /// Counts from 0. A later one takes an earlier one's place.
+    pub attempt: u8,
+    /// The chain of the parts that the node goes on from; zero where it begins.
+    pub resumed_from: B256,
+}
+
+impl Dispatch {
+    /// True when one gateway has promised the same attempt twice: that is evidence against it, when it has signed both.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        let of = |dispatch: &Self| (dispatch.gateway, dispatch.quote, dispatch.attempt);
+        of(self) == of(other) && self != other
+    }
+}
+
 /// A compute node's word on what it ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -191,12 +215,13 @@ impl Completion {
     }
 }
 
-/// A gateway's word that a completion is the one it wants approved and paid: validators judge only what the quote's own gateway brings.
+/// A party's word that a completion is the one it wants approved and paid. Validators judge only what the quote's own gateway brings, or,
+/// once that has given the request up or let it expire, the node that has served last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CompletionAuthorization {
-    /// The quote's gateway.
-    pub gateway: Address,
+    /// Who wants it.
+    pub author: Address,
     /// Struct hash of the [`Completion`].
     pub completion: B256,
 }
@@ -247,6 +272,13 @@ pub struct TaskCapability {
     pub request_id: RequestId,
     /// What it may be used for.
     pub scope: CapabilityScope,
+}
+
+impl TaskCapability {
+    /// The one that a client signs to have its request ended, and to agree that its payment comes back at once.
+    pub const fn cancel(quote: &Quote) -> Self {
+        Self { client: quote.client, request_id: quote.request_id, scope: CapabilityScope::Cancel }
+    }
 }
 
 /// What a [`TaskCapability`] may be used for. An observer of one that follows cannot cancel with it.
@@ -400,7 +432,8 @@ authored! {
     Heartbeat => node,
     Deregistration => node,
     SessionProof => node,
-    CompletionAuthorization => gateway,
+    Dispatch => gateway,
+    CompletionAuthorization => author,
     SettlementRequest => gateway,
     TaskCapability => client,
     Subnet => owner,

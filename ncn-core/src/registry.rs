@@ -8,9 +8,9 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, ErrorKind, Heartbeat, InferenceRequest,
-    NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet, channel::Batch,
-    message::SettlementRequest,
+    Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch, DispatchError, ErrorKind,
+    Heartbeat, InferenceRequest, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet,
+    channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -70,8 +70,11 @@ pub struct CompletionRequest {
     pub delivery: Delivery,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<SignedVoucher>,
-    /// The quote's gateway's word that it wants this delivery approved. Who takes part in a request is known to bystanders, and any
-    /// registered node can sign a result: only the gateway says whose is paid.
+    /// The gateway's word that each of these nodes was to serve, in their order. Who takes part in a request is known to bystanders, and
+    /// any registered node can sign a result: only the gateway says whose is paid.
+    pub dispatches: Vec<Signed<Dispatch>>,
+    /// The word of the quote's gateway that it wants this delivery approved; or, once that has given the request up or let it expire, of
+    /// the node that has served last.
     pub authorization: Signed<CompletionAuthorization>,
 }
 
@@ -118,6 +121,9 @@ pub enum RegistryError {
     /// What was delivered is not what was quoted.
     #[error("refused: {0}")]
     Delivery(DeliveryError),
+    /// Who has served is not whom the gateway had serve.
+    #[error("refused: {0}")]
+    Dispatch(#[from] DispatchError),
     /// Fewer than M validators approved.
     #[error("{have} of {need} approvals: {reasons}")]
     TooFewApprovals {
@@ -144,7 +150,7 @@ impl RegistryError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } => ErrorKind::Invalid,
-            Self::Stale { .. } | Self::Refused(_) | Self::Delivery(_) => ErrorKind::Refused,
+            Self::Stale { .. } | Self::Refused(_) | Self::Delivery(_) | Self::Dispatch(_) => ErrorKind::Refused,
             Self::UnknownNode(_) | Self::UnknownSubnet(_) => ErrorKind::Unknown,
             Self::Overloaded(_) => ErrorKind::Busy,
             Self::TooFewApprovals { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,
@@ -209,7 +215,8 @@ pub trait Directory: Send + Sync {
 /// # For the implementer
 /// - The request's committee is asked in parallel, and the certificate returned at the Mth good approval; it passes
 ///   [`QuorumCertificate::verify`]. No state is kept: asking again is harmless.
-/// - `completion` without the authorization of the quote's gateway is refused before anyone is asked.
+/// - `completion` without the authorization of the quote's gateway, or of the node that has served last, is refused before anyone is
+///   asked.
 #[async_trait]
 pub trait Attestors: Send + Sync {
     /// M of N validators approve a quote before it is paid.

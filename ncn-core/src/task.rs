@@ -135,6 +135,9 @@ pub enum TaskEvent {
     Chunk(OutputChunk),
     /// The compute node's word on the parts since the attempt began, for [`crate::StreamChain::verify`].
     Checkpoint(Box<Signed<InferenceResult>>),
+    /// The gateway gives the payment back, for this reason. A client that has nothing to pay for agrees by cancelling the request, and
+    /// has an escrow back at once; else that takes [`crate::validation::CLAIM_SECONDS`].
+    GivenUp(String),
     /// The output and the proof of it. Nothing comes after it.
     Delivered {
         /// What the model gave.

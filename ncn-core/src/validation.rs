@@ -6,16 +6,23 @@ use alloy_primitives::Address;
 
 use crate::{
     BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, NodeRole, PreprocessingRequest, Quote, RegistryError, SignedVoucher, Subnet,
-    TrustHistory, TrustRoot, UnixTime,
+    LedgerError, Message as _, NodeRecord, NodeRole, PaymentStatus, PreprocessingRequest, Quote, RegistryError, SignedVoucher,
+    Subnet, TrustHistory, TrustRoot, UnixTime,
     agreement::Mismatch,
     channel::{Batch, BatchEntry, VoucherError},
+    dispatch,
+    lifecycle::MAX_ATTEMPTS,
     price::MAX_UNITS,
     trust::MAX_VALIDATORS,
 };
 
 /// The longest that an escrow may be locked, which the contract enforces too.
 pub const MAX_ESCROW_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// How long a certificate still pays an escrow out, once its gateway has given it up or its quote has expired; the contract has the same.
+pub const CLAIM_SECONDS: u64 = 5 * 60;
+/// How long a node leaves those who may have been dispatched after it before it claims by its own word: later attempts come first, since
+/// what they have given includes what was given before.
+pub const CLAIM_TURN_SECONDS: u64 = 60;
 /// How long a quote may name a network as it was before the last change, in seconds: parties see the chain at different times.
 pub const MAX_EPOCH_AGE: u64 = 60;
 /// The most bytes that a request's parameters may have.
@@ -74,17 +81,51 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     able(quote, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?, context)
 }
 
-/// Checks that the quote's own gateway wants this completion approved, and that it is the one that what was delivered leads to. Returns
-/// it. It costs one signature and no question, so it comes before anything else that is done for a completion.
+/// Checks that the quote's own gateway wants this completion approved, or the node that has served last; that it is the one that what was
+/// delivered leads to; and that the gateway had those serve who did. Returns it. It costs a few signatures and no question, so it comes
+/// before anything else that is done for a completion.
+///
+/// What a node brings counts only once the gateway will not complete the request any more: that is the caller's to ask the chain for, see
+/// [`claiming_attempt`] and [`claimable_from`].
 pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<Completion, RegistryError> {
-    let CompletionRequest { quote, delivery, authorization, .. } = request;
+    let CompletionRequest { quote, delivery, dispatches, authorization, .. } = request;
     let completion = delivery.completion(quote).map_err(RegistryError::Delivery)?;
-    let expected = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
-    if authorization.message != expected {
-        refuse("authorization: is for another completion, or of another gateway than the quote's")?;
+    let CompletionAuthorization { author, completion: wanted } = authorization.message;
+    let last = completion.contributions.last().map(|contribution| contribution.compute);
+    if author != quote.gateway && Some(author) != last {
+        refuse("authorization.author: is neither the quote's gateway nor the node that has served last")?;
+    }
+    if wanted != completion.struct_hash() {
+        refuse("authorization.completion: is another one")?;
     }
     authorization.verify(domain).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))?;
+    let nodes: Vec<_> = delivery.results.iter().map(|result| (result.message.compute, result.message.resumed_from)).collect();
+    dispatch::verify(dispatches, quote, &nodes, domain)?;
     Ok(completion)
+}
+
+/// The attempt of the node that brings its own completion, which its gateway has not brought; none when the gateway does.
+pub fn claiming_attempt(request: &CompletionRequest) -> Option<u8> {
+    let is_gateway = request.authorization.message.author == request.quote.gateway;
+    request.dispatches.last().filter(|_| !is_gateway).map(|dispatch| dispatch.message.attempt)
+}
+
+/// From when on a node may bring its own completion, as the chain has the escrow: once its gateway has given it up or let it expire, and after
+/// those that may have been dispatched later.
+///
+/// # Errors
+/// When the escrow is not one of the quote, or has ended.
+pub fn claimable_from(quote: &Quote, attempt: u8, status: &PaymentStatus) -> Result<UnixTime, RegistryError> {
+    let hash = quote.struct_hash();
+    let since = match status {
+        PaymentStatus::Held { quote: held, .. } if *held == hash => quote.expiry + 1,
+        PaymentStatus::GivenUp { quote: held, refundable_at } if *held == hash => refundable_at.saturating_sub(CLAIM_SECONDS + 1),
+        other => {
+            return Err(RegistryError::Refused(format!("payment: the chain does not hold this quote's payment: it is {other}")));
+        }
+    };
+    let later = u64::from((MAX_ATTEMPTS - 1).saturating_sub(attempt));
+    Ok(since.saturating_add(later * CLAIM_TURN_SECONDS))
 }
 
 /// Judges what was delivered once [`authorization`] has passed: the compute nodes' signatures, and that every digest is the order's. An

@@ -349,8 +349,8 @@ impl PaymentLedger for ChannelProcessor {
         Ok(hold.payment.into())
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.refund(quote).await };
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError> {
+        let Some(hold) = self.hold(quote.request_id).await? else { return self.0.ledger.refund(quote, consent).await };
         let request = quote.request_id;
         let release = |state: &mut ChannelState| Ok(((), Change { holds: vec![state.release(request)?], ..Change::default() }));
         self.0.change(release).await?;

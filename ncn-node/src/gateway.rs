@@ -409,9 +409,10 @@ impl Transport for Gateway {
     async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         let task = self.accessed(&access, CapabilityScope::Cancel)?;
         // What was given is paid for: the node ends it, and the request is completed over it.
-        if task.has_streamed() {
+        if task.has_streamed() && task.lifecycle().state() != State::Refunding {
             task.stop();
         } else {
+            task.agree(access.signature);
             task.tell(Event::Cancelled);
         }
         Ok(())

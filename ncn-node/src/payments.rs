@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ncn_client::unix_now;
 use ncn_core::{B256, ChainView, Channel, LedgerError, Message as _, PaymentStatus, Quote, SignedVoucher, validation};
 
 /// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
@@ -30,6 +31,11 @@ pub(crate) enum PaymentCheckError {
     Refused(String),
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unknown(error: LedgerError) -> PaymentCheckError {
+    if error.is_retryable() { PaymentCheckError::NotYet(error.to_string()) } else { PaymentCheckError::Refused(error.to_string()) }
+}
+
 impl PaymentVerifier {
     pub(crate) fn new(ledger: Arc<dyn ChainView>) -> Self {
         Self { ledger, channels: Mutex::default() }
@@ -38,13 +44,6 @@ impl PaymentVerifier {
     /// Does the chain hold exactly this quote's payment, or enough of a deposit for its voucher? The voucher's signature is the
     /// caller's to check.
     pub(crate) async fn check(&self, quote: &Quote, voucher: Option<&SignedVoucher>) -> Result<(), PaymentCheckError> {
-        let unknown = |error: LedgerError| {
-            if error.is_retryable() {
-                PaymentCheckError::NotYet(error.to_string())
-            } else {
-                PaymentCheckError::Refused(error.to_string())
-            }
-        };
         if let Some(payment) = voucher {
             return self.promised(quote, payment).await.map_err(unknown);
         }
@@ -53,6 +52,20 @@ impl PaymentVerifier {
             PaymentStatus::Unpaid => Err(PaymentCheckError::NotYet("the chain does not hold this quote's payment".into())),
             other => Err(PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
         }
+    }
+
+    /// May the node of this attempt have its completion judged, which the gateway has not brought?
+    pub(crate) async fn check_claim(&self, quote: &Quote, attempt: u8) -> Result<(), PaymentCheckError> {
+        let refuse = |problem: String| Err(PaymentCheckError::Refused(problem));
+        let status = self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)?;
+        let from = match validation::claimable_from(quote, attempt, &status) {
+            Ok(from) => from,
+            Err(error) => return refuse(error.to_string()),
+        };
+        if self.ledger.now().await.map_err(unknown)?.max(unix_now()) >= from {
+            return Ok(());
+        }
+        refuse(format!("is its gateway's to settle, or a later node's to claim, until {from}"))
     }
 
     /// Can the channel bear what the voucher promises? What was known of it a moment ago is enough when it says yes.

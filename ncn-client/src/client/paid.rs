@@ -9,7 +9,7 @@ use futures::{
 };
 use ncn_core::{
     LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepTiming, TaskEvent, TransportError, Update, Values,
-    validation::MAX_ESCROW_SECONDS,
+    validation::{CLAIM_SECONDS, MAX_ESCROW_SECONDS},
 };
 
 use tokio::sync::mpsc;
@@ -23,6 +23,8 @@ use crate::{Backoff, ClientError, unix_now};
 const REFUND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a gateway that has been paid is asked for what it has not delivered yet.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a gateway may take to hear that its client agrees to a refund.
+const AGREE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How far the gateway's clock may be off from the client's, in seconds.
 const CLOCK_TOLERANCE: u64 = 300;
 /// How many steps a gateway may report; the rest is not remembered.
@@ -213,6 +215,8 @@ impl Paid {
                     TaskEvent::Takeover(node) => listener.parts.take_over(node),
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
+                    // Whoever has been given something does not say that there is nothing to pay for.
+                    TaskEvent::GivenUp(_) if !listener.parts.have_come() => self.agree().await,
                     TaskEvent::Delivered { output, receipt } => {
                         let answer = match self.accept(output, *receipt, listener.steps.clone()).await {
                             Ok(answer) => Box::new(answer),
@@ -232,6 +236,14 @@ impl Paid {
         };
         let silent = || TransportError::Refused("the gateway delivered nothing in time".into());
         tokio::time::timeout(timeout, following).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// Lets the gateway give the payment back at once. It can do so without, only later.
+    async fn agree(&self) {
+        let agreed = tokio::time::timeout(AGREE_TIMEOUT, self.quoted.withdraw()).await;
+        if !matches!(agreed, Ok(Ok(()))) {
+            tracing::warn!(request = %self.request_id(), ?agreed, "the gateway did not take the client's consent to a refund");
+        }
     }
 
     /// Hands the output over only with the proof of it.
@@ -278,19 +290,22 @@ impl Paid {
     }
 
     /// Brings a request to its end that did not end well, by what the chain says: a payment that was paid out is answered after all, or
-    /// else it comes back. The gateway may have given it back already; past its expiry, anyone can.
+    /// else it comes back. The gateway may have given it back already; some time past its expiry, anyone can.
     async fn resolve(&self, reason: String, listener: &mut Listener) -> Result<InferenceOutput, ClientError> {
         let (payer, quote) = (&self.quoted.client.payer, self.quote());
-        let mut give_up = Instant::now() + Duration::from_secs(quote.expiry.saturating_sub(unix_now())) + REFUND_TIMEOUT;
+        let refundable_at = quote.expiry + CLAIM_SECONDS + 1;
+        let mut give_up = Instant::now() + Duration::from_secs(refundable_at.saturating_sub(unix_now())) + REFUND_TIMEOUT;
         let mut paid_out = false;
         let mut backoff = Backoff::new();
         loop {
             // The chain's clock is what the contract goes by. Where no block comes, its newest one's time stands still: past expiry by
             // this clock, a refund is tried, and makes the block that it needs.
-            let expired = within(payer.now()).await.is_ok_and(|now| now > quote.expiry);
-            let overdue = expired || unix_now() > quote.expiry;
+            let now = within(payer.now()).await.unwrap_or_default();
+            let expired = now > quote.expiry;
+            let overdue = now.max(unix_now()) >= refundable_at;
             let status = match self.quoted.payment().await {
                 Ok(PaymentStatus::Held { .. }) if overdue => within(payer.reclaim(quote)).await,
+                Ok(PaymentStatus::GivenUp { .. }) if overdue || !listener.parts.have_come() => within(payer.reclaim(quote)).await,
                 status => status,
             };
             let problem = match status {
@@ -314,7 +329,8 @@ impl Paid {
                 Ok(PaymentStatus::Unpaid) if expired => return Err(ClientError::Refused(reason)),
                 Ok(PaymentStatus::Unpaid) => "the chain shows no payment".to_owned(),
                 Ok(PaymentStatus::Held { .. }) if overdue => "the payment is still held".to_owned(),
-                Ok(PaymentStatus::Held { .. }) => format!("the escrow can be refunded after {}", quote.expiry),
+                Ok(PaymentStatus::Held { .. }) => format!("the escrow can be refunded from {refundable_at} on"),
+                Ok(status @ PaymentStatus::GivenUp { .. }) => status.to_string(),
                 Err(LedgerError::Unproven(says)) => return Err(ClientError::Unproven(format!("{reason}; {says}"))),
                 Err(error) => error.to_string(),
             };

@@ -74,6 +74,11 @@ impl Parts {
         self.unsigned_since = None;
     }
 
+    /// Whether the caller has been given a part of the output.
+    pub(super) fn have_come(&self) -> bool {
+        !self.handed.is_empty()
+    }
+
     /// A connection brings the updates from the first one on. What the caller has is not handed out again.
     pub(super) fn rewind(&mut self) {
         self.attempt(self.quoted);

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use alloy_primitives::{B256, U256, hex};
 use alloy_sol_types::SolInterface as _;
-use ncn_core::{Amount, LedgerError, channel::VoucherError};
+use ncn_core::{Amount, LedgerError, UnixTime, channel::VoucherError};
 
 use super::{
     EvmError,
@@ -55,7 +55,7 @@ fn reverted(data: &[u8]) -> LedgerError {
 
 /// Whether a refusal is over once a block has come that is late enough.
 pub(super) fn awaits_time(data: &[u8]) -> bool {
-    matches!(Payment::abi_decode(data), Ok(Payment::NotExpired(_)))
+    matches!(Payment::abi_decode(data), Ok(Payment::NotRefundable(_)))
         || matches!(Channel::abi_decode(data), Ok(Channel::NotExpired(_)))
         || matches!(Registry::abi_decode(data), Ok(Registry::WithdrawalTooEarly(_)))
 }
@@ -96,10 +96,9 @@ fn payment(error: Payment) -> LedgerError {
     let invalid = |field: &str, problem: String| LedgerError::InvalidQuote { field: field.into(), problem };
     match error {
         Payment::WrongClient(error) => LedgerError::NotAllowed(format!("client: {} cannot pay for {}", error.caller, error.client)),
-        Payment::NotGateway(error) => LedgerError::NotAllowed(format!(
-            "gateway: only {} can settle the payment, or give it back before it expires, not {}",
-            error.gateway, error.caller
-        )),
+        Payment::NotGateway(error) => {
+            LedgerError::NotAllowed(format!("gateway: only {} can give the payment up, not {}", error.gateway, error.caller))
+        }
         Payment::ZeroAmount(_) => invalid("total", "is zero".into()),
         Payment::ZeroGateway(_) => invalid("gateway", "is zero".into()),
         Payment::ZeroCompute(_) => invalid("compute", "is zero".into()),
@@ -107,8 +106,10 @@ fn payment(error: Payment) -> LedgerError {
         Payment::ExpiryOutOfRange(error) => {
             invalid("expiry", format!("{} has to be in the future, and no later than {}", error.expiry, error.latest))
         }
-        Payment::Expired(error) => LedgerError::Expired(error.expiry),
-        Payment::NotExpired(error) => LedgerError::NotExpired(error.expiry),
+        Payment::Expired(error) => LedgerError::Expired(seconds(error.claimableUntil)),
+        Payment::NotRefundable(error) => LedgerError::NotRefundable(seconds(error.refundableAt)),
+        Payment::AlreadyGivenUp(error) => LedgerError::NotRefundable(seconds(error.refundableAt)),
+        Payment::InvalidConsent(error) => LedgerError::NotAllowed(format!("consent: is not the signature of {}", error.client)),
         Payment::AlreadyInitiated(error) => LedgerError::WrongState { request_id: error.requestId, actual: "escrowed".into() },
         Payment::RequestIdUsed(error) => {
             LedgerError::WrongState { request_id: error.requestId, actual: format!("used: {}", error.commitment) }
@@ -162,6 +163,10 @@ fn channel(error: Channel) -> LedgerError {
         Channel::InvalidClose(error) => of(error.channel, "the signature to close it is not its gateway's".into()),
         other => LedgerError::Reverted(named(&other)),
     }
+}
+
+pub(super) fn seconds(time: U256) -> UnixTime {
+    UnixTime::try_from(time).unwrap_or(UnixTime::MAX)
 }
 
 pub(super) fn amount(value: U256) -> Amount {

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use alloy_primitives::{Address, B256, TxKind, U256};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall, SolEventInterface as _};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -11,6 +11,7 @@ use ncn_core::{
     channel::{CertifiedBatch, VoucherError, escrow_digest},
     ledger::sign_close,
     receipt::Payment,
+    validation::CLAIM_SECONDS,
 };
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
         InferencePayment::{self, InferencePaymentEvents},
         NCNToken, SubnetRegistry, parts,
     },
-    errors::amount,
+    errors::{amount, seconds},
     network::Network,
     sender::Sender,
 };
@@ -114,7 +115,10 @@ impl EvmLedger {
         } else if commitment == B256::with_last_byte(2) {
             self.stated(client, request_id, |status| matches!(status, PaymentStatus::Refunded { .. })).await
         } else {
-            let held = |status: &PaymentStatus| status.payment_of(commitment).is_some();
+            let held = |status: &PaymentStatus| match status {
+                PaymentStatus::GivenUp { quote, .. } => *quote == commitment,
+                status => status.payment_of(commitment).is_some(),
+            };
             self.stated(client, request_id, held).await
         }
     }
@@ -149,19 +153,37 @@ impl EvmLedger {
         self.attempt(quote, done, initiate(quote, &signature)).await
     }
 
-    /// Gives an escrow back to its client: for the quote's gateway at any time, for anyone after its expiry. Returns the transaction, the
-    /// same one each time.
-    pub async fn refund(&self, quote: &Quote) -> Result<B256, LedgerError> {
+    /// Gives an escrow back to its client, as [`PaymentLedger::refund`] says. Returns the transaction, the same one each time.
+    pub async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<B256, LedgerError> {
         let done = |status: &PaymentStatus| match status {
             PaymentStatus::Refunded { by } => by.transaction(),
             _ => None,
         };
-        let contract_quote = contracts::quote(quote);
-        if self.account() == quote.gateway {
-            self.once(quote, done, InferencePayment::markRequestFailedCall { quote: contract_quote }).await
-        } else {
-            self.once(quote, done, InferencePayment::handleExpiredRequestCall { quote: contract_quote }).await
+        let is_gateway = self.account() == quote.gateway;
+        if is_gateway && let Some(consent) = consent {
+            let consent = consent.as_bytes().to_vec().into();
+            let fail = InferencePayment::markRequestFailedCall { quote: contracts::quote(quote), consent };
+            return self.once(quote, done, fail).await;
         }
+        let status = self.payment(quote.client, quote.request_id).await?;
+        if let Some(transaction) = done(&status) {
+            return Ok(transaction);
+        }
+        let refundable_at = match status {
+            PaymentStatus::GivenUp { refundable_at, .. } => refundable_at,
+            _ => quote.expiry + CLAIM_SECONDS + 1,
+        };
+        if is_gateway && matches!(status, PaymentStatus::Held { .. }) && self.now().await? < refundable_at {
+            let fail = InferencePayment::markRequestFailedCall { quote: contracts::quote(quote), consent: Bytes::new() };
+            self.attempt(quote, |_| None, fail).await?;
+            return match self.payment(quote.client, quote.request_id).await? {
+                PaymentStatus::GivenUp { refundable_at, .. } => Err(LedgerError::NotRefundable(refundable_at)),
+                other => {
+                    done(&other).ok_or_else(|| LedgerError::Unreachable(format!("the chain does not show what was done: {other}")))
+                }
+            };
+        }
+        self.attempt(quote, done, InferencePayment::handleExpiredRequestCall { quote: contracts::quote(quote) }).await
     }
 
     /// The status that an event brought a request to, when it is the one that the contract states.
@@ -210,6 +232,10 @@ fn change(entry: &LogEntry) -> Option<PaymentChange> {
         InferencePaymentEvents::RequestInitiated(event) => {
             (event.client, event.requestId, PaymentStatus::Held { quote: event.quote, by })
         }
+        InferencePaymentEvents::RequestGivenUp(event) => {
+            let refundable_at = seconds(event.refundableAt);
+            (event.client, event.requestId, PaymentStatus::GivenUp { quote: event.quote, refundable_at })
+        }
         InferencePaymentEvents::PaymentDistributed(event) => {
             (event.client, event.requestId, PaymentStatus::PaidOut { by, completion: Some(event.completion) })
         }
@@ -255,8 +281,8 @@ impl PaymentLedger for EvmLedger {
         self.once(&settlement.quote, done, contracts::complete(settlement)).await.map(PaymentRef::Transaction)
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        self.refund(quote).await.map(PaymentRef::Transaction)
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError> {
+        self.refund(quote, consent).await.map(PaymentRef::Transaction)
     }
 
     async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {
@@ -317,7 +343,7 @@ impl Payer for EvmLedger {
     }
 
     async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
-        let by = PaymentRef::Transaction(self.refund(quote).await?);
+        let by = PaymentRef::Transaction(self.refund(quote, None).await?);
         Ok(PaymentStatus::Refunded { by })
     }
 

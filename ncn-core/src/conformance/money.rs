@@ -11,8 +11,8 @@ use async_trait::async_trait;
 
 use super::{Rules, Spoilt, Verdict, Violation, certificate, delivery, key, order, quote};
 use crate::{
-    Amount, B256, BatchSettler, ChannelParams, Committee, DynSigner, Epoch, InferenceRequest, LedgerError, Payer,
-    PaymentAuthorization, PaymentLedger, PaymentRef, Quote, Settlement, Signature, TrustRoot, UnixTime,
+    Amount, B256, BatchSettler, ChannelParams, Committee, DynSigner, Epoch, InferenceRequest, LedgerError, Message as _, Payer,
+    PaymentAuthorization, PaymentLedger, PaymentRef, Quote, Settlement, Signature, TaskCapability, TrustRoot, UnixTime,
     validation::MAX_ESCROW_SECONDS,
 };
 
@@ -173,6 +173,18 @@ impl<'a> Scene<'a> {
     /// The client pays into escrow, by its gateway.
     async fn escrow(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
         self.ledger.redeem(quote, &self.authorization(quote).await).await
+    }
+
+    /// The client's word that its payment may come back at once.
+    #[allow(clippy::expect_used, reason = "a local key always signs; this is a test suite")]
+    async fn consent(&self, quote: &Quote) -> Signature {
+        let digest = TaskCapability::cancel(quote).digest(&self.trust.domain);
+        Signature::sign(&digest, &*self.client).await.expect("a local key signs")
+    }
+
+    /// The gateway gives a payment back, and the client agrees.
+    async fn give_back(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+        self.ledger.refund(quote, Some(&self.consent(quote).await)).await
     }
 
     async fn balance(&self, owner: &DynSigner) -> Amount {

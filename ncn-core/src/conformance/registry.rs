@@ -3,9 +3,10 @@ use futures::StreamExt as _;
 
 use super::{Rules, Spoilt, Verdict, Violation, delivery, key, order, quote, signed};
 use crate::{
-    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, DynSigner, Epoch,
-    FeeSplit, FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery, NodeRecord, NodeRole,
-    PreprocessingRequest, Price, Quote, Registry, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, UnixTime,
+    Address, Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, Dispatch,
+    DynSigner, Epoch, FeeSplit, FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery,
+    NodeRecord, NodeRole, PreprocessingRequest, Price, Quote, Registry, RegistryError, Signature, Signed, Subnet, SubnetModel,
+    TrustRoot, UnixTime, lifecycle::MAX_ATTEMPTS,
 };
 
 /// What the suite for [`Registry`] needs.
@@ -64,8 +65,14 @@ impl Scene<'_> {
     /// The gateway's word that it wants this result approved.
     async fn authorize(&self, request: &CompletionRequest) -> Signed<CompletionAuthorization> {
         let completion = request.delivery.completion(&request.quote).map(|completion| completion.struct_hash());
-        let authorization = CompletionAuthorization { gateway: request.quote.gateway, completion: completion.unwrap_or_default() };
+        let authorization = CompletionAuthorization { author: request.quote.gateway, completion: completion.unwrap_or_default() };
         self.sign(authorization, &self.gateway).await
+    }
+
+    /// The gateway's word that this node was to serve.
+    async fn dispatch(&self, quote: &Quote, compute: Address) -> Signed<Dispatch> {
+        let (gateway, quote, resumed_from) = (quote.gateway, quote.struct_hash(), B256::ZERO);
+        self.sign(Dispatch { gateway, compute, quote, attempt: 0, resumed_from }, &self.gateway).await
     }
 
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
@@ -314,9 +321,10 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     scene.fixture.pay(&client, &quote).await;
     let delivery = delivery(&request.message, &quote, &scene.trust, &scene.compute).await;
     let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
-    let authorized = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
+    let authorized = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };
     let authorization = scene.sign(authorized, &scene.gateway).await;
-    let good = CompletionRequest { request, quote, delivery, voucher: None, authorization };
+    let dispatches = vec![scene.dispatch(&quote, quote.compute).await];
+    let good = CompletionRequest { request, quote, delivery, voucher: None, dispatches, authorization };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = completion.digest(&scene.trust.domain);
     let committee = rules.ok("a quote names its committee", good.quote.committee_of(&scene.trust))?;
@@ -367,7 +375,7 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let mut theft = CompletionRequest { delivery: stolen, ..good.clone() };
     let refused = registry.completion(theft.clone()).await;
     rules.refused("the gateway's word is for one result", refused, RegistryError::is_retryable)?;
-    let own = CompletionAuthorization { gateway: bystander.address(), ..scene.authorize(&theft).await.message };
+    let own = CompletionAuthorization { author: bystander.address(), ..scene.authorize(&theft).await.message };
     theft.authorization = scene.sign(own, &bystander).await;
     let refused = registry.completion(theft.clone()).await;
     rules.refused("a result without the word of its quote's gateway is refused", refused, RegistryError::is_retryable)?;
@@ -377,5 +385,36 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let refused = registry.completion(theft.clone()).await;
     rules.refused("the gateway's word is signed by the gateway", refused, RegistryError::is_retryable)?;
     theft.authorization = scene.authorize(&theft).await;
+    let refused = registry.completion(theft.clone()).await;
+    rules.refused("who has served is whom the gateway had serve", refused, RegistryError::is_retryable)?;
+    theft.dispatches = vec![scene.dispatch(&theft.quote, bystander.address()).await];
+    let bad: [Spoilt<Dispatch>; 5] = [
+        ("a dispatch is the quote's gateway's", |dispatch| dispatch.gateway = [7; 20].into()),
+        ("a dispatch is for the node that has served", |dispatch| dispatch.compute = [7; 20].into()),
+        ("a dispatch is of the quote", |dispatch| dispatch.quote = [7; 32].into()),
+        ("an attempt is one of those that there may be", |dispatch| dispatch.attempt = MAX_ATTEMPTS),
+        ("a dispatch says where its node began", |dispatch| dispatch.resumed_from = [7; 32].into()),
+    ];
+    for (rule, spoil) in bad {
+        let mut request = theft.clone();
+        for dispatch in &mut request.dispatches {
+            spoil(&mut dispatch.message);
+            let digest = dispatch.message.digest(&scene.trust.domain);
+            dispatch.signature = rules.ok("a key signs", Signature::sign(&digest, &*scene.gateway).await)?;
+        }
+        let refused = registry.completion(request).await;
+        rules.refused(rule, refused, RegistryError::is_retryable)?;
+    }
+    let mut unsigned = theft.clone();
+    for dispatch in &mut unsigned.dispatches {
+        let digest = dispatch.message.digest(&scene.trust.domain);
+        dispatch.signature = rules.ok("a key signs", Signature::sign(&digest, &*bystander).await)?;
+    }
+    let refused = registry.completion(unsigned).await;
+    rules.refused("a dispatch is signed by the gateway", refused, RegistryError::is_retryable)?;
+    let mut claim = theft.clone();
+    claim.authorization = scene.sign(own, &bystander).await;
+    let refused = registry.completion(claim).await;
+    rules.check("a node waits for its gateway", refused.is_err(), refused)?;
     rules.ok("a node that took over is approved by the gateway's word", registry.completion(theft).await).map(drop)
 }

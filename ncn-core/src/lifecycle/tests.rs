@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Address, Amount, Domain, FeeSplit, FinishReason, InferenceResult, Price, Signed, Units};
+use crate::{Address, Amount, Domain, FeeSplit, FinishReason, InferenceResult, Price, Signature, Units};
 
 const PAYMENT: PaymentRef = PaymentRef::Transaction(B256::ZERO);
 
@@ -21,7 +21,9 @@ fn events() -> impl Strategy<Value = Event> {
         Event::Refunded(PAYMENT),
         Event::Cancelled,
         Event::Expired,
+        dispatched(),
         executed(),
+        completed(),
     ])
 }
 
@@ -49,7 +51,7 @@ fn reserved() -> Event {
 }
 
 fn executed() -> Event {
-    use crate::{Confinement, Signature, Usage};
+    use crate::{Confinement, Usage};
     let mut signature = [0; 65];
     signature[64] = 27;
     let message = InferenceResult {
@@ -68,7 +70,19 @@ fn executed() -> Event {
     };
     let signature = Signature::try_from(&signature[..]).unwrap();
     let delivery = Delivery::whole(Signed { message, signature }).unwrap();
-    Event::Executed { output: Values::new(), delivery: Box::new(delivery) }
+    Event::Executed { output: None, delivery: Box::new(delivery), dispatches: Vec::new() }
+}
+
+fn dispatched() -> Event {
+    let mut signature = [0; 65];
+    signature[64] = 27;
+    let (gateway, compute, quote, resumed_from) = (Address::ZERO, Address::ZERO, B256::ZERO, B256::ZERO);
+    let message = Dispatch { gateway, compute, quote, attempt: 1, resumed_from };
+    Event::Dispatched(Box::new(Signed { message, signature: Signature::try_from(&signature[..]).unwrap() }))
+}
+
+fn completed() -> Event {
+    Event::Completed { certificate: QuorumCertificate::default(), output: Some(Values::new()) }
 }
 
 /// A chain: where the escrow is, and how often money left it. Its answers are the only source of Paid, Settled and Refunded.
@@ -88,13 +102,16 @@ fn answer(effect: Effect, chain: &mut Chain, luck: u8) -> Event {
     match (effect, luck % 4) {
         (Effect::Reserve | Effect::RequestPreprocessing | Effect::RequestCompletion, 0) => refused(),
         (Effect::Reserve, _) => reserved(),
-        (Effect::RequestPreprocessing | Effect::RequestCompletion, _) => Event::Approved(QuorumCertificate::default()),
+        (Effect::RequestPreprocessing, _) => Event::Approved(QuorumCertificate::default()),
+        (Effect::RequestCompletion, 1) | (Effect::Dispatch { .. }, 0) => {
+            Event::ExecutionFailed { reason: String::new(), retryable: true }
+        }
+        (Effect::RequestCompletion, _) => completed(),
         (Effect::AwaitPayment, 0) => Event::Expired,
         (Effect::AwaitPayment, _) => {
             chain.escrowed = true;
             Event::Paid(PAYMENT)
         }
-        (Effect::Dispatch { .. }, 0) => Event::ExecutionFailed { reason: String::new(), retryable: true },
         (Effect::Dispatch { .. }, 1) => Event::ExecutionFailed { reason: String::new(), retryable: false },
         (Effect::Dispatch { .. }, _) => executed(),
         (Effect::Settle | Effect::Refund, _) if chain.settled + chain.refunded > 0 => from_chain(chain),
@@ -147,7 +164,7 @@ proptest! {
         prop_assert!(chain.settled + chain.refunded <= 1, "{chain:?}");
         prop_assert_eq!(outcome == Outcome::Completed, chain.settled == 1);
         prop_assert_eq!(outcome == Outcome::Refunded, chain.refunded == 1);
-        prop_assert!(steps <= 12, "{steps} steps");
+        prop_assert!(steps <= 16, "{steps} steps");
     }
 
     /// Any event at all, in any state: a pure function, Settle only after an approval of a result, and ends are final but for late money.

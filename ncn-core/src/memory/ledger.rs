@@ -12,13 +12,13 @@ use super::channels::Channels;
 use crate::{
     Amount, BatchSettler, ChainView, Channel, ChannelParams, DynSigner, LedgerError, Message as _, Payer, PaymentAuthorization,
     PaymentChange, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus, PayoutSchedule, Quote, Receipt, RequestId, Settlement,
-    Signature, TrustHistory, TrustRoot, UnixTime,
+    Signature, TaskCapability, TrustHistory, TrustRoot, UnixTime,
     channel::{CertifiedBatch, VoucherError, escrow_digest},
     ledger::sign_close,
     message::subnet_id,
     receipt::Payment,
     trust::{Quorum, Tenure},
-    validation,
+    validation::{self, CLAIM_SECONDS},
 };
 
 /// The contracts' rules in a few lines of Rust: a chain of one transaction a block, shared by the ledgers that look at it.
@@ -169,7 +169,9 @@ impl Ledger {
     /// The escrow of exactly this quote, or why there is none.
     fn escrowed(&self, quote: &Quote) -> Result<(), LedgerError> {
         match self.payment(quote) {
-            PaymentStatus::Held { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
+            PaymentStatus::Held { quote: hash, .. } | PaymentStatus::GivenUp { quote: hash, .. } if hash == quote.struct_hash() => {
+                Ok(())
+            }
             other => Err(LedgerError::WrongState { request_id: quote.request_id, actual: other.to_string() }),
         }
     }
@@ -215,11 +217,9 @@ impl PaymentLedger for MemoryLedger {
             return Ok(by.clone());
         }
         ledger.escrowed(quote)?;
-        if self.account() != quote.gateway {
-            return Err(LedgerError::NotAllowed("gateway: only the quote's gateway can settle".into()));
-        }
-        if ledger.now > quote.expiry {
-            return Err(LedgerError::Expired(quote.expiry));
+        let claimable_until = quote.expiry + CLAIM_SECONDS;
+        if ledger.now > claimable_until {
+            return Err(LedgerError::Expired(claimable_until));
         }
         if committee.struct_hash() != quote.committee {
             return Err(LedgerError::Certificate("committee: is another one than the quote's".into()));
@@ -239,14 +239,33 @@ impl PaymentLedger for MemoryLedger {
         Ok(ledger.transact(quote, |by| PaymentStatus::PaidOut { by, completion: Some(completion.struct_hash()) }))
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError> {
         let mut ledger = self.chain.lock();
         if let PaymentStatus::Refunded { by } = ledger.payment(quote) {
             return Ok(by);
         }
         ledger.escrowed(quote)?;
-        if ledger.now <= quote.expiry && self.account() != quote.gateway {
-            return Err(LedgerError::NotExpired(quote.expiry));
+        let (now, is_gateway) = (ledger.now, self.account() == quote.gateway);
+        let end = |from: UnixTime| from.min(quote.expiry) + CLAIM_SECONDS + 1;
+        let given_up = match ledger.payment(quote) {
+            PaymentStatus::GivenUp { refundable_at, .. } => Some(refundable_at),
+            _ => None,
+        };
+        let agreed = if let Some(consent) = consent.filter(|_| is_gateway) {
+            let signed = consent.verify(&TaskCapability::cancel(quote).digest(&ledger.trust.domain), quote.client);
+            signed.map_err(|error| LedgerError::NotAllowed(format!("consent: {error}")))?;
+            true
+        } else {
+            given_up.is_some() && self.account() == quote.client
+        };
+        let refundable_at = given_up.unwrap_or_else(|| end(quote.expiry));
+        if !agreed && now < refundable_at {
+            if given_up.is_none() && is_gateway {
+                let (hash, refundable_at) = (quote.struct_hash(), end(now));
+                ledger.transact(quote, |_| PaymentStatus::GivenUp { quote: hash, refundable_at });
+                return Err(LedgerError::NotRefundable(refundable_at));
+            }
+            return Err(LedgerError::NotRefundable(refundable_at));
         }
         ledger.credit(quote.client, quote.total);
         Ok(ledger.transact(quote, |by| PaymentStatus::Refunded { by }))
@@ -298,7 +317,7 @@ impl Payer for MemoryLedger {
     }
 
     async fn reclaim(&self, quote: &Quote) -> Result<PaymentStatus, LedgerError> {
-        Ok(PaymentStatus::Refunded { by: self.refund(quote).await? })
+        Ok(PaymentStatus::Refunded { by: self.refund(quote, None).await? })
     }
 
     async fn check(&self, receipt: &Receipt) -> Result<(), LedgerError> {

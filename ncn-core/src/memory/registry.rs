@@ -119,6 +119,9 @@ impl Attestors for MemoryRegistry {
 
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let completion = validation::authorization(&request, &self.trust.domain)?;
+        if validation::claiming_attempt(&request).is_some() {
+            return Err(RegistryError::Refused("authorization: this registry sees no chain, and judges for gateways only".into()));
+        }
         let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
         self.judge(&request.request.message, nodes, |context| validation::completion(&request, context))?;
         self.certify(&[request.quote.committee_of(&self.trust)?], &completion.digest(&self.trust.domain)).await

@@ -121,7 +121,21 @@ impl ToSol for super::CompletionAuthorization {
     type Sol = generated::CompletionAuthorization;
 
     fn to_sol(&self) -> Self::Sol {
-        generated::CompletionAuthorization { gateway: self.gateway, completion: self.completion }
+        generated::CompletionAuthorization { author: self.author, completion: self.completion }
+    }
+}
+
+impl ToSol for super::Dispatch {
+    type Sol = generated::Dispatch;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Dispatch {
+            gateway: self.gateway,
+            compute: self.compute,
+            quote: self.quote,
+            attempt: self.attempt,
+            resumedFrom: self.resumed_from,
+        }
     }
 }
 

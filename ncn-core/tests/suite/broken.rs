@@ -81,9 +81,9 @@ impl PaymentLedger for BrokenLedger {
         }
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        match (self.fault, self.ledger.refund(quote).await) {
-            (Fault::RefundsEarly, Err(LedgerError::NotExpired(_))) => Ok(MADE_UP),
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError> {
+        match (self.fault, self.ledger.refund(quote, consent).await) {
+            (Fault::RefundsEarly, Err(LedgerError::NotRefundable(_))) => Ok(MADE_UP),
             (_, result) => result,
         }
     }

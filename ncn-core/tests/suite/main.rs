@@ -8,4 +8,5 @@ mod documented;
 mod membership;
 mod receipts;
 mod scene;
+mod simulation;
 mod verifier;

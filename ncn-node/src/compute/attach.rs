@@ -33,8 +33,9 @@ use crate::registration::next_sequence;
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
 /// How many bytes these have together; a message is never longer. Beside them, each request that runs has at most 32 MiB of parts that
-/// its worker has sent (`worker/process.rs`), 8 MiB of output so far, and one part of 8 MiB that waits to be among these: a node with 8
-/// places and one gateway keeps at most 8 * 48 + 16 = 400 MiB of outputs.
+/// its worker has sent (`worker/process.rs`), 8 MiB of output so far, one part of 8 MiB that is held back and one that waits to be among
+/// these, and what is finished waits in 64 MiB (`compute/finished.rs`): a node with 8 places and one gateway keeps at most
+/// 8 * 56 + 16 + 64 = 528 MiB of outputs.
 const MAX_WAITING_BYTES: u32 = 16 << 20;
 
 /// A node's streams to its gateways; they end when this is dropped.
@@ -163,6 +164,23 @@ impl Stream {
                 self.start(task.try_into()?);
                 Ok(())
             }
+            gateway_message::Message::Collect(collect) => {
+                let request_id = wire::hash("collect.request_id", &collect.request_id)?;
+                let certificate = wire::required("collect.certificate", collect.certificate)?.try_into()?;
+                let collected = match self.node.collect(request_id, certificate).await {
+                    Ok(collected) => proto::Collected {
+                        request_id: collect.request_id,
+                        output: wire::values_to_proto(collected.output),
+                        last: collected.last.map(Into::into),
+                        error: String::new(),
+                    },
+                    Err(error) => {
+                        let error = error_text(&error);
+                        proto::Collected { request_id: collect.request_id, error, ..proto::Collected::default() }
+                    }
+                };
+                self.send(compute_message::Message::Collected(collected)).await
+            }
             gateway_message::Message::Stop(request_id) => {
                 self.node.stop(wire::hash("stop", &request_id)?).await;
                 Ok(())
@@ -220,11 +238,7 @@ async fn run(node: &ComputeNode, task: ComputeTask, answers: &Answers) -> Result
                 compute_message::Message::Chunk(proto::TaskChunk { request_id: wire::bytes(id), chunk: Some(chunk.into()) })
             }
             ComputeEvent::Checkpoint(checkpoint) => compute_message::Message::Checkpoint(checkpoint.into()),
-            ComputeEvent::Finished { output, result } => compute_message::Message::Finished(proto::TaskFinished {
-                request_id: wire::bytes(id),
-                output: wire::values_to_proto(output),
-                result: Some(result.into()),
-            }),
+            ComputeEvent::Finished(result) => compute_message::Message::Finished(result.into()),
             _ => continue,
         };
         answers.send(message).await.map_err(|status| ComputeError::Unavailable(status.message().into()))?;

@@ -26,6 +26,10 @@ const COMPLETION_TRIES: u32 = 20;
 const SEAL_TRIES: u32 = 10;
 /// How long a compute node may take to say whether it has a place.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a client may take to agree to a refund before the gateway gives its request up without.
+const CONSENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it is looked whether a request that was given up can be refunded.
+const REFUND_POLL: Duration = Duration::from_secs(15);
 /// How often the chain is looked at without a hint.
 const PAYMENT_POLL: Duration = Duration::from_secs(2);
 
@@ -133,14 +137,20 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     let started = Instant::now();
     let ask = || gateway.registry.preprocessing(request.clone());
     let final_word = |error: &RegistryError| !error.is_retryable();
-    let event = approved(&progress.committee()?, digest, PREPROCESSING_TRIES, final_word, ask).await;
+    let approved = approved(&progress.committee()?, digest, PREPROCESSING_TRIES, final_word, ask).await;
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
-    Some(event)
+    Some(approved.map_or_else(Event::Refused, Event::Approved))
 }
 
 /// Asks the validators, again when too few of them answer. What the registry brings is believed only when it verifies: money
 /// would be paid out, or asked for, on approvals that the client then rejects.
-async fn approved<A, F>(committee: &Committee, digest: B256, tries: u32, is_final: impl Fn(&RegistryError) -> bool, ask: A) -> Event
+async fn approved<A, F>(
+    committee: &Committee,
+    digest: B256,
+    tries: u32,
+    is_final: impl Fn(&RegistryError) -> bool,
+    ask: A,
+) -> Result<QuorumCertificate, String>
 where
     A: Fn() -> F,
     F: Future<Output = Result<QuorumCertificate, RegistryError>>,
@@ -151,13 +161,13 @@ where
         left -= 1;
         let (problem, retryable) = match ask().await {
             Ok(certificate) => match certificate.verify(&digest, committee) {
-                Ok(()) => return Event::Approved(certificate),
+                Ok(()) => return Ok(certificate),
                 Err(error) => (format!("the registry's certificate does not verify: {error}"), true),
             },
             Err(error) => (error.to_string(), !is_final(&error)),
         };
         if !retryable || left == 0 {
-            return Event::Refused(problem);
+            return Err(problem);
         }
         backoff.pause().await;
     }
@@ -190,17 +200,32 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     let digest = completion.digest(&gateway.domain);
     let voucher = progress.voucher();
     let started = Instant::now();
-    let authorization = CompletionAuthorization { gateway: quote.gateway, completion: completion.struct_hash() };
+    let authorization = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };
     let authorization = match Signed::sign(authorization, &gateway.domain, &*gateway.signer).await {
         Ok(authorization) => authorization,
         Err(error) => return Some(Event::Refused(format!("the gateway's key: {error}"))),
     };
-    let request = CompletionRequest { request: task.submission.request.clone(), quote, delivery, voucher, authorization };
+    let dispatches = progress.dispatches.clone();
+    let order = task.submission.request.clone();
+    let request = CompletionRequest { request: order, quote, delivery: delivery.clone(), voucher, dispatches, authorization };
     let ask = || gateway.registry.completion(request.clone());
     // What was paid and has run is not given back on a word that no validator has signed.
-    let event = approved(&progress.committee()?, digest, COMPLETION_TRIES, |_| false, ask).await;
+    let approved = approved(&progress.committee()?, digest, COMPLETION_TRIES, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
-    Some(event)
+    let certificate = match approved {
+        Ok(certificate) => certificate,
+        Err(problem) => return Some(Event::Refused(problem)),
+    };
+    if progress.output.is_some() {
+        return Some(Event::Completed { certificate, output: None });
+    }
+    Some(match execution::collect(gateway, task, &delivery, &certificate).await {
+        Ok(output) => Event::Completed { certificate, output: Some(output) },
+        Err(error) => {
+            tracing::warn!(request = %task.request_id, %error, "a node does not hand its output over");
+            Event::ExecutionFailed { reason: error.to_string(), retryable: true }
+        }
+    })
 }
 
 async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
@@ -228,9 +253,15 @@ async fn settle(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
 
 async fn refund(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let quote = progress.quote.as_ref()?;
+    if progress.voucher().is_none() && task.consent().is_none() {
+        task.publish(TaskEvent::GivenUp(progress.failure.clone().unwrap_or_default()));
+        // Most clients agree at once, which saves a transaction and minutes.
+        let _ = tokio::time::timeout(CONSENT_TIMEOUT, task.agreed()).await;
+    }
     let mut backoff = Backoff::new();
     loop {
-        let error = match gateway.ledger.refund(quote).await {
+        let consent = task.consent();
+        let error = match gateway.ledger.refund(quote, consent.as_ref()).await {
             Ok(by) => {
                 if task.is_relayed() {
                     gateway.redemptions.refunded(quote.client);
@@ -241,6 +272,11 @@ async fn refund(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
         };
         if let Some(event) = decided(gateway, quote, progress, &error).await {
             return Some(event);
+        }
+        if let (LedgerError::NotRefundable(at), None) = (&error, consent) {
+            // By the chain's clock, which may be another one.
+            let left = Duration::from_secs(at.saturating_sub(unix_now())).min(REFUND_POLL);
+            let _ = tokio::time::timeout(left, task.agreed()).await;
         }
         backoff.pause().await;
     }

@@ -9,8 +9,9 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::{Backoff, unix_now};
 use ncn_core::{
-    Address, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Event, FinishReason, InferenceResult, Manifest, Quote,
-    Reservation, Resume, Signed, Step, StreamChain, TaskEvent, Values, compute::MAX_OUTPUT_BYTES, lifecycle::MAX_ATTEMPTS,
+    Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Dispatch, Event, FinishReason,
+    InferenceResult, Manifest, Message as _, QuorumCertificate, Quote, Reservation, Resume, Signed, Step, StreamChain, TaskEvent,
+    Values, compute::MAX_OUTPUT_BYTES, lifecycle::MAX_ATTEMPTS,
 };
 
 use super::{
@@ -25,6 +26,8 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const DEADLINE_SLACK: Duration = Duration::from_secs(5);
 /// What it gets on top of the time at which the request has to be at its end.
 const FINISH_SLACK: Duration = Duration::from_secs(1);
+/// How long a node may take to hand a finished output over.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a node may take to end an output that its client wants no more of.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -33,6 +36,15 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct Prefix {
     output: Values,
     results: Vec<Signed<InferenceResult>>,
+    /// This gateway's word that these nodes were to serve.
+    dispatches: Vec<Signed<Dispatch>>,
+}
+
+/// What was streamed of an output whose last part is still to come.
+#[derive(Clone, Debug)]
+pub(super) struct Tail {
+    chain: StreamChain,
+    streamed: Values,
 }
 
 impl Prefix {
@@ -48,40 +60,40 @@ impl Prefix {
 
     /// Where another node goes on.
     fn end(&self) -> Option<Resume> {
-        let InferenceResult { parts, chain, .. } = self.results.last()?.message;
-        let units = self.results.iter().map(|result| result.message.usage.output_units);
-        Some(Resume { parts, chain, output_units: units.fold(0, u64::saturating_add) })
+        Resume::after(&self.results)
     }
 }
 
 pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress, attempt: u8) -> Option<Event> {
-    let quote = progress.quote.as_ref()?;
-    let error = match attempt_at(gateway, task, quote, attempt).await {
+    let (quote, preprocessing) = (progress.quote.as_ref()?, progress.preprocessing.clone()?);
+    let attempted = match dispatched(gateway, task, quote, progress, attempt).await {
+        Ok(Dispatched::Now(event)) => return Some(event),
+        Ok(Dispatched::Before(dispatch)) => attempt_at(gateway, task, quote, preprocessing, dispatch).await,
+        Err(error) => Err(error),
+    };
+    let error = match attempted {
         Ok(event) => return Some(event),
         Err(error) => error,
     };
     let stopped = task.is_stopped();
-    // A node that is lost after its last word has given all.
-    let ended = task.prefix().and_then(|prefix| prefix.results.last()?.message.finish);
-    let retryable = error.is_retryable() && !stopped && ended.is_none();
+    let retryable = error.is_retryable() && !stopped;
     if retryable && attempt + 1 < MAX_ATTEMPTS {
         return Some(Event::ExecutionFailed { reason: error.to_string(), retryable });
     }
     // Nobody goes on: what was given is what the request comes to.
     if let Some(prefix) = task.prefix().filter(Prefix::is_signed) {
-        let Prefix { output, results } = prefix;
+        let Prefix { output, results, dispatches } = prefix;
         if let (true, Some(first)) = (task.begins_anew(), results.first()) {
             // Followers have another one's parts.
             task.publish(TaskEvent::Attempt(first.message.compute));
         }
         let finish = match error {
-            _ if let Some(ended) = ended => ended,
             _ if stopped => FinishReason::Cancelled,
             ComputeError::DeadlineExceeded => FinishReason::Deadline,
             _ => FinishReason::NodeLost,
         };
         tracing::warn!(request = %task.request_id, %error, %finish, "an output is cut short");
-        return Some(Event::Executed { output, delivery: Box::new(Delivery { results, finish }) });
+        return Some(Event::Executed { output: Some(output), delivery: Box::new(Delivery { results, finish }), dispatches });
     }
     if stopped {
         return Some(Event::Cancelled);
@@ -89,10 +101,58 @@ pub(super) async fn dispatch(gateway: &Gateway, task: &Task, progress: &Progress
     Some(Event::ExecutionFailed { reason: error.to_string(), retryable })
 }
 
-async fn attempt_at(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Event, ComputeError> {
-    let compute = node_for(gateway, task, quote, attempt).await.map_err(ComputeError::Failed)?;
+/// This gateway's word about who makes an attempt.
+enum Dispatched {
+    /// It is given, and kept.
+    Before(Signed<Dispatch>),
+    /// It is to be kept before it is given: after a restart, no other node must have it.
+    Now(Event),
+}
+
+/// Who makes this attempt. The first is that of the quote's node, and needs no memory.
+async fn dispatched(
+    gateway: &Gateway,
+    task: &Task,
+    quote: &Quote,
+    progress: &Progress,
+    attempt: u8,
+) -> Result<Dispatched, ComputeError> {
+    if attempt >= MAX_ATTEMPTS {
+        return Err(ComputeError::Unavailable(progress.failure.clone().unwrap_or_else(|| "no more nodes are tried".into())));
+    }
+    if let Some(dispatch) = progress.dispatch.as_ref().filter(|dispatch| dispatch.message.attempt == attempt) {
+        return Ok(Dispatched::Before(dispatch.clone()));
+    }
+    let (compute, resumed_from) = if attempt == 0 {
+        (quote.compute, B256::ZERO)
+    } else {
+        let compute = node_for(gateway, task, quote).await.map_err(ComputeError::Failed)?;
+        (compute.address(), start(task).end().map(|end| end.chain).unwrap_or_default())
+    };
+    let dispatch = Dispatch { gateway: quote.gateway, compute, quote: quote.struct_hash(), attempt, resumed_from };
+    let dispatch = Signed::sign(dispatch, &gateway.domain, &*gateway.signer).await;
+    let dispatch = dispatch.map_err(|error| ComputeError::Failed(format!("the gateway's key: {error}")))?;
+    Ok(if attempt == 0 { Dispatched::Before(dispatch) } else { Dispatched::Now(Event::Dispatched(Box::new(dispatch))) })
+}
+
+/// What the next node goes on from.
+fn start(task: &Task) -> Prefix {
+    task.prefix().filter(|_| !task.begins_anew()).unwrap_or_default()
+}
+
+async fn attempt_at(
+    gateway: &Gateway,
+    task: &Task,
+    quote: &Quote,
+    preprocessing: QuorumCertificate,
+    dispatch: Signed<Dispatch>,
+) -> Result<Event, ComputeError> {
+    let compute = reserved(gateway, quote, &dispatch.message).await?;
     task.try_node(compute.address());
-    let before = task.prefix().filter(|_| !task.begins_anew()).unwrap_or_default();
+    let before = start(task);
+    if before.end().map(|end| end.chain).unwrap_or_default() != dispatch.message.resumed_from {
+        return Err(ComputeError::Unavailable("what the node was to go on from is lost".into()));
+    }
     task.publish(match before.end() {
         Some(_) => TaskEvent::Takeover(compute.address()),
         // Whatever another node has said of the output is void from here on.
@@ -103,13 +163,14 @@ async fn attempt_at(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) 
     let last = before.results.last();
     let chain = last.map_or_else(|| StreamChain::new(task.request_id), |last| StreamChain::of(&last.message));
     let node = compute.address();
-    let mut received = Received { gateway, task, quote, manifest, node, chain, before, own: None, unsigned: Vec::new() };
-    let executed = received.all(&*compute).await;
+    let mut received = Received { gateway, task, quote, manifest, node, chain, before, dispatch, own: None, unsigned: Vec::new() };
+    let executed = received.all(&*compute, preprocessing).await;
+    // Should the end not be handed over, this is what there is.
+    if let Some(prefix) = received.own {
+        task.keep_prefix(prefix);
+    }
     if let Err(error) = &executed {
         compute.release(task.request_id).await;
-        if let Some(prefix) = received.own {
-            task.keep_prefix(prefix);
-        }
         if matches!(error, ComputeError::CannotResume(_)) {
             task.begin_anew();
         }
@@ -117,20 +178,36 @@ async fn attempt_at(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) 
     executed
 }
 
-/// The node that was reserved, when it is still there with a place for the request; another one otherwise. Nodes may be on their
-/// way back, as after a restart of this gateway: they are waited for, a little.
-async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote, attempt: u8) -> Result<Arc<dyn Compute>, String> {
+/// The dispatched node, with a place for the request. It may be on its way back, as after a restart of this gateway: unless there are others,
+/// it is waited for, a little.
+async fn reserved(gateway: &Gateway, quote: &Quote, dispatch: &Dispatch) -> Result<Arc<dyn Compute>, ComputeError> {
     let Quote { request_id, model_digest, expiry: expires_at, .. } = *quote;
     let started = Instant::now();
     let mut backoff = Backoff::new();
     loop {
-        // The lease may have run out while the client thought about paying: reserving again renews it.
-        if attempt == 0
-            && let Some(compute) = gateway.nodes.get(quote.compute)
-            && reserve_at(&*compute, Reservation { request_id, model_digest, expires_at }).await.is_ok()
-        {
-            return Ok(compute);
+        let error = match gateway.nodes.get(dispatch.compute) {
+            // The lease may have run out while the client thought about paying: reserving again renews it.
+            Some(compute) => match reserve_at(&*compute, Reservation { request_id, model_digest, expires_at }).await {
+                Ok(()) => return Ok(compute),
+                Err(error) => error,
+            },
+            None => ComputeError::Unavailable(format!("{} is not attached", dispatch.compute)),
+        };
+        let others = gateway.nodes.with_model(&model_digest).await.iter().any(|node| node.address() != dispatch.compute);
+        if others || started.elapsed() >= NODE_TIMEOUT {
+            return Err(ComputeError::Unavailable(error.to_string()));
         }
+        backoff.pause().await;
+    }
+}
+
+/// Another node than those that have been tried, where there is one, with a place for the request. Nodes may be on their way back: they are
+/// waited for, a little.
+async fn node_for(gateway: &Gateway, task: &Task, quote: &Quote) -> Result<Arc<dyn Compute>, String> {
+    let expires_at = quote.expiry;
+    let started = Instant::now();
+    let mut backoff = Backoff::new();
+    loop {
         match reserve_node(gateway, task, expires_at).await {
             Ok(compute) => return Ok(compute),
             Err(reason) if started.elapsed() >= NODE_TIMEOUT => {
@@ -152,6 +229,7 @@ struct Received<'a> {
     chain: StreamChain,
     /// What others have given.
     before: Prefix,
+    dispatch: Signed<Dispatch>,
     /// The same and what the node has signed, and the parts since then.
     own: Option<Prefix>,
     unsigned: Vec<Values>,
@@ -163,7 +241,7 @@ impl Received<'_> {
     }
 
     /// Runs the task at this node, until its output ends or has to.
-    async fn all(&mut self, compute: &dyn Compute) -> Result<Event, ComputeError> {
+    async fn all(&mut self, compute: &dyn Compute, preprocessing: QuorumCertificate) -> Result<Event, ComputeError> {
         let task = self.task;
         let finish_by = self.gateway.finish_by(self.quote);
         let job = ComputeTask {
@@ -172,7 +250,9 @@ impl Received<'_> {
             voucher: task.progress().voucher(),
             inputs: task.submission.inputs.clone(),
             finish_by,
-            resume: self.before.end(),
+            preprocessing,
+            before: self.before.results.clone(),
+            dispatches: self.dispatches(),
         };
         let started = Instant::now();
         let left = Duration::from_secs(finish_by.saturating_sub(unix_now())).saturating_add(FINISH_SLACK);
@@ -225,46 +305,36 @@ impl Received<'_> {
                 Ok(None)
             }
             ComputeEvent::Checkpoint(checkpoint) => {
+                if self.chain.fits(&checkpoint.message).is_err() || checkpoint.message.finish.is_some() {
+                    return self.dishonest("signed something else than it gave");
+                }
                 self.check(&checkpoint, started)?;
                 let mut output = self.output().output.clone();
                 self.unsigned.drain(..).for_each(|part| output.append(part));
                 if output.size() > MAX_OUTPUT_BYTES {
                     return self.dishonest("streams more than an output has");
                 }
-                let ends_whole = checkpoint.message.finish.is_some_and(FinishReason::is_whole);
-                if ends_whole && self.manifest.check_delivered(&output).is_err() {
-                    return self.dishonest("signed that it is done, and is not");
-                }
-                self.own = Some(Prefix { output, results: self.with(checkpoint.clone()) });
+                self.own = Some(Prefix { output, results: self.with(checkpoint.clone()), dispatches: self.dispatches() });
                 self.task.publish(TaskEvent::Checkpoint(Box::new(checkpoint)));
                 Ok(None)
             }
-            ComputeEvent::Finished { output, result } => {
-                if self.chain.parts() == 0 {
-                    // It came in one part.
-                    self.chain.extend(&output);
-                } else {
-                    let mut streamed = self.output().output.clone();
-                    self.unsigned.iter().for_each(|part| streamed.append(part.clone()));
-                    if streamed != output {
-                        return self.dishonest("streamed something else than it gives");
-                    }
+            ComputeEvent::Finished(result) => {
+                // What it gave before is paid for by that word, should it keep the end to itself.
+                if !self.unsigned.is_empty() {
+                    return self.dishonest("signed the end before what it had given");
+                }
+                // The last part is still to come.
+                if result.message.parts != self.chain.parts() + 1 || result.message.output_bytes > MAX_OUTPUT_BYTES as u64 {
+                    return self.dishonest("signed another output than it gave the beginning of");
                 }
                 self.check(&result, started)?;
                 let Some(finish) = result.message.finish else { return self.dishonest("does not say why the output ends") };
-                let delivery = Delivery { results: self.with(result), finish };
-                let word = delivery.last().filter(|word| {
-                    let whole = !delivery.finish.is_whole() || self.manifest.check_delivered(&output).is_ok();
-                    whole
-                        && self.manifest.check_part(&output).is_ok()
-                        && output.size() <= MAX_OUTPUT_BYTES
-                        && word.fits_output(&output).is_ok()
-                });
-                let Some(word) = word else { return self.dishonest("signed something else than it ran") };
-                let running = Duration::from_micros(word.usage.duration_micros);
+                let running = Duration::from_micros(result.message.usage.duration_micros);
                 self.task.report(Step::Execute, self.node, running);
                 self.task.report(Step::Result, self.node, started.elapsed().saturating_sub(running));
-                Ok(Some(Event::Executed { output, delivery: Box::new(delivery) }))
+                self.task.keep_tail(Tail { chain: self.chain, streamed: self.output().output.clone() });
+                let (delivery, dispatches) = (Delivery { results: self.with(result), finish }, self.dispatches());
+                Ok(Some(Event::Executed { output: None, delivery: Box::new(delivery), dispatches }))
             }
             _ => Ok(None),
         }
@@ -280,17 +350,69 @@ impl Received<'_> {
         self.before.results.iter().cloned().chain([own]).collect()
     }
 
+    /// The words that all nodes were to serve, with this one's.
+    fn dispatches(&self) -> Vec<Signed<Dispatch>> {
+        self.before.dispatches.iter().cloned().chain([self.dispatch.clone()]).collect()
+    }
+
     /// Checks a node's word on what it has given so far.
     fn check(&self, word: &Signed<InferenceResult>, started: Instant) -> Result<(), ComputeError> {
         let order = &self.task.submission.request.message;
         let result = &word.message;
         let finish = result.finish.unwrap_or(FinishReason::NodeLost);
         let honest = result.compute == self.node
-            && self.chain.fits(result).is_ok()
+            && result.request_id == self.task.request_id
             && result.fits(order, self.quote).is_ok()
             && u128::from(result.usage.duration_micros) <= started.elapsed().as_micros()
             && Delivery { results: self.with(word.clone()), finish }.completion(self.quote).is_ok()
             && word.verify(&self.gateway.domain).is_ok();
         if honest { Ok(()) } else { self.dishonest("signed something else than it ran") }
     }
+}
+
+/// Has the node that has signed the end of an output hand it over, for the certificate that pays for it. A node that is on its way back is
+/// waited for, a little.
+pub(super) async fn collect(
+    gateway: &Gateway,
+    task: &Task,
+    delivery: &Delivery,
+    certificate: &QuorumCertificate,
+) -> Result<Values, ComputeError> {
+    let missing = || ComputeError::Failed("the journal is incomplete".into());
+    let (word, quote) = (delivery.results.last().ok_or_else(missing)?, task.quote().ok_or_else(missing)?);
+    let node = word.message.compute;
+    let dishonest = |what: &str| Err(ComputeError::Unavailable(format!("{node} {what}")));
+    let (started, mut backoff) = (Instant::now(), Backoff::new());
+    let Collected { output, last } = loop {
+        let collecting = async {
+            let compute = gateway.nodes.get(node).ok_or_else(|| ComputeError::Unavailable(format!("{node} is not attached")))?;
+            compute.collect(task.request_id, certificate.clone()).await
+        };
+        match tokio::time::timeout(COLLECT_TIMEOUT, collecting).await {
+            Ok(Ok(collected)) => break collected,
+            Ok(Err(error)) if started.elapsed() >= NODE_TIMEOUT => return Err(error),
+            Ok(Err(_)) => backoff.pause().await,
+            Err(_) => return dishonest("does not hand its output over"),
+        }
+    };
+    let unknown = ComputeError::UnknownModel(quote.model_digest);
+    let manifest = gateway.models.get(&quote.model_digest).ok_or(unknown)?.model.manifest();
+    let promised = if delivery.finish.is_whole() { manifest.check_delivered(&output) } else { manifest.check_part(&output) };
+    if promised.is_err() || output.size() > MAX_OUTPUT_BYTES || word.message.fits_output(&output).is_err() {
+        return dishonest("signed something else than it hands over");
+    }
+    if let Some(Tail { mut chain, mut streamed }) = task.tail() {
+        // What comes in one part is no stream.
+        let end = last.as_ref().map_or(&output, |last| &last.values);
+        chain.extend(end);
+        streamed.append(end.clone());
+        if chain.fits(&word.message).is_err() || streamed != output {
+            return dishonest("streamed something else than it hands over");
+        }
+        if let Some(last) = last {
+            task.publish(TaskEvent::Chunk(last));
+            task.publish(TaskEvent::Checkpoint(Box::new(word.clone())));
+        }
+    }
+    Ok(output)
 }

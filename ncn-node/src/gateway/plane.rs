@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, RequestId, Reservation, Signed, StreamBudget,
+    Collected, Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, QuorumCertificate, RequestId,
+    Reservation, Signed, StreamBudget,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     membership::LIVENESS_SECONDS,
 };
@@ -134,6 +135,7 @@ struct Waiting {
 struct Open {
     reservations: HashMap<RequestId, oneshot::Sender<Result<(), ComputeError>>>,
     tasks: HashMap<RequestId, OpenTask>,
+    collections: HashMap<RequestId, oneshot::Sender<Result<Collected, ComputeError>>>,
     closed: bool,
 }
 
@@ -149,6 +151,15 @@ type EventSender = mpsc::Sender<Waiting>;
 fn remote_error(text: &str) -> ComputeError {
     let text = if text.len() > MAX_ERROR_BYTES { "" } else { text };
     serde_json::from_str(text).unwrap_or_else(|_| ComputeError::Unavailable("gave an error that makes no sense".into()))
+}
+
+/// What a node hands over.
+fn read_collected(collected: proto::Collected) -> Result<Result<Collected, ComputeError>, Status> {
+    if !collected.error.is_empty() {
+        return Ok(Err(remote_error(&collected.error)));
+    }
+    let last = collected.last.map(wire::chunk_from_proto).transpose()?;
+    Ok(Ok(Collected { output: wire::values_from_proto(collected.output)?, last }))
 }
 
 impl RemoteCompute {
@@ -200,12 +211,17 @@ impl RemoteCompute {
                 let task = self.open().tasks.get(&checkpoint.message.request_id).map(|task| task.events.clone());
                 self.deliver(task, Ok(ComputeEvent::Checkpoint(checkpoint)), length).await;
             }
-            compute_message::Message::Finished(finished) => {
-                let id = wire::hash("finished.request_id", &finished.request_id)?;
-                let output = wire::values_from_proto(finished.output)?;
-                let result = wire::required("finished.result", finished.result)?.try_into()?;
-                let task = self.open().tasks.remove(&id).map(|task| task.events);
-                self.deliver(task, Ok(ComputeEvent::Finished { output, result }), length).await;
+            compute_message::Message::Finished(result) => {
+                let result: Signed<InferenceResult> = result.try_into()?;
+                let task = self.open().tasks.remove(&result.message.request_id).map(|task| task.events);
+                self.deliver(task, Ok(ComputeEvent::Finished(result)), length).await;
+            }
+            compute_message::Message::Collected(collected) => {
+                let id = wire::hash("collected.request_id", &collected.request_id)?;
+                // What nobody waits for is not read.
+                if let Some(waiting) = self.open().collections.remove(&id) {
+                    let _ = waiting.send(read_collected(collected)?);
+                }
             }
             compute_message::Message::Failed(failed) => {
                 let id = wire::hash("failed.request_id", &failed.request_id)?;
@@ -248,6 +264,20 @@ impl Compute for RemoteCompute {
         let answer = answer.await.unwrap_or_else(|_| Err(self.gone()));
         undo.message = None;
         answer
+    }
+
+    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut open = self.open();
+            if open.closed {
+                return Err(self.gone());
+            }
+            open.collections.insert(request_id, sender);
+        }
+        let collect = proto::Collect { request_id: wire::bytes(request_id), certificate: Some(certificate.into()) };
+        self.send(gateway_message::Message::Collect(collect)).await?;
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     async fn stop(&self, request_id: RequestId) {

@@ -10,14 +10,14 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, B256, Committee, Delivery, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId, SignedVoucher,
-    State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected,
-    transport::Updates,
+    Address, B256, Committee, Delivery, Dispatch, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId,
+    Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values,
+    lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::execution::Prefix;
+use super::execution::{Prefix, Tail};
 
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
@@ -51,10 +51,14 @@ pub(super) struct Task {
     prefix: Mutex<Option<Prefix>>,
     /// What is there of the output cannot be continued.
     anew: AtomicBool,
+    /// What was streamed of an output whose last part its node keeps until it is paid for.
+    tail: Mutex<Option<Tail>>,
     /// The client wants no more of the output.
     stop: CancellationToken,
     /// The gateway has brought the payment to the chain.
     relayed: AtomicBool,
+    /// The client's word that its payment may come back at once.
+    consent: watch::Sender<Option<Signature>>,
 }
 
 /// What the events so far lead to.
@@ -67,6 +71,10 @@ pub(super) struct Progress {
     pub(super) payment: Option<PaymentRef>,
     pub(super) output: Option<Values>,
     pub(super) delivery: Option<Delivery>,
+    /// This gateway's word that the delivery's nodes were to serve.
+    pub(super) dispatches: Vec<Signed<Dispatch>>,
+    /// Its newest word, that another node than the quote's is to serve.
+    pub(super) dispatch: Option<Signed<Dispatch>>,
     pub(super) approvals: Option<QuorumCertificate>,
     pub(super) settlement: Option<PaymentRef>,
     pub(super) failure: Option<String>,
@@ -85,17 +93,20 @@ impl Progress {
 
     /// Takes an event in, when it means something.
     fn apply(&mut self, event: Event) -> Result<Effect, Unexpected> {
-        let before = self.lifecycle.state();
         let (lifecycle, effect) = self.lifecycle.step(&event)?;
         self.lifecycle = lifecycle;
         match event {
             Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
-            Event::Approved(certificate) if before == State::Preprocessing => self.preprocessing = Some(certificate),
-            Event::Approved(certificate) => self.approvals = Some(certificate),
+            Event::Approved(certificate) => self.preprocessing = Some(certificate),
             Event::Paid(by) => self.payment = Some(by),
-            Event::Executed { output, delivery } => {
-                (self.output, self.delivery) = (Some(output), Some(*delivery));
+            Event::Dispatched(dispatch) => self.dispatch = Some(*dispatch),
+            Event::Executed { output, delivery, dispatches } => {
+                (self.output, self.delivery, self.dispatches) = (output, Some(*delivery), dispatches);
                 self.failure = None;
+            }
+            Event::Completed { certificate, output } => {
+                self.approvals = Some(certificate);
+                self.output = output.or_else(|| self.output.take());
             }
             Event::Settled(by) => self.settlement = Some(by),
             Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
@@ -152,8 +163,10 @@ impl Task {
             tried: Mutex::default(),
             prefix: Mutex::default(),
             anew: AtomicBool::new(false),
+            tail: Mutex::default(),
             stop: CancellationToken::new(),
             relayed: AtomicBool::new(false),
+            consent: watch::Sender::default(),
         })
     }
 
@@ -246,6 +259,16 @@ impl Task {
         self.prefix.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Keeps what was streamed of an output whose last part is still to come.
+    pub(super) fn keep_tail(&self, tail: Tail) {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);
+    }
+
+    /// What was streamed of the output, unless that was before a restart.
+    pub(super) fn tail(&self) -> Option<Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The next node begins anew, since one could not go on.
     pub(super) fn begin_anew(&self) {
         self.anew.store(true, Ordering::Relaxed);
@@ -267,6 +290,23 @@ impl Task {
     /// Waits until the client wants no more.
     pub(super) async fn stopped(&self) {
         self.stop.cancelled().await;
+    }
+
+    /// The client agrees that its payment comes back.
+    pub(super) fn agree(&self, consent: Signature) {
+        self.consent.send_replace(Some(consent));
+    }
+
+    /// The client's word that its payment may come back at once, when it has given it.
+    pub(super) fn consent(&self) -> Option<Signature> {
+        *self.consent.borrow()
+    }
+
+    /// Waits for the client's word.
+    pub(super) async fn agreed(&self) {
+        let mut consent = self.consent.subscribe();
+        // The task holds the other end.
+        let _ = consent.wait_for(Option::is_some).await;
     }
 
     /// Says that the chain may hold the payment.

@@ -3,13 +3,16 @@ use std::{path::PathBuf, sync::Arc};
 use ncn_client::grpc::EndpointError;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    ChainView, Confinement, Directory, DynSigner, Executor, ExecutorError, LedgerError, RegistryError, executor::ModelPackage,
+    Attestors, ChainView, Confinement, Directory, DynSigner, Executor, ExecutorError, LedgerError, PaymentLedger, RegistryError,
+    executor::ModelPackage,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::leave;
 use crate::{
-    compute::{ComputeNode, GatewaySessions},
+    compute::{ClaimParts, Claims, ClaimsError, ComputeNode, GatewaySessions},
     registration::Registration,
+    store::SharedStore,
 };
 
 /// How many requests a node runs or reserves capacity for at once, unless it is told.
@@ -25,6 +28,7 @@ pub struct ComputeNodeBuilder {
     models: Vec<ModelPackage>,
     capacity: usize,
     gateways: Vec<(Address, String)>,
+    claims: Option<ClaimParts>,
 }
 
 /// Why a compute node does not start.
@@ -48,6 +52,9 @@ pub enum ComputeNodeError {
     /// The registry does not take it.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
+    /// What it is owed cannot be looked after.
+    #[error("claims: {0}")]
+    Claims(#[from] ClaimsError),
     /// A gateway's URL.
     #[error("gateway: {0}")]
     Gateway(#[from] EndpointError),
@@ -59,6 +66,7 @@ pub struct RunningComputeNode {
     confinement: Confinement,
     sessions: GatewaySessions,
     registration: Registration,
+    claiming: Option<(Arc<Claims>, AbortOnDropHandle<()>)>,
 }
 
 impl ComputeNode {
@@ -79,6 +87,7 @@ impl ComputeNode {
             models: Vec::new(),
             capacity: CAPACITY,
             gateways: Vec::new(),
+            claims: None,
         }
     }
 }
@@ -105,15 +114,31 @@ impl ComputeNodeBuilder {
         self
     }
 
+    /// Has it settle by this account what a gateway has given up or let expire, by the approval that it asks these validators for. What it is
+    /// owed is kept in the store until it is paid.
+    #[must_use]
+    pub fn claims(mut self, account: Arc<dyn PaymentLedger>, validators: Arc<dyn Attestors>, store: SharedStore) -> Self {
+        self.claims = Some(ClaimParts { account, validators, store });
+        self
+    }
+
     /// Starts it: loads its models, registers, and opens its sessions, which are opened again when they break.
     pub async fn start(self) -> Result<RunningComputeNode, ComputeNodeError> {
-        let Self { signer, subnet, executor, chain, registry, models, capacity, gateways } = self;
+        let Self { signer, subnet, executor, chain, registry, models, capacity, gateways, claims } = self;
         // Before anything is loaded or registered.
         for (_, url) in &gateways {
             drop(ncn_client::grpc::endpoint(url)?);
         }
         let domain = chain.trust_root().await?.domain;
-        let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain, capacity);
+        let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain.clone(), capacity);
+        let claiming = match claims {
+            Some(parts) => {
+                let claims = Claims::load(signer.clone(), chain, parts).await?;
+                node.claim_by(claims.clone());
+                Some((claims.clone(), AbortOnDropHandle::new(tokio::spawn(claims.watch()))))
+            }
+            None => None,
+        };
         for package in models {
             let (name, directory) = (package.model.manifest().name.clone(), package.directory.clone());
             node.add_model(package).await.map_err(|problem| ComputeNodeError::Model { name, directory, problem })?;
@@ -125,7 +150,7 @@ impl ComputeNodeBuilder {
         for (address, url) in gateways {
             sessions.add(node.clone(), address, &url)?;
         }
-        Ok(RunningComputeNode { node, confinement, sessions, registration })
+        Ok(RunningComputeNode { node, confinement, sessions, registration, claiming })
     }
 }
 
@@ -133,6 +158,11 @@ impl RunningComputeNode {
     /// The node itself.
     pub const fn node(&self) -> &Arc<ComputeNode> {
         &self.node
+    }
+
+    /// What it is owed, when it looks after that.
+    pub fn claims(&self) -> Option<&Arc<Claims>> {
+        self.claiming.as_ref().map(|(claims, _)| claims)
     }
 
     /// How strongly it confines its models.

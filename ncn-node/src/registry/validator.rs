@@ -98,7 +98,12 @@ impl Validator for ValidatorNode {
         let context = ValidationContext { trust: &trust, subnet: &subnet, nodes: &nodes, now: unix_now() };
         validation::completion(request, &context)?;
         // Last, so that nobody makes this node ask the chain for nothing.
-        self.payments.check(quote, request.voucher.as_ref()).await.map_err(|error| match error {
+        let paid = match (validation::claiming_attempt(request), &request.voucher) {
+            (None, voucher) => self.payments.check(quote, voucher.as_ref()).await,
+            (Some(attempt), None) => self.payments.check_claim(quote, attempt).await,
+            (Some(_), Some(_)) => return Err(RegistryError::Refused("payment: a voucher is its gateway's to settle".into())),
+        };
+        paid.map_err(|error| match error {
             PaymentCheckError::NotYet(problem) => RegistryError::Unreachable(problem),
             PaymentCheckError::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
         })?;

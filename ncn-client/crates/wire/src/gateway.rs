@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ncn_core::{
-    CapabilityScope, ComputeTask, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
-    PaymentSubmission, Reservation, Resume, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
-    TaskStatus, Ticket, Units, Update, Usage,
+    CapabilityScope, ComputeTask, Dispatch, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
+    PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
+    TaskStatus, Ticket, Units, Update, Usage, lifecycle::MAX_ATTEMPTS,
 };
 
 use super::{
@@ -46,14 +46,14 @@ impl TryFrom<proto::Ticket> for Ticket {
 
 impl From<ComputeTask> for proto::InferenceRequest {
     fn from(task: ComputeTask) -> Self {
-        let resume =
-            |resume: Resume| proto::Resume { parts: resume.parts, chain: bytes(resume.chain), output_units: resume.output_units };
         Self {
             inputs: values_to_proto(task.inputs),
             quote: Some(task.quote.into()),
             voucher: task.voucher.map(Into::into),
             finish_by: task.finish_by,
-            resume: task.resume.map(resume),
+            preprocessing: Some(task.preprocessing.into()),
+            before: task.before.into_iter().map(Into::into).collect(),
+            dispatches: task.dispatches.into_iter().map(Into::into).collect(),
             ..task.request.into()
         }
     }
@@ -66,13 +66,49 @@ impl TryFrom<proto::InferenceRequest> for ComputeTask {
         let inputs = values_from_proto(std::mem::take(&mut task.inputs))?;
         let quote = required("task.quote", task.quote.take())?.try_into()?;
         let voucher = task.voucher.take().map(TryInto::try_into).transpose()?;
-        let resume = |resume: proto::Resume| {
-            let chain = hash("task.resume.chain", &resume.chain)?;
-            Ok(Resume { parts: resume.parts, chain, output_units: resume.output_units })
-        };
-        let (finish_by, resume) = (task.finish_by, task.resume.take().map(resume).transpose()?);
-        Ok(Self { request: Signed::<InferenceRequest>::try_from(task)?, quote, voucher, inputs, finish_by, resume })
+        let preprocessing = required("task.preprocessing", task.preprocessing.take())?.try_into()?;
+        let before = std::mem::take(&mut task.before).into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        let dispatches = dispatches(std::mem::take(&mut task.dispatches))?;
+        let finish_by = task.finish_by;
+        let request = Signed::<InferenceRequest>::try_from(task)?;
+        Ok(Self { request, quote, preprocessing, before, dispatches, voucher, inputs, finish_by })
     }
+}
+
+impl From<Signed<Dispatch>> for proto::Dispatch {
+    fn from(Signed { message, signature }: Signed<Dispatch>) -> Self {
+        Self {
+            gateway: bytes(message.gateway),
+            compute: bytes(message.compute),
+            quote: bytes(message.quote),
+            attempt: message.attempt.into(),
+            resumed_from: bytes(message.resumed_from),
+            signature: bytes(signature.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<proto::Dispatch> for Signed<Dispatch> {
+    type Error = WireError;
+
+    fn try_from(dispatch: proto::Dispatch) -> Result<Self, WireError> {
+        let message = Dispatch {
+            gateway: address("dispatch.gateway", &dispatch.gateway)?,
+            compute: address("dispatch.compute", &dispatch.compute)?,
+            quote: hash("dispatch.quote", &dispatch.quote)?,
+            attempt: small("dispatch.attempt", dispatch.attempt)?,
+            resumed_from: hash("dispatch.resumed_from", &dispatch.resumed_from)?,
+        };
+        Ok(Self { message, signature: signature("dispatch.signature", &dispatch.signature)? })
+    }
+}
+
+/// No more than there can be.
+pub(super) fn dispatches(dispatches: Vec<proto::Dispatch>) -> Result<Vec<Signed<Dispatch>>, WireError> {
+    if dispatches.len() > usize::from(MAX_ATTEMPTS) {
+        return Err(WireError::new("dispatches", format!("are {}, a request has {MAX_ATTEMPTS} at most", dispatches.len())));
+    }
+    dispatches.into_iter().map(TryInto::try_into).collect()
 }
 
 impl From<State> for proto::TaskState {
@@ -242,6 +278,7 @@ impl From<Update> for proto::InferenceResponse {
             TaskEvent::Attempt(node) => Some(Sent::Attempt(bytes(node))),
             TaskEvent::Takeover(node) => Some(Sent::Takeover(bytes(node))),
             TaskEvent::Chunk(chunk) => Some(Sent::Chunk(chunk.into())),
+            TaskEvent::GivenUp(reason) => Some(Sent::GivenUp(reason)),
             TaskEvent::Checkpoint(checkpoint) => Some(Sent::Checkpoint((*checkpoint).into())),
             TaskEvent::Delivered { output, receipt } => {
                 Some(Sent::Delivered(proto::Delivered { output: values_to_proto(output), receipt: Some((*receipt).into()) }))
@@ -272,6 +309,7 @@ impl TryFrom<proto::InferenceResponse> for Update {
             Sent::Attempt(node) => TaskEvent::Attempt(address("attempt", &node)?),
             Sent::Takeover(node) => TaskEvent::Takeover(address("takeover", &node)?),
             Sent::Chunk(chunk) => TaskEvent::Chunk(chunk_from_proto(chunk)?),
+            Sent::GivenUp(reason) => TaskEvent::GivenUp(reason),
             Sent::Checkpoint(checkpoint) => TaskEvent::Checkpoint(Box::new(checkpoint.try_into()?)),
             Sent::Delivered(delivery) => TaskEvent::Delivered {
                 output: values_from_proto(delivery.output)?,

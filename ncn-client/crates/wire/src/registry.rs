@@ -9,7 +9,9 @@ use ncn_core::{
 use prost::bytes::Bytes;
 
 use super::{
-    WireError, address, amount, amount_bytes, bytes, hash, required, signature, small,
+    WireError, address, amount, amount_bytes, bytes,
+    gateway::dispatches,
+    hash, required, signature, small,
     types::{role_from_code, role_to_code},
 };
 use crate::proto;
@@ -170,6 +172,8 @@ impl From<CompletionRequest> for proto::CompletionRequest {
             delivery: Some(request.delivery.into()),
             voucher: request.voucher.map(Into::into),
             authorization: bytes(request.authorization.signature.as_bytes()),
+            author: bytes(request.authorization.message.author),
+            dispatches: request.dispatches.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -182,10 +186,11 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
         let delivery: Delivery = required("delivery", request.delivery)?.try_into()?;
         // What is wrong with a delivery, its validation says.
         let completion = delivery.completion(&quote).map(|completion| completion.struct_hash()).unwrap_or_default();
-        let message = CompletionAuthorization { gateway: quote.gateway, completion };
+        let message = CompletionAuthorization { author: address("author", &request.author)?, completion };
         let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
         let voucher = request.voucher.map(TryInto::try_into).transpose()?;
-        Ok(Self { request: required("request", request.request)?.try_into()?, quote, delivery, voucher, authorization })
+        let (request, dispatches) = (required("request", request.request)?.try_into()?, dispatches(request.dispatches)?);
+        Ok(Self { request, quote, delivery, voucher, dispatches, authorization })
     }
 }
 

@@ -214,7 +214,9 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             quote: None,
             voucher: None,
             finish_by: 0,
-            resume: None,
+            preprocessing: None,
+            before: Vec::new(),
+            dispatches: Vec::new(),
         }
     }
 }

@@ -169,7 +169,7 @@ pub(super) async fn shows(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let known = scene.ledger.status(quote.client, quote.request_id).await;
     let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
     rules.check("everyone sees an escrow", seen == known && matches!(seen, Ok(PaymentStatus::Held { .. })), (known, seen))?;
-    let by = rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+    let by = rules.ok("the gateway gives back", scene.give_back(&quote).await)?;
     let seen = scene.strange_settler.status(quote.client, quote.request_id).await;
     rules.check("everyone sees a refund", seen == Ok(PaymentStatus::Refunded { by }), seen)
 }

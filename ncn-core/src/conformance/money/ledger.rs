@@ -7,6 +7,7 @@ use crate::{
     Address, Amount, ChannelClose, FinishReason, LedgerError, Message as _, PaymentAuthorization, PaymentLedgerExt as _,
     PaymentRef, PaymentStatus, PayoutSchedule, Quote, SignedVoucher,
     conformance::{Rules, Violation, key, priced_by_use},
+    validation::CLAIM_SECONDS,
 };
 
 type Checked = Result<(), Violation>;
@@ -66,7 +67,7 @@ pub(super) async fn redeems(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let squatted = scene.strange_ledger.status(scene.outsider.address(), quote.request_id).await;
     rules.check("a request id is its client's own", squatted == Ok(PaymentStatus::Unpaid), squatted)?;
 
-    rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+    rules.ok("the gateway gives back", scene.give_back(&quote).await)?;
     let spent = scene.ledger.redeem(&quote, &authorization).await;
     rules.refused("an authorization pays once", spent, LedgerError::is_retryable)
 }
@@ -107,9 +108,6 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     rules.refused("another request's approvals do not settle", refused, LedgerError::is_retryable)?;
 
     let settlement = scene.settlement(&quote, threshold).await;
-    for ledger in [&scene.strange_ledger, &scene.clients_ledger] {
-        rules.refused("only the quote's gateway settles", ledger.settle(&settlement).await, LedgerError::is_retryable)?;
-    }
     let payees = settlement.certificate.validators();
     let tree = PayoutSchedule::new(&quote, &settlement.completion, &payees, scene.trust.treasury);
     let tree = rules.ok("a payment can be split", tree)?;
@@ -143,7 +141,7 @@ pub(super) async fn pays_out(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let refused = scene.ledger.settle(&others).await;
     rules.refused("another completion is not taken for this one", refused, LedgerError::is_retryable)?;
     let gateway = scene.balance(&scene.gateway).await;
-    rules.refused("what is settled is not refunded", scene.ledger.refund(&quote).await, LedgerError::is_retryable)?;
+    rules.refused("what is settled is not refunded", scene.give_back(&quote).await, LedgerError::is_retryable)?;
     rules.refused("what is settled is not paid again", scene.escrow(&quote).await, LedgerError::is_retryable)?;
     rules.check("settling pays once", scene.balance(&scene.gateway).await == gateway, gateway)
 }
@@ -153,28 +151,56 @@ pub(super) async fn pays_back(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let given_up = scene.quote().await?;
     rules.ok("a client pays", scene.escrow(&given_up).await)?;
     let before = scene.balance(&scene.client).await;
-    let early = scene.strange_ledger.refund(&given_up).await;
-    rules.refused("before expiry only the gateway gives back", early, LedgerError::is_retryable)?;
-    let by = rules.ok("the gateway gives back at any time", scene.ledger.refund(&given_up).await)?;
+    let consent = scene.consent(&given_up).await;
+    for (ledger, consent) in [(&scene.strange_ledger, None), (&scene.strange_ledger, Some(&consent)), (&scene.clients_ledger, None)]
+    {
+        let early = ledger.refund(&given_up, consent).await;
+        rules.refused("before expiry only the gateway gives back", early, LedgerError::is_retryable)?;
+    }
+    let others = scene.consent(&scene.quote().await?).await;
+    let refused = scene.ledger.refund(&given_up, Some(&others)).await;
+    rules.refused("a client agrees to one request", refused, LedgerError::is_retryable)?;
+    let by = rules.ok("the gateway gives back at any time, when the client agrees", scene.give_back(&given_up).await)?;
     rules.check("a refund is a transaction", by.transaction().is_some(), &by)?;
     let after = scene.balance(&scene.client).await;
     rules.check("a refund is the whole total", after.checked_sub(before) == Some(PRICE), after)?;
     let status = scene.strange_ledger.status(given_up.client, given_up.request_id).await;
     rules.check("a refunded request is refunded", status == Ok(PaymentStatus::Refunded { by: by.clone() }), status)?;
-    let again = scene.ledger.refund(&given_up).await;
+    let again = scene.give_back(&given_up).await;
     rules.check("refunding again is the same transaction", again == Ok(by), again)?;
     let late = scene.ledger.settle(&scene.settlement(&given_up, threshold).await).await;
     rules.refused("what is refunded is not settled", late, LedgerError::is_retryable)?;
     rules.refused("what is refunded is not paid again", scene.escrow(&given_up).await, LedgerError::is_retryable)?;
     rules.check("refunding pays once", scene.balance(&scene.client).await == after, after)?;
 
+    let served = scene.quote().await?;
+    rules.ok("a client pays", scene.escrow(&served).await)?;
+    let alone = scene.ledger.refund(&served, None).await;
+    let Err(LedgerError::NotRefundable(refundable_at)) = alone else {
+        return rules.check("alone, the gateway only gives up", false, alone);
+    };
+    let again = scene.ledger.refund(&served, None).await;
+    rules.check("giving up again changes nothing", again == Err(LedgerError::NotRefundable(refundable_at)), again)?;
+    let status = scene.strange_ledger.status(served.client, served.request_id).await;
+    let given_up = PaymentStatus::GivenUp { quote: served.struct_hash(), refundable_at };
+    rules.check("a request that was given up is so", status == Ok(given_up), status)?;
+    let settled = scene.strange_ledger.settle(&scene.settlement(&served, threshold).await).await;
+    rules.ok("a certificate wins, whoever has it", settled)?;
+
+    let agreed = scene.quote().await?;
+    rules.ok("a client pays", scene.escrow(&agreed).await)?;
+    drop(scene.ledger.refund(&agreed, None).await);
+    let early = scene.strange_ledger.refund(&agreed, None).await;
+    rules.refused("what was given up is there for a while", early, LedgerError::is_retryable)?;
+    rules.ok("a client takes back what was given up", scene.clients_ledger.refund(&agreed, None).await)?;
+
     let expired = scene.quote().await?;
     rules.ok("a client pays", scene.escrow(&expired).await)?;
     let before = scene.balance(&scene.client).await;
-    scene.fixture.chain().advance(LIFETIME + 60).await;
+    scene.fixture.chain().advance(LIFETIME + CLAIM_SECONDS + 60).await;
     let late = scene.ledger.settle(&scene.settlement(&expired, threshold).await).await;
     rules.check("past expiry nothing settles", matches!(late, Err(LedgerError::Expired(_))), late)?;
-    rules.ok("past expiry anyone gives back", scene.strange_ledger.refund(&expired).await)?;
+    rules.ok("past expiry anyone gives back", scene.strange_ledger.refund(&expired, None).await)?;
     let after = scene.balance(&scene.client).await;
     rules.check("an expired refund goes to the client", after.checked_sub(before) == Some(PRICE), after)
 }
@@ -201,7 +227,7 @@ pub(super) async fn tells(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
             let mut resumed = rules.ok("changes can be followed from a block", scene.strange_ledger.changes(change.block).await)?;
             let first = resumed.next().await;
             rules.check("following starts at the block", first == Some(Ok(change)), first)?;
-            let by = rules.ok("the gateway gives back", scene.ledger.refund(&quote).await)?;
+            let by = rules.ok("the gateway gives back", scene.give_back(&quote).await)?;
             let next = resumed.next().await;
             let refunded = PaymentStatus::Refunded { by };
             let told = matches!(&next, Some(Ok(next)) if (next.request_id, &next.status) == (quote.request_id, &refunded));
@@ -256,10 +282,10 @@ pub(super) async fn takes_vouchers(rules: &mut Rules, scene: &Scene<'_>) -> Chec
         };
         rules.check("a captured voucher is earned, and not paid out before it is charged", earned, (status, charged))?;
     }
-    rules.refused("what is earned is not given back", scene.ledger.refund(&served).await, LedgerError::is_retryable)?;
+    rules.refused("what is earned is not given back", scene.ledger.refund(&served, None).await, LedgerError::is_retryable)?;
     let voucher = PaymentRef::from(second);
     for _ in 0..2 {
-        let by = rules.ok("a voucher is released, and again as good as once", scene.ledger.refund(&failed).await)?;
+        let by = rules.ok("a voucher is released, and again as good as once", scene.ledger.refund(&failed, None).await)?;
         let status = scene.ledger.status(failed.client, failed.request_id).await;
         let refunded = status == Ok(PaymentStatus::Refunded { by: voucher.clone() });
         rules.check("a released voucher is given back", refunded && by == voucher, status)?;

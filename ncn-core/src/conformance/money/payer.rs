@@ -8,6 +8,7 @@ use crate::{
     Signature, SignedVoucher,
     conformance::{Rules, Violation, certificate, delivery, signed},
     receipt,
+    validation::CLAIM_SECONDS,
 };
 
 type Checked = Result<(), Violation>;
@@ -152,7 +153,7 @@ pub(super) async fn sees_the_end(rules: &mut Rules, payment: &Payment<'_>) -> Ch
 
     let failed = payment.paid(rules).await?;
     let before = scene.balance(&scene.client).await;
-    let refund = rules.ok("the gateway gives back", scene.ledger.refund(&failed).await)?;
+    let refund = rules.ok("the gateway gives back", scene.give_back(&failed).await)?;
     let status = payer.status(&failed).await;
     let proven = matches!(&status, Ok(PaymentStatus::Refunded { by }) if *by == refund);
     let unproven = matches!(status, Err(LedgerError::Unproven(_)));
@@ -281,7 +282,7 @@ pub(super) async fn reclaims(rules: &mut Rules, payment: &Payment<'_>) -> Checke
     let kept = !matches!(early, Ok(PaymentStatus::Refunded { .. })) && !early.as_ref().is_err_and(LedgerError::is_retryable);
     rules.check("before the expiry nothing is taken back", kept, early)?;
     let before = scene.balance(&scene.client).await;
-    scene.fixture.chain().advance(LIFETIME + 60).await;
+    scene.fixture.chain().advance(LIFETIME + CLAIM_SECONDS + 60).await;
     // The second time, it is there already.
     for _ in 0..2 {
         let status = payer.reclaim(&quote).await;

@@ -33,7 +33,8 @@ pub(super) async fn escrows(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), 
         insists(rules, "an authorization resumes", gateway, |ledger| ledger.redeem(quote, authorization)).await?;
     }
     has(rules, scene, times(8)).await?;
-    insists(rules, "a refund resumes", gateway, |ledger| ledger.refund(&failed)).await?;
+    let consent = scene.consent(&failed).await;
+    insists(rules, "a refund resumes", gateway, |ledger| ledger.refund(&failed, Some(&consent))).await?;
     has(rules, scene, times(9)).await?;
     insists(rules, "a settlement resumes", gateway, |ledger| ledger.settle(&settlement)).await?;
     let share = scene.balance(&scene.gateway).await;

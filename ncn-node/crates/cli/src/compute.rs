@@ -1,19 +1,25 @@
 //! `ncn compute`: a compute node of its own.
 
-use std::{io::Write as _, sync::Arc};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ncn_client::grpc::GrpcTransport;
 use ncn_core::Transport as _;
 use ncn_node::{
     compute::ComputeNode,
     node::{ComputeNodeError, RunningComputeNode},
+    store::{MemoryStore, SharedStore},
 };
 
 use crate::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments},
     engines::{EngineArguments, ModelArguments},
-    sanitize, say, serving,
+    sanitize, say, serving, typed,
 };
 
 #[derive(clap::Args)]
@@ -34,6 +40,9 @@ pub(crate) struct Arguments {
     /// How many requests it runs or reserves capacity for at once
     #[arg(long, alias = "places", value_name = "REQUESTS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     capacity: u16,
+    /// The directory in which it keeps what it is owed until that is paid; without one, that is lost with the process
+    #[arg(long, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -72,8 +81,9 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
 
     let executor = arguments.engines.executor(&packages).await?;
     let (address, url) = (signer.address(), arguments.gateway.as_str());
-    let node =
-        ComputeNode::builder(signer, subnet, executor, ledger, registry).models(packages).capacity(arguments.capacity.into());
+    let store = open_store(arguments.state.as_deref())?;
+    let node = ComputeNode::builder(signer, subnet, executor, ledger.clone(), registry.clone()).models(packages);
+    let node = node.capacity(arguments.capacity.into()).claims(ledger, registry, store);
     let node = node.gateway(network.gateway, url).start().await.map_err(|error| match error {
         ComputeNodeError::Gateway(error) => Failure::Input(format!("--gateway {error}")),
         error => Failure::failed(error),
@@ -84,4 +94,11 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     writeln!(out, "compute node {address} works for gateway {}", network.gateway)?;
     out.flush()?;
     Ok(node)
+}
+
+fn open_store(state: Option<&Path>) -> Result<SharedStore, Failure> {
+    let Some(directory) = state else { return SharedStore::new(MemoryStore::default()).map_err(Failure::failed) };
+    let refuse = |error: String| Failure::Input(format!("--state {}: {error}", typed(directory)));
+    fs::create_dir_all(directory).map_err(|error| refuse(error.to_string()))?;
+    SharedStore::open(&directory.join("compute.redb")).map_err(|error| refuse(error.to_string()))
 }

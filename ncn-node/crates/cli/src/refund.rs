@@ -57,8 +57,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             PaymentStatus::Refunded { by } => {
                 writeln!(out, "{} had come back to {} already: {by}", quote.total, quote.client)?;
             }
-            PaymentStatus::Held { .. } => {
-                let transaction = ledger.refund(&quote).await.map_err(Failure::failed)?;
+            PaymentStatus::Held { .. } | PaymentStatus::GivenUp { .. } => {
+                let transaction = ledger.refund(&quote, None).await.map_err(Failure::failed)?;
                 writeln!(out, "{} came back to {}: {transaction}", quote.total, quote.client)?;
             }
         }

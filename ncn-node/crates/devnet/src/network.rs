@@ -27,7 +27,7 @@ use ncn_node::{
     },
     registry::{RegistryNode, ValidatorNode},
     server::LOOPBACK,
-    store::{SharedStore, StoreError},
+    store::{MemoryStore, SharedStore, StoreError},
 };
 
 /// The chain's id, the one that development chains have by custom.
@@ -257,8 +257,9 @@ impl LocalNetworkBuilder {
         for number in 0..self.compute_nodes {
             let (executor, signer) = (self.compute_executor()?, self.key("compute", number));
             let (subnet, ledger) = (gateway.gateway().subnet_id(), Arc::new(deployer.with_signer(signer.clone())));
-            let node =
-                ComputeNode::builder(signer, subnet, executor, ledger, connect()?).models(packages.clone()).capacity(CAPACITY);
+            let store = SharedStore::new(MemoryStore::default())?;
+            let node = ComputeNode::builder(signer, subnet, executor, ledger.clone(), connect()?).models(packages.clone());
+            let node = node.capacity(CAPACITY).claims(ledger, connect()?, store);
             starting.push(node.gateway(gateway.gateway().address(), gateway.url().unwrap_or_default()).start());
         }
         let compute_nodes = try_join_all(starting).await?;

@@ -36,9 +36,15 @@ pub struct InferenceRequest {
     /// In such a task, when the output has to be at its end.
     #[prost(uint64, tag = "13")]
     pub finish_by: u64,
-    /// In such a task, where to go on that another node has begun.
-    #[prost(message, optional, tag = "16")]
-    pub resume: ::core::option::Option<Resume>,
+    /// In such a task, the validators' approval of the quote.
+    #[prost(message, optional, tag = "17")]
+    pub preprocessing: ::core::option::Option<PreprocessingValidation>,
+    /// In such a task, what other nodes have given before they were lost, and where to go on.
+    #[prost(message, repeated, tag = "18")]
+    pub before: ::prost::alloc::vec::Vec<ComputeCompletion>,
+    /// In such a task, the gateway's word that each of those was to serve, and last, that this node is.
+    #[prost(message, repeated, tag = "19")]
+    pub dispatches: ::prost::alloc::vec::Vec<Dispatch>,
     /// keccak256 of the salt that the gateway has chosen for this order.
     #[prost(bytes = "bytes", tag = "14")]
     pub draw: ::prost::bytes::Bytes,
@@ -46,15 +52,22 @@ pub struct InferenceRequest {
     #[prost(bytes = "bytes", tag = "15")]
     pub ticket: ::prost::bytes::Bytes,
 }
-/// The end of the parts that another node has given.
+/// A gateway's word that a compute node is to serve a request.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Resume {
-    #[prost(uint64, tag = "1")]
-    pub parts: u64,
+pub struct Dispatch {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub gateway: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
-    pub chain: ::prost::bytes::Bytes,
-    #[prost(uint64, tag = "3")]
-    pub output_units: u64,
+    pub compute: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub quote: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "4")]
+    pub attempt: u32,
+    /// The chain of the parts that the node goes on from; zero where it begins.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub resumed_from: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub signature: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {
@@ -529,7 +542,7 @@ pub struct InferenceResponse {
     /// Where it is among the gateway's updates of the request.
     #[prost(uint64, tag = "7")]
     pub index: u64,
-    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6, 8")]
+    #[prost(oneof = "inference_response::Update", tags = "1, 2, 3, 4, 5, 6, 8, 9")]
     pub update: ::core::option::Option<inference_response::Update>,
 }
 /// Nested message and enum types in `InferenceResponse`.
@@ -552,6 +565,9 @@ pub mod inference_response {
         /// The compute node that goes on with it after the last checkpoint.
         #[prost(bytes, tag = "8")]
         Takeover(::prost::bytes::Bytes),
+        /// Why the gateway gives the payment back: at once, when the client agrees by cancelling the request.
+        #[prost(string, tag = "9")]
+        GivenUp(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -581,7 +597,7 @@ pub struct Failure {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GatewayMessage {
-    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: ::core::option::Option<gateway_message::Message>,
 }
 /// Nested message and enum types in `GatewayMessage`.
@@ -604,11 +620,13 @@ pub mod gateway_message {
         /// A request id: its output ends with what was given.
         #[prost(bytes, tag = "6")]
         Stop(::prost::bytes::Bytes),
+        #[prost(message, tag = "7")]
+        Collect(super::Collect),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ComputeMessage {
-    #[prost(oneof = "compute_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "compute_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub message: ::core::option::Option<compute_message::Message>,
 }
 /// Nested message and enum types in `ComputeMessage`.
@@ -622,15 +640,40 @@ pub mod compute_message {
         Reserved(super::Reserved),
         #[prost(message, tag = "3")]
         Chunk(super::TaskChunk),
+        /// The node's word on the whole output, which waits to be collected.
         #[prost(message, tag = "4")]
-        Finished(super::TaskFinished),
+        Finished(super::ComputeCompletion),
         #[prost(message, tag = "5")]
         Failed(super::TaskFailed),
         #[prost(message, tag = "6")]
         Heartbeat(super::Empty),
         #[prost(message, tag = "7")]
         Checkpoint(super::ComputeCompletion),
+        #[prost(message, tag = "8")]
+        Collected(super::Collected),
     }
+}
+/// The certificate that pays for an output.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Collect {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub request_id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub certificate: ::core::option::Option<CompletionValidation>,
+}
+/// The output that was paid for, or why there is none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Collected {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub request_id: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "2")]
+    pub output: ::prost::alloc::vec::Vec<NamedValue>,
+    /// The last part, of an output that came in several.
+    #[prost(message, optional, tag = "3")]
+    pub last: ::core::option::Option<OutputChunk>,
+    /// A ComputeError as JSON; empty with an output.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Challenge {
@@ -673,15 +716,6 @@ pub struct TaskChunk {
     pub request_id: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "2")]
     pub chunk: ::core::option::Option<OutputChunk>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TaskFinished {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub request_id: ::prost::bytes::Bytes,
-    #[prost(message, repeated, tag = "2")]
-    pub output: ::prost::alloc::vec::Vec<NamedValue>,
-    #[prost(message, optional, tag = "3")]
-    pub result: ::core::option::Option<ComputeCompletion>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskFailed {
@@ -1655,9 +1689,15 @@ pub struct CompletionRequest {
     /// When it is paid out of a channel.
     #[prost(message, optional, tag = "4")]
     pub voucher: ::core::option::Option<ChannelPayment>,
-    /// The signature of the quote's gateway over a CompletionAuthorization.
+    /// The signature over a CompletionAuthorization of the quote's gateway, or of the node that has served last.
     #[prost(bytes = "bytes", tag = "5")]
     pub authorization: ::prost::bytes::Bytes,
+    /// Who has signed it.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub author: ::prost::bytes::Bytes,
+    /// The gateway's word that the delivery's nodes were to serve, in their order.
+    #[prost(message, repeated, tag = "7")]
+    pub dispatches: ::prost::alloc::vec::Vec<Dispatch>,
 }
 /// Served requests, and what settles them.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2745,10 +2785,12 @@ impl crate::entries::Described for InferenceRequest {
         crate::entries::Field::messages::<NamedValue>(10),
         crate::entries::Field::message::<Quote>(11),
         crate::entries::Field::message::<ChannelPayment>(12),
-        crate::entries::Field::message::<Resume>(16),
+        crate::entries::Field::message::<PreprocessingValidation>(17),
+        crate::entries::Field::messages::<ComputeCompletion>(18),
+        crate::entries::Field::messages::<Dispatch>(19),
     ];
 }
-impl crate::entries::Described for Resume {
+impl crate::entries::Described for Dispatch {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for NamedValue {
@@ -2892,6 +2934,7 @@ impl crate::entries::Described for GatewayMessage {
         crate::entries::Field::message::<Challenge>(1),
         crate::entries::Field::message::<Reserve>(2),
         crate::entries::Field::message::<InferenceRequest>(4),
+        crate::entries::Field::message::<Collect>(7),
     ];
 }
 impl crate::entries::Described for ComputeMessage {
@@ -2899,11 +2942,19 @@ impl crate::entries::Described for ComputeMessage {
         crate::entries::Field::message::<Attachment>(1),
         crate::entries::Field::message::<Reserved>(2),
         crate::entries::Field::message::<TaskChunk>(3),
-        crate::entries::Field::message::<TaskFinished>(4),
+        crate::entries::Field::message::<ComputeCompletion>(4),
         crate::entries::Field::message::<TaskFailed>(5),
         crate::entries::Field::message::<Empty>(6),
         crate::entries::Field::message::<ComputeCompletion>(7),
+        crate::entries::Field::message::<Collected>(8),
     ];
+}
+impl crate::entries::Described for Collect {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<CompletionValidation>(2)];
+}
+impl crate::entries::Described for Collected {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<NamedValue>(2), crate::entries::Field::message::<OutputChunk>(3)];
 }
 impl crate::entries::Described for Challenge {
     const FIELDS: &'static [crate::entries::Field] = &[];
@@ -2919,10 +2970,6 @@ impl crate::entries::Described for Reserved {
 }
 impl crate::entries::Described for TaskChunk {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<OutputChunk>(2)];
-}
-impl crate::entries::Described for TaskFinished {
-    const FIELDS: &'static [crate::entries::Field] =
-        &[crate::entries::Field::messages::<NamedValue>(2), crate::entries::Field::message::<ComputeCompletion>(3)];
 }
 impl crate::entries::Described for TaskFailed {
     const FIELDS: &'static [crate::entries::Field] = &[];
@@ -2959,6 +3006,7 @@ impl crate::entries::Described for CompletionRequest {
         crate::entries::Field::message::<Quote>(2),
         crate::entries::Field::message::<Delivery>(3),
         crate::entries::Field::message::<ChannelPayment>(4),
+        crate::entries::Field::messages::<Dispatch>(7),
     ];
 }
 impl crate::entries::Described for SettlementBatch {

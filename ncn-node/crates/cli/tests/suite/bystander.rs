@@ -8,9 +8,9 @@ use ncn_client::{
     grpc::{GrpcRegistry, GrpcValidator},
 };
 use ncn_core::{
-    Amount, Attestors as _, CompletionAuthorization, CompletionRequest, Confinement, Delivery, Directory as _, DynSigner,
-    InferenceRequest, InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, Quote, RegistryError, Signed, Submission,
-    Transport, TransportError, Validator as _, Value, Values,
+    Amount, Attestors as _, B256, CompletionAuthorization, CompletionRequest, Confinement, Delivery, Directory as _, Dispatch,
+    DispatchError, DynSigner, InferenceRequest, InferenceResult, Message as _, NodeQuery, NodeRecord, NodeRole, Quote,
+    RegistryError, Signed, Submission, Transport, TransportError, Validator as _, Value, Values,
 };
 use ncn_devnet::{LocalNetwork, quickstart};
 use std::sync::{Arc, Mutex};
@@ -70,7 +70,17 @@ async fn theft(
     };
     let delivery = delivered(result, &thief, &domain).await;
     let authorization = authorize(&quote, &delivery, &thief, &domain).await;
-    CompletionRequest { request: order, quote, delivery, voucher: None, authorization }
+    // The gateway has signed none for it.
+    let message = Dispatch {
+        gateway: quote.gateway,
+        compute: thief.address(),
+        quote: quote.struct_hash(),
+        attempt: 0,
+        resumed_from: B256::ZERO,
+    };
+    let mut dispatch = Signed::sign(Dispatch { gateway: thief.address(), ..message }, &domain, &*thief).await.unwrap();
+    dispatch.message = message;
+    CompletionRequest { request: order, quote, delivery, voucher: None, dispatches: vec![dispatch], authorization }
 }
 
 async fn authorize(
@@ -80,7 +90,7 @@ async fn authorize(
     domain: &ncn_core::Domain,
 ) -> Signed<CompletionAuthorization> {
     let completion = delivery.completion(quote).unwrap().struct_hash();
-    let message = CompletionAuthorization { gateway: signer.address(), completion };
+    let message = CompletionAuthorization { author: signer.address(), completion };
     Signed::sign(message, domain, &**signer).await.unwrap()
 }
 
@@ -103,14 +113,16 @@ async fn nobody_but_the_gateway_says_whose_result_is_paid() {
 
     // The registry node refuses it, and so does each validator when it is asked itself.
     let refused = registry.completion(theft.clone()).await;
-    assert!(matches!(&refused, Err(RegistryError::Refused(reason)) if reason.contains("authorization")), "{refused:?}");
+    let unsigned =
+        |refused: &Result<_, RegistryError>| matches!(refused, Err(RegistryError::Dispatch(DispatchError::Signature(_))));
+    assert!(unsigned(&refused.as_ref().map(drop).map_err(Clone::clone)), "{refused:?}");
     let validators = NodeQuery { role: Some(NodeRole::Validator), ..NodeQuery::default() };
     let validators = registry.discover(validators).await.unwrap();
     assert_eq!(validators.len(), 5);
     for record in validators {
         let validator = GrpcValidator::new(record.message.node, &record.message.endpoint).unwrap();
         let refused = validator.completion(&theft).await;
-        assert!(matches!(&refused, Err(RegistryError::Refused(reason)) if reason.contains("authorization")), "{refused:?}");
+        assert!(unsigned(&refused.as_ref().map(drop).map_err(Clone::clone)), "{refused:?}");
     }
 
     let answer = tokio::time::timeout(Duration::from_mins(1), paid.finish()).await.unwrap().unwrap();

@@ -7,9 +7,9 @@ use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
     Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
-    CompletionAuthorization, Confinement, Contribution, Deregistration, Domain, DowntimeReport, FeeSplit, FinishReason, Heartbeat,
-    InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal, SessionProof,
-    SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
+    CompletionAuthorization, Confinement, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, FeeSplit, FinishReason,
+    Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal,
+    SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
     channel::Numbers,
 };
 use ncn_devnet::EmbeddedChain;
@@ -172,8 +172,16 @@ async fn the_messages_of_a_request() {
             contributions: (0..round % 4).map(|_| contribution(&mut any)).collect(),
         };
         any.agree(&completion, harness::hashCompletionCall::SELECTOR).await;
-        let authorization = CompletionAuthorization { gateway: any.address(), completion: any.hash() };
+        let authorization = CompletionAuthorization { author: any.address(), completion: any.hash() };
         any.agree(&authorization, harness::hashCompletionAuthorizationCall::SELECTOR).await;
+        let dispatch = Dispatch {
+            gateway: any.address(),
+            compute: any.address(),
+            quote: any.hash(),
+            attempt: u8::try_from(round % 256).unwrap(),
+            resumed_from: any.hash(),
+        };
+        any.agree(&dispatch, harness::hashDispatchCall::SELECTOR).await;
         let seal = ReceiptSeal {
             request_id: any.hash(),
             quote: any.hash(),

@@ -9,7 +9,7 @@ use std::{
 use ncn_client::{Client, ClientError, InferenceOutput, Order, evm::EvmLedger};
 use ncn_core::{
     Amount, Confinement, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentStatus, Policy, Sandbox, SandboxCommand,
-    SandboxError, Value, Values,
+    SandboxError, Value, Values, validation::CLAIM_SECONDS,
 };
 use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NoSandbox};
@@ -130,9 +130,12 @@ async fn a_gateway_that_dies_cannot_keep_the_payment() {
     let order = Order::new(quickstart::NAME, seven()).timeout(SHORT);
     let quoted = client.submit(order).await.unwrap();
     // Gone between quote and payment: the client pays a gateway that is not there any more.
+    let chain = network.chain().clone();
     drop(network);
     let paid = quoted.pay().await.unwrap();
     assert!(balance(&ledger).await < Amount::TOKEN);
+    chain.advance(CLAIM_SECONDS + SHORT.as_secs());
+    chain.mine();
     let refunded = paid.finish().await.unwrap_err();
     assert!(matches!(refunded, ClientError::Refunded { .. }), "{refunded}");
     assert_eq!(balance(&ledger).await, Amount::TOKEN);

@@ -20,11 +20,12 @@ use ncn_client::{
     unix_now,
 };
 use ncn_core::{
-    Amount, ChannelParams, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentStatus, RequestId, Signed,
-    State, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Update, Value,
+    Amount, ChannelParams, Confinement, DynSigner, Execution, Executor, ExecutorError, Outcome, PaymentRef, PaymentStatus,
+    RequestId, Signed, State, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Update, Value,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     transport::Updates,
+    validation::CLAIM_SECONDS,
 };
 use ncn_devnet::{EmbeddedChain, LocalNetwork, RpcServer, quickstart, well_known_key, well_known_secret};
 use ncn_executor::EngineExecutor;
@@ -392,7 +393,7 @@ async fn a_client_that_has_lost_count_signs_what_it_has_signed_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_quiet_chain_an_expired_payment_comes_back() {
+async fn on_a_quiet_chain_an_expired_payment_can_be_taken_back() {
     let chain = Arc::new(EmbeddedChain::new(31_337));
     let rpc = RpcServer::start(chain.clone(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let options = GatewayOptions { finish_margin: Duration::ZERO, ..crate::failures::hasty() };
@@ -409,14 +410,16 @@ async fn on_a_quiet_chain_an_expired_payment_comes_back() {
     let quoted = client.submit(order).await.unwrap();
     drop(network);
     let paid = quoted.pay().await.unwrap();
-    let (request, expiry, newest) = (paid.request_id(), paid.quote().expiry, ledger.now().await.unwrap());
-    let refunded = paid.finish().await.unwrap_err();
+    let (request, refundable_at) = (paid.request_id(), paid.quote().expiry + CLAIM_SECONDS + 1);
+    chain.advance(refundable_at.saturating_sub(unix_now()));
+    let newest = ledger.now().await.unwrap();
+    let by = ledger.refund(paid.quote(), None).await.unwrap();
     // No block has come in the meantime, but for that of the refund.
-    assert!(newest < expiry && unix_now() > expiry);
-    let ClientError::Refunded { by, .. } = refunded else { panic!("{refunded}") };
-    assert!(ledger.now().await.unwrap() > expiry);
+    assert!(newest < refundable_at && ledger.now().await.unwrap() >= refundable_at);
+    let ClientError::Refunded { by: seen, .. } = paid.finish().await.unwrap_err() else { panic!("not refunded") };
+    assert_eq!(seen, PaymentRef::Transaction(by));
     let state = ledger.payment(signer.address(), request).await;
-    assert_eq!(state, Ok(PaymentStatus::Refunded { by }));
+    assert_eq!(state, Ok(PaymentStatus::Refunded { by: seen }));
     assert_eq!(ledger.balance(signer.address()).await.unwrap(), tokens(1));
 }
 

@@ -10,7 +10,7 @@ use ncn_client::evm::{EvmBackend as _, EvmLedger, EvmReader as _, NCNToken};
 use ncn_core::{
     Address, Amount, Approval, BatchSettler as _, ChannelCharge, ChannelClose, ChannelParams, ChannelPayout, ChannelSettlement,
     Delivery, DynSigner, Epoch, Message as _, PaymentAuthorization, PaymentLedger as _, PayoutSchedule, Price, QuorumCertificate,
-    Quote, Settlement, Signature, Signed, SignedVoucher, TrustRoot,
+    Quote, Settlement, Signature, Signed, SignedVoucher, TaskCapability, TrustRoot,
     channel::{Batch, BatchEntry, CertifiedBatch, ChargeStart, MerkleTree, Numbers},
 };
 use tokio::sync::OnceCell;
@@ -261,16 +261,17 @@ impl Scene {
         let quote = self.quote().await;
         let authorization = PaymentAuthorization::transfer(&self.trust, &quote, &self.client).await.unwrap();
         let relayed = gateway.redeem(&quote, &authorization).await.unwrap();
-        let failed = gateway.refund(&quote).await.unwrap();
+        let consent = Signature::sign(&TaskCapability::cancel(&quote).digest(&self.trust.domain), &*self.client).await.unwrap();
+        let failed = gateway.refund(&quote, Some(&consent)).await.unwrap();
 
         self.allow(self.trust.domain.contract).await;
         let expiring = self.quote().await;
         let initiated = client.escrow(&expiring).await.unwrap();
         self.measure_alone("initiate, by a standing allowance", 1, initiated).await;
         self.measure_alone("initiate, by an authorization that the gateway relays", 1, relayed.transaction().unwrap()).await;
-        self.measure_alone("refund, by the gateway", 1, failed).await;
+        self.measure_alone("refund, by the gateway, with the client's consent", 1, failed).await;
         self.chain.chain.advance(2 * HOUR);
-        let expired = self.ledger(&self.nodes[0]).refund(&expiring).await.unwrap();
+        let expired = self.ledger(&self.nodes[0]).refund(&expiring, None).await.unwrap();
         self.measure_alone("refund, by anyone after the expiry", 1, expired).await;
     }
 

@@ -16,12 +16,12 @@ use ncn_client::{
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, Attestors, B256, ChannelParams, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
-    Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges,
-    NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest,
-    QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement, Signature, Signed, Subnet,
-    TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update, Usage, Value, Values,
-    compute::ComputeEvents, receipt::Payment, transport::Updates,
+    Address, Amount, Approval, Attestors, B256, ChannelParams, Collected, CompletionRequest, Compute, ComputeError, ComputeEvent,
+    ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
+    NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus,
+    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement,
+    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update,
+    Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -184,10 +184,20 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     assert!(reason.contains("which was not asked for"), "{reason}");
 }
 
-/// A node that streams this before what it gives, the first time.
+/// What a node does the first time.
+#[derive(Clone, Copy, Debug)]
+enum NodesLie {
+    /// Streams this before what it gives.
+    Streams(&'static str),
+    /// Takes the certificate, and hands nothing over.
+    Keeps,
+    /// Takes it, and hands something else over.
+    HandsOver(&'static str),
+}
+
 struct LyingCompute {
     honest: Arc<dyn Compute>,
-    streams: Option<&'static str>,
+    lie: NodesLie,
     tries: AtomicUsize,
 }
 
@@ -209,10 +219,22 @@ impl Compute for LyingCompute {
         self.honest.stop(request_id).await;
     }
 
+    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
+        let collected = self.honest.collect(request_id, certificate).await?;
+        match self.lie {
+            NodesLie::Keeps if self.tries.load(Ordering::SeqCst) == 1 => Err(ComputeError::Unavailable("for the test".into())),
+            NodesLie::HandsOver(label) if self.tries.load(Ordering::SeqCst) == 1 => {
+                Ok(Collected { output: Values::from([("label", label)]), ..collected })
+            }
+            _ => Ok(collected),
+        }
+    }
+
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
         let events = self.honest.execute(task).await?;
-        let name = self.streams.filter(|_| self.tries.fetch_add(1, Ordering::SeqCst) == 0);
-        let lie = name.map(|name| {
+        let first = self.tries.fetch_add(1, Ordering::SeqCst) == 0;
+        let lie = if let (NodesLie::Streams(name), true) = (self.lie, first) { Some(name) } else { None };
+        let lie = lie.map(|name| {
             Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: Usage::default(), finish: None }))
         });
         Ok(stream::iter(lie).chain(events).boxed())
@@ -222,17 +244,17 @@ impl Compute for LyingCompute {
 #[tokio::test]
 async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
     // The model gives labels, and this one is not the answer; the other it does not give at all.
-    for name in ["label", "more"] {
+    for lie in [NodesLie::Streams("label"), NodesLie::Streams("more"), NodesLie::Keeps, NodesLie::HandsOver("8")] {
         let directory = tempfile::tempdir().unwrap();
         let scene = recovery::Scene::new(directory.path()).await;
         let client = recovery::Client::new(&scene).await;
         let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
-        let lying = LyingCompute { honest: scene.compute.clone(), streams: Some(name), tries: AtomicUsize::new(0) };
+        let lying = LyingCompute { honest: scene.compute.clone(), lie, tries: AtomicUsize::new(0) };
         let lying = Arc::new(lying);
         gateway.gateway().attach(lying.clone());
         let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
         assert_eq!(output.text("label"), Some("7"));
-        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{name}: the lie did not count");
+        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{lie:?} did not count");
     }
 }
 

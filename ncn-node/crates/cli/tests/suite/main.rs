@@ -15,6 +15,7 @@ mod conformance;
 mod deviations;
 mod digests;
 mod doctor;
+mod due;
 mod engines;
 mod epochs;
 mod evm;

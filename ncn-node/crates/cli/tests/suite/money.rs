@@ -222,6 +222,7 @@ impl Transport for Cashier {
         let state = match status {
             PaymentStatus::Unpaid => State::AwaitingPayment,
             PaymentStatus::Held { .. } => State::Executing,
+            PaymentStatus::GivenUp { .. } => State::Refunding,
             PaymentStatus::Earned { .. } | PaymentStatus::PaidOut { .. } => State::Ended(Outcome::Completed),
             PaymentStatus::Refunded { .. } => State::Ended(Outcome::Refunded),
         };

@@ -56,8 +56,8 @@ impl PaymentLedger for Provider {
         self.chain.settle(settlement).await
     }
 
-    async fn refund(&self, quote: &Quote) -> Result<PaymentRef, LedgerError> {
-        PaymentLedger::refund(&*self.chain, quote).await
+    async fn refund(&self, quote: &Quote, consent: Option<&Signature>) -> Result<PaymentRef, LedgerError> {
+        PaymentLedger::refund(&*self.chain, quote, consent).await
     }
 
     async fn changes(&self, from_block: u64) -> Result<PaymentChanges, LedgerError> {

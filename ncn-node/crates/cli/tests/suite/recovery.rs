@@ -8,11 +8,12 @@ use std::{
     },
 };
 
+use futures::StreamExt as _;
 use ncn_client::unix_now;
 use ncn_core::{
     Amount, B256, CapabilityScope, Compute, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation,
     PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport,
-    TransportError, TransportExt as _, Value, Values,
+    TransportError, Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -178,8 +179,16 @@ impl Client {
                 .await
                 .unwrap();
         }
-        let access = TaskCapability { client: self.key.address(), request_id, scope: CapabilityScope::Follow };
-        gateway.last_update(Signed::sign(access, &self.domain, &*self.key).await.unwrap()).await.unwrap()
+        let access =
+            |scope| Signed::sign(TaskCapability { client: self.key.address(), request_id, scope }, &self.domain, &*self.key);
+        let mut updates = gateway.updates(access(CapabilityScope::Follow).await.unwrap(), 0).await.unwrap();
+        loop {
+            match updates.next().await.unwrap().unwrap().event {
+                TaskEvent::GivenUp(_) => gateway.cancel(access(CapabilityScope::Cancel).await.unwrap()).await.unwrap(),
+                event if event.is_last() => return event,
+                _ => {}
+            }
+        }
     }
 }
 

@@ -228,7 +228,7 @@ async fn no_voucher_is_taken_whose_number_ends_with_a_batch() {
     let (early, its_payment) = setup.voucher(100, 200).await;
     ledger.redeem(&early, &its_payment).await.unwrap();
     // While a lower number is open, the higher one waits; here it is given up.
-    PaymentLedger::refund(&ledger, &early).await.unwrap();
+    PaymentLedger::refund(&ledger, &early, None).await.unwrap();
     let served = settlement(&quote, &setup.compute, &setup.trust, &setup.chain.validators, 3).await;
     ledger.settle(&served).await.unwrap();
     ledger.flush();
@@ -239,7 +239,7 @@ async fn no_voucher_is_taken_whose_number_ends_with_a_batch() {
         match ledger.redeem(&quote, &payment).await {
             Err(error) => error.to_string().contains("is over"),
             // It came before the batch, and must not be in its way.
-            Ok(_) => PaymentLedger::refund(&ledger, &quote).await.is_err(),
+            Ok(_) => PaymentLedger::refund(&ledger, &quote, None).await.is_err(),
         }
     })
     .await;
@@ -427,7 +427,7 @@ async fn after_any_faults_memory_and_store_agree() {
                     }
                 }
                 1 => {
-                    while let Err(error) = ledger.refund(&quote).await {
+                    while let Err(error) = ledger.refund(&quote, None).await {
                         assert!(error.is_retryable(), "{error}");
                     }
                 }

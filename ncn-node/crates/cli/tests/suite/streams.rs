@@ -41,7 +41,7 @@ pub(crate) struct Words {
 #[derive(Clone)]
 enum Pause {
     For(Duration),
-    /// Until the client has a checkpoint of the words before.
+    /// Until the client has a checkpoint of the words before, but for the newest: the node is always one ahead.
     UntilSigned(Arc<Notify>),
 }
 
@@ -53,7 +53,7 @@ impl Words {
     async fn say(&self, number: usize) -> Result<OutputChunk, ExecutorError> {
         match &self.pause {
             Pause::For(pause) => tokio::time::sleep(*pause).await,
-            Pause::UntilSigned(signed) if number > 1 => signed.notified().await,
+            Pause::UntilSigned(signed) if number > 2 => signed.notified().await,
             Pause::UntilSigned(_) => {}
         }
         self.said.lock().unwrap().push(Instant::now());

@@ -115,7 +115,7 @@ async fn events_go_on_after_a_restart() {
     // An outage ends the stream with an error; it goes on from where it was.
     scene.fault("error", 1, "eth_getLogs").await;
     let last = scene.quote(&client, tokens(1)).await;
-    ledger.refund(&last).await.unwrap_err();
+    ledger.refund(&last, None).await.unwrap_err();
     ledger.transfer(Address::random(), tokens(1)).await.unwrap();
     let ended = in_time("the stream ends", following.next()).await.unwrap();
     assert!(matches!(ended, Err(LedgerError::Unreachable(_))), "{ended:?}");

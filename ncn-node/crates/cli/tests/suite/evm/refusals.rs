@@ -1,5 +1,7 @@
 //! What is refused, and how it is said.
 
+use ncn_core::{Signature, TaskCapability, validation::CLAIM_SECONDS};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +38,8 @@ async fn refusals_name_the_problem_and_the_remedy() {
     let quote = scene.quote(&client, tokens(1)).await;
     ledger.escrow(&quote).await.unwrap();
     let stranger = scene.connect(&gateway, POLLS, hasty()).await;
-    assert_eq!(stranger.refund(&quote).await, Err(LedgerError::NotExpired(quote.expiry)));
+    let refundable_at = quote.expiry + CLAIM_SECONDS + 1;
+    assert_eq!(stranger.refund(&quote, None).await, Err(LedgerError::NotRefundable(refundable_at)));
     assert!(stranger.escrow(&quote).await.is_ok(), "it is paid already, whichever account asks");
     let withdraw =
         scene.refusal(&gateway, registry, ValidatorRegistry::withdrawStakeCall { account: gateway.address() }).await.to_string();
@@ -199,7 +202,8 @@ async fn authorizations_are_checked_before_anything_is_sent() {
     let paid = relays.redeem(&quote, &authorization).await.unwrap();
     assert_eq!((relays.redeem(&quote, &authorization).await, sent()), (Ok(paid), 1), "again is as good as once");
     assert_eq!(scene.balance(client.address()).await, tokens(4));
-    relays.refund(&quote).await.unwrap();
+    let consent = Signature::sign(&TaskCapability::cancel(&quote).digest(&trust.domain), &*client).await.unwrap();
+    relays.refund(&quote, Some(&consent)).await.unwrap();
     let replayed = relays.redeem(&quote, &authorization).await.unwrap_err();
     assert!(!replayed.is_retryable() && matches!(replayed, LedgerError::WrongState { .. }), "{replayed:?}");
     assert_eq!((sent(), scene.balance(client.address()).await), (2, tokens(5)), "the payment and the refund, and no more");
@@ -228,7 +232,7 @@ async fn who_refunds_second_gets_the_first_ones_transaction() {
         for signer in [&one, &two] {
             let ledger = scene.connect_by(&[proxy.url()], signer, POLLS, hasty()).await;
             let quote = quote.clone();
-            refunding.push(tokio::spawn(async move { ledger.refund(&quote).await }));
+            refunding.push(tokio::spawn(async move { ledger.refund(&quote, None).await }));
         }
         let waiting = async {
             scene.until_pending(one.address(), 1).await;
