@@ -68,6 +68,8 @@ pub struct CompletionRequest {
     pub quote: Quote,
     /// What the compute nodes have given.
     pub delivery: Delivery,
+    /// The validators' approval of the quote, where a node brings its own completion: by then its gateway may have changed its subnet.
+    pub preprocessing: Option<QuorumCertificate>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<SignedVoucher>,
     /// The gateway's word that each of these nodes was to serve, in their order. Who takes part in a request is known to bystanders, and

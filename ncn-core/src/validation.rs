@@ -33,8 +33,8 @@ pub const MAX_PARAMETERS: usize = 16 << 10;
 pub struct ValidationContext<'a> {
     /// The network.
     pub trust: &'a TrustHistory,
-    /// The subnet of the request.
-    pub subnet: &'a Subnet,
+    /// The subnet of the request, as it is now; none where it does not matter.
+    pub subnet: Option<&'a Subnet>,
     /// The live records of the request's compute nodes, as far as they are live.
     pub nodes: &'a [NodeRecord],
     /// The time.
@@ -78,7 +78,7 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     if quote.expiry - context.now > MAX_ESCROW_SECONDS {
         return refuse("quote.expiry: is more than a week away");
     }
-    able(quote, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?, context)
+    able(&order.message, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?)
 }
 
 /// Checks that the quote's own gateway wants this completion approved, or the node that has served last; that it is the one that what was
@@ -131,12 +131,19 @@ pub fn claimable_from(quote: &Quote, attempt: u8, status: &PaymentStatus) -> Res
 /// Judges what was delivered once [`authorization`] has passed: the compute nodes' signatures, and that every digest is the order's. An
 /// escrow is the chain's to confirm: the caller compares [`crate::PaymentStatus`], or for a voucher asks [`voucher`].
 pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let CompletionRequest { request: order, quote, delivery, voucher, .. } = request;
+    let CompletionRequest { request: order, quote, delivery, voucher, preprocessing, .. } = request;
     let order = &order.message;
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
     let network = &context.trust.current().trust;
     quote.fits(order, &order.digest(&network.domain))?;
-    terms(order, quote, context)?;
+    match preprocessing {
+        Some(approved) => {
+            let (_, committee) = context.trust.of(quote)?;
+            let approved = approved.verify(&quote.digest(&network.domain), &committee);
+            approved.map_err(|error| RegistryError::Refused(format!("preprocessing: {error}")))?;
+        }
+        None => terms(order, quote, context)?,
+    }
     delivery.verify(&network.domain).map_err(|error| RegistryError::Refused(format!("result: {error}")))?;
     if let Some(voucher) = voucher {
         voucher.verify(quote, network).map_err(|error| RegistryError::Refused(error.to_string()))?;
@@ -150,7 +157,7 @@ pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) 
             Some(node) if result.confinement > node.confinement => {
                 return refuse("result.confinement: is more than the node's record says");
             }
-            Some(node) => able(quote, node, context)?,
+            Some(node) => able(order, node)?,
             None => return Err(RegistryError::UnknownNode(result.compute)),
         }
     }
@@ -242,7 +249,7 @@ pub fn payable(quote: &Quote, now: UnixTime) -> Result<(), LedgerError> {
 
 /// Do order and quote fit each other, the subnet and the network?
 fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
-    let subnet = context.subnet;
+    let Some(subnet) = context.subnet else { return Err(RegistryError::UnknownSubnet(order.subnet)) };
     let Some(listed) = subnet.model(&order.model_digest) else {
         return refuse("request.modelDigest: the subnet does not offer this model");
     };
@@ -263,11 +270,11 @@ fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_
 }
 
 /// Is the live compute node in the subnet, and in possession of the model?
-fn able(quote: &Quote, record: &NodeRecord, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
+fn able(order: &InferenceRequest, record: &NodeRecord) -> Result<(), RegistryError> {
     let checks = [
         (record.role == NodeRole::Compute, "compute: is no compute node"),
-        (record.subnet == context.subnet.id(), "compute: is in another subnet"),
-        (record.models.contains(&quote.model_digest), "compute: does not have the model"),
+        (record.subnet == order.subnet, "compute: is in another subnet"),
+        (record.models.contains(&order.model_digest), "compute: does not have the model"),
     ];
     match checks.iter().find(|(good, _)| !good) {
         Some((_, reason)) => refuse(*reason),

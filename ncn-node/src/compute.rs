@@ -149,6 +149,9 @@ impl Compute for ComputeNode {
             return Err(ComputeError::UnknownModel(reservation.model_digest));
         }
         let busy = |()| ComputeError::Busy(self.address());
+        if self.claims.as_ref().is_some_and(|claims| !claims.has_room()) {
+            return Err(busy(()));
+        }
         self.finished.room(unix_now()).and_then(|()| self.leases.hold(&reservation, unix_now())).map_err(busy)
     }
 
@@ -199,8 +202,9 @@ impl Compute for ComputeNode {
         let signing = Signing { signer: self.signer.clone(), domain: self.domain, unsigned, max_units };
         // What a voucher pays, only its gateway can settle.
         let claims = self.claims.clone().filter(|_| task.voucher.is_none());
-        let (request, quote, before, dispatches) = (task.request, task.quote, task.before, task.dispatches);
-        let assignment = Assignment { request, quote, committee, before, dispatches, claims };
+        let is_voucher = task.voucher.is_some();
+        let ComputeTask { request, quote, preprocessing, before, dispatches, .. } = task;
+        let assignment = Assignment { request, quote, preprocessing, committee, before, dispatches, is_voucher, claims };
         let (model, finished) = (package.model.clone(), self.finished.clone());
         let running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, finished);
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
@@ -211,10 +215,18 @@ impl Compute for ComputeNode {
     }
 
     async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
+        // A certificate is worth nothing once the escrow has ended in another way.
+        if let Some((quote, false)) = self.finished.quote(&request_id)
+            && let Err(error) = self.payments.check(&quote, None).await
+        {
+            return Err(ComputeError::Unavailable(error.to_string()));
+        }
         let (collected, claim) = self.finished.collect(request_id, certificate)?;
         // Kept before the output is out of hand.
-        if let (Some(claims), Some(claim)) = (&self.claims, claim) {
-            claims.keep(claim).await;
+        if let (Some(claims), Some(claim)) = (&self.claims, claim)
+            && !claims.keep(claim).await
+        {
+            return Err(ComputeError::Busy(self.address()));
         }
         Ok(collected)
     }
@@ -224,9 +236,11 @@ impl Compute for ComputeNode {
 struct Assignment {
     request: Signed<InferenceRequest>,
     quote: Quote,
+    preprocessing: QuorumCertificate,
     committee: Committee,
     before: Vec<Signed<InferenceResult>>,
     dispatches: Vec<Signed<Dispatch>>,
+    is_voucher: bool,
     claims: Option<Arc<Claims>>,
 }
 
@@ -234,8 +248,9 @@ impl Assignment {
     /// What the node is owed by this word.
     fn claim(&self, result: &Signed<InferenceResult>) -> Claim {
         let (request, quote, committee) = (self.request.clone(), self.quote.clone(), self.committee.clone());
+        let preprocessing = self.preprocessing.clone();
         let (before, dispatches, result) = (self.before.clone(), self.dispatches.clone(), result.clone());
-        Claim { request, quote, committee, before, dispatches, result, certificate: None }
+        Claim { request, quote, preprocessing, committee, before, dispatches, result, certificate: None }
     }
 }
 

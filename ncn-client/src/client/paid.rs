@@ -215,8 +215,8 @@ impl Paid {
                     TaskEvent::Takeover(node) => listener.parts.take_over(node),
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
-                    // Whoever has been given something does not say that there is nothing to pay for.
-                    TaskEvent::GivenUp(_) if !listener.parts.have_come() => self.agree().await,
+                    // Who has been given something that counts does not say that there is nothing to pay for.
+                    TaskEvent::GivenUp(_) if !listener.parts.are_signed() => self.agree().await,
                     TaskEvent::Delivered { output, receipt } => {
                         let answer = match self.accept(output, *receipt, listener.steps.clone()).await {
                             Ok(answer) => Box::new(answer),
@@ -305,7 +305,11 @@ impl Paid {
             let overdue = now.max(unix_now()) >= refundable_at;
             let status = match self.quoted.payment().await {
                 Ok(PaymentStatus::Held { .. }) if overdue => within(payer.reclaim(quote)).await,
-                Ok(PaymentStatus::GivenUp { .. }) if overdue || !listener.parts.have_come() => within(payer.reclaim(quote)).await,
+                Ok(PaymentStatus::GivenUp { refundable_at, .. })
+                    if now.max(unix_now()) >= refundable_at || !listener.parts.are_signed() =>
+                {
+                    within(payer.reclaim(quote)).await
+                }
                 status => status,
             };
             let problem = match status {

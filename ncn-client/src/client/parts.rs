@@ -74,9 +74,9 @@ impl Parts {
         self.unsigned_since = None;
     }
 
-    /// Whether the caller has been given a part of the output.
-    pub(super) fn have_come(&self) -> bool {
-        !self.handed.is_empty()
+    /// Whether a part of the output has come with its node's word on it.
+    pub(super) const fn are_signed(&self) -> bool {
+        self.signed.parts() > 0
     }
 
     /// A connection brings the updates from the first one on. What the caller has is not handed out again.

@@ -77,6 +77,8 @@ impl Quoted {
             // What the chain holds decides, not the error: the answer to an earlier try may have been lost.
             match self.payment().await {
                 Ok(PaymentStatus::Held { quote, by }) if quote == self.quote.struct_hash() => break by,
+                // What becomes of it, the gateway and the chain say.
+                Ok(PaymentStatus::GivenUp { quote, .. }) if quote == self.quote.struct_hash() => break PaymentRef::Transfer(quote),
                 Ok(PaymentStatus::Earned { by } | PaymentStatus::PaidOut { by, .. }) => break by,
                 Ok(PaymentStatus::Refunded { by }) => return Err(ClientError::Refunded { by, reason: error.to_string() }),
                 // No try can have been taken, and this one is refused for good. What a gateway has seen and refused, it may still use.

@@ -324,7 +324,7 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let authorized = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };
     let authorization = scene.sign(authorized, &scene.gateway).await;
     let dispatches = vec![scene.dispatch(&quote, quote.compute).await];
-    let good = CompletionRequest { request, quote, delivery, voucher: None, dispatches, authorization };
+    let good = CompletionRequest { request, quote, delivery, preprocessing: None, voucher: None, dispatches, authorization };
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = completion.digest(&scene.trust.domain);
     let committee = rules.ok("a quote names its committee", good.quote.committee_of(&scene.trust))?;

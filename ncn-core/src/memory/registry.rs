@@ -54,7 +54,7 @@ impl MemoryRegistry {
                 membership.discover(&query, now)
             });
             let nodes: Vec<_> = records.map(|record| record.message).collect();
-            check(&ValidationContext { trust: &self.history(now), subnet, nodes: &nodes, now })
+            check(&ValidationContext { trust: &self.history(now), subnet: Some(subnet), nodes: &nodes, now })
         })
     }
 

@@ -2,17 +2,17 @@
 //! judged and settled by its own account.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
     Attestors, ChainView, Committee, CompletionAuthorization, CompletionRequest, Delivery, Dispatch, Domain, DynSigner,
     FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger, PaymentStatus, QuorumCertificate,
     Quote, RegistryError, RequestId, Settlement, Signed,
-    lifecycle::MAX_ATTEMPTS,
     validation::{self, CLAIM_SECONDS},
 };
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ const CLAIMS: Table = "compute.claims";
 const MAX_CLAIMS: usize = 4_096;
 /// How long a gateway is left to settle before the chain is asked.
 const SETTLING: Duration = Duration::from_mins(1);
+/// How many are pursued at once.
+const AT_ONCE: usize = 32;
 /// How often the chain is asked for what is not settled then: several times in [`CLAIM_SECONDS`].
 const POLL: Duration = Duration::from_secs(30);
 
@@ -33,6 +35,8 @@ const POLL: Duration = Duration::from_secs(30);
 pub(super) struct Claim {
     pub(super) request: Signed<InferenceRequest>,
     pub(super) quote: Quote,
+    /// The validators' approval of it.
+    pub(super) preprocessing: QuorumCertificate,
     pub(super) committee: Committee,
     pub(super) before: Vec<Signed<InferenceResult>>,
     pub(super) dispatches: Vec<Signed<Dispatch>>,
@@ -43,6 +47,12 @@ pub(super) struct Claim {
 }
 
 impl Claim {
+    /// A certificate pays for sure; without one, more parts are more.
+    fn is_better_than(&self, other: &Self) -> bool {
+        let worth = |claim: &Self| (claim.certificate.is_some(), claim.result.message.parts);
+        worth(self) > worth(other)
+    }
+
     fn attempt(&self) -> u8 {
         self.dispatches.last().map_or(0, |dispatch| dispatch.message.attempt)
     }
@@ -109,21 +119,36 @@ impl Claims {
         self.known().len()
     }
 
-    /// Keeps the node's newest word on a request: in memory while there may be another one soon.
-    pub(super) async fn keep(&self, claim: Claim) {
+    /// Whether there is room for another one.
+    pub(super) fn has_room(&self) -> bool {
+        self.known().len() < MAX_CLAIMS
+    }
+
+    /// Keeps the node's newest word on a request, unless a better one is kept: in memory while there may be another one soon. False where there
+    /// is no room for it.
+    pub(super) async fn keep(&self, claim: Claim) -> bool {
         let request_id = claim.quote.request_id;
         let is_last = claim.certificate.is_some();
         {
             let mut known = self.known();
-            if known.len() >= MAX_CLAIMS && !known.contains_key(&request_id) {
-                tracing::warn!(request = %request_id, "too many requests wait for their settlement: this one is left to its gateway");
-                return;
+            let has_room = known.len() < MAX_CLAIMS;
+            match known.entry(request_id) {
+                // When it is due, its gateway does not put off.
+                Entry::Occupied(mut kept) => {
+                    if claim.is_better_than(&kept.get().0) {
+                        kept.get_mut().0 = claim.clone();
+                    }
+                }
+                Entry::Vacant(place) if has_room => {
+                    place.insert((claim.clone(), Instant::now() + SETTLING));
+                }
+                Entry::Vacant(_) => return false,
             }
-            known.insert(request_id, (claim.clone(), Instant::now() + SETTLING));
         }
         if is_last {
             self.write(request_id, Op::put(CLAIMS, request_id, &claim)).await;
         }
+        true
     }
 
     /// No more is given of a request before there is a certificate.
@@ -168,11 +193,13 @@ impl Claims {
             })
             .collect()
         };
-        for claim in claims {
+        let pursue = async |claim: Claim| {
             if let Err(error) = self.pursue(&claim).await {
                 tracing::warn!(request = %claim.quote.request_id, %error, "a request is not paid for yet");
             }
-        }
+        };
+        // Each may wait for a block.
+        stream::iter(claims).for_each_concurrent(AT_ONCE, pursue).await;
     }
 
     async fn pursue(&self, claim: &Claim) -> Result<(), ClaimError> {
@@ -182,12 +209,11 @@ impl Claims {
         if status == PaymentStatus::Unpaid && now <= expiry {
             return Ok(());
         }
-        // With a certificate there is nothing to wait for but the gateway.
-        let attempt = if claim.certificate.is_some() { MAX_ATTEMPTS } else { claim.attempt() };
-        if let Ok(from) = validation::claimable_from(&claim.quote, attempt, &status)
+        if let Ok(from) = validation::claimable_from(&claim.quote, claim.attempt(), &status)
             && now <= expiry + CLAIM_SECONDS
         {
-            if now < from {
+            // With a certificate there is nothing to wait for: its gateway has had its time, and may end the escrow in another way.
+            if now < from && claim.certificate.is_none() {
                 return Ok(());
             }
             let settlement = self.settlement(claim).await?;
@@ -200,7 +226,7 @@ impl Claims {
 
     /// All that it takes to be paid: with the gateway's certificate, or else with one that this node asks the validators for.
     async fn settlement(&self, claim: &Claim) -> Result<Settlement, ClaimError> {
-        let Claim { request, quote, committee, dispatches, certificate, .. } = claim.clone();
+        let Claim { request, quote, preprocessing, committee, dispatches, certificate, .. } = claim.clone();
         let delivery = claim.delivery();
         let certificate = match certificate {
             Some(certificate) => certificate,
@@ -209,7 +235,9 @@ impl Claims {
                 let message = CompletionAuthorization { author: self.signer.address(), completion };
                 let authorization = Signed::sign(message, &self.domain, &*self.signer).await?;
                 let (quote, delivery) = (quote.clone(), delivery.clone());
-                let request = CompletionRequest { request, quote, delivery, voucher: None, dispatches, authorization };
+                let preprocessing = Some(preprocessing);
+                let request =
+                    CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, authorization };
                 self.validators.completion(request).await?
             }
         };

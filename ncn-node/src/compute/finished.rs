@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::claims::Claim;
-use ncn_core::{B256, Collected, Committee, ComputeError, QuorumCertificate, RequestId, UnixTime};
+use ncn_core::{B256, Collected, Committee, ComputeError, QuorumCertificate, Quote, RequestId, UnixTime};
 
 /// How many outputs wait, and how many bytes they have together. With more, the node takes no further request; those that run may
 /// add to them: 8 MiB each.
@@ -27,8 +27,9 @@ pub(super) struct Waiting {
     pub(super) output: Collected,
     /// What the node can have paid by itself, with the certificate.
     pub(super) claim: Option<Claim>,
-    /// Nobody pays for it after this time.
-    pub(super) expiry: UnixTime,
+    /// What it is paid by, and whether out of a channel.
+    pub(super) quote: Quote,
+    pub(super) is_voucher: bool,
 }
 
 impl Waiting {
@@ -43,10 +44,15 @@ impl Finished {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What pays for the output of a request.
+    pub(super) fn quote(&self, request_id: &RequestId) -> Option<(Quote, bool)> {
+        self.lock().get(request_id).map(|waiting| (waiting.quote.clone(), waiting.is_voucher))
+    }
+
     /// Whether another request may be taken.
     pub(super) fn room(&self, now: UnixTime) -> Result<(), ()> {
         let mut all = self.lock();
-        all.retain(|_, waiting| waiting.expiry >= now);
+        all.retain(|_, waiting| waiting.quote.expiry >= now);
         let bytes: usize = all.values().map(Waiting::size).sum();
         if all.len() < MAX_WAITING && bytes < MAX_WAITING_BYTES { Ok(()) } else { Err(()) }
     }

@@ -241,7 +241,7 @@ impl Running {
             self.model.manifest().check_delivered(&self.output).map_err(|error| broken(error.to_string()))?;
         }
         let result = self.signing.sign(self.result(Some(finish))).await?;
-        let Assignment { quote, committee, before, claims, .. } = &self.assignment;
+        let Assignment { quote, committee, before, is_voucher, claims, .. } = &self.assignment;
         if let Some(claims) = claims {
             claims.rest(quote.request_id).await;
         }
@@ -253,7 +253,8 @@ impl Running {
         let output = Collected { output: std::mem::take(&mut self.output), last };
         let (digest, committee) = (completion.digest(&self.signing.domain), committee.clone());
         let claim = claims.is_some().then(|| self.assignment.claim(&result));
-        self.finished.keep(quote.request_id, Waiting { digest, committee, output, claim, expiry: quote.expiry });
+        let (quote, is_voucher) = (quote.clone(), *is_voucher);
+        self.finished.keep(quote.request_id, Waiting { digest, committee, output, claim, quote, is_voucher });
         self.events.push_back(ComputeEvent::Finished(result));
         Ok(())
     }

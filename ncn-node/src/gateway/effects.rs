@@ -19,7 +19,8 @@ use super::{
 };
 use ncn_client::unix_now;
 
-/// How often the validators are asked that give too few approvals: while the client waits for a quote, and once it has paid.
+/// How often the validators are asked that give too few approvals: while the client waits for a quote, or there is something else to be approved; and
+/// once it has paid.
 const PREPROCESSING_TRIES: u32 = 3;
 const COMPLETION_TRIES: u32 = 20;
 /// How often sealing a receipt is tried.
@@ -207,13 +208,19 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     };
     let dispatches = progress.dispatches.clone();
     let order = task.submission.request.clone();
-    let request = CompletionRequest { request: order, quote, delivery: delivery.clone(), voucher, dispatches, authorization };
+    let asked = delivery.clone();
+    let request =
+        CompletionRequest { request: order, quote, delivery: asked, preprocessing: None, voucher, dispatches, authorization };
     let ask = || gateway.registry.completion(request.clone());
+    // What was signed before the end may be approved without it.
+    let is_last_chance = progress.output.is_some() || task.prefix().is_none();
+    let tries = if is_last_chance { COMPLETION_TRIES } else { PREPROCESSING_TRIES };
     // What was paid and has run is not given back on a word that no validator has signed.
-    let approved = approved(&progress.committee()?, digest, COMPLETION_TRIES, |_| false, ask).await;
+    let approved = approved(&progress.committee()?, digest, tries, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
     let certificate = match approved {
         Ok(certificate) => certificate,
+        Err(reason) if !is_last_chance => return Some(Event::ExecutionFailed { reason, retryable: true }),
         Err(problem) => return Some(Event::Refused(problem)),
     };
     if progress.output.is_some() {
@@ -295,7 +302,7 @@ async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &
         Ok(PaymentStatus::Refunded { by }) => return Some(Event::Refunded(by.clone())),
         // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
         Ok(PaymentStatus::Unpaid) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
-        Ok(PaymentStatus::Held { .. }) if settling && !error.is_retryable() => {
+        Ok(PaymentStatus::Held { .. } | PaymentStatus::GivenUp { .. }) if settling && !error.is_retryable() => {
             return Some(Event::SettlementImpossible(error.to_string()));
         }
         Ok(_) | Err(_) => {}

@@ -275,6 +275,7 @@ impl Compute for RemoteCompute {
             }
             open.collections.insert(request_id, sender);
         }
+        let _waiting = Collecting { request_id, open: self.open.clone() };
         let collect = proto::Collect { request_id: wire::bytes(request_id), certificate: Some(certificate.into()) };
         self.send(gateway_message::Message::Collect(collect)).await?;
         answer.await.unwrap_or_else(|_| Err(self.gone()))
@@ -319,6 +320,18 @@ impl Compute for RemoteCompute {
             }
         });
         Ok(events.boxed())
+    }
+}
+
+/// Somebody waits for an output.
+struct Collecting {
+    request_id: RequestId,
+    open: Arc<Mutex<Open>>,
+}
+
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).collections.remove(&self.request_id);
     }
 }
 

@@ -38,17 +38,23 @@ impl ValidatorNode {
         quote: &Quote,
         order: &InferenceRequest,
         nodes: impl IntoIterator<Item = Address>,
-    ) -> Result<(Subnet, Vec<NodeRecord>), RegistryError> {
+    ) -> Result<(Option<Subnet>, Vec<NodeRecord>), RegistryError> {
         let (network, committee) = trust.of(quote)?;
         if !committee.members.contains(&self.address()) {
             return Err(RegistryError::Refused("this validator is not in the request's committee".into()));
         }
         let nodes = join_all(nodes.into_iter().map(|node| self.registry.node(node)));
         let (subnet, nodes) = tokio::join!(self.registry.subnet(order.subnet), nodes);
-        let subnet = subnet?;
+        let subnet = match subnet {
+            // Whether it has to be known, the validation says.
+            Err(RegistryError::UnknownSubnet(_)) => None,
+            known => Some(known?),
+        };
         let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
-        subnet.verify(&network.domain).map_err(unsigned("subnet"))?;
-        self.subnets.check(&subnet.message).await?;
+        if let Some(subnet) = &subnet {
+            subnet.verify(&network.domain).map_err(unsigned("subnet"))?;
+            self.subnets.check(&subnet.message).await?;
+        }
         let mut records = Vec::with_capacity(nodes.len());
         for record in nodes {
             match record {
@@ -61,7 +67,7 @@ impl ValidatorNode {
                 Err(error) => return Err(error),
             }
         }
-        Ok((subnet.message, records))
+        Ok((subnet.map(|subnet| subnet.message), records))
     }
 
     /// The network's domain, which never changes.
@@ -82,7 +88,7 @@ impl Validator for ValidatorNode {
         validation::signed_order(request, &domain)?;
         let trust = trust(&*self.ledger, request.quote.epoch).await?;
         let (subnet, nodes) = self.known(&trust, &request.quote, &request.request.message, [request.quote.compute]).await?;
-        let context = ValidationContext { trust: &trust, subnet: &subnet, nodes: &nodes, now: unix_now() };
+        let context = ValidationContext { trust: &trust, subnet: subnet.as_ref(), nodes: &nodes, now: unix_now() };
         validation::preprocessing(request, &context)?;
         Ok(Approval::sign(&request.quote.digest(&domain), &*self.signer).await?)
     }
@@ -95,7 +101,7 @@ impl Validator for ValidatorNode {
         let trust = trust(&*self.ledger, quote.epoch).await?;
         let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
         let (subnet, nodes) = self.known(&trust, quote, order, nodes).await?;
-        let context = ValidationContext { trust: &trust, subnet: &subnet, nodes: &nodes, now: unix_now() };
+        let context = ValidationContext { trust: &trust, subnet: subnet.as_ref(), nodes: &nodes, now: unix_now() };
         validation::completion(request, &context)?;
         // Last, so that nobody makes this node ask the chain for nothing.
         let paid = match (validation::claiming_attempt(request), &request.voucher) {

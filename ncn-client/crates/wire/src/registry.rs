@@ -170,6 +170,7 @@ impl From<CompletionRequest> for proto::CompletionRequest {
             request: Some(request.request.into()),
             quote: Some(request.quote.into()),
             delivery: Some(request.delivery.into()),
+            preprocessing: request.preprocessing.map(Into::into),
             voucher: request.voucher.map(Into::into),
             authorization: bytes(request.authorization.signature.as_bytes()),
             author: bytes(request.authorization.message.author),
@@ -189,8 +190,10 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
         let message = CompletionAuthorization { author: address("author", &request.author)?, completion };
         let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
         let voucher = request.voucher.map(TryInto::try_into).transpose()?;
+        let request_preprocessing = request.preprocessing;
         let (request, dispatches) = (required("request", request.request)?.try_into()?, dispatches(request.dispatches)?);
-        Ok(Self { request, quote, delivery, voucher, dispatches, authorization })
+        let preprocessing = request_preprocessing.map(TryInto::try_into).transpose()?;
+        Ok(Self { request, quote, delivery, preprocessing, voucher, dispatches, authorization })
     }
 }
 

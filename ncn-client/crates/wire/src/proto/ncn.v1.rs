@@ -1695,6 +1695,9 @@ pub struct CompletionRequest {
     /// Who has signed it.
     #[prost(bytes = "bytes", tag = "6")]
     pub author: ::prost::bytes::Bytes,
+    /// The approval of the quote, where it is not the gateway that brings this.
+    #[prost(message, optional, tag = "8")]
+    pub preprocessing: ::core::option::Option<PreprocessingValidation>,
     /// The gateway's word that the delivery's nodes were to serve, in their order.
     #[prost(message, repeated, tag = "7")]
     pub dispatches: ::prost::alloc::vec::Vec<Dispatch>,
@@ -3006,6 +3009,7 @@ impl crate::entries::Described for CompletionRequest {
         crate::entries::Field::message::<Quote>(2),
         crate::entries::Field::message::<Delivery>(3),
         crate::entries::Field::message::<ChannelPayment>(4),
+        crate::entries::Field::message::<PreprocessingValidation>(8),
         crate::entries::Field::messages::<Dispatch>(7),
     ];
 }

@@ -80,7 +80,8 @@ async fn theft(
     };
     let mut dispatch = Signed::sign(Dispatch { gateway: thief.address(), ..message }, &domain, &*thief).await.unwrap();
     dispatch.message = message;
-    CompletionRequest { request: order, quote, delivery, voucher: None, dispatches: vec![dispatch], authorization }
+    let dispatches = vec![dispatch];
+    CompletionRequest { request: order, quote, delivery, preprocessing: None, voucher: None, dispatches, authorization }
 }
 
 async fn authorize(

@@ -11,8 +11,8 @@ use ncn_client::unix_now;
 use ncn_core::{
     Address, Amount, B256, Collected, CompletionAuthorization, CompletionRequest, Compute, ComputeError, ComputeEvent, ComputeTask,
     Confinement, Delivery, Dispatch, DynSigner, Execution, Executor, ExecutorError, FeeSplit, FinishReason, InferenceRequest,
-    InferenceResult, Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest, Price, QuorumCertificate,
-    Quote, Reservation, Signature, Signed, Subnet, SubnetModel, TaskCapability, Units, Usage, Value, Values,
+    InferenceResult, Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
+    Reservation, Signature, Signed, Subnet, SubnetModel, TaskCapability, Units, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     trust::draw_of,
@@ -76,10 +76,26 @@ struct Scene {
     gateway: DynSigner,
     client: DynSigner,
     node: RunningComputeNode,
-    model: B256,
-    price: Price,
+    compute: DynSigner,
+    store: Arc<MemoryStore>,
+    package: ModelPackage,
     subnet: B256,
     _files: tempfile::TempDir,
+}
+
+/// The node, with what it has kept.
+async fn start(
+    network: &InProcess,
+    compute: &DynSigner,
+    subnet: B256,
+    package: ModelPackage,
+    words: u64,
+    store: Arc<MemoryStore>,
+) -> RunningComputeNode {
+    let ledger = network.chain.ledger(compute.clone());
+    let (executor, registry) = (Arc::new(Words(words)), network.registry.clone());
+    let node = ComputeNode::builder(compute.clone(), subnet, executor, ledger.clone(), registry.clone()).models(vec![package]);
+    node.claims(ledger, registry, SharedStore::new(store).unwrap()).start().await.unwrap()
 }
 
 impl Scene {
@@ -97,20 +113,23 @@ impl Scene {
                 "output": { "unit": "row", "price": WORD.to_string() },
             });
         });
-        let (model, price) = (package.model.digest(), package.model.manifest().price());
-        let listed = SubnetModel { name: "words".into(), digest: model, price };
+        let listed = SubnetModel::of(&package.model);
         let split = FeeSplit::default();
         let subnet = Subnet { owner: gateway.address(), name: "due".into(), models: vec![listed], split, version: 1 };
         network.chain.create_subnet(&gateway, &subnet.name).await;
         let id = subnet.id();
         let subnet = Signed::sign(subnet, &network.trust.domain, &*gateway).await.unwrap();
         network.registry.register_subnet(subnet).await.unwrap();
-        let ledger = network.chain.ledger(compute.clone());
-        let executor = Arc::new(Words(words));
-        let node = ComputeNode::builder(compute, id, executor, ledger.clone(), network.registry.clone()).models(vec![package]);
-        let store = SharedStore::new(MemoryStore::default()).unwrap();
-        let node = node.claims(ledger, network.registry.clone(), store).start().await.unwrap();
-        Self { network, gateway, client, node, model, price, subnet: id, _files: files }
+        let store = Arc::<MemoryStore>::default();
+        let node = start(&network, &compute, id, package.clone(), words, store.clone()).await;
+        Self { network, gateway, client, node, compute, store, package, subnet: id, _files: files }
+    }
+
+    /// The node crashes, and is started again.
+    async fn restart(self) -> Self {
+        drop(self.node);
+        let node = start(&self.network, &self.compute, self.subnet, self.package.clone(), WORDS, self.store.clone()).await;
+        Self { node, ..self }
     }
 
     async fn sign<T: ncn_core::crypto::Authored>(&self, message: T, key: &DynSigner) -> Signed<T> {
@@ -123,7 +142,7 @@ impl Scene {
         let order = InferenceRequest {
             client: self.client.address(),
             subnet: self.subnet,
-            model_digest: self.model,
+            model_digest: self.package.model.digest(),
             input_hash: inputs.hash(),
             parameters: "{}".into(),
             max_price: tokens(1),
@@ -139,10 +158,10 @@ impl Scene {
             client: order.client,
             gateway: self.gateway.address(),
             compute: self.address(),
-            model_digest: self.model,
-            price: self.price,
+            model_digest: self.package.model.digest(),
+            price: self.package.model.manifest().price(),
             max_units,
-            total: self.price.cost(max_units).unwrap(),
+            total: self.package.model.manifest().price().cost(max_units).unwrap(),
             split: FeeSplit::default(),
             expiry: order.deadline,
             trust_root: trust.hash(),
@@ -202,7 +221,8 @@ impl Scene {
         let completion = delivery.completion(&task.quote).unwrap().struct_hash();
         let authorization = self.sign(CompletionAuthorization { author: author.address(), completion }, author).await;
         let (request, quote, dispatches) = (task.request.clone(), task.quote.clone(), task.dispatches.clone());
-        CompletionRequest { request, quote, delivery, voucher: None, dispatches, authorization }
+        let preprocessing = (author.address() != quote.gateway).then(|| task.preprocessing.clone());
+        CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, authorization }
     }
 
     /// The node looks after what it is owed, however long that has been.
@@ -323,8 +343,10 @@ async fn a_node_is_paid_that_its_gateway_does_not_settle() {
             let certificate = scene.certificate(&task, result).await;
             scene.node.node().collect(task.quote.request_id, certificate).await.unwrap();
         }
-        scene.look().await;
-        assert!(matches!(scene.status(&task.quote).await, PaymentStatus::Held { .. }), "a gateway has time until the expiry");
+        if !collected {
+            scene.look().await;
+            assert!(matches!(scene.status(&task.quote).await, PaymentStatus::Held { .. }), "a gateway has time until the expiry");
+        }
         assert_eq!(scene.node.claims().unwrap().count(), 1);
         if gives_up {
             assert!(!scene.give_up(&task.quote, None).await, "not at once");
@@ -361,6 +383,79 @@ async fn a_node_is_paid_for_the_beginning_of_an_output() {
     scene.pass(2 * CLAIM_TURN_SECONDS + 1);
     scene.look().await;
     assert!(Scene::share(given).contains(&scene.balance(scene.address()).await));
+}
+
+/// A certificate is presented as soon as its gateway has had a moment to do so: until then the gateway may end the escrow in another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_presents_its_certificate_itself() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    let (result, _) = scene.run(&task).await;
+    let certificate = scene.certificate(&task, result).await;
+    // Collected again and again, it is due no later.
+    for _ in 0..3 {
+        scene.node.node().collect(task.quote.request_id, certificate.clone()).await.unwrap();
+    }
+    scene.node.claims().unwrap().look(Instant::now()).await;
+    assert!(matches!(scene.status(&task.quote).await, PaymentStatus::Held { .. }), "its gateway has a moment");
+    scene.look().await;
+    assert!(matches!(scene.status(&task.quote).await, PaymentStatus::PaidOut { .. }));
+    assert!(Scene::share(WORDS).contains(&scene.balance(scene.address()).await));
+}
+
+/// Nothing is handed over for a certificate that does not pay any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_an_escrow_that_has_ended_collects_nothing() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    let (result, _) = scene.run(&task).await;
+    let certificate = scene.certificate(&task, result).await;
+    let digest = TaskCapability::cancel(&task.quote).digest(&scene.network.trust.domain);
+    let consent = Signature::sign(&digest, &*scene.client).await.unwrap();
+    assert!(scene.give_up(&task.quote, Some(&consent)).await);
+    let refused = scene.node.node().collect(task.quote.request_id, certificate).await;
+    assert!(matches!(refused, Err(ComputeError::Unavailable(_))), "{refused:?}");
+}
+
+/// A gateway that has a request run again, and changes its subnet, changes nothing about what the node is owed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_only_grows_and_does_not_depend_on_the_subnet() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    scene.run(&task).await;
+    let Quote { request_id, model_digest, expiry, .. } = task.quote;
+    scene.node.node().reserve(Reservation { request_id, model_digest, expires_at: expiry }).await.unwrap();
+    let mut again = scene.node.node().execute(task.clone()).await.unwrap();
+    assert!(matches!(again.next().await, Some(Ok(ComputeEvent::Chunk(_)))));
+    drop(again);
+    let gone =
+        Subnet { owner: scene.gateway.address(), name: "due".into(), models: Vec::new(), split: FeeSplit::default(), version: 2 };
+    scene.network.registry.register_subnet(scene.sign(gone, &scene.gateway).await).await.unwrap();
+    scene.give_up(&task.quote, None).await;
+    scene.pass(2 * CLAIM_TURN_SECONDS);
+    scene.look().await;
+    assert!(Scene::share(WORDS - 1).contains(&scene.balance(scene.address()).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_restarted_knows_what_it_is_owed() {
+    for collected in [false, true] {
+        let mut scene = Scene::new(WORDS).await;
+        let task = scene.task().await;
+        let (result, _) = scene.run(&task).await;
+        if collected {
+            let certificate = scene.certificate(&task, result).await;
+            scene.node.node().collect(task.quote.request_id, certificate).await.unwrap();
+        }
+        scene = scene.restart().await;
+        scene.give_up(&task.quote, None).await;
+        scene.pass(2 * CLAIM_TURN_SECONDS);
+        scene.look().await;
+        let given = if collected { WORDS } else { WORDS - 1 };
+        assert!(Scene::share(given).contains(&scene.balance(scene.address()).await));
+        scene = scene.restart().await;
+        assert_eq!(scene.node.claims().unwrap().count(), 0, "what is paid is forgotten");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

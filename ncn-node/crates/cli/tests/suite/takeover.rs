@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,8 @@ const fn lost_after(words: u64) -> Run {
 struct Dying {
     runs: Mutex<VecDeque<Run>>,
     deterministic: bool,
+    /// States more confinement than its node's record.
+    boasts: AtomicBool,
 }
 
 #[async_trait]
@@ -55,7 +60,7 @@ impl Executor for Dying {
     }
 
     fn confinement(&self, _: &B256) -> Confinement {
-        Confinement::None
+        if self.boasts.load(Ordering::SeqCst) { Confinement::Full } else { Confinement::None }
     }
 
     fn is_deterministic(&self, _: &B256) -> bool {
@@ -114,6 +119,10 @@ fn words(says: &str, count: u64) -> String {
 
 /// Has the model say its words through a network of two compute nodes.
 async fn listen(runs: &[Run], deterministic: bool) -> Heard {
+    listen_to(runs, deterministic, false).await
+}
+
+async fn listen_to(runs: &[Run], deterministic: bool, boasts: bool) -> Heard {
     let directory = tempfile::tempdir().unwrap();
     let package = changed(directory.path(), |manifest| {
         manifest["outputs"] = json!([{ "type": "text", "name": "text" }]);
@@ -124,8 +133,11 @@ async fn listen(runs: &[Run], deterministic: bool) -> Heard {
             "output": { "unit": "row", "price": WORD.to_string() },
         });
     });
-    let executor = Dying { runs: Mutex::new(runs.iter().copied().collect()), deterministic };
-    let network = LocalNetwork::builder().executor(Arc::new(executor)).models(vec![package]).start().await.unwrap();
+    let runs = Mutex::new(runs.iter().copied().collect());
+    let executor = Arc::new(Dying { runs, deterministic, boasts: AtomicBool::new(false) });
+    let network = LocalNetwork::builder().executor(executor.clone()).models(vec![package]).start().await.unwrap();
+    // What their records say is said by now.
+    executor.boasts.store(boasts, Ordering::SeqCst);
     let client = network.client().await.unwrap().max_price(tokens(1)).build().unwrap();
     let order = Order::new(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).timeout(TIMEOUT * 2);
     let paid = client.submit(order).await.unwrap().pay().await.unwrap();
@@ -214,4 +226,13 @@ async fn what_is_short_of_the_parts_that_are_there_does_not_end_them() {
     assert!(shares.len() == 1 && (96..=99).contains(&shares[0]), "{shares:?}");
     assert_eq!(heard.answer.finish(), FinishReason::NodeLost);
     tokio::time::timeout(Duration::from_mins(1), heard.network.shutdown()).await.unwrap();
+}
+
+/// Nodes whose ends no validator approves are not paid for them, and do not make their request fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_validators_refuse_is_paid_up_to_where_it_is_good() {
+    let heard = listen_to(&[], true, true).await;
+    assert_eq!(heard.shares().await, [WORDS - 1]);
+    assert_eq!(heard.answer.output.text("text"), Some(&*words("", WORDS - 1)));
+    assert_eq!((heard.answer.finish(), heard.answer.cost()), (FinishReason::NodeLost, cost(WORDS - 1)));
 }
