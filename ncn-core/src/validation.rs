@@ -33,7 +33,7 @@ pub const MAX_PARAMETERS: usize = 16 << 10;
 pub struct ValidationContext<'a> {
     /// The network.
     pub trust: &'a TrustHistory,
-    /// The subnet of the request, as it is now; none where it does not matter.
+    /// The subnet of the request, as it is now; none when the registry does not know it.
     pub subnet: Option<&'a Subnet>,
     /// The live records of the request's compute nodes, as far as they are live.
     pub nodes: &'a [NodeRecord],
@@ -68,6 +68,12 @@ pub fn signed_order(request: &PreprocessingRequest, domain: &Domain) -> Result<(
 /// Judges a quote once [`signed_order`] has passed: price, node, liveness, subnet, split and times.
 pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let PreprocessingRequest { request: order, quote } = request;
+    if order.message.parameters.len() > MAX_PARAMETERS {
+        return refuse(format!(
+            "request.parameters: has {} bytes, at most {MAX_PARAMETERS} are taken",
+            order.message.parameters.len()
+        ));
+    }
     terms(&order.message, quote, context)?;
     if !context.trust.is_recent(quote, MAX_EPOCH_AGE) {
         return refuse("quote.epoch: others judge since then, for too long: quote again");

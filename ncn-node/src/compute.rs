@@ -216,10 +216,9 @@ impl Compute for ComputeNode {
 
     async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
         // A certificate is worth nothing once the escrow has ended in another way.
-        if let Some((quote, false)) = self.finished.quote(&request_id)
-            && let Err(error) = self.payments.check(&quote, None).await
-        {
-            return Err(ComputeError::Unavailable(error.to_string()));
+        if let Some((quote, completion)) = self.finished.check(request_id, &certificate)? {
+            let checked = self.payments.check_certified(&quote, completion).await;
+            checked.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
         }
         let (collected, claim) = self.finished.collect(request_id, certificate)?;
         // Kept before the output is out of hand.

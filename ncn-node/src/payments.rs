@@ -54,6 +54,17 @@ impl PaymentVerifier {
         }
     }
 
+    /// Does the chain hold this quote's payment, or has it paid it out for the completion with this struct hash?
+    pub(crate) async fn check_certified(&self, quote: &Quote, completion: B256) -> Result<(), PaymentCheckError> {
+        match self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)? {
+            PaymentStatus::Held { quote: hash, .. } | PaymentStatus::GivenUp { quote: hash, .. } if hash == quote.struct_hash() => {
+                Ok(())
+            }
+            PaymentStatus::PaidOut { completion: Some(paid), .. } if paid == completion => Ok(()),
+            other => Err(PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
+        }
+    }
+
     /// May the node of this attempt have its completion judged, which the gateway has not brought?
     pub(crate) async fn check_claim(&self, quote: &Quote, attempt: u8) -> Result<(), PaymentCheckError> {
         let refuse = |problem: String| Err(PaymentCheckError::Refused(problem));

@@ -58,11 +58,27 @@ struct Listener {
     next: Option<u64>,
     /// What the updates so far said of the steps.
     steps: Vec<StepTiming>,
+    /// When the gateway has said that it gives the payment back.
+    given_up: Option<Instant>,
+}
+
+/// Waits until then; for ever, when that is never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Listener {
     fn none(paid: &Paid) -> Self {
-        Self { parts: Parts::new(paid.quote(), paid.quoted.trust.domain), out: None, next: Some(0), steps: Vec::new() }
+        Self {
+            parts: Parts::new(paid.quote(), paid.quoted.trust.domain),
+            out: None,
+            next: Some(0),
+            steps: Vec::new(),
+            given_up: None,
+        }
     }
 
     fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
@@ -197,8 +213,11 @@ impl Paid {
             let mut has_begun = false;
             loop {
                 // A caller that is slow to take parts holds up neither the request nor the other requests of its connection.
+                let given_up = listener.given_up.map(|at| at + Duration::from_secs(CLAIM_SECONDS + 1));
                 let update = tokio::select! {
                     update = updates.next() => update,
+                    // By now the chain gives it back, whatever the gateway says.
+                    () = until(given_up) => return Ok(Ending::Failed("the gateway has given the request up".into())),
                     () = listener.hand_out(), if listener.parts.is_waiting() => continue,
                 };
                 let Some(update) = update else { break };
@@ -216,7 +235,12 @@ impl Paid {
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
                     // Who has been given something that counts does not say that there is nothing to pay for.
-                    TaskEvent::GivenUp(_) if !listener.parts.are_signed() => self.agree().await,
+                    TaskEvent::GivenUp(_) => {
+                        listener.given_up.get_or_insert_with(Instant::now);
+                        if !listener.parts.were_signed() {
+                            self.agree().await;
+                        }
+                    }
                     TaskEvent::Delivered { output, receipt } => {
                         let answer = match self.accept(output, *receipt, listener.steps.clone()).await {
                             Ok(answer) => Box::new(answer),
@@ -306,7 +330,7 @@ impl Paid {
             let status = match self.quoted.payment().await {
                 Ok(PaymentStatus::Held { .. }) if overdue => within(payer.reclaim(quote)).await,
                 Ok(PaymentStatus::GivenUp { refundable_at, .. })
-                    if now.max(unix_now()) >= refundable_at || !listener.parts.are_signed() =>
+                    if now.max(unix_now()) >= refundable_at || !listener.parts.were_signed() =>
                 {
                     within(payer.reclaim(quote)).await
                 }

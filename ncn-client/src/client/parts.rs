@@ -41,6 +41,8 @@ pub(super) struct Parts {
     chain: StreamChain,
     /// The chain of those of them that a node has signed.
     signed: StreamChain,
+    /// A node has signed one, in whatever attempt.
+    any_signed: bool,
     unsigned_since: Option<Instant>,
     /// What the caller has, since the last restart, and what it may have beside it.
     handed: Vec<OutputChunk>,
@@ -61,6 +63,7 @@ impl Parts {
             node,
             chain: StreamChain::new(request_id),
             signed: StreamChain::new(request_id),
+            any_signed: false,
             unsigned_since: None,
             handed: Vec::new(),
             budget: StreamBudget::default(),
@@ -74,9 +77,9 @@ impl Parts {
         self.unsigned_since = None;
     }
 
-    /// Whether a part of the output has come with its node's word on it.
-    pub(super) const fn are_signed(&self) -> bool {
-        self.signed.parts() > 0
+    /// Whether a part of the output has come with its node's word on it, whatever has become of that.
+    pub(super) const fn were_signed(&self) -> bool {
+        self.any_signed
     }
 
     /// A connection brings the updates from the first one on. What the caller has is not handed out again.
@@ -152,7 +155,7 @@ impl Parts {
             return self.end(format!("checkpoint.compute: is {}, the request is with {}", signed.message.compute, self.node));
         }
         match self.chain.verify(signed, &self.domain) {
-            Ok(()) => (self.signed, self.unsigned_since) = (self.chain, None),
+            Ok(()) => (self.signed, self.unsigned_since, self.any_signed) = (self.chain, None, true),
             Err(problem) => self.end(problem.to_string()),
         }
     }

@@ -9,7 +9,8 @@ use ncn_client::{
 };
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed, membership::HEARTBEAT_SECONDS,
+    Collected, Compute as _, ComputeError, ComputeEvent, ComputeTask, RequestId, SessionProof, Signed,
+    membership::HEARTBEAT_SECONDS,
 };
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES,
@@ -32,10 +33,12 @@ use crate::registration::next_sequence;
 
 /// How many messages wait for the gateway to read them.
 const QUEUE: usize = 64;
+/// How many outputs are collected at once: 8 MiB each until they are among these.
+const MAX_COLLECTING: usize = 16;
 /// How many bytes these have together; a message is never longer. Beside them, each request that runs has at most 32 MiB of parts that
 /// its worker has sent (`worker/process.rs`), 8 MiB of output so far, one part of 8 MiB that is held back and one that waits to be among
 /// these, and what is finished waits in 64 MiB (`compute/finished.rs`): a node with 8 places and one gateway keeps at most
-/// 8 * 56 + 16 + 64 = 528 MiB of outputs.
+/// 8 * 56 + 16 * 8 + 16 + 64 = 656 MiB of outputs.
 const MAX_WAITING_BYTES: u32 = 16 << 20;
 
 /// A node's streams to its gateways; they end when this is dropped.
@@ -79,7 +82,8 @@ async fn attach(
     // Their bytes may be others' once the connection has taken them.
     let to_send = ReceiverStream::new(to_send).map(|(message, _bytes)| message);
     let mut messages = client.attach(to_send).await?.into_inner();
-    let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new() };
+    let (collections, collecting) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_COLLECTING)));
+    let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new(), collections, collecting };
     let mut heartbeats = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeats.tick().await;
     loop {
@@ -127,12 +131,26 @@ struct Stream {
     gateway: Address,
     answers: Answers,
     running: HashMap<RequestId, AbortHandle>,
+    /// End with the stream.
+    collections: JoinSet<()>,
+    collecting: Arc<Semaphore>,
 }
 
 impl Drop for Stream {
     /// A gateway that is gone waits for nothing.
     fn drop(&mut self) {
         self.running.values().for_each(AbortHandle::abort);
+    }
+}
+
+fn collect_message(request_id: RequestId, collected: Result<Collected, ComputeError>) -> proto::Collected {
+    let request_id = wire::bytes(request_id);
+    match collected {
+        Ok(Collected { output, last }) => {
+            let (output, last) = (wire::values_to_proto(output), last.map(Into::into));
+            proto::Collected { request_id, output, last, error: String::new() }
+        }
+        Err(error) => proto::Collected { request_id, error: error_text(&error), ..proto::Collected::default() },
     }
 }
 
@@ -167,19 +185,17 @@ impl Stream {
             gateway_message::Message::Collect(collect) => {
                 let request_id = wire::hash("collect.request_id", &collect.request_id)?;
                 let certificate = wire::required("collect.certificate", collect.certificate)?.try_into()?;
-                let collected = match self.node.collect(request_id, certificate).await {
-                    Ok(collected) => proto::Collected {
-                        request_id: collect.request_id,
-                        output: wire::values_to_proto(collected.output),
-                        last: collected.last.map(Into::into),
-                        error: String::new(),
-                    },
-                    Err(error) => {
-                        let error = error_text(&error);
-                        proto::Collected { request_id: collect.request_id, error, ..proto::Collected::default() }
-                    }
-                };
-                self.send(compute_message::Message::Collected(collected)).await
+                // It asks the chain, which may take its time: other messages come meanwhile. More at once than that wait here.
+                let (node, answers) = (self.node.clone(), self.answers.clone());
+                let place = self.collecting.clone().acquire_owned().await.map_err(|_| Status::internal("stopped"))?;
+                self.collections.spawn(async move {
+                    let collected = collect_message(request_id, node.collect(request_id, certificate).await);
+                    drop(place);
+                    // It fails only when the gateway is gone, which it will notice itself.
+                    let _ = answers.send(compute_message::Message::Collected(collected)).await;
+                });
+                while self.collections.try_join_next().is_some() {}
+                Ok(())
             }
             gateway_message::Message::Stop(request_id) => {
                 self.node.stop(wire::hash("stop", &request_id)?).await;

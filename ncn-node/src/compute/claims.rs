@@ -10,22 +10,24 @@ use std::{
 use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
-    Attestors, ChainView, Committee, CompletionAuthorization, CompletionRequest, Delivery, Dispatch, Domain, DynSigner,
-    FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger, PaymentStatus, QuorumCertificate,
-    Quote, RegistryError, RequestId, Settlement, Signed,
+    Amount, Attestors, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest, Delivery, Dispatch, Domain,
+    DynSigner, FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger, PaymentStatus,
+    QuorumCertificate, Quote, RegistryError, RequestId, Settlement, Signed,
     validation::{self, CLAIM_SECONDS},
 };
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
 /// By request id.
 const CLAIMS: Table = "compute.claims";
-/// How many are kept: with an order's parameters of 16 KiB, in 80 MiB. Each is for an escrow that somebody has paid for.
+/// How many are kept. Each is for an escrow that somebody has paid for, and takes as much as its order's parameters, of 16 KiB at most, and two certificates
+/// with their committee: 20 KiB with one of five, 80 MiB of all; 70 KiB with one of 256.
 const MAX_CLAIMS: usize = 4_096;
 /// How long a gateway is left to settle before the chain is asked.
 const SETTLING: Duration = Duration::from_mins(1);
-/// How many are pursued at once.
+/// How many are pursued at once by one look.
 const AT_ONCE: usize = 32;
 /// How often the chain is asked for what is not settled then: several times in [`CLAIM_SECONDS`].
 const POLL: Duration = Duration::from_secs(30);
@@ -40,16 +42,27 @@ pub(super) struct Claim {
     pub(super) committee: Committee,
     pub(super) before: Vec<Signed<InferenceResult>>,
     pub(super) dispatches: Vec<Signed<Dispatch>>,
-    /// The node's newest word on what it has given: without the last part, unless there is a certificate for that.
+    /// The node's newest word on what it has given. The last part is in it only with the certificate that it was handed over for.
     pub(super) result: Signed<InferenceResult>,
     /// Once the gateway has brought it.
     pub(super) certificate: Option<QuorumCertificate>,
 }
 
 impl Claim {
-    /// A certificate pays for sure; without one, more parts are more.
+    /// What it pays this node.
+    fn worth(&self) -> Amount {
+        let node = self.result.message.compute;
+        let completion = self.delivery().completion(&self.quote);
+        let own = |completion: Completion| {
+            let own = completion.contributions.iter().filter(|contribution| contribution.compute == node);
+            own.map(|contribution| contribution.cost).sum()
+        };
+        completion.map(own).unwrap_or_default()
+    }
+
+    /// Whether it pays more, or as much for sure.
     fn is_better_than(&self, other: &Self) -> bool {
-        let worth = |claim: &Self| (claim.certificate.is_some(), claim.result.message.parts);
+        let worth = |claim: &Self| (claim.worth(), claim.certificate.is_some());
         worth(self) > worth(other)
     }
 
@@ -79,8 +92,17 @@ pub struct Claims {
     chain: Arc<dyn ChainView>,
     validators: Arc<dyn Attestors>,
     store: SharedStore,
-    /// With the time from which on the chain is asked.
-    known: Mutex<HashMap<RequestId, (Claim, Instant)>>,
+    known: Mutex<HashMap<RequestId, Kept>>,
+}
+
+/// A claim, and how it is looked after.
+struct Kept {
+    claim: Claim,
+    /// From when on the chain is asked.
+    due: Instant,
+    is_written: bool,
+    /// Somebody does so.
+    is_pursued: bool,
 }
 
 /// Why a claim is not paid yet.
@@ -101,16 +123,16 @@ impl Claims {
     pub(crate) async fn load(signer: DynSigner, chain: Arc<dyn ChainView>, parts: ClaimParts) -> Result<Arc<Self>, ClaimsError> {
         let ClaimParts { account, validators, store } = parts;
         let domain = chain.trust_root().await?.domain;
-        let now = Instant::now();
+        let due = Instant::now();
         let mut known = HashMap::new();
         for (_, claim) in store.scan(CLAIMS, []).await? {
             let claim: Claim = decode(CLAIMS, &claim)?;
-            known.insert(claim.quote.request_id, (claim, now));
+            known.insert(claim.quote.request_id, Kept { claim, due, is_written: true, is_pursued: false });
         }
         Ok(Arc::new(Self { signer, domain, account, chain, validators, store, known: Mutex::new(known) }))
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<RequestId, (Claim, Instant)>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<RequestId, Kept>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,36 +146,48 @@ impl Claims {
         self.known().len() < MAX_CLAIMS
     }
 
-    /// Keeps the node's newest word on a request, unless a better one is kept: in memory while there may be another one soon. False where there
-    /// is no room for it.
+    /// Keeps what the node is owed for a request, unless something better is kept. What has a certificate is written at once, the rest when the
+    /// output is at its end, or the claim is due. False where there is no room for it.
     pub(super) async fn keep(&self, claim: Claim) -> bool {
-        let request_id = claim.quote.request_id;
-        let is_last = claim.certificate.is_some();
+        let (request_id, due) = (claim.quote.request_id, Instant::now() + SETTLING);
+        let is_certified = claim.certificate.is_some();
         {
             let mut known = self.known();
             let has_room = known.len() < MAX_CLAIMS;
             match known.entry(request_id) {
-                // When it is due, its gateway does not put off.
                 Entry::Occupied(mut kept) => {
-                    if claim.is_better_than(&kept.get().0) {
-                        kept.get_mut().0 = claim.clone();
+                    let kept = kept.get_mut();
+                    if !claim.is_better_than(&kept.claim) {
+                        return true;
                     }
+                    // Its gateway has a moment to settle what it has the certificate for. Nothing else postpones when a claim is due.
+                    if is_certified && kept.claim.certificate.is_none() {
+                        kept.due = due;
+                    }
+                    (kept.claim, kept.is_written) = (claim, false);
                 }
                 Entry::Vacant(place) if has_room => {
-                    place.insert((claim.clone(), Instant::now() + SETTLING));
+                    place.insert(Kept { claim, due, is_written: false, is_pursued: false });
                 }
                 Entry::Vacant(_) => return false,
             }
         }
-        if is_last {
-            self.write(request_id, Op::put(CLAIMS, request_id, &claim)).await;
+        if is_certified {
+            self.persist(request_id).await;
         }
         true
     }
 
-    /// No more is given of a request before there is a certificate.
-    pub(super) async fn rest(&self, request_id: RequestId) {
-        let claim = self.known().get(&request_id).map(|(claim, _)| claim.clone());
+    /// Writes down what is kept of a request. What is not written is lost with this process, and no sooner.
+    pub(super) async fn persist(&self, request_id: RequestId) {
+        let claim = {
+            let mut known = self.known();
+            let unwritten = known.get_mut(&request_id).filter(|kept| !kept.is_written);
+            unwritten.map(|kept| {
+                kept.is_written = true;
+                kept.claim.clone()
+            })
+        };
         if let Some(claim) = claim {
             self.write(request_id, Op::put(CLAIMS, request_id, &claim)).await;
         }
@@ -165,7 +199,6 @@ impl Claims {
         self.write(request_id, Ok(Op::delete(CLAIMS, request_id))).await;
     }
 
-    /// What is not written is lost with this process, and no sooner.
     async fn write(&self, request_id: RequestId, op: Result<Op, StoreError>) {
         let written = async { self.store.commit(vec![op?]).await };
         if let Err(error) = written.await {
@@ -176,30 +209,44 @@ impl Claims {
     /// Looks after the claims, for ever.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(POLL / 2);
+        let mut looking = JoinSet::new();
         loop {
             ticks.tick().await;
-            self.look(Instant::now()).await;
+            // One that waits for a block holds up none that is due meanwhile.
+            let claims = self.clone();
+            looking.spawn(async move { claims.look(Instant::now()).await });
+            while looking.try_join_next().is_some() {}
         }
     }
 
-    /// Asks the chain for all that are due by then, and claims what nobody else will settle.
+    /// Asks the chain for all that are due by then, and claims what nobody else will settle. Returns once that is done.
     pub async fn look(&self, due: Instant) {
-        let claims: Vec<Claim> = {
+        let due: Vec<RequestId> = {
             let mut known = self.known();
-            let due = known.values_mut().filter(|(_, at)| *at <= due);
-            due.map(|(claim, at)| {
-                *at = Instant::now() + POLL;
-                claim.clone()
+            let due = known.iter_mut().filter(|(_, kept)| kept.due <= due && !kept.is_pursued);
+            due.map(|(request_id, kept)| {
+                (kept.due, kept.is_pursued) = (Instant::now() + POLL, true);
+                *request_id
             })
             .collect()
         };
-        let pursue = async |claim: Claim| {
-            if let Err(error) = self.pursue(&claim).await {
-                tracing::warn!(request = %claim.quote.request_id, %error, "a request is not paid for yet");
+        let pursue = async |request_id: RequestId| {
+            self.persist(request_id).await;
+            let claim = self.known().get(&request_id).map(|kept| kept.claim.clone());
+            let Some(claim) = claim else { return };
+            let pursued = self.pursue(&claim).await;
+            if let Some(kept) = self.known().get_mut(&request_id) {
+                kept.is_pursued = false;
+                // One of the approvals may be of a validator that has nothing at stake any more: this node asks for others.
+                if let Err(ClaimError::Ledger(LedgerError::Certificate(_))) = &pursued {
+                    kept.claim.certificate = None;
+                }
+            }
+            if let Err(error) = pursued {
+                tracing::warn!(request = %request_id, %error, "a request is not paid for yet");
             }
         };
-        // Each may wait for a block.
-        stream::iter(claims).for_each_concurrent(AT_ONCE, pursue).await;
+        stream::iter(due).for_each_concurrent(AT_ONCE, pursue).await;
     }
 
     async fn pursue(&self, claim: &Claim) -> Result<(), ClaimError> {

@@ -12,8 +12,8 @@ use ncn_core::{B256, Collected, Committee, ComputeError, QuorumCertificate, Quot
 /// add to them: 8 MiB each.
 const MAX_WAITING: usize = 4_096;
 const MAX_WAITING_BYTES: usize = 64 << 20;
-/// What an output takes beside its values.
-const OVERHEAD: usize = 1 << 10;
+/// What an output takes beside its values and its order's parameters: mostly the certificate and the committee of its claim.
+const OVERHEAD: usize = 8 << 10;
 
 /// All that wait.
 #[derive(Default)]
@@ -21,7 +21,8 @@ pub(super) struct Finished(Mutex<HashMap<RequestId, Waiting>>);
 
 /// An output that waits.
 pub(super) struct Waiting {
-    /// The digest of the completion that pays for it, and who approves that.
+    /// The struct hash and the digest of the completion that pays for it, and who approves that.
+    pub(super) completion: B256,
     pub(super) digest: B256,
     pub(super) committee: Committee,
     pub(super) output: Collected,
@@ -35,18 +36,14 @@ pub(super) struct Waiting {
 impl Waiting {
     fn size(&self) -> usize {
         let last = self.output.last.as_ref().map_or(0, |last| last.values.size());
-        self.output.output.size() + last + OVERHEAD
+        let claim = self.claim.as_ref().map_or(0, |claim| claim.request.message.parameters.len());
+        self.output.output.size() + last + claim + OVERHEAD
     }
 }
 
 impl Finished {
     fn lock(&self) -> MutexGuard<'_, HashMap<RequestId, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What pays for the output of a request.
-    pub(super) fn quote(&self, request_id: &RequestId) -> Option<(Quote, bool)> {
-        self.lock().get(request_id).map(|waiting| (waiting.quote.clone(), waiting.is_voucher))
     }
 
     /// Whether another request may be taken.
@@ -66,19 +63,29 @@ impl Finished {
         self.lock().remove(request_id);
     }
 
-    /// Hands an output over for the certificate that pays for it. It stays: the answer may get lost.
+    /// What the chain has to hold of a request, whose certificate this is, and the completion that it pays: none where a voucher does.
+    pub(super) fn check(
+        &self,
+        request_id: RequestId,
+        certificate: &QuorumCertificate,
+    ) -> Result<Option<(Quote, B256)>, ComputeError> {
+        let (digest, committee, paid_by) = {
+            let all = self.lock();
+            let waiting = all.get(&request_id).ok_or_else(|| missing(request_id))?;
+            let paid_by = (!waiting.is_voucher).then(|| (waiting.quote.clone(), waiting.completion));
+            (waiting.digest, waiting.committee.clone(), paid_by)
+        };
+        let paid = certificate.verify(&digest, &committee);
+        paid.map_err(|error| ComputeError::InvalidTask(format!("certificate: {error}")))?;
+        Ok(paid_by)
+    }
+
+    /// Hands an output over, once [`Self::check`] has passed. It stays: the answer may get lost.
     pub(super) fn collect(
         &self,
         request_id: RequestId,
         certificate: QuorumCertificate,
     ) -> Result<(Collected, Option<Claim>), ComputeError> {
-        let (digest, committee) = {
-            let all = self.lock();
-            let waiting = all.get(&request_id).ok_or_else(|| missing(request_id))?;
-            (waiting.digest, waiting.committee.clone())
-        };
-        let paid = certificate.verify(&digest, &committee);
-        paid.map_err(|error| ComputeError::InvalidTask(format!("certificate: {error}")))?;
         let all = self.lock();
         let waiting = all.get(&request_id).ok_or_else(|| missing(request_id))?;
         let claim = waiting.claim.clone().map(|claim| Claim { certificate: Some(certificate), ..claim });

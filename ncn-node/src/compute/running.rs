@@ -243,7 +243,7 @@ impl Running {
         let result = self.signing.sign(self.result(Some(finish))).await?;
         let Assignment { quote, committee, before, is_voucher, claims, .. } = &self.assignment;
         if let Some(claims) = claims {
-            claims.rest(quote.request_id).await;
+            claims.persist(quote.request_id).await;
         }
         let results = before.iter().cloned().chain([result.clone()]).collect();
         let completion = Delivery { results, finish }.completion(quote);
@@ -251,10 +251,11 @@ impl Running {
         // What comes in one part is no stream.
         let last = last.filter(|_| self.chain.parts() > 1);
         let output = Collected { output: std::mem::take(&mut self.output), last };
-        let (digest, committee) = (completion.digest(&self.signing.domain), committee.clone());
+        let (digest, completion) = (completion.digest(&self.signing.domain), completion.struct_hash());
+        let committee = committee.clone();
         let claim = claims.is_some().then(|| self.assignment.claim(&result));
         let (quote, is_voucher) = (quote.clone(), *is_voucher);
-        self.finished.keep(quote.request_id, Waiting { digest, committee, output, claim, quote, is_voucher });
+        self.finished.keep(quote.request_id, Waiting { completion, digest, committee, output, claim, quote, is_voucher });
         self.events.push_back(ComputeEvent::Finished(result));
         Ok(())
     }

@@ -19,9 +19,10 @@ use super::{
 };
 use ncn_client::unix_now;
 
-/// How often the validators are asked that give too few approvals: while the client waits for a quote, or there is something else to be approved; and
-/// once it has paid.
+/// How often the validators are asked that give too few approvals: while the client waits for a quote; once it has paid; and for the whole of an output
+/// of which the beginning may be approved without the end, for some five seconds.
 const PREPROCESSING_TRIES: u32 = 3;
+const WHOLE_TRIES: u32 = 8;
 const COMPLETION_TRIES: u32 = 20;
 /// How often sealing a receipt is tried.
 const SEAL_TRIES: u32 = 10;
@@ -208,13 +209,19 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     };
     let dispatches = progress.dispatches.clone();
     let order = task.submission.request.clone();
-    let asked = delivery.clone();
-    let request =
-        CompletionRequest { request: order, quote, delivery: asked, preprocessing: None, voucher, dispatches, authorization };
+    let request = CompletionRequest {
+        request: order,
+        quote,
+        delivery: delivery.clone(),
+        preprocessing: None,
+        voucher,
+        dispatches,
+        authorization,
+    };
     let ask = || gateway.registry.completion(request.clone());
     // What was signed before the end may be approved without it.
     let is_last_chance = progress.output.is_some() || task.prefix().is_none();
-    let tries = if is_last_chance { COMPLETION_TRIES } else { PREPROCESSING_TRIES };
+    let tries = if is_last_chance { COMPLETION_TRIES } else { WHOLE_TRIES };
     // What was paid and has run is not given back on a word that no validator has signed.
     let approved = approved(&progress.committee()?, digest, tries, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());

@@ -105,6 +105,7 @@ impl Validator for ValidatorNode {
         validation::completion(request, &context)?;
         // Last, so that nobody makes this node ask the chain for nothing.
         let paid = match (validation::claiming_attempt(request), &request.voucher) {
+            (None, None) => self.payments.check_certified(quote, completion.struct_hash()).await,
             (None, voucher) => self.payments.check(quote, voucher.as_ref()).await,
             (Some(attempt), None) => self.payments.check_claim(quote, attempt).await,
             (Some(_), Some(_)) => return Err(RegistryError::Refused("payment: a voucher is its gateway's to settle".into())),

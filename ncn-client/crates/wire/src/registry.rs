@@ -190,9 +190,8 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
         let message = CompletionAuthorization { author: address("author", &request.author)?, completion };
         let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
         let voucher = request.voucher.map(TryInto::try_into).transpose()?;
-        let request_preprocessing = request.preprocessing;
+        let preprocessing = request.preprocessing.map(TryInto::try_into).transpose()?;
         let (request, dispatches) = (required("request", request.request)?.try_into()?, dispatches(request.dispatches)?);
-        let preprocessing = request_preprocessing.map(TryInto::try_into).transpose()?;
         Ok(Self { request, quote, delivery, preprocessing, voucher, dispatches, authorization })
     }
 }

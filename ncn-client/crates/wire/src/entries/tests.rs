@@ -155,7 +155,8 @@ fn empty_entries_are_counted_at_every_depth() {
     refuses::<proto::CreateSubnetRequest>(&wrap(1, &entries(3)), many);
     refuses::<proto::ComputeMessage>(&wrap(1, &wrap(1, &entries(5))), many);
     refuses::<proto::ComputeMessage>(&wrap(3, &wrap(2, &entries(1))), many);
-    refuses::<proto::ComputeMessage>(&wrap(4, &entries(2)), many);
+    refuses::<proto::ComputeMessage>(&wrap(8, &entries(2)), many);
+    refuses::<proto::CompletionRequest>(&entries(7), many);
     refuses::<proto::InferenceResponse>(&wrap(3, &entries(1)), many);
     refuses::<proto::InferenceResponse>(&wrap(3, &wrap(2, &wrap(10, &entries(2)))), many);
     refuses::<proto::CompletionRequest>(&wrap(3, &entries(1)), many);
