@@ -308,7 +308,7 @@ impl LedgerError {
 /// - Every call that moves money is idempotent: when the request is already where the call would bring it, it returns what did it and
 ///   moves nothing. A payment counts only when it is of the same quote.
 /// - A call returns once the chain has it for good, by the implementation's rule of confirmation, or a voucher's change survives a crash.
-/// - A request's payment goes Unpaid, Held, (`GivenUp`,) then (Earned and) `PaidOut` or Refunded, once and for ever. Whoever holds a
+/// - A request's payment goes Unpaid, Held, (`GivenUp`,) then (Earned and) `PaidOut` or Refunded, once and for ever. Anyone who holds a
 ///   certificate can complete an escrow, up to and including [`crate::validation::CLAIM_SECONDS`] after the quote's expiry; refunding it is
 ///   possible after that, or as long after its gateway has given it up; before that with its client's consent.
 /// - Payouts follow [`crate::PayoutSchedule::new`] to the unit.

@@ -184,7 +184,7 @@ impl Running {
     }
 
     async fn take(&mut self, part: OutputChunk) -> Result<(), ComputeError> {
-        // What is signed has to be what the manifest promises, whoever made it.
+        // What is signed has to be what the manifest promises, no matter who made it.
         let broken = |problem: String| compute_error(ExecutorError::InvalidOutput(problem));
         self.budget.take(&part.values).map_err(|limit| broken(limit.to_string()))?;
         self.model.manifest().check_part(&part.values).map_err(|error| broken(error.to_string()))?;

@@ -185,7 +185,7 @@ pub(super) async fn pays_back(rules: &mut Rules, scene: &Scene<'_>) -> Checked {
     let given_up = PaymentStatus::GivenUp { quote: served.struct_hash(), refundable_at };
     rules.check("a request that was given up is so", status == Ok(given_up), status)?;
     let settled = scene.strange_ledger.settle(&scene.settlement(&served, threshold).await).await;
-    rules.ok("a certificate wins, whoever has it", settled)?;
+    rules.ok("a certificate wins, no matter who has it", settled)?;
 
     let agreed = scene.quote().await?;
     rules.ok("a client pays", scene.escrow(&agreed).await)?;
