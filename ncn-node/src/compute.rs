@@ -13,8 +13,7 @@ use async_trait::async_trait;
 #[cfg(feature = "grpc")]
 pub use attach::GatewaySessions;
 use claims::Claim;
-pub(crate) use claims::ClaimParts;
-pub use claims::{Claims, ClaimsError};
+pub use claims::{ClaimParts, Claims, ClaimsError};
 use finished::Finished;
 use futures::{StreamExt as _, stream};
 use leases::Leases;
@@ -70,7 +69,7 @@ impl ComputeNode {
     }
 
     /// Has it keep there what it is owed.
-    pub(crate) fn claim_by(&mut self, claims: Arc<Claims>) {
+    pub fn claim_by(&mut self, claims: Arc<Claims>) {
         self.claims = Some(claims);
     }
 

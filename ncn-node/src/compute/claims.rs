@@ -77,11 +77,13 @@ impl Claim {
 }
 
 /// What a node claims with.
-pub(crate) struct ClaimParts {
+pub struct ClaimParts {
     /// Whose transactions are sent.
-    pub(crate) account: Arc<dyn PaymentLedger>,
-    pub(crate) validators: Arc<dyn Attestors>,
-    pub(crate) store: SharedStore,
+    pub account: Arc<dyn PaymentLedger>,
+    /// Who approves what its gateway has not brought.
+    pub validators: Arc<dyn Attestors>,
+    /// Where claims are kept until they are paid.
+    pub store: SharedStore,
 }
 
 /// All claims of a node.
@@ -119,8 +121,11 @@ enum ClaimError {
 }
 
 impl Claims {
-    /// Takes up what the store holds.
-    pub(crate) async fn load(signer: DynSigner, chain: Arc<dyn ChainView>, parts: ClaimParts) -> Result<Arc<Self>, ClaimsError> {
+    /// Takes up what the store holds. [`Self::watch`] looks after it.
+    ///
+    /// # Errors
+    /// When the chain does not answer, or the store cannot be read.
+    pub async fn load(signer: DynSigner, chain: Arc<dyn ChainView>, parts: ClaimParts) -> Result<Arc<Self>, ClaimsError> {
         let ClaimParts { account, validators, store } = parts;
         let domain = chain.trust_root().await?.domain;
         let due = Instant::now();
@@ -206,8 +211,8 @@ impl Claims {
         }
     }
 
-    /// Looks after the claims, for ever.
-    pub(crate) async fn watch(self: Arc<Self>) {
+    /// Looks after the claims, for ever. Dropping it ends that; what it was about to settle may be on its way.
+    pub async fn watch(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(POLL / 2);
         let mut looking = JoinSet::new();
         loop {
