@@ -27,7 +27,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 23);
+        vm.assertEq(structs, 24);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
