@@ -117,9 +117,7 @@ impl ComputeNode {
             }
         }
     }
-}
 
-impl ComputeNode {
     /// Whether the gateway has signed that this node serves, after those that have. Without it, nobody would have to pay this node.
     fn check_dispatch(&self, task: &ComputeTask) -> Result<(), ComputeError> {
         let invalid = |problem: String| ComputeError::InvalidTask(problem);

@@ -36,6 +36,10 @@ fn unknown(error: LedgerError) -> PaymentCheckError {
     if error.is_retryable() { PaymentCheckError::NotYet(error.to_string()) } else { PaymentCheckError::Refused(error.to_string()) }
 }
 
+fn elsewhere(status: &PaymentStatus) -> PaymentCheckError {
+    PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {status}"))
+}
+
 impl PaymentVerifier {
     pub(crate) fn new(ledger: Arc<dyn ChainView>) -> Self {
         Self { ledger, channels: Mutex::default() }
@@ -50,7 +54,7 @@ impl PaymentVerifier {
         match self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)? {
             PaymentStatus::Held { quote: hash, .. } if hash == quote.struct_hash() => Ok(()),
             PaymentStatus::Unpaid => Err(PaymentCheckError::NotYet("the chain does not hold this quote's payment".into())),
-            other => Err(PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
+            other => Err(elsewhere(&other)),
         }
     }
 
@@ -61,7 +65,7 @@ impl PaymentVerifier {
                 Ok(())
             }
             PaymentStatus::PaidOut { completion: Some(paid), .. } if paid == completion => Ok(()),
-            other => Err(PaymentCheckError::Refused(format!("the chain does not hold this quote's payment: it is {other}"))),
+            other => Err(elsewhere(&other)),
         }
     }
 

@@ -169,11 +169,8 @@ impl EvmLedger {
         if let Some(transaction) = done(&status) {
             return Ok(transaction);
         }
-        let refundable_at = match status {
-            PaymentStatus::GivenUp { refundable_at, .. } => refundable_at,
-            _ => quote.expiry + CLAIM_SECONDS + 1,
-        };
-        if is_gateway && matches!(status, PaymentStatus::Held { .. }) && self.now().await? < refundable_at {
+        let is_held = matches!(status, PaymentStatus::Held { .. });
+        if is_gateway && is_held && self.now().await? <= quote.expiry + CLAIM_SECONDS {
             let fail = InferencePayment::markRequestFailedCall { quote: contracts::quote(quote), consent: Bytes::new() };
             self.attempt(quote, |_| None, fail).await?;
             return match self.payment(quote.client, quote.request_id).await? {

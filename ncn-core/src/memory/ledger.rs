@@ -258,12 +258,12 @@ impl PaymentLedger for MemoryLedger {
         } else {
             given_up.is_some() && self.account() == quote.client
         };
-        let refundable_at = given_up.unwrap_or_else(|| end(quote.expiry));
+        let mut refundable_at = given_up.unwrap_or_else(|| end(quote.expiry));
         if !agreed && now < refundable_at {
             if given_up.is_none() && is_gateway {
-                let (hash, refundable_at) = (quote.struct_hash(), end(now));
+                refundable_at = end(now);
+                let hash = quote.struct_hash();
                 ledger.transact(quote, |_| PaymentStatus::GivenUp { quote: hash, refundable_at });
-                return Err(LedgerError::NotRefundable(refundable_at));
             }
             return Err(LedgerError::NotRefundable(refundable_at));
         }
