@@ -150,6 +150,8 @@ pub struct LogFilter {
     pub to_block: Option<u64>,
     /// Whose second topic (the first indexed argument) is this.
     pub topic1: Option<B256>,
+    /// Whose third topic (the second indexed argument) is this.
+    pub topic2: Option<B256>,
     /// Only the newest are of interest: older ones may be left out when there are newer ones.
     pub newest: bool,
 }

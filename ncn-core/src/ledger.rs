@@ -433,6 +433,9 @@ pub trait ChainView: Send + Sync {
     /// What the chain holds of a channel; nothing when it was never opened.
     async fn channel(&self, id: B256) -> Result<Option<Channel>, LedgerError>;
 
+    /// What settlements of channels have paid an account from this block on, and the block to go on from. From now on, when no block is said.
+    async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError>;
+
     /// The root of the batch that charged a channel from `settled_before` on, when one has.
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError>;
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "grpc")]
 mod attach;
 mod claims;
+mod credit;
 mod finished;
 mod leases;
 mod running;
@@ -14,12 +15,14 @@ use async_trait::async_trait;
 pub use attach::GatewaySessions;
 use claims::Claim;
 pub use claims::{ClaimParts, Claims, ClaimsError};
+pub use credit::DEFAULT_CREDIT;
+use credit::{Credit, Debt};
 use finished::Finished;
 use futures::{StreamExt as _, stream};
 use leases::Leases;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Delivery, Dispatch, Domain, DynSigner, Execution,
+    Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Delivery, Dispatch, Domain, DynSigner, Execution,
     Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _, QuorumCertificate, Quote, RequestId,
     Reservation, Signed, Units, Usage,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
@@ -51,6 +54,7 @@ pub struct ComputeNode {
     leases: Arc<Leases>,
     finished: Arc<Finished>,
     claims: Option<Arc<Claims>>,
+    credit: Arc<Credit>,
 }
 
 impl ComputeNode {
@@ -65,12 +69,19 @@ impl ComputeNode {
     ) -> Self {
         let (leases, finished) = (Leases::new(places), Arc::default());
         let payments = PaymentVerifier::new(ledger.clone());
-        Self { signer, domain, subnet, executor, ledger, payments, models: HashMap::new(), leases, finished, claims: None }
+        let credit = Credit::new(DEFAULT_CREDIT, signer.address(), ledger.clone());
+        let models = HashMap::new();
+        Self { signer, domain, subnet, executor, ledger, payments, models, leases, finished, claims: None, credit }
     }
 
     /// Has it keep there what it is owed.
     pub fn claim_by(&mut self, claims: Arc<Claims>) {
         self.claims = Some(claims);
+    }
+
+    /// Has it let its gateway owe it so much out of channels: nothing, and it takes no vouchers.
+    pub fn lend(&mut self, limit: Amount) {
+        self.credit = Credit::new(limit, self.address(), self.ledger.clone());
     }
 
     /// Makes a model ready to run.
@@ -177,6 +188,10 @@ impl Compute for ComputeNode {
             parameters: task.request.message.parameters.clone(),
             time_limit,
         };
+        let debt = match &task.voucher {
+            Some(payment) => Some(self.credit.grant(payment.voucher.amount).await?),
+            None => None,
+        };
         let started = Instant::now();
         let outputs = self.executor.run(execution).await.map_err(compute_error)?;
         let unsigned = InferenceResult {
@@ -201,7 +216,7 @@ impl Compute for ComputeNode {
         let claims = self.claims.clone().filter(|_| task.voucher.is_none());
         let is_voucher = task.voucher.is_some();
         let ComputeTask { request, quote, preprocessing, before, dispatches, .. } = task;
-        let assignment = Assignment { request, quote, preprocessing, committee, before, dispatches, is_voucher, claims };
+        let assignment = Assignment { request, quote, preprocessing, committee, before, dispatches, is_voucher, claims, debt };
         let (model, finished) = (package.model.clone(), self.finished.clone());
         let running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, finished);
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
@@ -238,9 +253,18 @@ struct Assignment {
     dispatches: Vec<Signed<Dispatch>>,
     is_voucher: bool,
     claims: Option<Arc<Claims>>,
+    debt: Option<Debt>,
 }
 
 impl Assignment {
+    /// The gateway owes what this word is worth, where nothing but its settlement pays that.
+    fn owe(&mut self, result: &Signed<InferenceResult>) {
+        let worth = self.debt.is_some().then(|| self.claim(result).worth());
+        if let (Some(debt), Some(worth)) = (&mut self.debt, worth) {
+            debt.earned = worth;
+        }
+    }
+
     /// What the node is owed by this word.
     fn claim(&self, result: &Signed<InferenceResult>) -> Claim {
         let (request, quote, committee) = (self.request.clone(), self.quote.clone(), self.committee.clone());

@@ -1,6 +1,6 @@
 //! Channels on the chain.
 
-use alloy_primitives::{B256, U256};
+use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::SolEvent as _;
 use ncn_core::{
     Amount, Channel, ChannelParams, LedgerError, Signature, UnixTime,
@@ -9,7 +9,8 @@ use ncn_core::{
 
 use super::{
     EvmLedger, LogFilter, PaymentChannel,
-    contracts::{self, parts},
+    contracts::{self, NCNToken, parts},
+    network::Network,
 };
 
 impl EvmLedger {
@@ -106,6 +107,26 @@ impl EvmLedger {
             })
         });
         Ok(ours.map(|entry| entry.transaction))
+    }
+
+    pub(super) async fn paid_out_of_channels(
+        &self,
+        account: Address,
+        from_block: Option<u64>,
+    ) -> Result<(Amount, u64), LedgerError> {
+        let Network { backend, deployment, token, .. } = &*self.network;
+        let newest = backend.latest_block().await?.number;
+        let next = newest.saturating_add(1);
+        let from_block = from_block.unwrap_or(next);
+        if from_block > newest {
+            return Ok((Amount::ZERO, from_block));
+        }
+        let (from, to) = (Some(deployment.channels.into_word()), Some(account.into_word()));
+        let range = LogFilter { from_block, to_block: Some(newest), ..LogFilter::default() };
+        let logs = backend.logs(LogFilter { address: *token, topic1: from, topic2: to, ..range }).await?;
+        let transfers = logs.iter().filter_map(|entry| NCNToken::Transfer::decode_log(&entry.log).ok());
+        let paid = transfers.map(|transfer| Amount::new(transfer.value.saturating_to()));
+        Ok((paid.sum(), next))
     }
 
     /// The root of the batch that charged a channel from this sum on.

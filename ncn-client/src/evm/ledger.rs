@@ -380,6 +380,10 @@ impl ChainView for EvmLedger {
         self.channel_state(id).await
     }
 
+    async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError> {
+        self.paid_out_of_channels(account, from_block).await
+    }
+
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.root_of(channel, settled_before).await
     }

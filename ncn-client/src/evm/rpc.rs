@@ -101,7 +101,11 @@ impl JsonRpc {
     }
 
     async fn logs_within(&self, filter: &LogFilter, from: u64, to: u64) -> Result<Vec<LogEntry>, EvmError> {
-        let topics = filter.topic1.map_or_else(|| json!([]), |topic| json!([null, topic]));
+        let topics = match (filter.topic1, filter.topic2) {
+            (None, None) => json!([]),
+            (first, None) => json!([null, first]),
+            (first, second) => json!([null, first, second]),
+        };
         let ask = json!([{ "address": filter.address, "topics": topics, "fromBlock": U64::from(from), "toBlock": U64::from(to) }]);
         self.endpoints.read("eth_getLogs", ask, |answer| logs(answer, filter, from, to)).await.answer
     }

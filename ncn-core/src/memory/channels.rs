@@ -21,6 +21,8 @@ pub(super) struct Channels {
     settled: HashMap<B256, B256>,
     /// By channel, and by what it had been charged before.
     roots: HashMap<(B256, Amount), B256>,
+    /// What settlements have paid, and in which block.
+    payouts: Vec<(u64, ChannelPayout)>,
 }
 
 fn refused(channel: B256, problem: impl Into<String>) -> LedgerError {
@@ -34,6 +36,11 @@ impl Channels {
 
     pub(super) fn charged_root(&self, channel: B256, settled_before: Amount) -> Option<B256> {
         self.roots.get(&(channel, settled_before)).copied()
+    }
+
+    pub(super) fn paid_to(&self, account: Address, from_block: u64) -> Amount {
+        let payouts = self.payouts.iter().filter(|(block, payout)| *block >= from_block && payout.account == account);
+        payouts.map(|(_, payout)| payout.amount).sum()
     }
 
     fn open(&self, id: B256) -> Result<Channel, LedgerError> {
@@ -141,7 +148,8 @@ impl Ledger {
         for ChannelPayout { account, amount } in payouts {
             self.credit(*account, *amount);
         }
-        let (_, transaction) = self.mine();
+        let (block, transaction) = self.mine();
+        self.channels.payouts.extend(payouts.iter().map(|payout| (block, *payout)));
         self.channels.settled.insert(hash, transaction);
         Ok(transaction)
     }

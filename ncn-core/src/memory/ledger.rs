@@ -356,6 +356,12 @@ impl ChainView for MemoryLedger {
         Ok(self.chain.lock().channels.get(id))
     }
 
+    async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError> {
+        let ledger = self.chain.lock();
+        let from = from_block.unwrap_or(ledger.blocks);
+        Ok((ledger.channels.paid_to(account, from), from.max(ledger.blocks)))
+    }
+
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         Ok(self.chain.lock().channels.charged_root(channel, settled_before))
     }

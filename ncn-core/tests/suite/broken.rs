@@ -187,6 +187,10 @@ impl ChainView for BrokenSettler {
         self.settler.channel(id).await
     }
 
+    async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError> {
+        self.settler.channel_payouts(account, from_block).await
+    }
+
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.settler.charged_root(channel, settled_before).await
     }

@@ -50,7 +50,7 @@ pub(super) struct Claim {
 
 impl Claim {
     /// What it pays this node.
-    fn worth(&self) -> Amount {
+    pub(super) fn worth(&self) -> Amount {
         let node = self.result.message.compute;
         let completion = self.delivery().completion(&self.quote);
         let own = |completion: Completion| {

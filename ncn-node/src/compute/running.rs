@@ -216,6 +216,7 @@ impl Running {
         self.unsigned_since = None;
         self.signed_parts = self.chain.parts();
         let checkpoint = self.signing.sign(self.result(None)).await?;
+        self.assignment.owe(&checkpoint);
         if let Some(claims) = &self.assignment.claims {
             claims.keep(self.assignment.claim(&checkpoint)).await;
         }
@@ -241,6 +242,7 @@ impl Running {
             self.model.manifest().check_delivered(&self.output).map_err(|error| broken(error.to_string()))?;
         }
         let result = self.signing.sign(self.result(Some(finish))).await?;
+        self.assignment.owe(&result);
         let Assignment { quote, committee, before, is_voucher, claims, .. } = &self.assignment;
         if let Some(claims) = claims {
             claims.persist(quote.request_id).await;

@@ -1,7 +1,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ncn_client::grpc::EndpointError;
-use ncn_core::{Address, B256};
+use ncn_core::{Address, Amount, B256};
 use ncn_core::{
     Attestors, ChainView, Confinement, Directory, DynSigner, Executor, ExecutorError, LedgerError, PaymentLedger, RegistryError,
     executor::ModelPackage,
@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::leave;
 use crate::{
-    compute::{ClaimParts, Claims, ClaimsError, ComputeNode, GatewaySessions},
+    compute::{ClaimParts, Claims, ClaimsError, ComputeNode, DEFAULT_CREDIT, GatewaySessions},
     registration::Registration,
     store::SharedStore,
 };
@@ -29,6 +29,7 @@ pub struct ComputeNodeBuilder {
     capacity: usize,
     gateways: Vec<(Address, String)>,
     claims: Option<ClaimParts>,
+    credit: Amount,
 }
 
 /// Why a compute node does not start.
@@ -88,6 +89,7 @@ impl ComputeNode {
             capacity: CAPACITY,
             gateways: Vec::new(),
             claims: None,
+            credit: DEFAULT_CREDIT,
         }
     }
 }
@@ -122,15 +124,24 @@ impl ComputeNodeBuilder {
         self
     }
 
+    /// How much it lets its gateway owe it out of channels, [`DEFAULT_CREDIT`] unless it is told. Nothing but the gateway's settlement pays
+    /// that. With none, it takes no vouchers.
+    #[must_use]
+    pub const fn credit(mut self, limit: Amount) -> Self {
+        self.credit = limit;
+        self
+    }
+
     /// Starts it: loads its models, registers, and opens its sessions, which are opened again when they break.
     pub async fn start(self) -> Result<RunningComputeNode, ComputeNodeError> {
-        let Self { signer, subnet, executor, chain, registry, models, capacity, gateways, claims } = self;
+        let Self { signer, subnet, executor, chain, registry, models, capacity, gateways, claims, credit } = self;
         // Before anything is loaded or registered.
         for (_, url) in &gateways {
             drop(ncn_client::grpc::endpoint(url)?);
         }
         let domain = chain.trust_root().await?.domain;
         let mut node = ComputeNode::new(signer.clone(), domain, subnet, executor, chain.clone(), capacity);
+        node.lend(credit);
         let claiming = match claims {
             Some(parts) => {
                 let claims = Claims::load(signer.clone(), chain, parts).await?;

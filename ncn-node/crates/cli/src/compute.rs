@@ -8,16 +8,16 @@ use std::{
 };
 
 use ncn_client::grpc::GrpcTransport;
-use ncn_core::Transport as _;
+use ncn_core::{Amount, Transport as _};
 use ncn_node::{
-    compute::ComputeNode,
+    compute::{ComputeNode, DEFAULT_CREDIT},
     node::{ComputeNodeError, RunningComputeNode},
     store::{MemoryStore, SharedStore},
 };
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments, RegistryArguments},
+    account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     engines::{EngineArguments, ModelArguments},
     sanitize, say, serving, typed,
 };
@@ -43,6 +43,10 @@ pub(crate) struct Arguments {
     /// The directory in which it keeps what it is owed until that is paid; without one, that is lost with the process
     #[arg(long, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
+    /// How many tokens it lets the gateway owe it out of channels, which nothing but the gateway's settlement pays; twice what a gateway
+    /// settles at unless it is told. With 0 it takes no vouchers
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    credit: Option<Amount>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -83,7 +87,8 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     let (address, url) = (signer.address(), arguments.gateway.as_str());
     let store = open_store(arguments.state.as_deref())?;
     let node = ComputeNode::builder(signer, subnet, executor, ledger.clone(), registry.clone()).models(packages);
-    let node = node.capacity(arguments.capacity.into()).claims(ledger, registry, store);
+    let node =
+        node.capacity(arguments.capacity.into()).claims(ledger, registry, store).credit(arguments.credit.unwrap_or(DEFAULT_CREDIT));
     let node = node.gateway(network.gateway, url).start().await.map_err(|error| match error {
         ComputeNodeError::Gateway(error) => Failure::Input(format!("--gateway {error}")),
         error => Failure::failed(error),

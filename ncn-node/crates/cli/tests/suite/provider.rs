@@ -87,6 +87,10 @@ impl ChainView for Provider {
         self.chain.subnet_owner(subnet).await
     }
 
+    async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError> {
+        self.chain.channel_payouts(account, from_block).await
+    }
+
     async fn charged_root(&self, channel: B256, settled_before: Amount) -> Result<Option<B256>, LedgerError> {
         self.chain.charged_root(channel, settled_before).await
     }

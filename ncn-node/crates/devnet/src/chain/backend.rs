@@ -63,7 +63,10 @@ impl EvmReader for EmbeddedChain {
 
     async fn logs(&self, filter: LogFilter) -> Result<Vec<LogEntry>, EvmError> {
         let core = self.lock();
-        let fits = |placed: &PlacedLog<'_>| placed.log.address == filter.address;
+        let fits = |placed: &PlacedLog<'_>| {
+            let second = filter.topic2.is_none_or(|topic| placed.log.topics().get(2) == Some(&topic));
+            placed.log.address == filter.address && second
+        };
         let wanted = filter.from_block..=filter.to_block.unwrap_or(u64::MAX);
         let found = match filter.topic1 {
             Some(topic) => {

@@ -91,10 +91,12 @@ pub(super) async fn start(
     words: u64,
     store: Arc<MemoryStore>,
 ) -> RunningComputeNode {
+    // What two requests and the beginning of a third come to.
+    let credit = Amount::new((BASE + WORD * u128::from(WORDS)) * 5 / 2);
     let ledger = network.chain.ledger(compute.clone());
     let (executor, registry) = (Arc::new(Words(words)), network.registry.clone());
     let node = ComputeNode::builder(compute.clone(), subnet, executor, ledger.clone(), registry.clone()).models(vec![package]);
-    node.claims(ledger, registry, SharedStore::new(store).unwrap()).start().await.unwrap()
+    node.claims(ledger, registry, SharedStore::new(store).unwrap()).credit(credit).start().await.unwrap()
 }
 
 impl Scene {
@@ -135,8 +137,15 @@ impl Scene {
         Signed::sign(message, &self.network.trust.domain, &**key).await.unwrap()
     }
 
-    /// An order that is approved and paid, as its gateway dispatches it.
+    /// An order that is approved and paid into escrow, as its gateway dispatches it.
     pub(super) async fn task(&self) -> ComputeTask {
+        let task = self.order().await;
+        self.network.chain.ledger(self.client.clone()).escrow(&task.quote).await.unwrap();
+        task
+    }
+
+    /// An order that is approved, and not paid yet.
+    pub(super) async fn order(&self) -> ComputeTask {
         let (salt, inputs) = (B256::random(), Values::from([("image", Value::png(quickstart::SAMPLE))]));
         let order = InferenceRequest {
             client: self.client.address(),
@@ -171,7 +180,6 @@ impl Scene {
         let request = self.sign(order, &self.client).await;
         let asked = PreprocessingRequest { request: request.clone(), quote: quote.clone() };
         let preprocessing = self.network.registry.preprocessing(asked).await.unwrap();
-        self.network.chain.ledger(self.client.clone()).escrow(&quote).await.unwrap();
         let dispatches = vec![self.dispatch(&quote, self.address()).await];
         let finish_by = quote.expiry;
         ComputeTask { request, quote, preprocessing, before: Vec::new(), dispatches, voucher: None, inputs, finish_by }
@@ -226,7 +234,8 @@ impl Scene {
         let authorization = self.sign(CompletionAuthorization { author: author.address(), completion }, author).await;
         let (request, quote, dispatches) = (task.request.clone(), task.quote.clone(), task.dispatches.clone());
         let preprocessing = (author.address() != quote.gateway).then(|| task.preprocessing.clone());
-        CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, authorization }
+        let voucher = task.voucher;
+        CompletionRequest { request, quote, delivery, preprocessing, voucher, dispatches, authorization }
     }
 
     /// The node looks after what it is owed, however long that has been.
