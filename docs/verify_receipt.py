@@ -15,13 +15,13 @@ TYPES = {line.split("(")[0]: line for line in """
 InferenceRequest(address client,bytes32 subnet,bytes32 modelDigest,bytes32 inputHash,string parameters,uint128 maxPrice,uint64 deadline,bytes32 nonce,bytes32 draw)
 Quote(bytes32 requestId,address client,address gateway,address compute,bytes32 modelDigest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit,uint64 maxInputUnits,uint64 maxOutputUnits,uint128 total,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 expiry,bytes32 trustRoot,uint64 epoch,bytes32 salt,bytes32 committee)
 Committee(uint16 threshold,address[] members)
-InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)
+InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint8 continuation,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)
 Completion(bytes32 requestId,bytes32 quote,uint8 finish,Contribution[] contributions)Contribution(address compute,bytes32 result,uint128 cost)
 Contribution(address compute,bytes32 result,uint128 cost)
 ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 preprocessing,bytes32 completion,bytes32 results,bytes32 approvals,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)
 Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,bytes32 committee,uint64 number,uint128 amount,uint128 cumulative)
 """.split("\n") if line}
-FINISHES = {"stop": 1, "length": 2, "deadline": 3, "cancelled": 4, "node_lost": 5}
+FINISHES, CONTINUATIONS = {"stop": 1, "length": 2, "deadline": 3, "cancelled": 4, "node_lost": 5}, {"rerun": 1, "context": 2}
 UNITS, CONFINEMENTS = {"request": 1, "token": 2, "row": 3, "second": 4, "image": 5}, {"none": 0, "reduced": 1, "full": 2}
 ZERO, HALF_ORDER = bytes(32), 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
@@ -49,7 +49,7 @@ def read(form, value):
 FIELDS = {name: [field.split(" ") for field in of.split("(")[1].split(")")[0].split(",")] for name, of in TYPES.items()}
 HASH, ADDRESS, SIGNATURE = [lambda value, form="0x[0-9a-f]{%d}" % (2 * n): bytes.fromhex(text(value, form)[2:]) for n in (32, 20, 65)]
 U16, U64, AMOUNT = lambda value: integer(value, 16), integer, lambda value: integer(int(text(value, "0|[1-9][0-9]{0,38}")), 128)
-UNIT, FINISH, CONFINEMENT = [lambda value, names=names: names[text(value, "|".join(names))] for names in (UNITS, FINISHES, CONFINEMENTS)]
+UNIT, FINISH, CONFINEMENT, WAY = [lambda value, names=names: names[text(value, "|".join(names))] for names in (UNITS, FINISHES, CONFINEMENTS, CONTINUATIONS)]
 KINDS = {"bytes32": HASH, "address": ADDRESS, "uint64": U64, "uint128": AMOUNT, "string": text}
 ORDER, VOUCHER, CONTRIBUTION = [{field: KINDS[kind] for kind, field in FIELDS[name]} for name in ("InferenceRequest", "Voucher", "Contribution")]
 UNIT_PRICE, CERTIFICATE = {"unit": UNIT, "price": AMOUNT}, [{"validator": ADDRESS, "signature": SIGNATURE}]
@@ -57,7 +57,7 @@ ESCROW = {"escrow": {"transaction": HASH, "settlement": HASH}}
 CHANNEL = {"channel": {"terms": {"client": ADDRESS, "gateway": ADDRESS, "salt": HASH}, "voucher": VOUCHER, "signature": SIGNATURE}}
 RESULT = {
     "requestId": HASH, "compute": ADDRESS, "modelDigest": HASH, "inputHash": HASH, "outputHash": HASH, "outputBytes": U64, "parts": U64, "chain": HASH,
-    "resumedFrom": HASH, "usage": {"inputUnits": U64, "outputUnits": U64, "durationMicros": U64}, "confinement": CONFINEMENT, "finish": lambda value: 0 if value is None else FINISH(value)}
+    "resumedFrom": HASH, "continuation": lambda value: 0 if value is None else WAY(value), "usage": {"inputUnits": U64, "outputUnits": U64, "durationMicros": U64}, "confinement": CONFINEMENT, "finish": lambda value: 0 if value is None else FINISH(value)}
 RECEIPT = {
     "version": U16, "trustRoot": {"domain": {"chainId": U64, "contract": ADDRESS}, "token": ADDRESS, "channels": ADDRESS, "validators": [ADDRESS],
                   "threshold": U16, "committeeSize": U16, "treasury": ADDRESS},
@@ -115,7 +115,7 @@ def completion_of(delivery, order, quote, quoted):
     for index, result in enumerate(result["message"] for result in delivery["results"]):
         for field, of in (("requestId", quote), ("modelDigest", quote), ("modelDigest", order), ("inputHash", order)):
             check(result[field] == of[field], f"result.{field}: is another one")
-        check(result["resumedFrom"] == (before["chain"] if before else ZERO), "result.resumedFrom")
+        check((result["resumedFrom"], result["continuation"] != 0) == ((before["chain"], True) if before else (ZERO, False)), "result.resumedFrom")
         parts, size = [max(result[field] - (before[field] if before else 0), 0) for field in ("parts", "outputBytes")]
         n, m = result["usage"]["inputUnits"], result["usage"]["outputUnits"]
         outputs += m

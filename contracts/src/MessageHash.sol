@@ -45,7 +45,7 @@ library MessageHash {
     );
     bytes32 internal constant COMMITTEE = keccak256("Committee(uint16 threshold,address[] members)");
     bytes32 internal constant INFERENCE_RESULT = keccak256(
-        "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)"
+        "InferenceResult(bytes32 requestId,address compute,bytes32 modelDigest,bytes32 inputHash,bytes32 outputHash,uint64 outputBytes,uint64 parts,bytes32 chain,bytes32 resumedFrom,uint8 continuation,uint64 inputUnits,uint64 outputUnits,uint64 durationMicros,uint8 confinement,uint8 finish)"
     );
     bytes32 internal constant CONTRIBUTION = keccak256("Contribution(address compute,bytes32 result,uint128 cost)");
     bytes32 internal constant COMPLETION = keccak256(

@@ -69,7 +69,8 @@ struct Dispatch {
 
 /// A compute node's word on what it ran and gave: `outputHash` and `outputBytes` are those of the output so far, which came in `parts`
 /// parts that `chain` is the hash of. `resumedFrom` is the chain of another node's parts that this one went on from, 0 where it began
-/// itself; units are those of its own parts. `finish` says why there is no more; 0 while more is to come.
+/// itself; `continuation` says how: 1 it ran the request again and came to the same parts, 2 it took them as context, 0 it began itself.
+/// Units are those of its own parts. `finish` says why there is no more; 0 while more is to come.
 struct InferenceResult {
     bytes32 requestId;
     address compute;
@@ -80,6 +81,7 @@ struct InferenceResult {
     uint64 parts;
     bytes32 chain;
     bytes32 resumedFrom;
+    uint8 continuation;
     uint64 inputUnits;
     uint64 outputUnits;
     uint64 durationMicros;

@@ -105,6 +105,7 @@ abstract contract SlashingFixture is Fixture {
             parts: 5,
             chain: keccak256("chain"),
             resumedFrom: 0,
+            continuation: 0,
             inputUnits: 10,
             outputUnits: 20,
             durationMicros: 30,

@@ -178,6 +178,7 @@ pub(crate) mod tests {
             parts: 1,
             chain: B256::ZERO,
             resumed_from: B256::ZERO,
+            continuation: None,
             usage: Usage::default(),
             confinement: Confinement::None,
             finish: None,

@@ -32,9 +32,10 @@ pub struct ComputeTask {
     pub quote: Quote,
     /// The validators' approval of it.
     pub preprocessing: QuorumCertificate,
-    /// What other nodes have given of the output, and signed, before they were lost: this one goes on from there, and proves by the same
-    /// chain that it has come there. None when it begins.
+    /// What other nodes have signed of the output before they were lost: this one goes on from there. None when it begins.
     pub before: Vec<Signed<InferenceResult>>,
+    /// The output that they have given, where it is a text of at most [`MAX_PREFIX_BYTES`]: for a model that takes it as context. Else empty.
+    pub prefix: Values,
     /// The gateway's word that each of those was to serve, and last, that this node is.
     pub dispatches: Vec<Signed<Dispatch>>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
@@ -141,6 +142,8 @@ impl ComputeError {
 pub const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// The most values of an output: each takes some hundred bytes, however short it is on a wire.
 pub const MAX_OUTPUT_VALUES: usize = 1 << 10;
+/// The longest beginning of an output that another node is given as context.
+pub const MAX_PREFIX_BYTES: usize = 1 << 20;
 /// The most bytes that all parts of one output have together, by [`Values::size`]: more than the output has, since a part may replace
 /// one before.
 pub const MAX_STREAM_BYTES: usize = 4 * MAX_OUTPUT_BYTES;
@@ -157,7 +160,8 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 ///   that its gateway has dispatched this node, and ends the lease when it is done.
 /// - The last part of an output waits for `collect`, until the request is released or its quote has expired. `collect` is idempotent.
 /// - A task that is to be resumed is answered with the parts after those that are there, and the result's `resumed_from` is their
-///   chain. A node that cannot reproduce them says [`ComputeError::CannotResume`].
+///   chain: by a node that has reproduced them, or has taken them as context, as its `continuation` says. A node that can do neither says
+///   [`ComputeError::CannotResume`].
 /// - An output that is cut short, by `stop`, by its time limit or by `finish_by`, is finished with the parts that were given until then,
 ///   when there are any.
 /// - A result states no more units than the quote allows, nor than the output has room for ([`crate::delivery::most_units`]).

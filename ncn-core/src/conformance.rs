@@ -144,6 +144,7 @@ async fn delivery(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, co
         parts: 1,
         chain: B256::repeat_byte(0x33),
         resumed_from: B256::ZERO,
+        continuation: None,
         usage: Usage::default(),
         confinement: Confinement::None,
         finish: Some(FinishReason::Stop),

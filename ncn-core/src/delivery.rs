@@ -54,6 +54,38 @@ impl fmt::Display for FinishReason {
     }
 }
 
+/// How a node has gone on from parts that another one had given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Continuation {
+    /// It ran the request again, and came to the same parts: the output is what one node would have given.
+    Rerun = 1,
+    /// It took the parts as context. What follows them fits them, and may be other than what the first node would have given.
+    Context = 2,
+}
+
+impl Continuation {
+    /// The way with this number.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Rerun),
+            2 => Some(Self::Context),
+            _ => None,
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for Continuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rerun => "rerun",
+            Self::Context => "context",
+        })
+    }
+}
+
 /// What was delivered of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -107,6 +139,9 @@ pub enum DeliveryError {
     /// A result that does not go on where the one before it ended.
     #[error("result.resumedFrom: is not the chain of the parts before it")]
     Chain,
+    /// A node that goes on does not say how, or one that begins says that it goes on.
+    #[error("result.continuation: is stated for what follows other parts, and only there")]
+    Continuation,
     /// The stated reason is not the node's, or needs one of the node's.
     #[error("finish: {stated} is not what the compute node has signed")]
     Finish {
@@ -185,6 +220,9 @@ impl Delivery {
             let resumed_from = before.map_or(B256::ZERO, |before| before.chain);
             if result.resumed_from != resumed_from {
                 return Err(DeliveryError::Chain);
+            }
+            if result.continuation.is_some() != before.is_some() {
+                return Err(DeliveryError::Continuation);
             }
             let own = |whole: u64, before: u64| whole.saturating_sub(before);
             let parts = own(result.parts, before.map_or(0, |before| before.parts));

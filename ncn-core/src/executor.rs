@@ -138,6 +138,13 @@ pub trait Executor: Send + Sync {
         false
     }
 
+    /// What to run so that its output goes on after `prefix`, the beginning of what this execution would give, which took so many units: the
+    /// same with the prefix as context. None where the model does not take it, or has nothing left to give.
+    fn continue_from(&self, execution: &Execution, prefix: &Values, units: u64) -> Option<Execution> {
+        let _ = (execution, prefix, units);
+        None
+    }
+
     /// Makes a model ready to run.
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError>;
 

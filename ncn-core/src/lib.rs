@@ -52,7 +52,7 @@ pub use certificate::{Approval, CertificateError, QuorumCertificate};
 pub use channel::{Channel, ChannelParams, PaymentAuthorization, SignedVoucher};
 pub use compute::{Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Reservation, Resume};
 pub use crypto::{DynSigner, Signature, SignatureError, Signed};
-pub use delivery::{Delivery, DeliveryError, FinishReason};
+pub use delivery::{Continuation, Delivery, DeliveryError, FinishReason};
 pub use dispatch::DispatchError;
 pub use error_kind::ErrorKind;
 pub use executor::{Execution, Executor, ExecutorError, ExecutorExt, OutputChunk, Usage};

@@ -14,7 +14,7 @@ pub use channel::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, FeeSplit, FinishReason, Model, Price, RequestId, Units, UnixTime, crypto::Authored, executor::Usage,
+    Amount, Continuation, FeeSplit, FinishReason, Model, Price, RequestId, Units, UnixTime, crypto::Authored, executor::Usage,
     sandbox::Confinement,
 };
 
@@ -174,6 +174,8 @@ pub struct InferenceResult {
     pub chain: B256,
     /// The chain of another node's parts that this one went on from; zero where it began itself.
     pub resumed_from: B256,
+    /// How it went on; none where it began itself.
+    pub continuation: Option<Continuation>,
     /// What the node's own parts took.
     pub usage: Usage,
     /// How strongly the worker was confined.

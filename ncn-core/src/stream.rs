@@ -183,6 +183,7 @@ mod tests {
                 parts: chain.parts,
                 chain: chain.hash,
                 resumed_from: B256::ZERO,
+                continuation: None,
                 usage: crate::Usage::default(),
                 confinement: crate::Confinement::None,
                 finish: None,

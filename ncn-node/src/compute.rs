@@ -22,9 +22,9 @@ use futures::{StreamExt as _, stream};
 use leases::Leases;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Delivery, Dispatch, Domain, DynSigner, Execution,
-    Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _, QuorumCertificate, Quote, RequestId,
-    Reservation, Signed, Units, Usage,
+    Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Continuation, Delivery, Dispatch, Domain,
+    DynSigner, Execution, Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _,
+    QuorumCertificate, Quote, RequestId, Reservation, Resume, Signed, Units, Usage,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     dispatch,
     executor::ModelPackage,
@@ -173,10 +173,6 @@ impl Compute for ComputeNode {
         let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
         let committee = self.check(&task).await?;
         let package = self.models.get(&task.quote.model_digest).ok_or(ComputeError::UnknownModel(task.quote.model_digest))?;
-        let resume = task.resume();
-        if resume.is_some() && !self.executor.is_deterministic(&task.quote.model_digest) {
-            return Err(ComputeError::CannotResume("the model may give other parts each time".into()));
-        }
         let left = Duration::from_secs(task.finish_by.min(task.quote.expiry).saturating_sub(unix_now()));
         if left.is_zero() {
             return Err(ComputeError::DeadlineExceeded);
@@ -187,6 +183,19 @@ impl Compute for ComputeNode {
             inputs: task.inputs,
             parameters: task.request.message.parameters.clone(),
             time_limit,
+        };
+        let resume = Resume::after(&task.before);
+        let (execution, continuation) = match resume {
+            None => (execution, None),
+            Some(_) if self.executor.is_deterministic(&execution.model_digest) => (execution, Some(Continuation::Rerun)),
+            Some(Resume { output_units, .. }) => {
+                let last = task.before.last().map(|last| &last.message);
+                let is_given = last.is_some_and(|last| last.fits_output(&task.prefix).is_ok());
+                let after = self.executor.continue_from(&execution, &task.prefix, output_units).filter(|_| is_given);
+                let cannot =
+                    || ComputeError::CannotResume("the model gives other parts each time, and takes none as context".into());
+                (after.ok_or_else(cannot)?, Some(Continuation::Context))
+            }
         };
         let debt = match &task.voucher {
             Some(payment) => Some(self.credit.grant(payment.voucher.amount).await?),
@@ -204,6 +213,7 @@ impl Compute for ComputeNode {
             parts: 0,
             chain: B256::ZERO,
             resumed_from: resume.map(|resume| resume.chain).unwrap_or_default(),
+            continuation,
             usage: Usage::default(),
             confinement: self.executor.confinement(&task.quote.model_digest),
             finish: None,
@@ -215,10 +225,13 @@ impl Compute for ComputeNode {
         // What a voucher pays, only its gateway can settle.
         let claims = self.claims.clone().filter(|_| task.voucher.is_none());
         let is_voucher = task.voucher.is_some();
-        let ComputeTask { request, quote, preprocessing, before, dispatches, .. } = task;
+        let ComputeTask { request, quote, preprocessing, before, prefix, dispatches, .. } = task;
         let assignment = Assignment { request, quote, preprocessing, committee, before, dispatches, is_voucher, claims, debt };
         let (model, finished) = (package.model.clone(), self.finished.clone());
-        let running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, finished);
+        let mut running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, finished);
+        if continuation == Some(Continuation::Context) {
+            running.go_on(prefix);
+        }
         Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
     }
 

@@ -311,6 +311,7 @@ mod tests {
             parts: 1,
             chain: B256::repeat_byte(number),
             resumed_from: B256::ZERO,
+            continuation: None,
             usage: Usage::default(),
             confinement: Confinement::None,
             finish: Some(FinishReason::Stop),

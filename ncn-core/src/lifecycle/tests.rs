@@ -64,6 +64,7 @@ fn executed() -> Event {
         parts: 1,
         chain: B256::ZERO,
         resumed_from: B256::ZERO,
+        continuation: None,
         usage: Usage::default(),
         confinement: Confinement::None,
         finish: Some(FinishReason::Stop),

@@ -87,6 +87,7 @@ impl ToSol for super::InferenceResult {
             parts: self.parts,
             chain: self.chain,
             resumedFrom: self.resumed_from,
+            continuation: self.continuation.map_or(0, |continuation| continuation as u8),
             inputUnits: self.usage.input_units,
             outputUnits: self.usage.output_units,
             durationMicros: self.usage.duration_micros,

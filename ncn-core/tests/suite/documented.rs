@@ -138,10 +138,11 @@ fn lies_are_told_in_tests() {
         let names: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "{row}");
         for name in names {
-            let (files, declared) = match (name.split_once("::"), name.split_once('.')) {
+            let (files, declared) = match (name.rsplit_once("::"), name.split_once('.')) {
                 (Some((module, test)), _) => {
                     let suites = ["ncn-node/crates/cli/tests/suite", "ncn-core/tests/suite"];
-                    (suites.map(|suite| root.join(suite).join(module).with_extension("rs")).to_vec(), format!("fn {test}("))
+                    let module = module.replace("::", "/");
+                    (suites.map(|suite| root.join(suite).join(&module).with_extension("rs")).to_vec(), format!("fn {test}("))
                 }
                 (_, Some((contract, test))) => {
                     (vec![root.join("contracts/test").join(contract.to_owned() + ".t.sol")], format!("function {test}("))

@@ -5,10 +5,10 @@ use std::time::Duration;
 use ncn_core::receipt::Payment;
 use ncn_core::trust::draw_of;
 use ncn_core::{
-    Amount, Approval, B256, ChannelParams, Completion, Confinement, Contribution, DataType, Delivery, DynSigner, FeeSplit,
-    FinishReason, InferenceRequest, InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk, PayeeRole,
-    PaymentAuthorization, PaymentConfirmation, PaymentKind, PaymentSubmission, PayoutSchedule, Price, QuorumCertificate, Quote,
-    Receipt, ReceiptError, Signature, Signed, SignedVoucher, State, Step, StepTiming, StreamChain, Submission, TaskEvent,
+    Amount, Approval, B256, ChannelParams, Completion, Confinement, Continuation, Contribution, DataType, Delivery, DynSigner,
+    FeeSplit, FinishReason, InferenceRequest, InferenceResult, Message as _, Model, ModelInfo, NetworkInfo, Outcome, OutputChunk,
+    PayeeRole, PaymentAuthorization, PaymentConfirmation, PaymentKind, PaymentSubmission, PayoutSchedule, Price, QuorumCertificate,
+    Quote, Receipt, ReceiptError, Signature, Signed, SignedVoucher, State, Step, StepTiming, StreamChain, Submission, TaskEvent,
     TaskStatus, Tensor, TrustRoot, Unit, UnitPrice, Units, Update, Usage, Values, Voucher, receipt,
 };
 use serde_json::Value;
@@ -96,6 +96,7 @@ fn unsigned(
             parts: chain.parts(),
             chain: chain.hash(),
             resumed_from,
+            continuation: (!resumed_from.is_zero()).then_some(Continuation::Context),
             usage: Usage { input_units: 3, output_units: *units, duration_micros: 250 },
             confinement: Confinement::Reduced,
             finish: *finish,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use alloy_primitives::hex;
-use ncn_core::{Amount, B256, FeeSplit, FinishReason, PaymentKind, Receipt, receipt::Payment, trust::draw_of};
+use ncn_core::{Amount, B256, Continuation, FeeSplit, FinishReason, PaymentKind, Receipt, receipt::Payment, trust::draw_of};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -134,6 +134,8 @@ const LIES: &[(&str, PaymentKind, Nodes<'static>, Lie)] = {
         ("nobody delivered", Escrow, WHOLE, Delivery(|results, _| results.clear())),
         ("a beginning that is missing", Escrow, WHOLE, Delivery(|results, _| results[0].resumed_from = OTHER)),
         ("parts that do not follow", Escrow, TWO, Delivery(|results, _| results[1].resumed_from = OTHER)),
+        ("no word on how a node went on", Escrow, TWO, Delivery(|results, _| results[1].continuation = None)),
+        ("a beginning that goes on", Escrow, WHOLE, Delivery(|results, _| results[0].continuation = Some(Continuation::Rerun))),
         ("parts that were there before", Escrow, TWO, Delivery(|results, _| results[1].parts = results[0].parts)),
         ("results in another order", Escrow, TWO, Delivery(|results, _| results.swap(0, 1))),
         ("another input", Escrow, WHOLE, Delivery(|results, _| results[0].input_hash = OTHER)),

@@ -110,6 +110,14 @@ impl Running {
         }
     }
 
+    /// Goes on after what others have given, which the model has taken as context.
+    pub(super) fn go_on(&mut self, prefix: Values) {
+        let Some(last) = self.assignment.before.last() else { return };
+        self.chain = StreamChain::of(&last.message);
+        self.before = Before { parts: self.chain.parts(), bytes: prefix.content_bytes(), units: 0 };
+        (self.output, self.resume, self.signed_parts) = (prefix, None, self.chain.parts());
+    }
+
     /// The next event, and what is left to run after it.
     pub(super) async fn next(mut self) -> Option<(Result<ComputeEvent, ComputeError>, Option<Self>)> {
         loop {

@@ -11,7 +11,9 @@ use ncn_client::{Backoff, unix_now};
 use ncn_core::{
     Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Dispatch, Event, FinishReason,
     InferenceResult, Manifest, Message as _, QuorumCertificate, Quote, Reservation, Resume, Signed, Step, StreamChain, TaskEvent,
-    Values, compute::MAX_OUTPUT_BYTES, lifecycle::MAX_ATTEMPTS,
+    Values,
+    compute::{MAX_OUTPUT_BYTES, MAX_PREFIX_BYTES},
+    lifecycle::MAX_ATTEMPTS,
 };
 
 use super::{
@@ -56,6 +58,12 @@ impl Prefix {
     /// Whether the output is the one that was signed. That of a whole output is looked at when it comes.
     fn is_signed(&self) -> bool {
         self.results.last().is_some_and(|result| result.message.fits_output(&self.output).is_ok())
+    }
+
+    /// What another node may take as context: a text that is not too long for that.
+    fn context(&self) -> Values {
+        let is_text = self.output.iter().all(|(_, value)| value.as_text().is_some());
+        if is_text && self.output.size() <= MAX_PREFIX_BYTES { self.output.clone() } else { Values::new() }
     }
 
     /// Where another node goes on.
@@ -252,6 +260,7 @@ impl Received<'_> {
             finish_by,
             preprocessing,
             before: self.before.results.clone(),
+            prefix: self.before.context(),
             dispatches: self.dispatches(),
         };
         let started = Instant::now();

@@ -53,6 +53,7 @@ impl From<ComputeTask> for proto::InferenceRequest {
             finish_by: task.finish_by,
             preprocessing: Some(task.preprocessing.into()),
             before: task.before.into_iter().map(Into::into).collect(),
+            prefix: values_to_proto(task.prefix),
             dispatches: task.dispatches.into_iter().map(Into::into).collect(),
             ..task.request.into()
         }
@@ -68,10 +69,11 @@ impl TryFrom<proto::InferenceRequest> for ComputeTask {
         let voucher = task.voucher.take().map(TryInto::try_into).transpose()?;
         let preprocessing = required("task.preprocessing", task.preprocessing.take())?.try_into()?;
         let before = std::mem::take(&mut task.before).into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        let prefix = values_from_proto(std::mem::take(&mut task.prefix))?;
         let dispatches = dispatches(std::mem::take(&mut task.dispatches))?;
         let finish_by = task.finish_by;
         let request = Signed::<InferenceRequest>::try_from(task)?;
-        Ok(Self { request, quote, preprocessing, before, dispatches, voucher, inputs, finish_by })
+        Ok(Self { request, quote, preprocessing, before, prefix, dispatches, voucher, inputs, finish_by })
     }
 }
 

@@ -1,9 +1,9 @@
 //! The messages that several services share.
 
 use ncn_core::{
-    Approval, ChannelParams, Confinement, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest, InferenceResult,
-    NodeRecord, NodeRole, OutputChunk, Price, QuorumCertificate, Quote, Signed, SignedVoucher, Tensor, Unit, UnitPrice, Units,
-    Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES,
+    Approval, ChannelParams, Confinement, Continuation, DataType, Delivery, FeeSplit, FinishReason, InferenceRequest,
+    InferenceResult, NodeRecord, NodeRole, OutputChunk, Price, QuorumCertificate, Quote, Signed, SignedVoucher, Tensor, Unit,
+    UnitPrice, Units, Usage, Value, Values, Voucher, compute::MAX_OUTPUT_VALUES,
 };
 use prost::bytes::Bytes;
 
@@ -216,6 +216,7 @@ impl From<Signed<InferenceRequest>> for proto::InferenceRequest {
             finish_by: 0,
             preprocessing: None,
             before: Vec::new(),
+            prefix: Vec::new(),
             dispatches: Vec::new(),
         }
     }
@@ -255,6 +256,7 @@ impl From<Signed<InferenceResult>> for proto::ComputeCompletion {
             parts: message.parts,
             chain: bytes(message.chain),
             resumed_from: bytes(message.resumed_from),
+            continuation: message.continuation.map_or(0, |continuation| continuation as u32),
             finish: finish_to_code(message.finish),
         }
     }
@@ -278,12 +280,21 @@ impl TryFrom<proto::ComputeCompletion> for Signed<InferenceResult> {
             parts: result.parts,
             chain: hash("result.chain", &result.chain)?,
             resumed_from: hash("result.resumed_from", &result.resumed_from)?,
+            continuation: continuation("result.continuation", result.continuation)?,
             usage: required("result.usage", result.usage)?.into(),
             confinement: confinement("result.confinement", result.confinement)?,
             finish: finish("result.finish", result.finish)?,
         };
         Ok(Self { message, signature: signature("result.signature", &result.signature)? })
     }
+}
+
+fn continuation(field: &'static str, code: u32) -> Result<Option<Continuation>, WireError> {
+    if code == 0 {
+        return Ok(None);
+    }
+    let way = Continuation::from_code(small(field, code)?);
+    way.map(Some).ok_or_else(|| WireError::new(field, format!("{code} is no way to go on")))
 }
 
 /// A result's reason to end, which 0 has not.

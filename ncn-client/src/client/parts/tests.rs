@@ -44,6 +44,7 @@ async fn signed(chain: &StreamChain, node: &PrivateKeySigner) -> Signed<Inferenc
         parts: 0,
         chain: B256::ZERO,
         resumed_from: B256::ZERO,
+        continuation: None,
         usage: Usage::default(),
         confinement: Confinement::None,
         finish: None,

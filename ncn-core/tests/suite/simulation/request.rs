@@ -1,8 +1,8 @@
 //! One request, as its client, gateway and nodes play it.
 
 use ncn_core::{
-    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Delivery, Dispatch, DynSigner, Event, FinishReason,
-    InferenceRequest, InferenceResult, Lifecycle, Message as _, Payer as _, PaymentLedger as _, PaymentStatus,
+    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Continuation, Delivery, Dispatch, DynSigner, Event,
+    FinishReason, InferenceRequest, InferenceResult, Lifecycle, Message as _, Payer as _, PaymentLedger as _, PaymentStatus,
     PreprocessingRequest, Price, QuorumCertificate, Quote, Signature, Signed, State, StreamChain, TaskCapability, Units, Usage,
     Values, dispatch,
     lifecycle::MAX_ATTEMPTS,
@@ -180,6 +180,7 @@ impl<'a> Request<'a> {
             parts: 0,
             chain: B256::ZERO,
             resumed_from: last.map_or(B256::ZERO, |result| result.chain),
+            continuation: last.map(|_| Continuation::Rerun),
             usage: Usage { input_units: 1, output_units: own, duration_micros: 1 },
             confinement: Confinement::None,
             finish,

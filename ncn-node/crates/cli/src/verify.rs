@@ -6,7 +6,7 @@ use std::{
 };
 
 use ncn_core::{
-    Receipt, TrustRoot, Unit, Units,
+    Continuation, Receipt, TrustRoot, Unit, Units,
     receipt::{MAX_RECEIPT_BYTES, Payment},
 };
 
@@ -47,7 +47,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     writeln!(out, "  gateway     {}", receipt.quote.gateway)?;
     for (result, contribution) in receipt.delivery.results.iter().zip(&receipt.completion.contributions) {
         let (result, cost) = (&result.message, contribution.cost);
-        writeln!(out, "  compute     {} (confinement: {}) for {cost}", result.compute, result.confinement)?;
+        let goes_on = match result.continuation {
+            None => "",
+            Some(Continuation::Rerun) => ", goes on with the same output",
+            Some(Continuation::Context) => ", goes on with what was there as context",
+        };
+        writeln!(out, "  compute     {} (confinement: {}) for {cost}{goes_on}", result.compute, result.confinement)?;
     }
     writeln!(out, "  model       {}", order.model_digest)?;
     writeln!(out, "  input       {}", order.input_hash)?;

@@ -185,6 +185,13 @@ impl Executor for OpenAiExecutor {
         Confinement::None
     }
 
+    /// Of a text that goes on from a prompt: the prompt with the text so far. How an engine takes the beginning of an answer in a conversation,
+    /// its interface does not say.
+    fn continue_from(&self, execution: &Execution, prefix: &Values, units: u64) -> Option<Execution> {
+        let loaded = self.loaded().get(&execution.model_digest).cloned()?;
+        request::continue_from(loaded.model.manifest(), execution, prefix, units)
+    }
+
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {
         let (model, manifest) = (package.model.clone(), package.model.manifest());
         if manifest.format != ModelFormat::OpenAi {

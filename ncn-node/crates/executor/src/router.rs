@@ -5,7 +5,7 @@ use std::{
 
 use async_trait::async_trait;
 use ncn_core::{
-    B256, Confinement, Execution, Executor, ExecutorError,
+    B256, Confinement, Execution, Executor, ExecutorError, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
@@ -39,6 +39,10 @@ impl Executor for ExecutorRouter {
 
     fn is_deterministic(&self, model_digest: &B256) -> bool {
         self.loaded().get(model_digest).is_some_and(|executor| executor.is_deterministic(model_digest))
+    }
+
+    fn continue_from(&self, execution: &Execution, prefix: &Values, units: u64) -> Option<Execution> {
+        self.loaded().get(&execution.model_digest)?.continue_from(execution, prefix, units)
     }
 
     async fn load(&self, package: &ModelPackage) -> Result<(), ExecutorError> {

@@ -52,6 +52,7 @@ fn entry(approvals: usize) -> proto::BatchEntry {
         parts: 1 << 10,
         chain: field(32),
         resumed_from: field(32),
+        continuation: 1,
         finish: 1,
     };
     let approval = proto::ValidatorSignature { validator: field(20), signature: field(65) };

@@ -42,6 +42,9 @@ pub struct InferenceRequest {
     /// In such a task, what other nodes have given before they were lost, and where to go on.
     #[prost(message, repeated, tag = "18")]
     pub before: ::prost::alloc::vec::Vec<ComputeCompletion>,
+    /// In such a task, the output that they have given.
+    #[prost(message, repeated, tag = "20")]
+    pub prefix: ::prost::alloc::vec::Vec<NamedValue>,
     /// In such a task, the gateway's word that each of those was to serve, and last, that this node is.
     #[prost(message, repeated, tag = "19")]
     pub dispatches: ::prost::alloc::vec::Vec<Dispatch>,
@@ -206,6 +209,9 @@ pub struct ComputeCompletion {
     /// Why there is no more: 1 stop, 2 length, 3 deadline, 4 cancelled, 5 node lost; 0 while more is to come.
     #[prost(uint32, tag = "13")]
     pub finish: u32,
+    /// How the node went on from `resumed_from`: 1 it ran the request again, 2 it took the parts as context; 0 where it began.
+    #[prost(uint32, tag = "14")]
+    pub continuation: u32,
 }
 /// What was delivered of a request, by each node that had a part in it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2790,6 +2796,7 @@ impl crate::entries::Described for InferenceRequest {
         crate::entries::Field::message::<ChannelPayment>(12),
         crate::entries::Field::message::<PreprocessingValidation>(17),
         crate::entries::Field::messages::<ComputeCompletion>(18),
+        crate::entries::Field::messages::<NamedValue>(20),
         crate::entries::Field::messages::<Dispatch>(19),
     ];
 }

@@ -7,10 +7,10 @@ use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
     Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
-    CompletionAuthorization, Confinement, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, FeeSplit, FinishReason,
-    Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote, ReceiptSeal,
-    SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units, Usage, Voucher,
-    channel::Numbers,
+    CompletionAuthorization, Confinement, Continuation, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, FeeSplit,
+    FinishReason, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote,
+    ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units,
+    Usage, Voucher, channel::Numbers,
 };
 use ncn_devnet::EmbeddedChain;
 use proptest::{
@@ -157,6 +157,7 @@ async fn the_messages_of_a_request() {
             parts: any.number(),
             chain: any.hash(),
             resumed_from: any.hash(),
+            continuation: any.any(prop::sample::select(vec![None, Some(Continuation::Rerun), Some(Continuation::Context)])),
             usage,
             confinement: any.confinement(),
             finish: any.any(prop::option::of(prop::sample::select(FINISHES.to_vec()))),

@@ -109,6 +109,29 @@ async fn text_comes_as_it_is_generated() {
 }
 
 #[tokio::test]
+async fn a_text_goes_on_from_what_is_there_and_a_conversation_does_not() {
+    let engine = Engine::saying(stream(&good())).await;
+    let (executor, package) = (executor(&engine.url), package("tiny", BOTH, TEXT));
+    executor.load(&package).await.unwrap();
+    let there = Values::from([("text", "Once upon")]);
+    let whole = execution(&package, [("prompt", "Tell: ")], r#"{"max_tokens":7,"stop":["."]}"#);
+    let rest = executor.continue_from(&whole, &there, 2).unwrap();
+    assert_eq!(rest.inputs.text("prompt"), Some("Tell: Once upon"));
+    let parameters: serde_json::Value = serde_json::from_str(&rest.parameters).unwrap();
+    assert_eq!((&parameters["max_tokens"], &parameters["stop"]), (&serde_json::json!(5), &serde_json::json!(["."])));
+    executor.run_to_end(rest).await.unwrap();
+    let asked = engine.asked.lock().unwrap()[0].clone();
+    assert!(asked.contains(r#""prompt":"Tell: Once upon""#), "{asked}");
+    assert!(executor.continue_from(&whole, &there, 7).is_none(), "nothing is left to give");
+    assert!(executor.continue_from(&whole, &Values::new(), 2).is_none());
+    let conversation = execution(&package, [("messages", r#"[{"role":"user","content":"Hi"}]"#)], "{}");
+    assert!(
+        executor.continue_from(&conversation, &there, 2).is_none(),
+        "engines differ in how they take the beginning of an answer"
+    );
+}
+
+#[tokio::test]
 async fn a_conversation_is_asked_for_as_one() {
     let answer = [
         r#"data: {"choices":[{"delta":{"role":"assistant","content":null},"index":0,"finish_reason":null}]}"#,

@@ -94,6 +94,7 @@ pub(crate) fn result_for(request_id: B256, compute: Address) -> InferenceResult 
         parts: 1,
         chain: B256::repeat_byte(1),
         resumed_from: B256::ZERO,
+        continuation: None,
         usage: Usage::default(),
         confinement: Confinement::None,
         finish: Some(FinishReason::Stop),

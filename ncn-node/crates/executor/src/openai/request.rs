@@ -1,5 +1,5 @@
 use ncn_core::{
-    DataType, Execution, Value,
+    DataType, Execution, Value, Values,
     model::{ChatMessage, GenerationParameters, InputSpec, Manifest, OutputSpec, conversation},
 };
 use serde::Serialize;
@@ -36,6 +36,19 @@ enum Prompt<'a> {
 #[derive(Serialize)]
 struct StreamOptions {
     include_usage: bool,
+}
+
+/// What is asked for the rest of a text, of which `prefix` is there and took so many tokens.
+pub(super) fn continue_from(manifest: &Manifest, execution: &Execution, prefix: &Values, units: u64) -> Option<Execution> {
+    let mut parameters = GenerationParameters::parse(&execution.parameters).ok()?;
+    let left = u64::from(parameters.max_tokens).checked_sub(units).filter(|left| *left > 0)?;
+    parameters.max_tokens = u32::try_from(left).ok()?;
+    let prompt = execution.inputs.get("prompt").and_then(Value::as_text)?;
+    let mut inputs = execution.inputs.clone();
+    inputs.insert("prompt", Value::Text([prompt, prefix.text("text")?].concat()));
+    // A prompt has a longest, too.
+    manifest.check(&inputs).ok()?;
+    Some(Execution { inputs, parameters: serde_json::to_string(&parameters).ok()?, ..execution.clone() })
 }
 
 impl Interface {

@@ -182,7 +182,17 @@ impl Scene {
         let preprocessing = self.network.registry.preprocessing(asked).await.unwrap();
         let dispatches = vec![self.dispatch(&quote, self.address()).await];
         let finish_by = quote.expiry;
-        ComputeTask { request, quote, preprocessing, before: Vec::new(), dispatches, voucher: None, inputs, finish_by }
+        ComputeTask {
+            request,
+            quote,
+            preprocessing,
+            before: Vec::new(),
+            prefix: Values::new(),
+            dispatches,
+            voucher: None,
+            inputs,
+            finish_by,
+        }
     }
 
     pub(super) async fn dispatch(&self, quote: &Quote, compute: Address) -> Signed<Dispatch> {
