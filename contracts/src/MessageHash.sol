@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {
+    Acknowledgement,
     Attachment,
     ChannelCharge,
     ChannelClose,
@@ -55,6 +56,7 @@ library MessageHash {
         keccak256("CompletionAuthorization(address author,bytes32 completion)");
     bytes32 internal constant DISPATCH =
         keccak256("Dispatch(address gateway,address compute,bytes32 quote,uint8 attempt,bytes32 resumedFrom)");
+    bytes32 internal constant ACKNOWLEDGEMENT = keccak256("Acknowledgement(address gateway,bytes32 result)");
     bytes32 internal constant RECEIPT_SEAL = keccak256(
         "ReceiptSeal(bytes32 requestId,bytes32 quote,bytes32 preprocessing,bytes32 completion,bytes32 results,bytes32 approvals,uint8 paymentKind,bytes32 payment,bytes32 settlement,uint64 issuedAt)"
     );
@@ -143,6 +145,10 @@ library MessageHash {
 
     function hash(Dispatch calldata dispatch) internal pure returns (bytes32) {
         return keccak256(abi.encode(DISPATCH, dispatch));
+    }
+
+    function hash(Acknowledgement calldata acknowledgement) internal pure returns (bytes32) {
+        return keccak256(abi.encode(ACKNOWLEDGEMENT, acknowledgement));
     }
 
     function hash(ReceiptSeal calldata seal) internal pure returns (bytes32) {

@@ -67,6 +67,13 @@ struct Dispatch {
     bytes32 resumedFrom;
 }
 
+/// A gateway's word that it has got what a compute node's InferenceResult says, by its struct hash: what the node can claim by itself,
+/// should its gateway not complete the request.
+struct Acknowledgement {
+    address gateway;
+    bytes32 result;
+}
+
 /// A compute node's word on what it ran and gave: `outputHash` and `outputBytes` are those of the output so far, which came in `parts`
 /// parts that `chain` is the hash of. `resumedFrom` is the chain of another node's parts that this one went on from, 0 where it began
 /// itself; `continuation` says how: 1 it ran the request again and came to the same parts, 2 it took them as context, 0 it began itself.

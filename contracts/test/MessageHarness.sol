@@ -40,6 +40,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashAcknowledgement(Acknowledgement calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashReceiptSeal(ReceiptSeal calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

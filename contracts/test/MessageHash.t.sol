@@ -27,7 +27,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 24);
+        vm.assertEq(structs, 25);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -91,6 +91,11 @@ contract MessageHashTest is Test {
     function testFuzz_Dispatch(Dispatch calldata message) public view {
         bytes32 hash = harness.hashDispatch(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Dispatch"), abi.encode(message)));
+    }
+
+    function testFuzz_Acknowledgement(Acknowledgement calldata message) public view {
+        bytes32 hash = harness.hashAcknowledgement(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("Acknowledgement"), abi.encode(message)));
     }
 
     function testFuzz_ReceiptSeal(ReceiptSeal calldata message) public view {

@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Dispatch, InferenceRequest, InferenceResult, OutputChunk, QuorumCertificate, Quote, RequestId, Signed, SignedVoucher, UnixTime,
-    Values,
+    Acknowledgement, Dispatch, InferenceRequest, InferenceResult, OutputChunk, QuorumCertificate, Quote, RequestId, Signed,
+    SignedVoucher, UnixTime, Values,
 };
 
 /// A wish to hold a place for a request.
@@ -181,6 +181,10 @@ pub trait Compute: Send + Sync {
 
     /// Runs a task.
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError>;
+
+    /// Takes the gateway's word that it has got what the newest checkpoint says. Without it, a node goes on for one checkpoint more and then
+    /// gives the task up. Does nothing when no such checkpoint waits for it, or the word is not its gateway's.
+    async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>);
 
     /// Takes the validators' certificate over the request's completion, and hands the output over.
     ///

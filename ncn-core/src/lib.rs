@@ -62,10 +62,10 @@ pub use ledger::{
 };
 pub use lifecycle::{Effect, Event, Lifecycle, Outcome, State};
 pub use message::{
-    CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion, CompletionAuthorization,
-    Contribution, Deregistration, Dispatch, Domain, DowntimeReport, Heartbeat, InferenceRequest, InferenceResult, Message,
-    NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel,
-    TaskCapability, Voucher,
+    Acknowledgement, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
+    CompletionAuthorization, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, Heartbeat, InferenceRequest,
+    InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Quote, ReceiptSeal, SessionProof, SettlementLeaf,
+    SettlementRequest, Subnet, SubnetModel, TaskCapability, Voucher,
 };
 pub use model::{InputError, Manifest, ManifestError, Model};
 pub use payment::{FeeSplit, PayeeRole, Payout, PayoutSchedule};

@@ -144,6 +144,16 @@ pub struct Dispatch {
     pub resumed_from: B256,
 }
 
+/// A gateway's word that it has got what a compute node's result says. Should it not complete the request, the node can claim that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Acknowledgement {
+    /// The quote's gateway.
+    pub gateway: Address,
+    /// Struct hash of the [`InferenceResult`].
+    pub result: B256,
+}
+
 impl Dispatch {
     /// True when one gateway has promised the same attempt twice: that is evidence against it, when it has signed both.
     pub fn contradicts(&self, other: &Self) -> bool {
@@ -435,6 +445,7 @@ authored! {
     Deregistration => node,
     SessionProof => node,
     Dispatch => gateway,
+    Acknowledgement => gateway,
     CompletionAuthorization => author,
     SettlementRequest => gateway,
     TaskCapability => client,

@@ -8,9 +8,9 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch, DispatchError, ErrorKind,
-    Heartbeat, InferenceRequest, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed, SignedVoucher, Subnet,
-    channel::Batch, message::SettlementRequest,
+    Acknowledgement, Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch,
+    DispatchError, ErrorKind, Heartbeat, InferenceRequest, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed,
+    SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -75,6 +75,8 @@ pub struct CompletionRequest {
     /// The gateway's word that each of these nodes was to serve, in their order. Who takes part in a request is known to bystanders, and
     /// any registered node can sign a result: only the gateway says whose is paid.
     pub dispatches: Vec<Signed<Dispatch>>,
+    /// The gateway's word that it has got what the last of the results says, where a node brings its own completion.
+    pub acknowledgement: Option<Signed<Acknowledgement>>,
     /// The word of the quote's gateway that it wants this delivery approved; or, once that has given the request up or let it expire, of
     /// the node that has served last.
     pub authorization: Signed<CompletionAuthorization>,

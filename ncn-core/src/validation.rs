@@ -5,9 +5,9 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, NodeRole, PaymentStatus, PreprocessingRequest, Quote, RegistryError, SignedVoucher,
-    Subnet, TrustHistory, TrustRoot, UnixTime,
+    Acknowledgement, BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain,
+    InferenceRequest, LedgerError, Message, NodeRecord, NodeRole, PaymentStatus, PreprocessingRequest, Quote, RegistryError,
+    SignedVoucher, Subnet, TrustHistory, TrustRoot, UnixTime,
     agreement::Mismatch,
     channel::{Batch, BatchEntry, VoucherError},
     dispatch,
@@ -87,7 +87,7 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     able(&order.message, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?)
 }
 
-/// Checks that the quote's own gateway wants this completion approved, or the node that has served last; that it is the one that what was
+/// Checks that the quote's own gateway wants this completion approved, or the node that has served last wants what the gateway has acknowledged; that it is the one that what was
 /// delivered leads to; and that the gateway had those serve who did. Returns it. It costs a few signatures and no question, so it comes
 /// before anything else that is done for a completion.
 ///
@@ -105,9 +105,26 @@ pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<Com
         refuse("authorization.completion: is another one")?;
     }
     authorization.verify(domain).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))?;
+    if author != quote.gateway {
+        acknowledged(request, domain)?;
+    }
     let nodes: Vec<_> = delivery.results.iter().map(|result| (result.message.compute, result.message.resumed_from)).collect();
     dispatch::verify(dispatches, quote, &nodes, domain)?;
     Ok(completion)
+}
+
+/// Checks that the quote's gateway has got what a node brings: nobody else but the node has seen it.
+fn acknowledged(request: &CompletionRequest, domain: &Domain) -> Result<(), RegistryError> {
+    let Some(acknowledgement) = &request.acknowledgement else { return refuse("acknowledgement: is missing") };
+    let Acknowledgement { gateway, result } = acknowledgement.message;
+    if gateway != request.quote.gateway {
+        return refuse("acknowledgement.gateway: is not the quote's");
+    }
+    if request.delivery.last().map(Message::struct_hash) != Some(result) {
+        return refuse("acknowledgement.result: is another one");
+    }
+    let signed = acknowledgement.verify(domain);
+    signed.map(drop).map_err(|error| RegistryError::Refused(format!("acknowledgement: {error}")))
 }
 
 /// The attempt of the node that brings its own completion, which its gateway has not brought; none when the gateway does.

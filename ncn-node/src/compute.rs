@@ -7,6 +7,7 @@ mod credit;
 mod finished;
 mod leases;
 mod running;
+mod unacknowledged;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,17 +21,18 @@ use credit::{Credit, Debt};
 use finished::Finished;
 use futures::{StreamExt as _, stream};
 use leases::Leases;
-use ncn_core::{Address, B256};
 use ncn_core::{
-    Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Continuation, Delivery, Dispatch, Domain,
-    DynSigner, Execution, Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _,
+    Acknowledgement, Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Continuation, Delivery, Dispatch,
+    Domain, DynSigner, Execution, Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _,
     QuorumCertificate, Quote, RequestId, Reservation, Resume, Signed, Units, Usage,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     dispatch,
     executor::ModelPackage,
 };
+use ncn_core::{Address, B256};
 use running::{Running, Signing};
 use tokio::time::Instant;
+use unacknowledged::Unacknowledged;
 
 use crate::{
     payments::{PaymentCheckError, PaymentVerifier},
@@ -53,6 +55,7 @@ pub struct ComputeNode {
     models: HashMap<B256, ModelPackage>,
     leases: Arc<Leases>,
     finished: Arc<Finished>,
+    unacknowledged: Arc<Unacknowledged>,
     claims: Option<Arc<Claims>>,
     credit: Arc<Credit>,
 }
@@ -67,11 +70,11 @@ impl ComputeNode {
         ledger: Arc<dyn ChainView>,
         places: usize,
     ) -> Self {
-        let (leases, finished) = (Leases::new(places), Arc::default());
+        let (leases, finished, unacknowledged) = (Leases::new(places), Arc::default(), Arc::default());
         let payments = PaymentVerifier::new(ledger.clone());
         let credit = Credit::new(DEFAULT_CREDIT, signer.address(), ledger.clone());
         let models = HashMap::new();
-        Self { signer, domain, subnet, executor, ledger, payments, models, leases, finished, claims: None, credit }
+        Self { signer, domain, subnet, executor, ledger, payments, models, leases, finished, unacknowledged, claims: None, credit }
     }
 
     /// Has it keep there what it is owed.
@@ -157,7 +160,7 @@ impl Compute for ComputeNode {
             return Err(ComputeError::UnknownModel(reservation.model_digest));
         }
         let busy = |()| ComputeError::Busy(self.address());
-        if self.claims.as_ref().is_some_and(|claims| !claims.has_room()) {
+        if self.claims.as_ref().is_some_and(|claims| !claims.has_room()) || !self.unacknowledged.has_room(unix_now()) {
             return Err(busy(()));
         }
         self.finished.room(unix_now()).and_then(|()| self.leases.hold(&reservation, unix_now())).map_err(busy)
@@ -166,6 +169,7 @@ impl Compute for ComputeNode {
     async fn release(&self, request_id: RequestId) {
         self.leases.release(&request_id);
         self.finished.forget(&request_id);
+        self.unacknowledged.forget(&request_id);
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
@@ -227,8 +231,9 @@ impl Compute for ComputeNode {
         let is_voucher = task.voucher.is_some();
         let ComputeTask { request, quote, preprocessing, before, prefix, dispatches, .. } = task;
         let assignment = Assignment { request, quote, preprocessing, committee, before, dispatches, is_voucher, claims, debt };
-        let (model, finished) = (package.model.clone(), self.finished.clone());
-        let mut running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, finished);
+        let model = package.model.clone();
+        let told = (self.unacknowledged.clone(), self.finished.clone());
+        let mut running = Running::new(outputs, started, started + time_limit, model, signing, lease, assignment, told);
         if continuation == Some(Continuation::Context) {
             running.go_on(prefix);
         }
@@ -237,6 +242,17 @@ impl Compute for ComputeNode {
 
     async fn stop(&self, request_id: RequestId) {
         self.leases.stop(&request_id);
+    }
+
+    async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>) {
+        let claim = self.unacknowledged.take(request_id, acknowledgement, &self.domain);
+        if let (Some(claims), Some(claim)) = (&self.claims, claim) {
+            claims.keep(claim).await;
+            // On the way there is another one soon.
+            if self.finished.has(&request_id) {
+                claims.persist(request_id).await;
+            }
+        }
     }
 
     async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
@@ -283,7 +299,7 @@ impl Assignment {
         let (request, quote, committee) = (self.request.clone(), self.quote.clone(), self.committee.clone());
         let preprocessing = self.preprocessing.clone();
         let (before, dispatches, result) = (self.before.clone(), self.dispatches.clone(), result.clone());
-        Claim { request, quote, preprocessing, committee, before, dispatches, result, certificate: None }
+        Claim { request, quote, preprocessing, committee, before, dispatches, result, acknowledgement: None, certificate: None }
     }
 }
 

@@ -140,6 +140,14 @@ impl ToSol for super::Dispatch {
     }
 }
 
+impl ToSol for super::Acknowledgement {
+    type Sol = generated::Acknowledgement;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::Acknowledgement { gateway: self.gateway, result: self.result }
+    }
+}
+
 impl ToSol for super::ReceiptSeal {
     type Sol = generated::ReceiptSeal;
 

@@ -2,7 +2,8 @@
 //! are small; the messages, the checks, the state machine and the ledger's rules are the real ones. Whatever happens,
 //! - no token comes out of nothing or is lost,
 //! - an honest client pays for nothing that it did not get, and where one party lies or dies, for no more than one part of it,
-//! - an honest node is paid for each part that its client has verified.
+//! - an honest node is paid for each part that its client has verified, but for the one that its gateway has not acknowledged before it lied or
+//!   died.
 
 mod request;
 mod world;
@@ -64,7 +65,8 @@ fn play(seed: u64) -> Seen {
             let verified: u64 = own
                 .map(|(given, result)| {
                     let begun = given.before.last().map_or(0, |before| before.message.parts);
-                    result.parts.min(heard.verified).saturating_sub(begun)
+                    assert!(given.unacknowledged() <= 1);
+                    result.parts.min(heard.verified).saturating_sub(begun + given.unacknowledged())
                 })
                 .max()
                 .unwrap_or(0);

@@ -197,6 +197,12 @@ impl Stream {
                 while self.collections.try_join_next().is_some() {}
                 Ok(())
             }
+            gateway_message::Message::Acknowledge(acknowledge) => {
+                let request_id = wire::hash("acknowledge.request_id", &acknowledge.request_id)?;
+                let word = wire::required("acknowledge.acknowledgement", acknowledge.acknowledgement)?.try_into()?;
+                self.node.acknowledge(request_id, word).await;
+                Ok(())
+            }
             gateway_message::Message::Stop(request_id) => {
                 self.node.stop(wire::hash("stop", &request_id)?).await;
                 Ok(())

@@ -10,9 +10,9 @@ use std::{
 use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, Attestors, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest, Delivery, Dispatch, Domain,
-    DynSigner, FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger, PaymentStatus,
-    QuorumCertificate, Quote, RegistryError, RequestId, Settlement, Signed,
+    Acknowledgement, Amount, Attestors, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest, Delivery,
+    Dispatch, Domain, DynSigner, FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger,
+    PaymentStatus, QuorumCertificate, Quote, RegistryError, RequestId, Settlement, Signed,
     validation::{self, CLAIM_SECONDS},
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub(super) struct Claim {
     pub(super) dispatches: Vec<Signed<Dispatch>>,
     /// The node's newest word on what it has given. The last part is in it only with the certificate that it was handed over for.
     pub(super) result: Signed<InferenceResult>,
+    /// Its gateway's word that it has got that. A claim is nothing without it or the certificate.
+    pub(super) acknowledgement: Option<Signed<Acknowledgement>>,
     /// Once the gateway has brought it.
     pub(super) certificate: Option<QuorumCertificate>,
 }
@@ -152,7 +154,7 @@ impl Claims {
     }
 
     /// Keeps what the node is owed for a request, unless something better is kept. What has a certificate is written at once, the rest when the
-    /// output is at its end, or the claim is due. False where there is no room for it.
+    /// output is at its end and acknowledged, or the claim is due. False where there is no room for it.
     pub(super) async fn keep(&self, claim: Claim) -> bool {
         let (request_id, due) = (claim.quote.request_id, Instant::now() + SETTLING);
         let is_certified = claim.certificate.is_some();
@@ -278,7 +280,7 @@ impl Claims {
 
     /// All that it takes to be paid: with the gateway's certificate, or else with one that this node asks the validators for.
     async fn settlement(&self, claim: &Claim) -> Result<Settlement, ClaimError> {
-        let Claim { request, quote, preprocessing, committee, dispatches, certificate, .. } = claim.clone();
+        let Claim { request, quote, preprocessing, committee, dispatches, acknowledgement, certificate, .. } = claim.clone();
         let delivery = claim.delivery();
         let certificate = match certificate {
             Some(certificate) => certificate,
@@ -288,8 +290,16 @@ impl Claims {
                 let authorization = Signed::sign(message, &self.domain, &*self.signer).await?;
                 let (quote, delivery) = (quote.clone(), delivery.clone());
                 let preprocessing = Some(preprocessing);
-                let request =
-                    CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, authorization };
+                let request = CompletionRequest {
+                    request,
+                    quote,
+                    delivery,
+                    preprocessing,
+                    voucher: None,
+                    dispatches,
+                    acknowledgement,
+                    authorization,
+                };
                 self.validators.completion(request).await?
             }
         };

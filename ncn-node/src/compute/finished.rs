@@ -58,6 +58,11 @@ impl Finished {
         self.lock().insert(request_id, waiting);
     }
 
+    /// Whether a request's output is at its end, and waits.
+    pub(super) fn has(&self, request_id: &RequestId) -> bool {
+        self.lock().contains_key(request_id)
+    }
+
     /// The request is over.
     pub(super) fn forget(&self, request_id: &RequestId) {
         self.lock().remove(request_id);

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use ncn_core::{
     Collected, ComputeError, ComputeEvent, Delivery, Domain, DynSigner, ExecutorError, FinishReason, InferenceResult, Message as _,
-    Model, OutputChunk, Resume, Signed, StreamBudget, StreamChain, Units, Usage, Values,
+    Model, OutputChunk, Quote, Resume, Signed, StreamBudget, StreamChain, Units, Usage, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES},
     delivery::most_units,
     executor::Outputs,
@@ -17,6 +17,7 @@ use super::{
     Assignment, compute_error,
     finished::{Finished, Waiting},
     leases::Lease,
+    unacknowledged::{Checkpoint, Unacknowledged},
 };
 
 /// A task that runs. It is always one part ahead of what it gives: the last one waits for the certificate that pays for it.
@@ -46,6 +47,7 @@ pub(super) struct Running {
     ended: bool,
     lease: Lease,
     assignment: Assignment,
+    unacknowledged: Arc<Unacknowledged>,
     finished: Arc<Finished>,
 }
 
@@ -85,7 +87,7 @@ impl Running {
         signing: Signing,
         lease: Lease,
         assignment: Assignment,
-        finished: Arc<Finished>,
+        (unacknowledged, finished): (Arc<Unacknowledged>, Arc<Finished>),
     ) -> Self {
         Self {
             outputs,
@@ -106,6 +108,7 @@ impl Running {
             ended: false,
             lease,
             assignment,
+            unacknowledged,
             finished,
         }
     }
@@ -219,15 +222,17 @@ impl Running {
         self.is_repeated()
     }
 
-    /// Tells a checkpoint of the parts so far.
+    /// Tells a checkpoint of the parts so far, once the gateway has acknowledged the one before: it never has more than two for nothing.
     async fn sign_parts(&mut self) -> Result<(), ComputeError> {
+        let Quote { request_id, gateway, expiry, .. } = self.assignment.quote;
+        self.unacknowledged.none_of(request_id).await?;
         self.unsigned_since = None;
         self.signed_parts = self.chain.parts();
         let checkpoint = self.signing.sign(self.result(None)).await?;
         self.assignment.owe(&checkpoint);
-        if let Some(claims) = &self.assignment.claims {
-            claims.keep(self.assignment.claim(&checkpoint)).await;
-        }
+        let claim = self.assignment.claims.is_some().then(|| self.assignment.claim(&checkpoint));
+        let result = checkpoint.message.struct_hash();
+        self.unacknowledged.expect(request_id, Checkpoint { gateway, result, claim, expiry });
         self.events.push_back(ComputeEvent::Checkpoint(checkpoint));
         Ok(())
     }

@@ -216,6 +216,7 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
         preprocessing: None,
         voucher,
         dispatches,
+        acknowledgement: None,
         authorization,
     };
     let ask = || gateway.registry.completion(request.clone());

@@ -9,9 +9,9 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::{Backoff, unix_now};
 use ncn_core::{
-    Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Dispatch, Event, FinishReason,
-    InferenceResult, Manifest, Message as _, QuorumCertificate, Quote, Reservation, Resume, Signed, Step, StreamChain, TaskEvent,
-    Values,
+    Acknowledgement, Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Dispatch, Event,
+    FinishReason, InferenceResult, Manifest, Message as _, QuorumCertificate, Quote, Reservation, Resume, Signed, Step,
+    StreamChain, TaskEvent, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_PREFIX_BYTES},
     lifecycle::MAX_ATTEMPTS,
 };
@@ -291,8 +291,21 @@ impl Received<'_> {
             };
             match event {
                 Some(event) => {
-                    if let Some(event) = self.take(event?, started)? {
+                    let event = event?;
+                    let checkpoint =
+                        if let ComputeEvent::Checkpoint(word) = &event { Some(word.message.struct_hash()) } else { None };
+                    if let Some(event) = self.take(event, started)? {
                         return Ok(event);
+                    }
+                    // What its client can have is what the node can claim.
+                    if let Some(result) = checkpoint {
+                        let message = Acknowledgement { gateway: self.quote.gateway, result };
+                        let signed = Signed::sign(message, &self.gateway.domain, &*self.gateway.signer).await;
+                        let signed = signed.map_err(|error| ComputeError::Failed(format!("the gateway's key: {error}")))?;
+                        tokio::select! {
+                            () = compute.acknowledge(task.request_id, signed) => {}
+                            () = &mut late => return Err(ComputeError::DeadlineExceeded),
+                        }
                     }
                 }
                 None => return self.dishonest("ended the output without its result"),

@@ -8,13 +8,13 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt as _, stream};
-use ncn_core::{Address, B256};
 use ncn_core::{
-    Collected, Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, QuorumCertificate, RequestId,
-    Reservation, Signed, StreamBudget,
+    Acknowledgement, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, QuorumCertificate,
+    RequestId, Reservation, Signed, StreamBudget,
     compute::{ComputeEvents, MAX_ERROR_CHARS},
     membership::LIVENESS_SECONDS,
 };
+use ncn_core::{Address, B256};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES,
     proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
@@ -279,6 +279,12 @@ impl Compute for RemoteCompute {
         let collect = proto::Collect { request_id: wire::bytes(request_id), certificate: Some(certificate.into()) };
         self.send(gateway_message::Message::Collect(collect)).await?;
         answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>) {
+        let acknowledge = proto::Acknowledge { request_id: wire::bytes(request_id), acknowledgement: Some(acknowledgement.into()) };
+        // A node that is gone wants none.
+        let _ = self.send(gateway_message::Message::Acknowledge(acknowledge)).await;
     }
 
     async fn stop(&self, request_id: RequestId) {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ncn_core::{
-    CapabilityScope, ComputeTask, Dispatch, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization, PaymentConfirmation,
-    PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability, TaskEvent,
-    TaskStatus, Ticket, Units, Update, Usage, lifecycle::MAX_ATTEMPTS,
+    Acknowledgement, CapabilityScope, ComputeTask, Dispatch, InferenceRequest, Model, ModelInfo, Outcome, PaymentAuthorization,
+    PaymentConfirmation, PaymentSubmission, Reservation, SessionProof, Signed, State, Step, StepTiming, Submission, TaskCapability,
+    TaskEvent, TaskStatus, Ticket, Units, Update, Usage, lifecycle::MAX_ATTEMPTS,
 };
 
 use super::{
@@ -102,6 +102,24 @@ impl TryFrom<proto::Dispatch> for Signed<Dispatch> {
             resumed_from: hash("dispatch.resumed_from", &dispatch.resumed_from)?,
         };
         Ok(Self { message, signature: signature("dispatch.signature", &dispatch.signature)? })
+    }
+}
+
+impl From<Signed<Acknowledgement>> for proto::Acknowledgement {
+    fn from(Signed { message, signature }: Signed<Acknowledgement>) -> Self {
+        Self { gateway: bytes(message.gateway), result: bytes(message.result), signature: bytes(signature.as_bytes()) }
+    }
+}
+
+impl TryFrom<proto::Acknowledgement> for Signed<Acknowledgement> {
+    type Error = WireError;
+
+    fn try_from(acknowledgement: proto::Acknowledgement) -> Result<Self, WireError> {
+        let message = Acknowledgement {
+            gateway: address("acknowledgement.gateway", &acknowledgement.gateway)?,
+            result: hash("acknowledgement.result", &acknowledgement.result)?,
+        };
+        Ok(Self { message, signature: signature("acknowledgement.signature", &acknowledgement.signature)? })
     }
 }
 

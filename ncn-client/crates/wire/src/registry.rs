@@ -175,6 +175,7 @@ impl From<CompletionRequest> for proto::CompletionRequest {
             authorization: bytes(request.authorization.signature.as_bytes()),
             author: bytes(request.authorization.message.author),
             dispatches: request.dispatches.into_iter().map(Into::into).collect(),
+            acknowledgement: request.acknowledgement.map(Into::into),
         }
     }
 }
@@ -191,8 +192,9 @@ impl TryFrom<proto::CompletionRequest> for CompletionRequest {
         let authorization = Signed { message, signature: signature("authorization", &request.authorization)? };
         let voucher = request.voucher.map(TryInto::try_into).transpose()?;
         let preprocessing = request.preprocessing.map(TryInto::try_into).transpose()?;
+        let acknowledgement = request.acknowledgement.map(TryInto::try_into).transpose()?;
         let (request, dispatches) = (required("request", request.request)?.try_into()?, dispatches(request.dispatches)?);
-        Ok(Self { request, quote, delivery, preprocessing, voucher, dispatches, authorization })
+        Ok(Self { request, quote, delivery, preprocessing, voucher, dispatches, acknowledgement, authorization })
     }
 }
 

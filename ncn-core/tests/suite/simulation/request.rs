@@ -1,10 +1,10 @@
 //! One request, as its client, gateway and nodes play it.
 
 use ncn_core::{
-    Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Continuation, Delivery, Dispatch, DynSigner, Event,
-    FinishReason, InferenceRequest, InferenceResult, Lifecycle, Message as _, Payer as _, PaymentLedger as _, PaymentStatus,
-    PreprocessingRequest, Price, QuorumCertificate, Quote, Signature, Signed, State, StreamChain, TaskCapability, Units, Usage,
-    Values, dispatch,
+    Acknowledgement, Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Continuation, Delivery, Dispatch,
+    DynSigner, Event, FinishReason, InferenceRequest, InferenceResult, Lifecycle, Message as _, Payer as _, PaymentLedger as _,
+    PaymentStatus, PreprocessingRequest, Price, QuorumCertificate, Quote, Signature, Signed, State, StreamChain, TaskCapability,
+    Units, Usage, Values, dispatch,
     lifecycle::MAX_ATTEMPTS,
     trust::draw_of,
     validation::{self, CLAIM_SECONDS},
@@ -242,7 +242,7 @@ impl<'a> Request<'a> {
             // Its endpoint does not show the payment.
             return Ended::Lost;
         }
-        self.given.push(Given { node, before, dispatches, given: None, whole: None, certificate: None });
+        self.given.push(Given { node, before, dispatches, given: None, acknowledged: None, whole: None, certificate: None });
         let place = self.given.len() - 1;
         let dies = self.world.luck.one_in(3).then(|| begun + self.world.luck.below(self.parts - begun + 1));
         let silent = (self.is_liar(Liar::Gateway) || self.world.luck.one_in(20)) && self.world.luck.one_in(3);
@@ -251,6 +251,10 @@ impl<'a> Request<'a> {
         // The newest part is held back.
         for parts in begun + 1..=self.parts {
             if dies == Some(parts) {
+                return Ended::Lost;
+            }
+            // Without its gateway's word on the part before, a node gives no other.
+            if self.given[place].unacknowledged() > 0 {
                 return Ended::Lost;
             }
             let is_cut = stops.is_some_and(|stops| stops <= parts) && parts > begun && self.heard.verified > 0;
@@ -272,8 +276,17 @@ impl<'a> Request<'a> {
             if silent == Some(parts) {
                 return Ended::Silent;
             }
+            if !(self.is_liar(Liar::Gateway) && self.world.luck.one_in(6)) {
+                let acknowledgement = self.acknowledgement(&word, &keys().gateway);
+                self.given[place].acknowledged = Some((word, acknowledgement));
+            }
         }
         Ended::Lost
+    }
+
+    pub(super) fn acknowledgement(&self, result: &Signed<InferenceResult>, key: &DynSigner) -> Signed<Acknowledgement> {
+        let message = Acknowledgement { gateway: self.quote.gateway, result: result.message.struct_hash() };
+        Signed { message, signature: block_on(Signature::sign(&message.digest(&self.world.domain), &**key)).unwrap() }
     }
 
     pub(super) fn completion_of(&self, given: &Given, delivery: Delivery, author: &DynSigner) -> CompletionRequest {
@@ -282,7 +295,8 @@ impl<'a> Request<'a> {
         let authorization = sign(message, &self.world.domain, author);
         let (request, quote, dispatches) = (self.order.clone(), self.quote.clone(), given.dispatches.clone());
         let preprocessing = (author.address() != self.quote.gateway).then(|| self.preprocessing.clone());
-        CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, authorization }
+        let acknowledgement = given.acknowledged.as_ref().map(|(_, word)| word.clone());
+        CompletionRequest { request, quote, delivery, preprocessing, voucher: None, dispatches, acknowledgement, authorization }
     }
 
     /// The gateway has an output approved; the node hands the last part over, and everyone is paid. False where the node does not.
@@ -415,13 +429,29 @@ impl<'a> Request<'a> {
         let _ = block_on(anyone.refund(&self.quote, None));
     }
 
+    /// A node claims an output that its gateway has not got, with what it has of its gateway's, or with its own word in its place.
+    fn claim_too_much(&mut self, given: &Given) {
+        let whole = self.word(given, self.parts, Some(FinishReason::Stop));
+        if given.acknowledged.as_ref().is_some_and(|(result, _)| result.message == whole.message) {
+            return;
+        }
+        let key = &keys().nodes[given.node];
+        let mut claim = self.completion_of(given, given.with(whole.clone()), key);
+        assert!(self.world.completion(&claim).is_none(), "a node is paid for what nobody has got");
+        claim.acknowledgement = Some(self.acknowledgement(&whole, key));
+        assert!(self.world.completion(&claim).is_none(), "a node acknowledges its own output");
+    }
+
     /// Each node that has something to claim tries, and the liar first.
     pub(super) fn claims(&mut self) {
         let liar = self.is_liar(Liar::Node).then_some(LIAR);
         let mut claims = self.given.clone();
         claims.sort_by_key(|given| Some(given.node) != liar);
         for given in claims {
-            let Some(delivery) = given.delivery() else { continue };
+            if Some(given.node) == liar {
+                self.claim_too_much(&given);
+            }
+            let Some(delivery) = given.claimable() else { continue };
             let attempt = given.dispatches.last().map_or(0, |dispatch| dispatch.message.attempt);
             let Ok(from) = validation::claimable_from(&self.quote, attempt, &self.world.status(&self.quote)) else { return };
             let is_early = self.world.now() < from && given.certificate.is_none();

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use alloy_signer_local::PrivateKeySigner;
 use futures::FutureExt as _;
 use ncn_core::{
-    Address, Amount, Approval, B256, Completion, CompletionRequest, Confinement, Delivery, Dispatch, Domain, DynSigner, FeeSplit,
-    FinishReason, InferenceResult, Message as _, NodeRecord, NodeRole, PaymentLedger as _, PaymentStatus, PreprocessingRequest,
-    Price, QuorumCertificate, Quote, RegistryError, Settlement, Signed, StreamChain, Subnet, SubnetModel, TrustHistory, TrustRoot,
-    Unit, UnitPrice, Values,
+    Acknowledgement, Address, Amount, Approval, B256, Completion, CompletionRequest, Confinement, Delivery, Dispatch, Domain,
+    DynSigner, FeeSplit, FinishReason, InferenceResult, Message as _, NodeRecord, NodeRole, PaymentLedger as _, PaymentStatus,
+    PreprocessingRequest, Price, QuorumCertificate, Quote, RegistryError, Settlement, Signed, StreamChain, Subnet, SubnetModel,
+    TrustHistory, TrustRoot, Unit, UnitPrice, Values,
     crypto::Authored,
     memory::{MemoryChain, MemoryLedger},
     validation::{self, ValidationContext},
@@ -96,15 +96,37 @@ pub(super) struct Given {
     pub(super) dispatches: Vec<Signed<Dispatch>>,
     /// Its newest word on what it has handed over, and the whole of which the last part is still with it.
     pub(super) given: Option<Signed<InferenceResult>>,
+    /// What its gateway has said that it has got, and the word on that.
+    pub(super) acknowledged: Option<(Signed<InferenceResult>, Signed<Acknowledgement>)>,
     pub(super) whole: Option<Signed<InferenceResult>>,
     pub(super) certificate: Option<QuorumCertificate>,
 }
 
 impl Given {
+    /// What it has handed over.
     pub(super) fn delivery(&self) -> Option<Delivery> {
         let result = if self.certificate.is_some() { &self.whole } else { &self.given }.clone()?;
+        Some(self.with(result))
+    }
+
+    /// What it can claim.
+    pub(super) fn claimable(&self) -> Option<Delivery> {
+        let acknowledged = || self.acknowledged.as_ref().map(|(result, _)| result.clone());
+        let result = if self.certificate.is_some() { self.whole.clone() } else { acknowledged() }?;
+        Some(self.with(result))
+    }
+
+    /// How much of what it has handed over its gateway has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        let parts = |result: &Signed<InferenceResult>| result.message.parts;
+        let begun = self.before.last().map_or(0, parts);
+        let acknowledged = self.acknowledged.as_ref().map_or(begun, |(result, _)| parts(result));
+        self.given.as_ref().map_or(begun, parts) - acknowledged
+    }
+
+    pub(super) fn with(&self, result: Signed<InferenceResult>) -> Delivery {
         let finish = result.message.finish.unwrap_or(FinishReason::NodeLost);
-        Some(Delivery { results: self.before.iter().cloned().chain([result]).collect(), finish })
+        Delivery { results: self.before.iter().cloned().chain([result]).collect(), finish }
     }
 }
 

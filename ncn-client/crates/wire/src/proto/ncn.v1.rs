@@ -72,6 +72,16 @@ pub struct Dispatch {
     #[prost(bytes = "bytes", tag = "6")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// A gateway's word that it has got what a compute node's result, by its struct hash, says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Acknowledgement {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub gateway: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub result: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub signature: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamedValue {
     #[prost(string, tag = "1")]
@@ -603,7 +613,7 @@ pub struct Failure {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GatewayMessage {
-    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "gateway_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub message: ::core::option::Option<gateway_message::Message>,
 }
 /// Nested message and enum types in `GatewayMessage`.
@@ -628,6 +638,8 @@ pub mod gateway_message {
         Stop(::prost::bytes::Bytes),
         #[prost(message, tag = "7")]
         Collect(super::Collect),
+        #[prost(message, tag = "8")]
+        Acknowledge(super::Acknowledge),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -658,6 +670,14 @@ pub mod compute_message {
         #[prost(message, tag = "8")]
         Collected(super::Collected),
     }
+}
+/// The gateway has got what a task's newest checkpoint says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Acknowledge {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub request_id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub acknowledgement: ::core::option::Option<Acknowledgement>,
 }
 /// The certificate that pays for an output.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1707,6 +1727,9 @@ pub struct CompletionRequest {
     /// The gateway's word that the delivery's nodes were to serve, in their order.
     #[prost(message, repeated, tag = "7")]
     pub dispatches: ::prost::alloc::vec::Vec<Dispatch>,
+    /// The gateway's word that it has got what the last of these results says, where it is not the gateway that brings this.
+    #[prost(message, optional, tag = "9")]
+    pub acknowledgement: ::core::option::Option<Acknowledgement>,
 }
 /// Served requests, and what settles them.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2803,6 +2826,9 @@ impl crate::entries::Described for InferenceRequest {
 impl crate::entries::Described for Dispatch {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
+impl crate::entries::Described for Acknowledgement {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
 impl crate::entries::Described for NamedValue {
     const FIELDS: &'static [crate::entries::Field] =
         &[crate::entries::Field::message::<Tensor>(2), crate::entries::Field::message::<File>(4)];
@@ -2945,6 +2971,7 @@ impl crate::entries::Described for GatewayMessage {
         crate::entries::Field::message::<Reserve>(2),
         crate::entries::Field::message::<InferenceRequest>(4),
         crate::entries::Field::message::<Collect>(7),
+        crate::entries::Field::message::<Acknowledge>(8),
     ];
 }
 impl crate::entries::Described for ComputeMessage {
@@ -2958,6 +2985,9 @@ impl crate::entries::Described for ComputeMessage {
         crate::entries::Field::message::<ComputeCompletion>(7),
         crate::entries::Field::message::<Collected>(8),
     ];
+}
+impl crate::entries::Described for Acknowledge {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Acknowledgement>(2)];
 }
 impl crate::entries::Described for Collect {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<CompletionValidation>(2)];
@@ -3018,6 +3048,7 @@ impl crate::entries::Described for CompletionRequest {
         crate::entries::Field::message::<ChannelPayment>(4),
         crate::entries::Field::message::<PreprocessingValidation>(8),
         crate::entries::Field::messages::<Dispatch>(7),
+        crate::entries::Field::message::<Acknowledgement>(9),
     ];
 }
 impl crate::entries::Described for SettlementBatch {

@@ -81,7 +81,16 @@ async fn theft(
     let mut dispatch = Signed::sign(Dispatch { gateway: thief.address(), ..message }, &domain, &*thief).await.unwrap();
     dispatch.message = message;
     let dispatches = vec![dispatch];
-    CompletionRequest { request: order, quote, delivery, preprocessing: None, voucher: None, dispatches, authorization }
+    CompletionRequest {
+        request: order,
+        quote,
+        delivery,
+        preprocessing: None,
+        voucher: None,
+        dispatches,
+        acknowledgement: None,
+        authorization,
+    }
 }
 
 async fn authorize(

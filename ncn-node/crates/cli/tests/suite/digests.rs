@@ -6,7 +6,7 @@ use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy_sol_types::{SolCall as _, SolValue};
 use ncn_client::evm::{self, EvmReader as _};
 use ncn_core::{
-    Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
+    Acknowledgement, Amount, CapabilityScope, ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, Committee, Completion,
     CompletionAuthorization, Confinement, Continuation, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, FeeSplit,
     FinishReason, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote,
     ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units,
@@ -183,6 +183,8 @@ async fn the_messages_of_a_request() {
             resumed_from: any.hash(),
         };
         any.agree(&dispatch, harness::hashDispatchCall::SELECTOR).await;
+        let acknowledgement = Acknowledgement { gateway: any.address(), result: any.hash() };
+        any.agree(&acknowledgement, harness::hashAcknowledgementCall::SELECTOR).await;
         let seal = ReceiptSeal {
             request_id: any.hash(),
             quote: any.hash(),

@@ -1,5 +1,6 @@
 //! The node's due: a gateway that lies, gives up or vanishes does not keep the pay of a node that has served.
 
+mod acknowledged;
 mod credit;
 mod scene;
 

@@ -16,12 +16,12 @@ use ncn_client::{
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, Attestors, B256, ChannelParams, Collected, CompletionRequest, Compute, ComputeError, ComputeEvent,
-    ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo,
-    NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef, PaymentStatus,
-    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation, Settlement,
-    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update,
-    Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
+    Acknowledgement, Address, Amount, Approval, Attestors, B256, ChannelParams, Collected, CompletionRequest, Compute,
+    ComputeError, ComputeEvent, ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError,
+    Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef,
+    PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation,
+    Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime,
+    Update, Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -213,6 +213,10 @@ impl Compute for LyingCompute {
 
     async fn release(&self, request_id: RequestId) {
         self.honest.release(request_id).await;
+    }
+
+    async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>) {
+        self.honest.acknowledge(request_id, acknowledgement).await;
     }
 
     async fn stop(&self, request_id: RequestId) {

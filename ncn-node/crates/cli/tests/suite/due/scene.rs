@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, Amount, B256, CompletionAuthorization, CompletionRequest, Compute as _, ComputeEvent, ComputeTask, Confinement,
-    Delivery, Dispatch, DynSigner, Execution, Executor, ExecutorError, FeeSplit, FinishReason, InferenceRequest, InferenceResult,
-    Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Reservation,
-    Signature, Signed, Subnet, SubnetModel, Units, Usage, Value, Values,
+    Acknowledgement, Address, Amount, B256, CompletionAuthorization, CompletionRequest, Compute as _, ComputeEvent, ComputeTask,
+    Confinement, Delivery, Dispatch, DynSigner, Execution, Executor, ExecutorError, FeeSplit, FinishReason, InferenceRequest,
+    InferenceResult, Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
+    Reservation, Signature, Signed, Subnet, SubnetModel, Units, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     trust::draw_of,
@@ -218,12 +218,21 @@ impl Scene {
         while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(2), events.next()).await {
             match event.unwrap() {
                 ComputeEvent::Chunk(part) => text.push_str(part.values.text("text").unwrap()),
-                ComputeEvent::Checkpoint(signed) => word = Some(signed),
+                ComputeEvent::Checkpoint(signed) => {
+                    node.acknowledge(request_id, self.acknowledgement(&signed).await).await;
+                    word = Some(signed);
+                }
                 ComputeEvent::Finished(signed) => return (signed, text),
                 _ => {}
             }
         }
         (word.unwrap(), text)
+    }
+
+    /// What a gateway says that has got this.
+    pub(super) async fn acknowledgement(&self, result: &Signed<InferenceResult>) -> Signed<Acknowledgement> {
+        let (gateway, result) = (self.gateway.address(), result.message.struct_hash());
+        self.sign(Acknowledgement { gateway, result }, &self.gateway).await
     }
 
     /// The certificate that an honest gateway gets.
@@ -239,13 +248,15 @@ impl Scene {
         author: &DynSigner,
     ) -> CompletionRequest {
         let finish = result.message.finish.unwrap_or(FinishReason::NodeLost);
+        let is_gateway = author.address() == task.quote.gateway;
+        let acknowledgement = if is_gateway { None } else { Some(self.acknowledgement(&result).await) };
         let delivery = Delivery { results: vec![result], finish };
         let completion = delivery.completion(&task.quote).unwrap().struct_hash();
         let authorization = self.sign(CompletionAuthorization { author: author.address(), completion }, author).await;
         let (request, quote, dispatches) = (task.request.clone(), task.quote.clone(), task.dispatches.clone());
-        let preprocessing = (author.address() != quote.gateway).then(|| task.preprocessing.clone());
+        let preprocessing = (!is_gateway).then(|| task.preprocessing.clone());
         let voucher = task.voucher;
-        CompletionRequest { request, quote, delivery, preprocessing, voucher, dispatches, authorization }
+        CompletionRequest { request, quote, delivery, preprocessing, voucher, dispatches, acknowledgement, authorization }
     }
 
     /// The node looks after what it is owed, however long that has been.
