@@ -186,12 +186,17 @@ pub trait Compute: Send + Sync {
     /// gives the task up. Does nothing when no such checkpoint waits for it, or the word is not its gateway's.
     async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>);
 
-    /// Takes the validators' certificate over the request's completion, and hands the output over.
+    /// Takes the validators' certificate over the request's completion, and the gateway's word on the node's result, and hands the output over.
     ///
     /// # Errors
-    /// [`ComputeError::InvalidTask`] when the certificate does not pay this node for it; [`ComputeError::Unavailable`] when there is no
-    /// output of this request, or no longer.
-    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError>;
+    /// [`ComputeError::InvalidTask`] when these do not pay this node for it; [`ComputeError::Unavailable`] when there is no output of this
+    /// request, or no longer.
+    async fn collect(
+        &self,
+        request_id: RequestId,
+        certificate: QuorumCertificate,
+        acknowledgement: Signed<Acknowledgement>,
+    ) -> Result<Collected, ComputeError>;
 
     /// Has a running task end with what it has given: its client wants no more. Does nothing when there is none.
     async fn stop(&self, request_id: RequestId);

@@ -33,7 +33,7 @@ impl FeeSplit {
     }
 
     /// `total * bps / 10,000`, rounded down, without overflow.
-    fn part(total: Amount, bps: u16) -> Amount {
+    pub fn part(total: Amount, bps: u16) -> Amount {
         let (whole, bps) = (u128::from(Self::WHOLE), u128::from(bps));
         let (quotient, remainder) = (total.units() / whole, total.units() % whole);
         // bps <= 65,535 could exceed the whole in an invalid split: saturate here, and let `PayoutSchedule::new` refuse it.

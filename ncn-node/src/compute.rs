@@ -167,14 +167,18 @@ impl Compute for ComputeNode {
     }
 
     async fn release(&self, request_id: RequestId) {
-        self.leases.release(&request_id);
-        self.finished.forget(&request_id);
-        self.unacknowledged.forget(&request_id);
+        // What runs is not released from waiting for its gateway's word.
+        if self.leases.release(&request_id) {
+            self.finished.forget(&request_id);
+            self.unacknowledged.forget(&request_id);
+        }
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
         let request_id = task.quote.request_id;
         let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
+        // Of an earlier run, nobody will say anything any more.
+        self.unacknowledged.forget(&request_id);
         let committee = self.check(&task).await?;
         let package = self.models.get(&task.quote.model_digest).ok_or(ComputeError::UnknownModel(task.quote.model_digest))?;
         let left = Duration::from_secs(task.finish_by.min(task.quote.expiry).saturating_sub(unix_now()));
@@ -206,7 +210,11 @@ impl Compute for ComputeNode {
             None => None,
         };
         let started = Instant::now();
-        let outputs = self.executor.run(execution).await.map_err(compute_error)?;
+        let outputs = self.executor.run(execution).await.map_err(|error| match compute_error(error) {
+            // The prefix may be what it does not take.
+            ComputeError::Failed(problem) if continuation == Some(Continuation::Context) => ComputeError::CannotResume(problem),
+            error => error,
+        })?;
         let unsigned = InferenceResult {
             request_id,
             compute: self.address(),
@@ -255,13 +263,18 @@ impl Compute for ComputeNode {
         }
     }
 
-    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
+    async fn collect(
+        &self,
+        request_id: RequestId,
+        certificate: QuorumCertificate,
+        acknowledgement: Signed<Acknowledgement>,
+    ) -> Result<Collected, ComputeError> {
         // A certificate is worth nothing once the escrow has ended in another way.
-        if let Some((quote, completion)) = self.finished.check(request_id, &certificate)? {
+        if let Some((quote, completion)) = self.finished.check(request_id, &certificate, &acknowledgement, &self.domain)? {
             let checked = self.payments.check_certified(&quote, completion).await;
             checked.map_err(|error| ComputeError::Unavailable(error.to_string()))?;
         }
-        let (collected, claim) = self.finished.collect(request_id, certificate)?;
+        let (collected, claim) = self.finished.collect(request_id, certificate, acknowledgement)?;
         // Kept before the output is out of hand.
         if let (Some(claims), Some(claim)) = (&self.claims, claim)
             && !claims.keep(claim).await
@@ -286,11 +299,11 @@ struct Assignment {
 }
 
 impl Assignment {
-    /// The gateway owes what this word is worth, where nothing but its settlement pays that.
+    /// The gateway owes what this word pays, where nothing but its settlement does.
     fn owe(&mut self, result: &Signed<InferenceResult>) {
-        let worth = self.debt.is_some().then(|| self.claim(result).worth());
-        if let (Some(debt), Some(worth)) = (&mut self.debt, worth) {
-            debt.earned = worth;
+        let payout = self.debt.is_some().then(|| self.claim(result).least_payout());
+        if let (Some(debt), Some(payout)) = (&mut self.debt, payout) {
+            debt.earned = payout;
         }
     }
 

@@ -35,6 +35,8 @@ use crate::registration::next_sequence;
 const QUEUE: usize = 64;
 /// How many outputs are collected at once: 8 MiB each until they are among these.
 const MAX_COLLECTING: usize = 16;
+/// How many of a gateway's messages are worked on beside the stream, those that wait to be collected among them.
+const MAX_BACKGROUND: usize = 1_024;
 /// How many bytes these have together; a message is never longer. Beside them, each request that runs has at most 32 MiB of parts that
 /// its worker has sent (`worker/process.rs`), 8 MiB of output so far, one part of 8 MiB that is held back and one that waits to be among
 /// these, and what is finished waits in 64 MiB (`compute/finished.rs`): a node with 8 places and one gateway keeps at most
@@ -82,8 +84,8 @@ async fn attach(
     // Their bytes may be others' once the connection has taken them.
     let to_send = ReceiverStream::new(to_send).map(|(message, _bytes)| message);
     let mut messages = client.attach(to_send).await?.into_inner();
-    let (collections, collecting) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_COLLECTING)));
-    let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new(), collections, collecting };
+    let (background, collecting) = (JoinSet::new(), Arc::new(Semaphore::new(MAX_COLLECTING)));
+    let mut stream = Stream { node: node.clone(), gateway, answers, running: HashMap::new(), background, collecting };
     let mut heartbeats = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeats.tick().await;
     loop {
@@ -132,7 +134,7 @@ struct Stream {
     answers: Answers,
     running: HashMap<RequestId, AbortHandle>,
     /// End with the stream.
-    collections: JoinSet<()>,
+    background: JoinSet<()>,
     collecting: Arc<Semaphore>,
 }
 
@@ -185,22 +187,33 @@ impl Stream {
             gateway_message::Message::Collect(collect) => {
                 let request_id = wire::hash("collect.request_id", &collect.request_id)?;
                 let certificate = wire::required("collect.certificate", collect.certificate)?.try_into()?;
-                // It asks the chain, which may take its time: other messages come meanwhile. More at once than that wait here.
-                let (node, answers) = (self.node.clone(), self.answers.clone());
-                let place = self.collecting.clone().acquire_owned().await.map_err(|_| Status::internal("stopped"))?;
-                self.collections.spawn(async move {
-                    let collected = collect_message(request_id, node.collect(request_id, certificate).await);
+                let word = wire::required("collect.acknowledgement", collect.acknowledgement)?.try_into()?;
+                // It asks the chain, which may take its time: other messages come meanwhile.
+                while self.background.try_join_next().is_some() {}
+                if self.background.len() >= MAX_BACKGROUND {
+                    let busy = collect_message(request_id, Err(ComputeError::Busy(self.node.address())));
+                    return self.send(compute_message::Message::Collected(busy)).await;
+                }
+                let (node, answers, collecting) = (self.node.clone(), self.answers.clone(), self.collecting.clone());
+                self.background.spawn(async move {
+                    // Nobody closes it.
+                    let Ok(place) = collecting.acquire_owned().await else { return };
+                    let collected = collect_message(request_id, node.collect(request_id, certificate, word).await);
                     drop(place);
                     // It fails only when the gateway is gone, which it will notice itself.
                     let _ = answers.send(compute_message::Message::Collected(collected)).await;
                 });
-                while self.collections.try_join_next().is_some() {}
                 Ok(())
             }
             gateway_message::Message::Acknowledge(acknowledge) => {
                 let request_id = wire::hash("acknowledge.request_id", &acknowledge.request_id)?;
                 let word = wire::required("acknowledge.acknowledgement", acknowledge.acknowledgement)?.try_into()?;
-                self.node.acknowledge(request_id, word).await;
+                while self.background.try_join_next().is_some() {}
+                if self.background.len() < MAX_BACKGROUND {
+                    // What can be claimed is kept on disk, now and then.
+                    let node = self.node.clone();
+                    self.background.spawn(async move { node.acknowledge(request_id, word).await });
+                }
                 Ok(())
             }
             gateway_message::Message::Stop(request_id) => {

@@ -11,8 +11,8 @@ use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
     Acknowledgement, Amount, Attestors, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest, Delivery,
-    Dispatch, Domain, DynSigner, FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _, PaymentLedger,
-    PaymentStatus, QuorumCertificate, Quote, RegistryError, RequestId, Settlement, Signed,
+    Dispatch, Domain, DynSigner, FeeSplit, FinishReason, InferenceRequest, InferenceResult, LedgerError, Message as _,
+    PaymentLedger, PaymentStatus, QuorumCertificate, Quote, RegistryError, RequestId, Settlement, Signed,
     validation::{self, CLAIM_SECONDS},
 };
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,15 @@ impl Claim {
             own.map(|contribution| contribution.cost).sum()
         };
         completion.map(own).unwrap_or_default()
+    }
+
+    /// What this node gets of that, once gateway, validators and treasury have their parts: this much at least, whoever approves it.
+    pub(super) fn least_payout(&self) -> Amount {
+        let FeeSplit { gateway_bps, validators_bps, treasury_bps } = self.quote.split;
+        let compute_bps = 10_000u16.saturating_sub(gateway_bps).saturating_sub(validators_bps).saturating_sub(treasury_bps);
+        let part = FeeSplit::part(self.worth(), compute_bps);
+        // Of several nodes' parts, each is rounded down.
+        part.checked_sub(Amount::new(1)).unwrap_or_default()
     }
 
     /// Whether it pays more, or as much for sure.
@@ -202,8 +211,8 @@ impl Claims {
 
     /// The request is paid for, or will not be.
     async fn forget(&self, request_id: RequestId) {
-        self.known().remove(&request_id);
         self.write(request_id, Ok(Op::delete(CLAIMS, request_id))).await;
+        self.known().remove(&request_id);
     }
 
     async fn write(&self, request_id: RequestId, op: Result<Op, StoreError>) {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ncn_core::{Address, Amount, ChainView, ComputeError, LedgerError};
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::{sync::Mutex as AsyncMutex, task::JoinHandle, time::Instant};
 
 /// Twice what a gateway settles at, unless it is told: see [`crate::channel::BatchPolicy`].
 pub const DEFAULT_CREDIT: Amount = Amount::new(200 * Amount::TOKEN.units());
@@ -16,8 +16,9 @@ pub const DEFAULT_CREDIT: Amount = Amount::new(200 * Amount::TOKEN.units());
 const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
 /// What is earned within this time is kept as one sum: 1,440 of them in a day.
 const SUM_OF: Duration = Duration::from_mins(1);
-/// How often the chain is asked at the most.
+/// How often the chain is asked at the most, and at the least while vouchers come.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a node has earned by vouchers, and was not paid yet.
 pub(super) struct Credit {
@@ -25,8 +26,8 @@ pub(super) struct Credit {
     account: Address,
     chain: Arc<dyn ChainView>,
     owed: Mutex<Owed>,
-    /// From which block on the chain was not asked yet, and when it was asked last.
-    asked: AsyncMutex<Option<(u64, Instant)>>,
+    /// From which block on the chain was not asked yet.
+    next: AsyncMutex<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -35,6 +36,8 @@ struct Owed {
     running: Amount,
     /// What those that have ended came to, the oldest first.
     earned: VecDeque<(Instant, Amount)>,
+    /// When the chain was asked last.
+    asked: Option<Instant>,
 }
 
 impl Owed {
@@ -56,17 +59,17 @@ impl Owed {
         }
     }
 
-    /// The oldest is paid first.
+    /// The newest is paid first: so what was never due is old, and forgotten, however much is paid after it.
     fn pay(&mut self, mut amount: Amount) {
-        while let Some((_, oldest)) = self.earned.front_mut() {
-            match oldest.checked_sub(amount) {
+        while let Some((_, newest)) = self.earned.back_mut() {
+            match newest.checked_sub(amount) {
                 Some(rest) if !rest.is_zero() => {
-                    *oldest = rest;
+                    *newest = rest;
                     return;
                 }
                 _ => {
-                    amount = amount.checked_sub(*oldest).unwrap_or_default();
-                    self.earned.pop_front();
+                    amount = amount.checked_sub(*newest).unwrap_or_default();
+                    self.earned.pop_back();
                 }
             }
         }
@@ -96,7 +99,7 @@ impl Drop for Debt {
 
 impl Credit {
     pub(super) fn new(limit: Amount, account: Address, chain: Arc<dyn ChainView>) -> Arc<Self> {
-        Arc::new(Self { limit, account, chain, owed: Mutex::default(), asked: AsyncMutex::default() })
+        Arc::new(Self { limit, account, chain, owed: Mutex::default(), next: AsyncMutex::default() })
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
@@ -109,11 +112,16 @@ impl Credit {
     /// [`ComputeError::Unavailable`] while too much is owed, or the chain does not say what was paid.
     pub(super) async fn grant(self: &Arc<Self>, most: Amount) -> Result<Debt, ComputeError> {
         let unavailable = |error: LedgerError| ComputeError::Unavailable(error.to_string());
-        // What is paid from here on is for what is earned from here on.
-        if self.asked.lock().await.is_none() {
+        let asked = self.owed().asked;
+        if asked.is_none() {
+            // What is paid from here on is for what is earned from here on.
             self.ask().await.map_err(unavailable)?;
         }
         if let Some(debt) = self.try_grant(most) {
+            if asked.is_some_and(|asked| asked.elapsed() >= ASK_AGAIN) {
+                // So that there is never much to ask for.
+                drop(self.asking());
+            }
             return Ok(debt);
         }
         self.ask().await.map_err(unavailable)?;
@@ -136,17 +144,31 @@ impl Credit {
         Some(Debt { credit: self.clone(), most, earned: Amount::ZERO })
     }
 
-    /// Takes in what the chain has paid since it was asked last.
-    async fn ask(&self) -> Result<(), LedgerError> {
-        let mut asked = self.asked.lock().await;
-        if asked.is_some_and(|(_, at)| at.elapsed() < ASK_EVERY) {
-            return Ok(());
-        }
-        let (paid, next) = self.chain.channel_payouts(self.account, asked.map(|(next, _)| next)).await?;
-        *asked = Some((next, Instant::now()));
-        drop(asked);
-        self.owed().pay(paid);
-        Ok(())
+    /// Takes in what the chain has paid since it was asked last. It goes on when its caller gives up.
+    async fn ask(self: &Arc<Self>) -> Result<(), LedgerError> {
+        self.asking().await.unwrap_or_else(|_| Err(LedgerError::Unreachable("asking for payouts broke off".into())))
+    }
+
+    fn asking(self: &Arc<Self>) -> JoinHandle<Result<(), LedgerError>> {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let mut next = this.next.lock().await;
+            let (recent, owes) = {
+                let mut owed = this.owed();
+                owed.forget(Instant::now());
+                (owed.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY), !owed.earned.is_empty())
+            };
+            if recent {
+                return Ok(());
+            }
+            // What was paid for nothing that is owed is of no interest.
+            let (paid, from) = this.chain.channel_payouts(this.account, next.filter(|_| owes)).await?;
+            *next = Some(from);
+            let mut owed = this.owed();
+            owed.pay(paid);
+            owed.asked = Some(Instant::now());
+            Ok(())
+        })
     }
 }
 
@@ -155,21 +177,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_paid_first_and_forgotten_after_a_day() {
+    fn the_newest_is_paid_first_and_the_rest_forgotten_after_a_day() {
         let mut owed = Owed::default();
         let amounts = |owed: &Owed| owed.earned.iter().map(|(_, amount)| amount.units()).collect::<Vec<_>>();
         let start = Instant::now();
         for (minute, amount) in (0..).zip([5, 6, 7]) {
             owed.earn(Amount::new(amount), start + minute * SUM_OF);
         }
-        owed.pay(Amount::new(6));
-        assert_eq!(amounts(&owed), [5, 7]);
+        owed.pay(Amount::new(8));
+        assert_eq!(amounts(&owed), [5, 5]);
         owed.pay(Amount::new(5));
-        assert_eq!(amounts(&owed), [7], "to the unit");
+        assert_eq!(amounts(&owed), [5], "to the unit");
         let last = start + 3 * SUM_OF;
         owed.earn(Amount::new(1), last);
         owed.earn(Amount::new(2), last + SUM_OF / 2);
-        assert_eq!(amounts(&owed), [7, 3], "one sum for a minute");
+        assert_eq!(amounts(&owed), [5, 3], "one sum for a minute");
         owed.forget(last + FORGOTTEN_AFTER);
         assert_eq!(amounts(&owed), [3]);
         owed.pay(Amount::new(9));

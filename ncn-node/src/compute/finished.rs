@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::claims::Claim;
-use ncn_core::{B256, Collected, Committee, ComputeError, QuorumCertificate, Quote, RequestId, UnixTime};
+use ncn_core::{
+    Acknowledgement, B256, Collected, Committee, ComputeError, Domain, QuorumCertificate, Quote, RequestId, Signed, UnixTime,
+};
 
 /// How many outputs wait, and how many bytes they have together. With more, the node takes no further request; those that run may
 /// add to them: 8 MiB each.
@@ -24,6 +26,8 @@ pub(super) struct Waiting {
     /// The struct hash and the digest of the completion that pays for it, and who approves that.
     pub(super) completion: B256,
     pub(super) digest: B256,
+    /// The struct hash of the node's word on it.
+    pub(super) result: B256,
     pub(super) committee: Committee,
     pub(super) output: Collected,
     /// What the node can have paid by itself, with the certificate.
@@ -68,18 +72,27 @@ impl Finished {
         self.lock().remove(request_id);
     }
 
-    /// What the chain has to hold of a request, whose certificate this is, and the completion that it pays: none where a voucher does.
+    /// What the chain has to hold of a request, whose certificate this is, and gateway's word: with it the node can have others approve the
+    /// completion, should one of these not count on chain. And the completion that it pays: none where a voucher does.
     pub(super) fn check(
         &self,
         request_id: RequestId,
         certificate: &QuorumCertificate,
+        acknowledgement: &Signed<Acknowledgement>,
+        domain: &Domain,
     ) -> Result<Option<(Quote, B256)>, ComputeError> {
-        let (digest, committee, paid_by) = {
+        let (digest, committee, paid_by, word) = {
             let all = self.lock();
             let waiting = all.get(&request_id).ok_or_else(|| missing(request_id))?;
             let paid_by = (!waiting.is_voucher).then(|| (waiting.quote.clone(), waiting.completion));
-            (waiting.digest, waiting.committee.clone(), paid_by)
+            let word = Acknowledgement { gateway: waiting.quote.gateway, result: waiting.result };
+            (waiting.digest, waiting.committee.clone(), paid_by, word)
         };
+        if acknowledgement.message != word {
+            return Err(ComputeError::InvalidTask("acknowledgement: is not the gateway's of this output".into()));
+        }
+        let signed = acknowledgement.verify(domain);
+        signed.map_err(|error| ComputeError::InvalidTask(format!("acknowledgement: {error}")))?;
         let paid = certificate.verify(&digest, &committee);
         paid.map_err(|error| ComputeError::InvalidTask(format!("certificate: {error}")))?;
         Ok(paid_by)
@@ -90,10 +103,12 @@ impl Finished {
         &self,
         request_id: RequestId,
         certificate: QuorumCertificate,
+        acknowledgement: Signed<Acknowledgement>,
     ) -> Result<(Collected, Option<Claim>), ComputeError> {
         let all = self.lock();
         let waiting = all.get(&request_id).ok_or_else(|| missing(request_id))?;
-        let claim = waiting.claim.clone().map(|claim| Claim { certificate: Some(certificate), ..claim });
+        let (acknowledgement, certificate) = (Some(acknowledgement), Some(certificate));
+        let claim = waiting.claim.clone().map(|claim| Claim { acknowledgement, certificate, ..claim });
         Ok((waiting.output.clone(), claim))
     }
 }

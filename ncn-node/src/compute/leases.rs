@@ -65,9 +65,14 @@ impl Leases {
         Ok(())
     }
 
-    /// Gives a place back. One in use is given back by the task that uses it.
-    pub(super) fn release(&self, request_id: &RequestId) {
-        self.lock().retain(|id, held| id != request_id || held.running);
+    /// Gives a place back, and says whether it is free now. One in use is given back by the task that uses it.
+    pub(super) fn release(&self, request_id: &RequestId) -> bool {
+        let mut held = self.lock();
+        let is_free = held.get(request_id).is_none_or(|held| !held.running);
+        if is_free {
+            held.remove(request_id);
+        }
+        is_free
     }
 
     /// Ends what runs in a place.

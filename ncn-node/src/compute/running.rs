@@ -4,8 +4,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use ncn_core::{
-    Collected, ComputeError, ComputeEvent, Delivery, Domain, DynSigner, ExecutorError, FinishReason, InferenceResult, Message as _,
-    Model, OutputChunk, Quote, Resume, Signed, StreamBudget, StreamChain, Units, Usage, Values,
+    Collected, ComputeError, ComputeEvent, Continuation, Delivery, Domain, DynSigner, ExecutorError, FinishReason, InferenceResult,
+    Message as _, Model, OutputChunk, Quote, Resume, Signed, StreamBudget, StreamChain, Units, Usage, Values,
     compute::{MAX_OUTPUT_BYTES, MAX_OUTPUT_VALUES},
     delivery::most_units,
     executor::Outputs,
@@ -189,7 +189,13 @@ impl Running {
         match part {
             Some(Ok(part)) => Ok(Next::Part(part)),
             Some(Err(ExecutorError::TimedOut(_) | ExecutorError::Cancelled)) => Ok(Next::Cut(FinishReason::Deadline)),
-            Some(Err(error)) => Err(compute_error(error)),
+            Some(Err(error)) => Err(match compute_error(error) {
+                // What was there may be what the model does not take.
+                ComputeError::Failed(problem) if self.signing.takes_context() && !self.has_own() => {
+                    ComputeError::CannotResume(problem)
+                }
+                error => error,
+            }),
             None => Err(ComputeError::Failed("the output broke off".into())),
         }
     }
@@ -270,7 +276,9 @@ impl Running {
         let committee = committee.clone();
         let claim = claims.is_some().then(|| self.assignment.claim(&result));
         let (quote, is_voucher) = (quote.clone(), *is_voucher);
-        self.finished.keep(quote.request_id, Waiting { completion, digest, committee, output, claim, quote, is_voucher });
+        let result_hash = result.message.struct_hash();
+        let waiting = Waiting { completion, digest, result: result_hash, committee, output, claim, quote, is_voucher };
+        self.finished.keep(waiting.quote.request_id, waiting);
         self.events.push_back(ComputeEvent::Finished(result));
         Ok(())
     }
@@ -296,6 +304,10 @@ impl Running {
 }
 
 impl Signing {
+    fn takes_context(&self) -> bool {
+        self.unsigned.continuation == Some(Continuation::Context)
+    }
+
     async fn sign(&self, message: InferenceResult) -> Result<Signed<InferenceResult>, ComputeError> {
         let signed = Signed::sign(message, &self.domain, &*self.signer).await;
         signed.map_err(|error| ComputeError::Unavailable(error.to_string()))

@@ -299,11 +299,11 @@ impl Received<'_> {
                     }
                     // What its client can have is what the node can claim.
                     if let Some(result) = checkpoint {
-                        let message = Acknowledgement { gateway: self.quote.gateway, result };
-                        let signed = Signed::sign(message, &self.gateway.domain, &*self.gateway.signer).await;
-                        let signed = signed.map_err(|error| ComputeError::Failed(format!("the gateway's key: {error}")))?;
+                        let word = acknowledged(self.gateway, result).await?;
+                        // A node that does not read holds up neither its end nor its stop.
                         tokio::select! {
-                            () = compute.acknowledge(task.request_id, signed) => {}
+                            () = compute.acknowledge(task.request_id, word) => {}
+                            () = task.stopped(), if !stopping => {}
                             () = &mut late => return Err(ComputeError::DeadlineExceeded),
                         }
                     }
@@ -392,6 +392,13 @@ impl Received<'_> {
     }
 }
 
+/// This gateway's word that it has got what the result with this struct hash says.
+async fn acknowledged(gateway: &Gateway, result: B256) -> Result<Signed<Acknowledgement>, ComputeError> {
+    let message = Acknowledgement { gateway: gateway.address(), result };
+    let signed = Signed::sign(message, &gateway.domain, &*gateway.signer).await;
+    signed.map_err(|error| ComputeError::Failed(format!("the gateway's key: {error}")))
+}
+
 /// Has the node that has signed the end of an output hand it over, for the certificate that pays for it. A node that is on its way back is
 /// waited for, a little.
 pub(super) async fn collect(
@@ -404,11 +411,12 @@ pub(super) async fn collect(
     let (word, quote) = (delivery.results.last().ok_or_else(missing)?, task.quote().ok_or_else(missing)?);
     let node = word.message.compute;
     let dishonest = |what: &str| Err(ComputeError::Unavailable(format!("{node} {what}")));
+    let acknowledgement = acknowledged(gateway, word.message.struct_hash()).await?;
     let (started, mut backoff) = (Instant::now(), Backoff::new());
     let Collected { output, last } = loop {
         let collecting = async {
             let compute = gateway.nodes.get(node).ok_or_else(|| ComputeError::Unavailable(format!("{node} is not attached")))?;
-            compute.collect(task.request_id, certificate.clone()).await
+            compute.collect(task.request_id, certificate.clone(), acknowledgement.clone()).await
         };
         match tokio::time::timeout(COLLECT_TIMEOUT, collecting).await {
             Ok(Ok(collected)) => break collected,

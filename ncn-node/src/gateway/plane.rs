@@ -266,7 +266,12 @@ impl Compute for RemoteCompute {
         answer
     }
 
-    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
+    async fn collect(
+        &self,
+        request_id: RequestId,
+        certificate: QuorumCertificate,
+        acknowledgement: Signed<Acknowledgement>,
+    ) -> Result<Collected, ComputeError> {
         let (sender, answer) = oneshot::channel();
         {
             let mut open = self.open();
@@ -276,7 +281,8 @@ impl Compute for RemoteCompute {
             open.collections.insert(request_id, sender);
         }
         let _waiting = Collecting { request_id, open: self.open.clone() };
-        let collect = proto::Collect { request_id: wire::bytes(request_id), certificate: Some(certificate.into()) };
+        let (request_id, acknowledgement) = (wire::bytes(request_id), Some(acknowledgement.into()));
+        let collect = proto::Collect { request_id, certificate: Some(certificate.into()), acknowledgement };
         self.send(gateway_message::Message::Collect(collect)).await?;
         answer.await.unwrap_or_else(|_| Err(self.gone()))
     }

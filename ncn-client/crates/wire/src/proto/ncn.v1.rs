@@ -686,6 +686,9 @@ pub struct Collect {
     pub request_id: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "2")]
     pub certificate: ::core::option::Option<CompletionValidation>,
+    /// Of the result that ends the output.
+    #[prost(message, optional, tag = "3")]
+    pub acknowledgement: ::core::option::Option<Acknowledgement>,
 }
 /// The output that was paid for, or why there is none.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2990,7 +2993,8 @@ impl crate::entries::Described for Acknowledge {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Acknowledgement>(2)];
 }
 impl crate::entries::Described for Collect {
-    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<CompletionValidation>(2)];
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<CompletionValidation>(2), crate::entries::Field::message::<Acknowledgement>(3)];
 }
 impl crate::entries::Described for Collected {
     const FIELDS: &'static [crate::entries::Field] =

@@ -36,18 +36,18 @@ async fn the_last_part_is_handed_over_for_the_certificate_alone() {
     };
     let (node, request_id) = (scene.node.node(), task.quote.request_id);
     for certificate in [QuorumCertificate::default(), task.preprocessing.clone(), others] {
-        let refused = node.collect(request_id, certificate).await;
+        let refused = scene.collect(&task, &result, certificate).await;
         assert!(matches!(refused, Err(ComputeError::InvalidTask(_))), "{refused:?}");
     }
-    let certificate = scene.certificate(&task, result).await;
+    let certificate = scene.certificate(&task, result.clone()).await;
     // An answer may get lost.
     for _ in 0..2 {
-        let Collected { output, last } = node.collect(request_id, certificate.clone()).await.unwrap();
+        let Collected { output, last } = scene.collect(&task, &result, certificate.clone()).await.unwrap();
         assert_eq!(output.text("text"), Some(&*words(WORDS)));
         assert_eq!(last.unwrap().values.text("text"), Some(&*format!("{WORDS} ")));
     }
     node.release(request_id).await;
-    assert!(matches!(node.collect(request_id, certificate).await, Err(ComputeError::Unavailable(_))), "it is over");
+    assert!(matches!(scene.collect(&task, &result, certificate).await, Err(ComputeError::Unavailable(_))), "it is over");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,8 +107,8 @@ async fn a_node_is_paid_that_its_gateway_does_not_settle() {
         let task = scene.task().await;
         let (result, _) = scene.run(&task).await;
         if collected {
-            let certificate = scene.certificate(&task, result).await;
-            scene.node.node().collect(task.quote.request_id, certificate).await.unwrap();
+            let certificate = scene.certificate(&task, result.clone()).await;
+            scene.collect(&task, &result, certificate).await.unwrap();
         }
         if !collected {
             scene.look().await;
@@ -158,10 +158,10 @@ async fn a_node_presents_its_certificate_itself() {
     let scene = Scene::new(WORDS).await;
     let task = scene.task().await;
     let (result, _) = scene.run(&task).await;
-    let certificate = scene.certificate(&task, result).await;
+    let certificate = scene.certificate(&task, result.clone()).await;
     // Collected again and again, it is due no later.
     for _ in 0..3 {
-        scene.node.node().collect(task.quote.request_id, certificate.clone()).await.unwrap();
+        scene.collect(&task, &result, certificate.clone()).await.unwrap();
     }
     scene.node.claims().unwrap().look(Instant::now()).await;
     assert!(matches!(scene.status(&task.quote).await, PaymentStatus::Held { .. }), "its gateway has a moment");
@@ -176,11 +176,11 @@ async fn a_certificate_for_an_escrow_that_has_ended_collects_nothing() {
     let scene = Scene::new(WORDS).await;
     let task = scene.task().await;
     let (result, _) = scene.run(&task).await;
-    let certificate = scene.certificate(&task, result).await;
+    let certificate = scene.certificate(&task, result.clone()).await;
     let digest = TaskCapability::cancel(&task.quote).digest(&scene.network.trust.domain);
     let consent = Signature::sign(&digest, &*scene.client).await.unwrap();
     assert!(scene.give_up(&task.quote, Some(&consent)).await);
-    let refused = scene.node.node().collect(task.quote.request_id, certificate).await;
+    let refused = scene.collect(&task, &result, certificate).await;
     assert!(matches!(refused, Err(ComputeError::Unavailable(_))), "{refused:?}");
 }
 
@@ -211,8 +211,8 @@ async fn a_node_that_was_restarted_knows_what_it_is_owed() {
         let task = scene.task().await;
         let (result, _) = scene.run(&task).await;
         if collected {
-            let certificate = scene.certificate(&task, result).await;
-            scene.node.node().collect(task.quote.request_id, certificate).await.unwrap();
+            let certificate = scene.certificate(&task, result.clone()).await;
+            scene.collect(&task, &result, certificate).await.unwrap();
         }
         scene = scene.restart().await;
         scene.give_up(&task.quote, None).await;

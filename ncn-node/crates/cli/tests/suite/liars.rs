@@ -223,8 +223,13 @@ impl Compute for LyingCompute {
         self.honest.stop(request_id).await;
     }
 
-    async fn collect(&self, request_id: RequestId, certificate: QuorumCertificate) -> Result<Collected, ComputeError> {
-        let collected = self.honest.collect(request_id, certificate).await?;
+    async fn collect(
+        &self,
+        request_id: RequestId,
+        certificate: QuorumCertificate,
+        acknowledgement: Signed<Acknowledgement>,
+    ) -> Result<Collected, ComputeError> {
+        let collected = self.honest.collect(request_id, certificate, acknowledgement).await?;
         match self.lie {
             NodesLie::Keeps if self.tries.load(Ordering::SeqCst) == 1 => Err(ComputeError::Unavailable("for the test".into())),
             NodesLie::HandsOver(label) if self.tries.load(Ordering::SeqCst) == 1 => {

@@ -45,7 +45,9 @@ pub(super) fn continue_from(manifest: &Manifest, execution: &Execution, prefix: 
     parameters.max_tokens = u32::try_from(left).ok()?;
     let prompt = execution.inputs.get("prompt").and_then(Value::as_text)?;
     let mut inputs = execution.inputs.clone();
-    inputs.insert("prompt", Value::Text([prompt, prefix.text("text")?].concat()));
+    // What else an output has belongs to its end.
+    let there = prefix.text("text").filter(|_| prefix.len() == 1)?;
+    inputs.insert("prompt", Value::Text([prompt, there].concat()));
     // A prompt has a longest, too.
     manifest.check(&inputs).ok()?;
     Some(Execution { inputs, parameters: serde_json::to_string(&parameters).ok()?, ..execution.clone() })

@@ -49,6 +49,54 @@ async fn a_gateway_that_does_not_acknowledge_what_it_is_given_gets_little_of_it(
     assert_eq!(scene.node.claims().unwrap().count(), 0, "nothing to claim");
 }
 
+/// Whatever else its gateway says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_no_acknowledgement() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    let (node, request_id) = (scene.node.node(), task.quote.request_id);
+    node.reserve(Reservation { request_id, model_digest: task.quote.model_digest, expires_at: task.quote.expiry }).await.unwrap();
+    let mut events = node.execute(task).await.unwrap();
+    let mut words = 0;
+    let error = loop {
+        match events.next().await.unwrap() {
+            Ok(ComputeEvent::Checkpoint(_)) => {
+                words += 1;
+                node.release(request_id).await;
+            }
+            Ok(event) => assert!(!matches!(event, ComputeEvent::Finished(_)), "it gives all"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ComputeError::Unavailable(_)) && words == 1, "{error}");
+}
+
+/// A session that broke leaves nothing behind that the next run would wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_waited_for_the_next_one_does_not() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    let (node, request_id) = (scene.node.node(), task.quote.request_id);
+    node.reserve(Reservation { request_id, model_digest: task.quote.model_digest, expires_at: task.quote.expiry }).await.unwrap();
+    let mut events = node.execute(task.clone()).await.unwrap();
+    while !matches!(events.next().await.unwrap().unwrap(), ComputeEvent::Checkpoint(_)) {}
+    drop(events);
+    let (result, _) = scene.run(&task).await;
+    assert_eq!(result.message.parts, WORDS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_handed_over_without_the_gateways_word() {
+    let scene = Scene::new(WORDS).await;
+    let task = scene.task().await;
+    let (result, _) = scene.run(&task).await;
+    let certificate = scene.certificate(&task, result.clone()).await;
+    let another = Signed { message: InferenceResult { parts: 1, ..result.message.clone() }, ..result.clone() };
+    let refused = scene.collect(&task, &another, certificate.clone()).await;
+    assert!(matches!(refused, Err(ComputeError::InvalidTask(_))), "{refused:?}");
+    assert!(scene.collect(&task, &result, certificate).await.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_does_not_claim_what_its_gateway_has_not_got() {
     let scene = Scene::new(WORDS).await;

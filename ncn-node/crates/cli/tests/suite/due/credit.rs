@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, ChannelParams, Compute as _, ComputeError, ComputeTask, Delivery, FinishReason, PaymentAuthorization,
-    PaymentLedger as _, Reservation, Settlement, SignedVoucher,
+    Amount, B256, ChannelParams, Compute as _, ComputeError, ComputeTask, Delivery, FinishReason, InferenceResult,
+    PaymentAuthorization, PaymentLedger as _, Reservation, Settlement, Signed, SignedVoucher,
 };
 use ncn_node::{
     channel::{BatchPolicy, ChannelProcessor},
@@ -69,21 +69,45 @@ async fn a_gateway_that_does_not_settle_its_channels_is_served_for_so_much_and_n
     refused(&scene, &third).await;
 
     // The gateway settles one of the two.
-    let (signer, account) = (scene.gateway.clone(), scene.network.chain.ledger(scene.gateway.clone()));
-    let store = SharedStore::new(Arc::<MemoryStore>::default()).unwrap();
-    let registry = scene.network.registry.clone();
-    let ledger = ChannelProcessor::start(account.clone(), account, registry, signer, store, BatchPolicy::default()).unwrap();
-    let ComputeTask { quote, voucher, .. } = first.clone();
-    ledger.redeem(&quote, &PaymentAuthorization::Voucher(voucher.unwrap())).await.unwrap();
-    let certificate = scene.certificate(&first, result.clone()).await;
-    let delivery = Delivery { results: vec![result], finish: FinishReason::Stop };
-    let committee = scene.network.trust.committee(&quote.salt, &quote.request_id);
-    ledger.settle(&Settlement::new(quote, committee, delivery, certificate).unwrap()).await.unwrap();
-    ledger.flush();
+    let ledger = settling(&scene);
+    settle(&scene, &ledger, &first, result).await;
     eventually("the node is paid", async || Scene::share(WORDS).contains(&scene.balance(scene.address()).await)).await;
     runs(&scene, &third).await;
     scene.run(&third).await;
     refused(&scene, &payer.task(&scene).await).await;
+}
+
+/// What is paid of a request is less than it costs, and all that is owed for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_settles_is_served_again_and_again() {
+    let scene = Scene::new(WORDS).await;
+    let (mut payer, ledger) = (Payer::new(&scene).await, settling(&scene));
+    for round in 1..=8 {
+        let task = payer.task(&scene).await;
+        runs(&scene, &task).await;
+        let (result, _) = scene.run(&task).await;
+        settle(&scene, &ledger, &task, result).await;
+        let paid = |balance: Amount| balance.units() >= Scene::share(WORDS).start().units() * round;
+        eventually("the node is paid", async || paid(scene.balance(scene.address()).await)).await;
+    }
+}
+
+/// The gateway's ledger, which settles when it is told.
+fn settling(scene: &Scene) -> ChannelProcessor {
+    let (signer, account) = (scene.gateway.clone(), scene.network.chain.ledger(scene.gateway.clone()));
+    let store = SharedStore::new(Arc::<MemoryStore>::default()).unwrap();
+    let registry = scene.network.registry.clone();
+    ChannelProcessor::start(account.clone(), account, registry, signer, store, BatchPolicy::default()).unwrap()
+}
+
+async fn settle(scene: &Scene, ledger: &ChannelProcessor, task: &ComputeTask, result: Signed<InferenceResult>) {
+    let ComputeTask { quote, voucher, .. } = task.clone();
+    ledger.redeem(&quote, &PaymentAuthorization::Voucher(voucher.unwrap())).await.unwrap();
+    let certificate = scene.certificate(task, result.clone()).await;
+    let delivery = Delivery { results: vec![result], finish: FinishReason::Stop };
+    let committee = scene.network.trust.committee(&quote.salt, &quote.request_id);
+    ledger.settle(&Settlement::new(quote, committee, delivery, certificate).unwrap()).await.unwrap();
+    ledger.flush();
 }
 
 /// The node runs it, as soon as it asks the chain again.

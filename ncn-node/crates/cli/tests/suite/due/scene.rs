@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_client::unix_now;
 use ncn_core::{
-    Acknowledgement, Address, Amount, B256, CompletionAuthorization, CompletionRequest, Compute as _, ComputeEvent, ComputeTask,
-    Confinement, Delivery, Dispatch, DynSigner, Execution, Executor, ExecutorError, FeeSplit, FinishReason, InferenceRequest,
-    InferenceResult, Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote,
-    Reservation, Signature, Signed, Subnet, SubnetModel, Units, Usage, Value, Values,
+    Acknowledgement, Address, Amount, B256, Collected, CompletionAuthorization, CompletionRequest, Compute as _, ComputeError,
+    ComputeEvent, ComputeTask, Confinement, Delivery, Dispatch, DynSigner, Execution, Executor, ExecutorError, FeeSplit,
+    FinishReason, InferenceRequest, InferenceResult, Message as _, OutputChunk, PaymentLedger, PaymentStatus, PreprocessingRequest,
+    QuorumCertificate, Quote, Reservation, Signature, Signed, Subnet, SubnetModel, Units, Usage, Value, Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     trust::draw_of,
@@ -233,6 +233,17 @@ impl Scene {
     pub(super) async fn acknowledgement(&self, result: &Signed<InferenceResult>) -> Signed<Acknowledgement> {
         let (gateway, result) = (self.gateway.address(), result.message.struct_hash());
         self.sign(Acknowledgement { gateway, result }, &self.gateway).await
+    }
+
+    /// The node hands an output over, for this certificate and its gateway's word on the result.
+    pub(super) async fn collect(
+        &self,
+        task: &ComputeTask,
+        result: &Signed<InferenceResult>,
+        certificate: QuorumCertificate,
+    ) -> Result<Collected, ComputeError> {
+        let acknowledgement = self.acknowledgement(result).await;
+        self.node.node().collect(task.quote.request_id, certificate, acknowledgement).await
     }
 
     /// The certificate that an honest gateway gets.
