@@ -116,10 +116,10 @@ def completion_of(delivery, order, quote, quoted):
         for field, of in (("requestId", quote), ("modelDigest", quote), ("modelDigest", order), ("inputHash", order)):
             check(result[field] == of[field], f"result.{field}: is another one")
         check((result["resumedFrom"], result["continuation"] != 0) == ((before["chain"], True) if before else (ZERO, False)), "result.resumedFrom")
-        parts, size = [max(result[field] - (before[field] if before else 0), 0) for field in ("parts", "outputBytes")]
+        parts, size = [result[field] - (before[field] if before else 0) for field in ("parts", "outputBytes")]
         n, m = result["usage"]["inputUnits"], result["usage"]["outputUnits"]
         outputs += m
-        check(parts > 0 and n <= most["input"] and m <= size + parts and outputs <= most["output"], "result.usage: is not possible")
+        check(parts > 0 and size >= 0 and n <= most["input"] and m <= size + parts and outputs <= most["output"], "result.usage: is not possible")
         last = index + 1 == len(delivery["results"])
         ends = result["finish"] == delivery["finish"] and last if result["finish"] else not last or delivery["finish"] > 2
         check(ends, "delivery.finish: is not what was signed")

@@ -139,6 +139,9 @@ pub enum DeliveryError {
     /// A result that does not go on where the one before it ended.
     #[error("result.resumedFrom: is not the chain of the parts before it")]
     Chain,
+    /// A node that goes on has fewer bytes than were there: units would be counted that are not in the output.
+    #[error("result.outputBytes: are fewer than those of the parts before")]
+    Shrinks,
     /// A node that goes on does not say how, or one that begins says that it goes on.
     #[error("result.continuation: is stated for what follows other parts, and only there")]
     Continuation,
@@ -223,6 +226,9 @@ impl Delivery {
             }
             if result.continuation.is_some() != before.is_some() {
                 return Err(DeliveryError::Continuation);
+            }
+            if before.is_some_and(|before| result.output_bytes < before.output_bytes) {
+                return Err(DeliveryError::Shrinks);
             }
             let own = |whole: u64, before: u64| whole.saturating_sub(before);
             let parts = own(result.parts, before.map_or(0, |before| before.parts));

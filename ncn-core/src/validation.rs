@@ -105,11 +105,11 @@ pub fn authorization(request: &CompletionRequest, domain: &Domain) -> Result<Com
         refuse("authorization.completion: is another one")?;
     }
     authorization.verify(domain).map_err(|error| RegistryError::Refused(format!("authorization: {error}")))?;
+    let nodes: Vec<_> = delivery.results.iter().map(|result| (result.message.compute, result.message.resumed_from)).collect();
+    dispatch::verify(dispatches, quote, &nodes, domain)?;
     if author != quote.gateway {
         acknowledged(request, domain)?;
     }
-    let nodes: Vec<_> = delivery.results.iter().map(|result| (result.message.compute, result.message.resumed_from)).collect();
-    dispatch::verify(dispatches, quote, &nodes, domain)?;
     Ok(completion)
 }
 
@@ -144,7 +144,7 @@ pub fn claimable_from(quote: &Quote, attempt: u8, status: &PaymentStatus) -> Res
         PaymentStatus::Held { quote: held, .. } if *held == hash => quote.expiry + 1,
         PaymentStatus::GivenUp { quote: held, refundable_at } if *held == hash => refundable_at.saturating_sub(CLAIM_SECONDS + 1),
         other => {
-            return Err(RegistryError::Refused(format!("payment: the chain does not hold this quote's payment: it is {other}")));
+            return Err(RegistryError::Refused(format!("the chain does not hold this quote's payment: it is {other}")));
         }
     };
     let later = u64::from((MAX_ATTEMPTS - 1).saturating_sub(attempt));

@@ -7,7 +7,9 @@ use std::{
 };
 
 use ncn_client::unix_now;
-use ncn_core::{B256, ChainView, Channel, LedgerError, Message as _, PaymentStatus, Quote, SignedVoucher, validation};
+use ncn_core::{
+    B256, ChainView, Channel, LedgerError, Message as _, PaymentStatus, Quote, RegistryError, SignedVoucher, validation,
+};
 
 /// How long what the chain said of a channel is believed. A deposit only grows; a channel is closed early only by its own gateway.
 const CHANNEL_AGE: Duration = Duration::from_secs(5);
@@ -75,6 +77,7 @@ impl PaymentVerifier {
         let status = self.ledger.status(quote.client, quote.request_id).await.map_err(unknown)?;
         let from = match validation::claimable_from(quote, attempt, &status) {
             Ok(from) => from,
+            Err(RegistryError::Refused(problem)) => return refuse(problem),
             Err(error) => return refuse(error.to_string()),
         };
         if self.ledger.now().await.map_err(unknown)?.max(unix_now()) >= from {

@@ -134,6 +134,7 @@ const LIES: &[(&str, PaymentKind, Nodes<'static>, Lie)] = {
         ("nobody delivered", Escrow, WHOLE, Delivery(|results, _| results.clear())),
         ("a beginning that is missing", Escrow, WHOLE, Delivery(|results, _| results[0].resumed_from = OTHER)),
         ("parts that do not follow", Escrow, TWO, Delivery(|results, _| results[1].resumed_from = OTHER)),
+        ("an output that shrinks", Escrow, TWO, Delivery(|results, _| results[0].output_bytes = 1 << 20)),
         ("no word on how a node went on", Escrow, TWO, Delivery(|results, _| results[1].continuation = None)),
         ("a beginning that goes on", Escrow, WHOLE, Delivery(|results, _| results[0].continuation = Some(Continuation::Rerun))),
         ("parts that were there before", Escrow, TWO, Delivery(|results, _| results[1].parts = results[0].parts)),

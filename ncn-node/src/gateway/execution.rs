@@ -327,7 +327,9 @@ impl Received<'_> {
                 Ok(None)
             }
             ComputeEvent::Checkpoint(checkpoint) => {
-                if self.chain.fits(&checkpoint.message).is_err() || checkpoint.message.finish.is_some() {
+                // One that adds nothing would be acknowledged all the same, as often as the node likes.
+                let is_new = !self.unsigned.is_empty();
+                if !is_new || self.chain.fits(&checkpoint.message).is_err() || checkpoint.message.finish.is_some() {
                     return self.dishonest("signed something else than it gave");
                 }
                 self.check(&checkpoint, started)?;
@@ -335,6 +337,10 @@ impl Received<'_> {
                 self.unsigned.drain(..).for_each(|part| output.append(part));
                 if output.size() > MAX_OUTPUT_BYTES {
                     return self.dishonest("streams more than an output has");
+                }
+                // Units are held against what is signed of the output: no word of this gateway may be had for another one.
+                if checkpoint.message.fits_output(&output).is_err() {
+                    return self.dishonest("signed another output than it gave");
                 }
                 self.own = Some(Prefix { output, results: self.with(checkpoint.clone()), dispatches: self.dispatches() });
                 self.task.publish(TaskEvent::Checkpoint(Box::new(checkpoint)));

@@ -17,11 +17,11 @@ use ncn_client::{
 use ncn_core::BatchRequest;
 use ncn_core::{
     Acknowledgement, Address, Amount, Approval, Attestors, B256, ChannelParams, Collected, CompletionRequest, Compute,
-    ComputeError, ComputeEvent, ComputeTask, Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError,
-    Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger, PaymentRef,
-    PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Reservation,
-    Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime,
-    Update, Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
+    ComputeError, ComputeEvent, ComputeTask, Confinement, Deregistration, Directory, Domain, DynSigner, Heartbeat, InferenceResult,
+    LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger,
+    PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId,
+    Reservation, Settlement, Signature, Signed, StreamChain, Subnet, TaskCapability, TaskEvent, Transport, TransportError,
+    TrustHistory, TrustRoot, UnixTime, Update, Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -189,6 +189,10 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
 enum NodesLie {
     /// Streams this before what it gives.
     Streams(&'static str),
+    /// Signs a checkpoint of an output that is larger than what it has given: more units would fit it.
+    Boasts,
+    /// Signs the same checkpoint twice.
+    Repeats,
     /// Takes the certificate, and hands nothing over.
     Keeps,
     /// Takes it, and hands something else over.
@@ -197,8 +201,41 @@ enum NodesLie {
 
 struct LyingCompute {
     honest: Arc<dyn Compute>,
+    key: DynSigner,
+    domain: Domain,
     lie: NodesLie,
     tries: AtomicUsize,
+    acknowledged: AtomicUsize,
+}
+
+impl LyingCompute {
+    /// A part that the model could give, and the node's word on it.
+    async fn checkpoint(&self, task: &ComputeTask) -> [ComputeEvent; 2] {
+        let (values, order) = (Values::from([("label", "7")]), &task.request.message);
+        let mut chain = StreamChain::new(task.quote.request_id);
+        chain.extend(&values);
+        let result = InferenceResult {
+            request_id: task.quote.request_id,
+            compute: self.key.address(),
+            model_digest: order.model_digest,
+            input_hash: order.input_hash,
+            output_hash: B256::ZERO,
+            output_bytes: 0,
+            parts: 0,
+            chain: B256::ZERO,
+            resumed_from: B256::ZERO,
+            continuation: None,
+            usage: Usage::default(),
+            confinement: Confinement::None,
+            finish: None,
+        };
+        let mut result = chain.describe(&values, result);
+        if matches!(self.lie, NodesLie::Boasts) {
+            result.output_bytes = 1 << 20;
+        }
+        let part = ComputeEvent::Chunk(OutputChunk { values, usage: Usage::default(), finish: None });
+        [part, ComputeEvent::Checkpoint(Signed::sign(result, &self.domain, &*self.key).await.unwrap())]
+    }
 }
 
 #[async_trait]
@@ -216,6 +253,7 @@ impl Compute for LyingCompute {
     }
 
     async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>) {
+        self.acknowledged.fetch_add(1, Ordering::SeqCst);
         self.honest.acknowledge(request_id, acknowledgement).await;
     }
 
@@ -240,8 +278,17 @@ impl Compute for LyingCompute {
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
+        let [part, checkpoint] = self.checkpoint(&task).await;
         let events = self.honest.execute(task).await?;
         let first = self.tries.fetch_add(1, Ordering::SeqCst) == 0;
+        match self.lie {
+            NodesLie::Boasts if first => return Ok(stream::iter([Ok(part), Ok(checkpoint)]).chain(stream::pending()).boxed()),
+            NodesLie::Repeats if first => {
+                let twice = [Ok(part), Ok(checkpoint.clone()), Ok(checkpoint)];
+                return Ok(stream::iter(twice).chain(stream::pending()).boxed());
+            }
+            _ => {}
+        }
         let lie = if let (NodesLie::Streams(name), true) = (self.lie, first) { Some(name) } else { None };
         let lie = lie.map(|name| {
             Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: Usage::default(), finish: None }))
@@ -253,17 +300,26 @@ impl Compute for LyingCompute {
 #[tokio::test]
 async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
     // The model gives labels, and this one is not the answer; the other it does not give at all.
-    for lie in [NodesLie::Streams("label"), NodesLie::Streams("more"), NodesLie::Keeps, NodesLie::HandsOver("8")] {
+    for (lie, acknowledged) in [
+        (NodesLie::Streams("label"), 0),
+        (NodesLie::Streams("more"), 0),
+        (NodesLie::Boasts, 0),
+        (NodesLie::Repeats, 1),
+        (NodesLie::Keeps, 0),
+        (NodesLie::HandsOver("8"), 0),
+    ] {
         let directory = tempfile::tempdir().unwrap();
         let scene = recovery::Scene::new(directory.path()).await;
         let client = recovery::Client::new(&scene).await;
         let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
-        let lying = LyingCompute { honest: scene.compute.clone(), lie, tries: AtomicUsize::new(0) };
-        let lying = Arc::new(lying);
+        let (honest, key, domain) = (scene.compute.clone(), scene.compute_key.clone(), scene.network.trust.domain);
+        let (tries, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let lying = Arc::new(LyingCompute { honest, key, domain, lie, tries, acknowledged: count });
         gateway.gateway().attach(lying.clone());
         let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
         assert_eq!(output.text("label"), Some("7"));
         assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{lie:?} did not count");
+        assert_eq!(lying.acknowledged.load(Ordering::SeqCst), acknowledged, "{lie:?}");
     }
 }
 

@@ -74,6 +74,7 @@ pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
     pub(crate) compute: Arc<dyn Compute>,
+    pub(crate) compute_key: DynSigner,
     _registration: Registration,
 }
 
@@ -89,8 +90,8 @@ impl Scene {
         let mut node = ComputeNode::new(compute.clone(), domain, subnet, executor, ledger, 4);
         node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
         let descriptor = node.descriptor();
-        let registration = Registration::start(network.registry.clone(), compute, domain, descriptor).await.unwrap();
-        Self { network, gateway, compute: Arc::new(node), _registration: registration }
+        let registration = Registration::start(network.registry.clone(), compute.clone(), domain, descriptor).await.unwrap();
+        Self { network, gateway, compute: Arc::new(node), compute_key: compute, _registration: registration }
     }
 
     async fn start(&self, store: impl Store + 'static) -> RunningGateway {
