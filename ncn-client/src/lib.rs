@@ -32,6 +32,7 @@ mod http;
 #[cfg(feature = "keystore")]
 pub mod keystore;
 mod payer;
+mod registries;
 mod time;
 
 pub use backoff::Backoff;
@@ -44,4 +45,5 @@ pub use error::{ClientError, QuoteProblem};
 pub use http::http;
 pub use ncn_core as core;
 pub use payer::{ChannelPayer, RelayedPayer};
+pub use registries::Registries;
 pub use time::unix_now;

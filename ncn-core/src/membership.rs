@@ -1,14 +1,16 @@
 //! The live membership that a registry node keeps in memory, as a pure table: records in, live nodes and their changes out.
 
+mod news;
 mod shared;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use alloy_primitives::{Address, B256};
 
 use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
 
+pub use news::News;
 pub use shared::SharedMembership;
 pub use watch::Watch;
 
@@ -66,8 +68,8 @@ impl Member {
 pub struct Membership {
     domain: Domain,
     bounds: MembershipLimits,
-    members: HashMap<Address, Member>,
-    subnets: HashMap<B256, Signed<Subnet>>,
+    members: BTreeMap<Address, Member>,
+    subnets: BTreeMap<B256, Signed<Subnet>>,
     /// The number of changes so far, which is also the number of the latest one.
     changes: u64,
     /// The members by the numbers of their latest changes.
@@ -96,8 +98,8 @@ impl Membership {
         Self {
             domain,
             bounds,
-            members: HashMap::new(),
-            subnets: HashMap::new(),
+            members: BTreeMap::new(),
+            subnets: BTreeMap::new(),
             changes: 0,
             by_change: BTreeMap::new(),
             forgotten: 0,
@@ -105,8 +107,8 @@ impl Membership {
         }
     }
 
-    /// Takes a record in.
-    pub fn register(&mut self, record: Signed<NodeRecord>, now: UnixTime) -> Result<(), RegistryError> {
+    /// Takes a record in. False when it is known already.
+    pub fn register(&mut self, record: Signed<NodeRecord>, now: UnixTime) -> Result<bool, RegistryError> {
         let NodeRecord { node, ref endpoint, ref models, sequence, expires_at, role, .. } = record.message;
         if endpoint.len() > self.bounds.text || models.len() > self.bounds.models {
             return Err(RegistryError::invalid("record", format!("larger than {:?}", self.bounds)));
@@ -121,7 +123,7 @@ impl Membership {
         if let Some(known) = self.members.get(&node) {
             // A lost answer is repeatable; but the same record again is no sign of life: anyone could send it.
             if known.record.message == record.message && !known.departed && known.sequence == sequence {
-                return Ok(());
+                return Ok(false);
             }
             if sequence <= known.sequence {
                 return Err(RegistryError::Stale { given: sequence, known: known.sequence });
@@ -141,7 +143,7 @@ impl Membership {
         });
         self.members.insert(node, Member { record, sequence, last_seen: now, departed: false, live: true, changed, moved });
         self.has_changed(node);
-        Ok(())
+        Ok(true)
     }
 
     /// Takes a heartbeat in.
@@ -168,13 +170,14 @@ impl Membership {
         Ok(())
     }
 
-    /// Takes a departure in. The node stays known as departed until its record expires, so that the record cannot be replayed.
-    pub fn deregister(&mut self, deregistration: &Signed<Deregistration>, now: UnixTime) -> Result<(), RegistryError> {
+    /// Takes a departure in; false when it is known already. The node stays known as departed until its record expires, so that the record
+    /// cannot be replayed.
+    pub fn deregister(&mut self, deregistration: &Signed<Deregistration>, now: UnixTime) -> Result<bool, RegistryError> {
         let Deregistration { node, sequence } = deregistration.message;
         check_sequence("departure.sequence", sequence, now)?;
         let domain = self.domain;
         if self.members.get(&node).is_some_and(|member| member.departed && member.sequence == sequence) {
-            return Ok(());
+            return Ok(false);
         }
         let member = self.newer(node, sequence)?;
         deregistration.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
@@ -183,7 +186,7 @@ impl Membership {
             member.live = false;
             self.has_changed(node);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn newer(&mut self, node: Address, sequence: u64) -> Result<&mut Member, RegistryError> {
@@ -203,8 +206,8 @@ impl Membership {
         }
     }
 
-    /// Takes a subnet's definition in.
-    pub fn register_subnet(&mut self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+    /// Takes a subnet's definition in. False when it is known already.
+    pub fn register_subnet(&mut self, subnet: Signed<Subnet>) -> Result<bool, RegistryError> {
         let definition = &subnet.message;
         if definition.name.is_empty() || definition.name.len() > self.bounds.text || definition.models.len() > self.bounds.models {
             return Err(RegistryError::invalid("subnet", format!("needs a name, and no more than {:?}", self.bounds)));
@@ -217,7 +220,7 @@ impl Membership {
         }
         let id = definition.id();
         match self.subnets.get(&id) {
-            Some(known) if known.message == subnet.message => return Ok(()),
+            Some(known) if known.message == subnet.message => return Ok(false),
             Some(known) if definition.version <= known.message.version => {
                 return Err(RegistryError::Stale { given: definition.version, known: known.message.version });
             }
@@ -228,7 +231,7 @@ impl Membership {
         }
         subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
         self.subnets.insert(id, subnet);
-        Ok(())
+        Ok(true)
     }
 
     /// A subnet's definition.

@@ -7,7 +7,7 @@ mod validator;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use ncn_core::{
     Approval, Attestors, BatchRequest, ChainView, Committee, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
     Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, Signed,
     Subnet, TrustHistory, UnixTime, Validator,
-    membership::{Membership, MembershipLimits, SharedMembership},
+    membership::{Membership, MembershipLimits, News, SharedMembership},
     validation,
 };
 #[cfg(feature = "grpc")]
@@ -56,6 +56,13 @@ pub struct RegistryNode {
     /// The ways to validators that were called before, with the endpoint that each leads to.
     validators: Mutex<HashMap<Address, Dialled>>,
     dial: Box<Dial>,
+    outlet: OnceLock<Arc<dyn Outlet>>,
+}
+
+/// The way to the other registry nodes.
+pub trait Outlet: Send + Sync {
+    /// Tells them. It does not wait, and what is lost on the way comes again: records and heartbeats are repeated.
+    fn tell(&self, news: News);
 }
 
 impl RegistryNode {
@@ -70,7 +77,46 @@ impl RegistryNode {
         let domain = trust(&*ledger, 0).await?.current().trust.domain;
         let membership = SharedMembership::new(Membership::new(domain, MembershipLimits::default()));
         let subnets = Subnets::new(ledger.clone());
-        Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial })
+        Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial, outlet: OnceLock::new() })
+    }
+
+    /// From here on it tells others what it takes in.
+    pub fn tell(&self, outlet: Arc<dyn Outlet>) {
+        // The first one stays.
+        let _ = self.outlet.set(outlet);
+    }
+
+    /// Takes in what another registry node tells. False when it is no news.
+    ///
+    /// # Errors
+    /// As the [`Directory`]'s, for what a node or a gateway brings itself.
+    pub async fn hear(&self, news: News) -> Result<bool, RegistryError> {
+        if let News::Subnet(subnet) = &news {
+            self.check(subnet).await?;
+        }
+        self.membership.update(|membership| membership.take(news, unix_now()))
+    }
+
+    /// What this node knows of the nodes and subnets after these, in the order of their addresses and ids: at most so many of each.
+    pub fn known(&self, after: (Address, B256), most: usize) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
+        self.membership.read(|membership| membership.known(after, most, unix_now()))
+    }
+
+    /// Takes in what a node or a gateway brings, and tells the others.
+    fn take(&self, news: News) -> Result<(), RegistryError> {
+        let told = self.outlet.get().map(|outlet| (outlet, news.clone()));
+        let is_new = self.membership.update(|membership| membership.take(news, unix_now()))?;
+        if let (true, Some((outlet, news))) = (is_new, told) {
+            outlet.tell(news);
+        }
+        Ok(())
+    }
+
+    /// Whether a subnet is its owner's, who has paid for it.
+    async fn check(&self, subnet: &Signed<Subnet>) -> Result<(), RegistryError> {
+        // Whoever only claims to be the owner does not make this node ask the chain.
+        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        self.subnets.check(&subnet.message).await
     }
 
     /// The members of these committees that are live, by their record.
@@ -183,15 +229,15 @@ async fn trust(ledger: &dyn ChainView, epoch: UnixTime) -> Result<Arc<TrustHisto
 #[async_trait]
 impl Directory for RegistryNode {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.register(record, unix_now()))
+        self.take(News::Record(record))
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.heartbeat(&heartbeat, unix_now()))
+        self.take(News::Heartbeat(heartbeat))
     }
 
     async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.deregister(&deregistration, unix_now()))
+        self.take(News::Departure(deregistration))
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
@@ -207,10 +253,8 @@ impl Directory for RegistryNode {
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        // Whoever only claims to be the owner does not make this node ask the chain.
-        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        self.subnets.check(&subnet.message).await?;
-        self.membership.update(|membership| membership.register_subnet(subnet))
+        self.check(&subnet).await?;
+        self.take(News::Subnet(subnet))
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {

@@ -14,7 +14,8 @@ use prost_types::{
     field_descriptor_proto::{Label, Type},
 };
 
-const FILES: [&str; 4] = ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/worker.proto"];
+const FILES: [&str; 5] =
+    ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/p2p.proto", "ncn/v1/worker.proto"];
 const GENERATED: &str = "ncn-client/crates/wire/src/proto/ncn.v1.rs";
 /// Who only reads and writes messages needs no tonic.
 const GRPC: &str = r#"#[cfg(feature = "grpc")]"#;

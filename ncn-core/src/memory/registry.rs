@@ -78,7 +78,7 @@ impl MemoryRegistry {
 #[async_trait]
 impl Directory for MemoryRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.register(record, (self.clock)()))
+        self.membership.update(|membership| membership.register(record, (self.clock)())).map(drop)
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
@@ -86,7 +86,7 @@ impl Directory for MemoryRegistry {
     }
 
     async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.deregister(&deregistration, (self.clock)()))
+        self.membership.update(|membership| membership.deregister(&deregistration, (self.clock)())).map(drop)
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
@@ -100,7 +100,7 @@ impl Directory for MemoryRegistry {
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.register_subnet(subnet))
+        self.membership.update(|membership| membership.register_subnet(subnet)).map(drop)
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {

@@ -185,7 +185,7 @@ proptest! {
                 Change::Register { node, subnet, models, seconds } => {
                     let models = (0..2_u8).filter(|bit| models & (1 << bit) != 0).map(|bit| [bit; 32].into()).collect();
                     let record = NodeRecord { subnet: [subnet; 32].into(), models, ..record(keys[node].address(), sequence, now + seconds) };
-                    members.register(sign(record, domain, &keys[node]), now)
+                    members.register(sign(record, domain, &keys[node]), now).map(drop)
                 }
                 Change::Beat { node } => {
                     let beat = Heartbeat { node: keys[node].address(), sequence, sent_at: now };
@@ -193,7 +193,7 @@ proptest! {
                 }
                 Change::Leave { node } => {
                     let deregistration = Deregistration { node: keys[node].address(), sequence };
-                    members.deregister(&sign(deregistration, domain, &keys[node]), now)
+                    members.deregister(&sign(deregistration, domain, &keys[node]), now).map(drop)
                 }
                 Change::Pass { seconds } => {
                     now += seconds;

@@ -5,6 +5,7 @@ mod answer;
 pub mod codec;
 pub mod entries;
 mod gateway;
+mod p2p;
 pub mod proto;
 mod receipt;
 mod registry;
@@ -14,6 +15,7 @@ mod types;
 
 pub use answer::decode_answer;
 use ncn_core::{Address, Amount, B256, RegistryError, Signature, TransportError, compute::MAX_OUTPUT_BYTES};
+pub use p2p::decode;
 use prost::bytes::Bytes;
 #[cfg(feature = "grpc")]
 pub use status::{RemoteError, from_status, to_status};

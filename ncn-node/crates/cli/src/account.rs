@@ -8,6 +8,7 @@ use std::{
 };
 
 use ncn_client::{
+    Registries,
     evm::{Deployment, EvmError, EvmLedger, JsonRpc, RpcOptions, SendOptions},
     grpc::GrpcRegistry,
     keystore::{self, KeystoreError},
@@ -28,6 +29,11 @@ pub(crate) struct KeyArguments {
 }
 
 impl KeyArguments {
+    /// A key in this file, which another option names.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { key: path.into() }
+    }
+
     /// As they can be typed again.
     pub(crate) fn flags(&self) -> String {
         format!("--key {}", typed(&self.key))
@@ -87,15 +93,22 @@ impl From<KeystoreError> for Failure {
 
 #[derive(clap::Args)]
 pub(crate) struct RegistryArguments {
-    /// The registry node
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50050")]
-    registry: String,
+    /// The registry node; of several, separated by commas, the next is asked when one does not answer
+    #[arg(long, value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:50050")]
+    registry: Vec<String>,
 }
 
 impl RegistryArguments {
     pub(crate) fn open(&self) -> Result<Arc<dyn Registry>, Failure> {
-        let registry = GrpcRegistry::new(&self.registry).map_err(|error| Failure::Input(format!("--registry {error}")))?;
-        Ok(Arc::new(registry))
+        let open = |url: &String| -> Result<Arc<dyn Registry>, Failure> {
+            Ok(Arc::new(GrpcRegistry::new(url).map_err(|error| Failure::Input(format!("--registry {error}")))?))
+        };
+        let mut all = self.registry.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        match (all.pop(), all.is_empty()) {
+            (Some(only), true) => Ok(only),
+            (Some(last), false) => Ok(Arc::new(Registries::new(all.into_iter().chain([last]).collect()))),
+            (None, _) => Err(Failure::Input("--registry: name one".into())),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod output;
 mod price;
 mod quote;
 mod refund;
+mod registry;
 mod unfinished;
 mod validator;
 mod verify;
@@ -82,6 +83,8 @@ enum Command {
     /// A network's contracts
     #[command(subcommand)]
     Contracts(contracts::Command),
+    /// Run a node of the peer-to-peer registry, or list whom one knows
+    Registry(Box<registry::Arguments>),
     /// Run a gateway
     Gateway(gateway::Arguments),
     /// Run a compute node
@@ -229,6 +232,7 @@ fn main() -> ExitCode {
         Command::Model(command) => model::run(&command),
         Command::Validator(command) => validator::run(&command),
         Command::Contracts(command) => contracts::run(&command),
+        Command::Registry(arguments) => registry::run(&arguments),
         Command::Gateway(arguments) => gateway::run(&arguments),
         Command::Compute(arguments) => compute::run(&arguments),
     };

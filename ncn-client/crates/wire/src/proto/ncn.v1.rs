@@ -2738,6 +2738,80 @@ pub mod validator_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What one node has taken in, and the others are to know. Each is signed by whom it is about.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct News {
+    #[prost(oneof = "news::News", tags = "1, 2, 3, 4")]
+    pub news: ::core::option::Option<news::News>,
+}
+/// Nested message and enum types in `News`.
+pub mod news {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum News {
+        #[prost(message, tag = "1")]
+        Record(super::NodeInfo),
+        #[prost(message, tag = "2")]
+        Heartbeat(super::UpdateNodeHeartbeatRequest),
+        #[prost(message, tag = "3")]
+        Departure(super::DeregisterNodeRequest),
+        #[prost(message, tag = "4")]
+        Subnet(super::CreateSubnetRequest),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Question {
+    #[prost(oneof = "question::Question", tags = "1, 2, 3, 4")]
+    pub question: ::core::option::Option<question::Question>,
+}
+/// Nested message and enum types in `Question`.
+pub mod question {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Question {
+        /// To a validator: does it approve?
+        #[prost(message, tag = "1")]
+        Preprocessing(super::InferenceRequest),
+        #[prost(message, tag = "2")]
+        Completion(super::CompletionRequest),
+        #[prost(message, tag = "3")]
+        Settlement(super::SettlementBatch),
+        /// To any node: whom does it know?
+        #[prost(message, tag = "4")]
+        Known(super::KnownAfter),
+    }
+}
+/// The nodes and subnets after these, in the order of their addresses and ids; empty for the first ones.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KnownAfter {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub subnet: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Answer {
+    #[prost(oneof = "answer::Answer", tags = "1, 2, 3")]
+    pub answer: ::core::option::Option<answer::Answer>,
+}
+/// Nested message and enum types in `Answer`.
+pub mod answer {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Answer {
+        #[prost(message, tag = "1")]
+        Approval(super::ValidatorSignature),
+        #[prost(message, tag = "2")]
+        Known(super::Known),
+        /// A RegistryError as JSON.
+        #[prost(string, tag = "3")]
+        Error(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Known {
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeInfo>,
+    #[prost(message, repeated, tag = "2")]
+    pub subnets: ::prost::alloc::vec::Vec<CreateSubnetRequest>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToWorker {
     /// Chosen by the node; the worker's answers carry it.
@@ -3078,6 +3152,33 @@ impl crate::entries::Described for ChannelCharge {
 }
 impl crate::entries::Described for ChannelPayout {
     const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for News {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<NodeInfo>(1),
+        crate::entries::Field::message::<UpdateNodeHeartbeatRequest>(2),
+        crate::entries::Field::message::<DeregisterNodeRequest>(3),
+        crate::entries::Field::message::<CreateSubnetRequest>(4),
+    ];
+}
+impl crate::entries::Described for Question {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::message::<InferenceRequest>(1),
+        crate::entries::Field::message::<CompletionRequest>(2),
+        crate::entries::Field::message::<SettlementBatch>(3),
+        crate::entries::Field::message::<KnownAfter>(4),
+    ];
+}
+impl crate::entries::Described for KnownAfter {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for Answer {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<ValidatorSignature>(1), crate::entries::Field::message::<Known>(2)];
+}
+impl crate::entries::Described for Known {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::messages::<NodeInfo>(1), crate::entries::Field::messages::<CreateSubnetRequest>(2)];
 }
 impl crate::entries::Described for ToWorker {
     const FIELDS: &'static [crate::entries::Field] = &[

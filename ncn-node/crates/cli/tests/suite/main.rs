@@ -46,6 +46,7 @@ mod once;
 mod onnxruntime;
 mod openai;
 mod outputs;
+mod peers;
 mod prices;
 mod provider;
 mod python;

@@ -1,0 +1,44 @@
+//! What registry nodes say to each other.
+
+use ncn_core::membership::News;
+use prost::{Message, bytes::Bytes};
+
+use super::{WireError, required};
+use crate::{
+    entries::{Described, check_entries},
+    proto::{self, news},
+};
+
+/// Reads a message that came in one frame. What repeats in it is counted before anything is made of it.
+///
+/// # Errors
+/// It has more entries than its length allows, or is malformed.
+pub fn decode<M: Message + Default + Described>(frame: Bytes) -> Result<M, WireError> {
+    check_entries::<M>(&frame)?;
+    M::decode(frame).map_err(|error| WireError::new("message", error.to_string()))
+}
+
+impl From<News> for proto::News {
+    fn from(news: News) -> Self {
+        let news = match news {
+            News::Record(record) => news::News::Record(record.into()),
+            News::Heartbeat(heartbeat) => news::News::Heartbeat(heartbeat.into()),
+            News::Departure(departure) => news::News::Departure(departure.into()),
+            News::Subnet(subnet) => news::News::Subnet(subnet.into()),
+        };
+        Self { news: Some(news) }
+    }
+}
+
+impl TryFrom<proto::News> for News {
+    type Error = WireError;
+
+    fn try_from(news: proto::News) -> Result<Self, WireError> {
+        Ok(match required("news", news.news)? {
+            news::News::Record(record) => Self::Record(record.try_into()?),
+            news::News::Heartbeat(heartbeat) => Self::Heartbeat(heartbeat.try_into()?),
+            news::News::Departure(departure) => Self::Departure(departure.try_into()?),
+            news::News::Subnet(subnet) => Self::Subnet(subnet.try_into()?),
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! `ncn registry`: a node of the peer-to-peer registry, which with a validator's key is that validator.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ncn_core::{NodeQuery, NodeRecord, NodeRole};
+use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, RunningPeerRegistry};
+use serde_json::json;
+
+use crate::{
+    Failure,
+    account::{ChainArguments, KeyArguments, RegistryArguments},
+    block_on, sanitize, serving, typed,
+};
+
+/// The node's key to the peer-to-peer network, in its state directory.
+const KEY_FILE: &str = "peer.key";
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    show: Option<Show>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Where gateways, compute nodes and validators call it, over gRPC
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    listen: SocketAddr,
+    /// Where other registry nodes call it, over libp2p: TCP and QUIC
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8828")]
+    p2p: SocketAddr,
+    /// How other registry nodes call it from outside, for example /ip4/192.0.2.1/tcp/8828; where it listens by default
+    #[arg(long, value_name = "MULTIADDRESS")]
+    announce: Option<Multiaddr>,
+    /// Registry nodes to begin with, separated by commas: /ip4/192.0.2.1/tcp/8828/p2p/12D3...
+    #[arg(long, value_name = "MULTIADDRESS", value_delimiter = ',')]
+    bootstrap: Vec<Multiaddr>,
+    /// The directory in which it keeps its key to the network; without one, it is another peer each time
+    #[arg(long, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
+    #[command(flatten)]
+    chain: ChainArguments,
+    /// The key of the validator that it is: a keystore, or a file with 64 hexadecimal digits. None by default
+    #[arg(long, value_name = "FILE")]
+    validator_key: Option<PathBuf>,
+}
+
+#[derive(clap::Subcommand)]
+enum Show {
+    /// List the nodes that a registry node knows to be live
+    Nodes(Asked),
+    /// List the validators that a registry node knows to be live
+    Validators(Asked),
+}
+
+#[derive(clap::Args)]
+struct Asked {
+    #[command(flatten)]
+    registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match &arguments.show {
+        Some(Show::Nodes(asked)) => show(asked, None),
+        Some(Show::Validators(asked)) => show(asked, Some(NodeRole::Validator)),
+        None => serving(start(&arguments.run), RunningPeerRegistry::shutdown),
+    }
+}
+
+fn show(asked: &Asked, role: Option<NodeRole>) -> Result<(), Failure> {
+    block_on(async {
+        let registry = asked.registry.open()?;
+        let nodes = registry.discover(NodeQuery { role, ..NodeQuery::default() }).await.map_err(Failure::failed)?;
+        let mut nodes: Vec<NodeRecord> = nodes.into_iter().map(|node| node.message).collect();
+        nodes.sort_unstable_by_key(|node| (node.role as u8, node.node));
+        let mut out = io::stdout();
+        if asked.json {
+            writeln!(out, "{}", json!(nodes))?;
+            return Ok(());
+        }
+        for NodeRecord { node, role, endpoint, models, confinement, .. } in nodes {
+            let what = match role {
+                NodeRole::Gateway => "gateway",
+                NodeRole::Compute => "compute",
+                NodeRole::Validator => "validator",
+            };
+            let models = if models.is_empty() { String::new() } else { format!("  {} models, {confinement}", models.len()) };
+            writeln!(out, "{what:<10}{node}  {}{models}", sanitize(&endpoint))?;
+        }
+        Ok(())
+    })
+}
+
+async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
+    let Run { listen, p2p, announce, bootstrap, state, chain, validator_key } = arguments;
+    let validator = validator_key.as_ref().map(|path| KeyArguments::at(path).open()).transpose()?;
+    let key = match state {
+        Some(directory) => peer_key(directory)?,
+        None => Keypair::generate_ed25519(),
+    };
+    let ledger = Arc::new(chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?);
+    drop(TcpListener::bind(listen).map_err(|error| Failure::Input(format!("--listen {listen}: {error}")))?);
+    drop(TcpListener::bind(p2p).map_err(|error| Failure::Input(format!("--p2p {p2p}: {error}")))?);
+    let options =
+        PeerOptions { key, listen: addresses(p2p)?, announce: announce.clone(), bootstrap: bootstrap.clone(), serves: true };
+    let builder = PeerRegistry::builder(ledger, options).listen(*listen);
+    let builder = match validator.clone() {
+        Some(signer) => builder.validator(signer),
+        None => builder,
+    };
+    let node = builder.start().await.map_err(|error| match error {
+        PeerError::Bootstrap(_) => Failure::Input(format!("--{error}")),
+        error => Failure::failed(error),
+    })?;
+    let mut out = io::stdout();
+    writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url())?;
+    for address in node.status().addresses {
+        writeln!(out, "peers call it at {address}")?;
+    }
+    if let Some(signer) = validator {
+        writeln!(out, "it is the validator {}", signer.address())?;
+    }
+    out.flush()?;
+    Ok(node)
+}
+
+/// The same port for TCP and QUIC.
+fn addresses(p2p: &SocketAddr) -> Result<Vec<Multiaddr>, Failure> {
+    let (port, host) = (
+        p2p.port(),
+        match p2p.ip() {
+            IpAddr::V4(ip) => format!("/ip4/{ip}"),
+            IpAddr::V6(ip) => format!("/ip6/{ip}"),
+        },
+    );
+    [format!("{host}/tcp/{port}"), format!("{host}/udp/{port}/quic-v1")]
+        .iter()
+        .map(|address| address.parse().map_err(|error| Failure::Input(format!("--p2p {p2p}: {error}"))))
+        .collect()
+}
+
+/// The node's key to the network, made when there is none yet.
+fn peer_key(directory: &Path) -> Result<Keypair, Failure> {
+    let refuse = |problem: String| Failure::Input(format!("--state {}: {problem}", typed(directory)));
+    fs::create_dir_all(directory).map_err(|error| refuse(error.to_string()))?;
+    let path = directory.join(KEY_FILE);
+    match fs::read(&path) {
+        Ok(bytes) => Keypair::from_protobuf_encoding(&bytes).map_err(|error| refuse(format!("{KEY_FILE}: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = Keypair::generate_ed25519();
+            let bytes = key.to_protobuf_encoding().map_err(|error| refuse(error.to_string()))?;
+            let written = fs::File::options().create_new(true).write(true).mode(0o600).open(&path).and_then(|mut file| {
+                file.write_all(&bytes)?;
+                file.sync_all()
+            });
+            written.map_err(|error| refuse(format!("{KEY_FILE}: {error}")))?;
+            Ok(key)
+        }
+        Err(error) => Err(refuse(format!("{KEY_FILE}: {error}"))),
+    }
+}

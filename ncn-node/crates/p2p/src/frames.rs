@@ -1,0 +1,98 @@
+//! Questions and answers as frames: the whole of a stream, with one bound for all streams together.
+
+use std::{io, sync::Arc};
+
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use libp2p::{StreamProtocol, bytes::Bytes, request_response::Codec};
+use ncn_wire::MAX_MESSAGE_BYTES;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many bytes of frames are in memory at once, of all peers: those that arrive, and those that are being answered.
+const MAX_BYTES: usize = 64 << 20;
+/// How much of a frame is read at once.
+const PIECE: u32 = 64 << 10;
+
+/// Reads and writes frames.
+#[derive(Clone)]
+pub(crate) struct Frames {
+    room: Arc<Semaphore>,
+}
+
+/// A frame, and the room that it takes.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) bytes: Bytes,
+    /// None of one that is on its way out, which its sender counts.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Vec<u8>> for Frame {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes: bytes.into(), _room: None }
+    }
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { room: Arc::new(Semaphore::new(MAX_BYTES)) }
+    }
+}
+
+impl Frames {
+    async fn read<T: AsyncRead + Unpin + Send>(&self, io: &mut T) -> io::Result<Frame> {
+        let (mut frame, mut room): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
+        loop {
+            // Whoever sends more waits until there is room for it, and no longer than its stream lives.
+            let piece = self.room.clone().acquire_many_owned(PIECE).await.map_err(io::Error::other)?;
+            match &mut room {
+                Some(room) => room.merge(piece),
+                None => room = Some(piece),
+            }
+            let mut limited = (&mut *io).take(u64::from(PIECE));
+            let read = limited.read_to_end(&mut frame).await?;
+            if frame.len() > MAX_MESSAGE_BYTES {
+                return Err(io::Error::other(format!("a frame has more than {MAX_MESSAGE_BYTES} bytes")));
+            }
+            if read < PIECE as usize {
+                return Ok(Frame { bytes: frame.into(), _room: room });
+            }
+        }
+    }
+}
+
+async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, frame: &Frame) -> io::Result<()> {
+    io.write_all(&frame.bytes).await?;
+    io.close().await
+}
+
+impl Codec for Frames {
+    type Protocol = StreamProtocol;
+    type Request = Frame;
+    type Response = Frame;
+
+    async fn read_request<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Frame> {
+        self.read(io).await
+    }
+
+    async fn read_response<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Frame> {
+        self.read(io).await
+    }
+
+    async fn write_request<T: AsyncWrite + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+        frame: Frame,
+    ) -> io::Result<()> {
+        write(io, &frame).await
+    }
+
+    async fn write_response<T: AsyncWrite + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+        frame: Frame,
+    ) -> io::Result<()> {
+        write(io, &frame).await
+    }
+}

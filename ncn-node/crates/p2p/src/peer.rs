@@ -1,0 +1,450 @@
+//! A node of the peer-to-peer network: one task has the connections, everything else asks it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    gossipsub::{self, MessageAcceptance, MessageId},
+    identify,
+    identity::Keypair,
+    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey},
+    multiaddr::Protocol,
+    request_response::{self, OutboundRequestId, ResponseChannel},
+    swarm::SwarmEvent,
+};
+use ncn_core::{Domain, RegistryError, membership::News};
+use ncn_wire::{decode, proto};
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::{
+    PeerError,
+    frames::Frame,
+    records,
+    swarm::{self, Behaviour, BehaviourEvent},
+};
+
+/// What waits for the task that has the connections.
+const QUEUE: usize = 256;
+/// How many news are judged, and questions answered, at once.
+const MAX_HEARING: usize = 64;
+const MAX_ANSWERING: usize = 64;
+/// How often the neighbours in the table are looked up again, and peers that were named are called that are not there.
+const REFRESH: Duration = Duration::from_secs(30);
+const REDIAL: Duration = Duration::from_secs(2);
+
+/// What a peer does with what comes in.
+#[async_trait]
+pub(crate) trait Inbox: Send + Sync {
+    /// Takes news in. False when they are no news; an error when they are refused.
+    async fn hear(&self, news: News) -> Result<bool, RegistryError>;
+
+    /// Answers a question.
+    async fn answer(&self, question: proto::Question) -> proto::Answer;
+
+    /// Another peer is there that serves.
+    fn met(&self, peer: PeerId);
+}
+
+/// Where a peer listens, and whom it knows.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    /// Its key; [`PeerId`] is the hash of its public half.
+    pub key: Keypair,
+    /// Where it listens.
+    pub listen: Vec<Multiaddr>,
+    /// How others call it, where that is not one of the addresses at which it listens.
+    pub announce: Option<Multiaddr>,
+    /// Peers to begin with, each with its id: `/ip4/192.0.2.1/tcp/8828/p2p/12D3...`.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Whether it serves: a light client only asks.
+    pub serves: bool,
+}
+
+/// A node of the network. Clones are the same node; it ends with the last of them.
+#[derive(Clone)]
+pub struct Peer {
+    id: PeerId,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<PeerStatus>,
+}
+
+/// What a peer knows of its network.
+#[derive(Clone, Debug, Default)]
+pub struct PeerStatus {
+    /// Where it can be called, with its id.
+    pub addresses: Vec<Multiaddr>,
+    /// With whom it is connected.
+    pub peers: Vec<PeerId>,
+    /// How many news and records it has refused.
+    pub refused: u64,
+}
+
+enum Command {
+    Tell(Vec<u8>),
+    Ask { peer: PeerId, addresses: Vec<Multiaddr>, question: Vec<u8>, answer: oneshot::Sender<Result<Frame, RegistryError>> },
+    Put(Record),
+    Get(RecordKey, oneshot::Sender<Option<News>>),
+}
+
+/// A peer that does not run yet: it is known whom it will be.
+pub(crate) struct Prepared {
+    pub(crate) peer: Peer,
+    task: Task,
+}
+
+impl Peer {
+    /// Prepares a peer of the network that this domain is of.
+    pub(crate) fn prepare(options: PeerOptions, domain: Domain) -> Result<Prepared, PeerError> {
+        let id = options.key.public().to_peer_id();
+        let mut swarm = swarm::build(options.key, domain, options.serves)?;
+        if let Some(address) = &options.announce {
+            swarm.add_external_address(address.clone());
+        }
+        for address in options.listen {
+            let refused = |error: String| PeerError::Listen { address: address.clone(), problem: error };
+            swarm.listen_on(address.clone()).map_err(|error| refused(error.to_string()))?;
+        }
+        let mut bootstrap = HashMap::new();
+        for address in options.bootstrap {
+            let peer = peer_of(&address).ok_or_else(|| PeerError::Bootstrap(address.clone()))?;
+            swarm.behaviour_mut().table.add_address(&peer, address.clone());
+            bootstrap.insert(peer, address);
+        }
+        let (commands, inbound) = mpsc::channel(QUEUE);
+        let (report, status) = watch::channel(PeerStatus::default());
+        let (done, finished) = mpsc::channel(QUEUE);
+        let task = Task {
+            swarm,
+            domain,
+            announce: options.announce,
+            bootstrap,
+            inbound,
+            report,
+            done,
+            finished,
+            asked: HashMap::new(),
+            wanted: HashMap::new(),
+            serving: HashSet::new(),
+            refused: 0,
+            hearing: Arc::new(Semaphore::new(MAX_HEARING)),
+            answering: Arc::new(Semaphore::new(MAX_ANSWERING)),
+        };
+        Ok(Prepared { peer: Self { id, commands, status }, task })
+    }
+
+    /// Who it is.
+    pub const fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// What it knows of its network now.
+    pub fn status(&self) -> PeerStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until it can be called somewhere.
+    pub async fn listens(&self) -> Vec<Multiaddr> {
+        let mut status = self.status.clone();
+        let listens = status.wait_for(|status| !status.addresses.is_empty()).await;
+        listens.map(|status| status.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Tells all others. What the queue has no room for is lost: it comes again.
+    pub fn tell(&self, news: News) {
+        if self.commands.try_send(Command::Tell(proto::News::from(news).encode_to_vec())).is_err() {
+            tracing::warn!("too much news at once: some of it is not told");
+        }
+    }
+
+    /// Keeps a record where others find it by its key, besides here.
+    pub(crate) fn put(&self, key: RecordKey, news: News) {
+        let record = Record::new(key, proto::News::from(news).encode_to_vec());
+        let _ = self.commands.try_send(Command::Put(record));
+    }
+
+    /// Looks a record up, at the nodes whose ids are closest to its key.
+    pub(crate) async fn get(&self, key: RecordKey) -> Option<News> {
+        let (sender, found) = oneshot::channel();
+        self.commands.send(Command::Get(key, sender)).await.ok()?;
+        found.await.ok()?
+    }
+
+    /// Asks another peer, which is called at these addresses unless it is connected.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unreachable`] when there is no answer; [`RegistryError::Malformed`] when it makes no sense; or the error that it
+    /// answers.
+    pub async fn ask(
+        &self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        question: proto::question::Question,
+    ) -> Result<proto::answer::Answer, RegistryError> {
+        let gone = || RegistryError::Unreachable("this peer has ended".into());
+        let question = proto::Question { question: Some(question) }.encode_to_vec();
+        let (sender, answer) = oneshot::channel();
+        let asking = Command::Ask { peer, addresses, question, answer: sender };
+        self.commands.send(asking).await.map_err(|_| gone())?;
+        let frame = answer.await.map_err(|_| gone())??;
+        let malformed = |problem: String| RegistryError::Malformed(problem);
+        let answer: proto::Answer = decode(frame.bytes).map_err(|error| malformed(error.to_string()))?;
+        match answer.answer {
+            Some(proto::answer::Answer::Error(error)) => {
+                Err(serde_json::from_str(&error).unwrap_or_else(|_| malformed("an error that makes no sense".into())))
+            }
+            Some(answer) => Ok(answer),
+            None => Err(malformed("is empty".into())),
+        }
+    }
+}
+
+/// The peer that an address leads to.
+pub(crate) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+/// Whether only this machine reaches an address.
+fn is_loopback(address: &Multiaddr) -> bool {
+    address.iter().any(|part| match part {
+        Protocol::Ip4(ip) => ip.is_loopback(),
+        Protocol::Ip6(ip) => ip.is_loopback(),
+        _ => false,
+    })
+}
+
+impl Prepared {
+    /// Runs it, until its last clone is dropped.
+    pub(crate) fn start(self, inbox: Arc<dyn Inbox>) -> Peer {
+        tokio::spawn(self.task.run(inbox));
+        self.peer
+    }
+}
+
+/// What was done beside the connections.
+enum Done {
+    Heard(MessageId, PeerId, MessageAcceptance),
+    Answered(ResponseChannel<Frame>, Vec<u8>),
+}
+
+struct Task {
+    swarm: Swarm<Behaviour>,
+    domain: Domain,
+    announce: Option<Multiaddr>,
+    bootstrap: HashMap<PeerId, Multiaddr>,
+    inbound: mpsc::Receiver<Command>,
+    report: watch::Sender<PeerStatus>,
+    done: mpsc::Sender<Done>,
+    finished: mpsc::Receiver<Done>,
+    asked: HashMap<OutboundRequestId, oneshot::Sender<Result<Frame, RegistryError>>>,
+    wanted: HashMap<QueryId, Wanted>,
+    /// Who has said that it serves.
+    serving: HashSet<PeerId>,
+    refused: u64,
+    hearing: Arc<Semaphore>,
+    answering: Arc<Semaphore>,
+}
+
+/// A record that is looked up, and the newest that was found of it so far.
+struct Wanted {
+    key: RecordKey,
+    found: Option<News>,
+    answer: oneshot::Sender<Option<News>>,
+}
+
+impl Task {
+    async fn run(mut self, inbox: Arc<dyn Inbox>) {
+        let mut refresh = tokio::time::interval(REFRESH);
+        let mut redial = tokio::time::interval(REDIAL);
+        loop {
+            tokio::select! {
+                command = self.inbound.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                Some(done) = self.finished.recv() => self.finish(done),
+                event = self.swarm.select_next_some() => self.handle(event, &inbox),
+                _ = refresh.tick() => {
+                    // It fails while nobody is known.
+                    let _ = self.swarm.behaviour_mut().table.bootstrap();
+                }
+                _ = redial.tick() => self.redial(),
+            }
+        }
+    }
+
+    fn redial(&mut self) {
+        let missing: Vec<_> = self.bootstrap.iter().filter(|(peer, _)| !self.swarm.is_connected(peer)).collect();
+        let addresses: Vec<_> = missing.into_iter().map(|(_, address)| address.clone()).collect();
+        for address in addresses {
+            if let Err(error) = self.swarm.dial(address.clone()) {
+                tracing::debug!(%address, %error, "a peer to begin with cannot be called");
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let domain = self.domain;
+        let behaviour = self.swarm.behaviour_mut();
+        match command {
+            Command::Tell(news) => match behaviour.gossip.publish(swarm::topic(&domain), news) {
+                Ok(_) | Err(gossipsub::PublishError::Duplicate) => {}
+                Err(error) => tracing::debug!(%error, "nobody is told"),
+            },
+            Command::Ask { peer, addresses, question, answer } => {
+                let id = behaviour.questions.send_request_with_addresses(&peer, question.into(), addresses);
+                self.asked.insert(id, answer);
+            }
+            Command::Put(record) => {
+                if let Err(error) = behaviour.table.put_record(record, Quorum::N(NonZeroUsize::MIN)) {
+                    tracing::debug!(%error, "a record is not kept");
+                }
+            }
+            Command::Get(key, answer) => {
+                let id = behaviour.table.get_record(key.clone());
+                self.wanted.insert(id, Wanted { key, found: None, answer });
+            }
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let behaviour = self.swarm.behaviour_mut();
+        match done {
+            Done::Heard(message, from, acceptance) => {
+                let is_refused = matches!(acceptance, MessageAcceptance::Reject);
+                behaviour.gossip.report_message_validation_result(&message, &from, acceptance);
+                if is_refused {
+                    self.refused += 1;
+                    self.report();
+                }
+            }
+            // Whoever asked may be gone.
+            Done::Answered(channel, answer) => drop(behaviour.questions.send_response(channel, answer.into())),
+        }
+    }
+
+    fn handle(&mut self, event: SwarmEvent<BehaviourEvent>, inbox: &Arc<dyn Inbox>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.behaviour(event, inbox),
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ConnectionEstablished { .. } => {
+                self.report();
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                self.serving.remove(&peer_id);
+                self.report();
+            }
+            _ => {}
+        }
+    }
+
+    fn behaviour(&mut self, event: BehaviourEvent, inbox: &Arc<dyn Inbox>) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                let serves = info.protocols.contains(&swarm::ASK);
+                if serves && self.serving.insert(peer_id) {
+                    for address in info.listen_addrs {
+                        self.swarm.behaviour_mut().table.add_address(&peer_id, address);
+                    }
+                    inbox.met(peer_id);
+                }
+            }
+            BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
+                self.hear(propagation_source, message_id, message.data, inbox);
+            }
+            BehaviourEvent::Questions(request_response::Event::Message { message, .. }) => match message {
+                request_response::Message::Request { request, channel, .. } => self.answer(request, channel, inbox),
+                request_response::Message::Response { request_id, response } => {
+                    if let Some(asked) = self.asked.remove(&request_id) {
+                        let _ = asked.send(Ok(response));
+                    }
+                }
+            },
+            BehaviourEvent::Questions(request_response::Event::OutboundFailure { request_id, error, .. }) => {
+                if let Some(asked) = self.asked.remove(&request_id) {
+                    let _ = asked.send(Err(RegistryError::Unreachable(error.to_string())));
+                }
+            }
+            BehaviourEvent::Table(event) => self.table(event),
+            _ => {}
+        }
+    }
+
+    /// Judges news beside the connections. What there is no room for is not passed on by this node.
+    fn hear(&mut self, from: PeerId, message: MessageId, news: Vec<u8>, inbox: &Arc<dyn Inbox>) {
+        let read = decode::<proto::News>(news.into()).and_then(News::try_from);
+        let (Ok(news), Ok(place)) = (read, self.hearing.clone().try_acquire_owned()) else {
+            return self.finish(Done::Heard(message, from, MessageAcceptance::Reject));
+        };
+        let (inbox, done) = (inbox.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let acceptance = match inbox.hear(news).await {
+                Ok(true) => MessageAcceptance::Accept,
+                Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
+                Ok(false) | Err(_) => MessageAcceptance::Ignore,
+            };
+            let _ = done.send(Done::Heard(message, from, acceptance)).await;
+            drop(place);
+        });
+    }
+
+    fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
+        // Whoever asked is told by its stream's end.
+        let Ok(place) = self.answering.clone().try_acquire_owned() else { return };
+        let (inbox, done) = (inbox.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let answer = match decode::<proto::Question>(question.bytes.clone()) {
+                Ok(asked) => inbox.answer(asked).await,
+                Err(error) => crate::registry::refusal(&RegistryError::invalid(error.field, error.problem)),
+            };
+            drop(question);
+            let _ = done.send(Done::Answered(channel, answer.encode_to_vec())).await;
+            drop(place);
+        });
+    }
+
+    fn table(&mut self, event: kad::Event) {
+        match event {
+            kad::Event::InboundRequest { request: kad::InboundRequest::PutRecord { record: Some(record), .. } } => {
+                // The store has the rules.
+                let _ = kad::store::RecordStore::put(self.swarm.behaviour_mut().table.store_mut(), record);
+            }
+            kad::Event::OutboundQueryProgressed { id, result: QueryResult::GetRecord(result), step, .. } => {
+                let Some(wanted) = self.wanted.get_mut(&id) else { return };
+                if let Ok(GetRecordOk::FoundRecord(found)) = result
+                    && let Some(news) = records::read(&wanted.key, &found.record.value, &self.domain)
+                    && wanted.found.as_ref().is_none_or(|known| records::version(&news) > records::version(known))
+                {
+                    wanted.found = Some(news);
+                }
+                if step.last
+                    && let Some(wanted) = self.wanted.remove(&id)
+                {
+                    let _ = wanted.answer.send(wanted.found);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&mut self) {
+        let id = *self.swarm.local_peer_id();
+        // Who announces an address is called there. Without one, what other machines may reach comes first.
+        let mut listening: Vec<_> = self.swarm.listeners().cloned().collect();
+        listening.sort_by_key(is_loopback);
+        let known = self.announce.iter().cloned().chain(listening);
+        let addresses = known.map(|address| address.with_p2p(id).unwrap_or_else(|address| address)).collect();
+        let peers = self.swarm.connected_peers().copied().collect();
+        let refused = self.refused + self.swarm.behaviour_mut().table.store_mut().refused();
+        self.report.send_replace(PeerStatus { addresses, peers, refused });
+    }
+}

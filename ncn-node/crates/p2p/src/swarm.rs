@@ -1,0 +1,99 @@
+//! What a node speaks, and within which bounds.
+
+use std::time::Duration;
+
+use libp2p::{
+    StreamProtocol, Swarm, SwarmBuilder, connection_limits, gossipsub, identify, identity::Keypair, kad, noise, ping,
+    request_response, swarm::NetworkBehaviour, tcp, yamux,
+};
+use ncn_core::Domain;
+use ncn_wire::MAX_SUBNET_BYTES;
+use sha2::{Digest as _, Sha256};
+
+use crate::{PeerError, frames::Frames, records::Records};
+
+/// What nodes of any network of this protocol speak; which network it is, the topic and the signatures say.
+const IDENTIFY: &str = "/ncn/1";
+const KADEMLIA: StreamProtocol = StreamProtocol::new("/ncn/kad/1");
+pub(crate) const ASK: StreamProtocol = StreamProtocol::new("/ncn/ask/1");
+
+/// Connections at once, those that are being made, and those of one peer.
+const MAX_CONNECTIONS: u32 = 512;
+const MAX_PENDING: u32 = 64;
+const MAX_OF_ONE: u32 = 2;
+/// Questions at once on one connection. What they have in memory, all connections together, [`Frames`] bounds.
+const MAX_QUESTIONS: usize = 64;
+/// How long an answer may take: a validator judges thousands of requests in that time.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(4);
+/// The largest news: a subnet's configuration.
+const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
+/// How long a connection is kept that nobody uses.
+const IDLE: Duration = Duration::from_mins(1);
+/// How often a node tells its neighbours what it has heard: news reach everyone in few of these.
+const GOSSIP_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    /// First, so that it refuses a connection before the others learn of it.
+    limits: connection_limits::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(crate) table: kad::Behaviour<Records>,
+    pub(crate) gossip: gossipsub::Behaviour,
+    pub(crate) questions: request_response::Behaviour<Frames>,
+}
+
+/// The topic of one network's news.
+pub(crate) fn topic(domain: &Domain) -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(format!("/ncn/news/1/{}/{}", domain.chain_id, domain.contract))
+}
+
+/// A node that listens nowhere yet.
+pub(crate) fn build(key: Keypair, domain: Domain, serves: bool) -> Result<Swarm<Behaviour>, PeerError> {
+    let setup = |error: String| PeerError::Setup(error);
+    let builder = SwarmBuilder::with_existing_identity(key)
+        .with_tokio()
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .map_err(|error| setup(error.to_string()))?
+        .with_quic()
+        .with_behaviour(|key| behaviour(key, domain, serves))
+        .map_err(|error| setup(error.to_string()))?;
+    Ok(builder.with_swarm_config(|config| config.with_idle_connection_timeout(IDLE)).build())
+}
+
+fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync>> {
+    let peer = key.public().to_peer_id();
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_established(Some(MAX_CONNECTIONS))
+        .with_max_pending_incoming(Some(MAX_PENDING))
+        .with_max_pending_outgoing(Some(MAX_PENDING))
+        .with_max_established_per_peer(Some(MAX_OF_ONE));
+    let mut table = kad::Config::new(KADEMLIA);
+    // What somebody else puts here is looked at first.
+    table.set_record_filtering(kad::StoreInserts::FilterBoth);
+    let mut table = kad::Behaviour::with_config(peer, Records::new(domain), table);
+    table.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
+    // News are signed by whom they are about, and the same whoever passes them on: neither author nor number is of any use.
+    let gossip = gossipsub::ConfigBuilder::default()
+        .validate_messages()
+        .validation_mode(gossipsub::ValidationMode::Anonymous)
+        .message_id_fn(|message| gossipsub::MessageId::from(Sha256::digest(&message.data).to_vec()))
+        .max_transmit_size(MAX_NEWS_BYTES)
+        .heartbeat_interval(GOSSIP_EVERY)
+        .build()?;
+    let mut gossip = gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Anonymous, gossip)?;
+    gossip.subscribe(&topic(&domain))?;
+    let identity =
+        identify::Config::new(IDENTIFY.into(), key.public()).with_agent_version(format!("ncn/{}", env!("CARGO_PKG_VERSION")));
+    let support = if serves { request_response::ProtocolSupport::Full } else { request_response::ProtocolSupport::Outbound };
+    let asking =
+        request_response::Config::default().with_request_timeout(ANSWER_TIMEOUT).with_max_concurrent_streams(MAX_QUESTIONS);
+    Ok(Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        identify: identify::Behaviour::new(identity),
+        ping: ping::Behaviour::default(),
+        table,
+        gossip,
+        questions: request_response::Behaviour::with_codec(Frames::default(), [(ASK, support)], asking),
+    })
+}
