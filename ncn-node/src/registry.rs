@@ -8,7 +8,7 @@ mod validator;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -39,8 +39,11 @@ use ncn_client::unix_now;
 const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one may take to judge thousands of requests.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
-/// How often watches check for silence and expiry.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+fn until_next_second() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_secs(1).saturating_sub(Duration::from_nanos(now.subsec_nanos().into())) + Duration::from_millis(1)
+}
 
 /// Makes a way to the validator that a record announces.
 pub type Dial = dyn Fn(&NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> + Send + Sync;
@@ -246,7 +249,8 @@ impl Directory for RegistryNode {
 
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
         let tick = async |()| {
-            tokio::time::sleep(SWEEP_INTERVAL).await;
+            // Silence and expiry are counted in seconds: looked for with each, they are noticed at once.
+            tokio::time::sleep(until_next_second()).await;
             Some(((), ()))
         };
         Ok(self.membership.watch(query, unix_now, stream::unfold((), tick).boxed()))

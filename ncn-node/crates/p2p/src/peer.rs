@@ -1,7 +1,7 @@
 //! A node of the peer-to-peer network: one task has the connections, everything else asks it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
     time::Duration,
@@ -36,15 +36,16 @@ const QUEUE: usize = 256;
 /// How many news are judged, and questions answered, at once.
 const MAX_HEARING: usize = 64;
 const MAX_ANSWERING: usize = 64;
-/// How often the neighbours in the table are looked up again, and peers that were named are called that are not there.
-const REFRESH: Duration = Duration::from_secs(30);
-const REDIAL: Duration = Duration::from_secs(2);
+/// How often peers to begin with are called that are not there, as long as there is no other one.
+const REDIAL: Duration = Duration::from_secs(1);
+/// With fewer peers than this, a node calls more of those that it knows: gossip needs some neighbours.
+const FEW: usize = 8;
 
 /// What a peer does with what comes in.
 #[async_trait]
 pub(crate) trait Inbox: Send + Sync {
-    /// Takes news in. False when they are no news; an error when they are refused.
-    async fn hear(&self, news: News) -> Result<bool, RegistryError>;
+    /// Takes news in that this peer has passed on, and says whether others are to hear them.
+    async fn hear(&self, news: News, from: PeerId) -> MessageAcceptance;
 
     /// Answers a question.
     async fn answer(&self, question: proto::Question) -> proto::Answer;
@@ -133,6 +134,7 @@ impl Peer {
             asked: HashMap::new(),
             wanted: HashMap::new(),
             serving: HashSet::new(),
+            untold: VecDeque::new(),
             refused: 0,
             hearing: Arc::new(Semaphore::new(MAX_HEARING)),
             answering: Arc::new(Semaphore::new(MAX_ANSWERING)),
@@ -248,6 +250,8 @@ struct Task {
     finished: mpsc::Receiver<Done>,
     asked: HashMap<OutboundRequestId, oneshot::Sender<Result<Frame, RegistryError>>>,
     wanted: HashMap<QueryId, Wanted>,
+    /// What there was nobody to tell yet: the newest of it.
+    untold: VecDeque<Vec<u8>>,
     /// Who has said that it serves.
     serving: HashSet<PeerId>,
     refused: u64,
@@ -264,7 +268,6 @@ struct Wanted {
 
 impl Task {
     async fn run(mut self, inbox: Arc<dyn Inbox>) {
-        let mut refresh = tokio::time::interval(REFRESH);
         let mut redial = tokio::time::interval(REDIAL);
         loop {
             tokio::select! {
@@ -274,16 +277,20 @@ impl Task {
                 },
                 Some(done) = self.finished.recv() => self.finish(done),
                 event = self.swarm.select_next_some() => self.handle(event, &inbox),
-                _ = refresh.tick() => {
-                    // It fails while nobody is known.
-                    let _ = self.swarm.behaviour_mut().table.bootstrap();
-                }
                 _ = redial.tick() => self.redial(),
             }
         }
     }
 
+    /// Calls others, while there are few.
     fn redial(&mut self) {
+        let connected = self.swarm.network_info().num_peers();
+        if connected > 0 {
+            if connected < FEW {
+                self.meet_more();
+            }
+            return;
+        }
         let missing: Vec<_> = self.bootstrap.iter().filter(|(peer, _)| !self.swarm.is_connected(peer)).collect();
         let addresses: Vec<_> = missing.into_iter().map(|(_, address)| address.clone()).collect();
         for address in addresses {
@@ -293,13 +300,35 @@ impl Task {
         }
     }
 
+    /// Calls some of those that the table knows.
+    fn meet_more(&mut self) {
+        let known: Vec<PeerId> = self
+            .swarm
+            .behaviour_mut()
+            .table
+            .kbuckets()
+            .flat_map(|bucket| bucket.iter().map(|entry| *entry.node.key.preimage()).collect::<Vec<_>>())
+            .collect();
+        let others: Vec<_> = known.into_iter().filter(|peer| !self.swarm.is_connected(peer)).collect();
+        // Their order is that of their distance, which is as good as chance.
+        for peer in others.iter().step_by((others.len() / FEW).max(1)).take(FEW) {
+            let _ = self.swarm.dial(*peer);
+        }
+    }
+
     fn command(&mut self, command: Command) {
         let domain = self.domain;
         let behaviour = self.swarm.behaviour_mut();
         match command {
-            Command::Tell(news) => match behaviour.gossip.publish(swarm::topic(&domain), news) {
+            Command::Tell(news) => match behaviour.gossip.publish(swarm::topic(&domain), news.clone()) {
                 Ok(_) | Err(gossipsub::PublishError::Duplicate) => {}
-                Err(error) => tracing::debug!(%error, "nobody is told"),
+                Err(error) => {
+                    tracing::debug!(%error, "nobody is told yet");
+                    self.untold.push_back(news);
+                    if self.untold.len() > QUEUE {
+                        self.untold.pop_front();
+                    }
+                }
             },
             Command::Ask { peer, addresses, question, answer } => {
                 let id = behaviour.questions.send_request_with_addresses(&peer, question.into(), addresses);
@@ -358,6 +387,12 @@ impl Task {
                     inbox.met(peer_id);
                 }
             }
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => {
+                // There is somebody to tell now.
+                for news in std::mem::take(&mut self.untold) {
+                    self.command(Command::Tell(news));
+                }
+            }
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 self.hear(propagation_source, message_id, message.data, inbox);
             }
@@ -387,11 +422,7 @@ impl Task {
         };
         let (inbox, done) = (inbox.clone(), self.done.clone());
         tokio::spawn(async move {
-            let acceptance = match inbox.hear(news).await {
-                Ok(true) => MessageAcceptance::Accept,
-                Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
-                Ok(false) | Err(_) => MessageAcceptance::Ignore,
-            };
+            let acceptance = inbox.hear(news, from).await;
             let _ = done.send(Done::Heard(message, from, acceptance)).await;
             drop(place);
         });

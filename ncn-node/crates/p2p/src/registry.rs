@@ -7,7 +7,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, gossipsub::MessageAcceptance};
+use ncn_client::unix_now;
 use ncn_core::{
     Address, Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner,
     Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, Signed,
@@ -22,7 +23,7 @@ use ncn_wire::{
     WireError,
     proto::{self, answer::Answer, question::Question},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 
@@ -39,8 +40,13 @@ const PAGE: usize = 128;
 const MAX_PAGES: usize = 1_024;
 /// How often a peer is asked for what was missed.
 const CATCH_UP: Duration = Duration::from_secs(30);
-/// How many peers that were met wait to be asked.
+/// How long news travel at the most, in seconds.
+const RECENT: u64 = 30;
+/// How often one is asked at the most for what was missed.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How many peers that were met wait to be asked, and how many are asked at once: more of them know no more.
 const MET: usize = 64;
+const ASKED_AT_FIRST: usize = 3;
 
 /// A registry node over libp2p: [`Directory`] and [`Attestors`] of the whole network.
 pub struct PeerRegistry {
@@ -208,7 +214,26 @@ impl Outlet for Telling {
 struct Within {
     node: Arc<RegistryNode>,
     validator: Arc<OnceLock<Arc<dyn Validator>>>,
-    met: mpsc::Sender<PeerId>,
+    met: mpsc::Sender<Other>,
+}
+
+/// Another peer that may be asked.
+enum Other {
+    /// It has come.
+    Met(PeerId),
+    /// It knows what this node has missed.
+    Knows(PeerId),
+}
+
+/// Whether news are so new that they may still be on their way. Sequences are the clock's milliseconds.
+fn is_recent(news: &News, now: u64) -> bool {
+    let at = match news {
+        News::Record(record) => record.message.sequence / 1_000,
+        News::Heartbeat(heartbeat) => heartbeat.message.sent_at,
+        News::Departure(departure) => departure.message.sequence / 1_000,
+        News::Subnet(subnet) => subnet.message.version,
+    };
+    at.saturating_add(RECENT) >= now
 }
 
 /// An error as an answer.
@@ -238,8 +263,22 @@ impl Within {
 
 #[async_trait]
 impl Inbox for Within {
-    async fn hear(&self, news: News) -> Result<bool, RegistryError> {
-        self.node.hear(news).await
+    async fn hear(&self, news: News, from: PeerId) -> MessageAcceptance {
+        let is_recent = is_recent(&news, unix_now());
+        match self.node.hear(news).await {
+            Ok(true) => MessageAcceptance::Accept,
+            // What this node has learned in another way, its neighbours may not have.
+            Ok(false) if is_recent => MessageAcceptance::Accept,
+            Err(RegistryError::Stale { given, known }) if given == known && is_recent => MessageAcceptance::Accept,
+            Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
+            Err(RegistryError::UnknownNode(_)) => {
+                // Whoever passes a heartbeat on knows whose it is.
+                let _ = self.met.try_send(Other::Knows(from));
+                MessageAcceptance::Ignore
+            }
+            // What is old goes round no more.
+            Ok(false) | Err(_) => MessageAcceptance::Ignore,
+        }
     }
 
     async fn answer(&self, question: proto::Question) -> proto::Answer {
@@ -255,27 +294,37 @@ impl Inbox for Within {
 
     fn met(&self, peer: PeerId) {
         // Others will be asked, or this one later.
-        let _ = self.met.try_send(peer);
+        let _ = self.met.try_send(Other::Met(peer));
     }
 }
 
 /// Asks each peer that is met for what this node has not heard, and one of them again now and then.
-async fn catch_up(node: Arc<RegistryNode>, peer: Peer, mut met: mpsc::Receiver<PeerId>) {
+async fn catch_up(node: Arc<RegistryNode>, peer: Peer, mut met: mpsc::Receiver<Other>) {
     let mut again = tokio::time::interval(CATCH_UP);
-    let mut last = None;
+    let (mut last, mut asked, mut learned) = (None, 0, Instant::now());
     loop {
-        tokio::select! {
+        let is_due = tokio::select! {
             other = met.recv() => match other {
-                Some(other) => last = Some(other),
+                Some(Other::Met(other)) => {
+                    last = Some(other);
+                    asked < ASKED_AT_FIRST
+                }
+                Some(Other::Knows(other)) => {
+                    last = Some(other);
+                    learned.elapsed() >= ASK_EVERY
+                }
                 None => return,
             },
-            _ = again.tick() => {}
-        }
-        if let Some(other) = last
-            && let Err(error) = learn(&node, &peer, other).await
-        {
-            tracing::debug!(peer = %other, %error, "a peer does not say whom it knows");
-            last = None;
+            _ = again.tick() => true,
+        };
+        let Some(other) = last.filter(|_| is_due) else { continue };
+        learned = Instant::now();
+        match learn(&node, &peer, other).await {
+            Ok(()) => asked += 1,
+            Err(error) => {
+                tracing::debug!(peer = %other, %error, "a peer does not say whom it knows");
+                last = None;
+            }
         }
     }
 }

@@ -27,10 +27,15 @@ const MAX_QUESTIONS: usize = 64;
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(4);
 /// The largest news: a subnet's configuration.
 const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
-/// How long a connection is kept that nobody uses.
-const IDLE: Duration = Duration::from_mins(1);
-/// How often a node tells its neighbours what it has heard: news reach everyone in few of these.
-const GOSSIP_EVERY: Duration = Duration::from_millis(500);
+/// How long a connection is kept that nobody uses. A lookup calls many peers, and only neighbours in gossip stay connected: the number of a
+/// node's connections does not grow with the network.
+const IDLE: Duration = Duration::from_secs(30);
+/// When a new node begins to choose its neighbours in gossip, and how often it looks at them again.
+const GOSSIP_AFTER: Duration = Duration::from_millis(300);
+const GOSSIP_EVERY: Duration = Duration::from_millis(300);
+/// Of so many of these, what was heard is offered to others, and kept for those who want it.
+const OFFERED: usize = 10;
+const KEPT: usize = 20;
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
@@ -79,7 +84,10 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
         .validation_mode(gossipsub::ValidationMode::Anonymous)
         .message_id_fn(|message| gossipsub::MessageId::from(Sha256::digest(&message.data).to_vec()))
         .max_transmit_size(MAX_NEWS_BYTES)
+        .heartbeat_initial_delay(GOSSIP_AFTER)
         .heartbeat_interval(GOSSIP_EVERY)
+        .history_gossip(OFFERED)
+        .history_length(KEPT)
         .build()?;
     let mut gossip = gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Anonymous, gossip)?;
     gossip.subscribe(&topic(&domain))?;

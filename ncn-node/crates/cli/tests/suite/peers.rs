@@ -6,10 +6,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, future::join_all};
 use ncn_client::{Registries, grpc::GrpcRegistry, unix_now};
 use ncn_core::{
-    B256, Confinement, Deregistration, Directory as _, DynSigner, Epoch, Heartbeat, NodeQuery, NodeRecord, NodeRole, Quote,
-    Registry, RegistryError, Signed, TrustRoot, UnixTime,
+    B256, Confinement, Deregistration, Directory as _, DynSigner, Epoch, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole,
+    Quote, Registry, RegistryError, Signed, TrustRoot, UnixTime,
     conformance::{self, RegistryFixture},
     membership::News,
 };
@@ -18,7 +19,7 @@ use ncn_p2p::{Keypair, Multiaddr, PeerOptions, PeerRegistry, RunningPeerRegistry
 use crate::{
     money::Contracts as _,
     scene::{Chain, key},
-    wait::eventually,
+    wait::{eventually, in_time},
 };
 
 /// Registry nodes that know the first of them, one for each validator of the chain and some without a key.
@@ -87,7 +88,7 @@ impl Peers {
             endpoint: String::new(),
             models: vec![B256::repeat_byte(9)],
             confinement: Confinement::None,
-            sequence: 1,
+            sequence: unix_now() * 1_000,
             expires_at: unix_now() + 600,
         };
         self.sign(record, node).await
@@ -140,9 +141,9 @@ async fn what_one_hears_all_know() {
     let query = NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
     eventually("the late one knows the node", async || late.registry().discover(query).await.unwrap().len() == 1).await;
 
-    let beat = Heartbeat { node: node.address(), sequence: 2, sent_at: unix_now() };
+    let beat = Heartbeat { node: node.address(), sequence: unix_now() * 1_000 + 1, sent_at: unix_now() };
     peers.nodes[2].registry().heartbeat(peers.sign(beat, &node).await).await.unwrap();
-    let departure = Deregistration { node: node.address(), sequence: 3 };
+    let departure = Deregistration { node: node.address(), sequence: unix_now() * 1_000 + 2 };
     peers.nodes[3].registry().deregister(peers.sign(departure, &node).await).await.unwrap();
     eventually("nobody knows the node any more", async || peers.knowing(&node).await == 0).await;
     assert!(peers.nodes.iter().all(|node| node.status().refused == 0), "nothing honest is refused");
@@ -180,7 +181,7 @@ async fn another_registry_node_is_asked_when_one_is_gone_or_silent() {
     assert_eq!(unknown, Err(RegistryError::UnknownSubnet(B256::ZERO)));
     let node = key();
     several.register(peers.record(&node).await).await.unwrap();
-    let beat = Heartbeat { node: node.address(), sequence: 2, sent_at: unix_now() };
+    let beat = Heartbeat { node: node.address(), sequence: unix_now() * 1_000 + 1, sent_at: unix_now() };
     let beat = peers.sign(beat, &node).await;
     several.heartbeat(beat.clone()).await.unwrap();
     assert_eq!(several.heartbeat(beat).await, Ok(()), "told twice is told");
@@ -210,4 +211,73 @@ async fn what_is_forged_is_refused_and_counted_and_goes_no_further() {
     // Who tells the truth after it is heard.
     peers.nodes[1].registry().register(peers.record(&node).await).await.unwrap();
     eventually("all know the node", async || peers.knowing(&node).await == 3).await;
+}
+
+/// How many registry nodes a network has that is measured.
+const MANY: usize = 200;
+
+/// The p-th of a hundred, of these times.
+fn percentile(times: &mut [Duration], p: usize) -> Duration {
+    times.sort_unstable();
+    times[(times.len() - 1) * p / 100]
+}
+
+/// Prints how fast news travel among many nodes. Run it with `cargo xtask bench registry`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench registry"]
+async fn latency() {
+    let before = memory();
+    let started = Instant::now();
+    let peers = Peers::new(5, MANY - 5).await;
+    println!("{MANY} nodes have started after {:?}", started.elapsed());
+    peers.met().await;
+    println!("{MANY} nodes have met after {:?}, with {:.1} MB each", started.elapsed(), (memory() - before) / 1e6 / MANY as f64);
+    let neighbours: usize = peers.nodes.iter().map(|node| node.status().peers.len()).sum();
+    println!("connections of a node: {:.1}", neighbours as f64 / MANY as f64);
+    let (mut seen, mut answers) = (Vec::new(), Vec::new());
+    for round in 0..10 {
+        let node = key();
+        let query = NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
+        let record = peers.record(&node).await;
+        let told = Instant::now();
+        peers.nodes[round * 17 % MANY].registry().register(record).await.unwrap();
+        let sees = peers.nodes.iter().map(async |peer| {
+            let mut changes = peer.registry().watch(query).await.unwrap();
+            while !matches!(changes.next().await, Some(Ok(NodeChange::Live(_)))) {}
+            told.elapsed()
+        });
+        let times = in_time("everyone sees it", join_all(sees)).await;
+        seen.extend(times);
+        let asked = Instant::now();
+        peers.nodes[round].registry().discover(query).await.unwrap();
+        answers.push(asked.elapsed());
+    }
+    let gone = key();
+    let query = NodeQuery { node: Some(gone.address()), ..NodeQuery::default() };
+    peers.nodes[0].registry().register(peers.record(&gone).await).await.unwrap();
+    let silent = Instant::now();
+    eventually("all know the node", async || peers.knowing(&gone).await == MANY).await;
+    let sees = peers.nodes.iter().map(async |peer| {
+        let mut changes = peer.registry().watch(query).await.unwrap();
+        while !matches!(changes.next().await, Some(Ok(NodeChange::Gone(_)))) {}
+        silent.elapsed()
+    });
+    let mut forgotten = in_time("everyone forgets it", join_all(sees)).await;
+    println!("| what | p50 | p99 |\n| --- | --- | --- |");
+    for (what, times) in [
+        ("a new record is seen everywhere", &mut seen),
+        ("a silent node is gone everywhere", &mut forgotten),
+        ("an answer from the local table", &mut answers),
+    ] {
+        println!("| {what} | {:?} | {:?} |", percentile(times, 50), percentile(times, 99));
+    }
+    assert!(percentile(&mut seen, 99) < Duration::from_secs(2) && percentile(&mut forgotten, 99) < Duration::from_secs(17));
+    assert!(percentile(&mut answers, 50) < Duration::from_millis(1));
+}
+
+/// What this process has in memory, in bytes.
+fn memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1e3
 }
