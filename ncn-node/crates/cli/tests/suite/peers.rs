@@ -231,9 +231,9 @@ async fn latency() {
     let peers = Peers::new(5, MANY - 5).await;
     println!("{MANY} nodes have started after {:?}", started.elapsed());
     peers.met().await;
-    println!("{MANY} nodes have met after {:?}, with {:.1} MB each", started.elapsed(), (memory() - before) / 1e6 / MANY as f64);
+    println!("{MANY} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / MANY);
     let neighbours: usize = peers.nodes.iter().map(|node| node.status().peers.len()).sum();
-    println!("connections of a node: {:.1}", neighbours as f64 / MANY as f64);
+    println!("connections of a node: {}", neighbours / MANY);
     let (mut seen, mut answers) = (Vec::new(), Vec::new());
     for round in 0..10 {
         let node = key();
@@ -275,9 +275,9 @@ async fn latency() {
     assert!(percentile(&mut answers, 50) < Duration::from_millis(1));
 }
 
-/// What this process has in memory, in bytes.
-fn memory() -> f64 {
+/// What this process has in memory, in kB.
+fn memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1e3
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
