@@ -117,7 +117,7 @@ impl RegistryNode {
 
     /// Whether a subnet is its owner's, who has paid for it.
     async fn check(&self, subnet: &Signed<Subnet>) -> Result<(), RegistryError> {
-        // Whoever only claims to be the owner does not make this node ask the chain.
+        // An account that only claims to be the owner does not make this node ask the chain.
         subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
         self.subnets.check(&subnet.message).await
     }

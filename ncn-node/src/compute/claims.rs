@@ -62,7 +62,7 @@ impl Claim {
         completion.map(own).unwrap_or_default()
     }
 
-    /// What this node gets of that, once gateway, validators and treasury have their parts: this much at least, whoever approves it.
+    /// What this node gets of that, once gateway, validators and treasury have their parts: this much at least, with any approvers.
     pub(super) fn least_payout(&self) -> Amount {
         let FeeSplit { gateway_bps, validators_bps, treasury_bps } = self.quote.split;
         let compute_bps = 10_000u16.saturating_sub(gateway_bps).saturating_sub(validators_bps).saturating_sub(treasury_bps);

@@ -42,7 +42,7 @@ impl Frames {
     async fn read<T: AsyncRead + Unpin + Send>(&self, io: &mut T) -> io::Result<Frame> {
         let (mut frame, mut room): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
         loop {
-            // Whoever sends more waits until there is room for it, and no longer than its stream lives.
+            // A peer that sends more waits until there is room for it, and no longer than its stream lives.
             let piece = self.room.clone().acquire_many_owned(PIECE).await.map_err(io::Error::other)?;
             match &mut room {
                 Some(room) => room.merge(piece),

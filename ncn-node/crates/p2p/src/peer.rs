@@ -182,7 +182,7 @@ impl Peer {
     /// Asks another peer, which is called at these addresses unless it is connected.
     ///
     /// # Errors
-    /// [`RegistryError::Unreachable`] when there is no answer; [`RegistryError::Malformed`] when it makes no sense; or the error that it
+    /// [`RegistryError::Unreachable`] when there is no answer; [`RegistryError::Malformed`] when it is malformed; or the error that it
     /// answers.
     pub async fn ask(
         &self,
@@ -200,7 +200,7 @@ impl Peer {
         let answer: proto::Answer = decode(frame.bytes).map_err(|error| malformed(error.to_string()))?;
         match answer.answer {
             Some(proto::answer::Answer::Error(error)) => {
-                Err(serde_json::from_str(&error).unwrap_or_else(|_| malformed("an error that makes no sense".into())))
+                Err(serde_json::from_str(&error).unwrap_or_else(|_| malformed("an error that cannot be read".into())))
             }
             Some(answer) => Ok(answer),
             None => Err(malformed("is empty".into())),
@@ -357,7 +357,7 @@ impl Task {
                     self.report();
                 }
             }
-            // Whoever asked may be gone.
+            // The peer that asked may be gone.
             Done::Answered(channel, answer) => drop(behaviour.questions.send_response(channel, answer.into())),
         }
     }
@@ -429,7 +429,7 @@ impl Task {
     }
 
     fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
-        // Whoever asked is told by its stream's end.
+        // The peer that asked is told by its stream's end.
         let Ok(place) = self.answering.clone().try_acquire_owned() else { return };
         let (inbox, done) = (inbox.clone(), self.done.clone());
         tokio::spawn(async move {

@@ -272,7 +272,7 @@ impl Inbox for Within {
             Err(RegistryError::Stale { given, known }) if given == known && is_recent => MessageAcceptance::Accept,
             Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
             Err(RegistryError::UnknownNode(_)) => {
-                // Whoever passes a heartbeat on knows whose it is.
+                // A peer that passes a heartbeat on knows whose it is.
                 let _ = self.met.try_send(Other::Knows(from));
                 MessageAcceptance::Ignore
             }

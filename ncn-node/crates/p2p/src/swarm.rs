@@ -78,7 +78,7 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
     let mut table = kad::Behaviour::with_config(peer, Records::new(domain), table);
     table.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
-    // News are signed by whom they are about, and the same whoever passes them on: neither author nor number is of any use.
+    // News are signed by whom they are about, and the same from every peer: neither author nor number is of any use.
     let gossip = gossipsub::ConfigBuilder::default()
         .validate_messages()
         .validation_mode(gossipsub::ValidationMode::Anonymous)

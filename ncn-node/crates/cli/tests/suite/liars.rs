@@ -1,5 +1,7 @@
 //! Registries, chains and gateways that lie, or whose answers get lost: the client keeps its tokens or gets its answer.
 
+mod nodes;
+
 use std::{
     process::Command,
     sync::{
@@ -10,18 +12,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream};
+use futures::StreamExt as _;
 use ncn_client::{
     ChannelPayer, Client, ClientError, InferenceOutput, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport,
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Acknowledgement, Address, Amount, Approval, Attestors, B256, ChannelParams, Collected, CompletionRequest, Compute,
-    ComputeError, ComputeEvent, ComputeTask, Confinement, Deregistration, Directory, Domain, DynSigner, Heartbeat, InferenceResult,
-    LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, OutputChunk, Payer, PaymentLedger,
-    PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId,
-    Reservation, Settlement, Signature, Signed, StreamChain, Subnet, TaskCapability, TaskEvent, Transport, TransportError,
-    TrustHistory, TrustRoot, UnixTime, Update, Usage, Value, Values, compute::ComputeEvents, receipt::Payment, transport::Updates,
+    Address, Amount, Approval, Attestors, B256, ChannelParams, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
+    InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, Payer, PaymentLedger,
+    PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, Settlement,
+    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update,
+    Value, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -182,145 +183,6 @@ async fn a_payment_for_another_nodes_result_is_not_taken_for_ones_own() {
     // cannot have.
     let TaskEvent::Failed { outcome: Outcome::Completed, reason } = &update else { panic!("{update:?}") };
     assert!(reason.contains("which was not asked for"), "{reason}");
-}
-
-/// What a node does the first time.
-#[derive(Clone, Copy, Debug)]
-enum NodesLie {
-    /// Streams this before what it gives.
-    Streams(&'static str),
-    /// Signs a checkpoint of an output that is larger than what it has given: more units would fit it.
-    Boasts,
-    /// Signs the same checkpoint twice.
-    Repeats,
-    /// Takes the certificate, and hands nothing over.
-    Keeps,
-    /// Takes it, and hands something else over.
-    HandsOver(&'static str),
-}
-
-struct LyingCompute {
-    honest: Arc<dyn Compute>,
-    key: DynSigner,
-    domain: Domain,
-    lie: NodesLie,
-    tries: AtomicUsize,
-    acknowledged: AtomicUsize,
-}
-
-impl LyingCompute {
-    /// A part that the model could give, and the node's word on it.
-    async fn checkpoint(&self, task: &ComputeTask) -> [ComputeEvent; 2] {
-        let (values, order) = (Values::from([("label", "7")]), &task.request.message);
-        let mut chain = StreamChain::new(task.quote.request_id);
-        chain.extend(&values);
-        let result = InferenceResult {
-            request_id: task.quote.request_id,
-            compute: self.key.address(),
-            model_digest: order.model_digest,
-            input_hash: order.input_hash,
-            output_hash: B256::ZERO,
-            output_bytes: 0,
-            parts: 0,
-            chain: B256::ZERO,
-            resumed_from: B256::ZERO,
-            continuation: None,
-            usage: Usage::default(),
-            confinement: Confinement::None,
-            finish: None,
-        };
-        let mut result = chain.describe(&values, result);
-        if matches!(self.lie, NodesLie::Boasts) {
-            result.output_bytes = 1 << 20;
-        }
-        let part = ComputeEvent::Chunk(OutputChunk { values, usage: Usage::default(), finish: None });
-        [part, ComputeEvent::Checkpoint(Signed::sign(result, &self.domain, &*self.key).await.unwrap())]
-    }
-}
-
-#[async_trait]
-impl Compute for LyingCompute {
-    fn address(&self) -> Address {
-        self.honest.address()
-    }
-
-    async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
-        self.honest.reserve(reservation).await
-    }
-
-    async fn release(&self, request_id: RequestId) {
-        self.honest.release(request_id).await;
-    }
-
-    async fn acknowledge(&self, request_id: RequestId, acknowledgement: Signed<Acknowledgement>) {
-        self.acknowledged.fetch_add(1, Ordering::SeqCst);
-        self.honest.acknowledge(request_id, acknowledgement).await;
-    }
-
-    async fn stop(&self, request_id: RequestId) {
-        self.honest.stop(request_id).await;
-    }
-
-    async fn collect(
-        &self,
-        request_id: RequestId,
-        certificate: QuorumCertificate,
-        acknowledgement: Signed<Acknowledgement>,
-    ) -> Result<Collected, ComputeError> {
-        let collected = self.honest.collect(request_id, certificate, acknowledgement).await?;
-        match self.lie {
-            NodesLie::Keeps if self.tries.load(Ordering::SeqCst) == 1 => Err(ComputeError::Unavailable("for the test".into())),
-            NodesLie::HandsOver(label) if self.tries.load(Ordering::SeqCst) == 1 => {
-                Ok(Collected { output: Values::from([("label", label)]), ..collected })
-            }
-            _ => Ok(collected),
-        }
-    }
-
-    async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
-        let [part, checkpoint] = self.checkpoint(&task).await;
-        let events = self.honest.execute(task).await?;
-        let first = self.tries.fetch_add(1, Ordering::SeqCst) == 0;
-        match self.lie {
-            NodesLie::Boasts if first => return Ok(stream::iter([Ok(part), Ok(checkpoint)]).chain(stream::pending()).boxed()),
-            NodesLie::Repeats if first => {
-                let twice = [Ok(part), Ok(checkpoint.clone()), Ok(checkpoint)];
-                return Ok(stream::iter(twice).chain(stream::pending()).boxed());
-            }
-            _ => {}
-        }
-        let lie = if let (NodesLie::Streams(name), true) = (self.lie, first) { Some(name) } else { None };
-        let lie = lie.map(|name| {
-            Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: Usage::default(), finish: None }))
-        });
-        Ok(stream::iter(lie).chain(events).boxed())
-    }
-}
-
-#[tokio::test]
-async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
-    // The model gives labels, and this one is not the answer; the other it does not give at all.
-    for (lie, acknowledged) in [
-        (NodesLie::Streams("label"), 0),
-        (NodesLie::Streams("more"), 0),
-        (NodesLie::Boasts, 0),
-        (NodesLie::Repeats, 1),
-        (NodesLie::Keeps, 0),
-        (NodesLie::HandsOver("8"), 0),
-    ] {
-        let directory = tempfile::tempdir().unwrap();
-        let scene = recovery::Scene::new(directory.path()).await;
-        let client = recovery::Client::new(&scene).await;
-        let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
-        let (honest, key, domain) = (scene.compute.clone(), scene.compute_key.clone(), scene.network.trust.domain);
-        let (tries, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let lying = Arc::new(LyingCompute { honest, key, domain, lie, tries, acknowledged: count });
-        gateway.gateway().attach(lying.clone());
-        let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
-        assert_eq!(output.text("label"), Some("7"));
-        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{lie:?} did not count");
-        assert_eq!(lying.acknowledged.load(Ordering::SeqCst), acknowledged, "{lie:?}");
-    }
 }
 
 /// A chain that takes the payment and loses the answer, and whose next answers come late.
