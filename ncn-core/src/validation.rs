@@ -87,9 +87,9 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     able(&order.message, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?)
 }
 
-/// Checks that the quote's own gateway wants this completion approved, or the node that has served last wants what the gateway has acknowledged; that it is the one that what was
-/// delivered leads to; and that the gateway had those serve who did. Returns it. It costs a few signatures and no question, so it comes
-/// before anything else that is done for a completion.
+/// Checks that the quote's own gateway wants this completion approved, or the node that has served last wants what the gateway has
+/// acknowledged; that it is the one that what was delivered leads to; and that the gateway had those serve who did. Returns it. It costs a
+/// few signatures and no question, so it comes before anything else that is done for a completion.
 ///
 /// What a node brings counts only once the gateway will not complete the request any more: that is the caller's to ask the chain for, see
 /// [`claiming_attempt`] and [`claimable_from`].

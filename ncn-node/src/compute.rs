@@ -14,7 +14,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 #[cfg(feature = "grpc")]
 pub use attach::GatewaySessions;
-use claims::Claim;
+use claims::{Claim, least_payout};
 pub use claims::{ClaimParts, Claims, ClaimsError};
 pub use credit::DEFAULT_CREDIT;
 use credit::{Credit, Debt};
@@ -301,9 +301,8 @@ struct Assignment {
 impl Assignment {
     /// The gateway owes what this word pays, where nothing but its settlement does.
     fn owe(&mut self, result: &Signed<InferenceResult>) {
-        let payout = self.debt.is_some().then(|| self.claim(result).least_payout());
-        if let (Some(debt), Some(payout)) = (&mut self.debt, payout) {
-            debt.earned = payout;
+        if let Some(debt) = &mut self.debt {
+            debt.earned = least_payout(&self.quote, &self.before, result);
         }
     }
 

@@ -212,8 +212,12 @@ impl RegistryNode {
     }
 }
 
+/// The way to a validator whose record has a URL.
+///
+/// # Errors
+/// [`RegistryError::Invalid`] when that is none.
 #[cfg(feature = "grpc")]
-fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
+pub fn dial_grpc(record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
     let validator = GrpcValidator::new(record.node, &record.endpoint);
     Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))
 }

@@ -51,29 +51,9 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// What it pays this node.
-    pub(super) fn worth(&self) -> Amount {
-        let node = self.result.message.compute;
-        let completion = self.delivery().completion(&self.quote);
-        let own = |completion: Completion| {
-            let own = completion.contributions.iter().filter(|contribution| contribution.compute == node);
-            own.map(|contribution| contribution.cost).sum()
-        };
-        completion.map(own).unwrap_or_default()
-    }
-
-    /// What this node gets of that, once gateway, validators and treasury have their parts: this much at least, with any approvers.
-    pub(super) fn least_payout(&self) -> Amount {
-        let FeeSplit { gateway_bps, validators_bps, treasury_bps } = self.quote.split;
-        let compute_bps = 10_000u16.saturating_sub(gateway_bps).saturating_sub(validators_bps).saturating_sub(treasury_bps);
-        let part = FeeSplit::part(self.worth(), compute_bps);
-        // Of several nodes' parts, each is rounded down.
-        part.checked_sub(Amount::new(1)).unwrap_or_default()
-    }
-
     /// Whether it pays more, or as much for sure.
     fn is_better_than(&self, other: &Self) -> bool {
-        let worth = |claim: &Self| (claim.worth(), claim.certificate.is_some());
+        let worth = |claim: &Self| (worth(&claim.quote, &claim.before, &claim.result), claim.certificate.is_some());
         worth(self) > worth(other)
     }
 
@@ -82,9 +62,33 @@ impl Claim {
     }
 
     fn delivery(&self) -> Delivery {
-        let results = self.before.iter().cloned().chain([self.result.clone()]).collect();
-        Delivery { results, finish: self.result.message.finish.unwrap_or(FinishReason::NodeLost) }
+        delivery(&self.before, &self.result)
     }
+}
+
+/// What was delivered by a node's newest word, and by those before it.
+fn delivery(before: &[Signed<InferenceResult>], result: &Signed<InferenceResult>) -> Delivery {
+    let results = before.iter().cloned().chain([result.clone()]).collect();
+    Delivery { results, finish: result.message.finish.unwrap_or(FinishReason::NodeLost) }
+}
+
+/// What the parts cost that are the node's own.
+fn worth(quote: &Quote, before: &[Signed<InferenceResult>], result: &Signed<InferenceResult>) -> Amount {
+    let node = result.message.compute;
+    let own = |completion: Completion| {
+        let own = completion.contributions.iter().filter(|contribution| contribution.compute == node);
+        own.map(|contribution| contribution.cost).sum()
+    };
+    delivery(before, result).completion(quote).map(own).unwrap_or_default()
+}
+
+/// What the node gets of that, once gateway, validators and treasury have their parts: this much at least, with any approvers.
+pub(super) fn least_payout(quote: &Quote, before: &[Signed<InferenceResult>], result: &Signed<InferenceResult>) -> Amount {
+    let FeeSplit { gateway_bps, validators_bps, treasury_bps } = quote.split;
+    let compute_bps = 10_000u16.saturating_sub(gateway_bps).saturating_sub(validators_bps).saturating_sub(treasury_bps);
+    let part = FeeSplit::part(worth(quote, before, result), compute_bps);
+    // Of several nodes' parts, each is rounded down.
+    part.checked_sub(Amount::new(1)).unwrap_or_default()
 }
 
 /// What a node claims with.

@@ -290,20 +290,20 @@ impl TryFrom<proto::ComputeCompletion> for Signed<InferenceResult> {
 }
 
 fn continuation(field: &'static str, code: u32) -> Result<Option<Continuation>, WireError> {
+    optional(field, code, Continuation::from_code, "way to go on")
+}
+
+/// What a code stands for, of which 0 is nothing.
+fn optional<T>(field: &'static str, code: u32, read: fn(u8) -> Option<T>, what: &str) -> Result<Option<T>, WireError> {
     if code == 0 {
         return Ok(None);
     }
-    let way = Continuation::from_code(small(field, code)?);
-    way.map(Some).ok_or_else(|| WireError::new(field, format!("{code} is no way to go on")))
+    read(small(field, code)?).map(Some).ok_or_else(|| WireError::new(field, format!("{code} is no {what}")))
 }
 
 /// A result's reason to end, which 0 has not.
 pub(super) fn finish(field: &'static str, code: u32) -> Result<Option<FinishReason>, WireError> {
-    if code == 0 {
-        return Ok(None);
-    }
-    let reason = FinishReason::from_code(small(field, code)?);
-    reason.map(Some).ok_or_else(|| WireError::new(field, format!("{code} is no reason")))
+    optional(field, code, FinishReason::from_code, "reason")
 }
 
 pub(super) fn finish_to_code(finish: Option<FinishReason>) -> u32 {

@@ -103,11 +103,11 @@ impl RegistryArguments {
         let open = |url: &String| -> Result<Arc<dyn Registry>, Failure> {
             Ok(Arc::new(GrpcRegistry::new(url).map_err(|error| Failure::Input(format!("--registry {error}")))?))
         };
-        let mut all = self.registry.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        match (all.pop(), all.is_empty()) {
-            (Some(only), true) => Ok(only),
-            (Some(last), false) => Ok(Arc::new(Registries::new(all.into_iter().chain([last]).collect()))),
-            (None, _) => Err(Failure::Input("--registry: name one".into())),
+        let all = self.registry.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        match &*all {
+            [] => Err(Failure::Input("--registry: name one".into())),
+            [only] => Ok(only.clone()),
+            _ => Ok(Arc::new(Registries::new(all))),
         }
     }
 }

@@ -291,9 +291,7 @@ impl Task {
             }
             return;
         }
-        let missing: Vec<_> = self.bootstrap.iter().filter(|(peer, _)| !self.swarm.is_connected(peer)).collect();
-        let addresses: Vec<_> = missing.into_iter().map(|(_, address)| address.clone()).collect();
-        for address in addresses {
+        for address in self.bootstrap.values() {
             if let Err(error) = self.swarm.dial(address.clone()) {
                 tracing::debug!(%address, %error, "a peer to begin with cannot be called");
             }

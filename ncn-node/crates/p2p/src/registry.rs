@@ -16,7 +16,7 @@ use ncn_core::{
 };
 use ncn_node::{
     registration::{NodeDescriptor, Registration},
-    registry::{Outlet, RegistryNode, ValidatorNode, registry_service},
+    registry::{Outlet, RegistryNode, ValidatorNode, dial_grpc, registry_service},
     server::{Listen, Server},
 };
 use ncn_wire::{
@@ -162,11 +162,10 @@ impl PeerRegistryBuilder {
 
 /// A validator is called as its record says: over libp2p, or over gRPC.
 fn dial(peer: &Peer, record: &NodeRecord) -> Result<Arc<dyn Validator>, RegistryError> {
-    if let Some(validator) = PeerValidator::of(peer, record) {
-        return Ok(Arc::new(validator));
+    match PeerValidator::of(peer, record) {
+        Some(validator) => Ok(Arc::new(validator)),
+        None => dial_grpc(record),
     }
-    let validator = ncn_client::grpc::GrpcValidator::new(record.node, &record.endpoint);
-    Ok(Arc::new(validator.map_err(|error| RegistryError::invalid("record.endpoint", error.to_string()))?))
 }
 
 impl RunningPeerRegistry {
