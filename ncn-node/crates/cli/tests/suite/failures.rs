@@ -15,7 +15,7 @@ use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NoSandbox};
 use ncn_node::gateway::GatewayOptions;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::{
     executor::failing,
@@ -221,8 +221,15 @@ impl Sandbox for Recording {
 }
 
 impl Recording {
-    fn signal(&self, signal: Signal) {
-        kill_process(*self.0.lock().unwrap().last().unwrap(), signal).unwrap();
+    fn newest(&self) -> Pid {
+        *self.0.lock().unwrap().last().unwrap()
+    }
+
+    /// Stops the newest worker, and returns once all its threads stand still: until then it may still answer.
+    fn stop(&self) {
+        kill_process(self.newest(), Signal::STOP).unwrap();
+        let stopped = waitid(WaitId::Pid(self.newest()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
+        assert!(stopped.is_some_and(|status| status.stopped()));
     }
 
     fn started(&self) -> usize {
@@ -240,7 +247,7 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     run(TIMEOUT).await.unwrap();
     assert_eq!(sandbox.started(), 1);
 
-    sandbox.signal(Signal::KILL);
+    kill_process(sandbox.newest(), Signal::KILL).unwrap();
     // Until its end has been noticed, requests may still go to it; each is tried again in another, which ends with it.
     let started = in_time("a worker takes its place", async {
         for runs in 1.. {
@@ -255,7 +262,7 @@ async fn a_worker_that_was_killed_or_is_stuck_is_replaced() {
     });
     let started = started.await;
 
-    sandbox.signal(Signal::STOP);
+    sandbox.stop();
     let limit = Duration::from_millis(200);
     assert_eq!(run(limit).await, Err(ExecutorError::TimedOut(limit)));
     run(TIMEOUT).await.unwrap();
