@@ -162,8 +162,8 @@ impl ModelPool {
             let problem = format!("limits.memory_bytes: the model needs {needed}, this node gives its workers at most {most}");
             return Err(ExecutorError::InvalidModel(problem));
         }
-        // The worker starts elsewhere: a relative directory would lead it nowhere.
-        let directory = std::path::absolute(&package.directory)
+        // The worker starts elsewhere, and sees nothing on the way: a relative directory, or one with `..` or a link in it, would lead it nowhere.
+        let directory = std::fs::canonicalize(&package.directory)
             .map_err(|error| ExecutorError::InvalidModel(format!("the package's directory: {error}")))?;
         Ok(Self {
             starter: starter.clone(),
