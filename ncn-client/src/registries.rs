@@ -135,6 +135,10 @@ impl Directory for Registries {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         ask!(self, HEDGE_AFTER, subnet(id))
     }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        ask!(self, HEDGE_AFTER, subnets(after))
+    }
 }
 
 #[async_trait]

@@ -25,6 +25,7 @@ pub mod crypto;
 pub mod delivery;
 pub mod dispatch;
 mod error_kind;
+pub mod evidence;
 pub mod executor;
 pub mod ledger;
 pub mod lifecycle;
@@ -73,7 +74,7 @@ pub use price::{Price, Unit, UnitPrice, Units};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
     Attestors, BatchRequest, CompletionRequest, Directory, DirectoryExt, NodeChange, NodeChanges, NodeQuery, PreprocessingRequest,
-    Registry, RegistryError, Validator,
+    Registry, RegistryError, RegistryStatus, Validator,
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};

@@ -1,15 +1,17 @@
 //! The live membership that a registry node keeps in memory, as a pure table: records in, live nodes and their changes out.
 
+mod kept;
 mod news;
 mod shared;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use alloy_primitives::{Address, B256};
 
 use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
 
+pub use kept::KnownNode;
 pub use news::News;
 pub use shared::SharedMembership;
 pub use watch::Watch;
@@ -237,6 +239,17 @@ impl Membership {
     /// A subnet's definition.
     pub fn subnet(&self, id: &B256) -> Result<&Signed<Subnet>, RegistryError> {
         self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
+    }
+
+    /// The subnets after this id, in the order of their ids: at most so many.
+    pub fn subnets(&self, after: B256, most: usize) -> Vec<Signed<Subnet>> {
+        let after = self.subnets.range((Bound::Excluded(after), Bound::Unbounded));
+        after.take(most).map(|(_, subnet)| subnet.clone()).collect()
+    }
+
+    /// How many nodes are live, and how many subnets there are.
+    pub fn counts(&self, now: UnixTime) -> (usize, usize) {
+        (self.members.values().filter(|member| member.is_live(now)).count(), self.subnets.len())
     }
 
     /// Finds the nodes that are no longer live because of silence or expiry, and records that as a change for watchers. A second call within the

@@ -1,6 +1,6 @@
 //! The port to the P2P registry: who is on the network, and the validators' word.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
@@ -180,6 +180,29 @@ impl From<SignatureError> for RegistryError {
     }
 }
 
+/// How many subnets [`Directory::subnets`] lists at once.
+pub const SUBNETS_PAGE: usize = 64;
+
+/// What a registry node says of itself to its operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryStatus {
+    /// Its id among its peers.
+    pub peer: String,
+    /// Where peers call it.
+    pub addresses: Vec<String>,
+    /// The ids of the peers with which it is connected.
+    pub peers: Vec<String>,
+    /// How many nodes it knows to be live.
+    pub nodes: u64,
+    /// How many subnets it knows.
+    pub subnets: u64,
+    /// What it has refused since it was started, by the reason.
+    pub refused: BTreeMap<String, u64>,
+    /// How many seconds ago it was started.
+    pub uptime: u64,
+}
+
 /// Who is on the network, and what its subnets are. A registry node implements it, and so does its client.
 ///
 /// # For the implementer
@@ -212,13 +235,18 @@ pub trait Directory: Send + Sync {
 
     /// A subnet's definition.
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError>;
+
+    /// The subnets after this id in the order of their ids, at most [`SUBNETS_PAGE`] of them; none at the end.
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError>;
 }
 
 /// Collects the approvals of M of N validators. A registry node implements it, and so does its client.
 ///
 /// # For the implementer
 /// - The request's committee is asked in parallel, and the certificate returned at the Mth good approval; it passes
-///   [`QuorumCertificate::verify`]. No state is kept: asking again is harmless.
+///   [`QuorumCertificate::verify`]. Asking again is harmless.
+/// - Of a request's results, one is approved for each party that may bring one and each node that has served last: another one is refused,
+///   also by a validator that has restarted.
 /// - `completion` without the authorization of the quote's gateway, or of the node that has served last, is refused before anyone is
 ///   asked.
 #[async_trait]

@@ -79,7 +79,7 @@ impl Drop for Registration {
 
 /// Sequences are milliseconds of the clock, so that a node that restarts goes on where it was without having kept anything; never
 /// the same twice.
-pub(crate) fn next_sequence(last: u64) -> u64 {
+pub fn next_sequence(last: u64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last.saturating_add(1))
 }

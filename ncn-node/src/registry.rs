@@ -1,9 +1,12 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
+mod given;
 #[cfg(feature = "grpc")]
 mod serve;
+mod state;
 mod subnets;
 mod validator;
+mod witness;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _,
     future::BoxFuture,
     stream::{self, FuturesUnordered},
 };
@@ -21,24 +24,41 @@ use futures::{
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Approval, Attestors, BatchRequest, ChainView, Committee, CompletionRequest, Deregistration, Directory, Domain, Heartbeat,
-    Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, Signed,
-    Subnet, TrustHistory, UnixTime, Validator,
+    Approval, Attestors, BatchRequest, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest,
+    Deregistration, Directory, Domain, Heartbeat, Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
+    QuorumCertificate, RegistryError, Signed, Subnet, TrustHistory, UnixTime, Validator,
+    evidence::Equivocation,
     membership::{Membership, MembershipLimits, News, SharedMembership},
+    registry::SUBNETS_PAGE,
     validation,
 };
 #[cfg(feature = "grpc")]
-pub use serve::{registry_service, validator_service};
+pub use serve::{StatusSource, registry_service, status_service, validator_service};
+use state::State;
 use subnets::Subnets;
 pub use validator::ValidatorNode;
+use witness::Witness;
 
 use ncn_client::unix_now;
+use tokio::sync::Mutex as AsyncMutex;
 
+use crate::store::{SharedStore, StoreError};
+
+/// How often a node writes down what it has learned.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long a validator may take to answer. Enough good approvals end the wait at once, so that one that is silent delays nobody; with less
 /// time, dozens of requests at once on a slow machine are refused, though each would be approved.
 const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one may take to judge thousands of requests.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
+
+async fn save(state: &AsyncMutex<Option<State>>) {
+    if let Some(state) = &mut *state.lock().await
+        && let Err(error) = state.save().await
+    {
+        tracing::warn!(%error, "what this node knows is not kept");
+    }
+}
 
 fn until_next_second() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -59,7 +79,10 @@ pub struct RegistryNode {
     /// The ways to validators that were called before, with the endpoint that each leads to.
     validators: Mutex<HashMap<Address, Dialled>>,
     dial: Box<Dial>,
+    refused: Mutex<BTreeMap<String, u64>>,
     outlet: OnceLock<Arc<dyn Outlet>>,
+    state: Arc<AsyncMutex<Option<State>>>,
+    witness: Witness,
 }
 
 /// The way to the other registry nodes.
@@ -80,7 +103,60 @@ impl RegistryNode {
         let domain = trust(&*ledger, 0).await?.current().trust.domain;
         let membership = SharedMembership::new(Membership::new(domain, MembershipLimits::default()));
         let subnets = Subnets::new(ledger.clone());
-        Ok(Self { ledger, subnets, domain, membership, validators: Mutex::default(), dial, outlet: OnceLock::new() })
+        Ok(Self {
+            ledger,
+            subnets,
+            domain,
+            membership,
+            validators: Mutex::default(),
+            dial,
+            refused: Mutex::default(),
+            outlet: OnceLock::new(),
+            state: Arc::default(),
+            witness: Witness::default(),
+        })
+    }
+
+    /// Takes in what was kept in this store, and keeps there from now on what it knows, until the node is dropped.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn keep(&self, store: SharedStore) -> Result<(), StoreError> {
+        let state = State::open(store, self.membership.clone()).await?;
+        self.witness.restore(state.evidence().await?);
+        *self.state.lock().await = Some(state);
+        let state = Arc::downgrade(&self.state);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SAVE_EVERY).await;
+                let Some(state) = state.upgrade() else { return };
+                save(&state).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// What convicts validators that have approved more than one completion of a request: as this node has asked them.
+    pub fn evidence(&self) -> Vec<Equivocation> {
+        self.witness.evidence()
+    }
+
+    /// Keeps what was approved, and what is evidence together with what was approved before.
+    async fn witness(&self, completion: &Completion, authorization: &Signed<CompletionAuthorization>, approvals: &[Approval]) {
+        for found in self.witness.see(completion, authorization, approvals) {
+            let validator = found.first.approval.validator;
+            tracing::error!(%validator, request = %found.request_id(), "a validator has approved two completions of one request");
+            if let Some(state) = &*self.state.lock().await
+                && let Err(error) = state.add(&found).await
+            {
+                tracing::warn!(%error, "evidence is not kept");
+            }
+        }
+    }
+
+    /// Writes down at once what it knows.
+    pub async fn save(&self) {
+        save(&self.state).await;
     }
 
     /// From here on it tells others what it takes in.
@@ -95,9 +171,27 @@ impl RegistryNode {
     /// As the [`Directory`]'s, for what a node or a gateway brings itself.
     pub async fn hear(&self, news: News) -> Result<bool, RegistryError> {
         if let News::Subnet(subnet) = &news {
-            self.check(subnet).await?;
+            self.counted(self.check(subnet).await)?;
         }
-        self.membership.update(|membership| membership.take(news, unix_now()))
+        self.counted(self.membership.update(|membership| membership.take(news, unix_now())))
+    }
+
+    /// How much was refused since the start, by the field that was wrong.
+    pub fn refused(&self) -> BTreeMap<String, u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn counted<T>(&self, taken: Result<T, RegistryError>) -> Result<T, RegistryError> {
+        let field = match &taken {
+            Err(RegistryError::Invalid { field, .. }) => field,
+            // The same again is a repetition.
+            Err(RegistryError::Stale { given, known }) if given < known => "sequence",
+            Err(RegistryError::Overloaded(_)) => "room",
+            _ => return taken,
+        };
+        // There are only so many fields.
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(field.to_owned()).or_default() += 1;
+        taken
     }
 
     /// What this node knows of the nodes and subnets after these, in the order of their addresses and ids: at most so many of each.
@@ -105,10 +199,15 @@ impl RegistryNode {
         self.membership.read(|membership| membership.known(after, most, unix_now()))
     }
 
+    /// How many nodes are live, and how many subnets there are.
+    pub fn counts(&self) -> (usize, usize) {
+        self.membership.read(|membership| membership.counts(unix_now()))
+    }
+
     /// Takes in what a node or a gateway brings, and tells the others.
     fn take(&self, news: News) -> Result<(), RegistryError> {
         let told = self.outlet.get().map(|outlet| (outlet, news.clone()));
-        let is_new = self.membership.update(|membership| membership.take(news, unix_now()))?;
+        let is_new = self.counted(self.membership.update(|membership| membership.take(news, unix_now())))?;
         if let (true, Some((outlet, news))) = (is_new, told) {
             outlet.tell(news);
         }
@@ -158,15 +257,15 @@ impl RegistryNode {
         }
     }
 
-    /// Asks the members of these committees in parallel, until M of each have approved.
-    async fn certify<A>(
+    /// Asks the members of these committees in parallel, until M of each have approved. Returns who has approved, and what is missing.
+    async fn collect<A>(
         &self,
         trust: &TrustHistory,
         committees: &[Committee],
         digest: B256,
         timeout: Duration,
         ask: A,
-    ) -> Result<QuorumCertificate, RegistryError>
+    ) -> (Vec<Approval>, Result<(), RegistryError>)
     where
         A: Fn(Arc<dyn Validator>) -> BoxFuture<'static, Result<Approval, RegistryError>>,
     {
@@ -181,7 +280,11 @@ impl RegistryNode {
             .collect();
         let mut approvals: BTreeMap<Address, Approval> = BTreeMap::new();
         let mut reasons = Vec::new();
-        while let Some((validator, answer)) = answers.next().await {
+        let mut is_hopeless = false;
+        loop {
+            // When it cannot be enough any more, nobody is waited for; but those who have answered may be convicted by it.
+            let answered = if is_hopeless { answers.next().now_or_never().flatten() } else { answers.next().await };
+            let Some((validator, answer)) = answered else { break };
             waiting.remove(&validator);
             match answer {
                 // A signature is checked as it comes: a bad one must not keep a good one from counting.
@@ -195,20 +298,18 @@ impl RegistryNode {
                 Err(_) => reasons.push(format!("{validator}: no answer in {timeout:?}")),
             }
             if committees.iter().all(|committee| short(committee, |member| approvals.contains_key(member)).is_none()) {
-                return Ok(QuorumCertificate::new(approvals.into_values().collect()));
+                return (approvals.into_values().collect(), Ok(()));
             }
-            // Whoever has not answered yet could not make it enough any more.
             let hopes = |member: &Address| approvals.contains_key(member) || waiting.contains(member);
-            if committees.iter().any(|committee| short(committee, hopes).is_some()) {
-                break;
-            }
+            is_hopeless = committees.iter().any(|committee| short(committee, hopes).is_some());
         }
         if reasons.is_empty() {
             reasons.push("no validators of the committee are registered".into());
         }
         let missing = committees.iter().find_map(|committee| short(committee, |member| approvals.contains_key(member)));
         let (have, need) = missing.unwrap_or_default();
-        Err(RegistryError::TooFewApprovals { have, need, reasons: reasons.join("; ") })
+        let missing = RegistryError::TooFewApprovals { have, need, reasons: reasons.join("; ") };
+        (approvals.into_values().collect(), Err(missing))
     }
 }
 
@@ -261,12 +362,16 @@ impl Directory for RegistryNode {
     }
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.check(&subnet).await?;
+        self.counted(self.check(&subnet).await)?;
         self.take(News::Subnet(subnet))
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.membership.read(|membership| membership.subnet(&id).cloned())
+    }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
     }
 }
 
@@ -283,7 +388,8 @@ impl Attestors for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.preprocessing(&request).await })
         };
-        self.certify(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await
+        let (approvals, enough) = self.collect(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await;
+        enough.map(|()| QuorumCertificate::new(approvals))
     }
 
     #[tracing::instrument(name = "registry.completion", skip_all, fields(request = %request.quote.request_id))]
@@ -297,7 +403,9 @@ impl Attestors for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.completion(&request).await })
         };
-        self.certify(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await
+        let (approvals, enough) = self.collect(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await;
+        self.witness(&completion, &request.authorization, &approvals).await;
+        enough.map(|()| QuorumCertificate::new(approvals))
     }
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
@@ -311,6 +419,7 @@ impl Attestors for RegistryNode {
             let request = request.clone();
             Box::pin(async move { validator.settlement(&request).await })
         };
-        self.certify(&history, &committees, digest, SETTLEMENT_TIMEOUT, ask).await
+        let (approvals, enough) = self.collect(&history, &committees, digest, SETTLEMENT_TIMEOUT, ask).await;
+        enough.map(|()| QuorumCertificate::new(approvals))
     }
 }

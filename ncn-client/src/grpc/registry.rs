@@ -4,14 +4,16 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use ncn_core::{
     Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChange, NodeChanges, NodeQuery,
-    NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, Signed, Subnet,
+    NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed, Subnet, registry::SUBNETS_PAGE,
 };
 use tonic::{Status, transport::Channel};
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, MAX_SUBNET_BYTES,
-    proto::{self, p2p_registry_service_client::P2pRegistryServiceClient},
+    proto::{
+        self, p2p_registry_service_client::P2pRegistryServiceClient, registry_status_service_client::RegistryStatusServiceClient,
+    },
 };
 
 /// The most nodes that a discovery is read to.
@@ -21,15 +23,27 @@ const MAX_NODES: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct GrpcRegistry {
     client: P2pRegistryServiceClient<Channel>,
+    channel: Channel,
 }
 
 impl GrpcRegistry {
     /// The registry node at this URL. It is called when it is first used.
     pub fn new(url: &str) -> Result<Self, EndpointError> {
-        let client = P2pRegistryServiceClient::new(channel(url)?)
+        let channel = channel(url)?;
+        let client = P2pRegistryServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_SUBNET_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { client })
+        Ok(Self { client, channel })
+    }
+
+    /// What the node says of itself.
+    ///
+    /// # Errors
+    /// Where it has no peers, it has no such service.
+    pub async fn status(&self) -> Result<RegistryStatus, RegistryError> {
+        let mut client = RegistryStatusServiceClient::new(self.channel.clone());
+        let status = bounded::<_, RegistryError>(client.get_registry_status(proto::Empty {})).await?;
+        Ok(status.into_inner().into())
     }
 
     async fn call<T>(
@@ -84,6 +98,12 @@ impl Directory for GrpcRegistry {
             .await?
             .into_inner()
             .try_into()?)
+    }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        let after = proto::SubnetId { id: wire::bytes(after) };
+        let page = self.call(async |mut client| list(client.list_subnets(after).await?.into_inner(), SUBNETS_PAGE).await);
+        Ok(page.await??)
     }
 }
 

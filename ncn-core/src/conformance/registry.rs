@@ -119,6 +119,18 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     rules.ok("defining it again changes nothing", registry.register_subnet(signed.clone()).await)?;
     let found = registry.subnet(id).await;
     rules.check("a subnet is found as it was signed", found.as_ref() == Ok(&signed), found)?;
+    let mut listed = Vec::new();
+    loop {
+        let after = listed.last().map_or(B256::ZERO, |subnet: &Signed<Subnet>| subnet.message.id());
+        let page = rules.ok("subnets are listed", registry.subnets(after).await)?;
+        let ids = [after].into_iter().chain(page.iter().map(|subnet| subnet.message.id()));
+        rules.check("subnets are listed in the order of their ids", ids.is_sorted_by(|a, b| a < b), &page)?;
+        if page.is_empty() {
+            break;
+        }
+        listed.extend(page);
+    }
+    rules.check("every subnet is listed", listed.contains(&signed), listed)?;
     let mut other = scene.subnet.clone();
     other.split.gateway_bps += 1;
     let other = scene.sign(other, &scene.gateway).await;
@@ -316,16 +328,9 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
 }
 
 async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
-    let (registry, client) = (scene.registry(), key());
-    let PreprocessingRequest { request, quote } = scene.request(&client).await;
-    scene.fixture.pay(&client, &quote).await;
-    let delivery = delivery(&request.message, &quote, &scene.trust, &scene.compute).await;
-    let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
-    let authorized = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };
-    let authorization = scene.sign(authorized, &scene.gateway).await;
-    let dispatches = vec![scene.dispatch(&quote, quote.compute).await];
-    let (preprocessing, voucher, acknowledgement) = (None, None, None);
-    let good = CompletionRequest { request, quote, delivery, preprocessing, voucher, dispatches, acknowledgement, authorization };
+    let registry = scene.registry();
+    let good = served(rules, scene).await?;
+    let completion = rules.ok("a delivery leads to a completion", good.delivery.completion(&good.quote))?;
     let certificate = rules.ok("validators approve a good result", registry.completion(good.clone()).await)?;
     let digest = completion.digest(&scene.trust.domain);
     let committee = rules.ok("a quote names its committee", good.quote.committee_of(&scene.trust))?;
@@ -367,11 +372,26 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let refused = registry.completion(forged).await;
     rules.check("a result is its compute node's", refused.is_err(), refused)?;
 
+    who_serves(rules, scene, &good).await?;
+    let mut second = good.clone();
+    for result in &mut second.delivery.results {
+        result.message.output_hash = [8; 32].into();
+        *result = scene.sign(result.message.clone(), &scene.compute).await;
+    }
+    second.authorization = scene.authorize(&second).await;
+    let second = registry.completion(second).await;
+    rules.check("no two results of one node are approved for a request", second.is_err(), second)?;
+    rules.ok("the one that was approved is approved again", registry.completion(good).await).map(drop)
+}
+
+/// Who is paid is whom the gateway had serve.
+async fn who_serves(rules: &mut Rules, scene: &Scene<'_>, good: &CompletionRequest) -> Result<(), Violation> {
+    let registry = scene.registry();
     // Whoever knows an order may register a node for nothing, and sign a result that is good in itself.
     let bystander = key();
     let record = scene.sign(scene.record(&bystander, 1), &bystander).await;
     rules.ok("another node registers", registry.register(record).await)?;
-    let stolen = super::delivery(&good.request.message, &good.quote, &scene.trust, &bystander).await;
+    let stolen = delivery(&good.request.message, &good.quote, &scene.trust, &bystander).await;
     let mut theft = CompletionRequest { delivery: stolen, ..good.clone() };
     let refused = registry.completion(theft.clone()).await;
     rules.refused("the gateway's word is for one result", refused, RegistryError::is_retryable)?;
@@ -417,4 +437,18 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
     let refused = registry.completion(claim).await;
     rules.check("a node waits for its gateway", refused.is_err(), refused)?;
     rules.ok("a node that took over is approved by the gateway's word", registry.completion(theft).await).map(drop)
+}
+
+/// A request that was paid and served, as its gateway brings it.
+async fn served(rules: &mut Rules, scene: &Scene<'_>) -> Result<CompletionRequest, Violation> {
+    let client = key();
+    let PreprocessingRequest { request, quote } = scene.request(&client).await;
+    scene.fixture.pay(&client, &quote).await;
+    let delivery = delivery(&request.message, &quote, &scene.trust, &scene.compute).await;
+    let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
+    let authorized = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };
+    let authorization = scene.sign(authorized, &scene.gateway).await;
+    let dispatches = vec![scene.dispatch(&quote, quote.compute).await];
+    let (preprocessing, voucher, acknowledgement) = (None, None, None);
+    Ok(CompletionRequest { request, quote, delivery, preprocessing, voucher, dispatches, acknowledgement, authorization })
 }

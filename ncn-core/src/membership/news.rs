@@ -29,9 +29,8 @@ impl Membership {
         now: UnixTime,
     ) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
         let nodes = self.members.range((Bound::Excluded(node), Bound::Unbounded)).filter(|(_, member)| member.is_live(now));
-        let subnets = self.subnets.range((Bound::Excluded(subnet), Bound::Unbounded));
         let nodes = nodes.take(most).map(|(_, member)| member.record.clone());
-        (nodes.collect(), subnets.take(most).map(|(_, subnet)| subnet.clone()).collect())
+        (nodes.collect(), self.subnets(subnet, most))
     }
 
     /// Takes news in, by the same rules wherever they come from. False when they are no news.

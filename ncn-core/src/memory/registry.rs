@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
@@ -8,7 +11,9 @@ use crate::{
     Approval, Attestors, BatchRequest, Committee, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
     InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
     Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
+    evidence::ApprovalKey,
     membership::{Membership, MembershipLimits, SharedMembership},
+    registry::SUBNETS_PAGE,
     trust::{Quorum, Tenure},
     validation::{self, ValidationContext},
 };
@@ -22,13 +27,14 @@ pub struct MemoryRegistry {
     validators: Vec<DynSigner>,
     membership: Arc<SharedMembership>,
     clock: Clock,
+    approved: Mutex<HashMap<ApprovalKey, B256>>,
 }
 
 impl MemoryRegistry {
     /// A registry of the network `trust`, with these validators.
     pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
         let membership = SharedMembership::new(Membership::new(trust.domain, MembershipLimits::default()));
-        Self { trust, validators, membership, clock }
+        Self { trust, validators, membership, clock, approved: Mutex::default() }
     }
 
     /// The network, which has been as it is since its first second.
@@ -106,6 +112,10 @@ impl Directory for MemoryRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.membership.read(|membership| membership.subnet(&id).cloned())
     }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
+    }
 }
 
 #[async_trait]
@@ -124,6 +134,11 @@ impl Attestors for MemoryRegistry {
         }
         let nodes = completion.contributions.iter().map(|contribution| contribution.compute);
         self.judge(&request.request.message, nodes, |context| validation::completion(&request, context))?;
+        let key = ApprovalKey::of(&completion, request.authorization.message.author);
+        let hash = completion.struct_hash();
+        if *self.approved.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(hash) != hash {
+            return Err(RegistryError::Refused("completion: another one of this request was approved before".into()));
+        }
         self.certify(&[request.quote.committee_of(&self.trust)?], &completion.digest(&self.trust.domain)).await
     }
 

@@ -346,6 +346,7 @@ enum Flaw {
     NeedsNoGateway,
     ForgetsToSayWhoLeft,
     IsSyncedTooEarly,
+    ForgetsWhatItApproved,
 }
 
 struct BrokenRegistry {
@@ -389,6 +390,10 @@ impl Directory for BrokenRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.scene.registry.subnet(id).await
     }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        self.scene.registry.subnets(after).await
+    }
 }
 
 #[async_trait]
@@ -401,6 +406,9 @@ impl Attestors for BrokenRegistry {
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
         let approved = self.scene.registry.completion(request).await;
         match &approved {
+            Err(RegistryError::Refused(reason)) if self.flaw == Flaw::ForgetsWhatItApproved && reason.starts_with("completion") => {
+                Ok(QuorumCertificate::default())
+            }
             Err(RegistryError::Refused(reason)) if self.flaw == Flaw::NeedsNoGateway && reason.starts_with("authorization") => {
                 Ok(QuorumCertificate::default())
             }
@@ -438,6 +446,7 @@ async fn broken_registries_are_caught() {
         (Flaw::NeedsNoGateway, "the gateway's word is for one result"),
         (Flaw::ForgetsToSayWhoLeft, "who left is told, a heartbeat is not"),
         (Flaw::IsSyncedTooEarly, "a watch begins with all that is live"),
+        (Flaw::ForgetsWhatItApproved, "no two results of one node are approved for a request"),
     ];
     for (flaw, rule) in caught {
         let broken = BrokenRegistry { scene: Scene::new(), flaw };

@@ -7,7 +7,7 @@ use ncn_core::{
     Address, Confinement, Deregistration, Domain, DynSigner, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole, RegistryError,
     Signed,
     crypto::Authored,
-    membership::{CLOCK_SKEW_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Watch},
+    membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Watch},
 };
 use proptest::prelude::*;
 
@@ -81,6 +81,42 @@ async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
     members.register(signed[1].clone(), NOW).unwrap();
     assert!(matches!(members.register(signed[2].clone(), NOW), Err(RegistryError::Overloaded(_))));
     members.register(signed[2].clone(), NOW + 11).unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_forgets_nothing() {
+    let (domain, stays, leaves) = (Scene::new().trust.domain, key(), key());
+    let mut members = Membership::new(domain, MembershipLimits::default());
+    let mut old = Vec::new();
+    for node in [&stays, &leaves] {
+        old.push(Signed::sign(record(node.address(), 1, NOW + 600), &domain, &**node).await.unwrap());
+        members.register(old.last().unwrap().clone(), NOW).unwrap();
+    }
+    let (saved, known) = members.changed_after(0, 10);
+    assert_eq!(known.iter().map(|known| known.record.clone()).collect::<Vec<_>>(), old);
+    assert_eq!(members.changed_after(0, 1).1, known[..1]);
+    let farewell = Deregistration { node: leaves.address(), sequence: 2 };
+    members.deregister(&Signed::sign(farewell, &domain, &*leaves).await.unwrap(), NOW + 1).unwrap();
+    let (saved, changed) = members.changed_after(saved, 10);
+    assert!(matches!(&changed[..], [one] if one.departed && one.sequence == 2));
+    assert_eq!(members.changed_after(saved, 10), (saved, Vec::new()));
+
+    let mut restarted = Membership::new(domain, MembershipLimits::default());
+    let at = NOW + 60;
+    for known in [&known[0], &changed[0]] {
+        restarted.restore(known.clone(), at);
+    }
+    let found = |members: &Membership, now| members.discover(&NodeQuery::default(), now);
+    assert_eq!(found(&restarted, at + 2 * HEARTBEAT_SECONDS), old[..1], "it has time to be heard");
+    assert_eq!(found(&restarted, at + 2 * HEARTBEAT_SECONDS + 1), [], "it is silent");
+    let stale = restarted.register(old[1].clone(), at);
+    assert_eq!(stale, Err(RegistryError::Stale { given: 1, known: 2 }), "who has left is not brought back");
+    let beat = Heartbeat { node: stays.address(), sequence: 2, sent_at: at };
+    restarted.heartbeat(&Signed::sign(beat, &domain, &*stays).await.unwrap(), at).unwrap();
+    assert_eq!(found(&restarted, at + LIVENESS_SECONDS), old[..1]);
+    let mut late = Membership::new(domain, MembershipLimits::default());
+    late.restore(known[0].clone(), NOW + 601);
+    assert!(late.is_empty(), "its record has expired");
 }
 
 /// A registry that lies about the newest sequence could have a node sign the largest one, after which no other one is newer.

@@ -7,12 +7,13 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use ncn_core::{NodeChange, NodeQuery, Registry, RegistryError, Validator};
+use ncn_core::{B256, NodeChange, NodeQuery, Registry, RegistryError, RegistryStatus, Validator};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
         self,
         p2p_registry_service_server::{P2pRegistryService, P2pRegistryServiceServer},
+        registry_status_service_server::{RegistryStatusService, RegistryStatusServiceServer},
         validator_service_server::{ValidatorService, ValidatorServiceServer},
     },
 };
@@ -28,9 +29,19 @@ pub fn validator_service(validator: Arc<dyn Validator>) -> ValidatorServiceServe
     ValidatorServiceServer::new(ValidatorAdapter(validator)).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
+/// Tells what a registry node says of itself.
+pub type StatusSource = dyn Fn() -> RegistryStatus + Send + Sync;
+
+/// Serves what a registry node says of itself.
+pub fn status_service(status: Arc<StatusSource>) -> RegistryStatusServiceServer<impl RegistryStatusService> {
+    RegistryStatusServiceServer::new(StatusAdapter(status))
+}
+
 struct RegistryAdapter(Arc<dyn Registry>);
 
 struct ValidatorAdapter(Arc<dyn Validator>);
+
+struct StatusAdapter(Arc<StatusSource>);
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn status(error: RegistryError) -> Status {
@@ -50,6 +61,7 @@ fn ack((): ()) -> Response<proto::Ack> {
 #[async_trait]
 impl P2pRegistryService for RegistryAdapter {
     type DiscoverNodesStream = BoxStream<'static, Result<proto::NodeInfo, Status>>;
+    type ListSubnetsStream = BoxStream<'static, Result<proto::CreateSubnetRequest, Status>>;
     type WatchNodesStream = BoxStream<'static, Result<proto::NodeChange, Status>>;
 
     async fn register_node(&self, request: Request<proto::NodeInfo>) -> Result<Response<proto::Ack>, Status> {
@@ -104,6 +116,19 @@ impl P2pRegistryService for RegistryAdapter {
         Ok(Response::new(self.0.subnet(id).await.map_err(status)?.into()))
     }
 
+    async fn list_subnets(&self, request: Request<proto::SubnetId>) -> Result<Response<Self::ListSubnetsStream>, Status> {
+        let after = wire::hash("id", &request.into_inner().id);
+        let after = after.map_err(|error| status(RegistryError::invalid(error.field, error.problem)))?;
+        // Page by page, as they are read.
+        let page = |(registry, after): (Arc<dyn Registry>, Option<B256>)| async move {
+            let page = registry.subnets(after?).await;
+            let last = page.as_ref().ok()?.last().map(|subnet| subnet.message.id());
+            Some((stream::iter(page.unwrap_or_default()), (registry, last)))
+        };
+        let subnets = stream::unfold((self.0.clone(), Some(after)), page).flatten();
+        Ok(Response::new(subnets.map(|subnet| Ok(subnet.into())).boxed()))
+    }
+
     async fn request_preprocessing_validation(
         &self,
         request: Request<proto::InferenceRequest>,
@@ -123,6 +148,13 @@ impl P2pRegistryService for RegistryAdapter {
         request: Request<proto::SettlementBatch>,
     ) -> Result<Response<proto::SettlementValidation>, Status> {
         Ok(Response::new(self.0.settlement(Arc::new(read(request)?)).await.map_err(status)?.into()))
+    }
+}
+
+#[async_trait]
+impl RegistryStatusService for StatusAdapter {
+    async fn get_registry_status(&self, _: Request<proto::Empty>) -> Result<Response<proto::RegistryStatus>, Status> {
+        Ok(Response::new((self.0)().into()))
     }
 }
 

@@ -6,11 +6,14 @@ use ncn_core::Address;
 use ncn_core::{
     Approval, BatchRequest, ChainView, CompletionRequest, Directory, DirectoryExt as _, Domain, DynSigner, InferenceRequest,
     LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustHistory, Validator,
-    validation::{self, ValidationContext},
+    validation::{self, CLAIM_SECONDS, ValidationContext},
 };
 
-use super::{subnets::Subnets, trust};
-use crate::payments::{PaymentCheckError, PaymentVerifier};
+use super::{given::Approvals, subnets::Subnets, trust};
+use crate::{
+    payments::{PaymentCheckError, PaymentVerifier},
+    store::{SharedStore, StoreError},
+};
 use ncn_client::unix_now;
 
 /// A validator: judges by what registry and chain say, and signs what passes.
@@ -20,13 +23,22 @@ pub struct ValidatorNode {
     ledger: Arc<dyn ChainView>,
     payments: PaymentVerifier,
     subnets: Subnets,
+    given: Approvals,
 }
 
 impl ValidatorNode {
-    /// The validator with this key.
+    /// The validator with this key. What it approves, it remembers until it is dropped.
     pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn ChainView>) -> Self {
         let (payments, subnets) = (PaymentVerifier::new(ledger.clone()), Subnets::new(ledger.clone()));
-        Self { signer, registry, ledger, payments, subnets }
+        Self { signer, registry, ledger, payments, subnets, given: Approvals::default() }
+    }
+
+    /// The same, with a store in which it keeps what it approves: one that has restarted does not approve something else.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn keeping(self, store: SharedStore) -> Result<Self, StoreError> {
+        Ok(Self { given: Approvals::open(store).await?, ..self })
     }
 
     /// What there is to know about a request: its subnet, and the records of those of its compute nodes that are live. Asked for together,
@@ -114,6 +126,9 @@ impl Validator for ValidatorNode {
             PaymentCheckError::NotYet(problem) => RegistryError::Unreachable(problem),
             PaymentCheckError::Refused(problem) => RegistryError::Refused(format!("payment: {problem}")),
         })?;
+        // Later, the chain has settled or refunded it.
+        let until = quote.expiry.saturating_add(2 * CLAIM_SECONDS);
+        self.given.give(&completion, request.authorization.message.author, until).await?;
         Ok(Approval::sign(&completion.digest(&domain), &*self.signer).await?)
     }
 

@@ -1,6 +1,6 @@
 //! What registry nodes say to each other.
 
-use ncn_core::membership::News;
+use ncn_core::{RegistryStatus, membership::News};
 use prost::{Message, bytes::Bytes};
 
 use super::{WireError, required};
@@ -16,6 +16,36 @@ use crate::{
 pub fn decode<M: Message + Default + Described>(frame: Bytes) -> Result<M, WireError> {
     check_entries::<M>(&frame)?;
     M::decode(frame).map_err(|error| WireError::new("message", error.to_string()))
+}
+
+impl From<RegistryStatus> for proto::RegistryStatus {
+    fn from(status: RegistryStatus) -> Self {
+        let RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime } = status;
+        Self {
+            peer,
+            addresses,
+            peers,
+            nodes,
+            subnets,
+            refused: refused.into_iter().map(|(reason, count)| proto::Refusals { reason, count }).collect(),
+            uptime,
+        }
+    }
+}
+
+impl From<proto::RegistryStatus> for RegistryStatus {
+    fn from(status: proto::RegistryStatus) -> Self {
+        let proto::RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime } = status;
+        Self {
+            peer,
+            addresses,
+            peers,
+            nodes,
+            subnets,
+            refused: refused.into_iter().map(|refusals| (refusals.reason, refusals.count)).collect(),
+            uptime,
+        }
+    }
 }
 
 impl From<News> for proto::News {

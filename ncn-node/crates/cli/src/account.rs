@@ -99,6 +99,17 @@ pub(crate) struct RegistryArguments {
 }
 
 impl RegistryArguments {
+    /// As they can be typed again.
+    pub(crate) fn flags(&self) -> String {
+        format!("--registry {}", typed(Path::new(&self.registry.join(","))))
+    }
+
+    /// Each of them by itself.
+    pub(crate) fn each(&self) -> Result<Vec<(&str, GrpcRegistry)>, Failure> {
+        let open = |url: &String| GrpcRegistry::new(url).map_err(|error| Failure::Input(format!("--registry {error}")));
+        self.registry.iter().map(|url| Ok((url.as_str(), open(url)?))).collect()
+    }
+
     pub(crate) fn open(&self) -> Result<Arc<dyn Registry>, Failure> {
         let open = |url: &String| -> Result<Arc<dyn Registry>, Failure> {
             Ok(Arc::new(GrpcRegistry::new(url).map_err(|error| Failure::Input(format!("--registry {error}")))?))

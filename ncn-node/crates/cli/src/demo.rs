@@ -66,8 +66,9 @@ async fn perform(arguments: &Arguments, inputs: Values, target: ReceiptFile) -> 
     let started = Instant::now();
     let network = LocalNetwork::builder().sandbox(arguments.sandbox).start().await.map_err(Failure::failed)?;
     say(&format!(
-        "network up in {} ms: chain, registry, {} validators, gateway, {} compute nodes",
+        "network up in {} ms: chain, {} registry nodes, {} validators, gateway, {} compute nodes",
         started.elapsed().as_millis(),
+        network.registry_urls().len(),
         network.validator_addresses().len(),
         network.compute_addresses().len()
     ));

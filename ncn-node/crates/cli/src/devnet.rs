@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// Where the gateway listens
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
     gateway: SocketAddr,
-    /// Where the registry node listens
+    /// Where the first of three registry nodes listens
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
     registry: SocketAddr,
     /// Seconds between blocks; by default each transaction has its own block at once
@@ -100,7 +100,7 @@ async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcSe
     let deployment = network.funder().deployment();
     let mut out = std::io::stdout().lock();
     writeln!(out, "gateway     {}", network.gateway_url())?;
-    writeln!(out, "registry    {}", network.registry_url())?;
+    writeln!(out, "registry    {}", network.registry_urls().join(","))?;
     match rpc {
         Some(rpc) => writeln!(out, "chain       {} (id {CHAIN_ID}, gas is free)", rpc.url())?,
         None => writeln!(out, "chain       in this process only; serve it with --rpc 127.0.0.1:8545")?,

@@ -120,7 +120,7 @@ impl ModelArguments {
             } else {
                 let store = self.store.open()?;
                 if gateway.is_some() && store.find(reference).map_or(true, |stored| !stored.missing.is_empty()) {
-                    model::pull(&store, reference, &[], gateway).await?;
+                    model::tell(&model::pull(&store, reference, &[], gateway).await?)?;
                 }
                 store.package(reference).await?
             });

@@ -10,8 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, FeeSplit, Model, Subnet, SubnetModel, membership::MembershipLimits};
-use ncn_devnet::quickstart;
+use ncn_core::{Amount, membership::MembershipLimits};
 use ncn_models::Source;
 use ncn_node::{
     channel::BatchPolicy,
@@ -28,6 +27,7 @@ use crate::{
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     files::read_within,
     serving,
+    subnet::SubnetArguments,
 };
 
 /// A certificate and all that lead to its root have a few thousand.
@@ -58,15 +58,8 @@ pub(crate) struct Arguments {
     /// The directory in which it keeps what must survive a crash
     #[arg(long, value_name = "DIRECTORY")]
     state: PathBuf,
-    /// Its subnet's name. Creating a subnet costs a fee in tokens, once
-    #[arg(long, value_name = "NAME", default_value = "quickstart")]
-    subnet: String,
-    /// The most that creating the subnet may cost, in tokens
-    #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "10")]
-    max_fee: Amount,
-    /// A model's manifest; several may be given. The built-in quickstart model by default
-    #[arg(long, value_name = "FILE")]
-    manifest: Vec<PathBuf>,
+    #[command(flatten)]
+    subnet: SubnetArguments,
     /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
     #[arg(long, value_name = "URL")]
     model_source: Vec<String>,
@@ -85,22 +78,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let printable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if arguments.subnet.is_empty() || arguments.subnet.len() > 64 || !arguments.subnet.chars().all(printable) {
-        return Err(Failure::Input("--subnet: takes 1 to 64 letters, digits, `-`, `_` and `.`".into()));
-    }
-    let mut manifests = Vec::new();
-    for path in &arguments.manifest {
-        let refuse = |error: String| Failure::Input(format!("--manifest {}: {error}", path.display()));
-        let manifest = Bytes::from(fs::read(path).map_err(|error| refuse(error.to_string()))?);
-        Model::parse(manifest.clone()).map_err(|error| refuse(error.to_string()))?;
-        manifests.push(manifest);
-    }
+    let manifests = arguments.subnet.manifests()?;
     for url in &arguments.model_source {
         Source::named_by_others(url).map_err(|error| Failure::Input(format!("--model-source: {error}")))?;
-    }
-    if manifests.is_empty() {
-        manifests.push(Bytes::from_static(quickstart::MANIFEST));
     }
     let listen = listen(arguments)?;
     serving(start(arguments, manifests, listen), RunningGateway::shutdown)
@@ -144,28 +124,12 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
     // Last of all that can be refused: creating a subnet costs a fee, once.
-    let refuse = |error| Failure::Failed(format!("subnet: {error}"));
-    let fee = account.subnet_fee(&arguments.subnet).await.map_err(refuse)?;
-    if fee > arguments.max_fee {
-        let limit = arguments.max_fee;
-        let problem = format!("--max-fee: creating the subnet costs {fee}, the limit is {limit}: raise it; nothing was paid");
-        return Err(Failure::Input(problem));
-    }
-    account.create_subnet(&arguments.subnet, arguments.max_fee).await.map_err(refuse)?;
+    let subnet = arguments.subnet.create(&account, &manifests).await?;
     let settle = BatchPolicy {
         max_requests: arguments.settle_requests,
         max_age: Duration::from_secs(arguments.settle_after),
         max_value: arguments.settle_value,
         ..BatchPolicy::default()
-    };
-    let models = manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
-    let subnet = Subnet {
-        owner: signer.address(),
-        name: arguments.subnet.clone(),
-        models: models.collect::<Result<_, Failure>>()?,
-        split: FeeSplit::default(),
-        // What is announced later replaces what was announced before.
-        version: ncn_client::unix_now(),
     };
     let (model_sources, least_relayed) = (arguments.model_source.clone(), arguments.least_relayed);
     let options = GatewayOptions { model_sources, least_relayed, ..GatewayOptions::default() };

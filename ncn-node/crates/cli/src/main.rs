@@ -21,6 +21,7 @@ mod price;
 mod quote;
 mod refund;
 mod registry;
+mod subnet;
 mod unfinished;
 mod validator;
 mod verify;
@@ -83,8 +84,11 @@ enum Command {
     /// A network's contracts
     #[command(subcommand)]
     Contracts(contracts::Command),
-    /// Run a node of the peer-to-peer registry, or list whom one knows
+    /// Run a node of the peer-to-peer registry, or ask one what it knows
     Registry(Box<registry::Arguments>),
+    /// What gateways offer, and who serves it
+    #[command(subcommand)]
+    Subnet(Box<subnet::Command>),
     /// Run a gateway
     Gateway(gateway::Arguments),
     /// Run a compute node
@@ -233,6 +237,7 @@ fn main() -> ExitCode {
         Command::Validator(command) => validator::run(&command),
         Command::Contracts(command) => contracts::run(&command),
         Command::Registry(arguments) => registry::run(&arguments),
+        Command::Subnet(command) => subnet::run(&command),
         Command::Gateway(arguments) => gateway::run(&arguments),
         Command::Compute(arguments) => compute::run(&arguments),
     };

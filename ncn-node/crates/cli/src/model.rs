@@ -130,7 +130,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Pull { model, from, gateway, store } => {
             let store = store.open()?;
             let interrupted = Failure::Failed("interrupted; what was fetched is kept: the same command goes on with it".into());
-            run_until(pull(&store, model, from, gateway.as_deref()), interrupted)
+            run_until(async { tell(&pull(&store, model, from, gateway.as_deref()).await?) }, interrupted)
         }
         Command::Verify { model, store } => block_on(verify(store, model.as_deref())),
         Command::Remove { model, store } => block_on(remove(&store.open()?, model)),
@@ -156,7 +156,7 @@ fn add(store: &ModelStore, directory: &Path) -> Result<(), Failure> {
     block_on(async { tell(&store.add(directory).await?) })
 }
 
-pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], gateway: Option<&str>) -> Result<(), Failure> {
+pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], gateway: Option<&str>) -> Result<Model, Failure> {
     let mut sources = from.iter().map(|url| Source::new(url)).collect::<Result<Vec<_>, _>>()?;
     let model = if let Some(url) = gateway {
         let (model, more) = ask_gateway(url, reference).await?;
@@ -176,7 +176,7 @@ pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], g
     };
     let progress = Progress::default();
     showing(&progress, &model, store.pull(&model, &sources, &progress)).await?;
-    tell(&model)
+    Ok(model)
 }
 
 /// The model as a gateway has it, and where its files are.
@@ -326,7 +326,7 @@ fn title(model: &Model) -> impl fmt::Display {
 }
 
 /// One line for people and scripts: which model this is.
-fn tell(model: &Model) -> Result<(), Failure> {
+pub(crate) fn tell(model: &Model) -> Result<(), Failure> {
     Ok(writeln!(std::io::stdout(), "{} {}", title(model), hex::encode(model.digest()))?)
 }
 

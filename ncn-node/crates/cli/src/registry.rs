@@ -1,6 +1,7 @@
 //! `ncn registry`: a node of the peer-to-peer registry, which with a validator's key is that validator.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     net::{IpAddr, SocketAddr, TcpListener},
@@ -9,14 +10,15 @@ use std::{
     sync::Arc,
 };
 
-use ncn_core::{NodeQuery, NodeRecord, NodeRole};
+use ncn_core::{NodeQuery, NodeRecord, NodeRole, RegistryStatus};
+use ncn_node::store::SharedStore;
 use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, RunningPeerRegistry};
 use serde_json::json;
 
 use crate::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments},
-    block_on, sanitize, serving, typed,
+    block_on, sanitize, serving, subnet, typed,
 };
 
 /// The node's key to the peer-to-peer network, in its state directory.
@@ -45,7 +47,8 @@ struct Run {
     /// Registry nodes to begin with, separated by commas: /ip4/192.0.2.1/tcp/8828/p2p/12D3...
     #[arg(long, value_name = "MULTIADDRESS", value_delimiter = ',')]
     bootstrap: Vec<Multiaddr>,
-    /// The directory in which it keeps its key to the network; without one, it is another peer each time
+    /// The directory in which it keeps its key to the network, and what it knows; without one, it is another peer each time, and knows
+    /// nobody
     #[arg(long, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
     #[command(flatten)]
@@ -57,8 +60,14 @@ struct Run {
 
 #[derive(clap::Subcommand)]
 enum Show {
+    /// Show what a registry node says of itself
+    Status(Asked),
+    /// List the peers with which a registry node is connected
+    Peers(Asked),
     /// List the nodes that a registry node knows to be live
     Nodes(Asked),
+    /// List the subnets that a registry node knows
+    Subnets(Asked),
     /// List the validators that a registry node knows to be live
     Validators(Asked),
 }
@@ -74,10 +83,58 @@ struct Asked {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.show {
+        Some(Show::Status(asked)) => status(asked),
+        Some(Show::Peers(asked)) => peers(asked),
+        Some(Show::Subnets(asked)) => block_on(async { subnet::list(&*asked.registry.open()?, asked.json).await }),
         Some(Show::Nodes(asked)) => show(asked, None),
         Some(Show::Validators(asked)) => show(asked, Some(NodeRole::Validator)),
         None => serving(start(&arguments.run), RunningPeerRegistry::shutdown),
     }
+}
+
+/// Of each registry node that is named, what it says of itself.
+fn statuses(asked: &Asked) -> Result<Vec<(&str, RegistryStatus)>, Failure> {
+    let mut statuses = Vec::new();
+    block_on(async {
+        for (url, registry) in asked.registry.each()? {
+            statuses.push((url, registry.status().await.map_err(|error| Failure::Failed(format!("{url}: {error}")))?));
+        }
+        Ok(())
+    })?;
+    Ok(statuses)
+}
+
+fn status(asked: &Asked) -> Result<(), Failure> {
+    let statuses = statuses(asked)?;
+    let mut out = io::stdout();
+    if asked.json {
+        let statuses: BTreeMap<_, _> = statuses.into_iter().collect();
+        return Ok(writeln!(out, "{:#}", json!(statuses))?);
+    }
+    for (url, RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime }) in statuses {
+        writeln!(out, "{url}: peer {}", sanitize(&peer))?;
+        for address in addresses {
+            writeln!(out, "  called at  {}", sanitize(&address))?;
+        }
+        writeln!(out, "  up for     {uptime} s")?;
+        writeln!(out, "  knows      {nodes} nodes, {subnets} subnets; connected with {} peers", peers.len())?;
+        let refused: Vec<_> = refused.iter().map(|(reason, count)| format!("{count} {}", sanitize(reason))).collect();
+        writeln!(out, "  refused    {}", if refused.is_empty() { "nothing".into() } else { refused.join(", ") })?;
+    }
+    Ok(())
+}
+
+fn peers(asked: &Asked) -> Result<(), Failure> {
+    let statuses = statuses(asked)?;
+    let mut out = io::stdout();
+    if asked.json {
+        let peers: BTreeMap<_, _> = statuses.into_iter().map(|(url, status)| (url, status.peers)).collect();
+        return Ok(writeln!(out, "{:#}", json!(peers))?);
+    }
+    for peer in statuses.iter().flat_map(|(_, status)| &status.peers) {
+        writeln!(out, "{}", sanitize(peer))?;
+    }
+    Ok(())
 }
 
 fn show(asked: &Asked, role: Option<NodeRole>) -> Result<(), Failure> {
@@ -117,6 +174,10 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
     let options =
         PeerOptions { key, listen: addresses(p2p)?, announce: announce.clone(), bootstrap: bootstrap.clone(), serves: true };
     let builder = PeerRegistry::builder(ledger, options).listen(*listen);
+    let builder = match state {
+        Some(directory) => builder.store(open_store(directory)?),
+        None => builder,
+    };
     let builder = match validator.clone() {
         Some(signer) => builder.validator(signer),
         None => builder,
@@ -126,7 +187,7 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
         error => Failure::failed(error),
     })?;
     let mut out = io::stdout();
-    writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url())?;
+    writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url().unwrap_or_default())?;
     for address in node.status().addresses {
         writeln!(out, "peers call it at {address}")?;
     }
@@ -135,6 +196,11 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
     }
     out.flush()?;
     Ok(node)
+}
+
+fn open_store(directory: &Path) -> Result<SharedStore, Failure> {
+    let refuse = |error| Failure::Input(format!("--state {}: {error}", typed(directory)));
+    SharedStore::open(&directory.join("registry.redb")).map_err(refuse)
 }
 
 /// The same port for TCP and QUIC.

@@ -1,4 +1,4 @@
-//! A whole network on one machine: an embedded chain with the real contracts, validators, a registry node, a gateway and compute
+//! A whole network on one machine: an embedded chain with the real contracts, validators, registry nodes, a gateway and compute
 //! nodes, which talk gRPC over loopback.
 
 mod chain;

@@ -4,13 +4,13 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use futures::future::{join_all, try_join_all};
 use ncn_client::{
-    Client, ClientBuilder, Payment,
+    Client, ClientBuilder, Payment, Registries,
     evm::{DeployParams, EvmLedger},
     grpc::{EndpointError, GrpcRegistry},
 };
 use ncn_core::{
-    Amount, Compute as _, Confinement, DynSigner, Executor, ExecutorError, FeeSplit, LedgerError, NodeQuery, Registry,
-    RegistryError, SandboxError, Subnet, SubnetModel, Transport, TrustRoot, executor::ModelPackage,
+    Amount, Compute as _, Confinement, DynSigner, Executor, ExecutorError, FeeSplit, LedgerError, Registry, SandboxError, Subnet,
+    SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
 use super::{EmbeddedChain, quickstart};
@@ -22,16 +22,17 @@ use ncn_node::{
     channel::ChannelProcessor,
     compute::ComputeNode,
     gateway::{Gateway, GatewayError},
-    node::{
-        ComputeNodeError, GatewayBuilder, NodeError, RunningComputeNode, RunningGateway, RunningRegistryNode, RunningValidator,
-    },
-    registry::{RegistryNode, ValidatorNode},
+    node::{ComputeNodeError, GatewayBuilder, NodeError, RunningComputeNode, RunningGateway, RunningValidator},
+    registry::ValidatorNode,
     server::LOOPBACK,
     store::{MemoryStore, SharedStore, StoreError},
 };
+use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, Protocol, RunningPeerRegistry};
 
 /// The chain's id, the one that development chains have by custom.
 pub const CHAIN_ID: u64 = 31_337;
+/// How many registry nodes there are.
+const REGISTRY_NODES: usize = 3;
 /// How many requests a compute node runs or reserves capacity for at once.
 const CAPACITY: usize = 256;
 /// What a new client gets.
@@ -48,10 +49,10 @@ pub enum DevnetError {
     /// The chain.
     #[error("chain: {0}")]
     Ledger(#[from] LedgerError),
-    /// The registry.
+    /// A registry node.
     #[error("registry: {0}")]
-    Registry(#[from] RegistryError),
-    /// The registry node or a validator.
+    Peer(#[from] PeerError),
+    /// A validator.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// The gateway.
@@ -103,10 +104,7 @@ pub struct LocalNetwork {
     chain: Arc<EmbeddedChain>,
     deployer: EvmLedger,
     treasury: Address,
-    /// The registry as its nodes reach it.
-    directory: Arc<dyn Registry>,
-    registry: Option<RunningRegistryNode>,
-    registry_url: String,
+    registries: Vec<RunningPeerRegistry>,
     validators: Vec<RunningValidator>,
     gateway: RunningGateway,
     compute_nodes: Vec<RunningComputeNode>,
@@ -236,18 +234,26 @@ impl LocalNetworkBuilder {
         // Validators count from the second after their stake.
         chain.advance(1);
 
-        let reader = Arc::new(deployer.with_signer(new_key()));
-        let registry = RegistryNode::builder(reader).listen(self.registry).start().await?;
-        let registry_url = registry.url();
-        let connect = || Ok::<_, DevnetError>(Arc::new(GrpcRegistry::new(&registry_url)?));
-        let starting: Result<Vec<_>, DevnetError> = keys
-            .into_iter()
-            .map(|key| {
-                let ledger = Arc::new(deployer.with_signer(key.clone()));
-                Ok(ValidatorNode::builder(key, connect()?, ledger).start())
-            })
-            .collect();
-        let validators = try_join_all(starting?).await?;
+        let mut registries = Vec::with_capacity(REGISTRY_NODES);
+        for number in 0..REGISTRY_NODES {
+            let listen = if number == 0 { self.registry } else { LOOPBACK };
+            registries.push(start_registry(&deployer, listen, registries.first()).await?);
+        }
+        let urls: Vec<_> = registries.iter().filter_map(RunningPeerRegistry::url).collect();
+        // Not everyone prefers the same one.
+        let mut turn = 0..;
+        let mut connect = || {
+            let open = |url: &String| Ok::<_, DevnetError>(Arc::new(GrpcRegistry::new(url)?) as Arc<dyn Registry>);
+            let mut all = urls.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            all.rotate_left(turn.next().unwrap_or_default() % REGISTRY_NODES);
+            Ok::<Arc<dyn Registry>, DevnetError>(Arc::new(Registries::new(all)))
+        };
+        let mut starting = Vec::new();
+        for key in keys {
+            let ledger = Arc::new(deployer.with_signer(key.clone()));
+            starting.push(ValidatorNode::builder(key, connect()?, ledger).start());
+        }
+        let validators = try_join_all(starting).await?;
 
         let files = tempfile::tempdir()?;
         let packages = if self.models.is_empty() { vec![quickstart::unpack(files.path())?] } else { self.models.clone() };
@@ -263,19 +269,7 @@ impl LocalNetworkBuilder {
             starting.push(node.gateway(gateway.gateway().address(), gateway.url().unwrap_or_default()).start());
         }
         let compute_nodes = try_join_all(starting).await?;
-        let directory = connect()?;
-        let network = LocalNetwork {
-            chain,
-            deployer,
-            treasury,
-            directory,
-            registry: Some(registry),
-            registry_url,
-            validators,
-            gateway,
-            compute_nodes,
-            _files: files,
-        };
+        let network = LocalNetwork { chain, deployer, treasury, registries, validators, gateway, compute_nodes, _files: files };
         tokio::time::timeout(START_TIMEOUT, network.complete()).await.map_err(|_| DevnetError::Timeout)??;
         Ok(network)
     }
@@ -318,12 +312,27 @@ impl LocalNetworkBuilder {
     }
 }
 
+/// A registry node, which begins with this one.
+async fn start_registry(
+    deployer: &EvmLedger,
+    listen: SocketAddr,
+    first: Option<&RunningPeerRegistry>,
+) -> Result<RunningPeerRegistry, DevnetError> {
+    let bootstrap = match first {
+        Some(first) => first.registry().peer().listens().await,
+        None => Vec::new(),
+    };
+    let at = Multiaddr::from(LOOPBACK.ip()).with(Protocol::Tcp(0));
+    let options = PeerOptions { key: Keypair::generate_ed25519(), listen: vec![at], announce: None, bootstrap, serves: true };
+    Ok(PeerRegistry::builder(Arc::new(deployer.with_signer(new_key())), options).listen(listen).start().await?)
+}
+
 fn new_key() -> DynSigner {
     Arc::new(PrivateKeySigner::random())
 }
 
 impl LocalNetwork {
-    /// Starts a network of five validators, a registry node, a gateway and two compute nodes that run the quickstart model.
+    /// Starts a network of five validators, three registry nodes, a gateway and two compute nodes that run the quickstart model.
     pub async fn start() -> Result<Self, DevnetError> {
         Self::builder().start().await
     }
@@ -365,9 +374,9 @@ impl LocalNetwork {
         self.gateway.url().unwrap_or_default()
     }
 
-    /// How the registry node is called.
-    pub fn registry_url(&self) -> String {
-        self.registry_url.clone()
+    /// How the registry nodes are called, the first one first.
+    pub fn registry_urls(&self) -> Vec<String> {
+        self.registries.iter().filter_map(RunningPeerRegistry::url).collect()
     }
 
     /// The gateway's channels.
@@ -415,32 +424,30 @@ impl LocalNetwork {
         self.compute_nodes.retain(|node| node.node().address() != address);
     }
 
-    /// Takes the registry node off the network without a word, and starts another one in its place: one that knows nobody.
+    /// Takes the first registry node off the network without a word, and starts another one in its place: one that knows nobody.
     pub async fn restart_registry(&mut self) -> Result<(), DevnetError> {
-        let Some(crashed) = self.registry.take() else { return Ok(()) };
-        let address = crashed.address();
+        let crashed = self.registries.remove(0);
+        let address = crashed.address().unwrap_or(LOOPBACK);
         crashed.shutdown().await;
-        let reader = Arc::new(self.deployer.with_signer(new_key()));
-        self.registry = Some(RegistryNode::builder(reader).listen(address).start().await?);
+        let restarted = start_registry(&self.deployer, address, self.registries.first()).await?;
+        self.registries.insert(0, restarted);
         Ok(())
     }
 
-    /// Ends the network in order: compute nodes, the gateway, validators, the registry node.
+    /// Ends the network in order: compute nodes, the gateway, validators, the registry nodes.
     pub async fn shutdown(self) {
         join_all(self.compute_nodes.into_iter().map(RunningComputeNode::shutdown)).await;
         self.gateway.shutdown().await;
         join_all(self.validators.into_iter().map(RunningValidator::shutdown)).await;
-        if let Some(registry) = self.registry {
-            registry.shutdown().await;
-        }
+        join_all(self.registries.into_iter().map(RunningPeerRegistry::shutdown)).await;
     }
 
     /// Returns once every node is registered and every compute node attached.
     async fn complete(&self) -> Result<(), DevnetError> {
         let nodes = self.validators.len() + self.compute_nodes.len() + 1;
         loop {
-            let registered = self.directory.discover(NodeQuery::default()).await?.len();
-            if registered == nodes && self.gateway.gateway().attached().len() == self.compute_nodes.len() {
+            let known = self.registries.iter().all(|registry| registry.status().nodes == nodes as u64);
+            if known && self.gateway.gateway().attached().len() == self.compute_nodes.len() {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -10,10 +10,11 @@ mod records;
 mod registry;
 mod swarm;
 mod validator;
+mod within;
 
-pub use libp2p::{Multiaddr, PeerId, identity::Keypair};
+pub use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use ncn_core::{LedgerError, RegistryError};
-use ncn_node::node::NodeError;
+use ncn_node::{node::NodeError, store::StoreError};
 pub use peer::{Peer, PeerOptions, PeerStatus};
 pub use registry::{PeerRegistry, PeerRegistryBuilder, RunningPeerRegistry};
 
@@ -47,6 +48,9 @@ pub enum PeerError {
     /// It cannot serve gRPC.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// What it keeps cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// It cannot listen.
     #[error("listen: {0}")]
     Io(#[from] std::io::Error),

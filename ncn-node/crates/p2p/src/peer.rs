@@ -23,6 +23,7 @@ use ncn_core::{Domain, RegistryError, membership::News};
 use ncn_wire::{decode, proto};
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     PeerError,
@@ -69,7 +70,7 @@ pub struct PeerOptions {
     pub serves: bool,
 }
 
-/// A node of the network. Clones are the same node; it ends with the last of them.
+/// A node of the network. Clones are the same node.
 #[derive(Clone)]
 pub struct Peer {
     id: PeerId,
@@ -84,8 +85,12 @@ pub struct PeerStatus {
     pub addresses: Vec<Multiaddr>,
     /// With whom it is connected.
     pub peers: Vec<PeerId>,
-    /// How many news and records it has refused.
-    pub refused: u64,
+    /// How many messages it could not read.
+    pub malformed: u64,
+    /// How many messages there was no room for.
+    pub busy: u64,
+    /// How many records of the distributed hash table it has refused.
+    pub records: u64,
 }
 
 enum Command {
@@ -98,6 +103,7 @@ enum Command {
 /// A peer that does not run yet: it is known whom it will be.
 pub(crate) struct Prepared {
     pub(crate) peer: Peer,
+    pub(crate) serves: bool,
     task: Task,
 }
 
@@ -135,11 +141,12 @@ impl Peer {
             wanted: HashMap::new(),
             serving: HashSet::new(),
             untold: VecDeque::new(),
-            refused: 0,
+            malformed: 0,
+            busy: 0,
             hearing: Arc::new(Semaphore::new(MAX_HEARING)),
             answering: Arc::new(Semaphore::new(MAX_ANSWERING)),
         };
-        Ok(Prepared { peer: Self { id, commands, status }, task })
+        Ok(Prepared { peer: Self { id, commands, status }, serves: options.serves, task })
     }
 
     /// Who it is.
@@ -226,10 +233,9 @@ fn is_loopback(address: &Multiaddr) -> bool {
 }
 
 impl Prepared {
-    /// Runs it, until its last clone is dropped.
-    pub(crate) fn start(self, inbox: Arc<dyn Inbox>) -> Peer {
-        tokio::spawn(self.task.run(inbox));
-        self.peer
+    /// Runs it, until the handle is dropped.
+    pub(crate) fn start(self, inbox: Arc<dyn Inbox>) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(tokio::spawn(self.task.run(inbox)))
     }
 }
 
@@ -254,7 +260,8 @@ struct Task {
     untold: VecDeque<Vec<u8>>,
     /// Who has said that it serves.
     serving: HashSet<PeerId>,
-    refused: u64,
+    malformed: u64,
+    busy: u64,
     hearing: Arc<Semaphore>,
     answering: Arc<Semaphore>,
 }
@@ -348,12 +355,7 @@ impl Task {
         let behaviour = self.swarm.behaviour_mut();
         match done {
             Done::Heard(message, from, acceptance) => {
-                let is_refused = matches!(acceptance, MessageAcceptance::Reject);
                 behaviour.gossip.report_message_validation_result(&message, &from, acceptance);
-                if is_refused {
-                    self.refused += 1;
-                    self.report();
-                }
             }
             // The peer that asked may be gone.
             Done::Answered(channel, answer) => drop(behaviour.questions.send_response(channel, answer.into())),
@@ -414,9 +416,15 @@ impl Task {
 
     /// Judges news beside the connections. What there is no room for is not passed on by this node.
     fn hear(&mut self, from: PeerId, message: MessageId, news: Vec<u8>, inbox: &Arc<dyn Inbox>) {
-        let read = decode::<proto::News>(news.into()).and_then(News::try_from);
-        let (Ok(news), Ok(place)) = (read, self.hearing.clone().try_acquire_owned()) else {
+        let Ok(news) = decode::<proto::News>(news.into()).and_then(News::try_from) else {
+            self.malformed += 1;
+            self.report();
             return self.finish(Done::Heard(message, from, MessageAcceptance::Reject));
+        };
+        let Ok(place) = self.hearing.clone().try_acquire_owned() else {
+            // Not its teller's fault.
+            self.busy += 1;
+            return self.finish(Done::Heard(message, from, MessageAcceptance::Ignore));
         };
         let (inbox, done) = (inbox.clone(), self.done.clone());
         tokio::spawn(async move {
@@ -426,14 +434,17 @@ impl Task {
         });
     }
 
-    fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
+    fn answer(&mut self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
         // The peer that asked is told by its stream's end.
-        let Ok(place) = self.answering.clone().try_acquire_owned() else { return };
+        let Ok(place) = self.answering.clone().try_acquire_owned() else {
+            self.busy += 1;
+            return;
+        };
         let (inbox, done) = (inbox.clone(), self.done.clone());
         tokio::spawn(async move {
             let answer = match decode::<proto::Question>(question.bytes.clone()) {
                 Ok(asked) => inbox.answer(asked).await,
-                Err(error) => crate::registry::refusal(&RegistryError::invalid(error.field, error.problem)),
+                Err(error) => crate::within::refusal(&RegistryError::invalid(error.field, error.problem)),
             };
             drop(question);
             let _ = done.send(Done::Answered(channel, answer.encode_to_vec())).await;
@@ -473,7 +484,7 @@ impl Task {
         let known = self.announce.iter().cloned().chain(listening);
         let addresses = known.map(|address| address.with_p2p(id).unwrap_or_else(|address| address)).collect();
         let peers = self.swarm.connected_peers().copied().collect();
-        let refused = self.refused + self.swarm.behaviour_mut().table.store_mut().refused();
-        self.report.send_replace(PeerStatus { addresses, peers, refused });
+        let records = self.swarm.behaviour_mut().table.store_mut().refused();
+        self.report.send_replace(PeerStatus { addresses, peers, malformed: self.malformed, busy: self.busy, records });
     }
 }

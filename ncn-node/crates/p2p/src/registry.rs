@@ -1,27 +1,18 @@
 //! A registry node among others: it answers from what it has heard, and asks them for what it has not.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
-use libp2p::{Multiaddr, PeerId, gossipsub::MessageAcceptance};
-use ncn_client::unix_now;
 use ncn_core::{
-    Address, Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner,
-    Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, Signed,
+    Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner, Heartbeat,
+    NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed,
     Subnet, Validator, membership::News,
 };
 use ncn_node::{
     registration::{NodeDescriptor, Registration},
-    registry::{Outlet, RegistryNode, ValidatorNode, dial_grpc, registry_service},
+    registry::{Outlet, RegistryNode, ValidatorNode, dial_grpc, registry_service, status_service},
     server::{Listen, Server},
-};
-use ncn_wire::{
-    WireError,
-    proto::{self, answer::Answer, question::Question},
+    store::SharedStore,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -29,29 +20,20 @@ use tonic::service::Routes;
 
 use crate::{
     PeerError,
-    peer::{Inbox, Peer, PeerOptions, PeerStatus},
+    peer::{Peer, PeerOptions, PeerStatus},
     records::{node_key, subnet_key},
     validator::PeerValidator,
+    within::{Own, Within, catch_up},
 };
 
-/// How many nodes and subnets are in one answer: a record has a few hundred bytes, and at most 64 KiB.
-const PAGE: usize = 128;
-/// How many pages one peer is asked for: more nodes than are kept.
-const MAX_PAGES: usize = 1_024;
-/// How often a peer is asked for what was missed.
-const CATCH_UP: Duration = Duration::from_secs(30);
-/// How long news travel at the most, in seconds.
-const RECENT: u64 = 30;
-/// How often one is asked at the most for what was missed.
-const ASK_EVERY: Duration = Duration::from_millis(500);
-/// How many peers that were met wait to be asked, and how many are asked at once: more of them know no more.
+/// How many peers that were met wait to be asked.
 const MET: usize = 64;
-const ASKED_AT_FIRST: usize = 3;
 
 /// A registry node over libp2p: [`Directory`] and [`Attestors`] of the whole network.
 pub struct PeerRegistry {
     node: Arc<RegistryNode>,
     peer: Peer,
+    started: Instant,
 }
 
 /// Makes up a registry node of the peer-to-peer network, which with a key is a validator, too.
@@ -60,26 +42,54 @@ pub struct PeerRegistryBuilder {
     options: PeerOptions,
     listen: Listen,
     validator: Option<DynSigner>,
+    store: Option<SharedStore>,
 }
 
-/// A registry node that runs.
+/// A registry node, or a light client, that runs. Dropping it ends it without a word.
 pub struct RunningPeerRegistry {
     registry: Arc<PeerRegistry>,
-    server: Server,
+    server: Option<Server>,
     registration: Option<Registration>,
-    _catching_up: AbortOnDropHandle<()>,
+    own: Arc<Own>,
+    _running: [AbortOnDropHandle<()>; 2],
+}
+
+impl Drop for RunningPeerRegistry {
+    fn drop(&mut self) {
+        self.own.set(None);
+    }
 }
 
 impl PeerRegistry {
     /// Starts to make up a registry node: its chain, and where it meets the others. It serves gRPC on any free port of this machine unless it is
-    /// told.
+    /// told. With [`PeerOptions::serves`] off it is a light client: it knows what the others know and asks validators itself, and nobody asks it.
     pub fn builder(chain: Arc<dyn ChainView>, options: PeerOptions) -> PeerRegistryBuilder {
-        PeerRegistryBuilder { chain, options, listen: ncn_node::server::LOOPBACK.into(), validator: None }
+        PeerRegistryBuilder { chain, options, listen: ncn_node::server::LOOPBACK.into(), validator: None, store: None }
     }
 
     /// The node of the peer-to-peer network that it is.
     pub const fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> RegistryStatus {
+        let PeerStatus { addresses, peers, malformed, busy, records } = self.peer.status();
+        let (nodes, subnets) = self.node.counts();
+        let mut refused = self.node.refused();
+        let counted = [("malformed", malformed), ("busy", busy), ("record", records)];
+        for (reason, count) in counted.into_iter().filter(|(_, count)| *count > 0) {
+            *refused.entry(reason.into()).or_default() += count;
+        }
+        RegistryStatus {
+            peer: self.peer.id().to_string(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            peers: peers.iter().map(ToString::to_string).collect(),
+            nodes: nodes as u64,
+            subnets: subnets as u64,
+            refused,
+            uptime: self.started.elapsed().as_secs(),
+        }
     }
 
     /// Looks up what this node has not heard.
@@ -109,6 +119,13 @@ impl PeerRegistryBuilder {
         self
     }
 
+    /// Where it keeps what it knows, and what it has approved. Without it, that is gone with the process.
+    #[must_use]
+    pub fn store(mut self, store: SharedStore) -> Self {
+        self.store = Some(store);
+        self
+    }
+
     /// Has it judge as the validator with this key.
     #[must_use]
     pub fn validator(mut self, signer: DynSigner) -> Self {
@@ -121,29 +138,39 @@ impl PeerRegistryBuilder {
     /// # Errors
     /// When the chain does not answer, or it cannot listen.
     pub async fn start(self) -> Result<RunningPeerRegistry, PeerError> {
-        let Self { chain, options, listen, validator: signer } = self;
+        let Self { chain, options, listen, validator: signer, store } = self;
         let domain = chain.trust_root().await?.domain;
         let prepared = Peer::prepare(options, domain)?;
-        let own: Arc<OnceLock<Arc<dyn Validator>>> = Arc::default();
-        let (dialling, judges) = (prepared.peer.clone(), own.clone());
-        let dial = move |record: &NodeRecord| match judges.get() {
+        let own: Arc<Own> = Arc::default();
+        let (peer, serves) = (prepared.peer.clone(), prepared.serves);
+        let (dialling, judge) = (peer.clone(), own.clone());
+        let dial = move |record: &NodeRecord| match judge.get() {
             // Nobody calls itself.
-            Some(own) if own.address() == record.node => Ok(own.clone()),
+            Some(own) if own.address() == record.node => Ok(own),
             _ => dial(&dialling, record),
         };
         let node = Arc::new(RegistryNode::with_dial(chain.clone(), Box::new(dial)).await?);
+        if let Some(store) = &store {
+            node.keep(store.clone()).await?;
+        }
         let (met, meeting) = mpsc::channel(MET);
         let inbox = Arc::new(Within { node: node.clone(), validator: own.clone(), met });
-        let peer = prepared.start(inbox);
+        let running = prepared.start(inbox);
         node.tell(Arc::new(Telling(peer.clone())));
-        let registry = Arc::new(PeerRegistry { node: node.clone(), peer: peer.clone() });
+        let registry = Arc::new(PeerRegistry { node: node.clone(), peer: peer.clone(), started: Instant::now() });
         let catching_up = AbortOnDropHandle::new(tokio::spawn(catch_up(node, peer.clone(), meeting)));
-        let server = Server::start(listen, Routes::new(registry_service(registry.clone())).into_axum_router()).await?;
+        let status = registry.clone();
+        let status = status_service(Arc::new(move || status.status()));
+        let routes = Routes::new(registry_service(registry.clone())).add_service(status);
+        let server = if serves { Some(Server::start(listen, routes.into_axum_router()).await?) } else { None };
         let registration = match signer {
             Some(signer) => {
                 let judge = ValidatorNode::new(signer.clone(), registry.clone(), chain);
-                // It is set once, here.
-                let _ = own.set(Arc::new(judge));
+                let judge = match store {
+                    Some(store) => judge.keeping(store).await?,
+                    None => judge,
+                };
+                own.set(Some(Arc::new(judge)));
                 let endpoint = peer.listens().await.first().map(ToString::to_string).unwrap_or_default();
                 let descriptor = NodeDescriptor {
                     role: NodeRole::Validator,
@@ -156,7 +183,7 @@ impl PeerRegistryBuilder {
             }
             None => None,
         };
-        Ok(RunningPeerRegistry { registry, server, registration, _catching_up: catching_up })
+        Ok(RunningPeerRegistry { registry, server, registration, own, _running: [running, catching_up] })
     }
 }
 
@@ -174,29 +201,32 @@ impl RunningPeerRegistry {
         &self.registry
     }
 
-    /// Where it serves gRPC.
-    pub const fn address(&self) -> SocketAddr {
-        self.server.address()
+    /// Where it serves gRPC; a light client does not.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::address)
     }
 
-    /// How it is called over gRPC.
-    pub fn url(&self) -> String {
-        self.server.url()
+    /// How it is called over gRPC; a light client is not.
+    pub fn url(&self) -> Option<String> {
+        self.server.as_ref().map(Server::url)
     }
 
-    /// What it knows of its network.
-    pub fn status(&self) -> PeerStatus {
-        self.registry.peer.status()
+    /// What it says of itself.
+    pub fn status(&self) -> RegistryStatus {
+        self.registry.status()
     }
 
     /// Ends. A validator leaves the network first.
-    pub async fn shutdown(self) {
-        if let Some(registration) = self.registration
+    pub async fn shutdown(mut self) {
+        if let Some(registration) = self.registration.take()
             && let Err(error) = registration.leave().await
         {
             tracing::warn!(%error, "cannot leave the network in order");
         }
-        self.server.shutdown().await;
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+        self.registry.node.save().await;
     }
 }
 
@@ -207,162 +237,6 @@ impl Outlet for Telling {
     fn tell(&self, news: News) {
         self.0.tell(news);
     }
-}
-
-/// What comes in from others.
-struct Within {
-    node: Arc<RegistryNode>,
-    validator: Arc<OnceLock<Arc<dyn Validator>>>,
-    met: mpsc::Sender<Other>,
-}
-
-/// Another peer that may be asked.
-enum Other {
-    /// It has come.
-    Met(PeerId),
-    /// It knows what this node has missed.
-    Knows(PeerId),
-}
-
-/// Whether news are so new that they may still be on their way. Sequences are the clock's milliseconds.
-fn is_recent(news: &News, now: u64) -> bool {
-    let at = match news {
-        News::Record(record) => record.message.sequence / 1_000,
-        News::Heartbeat(heartbeat) => heartbeat.message.sent_at,
-        News::Departure(departure) => departure.message.sequence / 1_000,
-        News::Subnet(subnet) => subnet.message.version,
-    };
-    at.saturating_add(RECENT) >= now
-}
-
-/// An error as an answer.
-pub(crate) fn refusal(error: &RegistryError) -> proto::Answer {
-    proto::Answer { answer: Some(Answer::Error(serde_json::to_string(error).unwrap_or_default())) }
-}
-
-impl Within {
-    async fn judge(&self, question: Question) -> Result<Answer, RegistryError> {
-        let invalid = |error: WireError| RegistryError::invalid(error.field, error.problem);
-        let validator = || self.validator.get().ok_or_else(|| RegistryError::Refused("this node is no validator".into()));
-        Ok(Answer::Approval(match question {
-            Question::Preprocessing(request) => validator()?.preprocessing(&request.try_into().map_err(invalid)?).await?.into(),
-            Question::Completion(request) => validator()?.completion(&request.try_into().map_err(invalid)?).await?.into(),
-            Question::Settlement(request) => validator()?.settlement(&request.try_into().map_err(invalid)?).await?.into(),
-            Question::Known(after) => return Ok(Answer::Known(self.known(&after))),
-        }))
-    }
-
-    fn known(&self, after: &proto::KnownAfter) -> proto::Known {
-        let node = Address::try_from(&*after.node).unwrap_or_default();
-        let subnet = B256::try_from(&*after.subnet).unwrap_or_default();
-        let (nodes, subnets) = self.node.known((node, subnet), PAGE);
-        proto::Known { nodes: nodes.into_iter().map(Into::into).collect(), subnets: subnets.into_iter().map(Into::into).collect() }
-    }
-}
-
-#[async_trait]
-impl Inbox for Within {
-    async fn hear(&self, news: News, from: PeerId) -> MessageAcceptance {
-        let is_recent = is_recent(&news, unix_now());
-        match self.node.hear(news).await {
-            Ok(true) => MessageAcceptance::Accept,
-            // What this node has learned in another way, its neighbours may not have.
-            Ok(false) if is_recent => MessageAcceptance::Accept,
-            Err(RegistryError::Stale { given, known }) if given == known && is_recent => MessageAcceptance::Accept,
-            Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
-            Err(RegistryError::UnknownNode(_)) => {
-                // A peer that passes a heartbeat on knows whose it is.
-                let _ = self.met.try_send(Other::Knows(from));
-                MessageAcceptance::Ignore
-            }
-            // What is old goes round no more.
-            Ok(false) | Err(_) => MessageAcceptance::Ignore,
-        }
-    }
-
-    async fn answer(&self, question: proto::Question) -> proto::Answer {
-        let judged = match question.question {
-            Some(question) => self.judge(question).await,
-            None => Err(RegistryError::invalid("question", "is missing")),
-        };
-        match judged {
-            Ok(answer) => proto::Answer { answer: Some(answer) },
-            Err(error) => refusal(&error),
-        }
-    }
-
-    fn met(&self, peer: PeerId) {
-        // Others will be asked, or this one later.
-        let _ = self.met.try_send(Other::Met(peer));
-    }
-}
-
-/// Asks each peer that is met for what this node has not heard, and one of them again now and then.
-async fn catch_up(node: Arc<RegistryNode>, peer: Peer, mut met: mpsc::Receiver<Other>) {
-    let mut again = tokio::time::interval(CATCH_UP);
-    let (mut last, mut asked, mut learned) = (None, 0, Instant::now());
-    loop {
-        let is_due = tokio::select! {
-            other = met.recv() => match other {
-                Some(Other::Met(other)) => {
-                    last = Some(other);
-                    asked < ASKED_AT_FIRST
-                }
-                Some(Other::Knows(other)) => {
-                    last = Some(other);
-                    learned.elapsed() >= ASK_EVERY
-                }
-                None => return,
-            },
-            _ = again.tick() => true,
-        };
-        let Some(other) = last.filter(|_| is_due) else { continue };
-        learned = Instant::now();
-        match learn(&node, &peer, other).await {
-            Ok(()) => asked += 1,
-            Err(error) => {
-                tracing::debug!(peer = %other, %error, "a peer does not say whom it knows");
-                last = None;
-            }
-        }
-    }
-}
-
-async fn learn(node: &RegistryNode, peer: &Peer, other: PeerId) -> Result<(), RegistryError> {
-    let mut after = proto::KnownAfter::default();
-    for _ in 0..MAX_PAGES {
-        let Answer::Known(known) = peer.ask(other, Vec::<Multiaddr>::new(), Question::Known(after.clone())).await? else {
-            return Err(RegistryError::Malformed("is no list of nodes".into()));
-        };
-        let (nodes, subnets) = (known.nodes.len(), known.subnets.len());
-        for subnet in known.subnets {
-            let subnet: Signed<Subnet> = subnet.try_into().map_err(malformed)?;
-            after.subnet = ncn_wire::bytes(subnet.message.id());
-            take(node, News::Subnet(subnet)).await;
-        }
-        for record in known.nodes {
-            let record: Signed<NodeRecord> = record.try_into().map_err(malformed)?;
-            after.node = ncn_wire::bytes(record.message.node);
-            take(node, News::Record(record)).await;
-        }
-        if nodes < PAGE && subnets < PAGE {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// One that is refused hides none of the others.
-async fn take(node: &RegistryNode, news: News) {
-    match node.hear(news).await {
-        Ok(_) | Err(RegistryError::Stale { .. }) => {}
-        Err(error) => tracing::debug!(%error, "what a peer knows is refused"),
-    }
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn malformed(error: WireError) -> RegistryError {
-    RegistryError::Malformed(error.to_string())
 }
 
 #[async_trait]
@@ -410,6 +284,10 @@ impl Directory for PeerRegistry {
             }
             known => known,
         }
+    }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        self.node.subnets(after).await
     }
 }
 

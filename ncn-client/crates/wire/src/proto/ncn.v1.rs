@@ -1620,6 +1620,32 @@ pub mod gateway_compute_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegistryStatus {
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "4")]
+    pub nodes: u64,
+    #[prost(uint64, tag = "5")]
+    pub subnets: u64,
+    /// How much it has refused, by the reason.
+    #[prost(message, repeated, tag = "6")]
+    pub refused: ::prost::alloc::vec::Vec<Refusals>,
+    /// Seconds.
+    #[prost(uint64, tag = "7")]
+    pub uptime: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refusals {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateNodeHeartbeatRequest {
     #[prost(bytes = "bytes", tag = "1")]
@@ -1952,6 +1978,18 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "GetSubnet"));
             self.inner.unary(req, path, codec).await
         }
+        /// Those after this id, in the order of their ids; an id of zeros for the first ones.
+        pub async fn list_subnets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SubnetId>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::CreateSubnetRequest>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/ListSubnets");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "ListSubnets"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn request_preprocessing_validation(
             &mut self,
             request: impl tonic::IntoRequest<super::InferenceRequest>,
@@ -2032,6 +2070,15 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::SubnetId>,
         ) -> std::result::Result<tonic::Response<super::CreateSubnetRequest>, tonic::Status>;
+        /// Server streaming response type for the ListSubnets method.
+        type ListSubnetsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::CreateSubnetRequest, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// Those after this id, in the order of their ids; an id of zeros for the first ones.
+        async fn list_subnets(
+            &self,
+            request: tonic::Request<super::SubnetId>,
+        ) -> std::result::Result<tonic::Response<Self::ListSubnetsStream>, tonic::Status>;
         async fn request_preprocessing_validation(
             &self,
             request: tonic::Request<super::InferenceRequest>,
@@ -2314,6 +2361,35 @@ pub mod p2p_registry_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/ncn.v1.P2PRegistryService/ListSubnets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSubnetsSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::ServerStreamingService<super::SubnetId> for ListSubnetsSvc<T> {
+                        type Response = super::CreateSubnetRequest;
+                        type ResponseStream = T::ListSubnetsStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SubnetId>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::list_subnets(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSubnetsSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/ncn.v1.P2PRegistryService/RequestPreprocessingValidation" => {
                     #[allow(non_camel_case_types)]
                     struct RequestPreprocessingValidationSvc<T: P2pRegistryService>(pub Arc<T>);
@@ -2426,6 +2502,229 @@ pub mod p2p_registry_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "ncn.v1.P2PRegistryService";
     impl<T> tonic::server::NamedService for P2pRegistryServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod registry_status_service_client {
+    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    use tonic::codegen::http::Uri;
+    use tonic::codegen::*;
+    /// What a registry node that has peers says of itself.
+    #[derive(Debug, Clone)]
+    pub struct RegistryStatusServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> RegistryStatusServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> RegistryStatusServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                    http::Request<tonic::body::Body>,
+                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
+                >,
+            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
+                Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RegistryStatusServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn get_registry_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::RegistryStatus>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.RegistryStatusService/GetRegistryStatus");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.RegistryStatusService", "GetRegistryStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod registry_status_service_server {
+    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RegistryStatusServiceServer.
+    #[async_trait]
+    pub trait RegistryStatusService: std::marker::Send + std::marker::Sync + 'static {
+        async fn get_registry_status(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::RegistryStatus>, tonic::Status>;
+    }
+    /// What a registry node that has peers says of itself.
+    #[derive(Debug)]
+    pub struct RegistryStatusServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RegistryStatusServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RegistryStatusServiceServer<T>
+    where
+        T: RegistryStatusService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/ncn.v1.RegistryStatusService/GetRegistryStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRegistryStatusSvc<T: RegistryStatusService>(pub Arc<T>);
+                    impl<T: RegistryStatusService> tonic::server::UnaryService<super::Empty> for GetRegistryStatusSvc<T> {
+                        type Response = super::RegistryStatus;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as RegistryStatusService>::get_registry_status(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRegistryStatusSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => Box::pin(async move {
+                    let mut response = http::Response::new(tonic::body::Body::default());
+                    let headers = response.headers_mut();
+                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
+                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+                    Ok(response)
+                }),
+            }
+        }
+    }
+    impl<T> Clone for RegistryStatusServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "ncn.v1.RegistryStatusService";
+    impl<T> tonic::server::NamedService for RegistryStatusServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
@@ -3090,6 +3389,16 @@ impl crate::entries::Described for TaskChunk {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<OutputChunk>(2)];
 }
 impl crate::entries::Described for TaskFailed {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for RegistryStatus {
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::values::<::prost::alloc::string::String>(2),
+        crate::entries::Field::values::<::prost::alloc::string::String>(3),
+        crate::entries::Field::messages::<Refusals>(6),
+    ];
+}
+impl crate::entries::Described for Refusals {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for UpdateNodeHeartbeatRequest {

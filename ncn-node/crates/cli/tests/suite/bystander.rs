@@ -107,7 +107,7 @@ async fn authorize(
 #[tokio::test]
 async fn nobody_but_the_gateway_says_whose_result_is_paid() {
     let network = network().start().await.unwrap();
-    let registry = GrpcRegistry::new(&network.registry_url()).unwrap();
+    let registry = GrpcRegistry::new(&network.registry_urls()[0]).unwrap();
     let signer = key();
     network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
     let order = Arc::new(Mutex::new(None));

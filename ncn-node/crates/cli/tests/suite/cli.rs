@@ -145,7 +145,10 @@ fn a_changed_receipt_is_caught() {
 pub(crate) struct Devnet {
     process: std::process::Child,
     pub(crate) gateway: String,
+    /// The first registry node.
     pub(crate) registry: String,
+    /// All of them.
+    pub(crate) registries: String,
     pub(crate) rpc: String,
 }
 
@@ -165,19 +168,20 @@ impl Devnet {
             .spawn()
             .unwrap();
         let lines = std::io::BufReader::new(process.stdout.take().unwrap());
-        let (mut gateway, mut registry, mut rpc) = (String::new(), String::new(), String::new());
+        let (mut gateway, mut registries, mut rpc) = (String::new(), String::new(), String::new());
         for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
             let second = || line.split_whitespace().nth(1).unwrap_or_default().to_owned();
             match line.split_whitespace().next() {
                 Some("gateway") => gateway = second(),
-                Some("registry") => registry = second(),
+                Some("registry") => registries = second(),
                 Some("chain") => rpc = second(),
                 Some("ready;") => break,
                 _ => {}
             }
         }
         assert!(!gateway.is_empty() && !rpc.is_empty(), "it did not start");
-        Self { process, gateway, registry, rpc }
+        let registry = registries.split(',').next().unwrap_or_default().to_owned();
+        Self { process, gateway, registry, registries, rpc }
     }
 
     pub(crate) fn process(&self) -> u32 {

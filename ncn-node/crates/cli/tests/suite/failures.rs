@@ -9,11 +9,16 @@ use std::{
 use ncn_client::{Client, ClientError, InferenceOutput, Order, evm::EvmLedger};
 use ncn_core::{
     Amount, Confinement, Execution, Executor, ExecutorError, ExecutorExt as _, PaymentStatus, Policy, Sandbox, SandboxCommand,
-    SandboxError, Value, Values, validation::CLAIM_SECONDS,
+    SandboxError, Value, Values,
+    evidence::{Equivocation, EvidenceError},
+    validation::CLAIM_SECONDS,
 };
 use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NoSandbox};
-use ncn_node::gateway::GatewayOptions;
+use ncn_node::{
+    gateway::GatewayOptions,
+    store::{MemoryStore, SharedStore},
+};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
@@ -68,6 +73,34 @@ async fn three_liars_approve_nothing() {
     let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
     assert_eq!(violation.rule, "validators approve a good quote");
     assert!(violation.what.contains("need: 3"), "{violation}");
+}
+
+#[tokio::test]
+async fn a_validator_that_approves_two_results_is_convicted() {
+    let behaviors = [Behavior::Equivocates, Behavior::Lies, Behavior::Lies, Behavior::Honest, Behavior::Honest];
+    let scene = InProcess::new(&behaviors).await;
+    let store = SharedStore::new(MemoryStore::default()).unwrap();
+    scene.node.keep(store.clone()).await.unwrap();
+    ncn_core::conformance::registry(&scene).await.unwrap();
+    let evidence = scene.node.evidence();
+    assert!(!evidence.is_empty());
+    let (domain, liar) = (scene.trust.domain, scene.chain.validators[0].address());
+    for found in &evidence {
+        assert_eq!(found.verify(&domain), Ok(liar));
+        let mut forged = found.clone();
+        forged.second.approval.validator = scene.chain.validators[3].address();
+        assert_eq!(forged.verify(&domain), Err(EvidenceError::Different("approval.validator")));
+        forged.first.approval.validator = forged.second.approval.validator;
+        assert_eq!(forged.verify(&domain), Err(EvidenceError::Unsigned("approval")));
+        let twice = Equivocation { first: found.first.clone(), second: found.first.clone() };
+        assert_eq!(twice.verify(&domain), Err(EvidenceError::Same));
+        let mut unauthorized = found.clone();
+        unauthorized.second.authorization = found.first.authorization.clone();
+        assert_eq!(unauthorized.verify(&domain), Err(EvidenceError::Unauthorized));
+    }
+    let restarted = InProcess::new(&[]).await;
+    restarted.node.keep(store).await.unwrap();
+    assert_eq!(restarted.node.evidence().len(), evidence.len(), "it is kept");
 }
 
 #[tokio::test]

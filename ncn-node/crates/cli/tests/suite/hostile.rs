@@ -41,7 +41,7 @@ async fn garbage_on_the_ports() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let endless_header = [&preface[..], &[0xff, 0xff, 0xff, 1, 4, 0, 0, 0, 1]].concat();
     let huge_frame = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1], &[0; 4_096]].concat();
-    for url in [network.gateway_url(), network.registry_url()] {
+    for url in [network.gateway_url(), network.registry_urls()[0].clone()] {
         for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 10_000], &[0xff; 10_000], &endless_header, &huge_frame] {
             throw(&url, garbage).await;
         }
@@ -72,7 +72,7 @@ async fn malformed_messages_name_the_field() {
     let status = gateway.submit_inference_task(request).await.unwrap_err();
     assert!(status.message().starts_with("values.file.media_type: has 256 bytes"), "{status}");
 
-    let mut registry = P2pRegistryServiceClient::new(channel(&network.registry_url()).unwrap());
+    let mut registry = P2pRegistryServiceClient::new(channel(&network.registry_urls()[0]).unwrap());
     let status = registry.register_node(proto::NodeInfo::default()).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "node.node: has 0 bytes, an address has 20"));
 }

@@ -116,6 +116,10 @@ impl Directory for LyingRegistry {
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
         self.honest.subnet(id).await
     }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+        self.honest.subnets(after).await
+    }
 }
 
 #[async_trait]

@@ -52,6 +52,7 @@ mod provider;
 mod python;
 mod real_models;
 mod recovery;
+mod registry_cli;
 mod relayed;
 mod reorganizations;
 mod rpc;

@@ -125,7 +125,7 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> RunningGateway 
     network.funder().transfer(signer.address(), tokens(10)).await.unwrap();
     let account = network.ledger(signer.clone());
     account.create_subnet(&subnet.name, tokens(10)).await.unwrap();
-    let registry = Arc::new(GrpcRegistry::new(&network.registry_url()).unwrap());
+    let registry = Arc::new(GrpcRegistry::new(&network.registry_urls()[0]).unwrap());
     let store = SharedStore::open(&files.join("other.redb")).unwrap();
     let gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store);
     gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap()

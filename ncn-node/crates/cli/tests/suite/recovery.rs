@@ -11,9 +11,9 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Compute, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation,
-    PaymentSubmission, Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport,
-    TransportError, Value, Values,
+    Amount, B256, CapabilityScope, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation, PaymentSubmission,
+    Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Value,
+    Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -73,7 +73,7 @@ impl Store for CrashingStore {
 pub(crate) struct Scene {
     pub(crate) network: InProcess,
     pub(crate) gateway: DynSigner,
-    pub(crate) compute: Arc<dyn Compute>,
+    pub(crate) compute: Arc<ComputeNode>,
     pub(crate) compute_key: DynSigner,
     _registration: Registration,
 }
@@ -81,17 +81,25 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn new(directory: &Path) -> Self {
         let network = InProcess::new(&[Behavior::Honest; 5]).await;
-        let (gateway, compute) = (key(), key());
-        let domain = network.trust.domain;
-        let (executor, ledger) = (Arc::new(EngineExecutor::built_in()), network.chain.ledger(compute.clone()));
-        let subnet = subnet(&gateway);
-        network.chain.create_subnet(&gateway, &subnet.name).await;
-        let subnet = subnet.id();
-        let mut node = ComputeNode::new(compute.clone(), domain, subnet, executor, ledger, 4);
-        node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
-        let descriptor = node.descriptor();
-        let registration = Registration::start(network.registry.clone(), compute.clone(), domain, descriptor).await.unwrap();
-        Self { network, gateway, compute: Arc::new(node), compute_key: compute, _registration: registration }
+        let gateway = key();
+        network.chain.create_subnet(&gateway, &subnet(&gateway).name).await;
+        let (compute_key, compute) = compute(&network, &gateway, directory).await;
+        let registration = register(&network, &compute_key, &compute).await;
+        Self { network, gateway, compute, compute_key, _registration: registration }
+    }
+
+    /// Another compute node, which is on the network as soon as this has happened.
+    pub(crate) async fn another(
+        &self,
+        directory: &Path,
+        so_far: impl Future<Output = ()>,
+    ) -> (Arc<ComputeNode>, impl Future<Output = Registration>) {
+        let (key, node) = compute(&self.network, &self.gateway, directory).await;
+        let registered = node.clone();
+        (node, async move {
+            so_far.await;
+            register(&self.network, &key, &registered).await
+        })
     }
 
     async fn start(&self, store: impl Store + 'static) -> RunningGateway {
@@ -106,6 +114,19 @@ impl Scene {
         gateway.gateway().attach(self.compute.clone());
         gateway
     }
+}
+
+/// A compute node of the gateway's subnet, and its key.
+async fn compute(network: &InProcess, gateway: &DynSigner, directory: &Path) -> (DynSigner, Arc<ComputeNode>) {
+    let (key, executor) = (key(), Arc::new(EngineExecutor::built_in()));
+    let (subnet, ledger) = (subnet(gateway).id(), network.chain.ledger(key.clone()));
+    let mut node = ComputeNode::new(key.clone(), network.trust.domain, subnet, executor, ledger, 4);
+    node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
+    (key, Arc::new(node))
+}
+
+async fn register(network: &InProcess, key: &DynSigner, node: &ComputeNode) -> Registration {
+    Registration::start(network.registry.clone(), key.clone(), network.trust.domain, node.descriptor()).await.unwrap()
 }
 
 fn subnet(owner: &DynSigner) -> Subnet {

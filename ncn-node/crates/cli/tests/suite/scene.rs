@@ -230,18 +230,21 @@ pub(crate) enum Behavior {
     Impersonates,
     /// Never answers.
     Sleeps,
+    /// Approves every completion, whatever it has approved before.
+    Equivocates,
 }
 
 struct Behaving {
     honest: ValidatorNode,
     behavior: Behavior,
     key: DynSigner,
+    domain: Domain,
 }
 
 impl Behaving {
     async fn behave(&self, approval: Result<Approval, RegistryError>) -> Result<Approval, RegistryError> {
         match self.behavior {
-            Behavior::Honest => approval,
+            Behavior::Honest | Behavior::Equivocates => approval,
             Behavior::Lies => Ok(Approval::sign(&B256::repeat_byte(0x66), &*self.key).await?),
             Behavior::Impersonates => Ok(Approval { validator: self.address(), ..Approval::sign(&B256::ZERO, &*key()).await? }),
             Behavior::Sleeps => std::future::pending().await,
@@ -260,6 +263,9 @@ impl Validator for Behaving {
     }
 
     async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+        if let (Behavior::Equivocates, Ok(completion)) = (self.behavior, request.delivery.completion(&request.quote)) {
+            return Ok(Approval::sign(&completion.digest(&self.domain), &*self.key).await?);
+        }
         self.behave(self.honest.completion(request).await).await
     }
 
@@ -273,6 +279,7 @@ pub(crate) struct InProcess {
     pub(crate) chain: Chain,
     pub(crate) epoch: Epoch,
     pub(crate) trust: TrustRoot,
+    pub(crate) node: Arc<RegistryNode>,
     pub(crate) registry: Arc<dyn Registry>,
     _registrations: Vec<Registration>,
 }
@@ -285,12 +292,12 @@ impl InProcess {
         let validators: Arc<Mutex<HashMap<Address, Arc<dyn Validator>>>> = Arc::default();
         let known = validators.clone();
         let dial = move |record: &ncn_core::NodeRecord| Ok(known.lock().unwrap()[&record.node].clone());
-        let node = RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap();
-        let registry: Arc<dyn Registry> = Arc::new(node);
+        let node = Arc::new(RegistryNode::with_dial(chain.ledger(key()), Box::new(dial)).await.unwrap());
+        let registry: Arc<dyn Registry> = node.clone();
         let mut registrations = Vec::new();
         for (signer, behavior) in chain.validators.iter().zip(behaviors) {
             let honest = ValidatorNode::new(signer.clone(), registry.clone(), chain.ledger(signer.clone()));
-            let validator = Behaving { honest, behavior: *behavior, key: signer.clone() };
+            let validator = Behaving { honest, behavior: *behavior, key: signer.clone(), domain: trust.domain };
             validators.lock().unwrap().insert(signer.address(), Arc::new(validator));
             let descriptor = NodeDescriptor {
                 role: NodeRole::Validator,
@@ -301,7 +308,7 @@ impl InProcess {
             };
             registrations.push(Registration::start(registry.clone(), signer.clone(), trust.domain, descriptor).await.unwrap());
         }
-        Self { chain, epoch, trust, registry, _registrations: registrations }
+        Self { chain, epoch, trust, node, registry, _registrations: registrations }
     }
 }
 

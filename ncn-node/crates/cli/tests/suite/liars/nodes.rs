@@ -13,6 +13,7 @@ use ncn_core::{
     compute::ComputeEvents,
 };
 use ncn_node::store::MemoryStore;
+use tokio::sync::Notify;
 
 use crate::recovery;
 
@@ -38,9 +39,15 @@ struct LyingCompute {
     lie: NodesLie,
     tries: AtomicUsize,
     acknowledged: AtomicUsize,
+    tried: Notify,
 }
 
 impl LyingCompute {
+    /// Its gateway has a certificate of what it has run, and cannot have another one of it: only another node can serve the request now.
+    const fn is_certified(&self) -> bool {
+        matches!(self.lie, NodesLie::Keeps | NodesLie::HandsOver(_))
+    }
+
     /// A part that the model could give, and the node's word on it.
     async fn checkpoint(&self, task: &ComputeTask) -> [ComputeEvent; 2] {
         let (values, order) = (Values::from([("label", "7")]), &task.request.message);
@@ -77,6 +84,9 @@ impl Compute for LyingCompute {
     }
 
     async fn reserve(&self, reservation: Reservation) -> Result<(), ComputeError> {
+        if self.is_certified() && self.tries.load(Ordering::SeqCst) > 0 {
+            return Err(ComputeError::Unavailable("for the test".into()));
+        }
         self.honest.reserve(reservation).await
     }
 
@@ -113,6 +123,7 @@ impl Compute for LyingCompute {
         let [part, checkpoint] = self.checkpoint(&task).await;
         let events = self.honest.execute(task).await?;
         let first = self.tries.fetch_add(1, Ordering::SeqCst) == 0;
+        self.tried.notify_one();
         match self.lie {
             NodesLie::Boasts if first => return Ok(stream::iter([Ok(part), Ok(checkpoint)]).chain(stream::pending()).boxed()),
             NodesLie::Repeats if first => {
@@ -146,11 +157,21 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
         let (honest, key, domain) = (scene.compute.clone(), scene.compute_key.clone(), scene.network.trust.domain);
         let (tries, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let lying = Arc::new(LyingCompute { honest, key, domain, lie, tries, acknowledged: count });
+        let lying = Arc::new(LyingCompute { honest, key, domain, lie, tries, acknowledged: count, tried: Notify::new() });
         gateway.gateway().attach(lying.clone());
-        let TaskEvent::Delivered { output, .. } = client.serve(&**gateway.gateway()).await else { panic!("not delivered") };
+        let files = tempfile::tempdir().unwrap();
+        let (another, registered) = scene.another(files.path(), lying.tried.notified()).await;
+        let served = if lying.is_certified() {
+            gateway.gateway().attach(another);
+            let (served, _registration) = tokio::join!(client.serve(&**gateway.gateway()), registered);
+            served
+        } else {
+            client.serve(&**gateway.gateway()).await
+        };
+        let TaskEvent::Delivered { output, .. } = served else { panic!("not delivered") };
         assert_eq!(output.text("label"), Some("7"));
-        assert_eq!(lying.tries.load(Ordering::SeqCst), 2, "{lie:?} did not count");
+        let tries = if lying.is_certified() { 1 } else { 2 };
+        assert_eq!(lying.tries.load(Ordering::SeqCst), tries, "{lie:?} did not count");
         assert_eq!(lying.acknowledged.load(Ordering::SeqCst), acknowledged, "{lie:?}");
     }
 }

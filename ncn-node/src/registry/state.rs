@@ -1,0 +1,108 @@
+//! What a registry node knows, as it survives a restart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ncn_client::unix_now;
+use ncn_core::{
+    Address, B256, Signed, Subnet,
+    evidence::Equivocation,
+    membership::{KnownNode, SharedMembership},
+};
+
+use crate::store::{Op, SharedStore, StoreError, Table, decode};
+
+const NODES: Table = "registry.nodes";
+const SUBNETS: Table = "registry.subnets";
+const EVIDENCE: Table = "registry.evidence";
+/// How many rows one commit has at the most.
+const ROWS: usize = 1_024;
+
+/// Writes a membership down as it changes. It is behind by as much as has changed since the last [`save`](Self::save): nodes repeat their
+/// heartbeats, and gateways and other registry nodes their subnets.
+pub(super) struct State {
+    store: SharedStore,
+    membership: Arc<SharedMembership>,
+    /// The number of the latest change that is in the store.
+    saved: u64,
+    nodes: BTreeSet<Address>,
+    subnets: BTreeMap<B256, u64>,
+}
+
+impl State {
+    /// Reads what was saved into the membership.
+    pub(super) async fn open(store: SharedStore, membership: Arc<SharedMembership>) -> Result<Self, StoreError> {
+        let mut state = Self { store, membership, saved: 0, nodes: BTreeSet::new(), subnets: BTreeMap::new() };
+        for (_, row) in state.store.scan(NODES, []).await? {
+            let known: KnownNode = decode(NODES, &row)?;
+            state.nodes.insert(known.record.message.node);
+            state.membership.update(|membership| membership.restore(known, unix_now()));
+        }
+        for (_, row) in state.store.scan(SUBNETS, []).await? {
+            let subnet: Signed<Subnet> = decode(SUBNETS, &row)?;
+            state.subnets.insert(subnet.message.id(), subnet.message.version);
+            let restored = state.membership.update(|membership| membership.register_subnet(subnet));
+            if let Err(error) = restored {
+                tracing::warn!(%error, "a subnet that was kept is refused");
+            }
+        }
+        Ok(state)
+    }
+
+    /// Writes down what convicts a validator.
+    pub(super) async fn add(&self, found: &Equivocation) -> Result<(), StoreError> {
+        let key = [found.first.approval.validator.as_slice(), found.request_id().as_slice()].concat();
+        self.store.commit(vec![Op::put(EVIDENCE, key, found)?]).await
+    }
+
+    /// What convicts validators.
+    pub(super) async fn evidence(&self) -> Result<Vec<Equivocation>, StoreError> {
+        let rows = self.store.scan(EVIDENCE, []).await?;
+        rows.iter().map(|(_, row)| decode(EVIDENCE, row)).collect()
+    }
+
+    /// Writes down what has changed. After an error, the next call does it again.
+    pub(super) async fn save(&mut self) -> Result<(), StoreError> {
+        loop {
+            let (upto, changed) = self.membership.read(|membership| membership.changed_after(self.saved, ROWS));
+            let known = |known: &KnownNode| Op::put(NODES, known.record.message.node, known);
+            let mut ops = changed.iter().map(known).collect::<Result<Vec<_>, _>>()?;
+            let gone = self.gone(&changed);
+            ops.extend(gone.iter().map(|node| Op::delete(NODES, node)));
+            let subnets = self.new_subnets();
+            for subnet in &subnets {
+                ops.push(Op::put(SUBNETS, subnet.message.id(), subnet)?);
+            }
+            if ops.is_empty() {
+                return Ok(());
+            }
+            self.store.commit(ops).await?;
+            self.saved = upto;
+            self.nodes.extend(changed.iter().map(|known| known.record.message.node));
+            for node in gone {
+                self.nodes.remove(&node);
+            }
+            self.subnets.extend(subnets.iter().map(|subnet| (subnet.message.id(), subnet.message.version)));
+        }
+    }
+
+    /// Whose rows are of no use any more: their records have expired.
+    fn gone(&self, changed: &[KnownNode]) -> Vec<Address> {
+        self.membership.read(|membership| {
+            // As a rule there are none, which needs no search.
+            if changed.is_empty() && self.nodes.len() <= membership.len() {
+                return Vec::new();
+            }
+            self.nodes.iter().filter(|node| !membership.is_known(node)).take(ROWS).copied().collect()
+        })
+    }
+
+    fn new_subnets(&self) -> Vec<Signed<Subnet>> {
+        self.membership.read(|membership| {
+            let is_new = |subnet: &&Signed<Subnet>| self.subnets.get(&subnet.message.id()) != Some(&subnet.message.version);
+            membership.all_subnets().filter(is_new).take(ROWS).cloned().collect()
+        })
+    }
+}
