@@ -2,6 +2,7 @@
 
 mod kept;
 mod news;
+mod room;
 mod shared;
 mod watch;
 
@@ -9,10 +10,13 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use alloy_primitives::{Address, B256};
 
+use room::{Place, Room};
+
 use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
 
 pub use kept::KnownNode;
 pub use news::News;
+pub use room::{Origin, Source, Standing};
 pub use shared::SharedMembership;
 pub use watch::Watch;
 
@@ -30,6 +34,8 @@ pub const CLOCK_SKEW_SECONDS: u64 = 60;
 pub struct MembershipLimits {
     /// Nodes.
     pub nodes: usize,
+    /// Bytes of all nodes' records.
+    pub bytes: usize,
     /// Subnets.
     pub subnets: usize,
     /// Models in one record or subnet.
@@ -40,7 +46,7 @@ pub struct MembershipLimits {
 
 impl Default for MembershipLimits {
     fn default() -> Self {
-        Self { nodes: 65_536, subnets: 4_096, models: 1_024, text: 256 }
+        Self { nodes: 65_536, bytes: 64 << 20, subnets: 4_096, models: 1_024, text: 256 }
     }
 }
 
@@ -51,6 +57,8 @@ struct Member {
     sequence: u64,
     last_seen: UnixTime,
     departed: bool,
+    /// None when it had to give its place up.
+    place: Option<Place>,
     /// As it is reported to watchers: silence and expiry are noticed by [`Membership::sweep`].
     live: bool,
     /// The number of the latest change of `live` or of the record.
@@ -80,6 +88,7 @@ pub struct Membership {
     forgotten: u64,
     /// When members were last checked for silence and expiry.
     swept_at: UnixTime,
+    room: Room,
 }
 
 /// A sequence is at most the clock's milliseconds: there is none newer than the largest number, and a node that was made to sign that would
@@ -106,11 +115,12 @@ impl Membership {
             by_change: BTreeMap::new(),
             forgotten: 0,
             swept_at: 0,
+            room: Room::default(),
         }
     }
 
     /// Takes a record in. False when it is known already.
-    pub fn register(&mut self, record: Signed<NodeRecord>, now: UnixTime) -> Result<bool, RegistryError> {
+    pub fn register(&mut self, record: Signed<NodeRecord>, origin: Origin, now: UnixTime) -> Result<bool, RegistryError> {
         let NodeRecord { node, ref endpoint, ref models, sequence, expires_at, role, .. } = record.message;
         if endpoint.len() > self.bounds.text || models.len() > self.bounds.models {
             return Err(RegistryError::invalid("record", format!("larger than {:?}", self.bounds)));
@@ -130,20 +140,18 @@ impl Membership {
             if sequence <= known.sequence {
                 return Err(RegistryError::Stale { given: sequence, known: known.sequence });
             }
-        } else if self.members.len() >= self.bounds.nodes {
-            self.forget_expired(now);
-            if self.members.len() >= self.bounds.nodes {
-                return Err(RegistryError::Overloaded(format!("{} nodes are known", self.members.len())));
-            }
         }
         record.verify(&self.domain).map_err(|error| RegistryError::invalid("record.signature", error.to_string()))?;
+        let place = self.place(&record, origin);
+        self.move_to(node, place, now)?;
         let known = self.members.get(&node);
         let (changed, moved) = known.map_or((0, 0), |known| {
             let (old, new) = (&known.record.message, &record.message);
             let stays = old.role == new.role && old.subnet == new.subnet && old.models == new.models;
             (known.changed, if stays { known.moved } else { self.changes + 1 })
         });
-        self.members.insert(node, Member { record, sequence, last_seen: now, departed: false, live: true, changed, moved });
+        let member = Member { record, sequence, last_seen: now, departed: false, place: Some(place), live: true, changed, moved };
+        self.members.insert(node, member);
         self.has_changed(node);
         Ok(true)
     }
@@ -286,12 +294,15 @@ impl Membership {
     }
 
     fn remove_swept(&mut self, now: UnixTime) {
-        let (by_change, forgotten) = (&mut self.by_change, &mut self.forgotten);
-        self.members.retain(|_, member| {
+        let (by_change, forgotten, room) = (&mut self.by_change, &mut self.forgotten, &mut self.room);
+        self.members.retain(|node, member| {
             let expired = !member.live && member.record.message.expires_at < now;
             if expired {
                 by_change.remove(&member.changed);
                 *forgotten = member.changed.max(*forgotten);
+                if let Some(place) = member.place {
+                    room.give(*node, place);
+                }
             }
             !expired
         });

@@ -28,7 +28,7 @@ use ncn_core::{
     Deregistration, Directory, Domain, Heartbeat, Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
     QuorumCertificate, RegistryError, Signed, Subnet, TrustHistory, UnixTime, Validator,
     evidence::Equivocation,
-    membership::{Membership, MembershipLimits, News, SharedMembership},
+    membership::{Membership, MembershipLimits, News, Origin, SharedMembership, Source},
     registry::SUBNETS_PAGE,
     validation,
 };
@@ -122,7 +122,9 @@ impl RegistryNode {
     /// # Errors
     /// When the store cannot be read.
     pub async fn keep(&self, store: SharedStore) -> Result<(), StoreError> {
-        let state = State::open(store, self.membership.clone()).await?;
+        let trust = trust(&*self.ledger, 0).await.ok();
+        let is_validator = |node: &Address| trust.as_ref().is_some_and(|trust| trust.is_listed(node));
+        let state = State::open(store, self.membership.clone(), is_validator).await?;
         self.witness.restore(state.evidence().await?);
         *self.state.lock().await = Some(state);
         let state = Arc::downgrade(&self.state);
@@ -165,15 +167,26 @@ impl RegistryNode {
         let _ = self.outlet.set(outlet);
     }
 
-    /// Takes in what another registry node tells. False when it is no news.
+    /// Takes in what another registry node tells, which is called at this address. False when it is no news.
     ///
     /// # Errors
     /// As the [`Directory`]'s, for what a node or a gateway brings itself.
-    pub async fn hear(&self, news: News) -> Result<bool, RegistryError> {
+    pub async fn hear(&self, news: News, source: Source) -> Result<bool, RegistryError> {
         if let News::Subnet(subnet) = &news {
             self.counted(self.check(subnet).await)?;
         }
-        self.counted(self.membership.update(|membership| membership.take(news, unix_now())))
+        let origin = Origin { source, is_validator: self.is_validator(&news).await };
+        self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))
+    }
+
+    /// Whether it is of a validator that the chain lists. Only for those that say so is the chain looked at.
+    async fn is_validator(&self, news: &News) -> bool {
+        match news {
+            News::Record(record) if record.message.role == NodeRole::Validator => {
+                trust(&*self.ledger, 0).await.is_ok_and(|trust| trust.is_listed(&record.message.node))
+            }
+            _ => false,
+        }
     }
 
     /// How much was refused since the start, by the field that was wrong.
@@ -205,9 +218,10 @@ impl RegistryNode {
     }
 
     /// Takes in what a node or a gateway brings, and tells the others.
-    fn take(&self, news: News) -> Result<(), RegistryError> {
+    async fn take(&self, news: News) -> Result<(), RegistryError> {
         let told = self.outlet.get().map(|outlet| (outlet, news.clone()));
-        let is_new = self.counted(self.membership.update(|membership| membership.take(news, unix_now())))?;
+        let origin = Origin { source: Source::default(), is_validator: self.is_validator(&news).await };
+        let is_new = self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))?;
         if let (true, Some((outlet, news))) = (is_new, told) {
             outlet.tell(news);
         }
@@ -337,15 +351,15 @@ async fn trust(ledger: &dyn ChainView, epoch: UnixTime) -> Result<Arc<TrustHisto
 #[async_trait]
 impl Directory for RegistryNode {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.take(News::Record(record))
+        self.take(News::Record(record)).await
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {
-        self.take(News::Heartbeat(heartbeat))
+        self.take(News::Heartbeat(heartbeat)).await
     }
 
     async fn deregister(&self, deregistration: Signed<Deregistration>) -> Result<(), RegistryError> {
-        self.take(News::Departure(deregistration))
+        self.take(News::Departure(deregistration)).await
     }
 
     async fn discover(&self, query: NodeQuery) -> Result<Vec<Signed<NodeRecord>>, RegistryError> {
@@ -363,7 +377,7 @@ impl Directory for RegistryNode {
 
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         self.counted(self.check(&subnet).await)?;
-        self.take(News::Subnet(subnet))
+        self.take(News::Subnet(subnet)).await
     }
 
     async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {

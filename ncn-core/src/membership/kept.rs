@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{HEARTBEAT_SECONDS, LIVENESS_SECONDS, Member, Membership};
+use super::{HEARTBEAT_SECONDS, LIVENESS_SECONDS, Member, Membership, Origin};
 use crate::{Address, NodeRecord, Signed, Subnet, UnixTime};
 
 /// What is kept of a node: enough to refuse what it has sent before, and to find it while it has not been heard again.
@@ -30,14 +30,15 @@ impl Membership {
 
     /// Takes a node in as it was kept: its signature was checked then. It counts as live for as long as two of its heartbeats take, and then
     /// only if it is heard.
-    pub fn restore(&mut self, known: KnownNode, now: UnixTime) {
+    pub fn restore(&mut self, known: KnownNode, origin: Origin, now: UnixTime) {
         let KnownNode { record, sequence, departed } = known;
         let node = record.message.node;
-        if record.message.expires_at < now || self.members.len() >= self.bounds.nodes || self.members.contains_key(&node) {
+        let place = self.place(&record, origin);
+        if record.message.expires_at < now || self.members.contains_key(&node) || self.move_to(node, place, now).is_err() {
             return;
         }
         let last_seen = now.saturating_sub(LIVENESS_SECONDS - 2 * HEARTBEAT_SECONDS);
-        let member = Member { record, sequence, last_seen, departed, live: !departed, changed: 0, moved: 0 };
+        let member = Member { record, sequence, last_seen, departed, place: Some(place), live: !departed, changed: 0, moved: 0 };
         self.members.insert(node, member);
         self.has_changed(node);
     }

@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use alloy_primitives::{Address, B256};
 
-use super::Membership;
+use super::{Membership, Origin};
 use crate::{Deregistration, Heartbeat, NodeRecord, RegistryError, Signed, Subnet, UnixTime};
 
 /// What one registry node has taken in, and the others are to know. Each is signed by whom it is about: who passes it on can only withhold it.
@@ -37,9 +37,9 @@ impl Membership {
     ///
     /// # Errors
     /// As [`Self::register`], [`Self::heartbeat`], [`Self::deregister`] and [`Self::register_subnet`].
-    pub fn take(&mut self, news: News, now: UnixTime) -> Result<bool, RegistryError> {
+    pub fn take(&mut self, news: News, origin: Origin, now: UnixTime) -> Result<bool, RegistryError> {
         match news {
-            News::Record(record) => self.register(record, now),
+            News::Record(record) => self.register(record, origin, now),
             News::Heartbeat(heartbeat) => self.heartbeat(&heartbeat, now).map(|()| true),
             News::Departure(departure) => self.deregister(&departure, now),
             News::Subnet(subnet) => self.register_subnet(subnet),

@@ -12,7 +12,7 @@ use crate::{
     InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
     Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
     evidence::ApprovalKey,
-    membership::{Membership, MembershipLimits, SharedMembership},
+    membership::{Membership, MembershipLimits, Origin, SharedMembership},
     registry::SUBNETS_PAGE,
     trust::{Quorum, Tenure},
     validation::{self, ValidationContext},
@@ -84,7 +84,7 @@ impl MemoryRegistry {
 #[async_trait]
 impl Directory for MemoryRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.register(record, (self.clock)())).map(drop)
+        self.membership.update(|membership| membership.register(record, Origin::default(), (self.clock)())).map(drop)
     }
 
     async fn heartbeat(&self, heartbeat: Signed<Heartbeat>) -> Result<(), RegistryError> {

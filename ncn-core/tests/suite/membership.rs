@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use futures::FutureExt as _;
 use ncn_core::{
-    Address, Confinement, Deregistration, Domain, DynSigner, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole, RegistryError,
-    Signed,
+    Address, Confinement, Deregistration, Domain, DynSigner, FeeSplit, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole,
+    RegistryError, Signed, Subnet,
     crypto::Authored,
-    membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Watch},
+    membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Origin, Source, Watch},
 };
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ async fn the_silent_and_the_expired_are_gone() {
     let found = |members: &Membership, now| members.discover(&NodeQuery::default(), now).len();
     let sign = |message| Signed::sign(message, &domain, &*node);
 
-    members.register(sign(record(node.address(), 1, NOW + 40)).await.unwrap(), NOW).unwrap();
+    members.register(sign(record(node.address(), 1, NOW + 40)).await.unwrap(), Origin::default(), NOW).unwrap();
     assert_eq!(found(&members, NOW + LIVENESS_SECONDS), 1);
     assert_eq!(found(&members, NOW + LIVENESS_SECONDS + 1), 0, "silent for longer than the window");
 
@@ -52,8 +52,8 @@ async fn the_same_record_again_is_no_sign_of_life() {
     let (domain, node) = (Scene::new().trust.domain, key());
     let mut members = Membership::new(domain, MembershipLimits::default());
     let signed = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
-    members.register(signed.clone(), NOW).unwrap();
-    members.register(signed, NOW + LIVENESS_SECONDS).unwrap();
+    members.register(signed.clone(), Origin::default(), NOW).unwrap();
+    members.register(signed, Origin::default(), NOW + LIVENESS_SECONDS).unwrap();
     assert_eq!(members.discover(&NodeQuery::default(), NOW + LIVENESS_SECONDS + 1).len(), 0);
 }
 
@@ -62,10 +62,10 @@ async fn a_departed_node_cannot_be_brought_back_by_its_old_record() {
     let (domain, node) = (Scene::new().trust.domain, key());
     let mut members = Membership::new(domain, MembershipLimits::default());
     let old = Signed::sign(record(node.address(), 1, NOW + 600), &domain, &*node).await.unwrap();
-    members.register(old.clone(), NOW).unwrap();
+    members.register(old.clone(), Origin::default(), NOW).unwrap();
     let farewell = Deregistration { node: node.address(), sequence: 2 };
     members.deregister(&Signed::sign(farewell, &domain, &*node).await.unwrap(), NOW).unwrap();
-    assert_eq!(members.register(old, NOW + 1), Err(RegistryError::Stale { given: 1, known: 2 }));
+    assert_eq!(members.register(old, Origin::default(), NOW + 1), Err(RegistryError::Stale { given: 1, known: 2 }));
 }
 
 #[tokio::test]
@@ -77,10 +77,10 @@ async fn a_full_membership_takes_nobody_but_makes_room_for_the_living() {
         let node = key();
         signed.push(Signed::sign(record(node.address(), 1, expires_at), &domain, &*node).await.unwrap());
     }
-    members.register(signed[0].clone(), NOW).unwrap();
-    members.register(signed[1].clone(), NOW).unwrap();
-    assert!(matches!(members.register(signed[2].clone(), NOW), Err(RegistryError::Overloaded(_))));
-    members.register(signed[2].clone(), NOW + 11).unwrap();
+    members.register(signed[0].clone(), Origin::default(), NOW).unwrap();
+    members.register(signed[1].clone(), Origin::default(), NOW).unwrap();
+    assert!(matches!(members.register(signed[2].clone(), Origin::default(), NOW), Err(RegistryError::Overloaded(_))));
+    members.register(signed[2].clone(), Origin::default(), NOW + 11).unwrap();
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn a_restart_forgets_nothing() {
     let mut old = Vec::new();
     for node in [&stays, &leaves] {
         old.push(Signed::sign(record(node.address(), 1, NOW + 600), &domain, &**node).await.unwrap());
-        members.register(old.last().unwrap().clone(), NOW).unwrap();
+        members.register(old.last().unwrap().clone(), Origin::default(), NOW).unwrap();
     }
     let (saved, known) = members.changed_after(0, 10);
     assert_eq!(known.iter().map(|known| known.record.clone()).collect::<Vec<_>>(), old);
@@ -104,19 +104,93 @@ async fn a_restart_forgets_nothing() {
     let mut restarted = Membership::new(domain, MembershipLimits::default());
     let at = NOW + 60;
     for known in [&known[0], &changed[0]] {
-        restarted.restore(known.clone(), at);
+        restarted.restore(known.clone(), Origin::default(), at);
     }
     let found = |members: &Membership, now| members.discover(&NodeQuery::default(), now);
     assert_eq!(found(&restarted, at + 2 * HEARTBEAT_SECONDS), old[..1], "it has time to be heard");
     assert_eq!(found(&restarted, at + 2 * HEARTBEAT_SECONDS + 1), [], "it is silent");
-    let stale = restarted.register(old[1].clone(), at);
+    let stale = restarted.register(old[1].clone(), Origin::default(), at);
     assert_eq!(stale, Err(RegistryError::Stale { given: 1, known: 2 }), "who has left is not brought back");
     let beat = Heartbeat { node: stays.address(), sequence: 2, sent_at: at };
     restarted.heartbeat(&Signed::sign(beat, &domain, &*stays).await.unwrap(), at).unwrap();
     assert_eq!(found(&restarted, at + LIVENESS_SECONDS), old[..1]);
     let mut late = Membership::new(domain, MembershipLimits::default());
-    late.restore(known[0].clone(), NOW + 601);
+    late.restore(known[0].clone(), Origin::default(), NOW + 601);
     assert!(late.is_empty(), "its record has expired");
+}
+
+/// From a network of its own for each number.
+fn origin(number: usize) -> Origin {
+    Origin { source: Source::of([10, 0, u8::try_from(number).unwrap(), 1].into()), ..Origin::default() }
+}
+
+#[tokio::test]
+async fn who_comes_from_everywhere_pushes_out_who_comes_from_one_place() {
+    let (domain, owner) = (Scene::new().trust.domain, key());
+    let mut members = Membership::new(domain, MembershipLimits { nodes: 8, ..MembershipLimits::default() });
+    let sign = async |record: NodeRecord, node: &DynSigner| Signed::sign(record, &domain, &**node).await.unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        let node = key();
+        members.register(sign(record(node.address(), 1, NOW + 600), &node).await, origin(0), NOW).unwrap();
+        strangers.push(node);
+    }
+    let more = key();
+    let more = members.register(sign(record(more.address(), 1, NOW + 600), &more).await, origin(0), NOW);
+    assert!(matches!(more, Err(RegistryError::Overloaded(_))), "one network pushes out none but its own");
+    let mut watch = members.watch(NodeQuery::default());
+    while members.next_change(&mut watch).unwrap() != Some(NodeChange::Synced) {}
+    for number in 1..4 {
+        let node = key();
+        members.register(sign(record(node.address(), 1, NOW + 600), &node).await, origin(number), NOW).unwrap();
+        let changes = [members.next_change(&mut watch).unwrap(), members.next_change(&mut watch).unwrap()];
+        assert!(matches!(changes, [Some(NodeChange::Gone(_)), Some(NodeChange::Live(_))]), "{changes:?}");
+    }
+    assert_eq!(members.discover(&NodeQuery::default(), NOW).len(), 8);
+
+    // A subnet is worth more than nothing, and what was paid for it more than that, wherever they come from.
+    let subnet = Subnet { owner: owner.address(), name: "one".into(), models: Vec::new(), split: FeeSplit::default(), version: 1 };
+    members.register_subnet(Signed::sign(subnet.clone(), &domain, &*owner).await.unwrap()).unwrap();
+    let mut served = Vec::new();
+    for _ in 0..8 {
+        let node = key();
+        let record = NodeRecord { subnet: subnet.id(), ..record(node.address(), 1, NOW + 600) };
+        members.register(sign(record, &node).await, origin(0), NOW).unwrap();
+        served.push(node);
+    }
+    let stranger = key();
+    let refused = members.register(sign(record(stranger.address(), 1, NOW + 600), &stranger).await, origin(9), NOW);
+    assert!(matches!(refused, Err(RegistryError::Overloaded(_))));
+    let endpoint = "http://192.0.2.1:50051".to_owned();
+    let gateway = NodeRecord { role: NodeRole::Gateway, subnet: subnet.id(), endpoint, ..record(owner.address(), 1, NOW + 600) };
+    members.register(sign(gateway, &owner).await, origin(0), NOW).unwrap();
+    let (validator, endpoint) = (key(), "/ip4/192.0.2.1/tcp/8828".to_owned());
+    let staked = NodeRecord { role: NodeRole::Validator, endpoint, ..record(validator.address(), 1, NOW + 600) };
+    let refused = members.register(sign(staked.clone(), &validator).await, origin(0), NOW);
+    assert!(matches!(refused, Err(RegistryError::Overloaded(_))), "who only says that it is a validator is a stranger");
+    let listed = Origin { is_validator: true, ..origin(0) };
+    members.register(sign(staked, &validator).await, listed, NOW).unwrap();
+    let left: Vec<_> = served.iter().filter(|node| !members.discover(&query(node.address()), NOW).is_empty()).collect();
+    assert_eq!((left.len(), members.discover(&NodeQuery::default(), NOW).len()), (6, 8));
+    assert!(strangers.iter().all(|node| members.discover(&query(node.address()), NOW).is_empty()));
+}
+
+fn query(node: Address) -> NodeQuery {
+    NodeQuery { node: Some(node), ..NodeQuery::default() }
+}
+
+#[tokio::test]
+async fn large_records_take_more_room() {
+    let domain = Scene::new().trust.domain;
+    let mut members = Membership::new(domain, MembershipLimits { bytes: 40_000, ..MembershipLimits::default() });
+    let large = |node: &DynSigner| NodeRecord { models: vec![[9; 32].into(); 1_024], ..record(node.address(), 1, NOW + 600) };
+    let (first, second) = (key(), key());
+    members.register(Signed::sign(large(&first), &domain, &*first).await.unwrap(), origin(0), NOW).unwrap();
+    let refused = members.register(Signed::sign(large(&second), &domain, &*second).await.unwrap(), origin(0), NOW);
+    assert!(matches!(refused, Err(RegistryError::Overloaded(_))));
+    let small = NodeRecord { models: Vec::new(), sequence: 2, ..large(&first) };
+    members.register(Signed::sign(small, &domain, &*first).await.unwrap(), origin(0), NOW).unwrap();
+    members.register(Signed::sign(large(&second), &domain, &*second).await.unwrap(), origin(0), NOW).unwrap();
 }
 
 /// A registry that lies about the newest sequence could have a node sign the largest one, after which no other one is newer.
@@ -127,10 +201,10 @@ async fn a_sequence_is_not_ahead_of_the_clock() {
     let sign = async |sequence| Signed::sign(record(node.address(), sequence, NOW + 600), &domain, &*node).await.unwrap();
     let ahead = (NOW + CLOCK_SKEW_SECONDS + 1) * 1_000;
     for sequence in [ahead, u64::MAX] {
-        let refused = members.register(sign(sequence).await, NOW);
+        let refused = members.register(sign(sequence).await, Origin::default(), NOW);
         assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "record.sequence"), "{refused:?}");
     }
-    members.register(sign(ahead - 1).await, NOW).unwrap();
+    members.register(sign(ahead - 1).await, Origin::default(), NOW).unwrap();
     let beat = |sequence| Heartbeat { node: node.address(), sequence, sent_at: NOW };
     let refused = members.heartbeat(&Signed::sign(beat(u64::MAX), &domain, &*node).await.unwrap(), NOW);
     assert!(matches!(&refused, Err(RegistryError::Invalid { field, .. }) if field == "heartbeat.sequence"), "{refused:?}");
@@ -221,7 +295,7 @@ proptest! {
                 Change::Register { node, subnet, models, seconds } => {
                     let models = (0..2_u8).filter(|bit| models & (1 << bit) != 0).map(|bit| [bit; 32].into()).collect();
                     let record = NodeRecord { subnet: [subnet; 32].into(), models, ..record(keys[node].address(), sequence, now + seconds) };
-                    members.register(sign(record, domain, &keys[node]), now).map(drop)
+                    members.register(sign(record, domain, &keys[node]), origin(node), now).map(drop)
                 }
                 Change::Beat { node } => {
                     let beat = Heartbeat { node: keys[node].address(), sequence, sent_at: now };

@@ -9,7 +9,7 @@ use ncn_client::unix_now;
 use ncn_core::{
     Address, B256, Signed, Subnet,
     evidence::Equivocation,
-    membership::{KnownNode, SharedMembership},
+    membership::{KnownNode, Origin, SharedMembership},
 };
 
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
@@ -32,14 +32,13 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Reads what was saved into the membership.
-    pub(super) async fn open(store: SharedStore, membership: Arc<SharedMembership>) -> Result<Self, StoreError> {
+    /// Reads what was saved into the membership: subnets first, by which nodes have their standing.
+    pub(super) async fn open(
+        store: SharedStore,
+        membership: Arc<SharedMembership>,
+        is_validator: impl Fn(&Address) -> bool,
+    ) -> Result<Self, StoreError> {
         let mut state = Self { store, membership, saved: 0, nodes: BTreeSet::new(), subnets: BTreeMap::new() };
-        for (_, row) in state.store.scan(NODES, []).await? {
-            let known: KnownNode = decode(NODES, &row)?;
-            state.nodes.insert(known.record.message.node);
-            state.membership.update(|membership| membership.restore(known, unix_now()));
-        }
         for (_, row) in state.store.scan(SUBNETS, []).await? {
             let subnet: Signed<Subnet> = decode(SUBNETS, &row)?;
             state.subnets.insert(subnet.message.id(), subnet.message.version);
@@ -47,6 +46,13 @@ impl State {
             if let Err(error) = restored {
                 tracing::warn!(%error, "a subnet that was kept is refused");
             }
+        }
+        for (_, row) in state.store.scan(NODES, []).await? {
+            let known: KnownNode = decode(NODES, &row)?;
+            let node = known.record.message.node;
+            let origin = Origin { is_validator: is_validator(&node), ..Origin::default() };
+            state.nodes.insert(node);
+            state.membership.update(|membership| membership.restore(known, origin, unix_now()));
         }
         Ok(state)
     }

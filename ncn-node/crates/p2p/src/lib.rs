@@ -8,6 +8,7 @@ mod frames;
 mod peer;
 mod records;
 mod registry;
+mod shares;
 mod swarm;
 mod validator;
 mod within;

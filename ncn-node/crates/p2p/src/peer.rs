@@ -19,7 +19,10 @@ use libp2p::{
     request_response::{self, OutboundRequestId, ResponseChannel},
     swarm::SwarmEvent,
 };
-use ncn_core::{Domain, RegistryError, membership::News};
+use ncn_core::{
+    Domain, RegistryError,
+    membership::{News, Source},
+};
 use ncn_wire::{decode, proto};
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -28,7 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     PeerError,
     frames::Frame,
-    records,
+    records, shares,
     swarm::{self, Behaviour, BehaviourEvent},
 };
 
@@ -37,6 +40,9 @@ const QUEUE: usize = 256;
 /// How many news are judged, and questions answered, at once.
 const MAX_HEARING: usize = 64;
 const MAX_ANSWERING: usize = 64;
+/// How many questions to others wait for their answers, and how many records are looked up, at once.
+const MAX_ASKED: usize = 4_096;
+const MAX_WANTED: usize = 16;
 /// How often peers to begin with are called that are not there, as long as there is no other one.
 const REDIAL: Duration = Duration::from_secs(1);
 /// With fewer peers than this, a node calls more of those that it knows: gossip needs some neighbours.
@@ -45,8 +51,8 @@ const FEW: usize = 8;
 /// What a peer does with what comes in.
 #[async_trait]
 pub(crate) trait Inbox: Send + Sync {
-    /// Takes news in that this peer has passed on, and says whether others are to hear them.
-    async fn hear(&self, news: News, from: PeerId) -> MessageAcceptance;
+    /// Takes news in that this peer, of this network, has passed on, and says whether others are to hear them.
+    async fn hear(&self, news: News, from: PeerId, source: Source) -> MessageAcceptance;
 
     /// Answers a question.
     async fn answer(&self, question: proto::Question) -> proto::Answer;
@@ -225,11 +231,7 @@ pub(crate) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
 
 /// Whether only this machine reaches an address.
 fn is_loopback(address: &Multiaddr) -> bool {
-    address.iter().any(|part| match part {
-        Protocol::Ip4(ip) => ip.is_loopback(),
-        Protocol::Ip6(ip) => ip.is_loopback(),
-        _ => false,
-    })
+    shares::ip(address).is_some_and(|ip| ip.is_loopback())
 }
 
 impl Prepared {
@@ -335,6 +337,9 @@ impl Task {
                     }
                 }
             },
+            Command::Ask { answer, .. } if self.asked.len() >= MAX_ASKED => {
+                let _ = answer.send(Err(RegistryError::Overloaded(format!("{MAX_ASKED} questions wait for an answer"))));
+            }
             Command::Ask { peer, addresses, question, answer } => {
                 let id = behaviour.questions.send_request_with_addresses(&peer, question.into(), addresses);
                 self.asked.insert(id, answer);
@@ -344,6 +349,8 @@ impl Task {
                     tracing::debug!(%error, "a record is not kept");
                 }
             }
+            // Each calls some twenty peers: a stranger who asks for what nobody has makes this node busy, and not the network.
+            Command::Get(_, answer) if self.wanted.len() >= MAX_WANTED => drop(answer),
             Command::Get(key, answer) => {
                 let id = behaviour.table.get_record(key.clone());
                 self.wanted.insert(id, Wanted { key, found: None, answer });
@@ -426,9 +433,9 @@ impl Task {
             self.busy += 1;
             return self.finish(Done::Heard(message, from, MessageAcceptance::Ignore));
         };
-        let (inbox, done) = (inbox.clone(), self.done.clone());
+        let (inbox, done, source) = (inbox.clone(), self.done.clone(), self.swarm.behaviour().shares.source(&from));
         tokio::spawn(async move {
-            let acceptance = inbox.hear(news, from).await;
+            let acceptance = inbox.hear(news, from, source).await;
             let _ = done.send(Done::Heard(message, from, acceptance)).await;
             drop(place);
         });

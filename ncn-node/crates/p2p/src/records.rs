@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, hash_map},
+    collections::{BTreeMap, HashMap, hash_map},
     iter,
 };
 
@@ -10,19 +10,20 @@ use libp2p::{
     PeerId,
     bytes::Bytes,
     kad::{
-        ProviderRecord, Record, RecordKey,
+        KBucketDistance, KBucketKey, ProviderRecord, Record, RecordKey,
         store::{Error, RecordStore, Result},
     },
 };
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, B256, Domain,
+    Address, B256, Domain, UnixTime,
     membership::{CLOCK_SKEW_SECONDS, MAX_RECORD_SECONDS, News},
 };
 use ncn_wire::{decode, proto};
 
-/// How many records are kept, and the largest: 64 MiB of nodes' records of the usual size, and no more than 256 MiB of any.
-const MAX_RECORDS: usize = 4_096;
+/// How many records are kept, how many bytes of all of them, and of the largest.
+const MAX_RECORDS: usize = 16_384;
+const MAX_BYTES: usize = 32 << 20;
 const MAX_RECORD_BYTES: usize = 64 << 10;
 
 const NODE: &[u8] = b"/ncn/node/";
@@ -77,13 +78,55 @@ fn is_current(news: &News, now: u64) -> bool {
 /// A table of records, with the rules of a record applied to each that comes in.
 pub(crate) struct Records {
     domain: Domain,
+    own: KBucketKey<PeerId>,
     records: HashMap<RecordKey, (Record, News)>,
+    by_distance: BTreeMap<KBucketDistance, RecordKey>,
+    bytes: usize,
+    /// When it was last looked for what has expired.
+    swept_at: UnixTime,
     refused: u64,
 }
 
 impl Records {
-    pub(crate) fn new(domain: Domain) -> Self {
-        Self { domain, records: HashMap::new(), refused: 0 }
+    pub(crate) fn new(domain: Domain, own: PeerId) -> Self {
+        Self { domain, own: own.into(), records: HashMap::new(), by_distance: BTreeMap::new(), bytes: 0, swept_at: 0, refused: 0 }
+    }
+
+    /// How far a record is from this node: others have those that are far.
+    fn distance(&self, key: &RecordKey) -> KBucketDistance {
+        self.own.distance(&KBucketKey::new(key.clone()))
+    }
+
+    fn forget(&mut self, key: &RecordKey) {
+        if let Some((record, _)) = self.records.remove(key) {
+            self.bytes -= record.value.len();
+            self.by_distance.remove(&self.distance(key));
+        }
+    }
+
+    /// Keeps a record, at the cost of what has expired, and of what is farther from this node.
+    fn keep(&mut self, record: Record, news: News) -> Result<()> {
+        let (distance, bytes) = (self.distance(&record.key), record.value.len());
+        let is_full = |records: &Self| records.records.len() >= MAX_RECORDS || records.bytes + bytes > MAX_BYTES;
+        let now = unix_now();
+        if is_full(self) && now > self.swept_at {
+            self.swept_at = now;
+            let expired: Vec<_> =
+                self.records.values().filter(|(_, news)| !is_current(news, now)).map(|(record, _)| record.key.clone()).collect();
+            for key in expired {
+                self.forget(&key);
+            }
+        }
+        while is_full(self) {
+            match self.by_distance.last_key_value().filter(|(farthest, _)| **farthest > distance) {
+                Some((_, key)) => self.forget(&key.clone()),
+                None => return Err(Error::MaxRecords),
+            }
+        }
+        self.bytes += bytes;
+        self.by_distance.insert(distance, record.key.clone());
+        self.records.insert(record.key.clone(), (record, news));
+        Ok(())
     }
 
     /// How many records were refused.
@@ -112,19 +155,12 @@ impl RecordStore for Records {
             self.refused += 1;
             return Err(Error::ValueTooLarge);
         };
-        if self.records.len() >= MAX_RECORDS && !self.records.contains_key(&record.key) {
-            let now = unix_now();
-            self.records.retain(|_, (_, known)| is_current(known, now));
-            if self.records.len() >= MAX_RECORDS {
-                return Err(Error::MaxRecords);
-            }
-        }
-        self.records.insert(record.key.clone(), (record, news));
-        Ok(())
+        self.forget(&record.key);
+        self.keep(record, news)
     }
 
     fn remove(&mut self, key: &RecordKey) {
-        self.records.remove(key);
+        self.forget(key);
     }
 
     fn records(&self) -> Self::RecordsIter<'_> {

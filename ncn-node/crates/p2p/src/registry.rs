@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use ncn_core::{
     Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner, Heartbeat,
     NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed,
-    Subnet, Validator, membership::News,
+    Subnet, Validator,
+    membership::{News, Source},
 };
 use ncn_node::{
     registration::{NodeDescriptor, Registration},
@@ -95,7 +96,7 @@ impl PeerRegistry {
     /// Looks up what this node has not heard.
     async fn look_up(&self, key: libp2p::kad::RecordKey) {
         if let Some(news) = self.peer.get(key).await
-            && let Err(error) = self.node.hear(news).await
+            && let Err(error) = self.node.hear(news, Source::default()).await
         {
             tracing::debug!(%error, "what was found is refused");
         }

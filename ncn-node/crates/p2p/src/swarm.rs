@@ -10,7 +10,7 @@ use ncn_core::Domain;
 use ncn_wire::MAX_SUBNET_BYTES;
 use sha2::{Digest as _, Sha256};
 
-use crate::{PeerError, frames::Frames, records::Records};
+use crate::{PeerError, frames::Frames, records::Records, shares::Shares};
 
 /// What nodes of any network of this protocol speak; which network it is, the topic and the signatures say.
 const IDENTIFY: &str = "/ncn/1";
@@ -37,10 +37,45 @@ const GOSSIP_EVERY: Duration = Duration::from_millis(300);
 const OFFERED: usize = 10;
 const KEPT: usize = 20;
 
+/// Who tells what is forged or malformed is soon not listened to any more: from the third time on within a few minutes it is no neighbour, and from the
+/// fifth on nothing that it tells is taken. Nothing else counts.
+fn scores(domain: &Domain) -> (gossipsub::PeerScoreParams, gossipsub::PeerScoreThresholds) {
+    let news = gossipsub::TopicScoreParams {
+        topic_weight: 1.0,
+        time_in_mesh_weight: 0.0,
+        first_message_deliveries_weight: 0.0,
+        mesh_message_deliveries_weight: 0.0,
+        mesh_failure_penalty_weight: 0.0,
+        invalid_message_deliveries_weight: -10.0,
+        invalid_message_deliveries_decay: 0.9,
+        ..gossipsub::TopicScoreParams::default()
+    };
+    let scores = gossipsub::PeerScoreParams {
+        topics: [(topic(domain).hash(), news)].into(),
+        // Several nodes may share an address; how many connections that makes, `Shares` bounds.
+        ip_colocation_factor_weight: 0.0,
+        behaviour_penalty_weight: -1.0,
+        behaviour_penalty_threshold: 6.0,
+        behaviour_penalty_decay: 0.9,
+        decay_interval: Duration::from_secs(10),
+        decay_to_zero: 0.01,
+        retain_score: Duration::from_mins(10),
+        ..gossipsub::PeerScoreParams::default()
+    };
+    let thresholds = gossipsub::PeerScoreThresholds {
+        gossip_threshold: -80.0,
+        publish_threshold: -80.0,
+        graylist_threshold: -200.0,
+        ..gossipsub::PeerScoreThresholds::default()
+    };
+    (scores, thresholds)
+}
+
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     /// First, so that it refuses a connection before the others learn of it.
     limits: connection_limits::Behaviour,
+    pub(crate) shares: Shares,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) table: kad::Behaviour<Records>,
@@ -76,7 +111,7 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
     let mut table = kad::Config::new(KADEMLIA);
     // What somebody else puts here is looked at first.
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
-    let mut table = kad::Behaviour::with_config(peer, Records::new(domain), table);
+    let mut table = kad::Behaviour::with_config(peer, Records::new(domain, peer), table);
     table.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
     // News are signed by whom they are about, and the same from every peer: neither author nor number is of any use.
     let gossip = gossipsub::ConfigBuilder::default()
@@ -90,6 +125,8 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
         .history_length(KEPT)
         .build()?;
     let mut gossip = gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Anonymous, gossip)?;
+    let (scores, thresholds) = scores(&domain);
+    gossip.with_peer_score(scores, thresholds)?;
     gossip.subscribe(&topic(&domain))?;
     let identity =
         identify::Config::new(IDENTIFY.into(), key.public()).with_agent_version(format!("ncn/{}", env!("CARGO_PKG_VERSION")));
@@ -98,6 +135,7 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
         request_response::Config::default().with_request_timeout(ANSWER_TIMEOUT).with_max_concurrent_streams(MAX_QUESTIONS);
     Ok(Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        shares: Shares::default(),
         identify: identify::Behaviour::new(identity),
         ping: ping::Behaviour::default(),
         table,

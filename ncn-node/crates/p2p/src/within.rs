@@ -8,7 +8,10 @@ use std::{
 use async_trait::async_trait;
 use libp2p::{Multiaddr, PeerId, gossipsub::MessageAcceptance};
 use ncn_client::unix_now;
-use ncn_core::{Address, B256, NodeRecord, RegistryError, Signed, Subnet, Validator, membership::News};
+use ncn_core::{
+    Address, B256, NodeRecord, RegistryError, Signed, Subnet, Validator,
+    membership::{News, Source},
+};
 use ncn_node::registry::RegistryNode;
 use ncn_wire::{
     WireError,
@@ -28,6 +31,8 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 const RECENT: u64 = 30;
 /// How often one is asked at the most for what was missed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// What is wrong when a clock is.
+const TIMES: [&str; 5] = ["heartbeat.sentAt", "record.expiresAt", "record.sequence", "heartbeat.sequence", "departure.sequence"];
 /// How many of the peers that are met are asked at once: more of them know no more.
 const ASKED_AT_FIRST: usize = 3;
 
@@ -98,13 +103,15 @@ impl Within {
 
 #[async_trait]
 impl Inbox for Within {
-    async fn hear(&self, news: News, from: PeerId) -> MessageAcceptance {
+    async fn hear(&self, news: News, from: PeerId, source: Source) -> MessageAcceptance {
         let is_recent = is_recent(&news, unix_now());
-        match self.node.hear(news).await {
+        match self.node.hear(news, source).await {
             Ok(true) => MessageAcceptance::Accept,
             // What this node has learned in another way, its neighbours may not have.
             Ok(false) if is_recent => MessageAcceptance::Accept,
             Err(RegistryError::Stale { given, known }) if given == known && is_recent => MessageAcceptance::Accept,
+            // Whose clock is wrong, the teller's or this node's, nobody knows.
+            Err(RegistryError::Invalid { field, .. }) if TIMES.contains(&&*field) => MessageAcceptance::Ignore,
             Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
             Err(RegistryError::UnknownNode(_)) => {
                 // A peer that passes a heartbeat on knows whose it is.
@@ -190,7 +197,7 @@ async fn learn(node: &RegistryNode, peer: &Peer, other: PeerId) -> Result<(), Re
 
 /// One that is refused hides none of the others.
 async fn take(node: &RegistryNode, news: News) {
-    match node.hear(news).await {
+    match node.hear(news, Source::default()).await {
         Ok(_) | Err(RegistryError::Stale { .. }) => {}
         Err(error) => tracing::debug!(%error, "what a peer knows is refused"),
     }
