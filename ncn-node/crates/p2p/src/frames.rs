@@ -1,16 +1,24 @@
 //! Questions and answers as frames: the whole of a stream, with one bound for all streams together.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::{StreamProtocol, bytes::Bytes, request_response::Codec};
 use ncn_wire::MAX_MESSAGE_BYTES;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 /// How many bytes of frames are in memory at once, of all peers: those that arrive, and those that are being answered.
 const MAX_BYTES: usize = 64 << 20;
 /// How much of a frame is read at once.
 const PIECE: u32 = 64 << 10;
+/// So much of it takes no room: a stranger who says nothing, or little, takes it from nobody.
+const FREE: u64 = 1 << 10;
+/// How long a frame waits for room, and for its next piece.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads and writes frames.
 #[derive(Clone)]
@@ -41,23 +49,28 @@ impl Default for Frames {
 impl Frames {
     async fn read<T: AsyncRead + Unpin + Send>(&self, io: &mut T) -> io::Result<Frame> {
         let (mut frame, mut room): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
-        loop {
-            // A peer that sends more waits until there is room for it, and no longer than its stream lives.
-            let piece = self.room.clone().acquire_many_owned(PIECE).await.map_err(io::Error::other)?;
+        let mut most = FREE;
+        while read_piece(io, most, &mut frame).await? {
+            most = u64::from(PIECE);
+            let piece = timeout(ROOM_TIMEOUT, self.room.clone().acquire_many_owned(PIECE)).await;
+            let piece = piece.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?.map_err(io::Error::other)?;
             match &mut room {
                 Some(room) => room.merge(piece),
                 None => room = Some(piece),
             }
-            let mut limited = (&mut *io).take(u64::from(PIECE));
-            let read = limited.read_to_end(&mut frame).await?;
-            if frame.len() > MAX_MESSAGE_BYTES {
-                return Err(io::Error::other(format!("a frame has more than {MAX_MESSAGE_BYTES} bytes")));
-            }
-            if read < PIECE as usize {
-                return Ok(Frame { bytes: frame.into(), _room: room });
-            }
         }
+        Ok(Frame { bytes: frame.into(), _room: room })
     }
+}
+
+/// Reads so many bytes at the most; true when there may be more.
+async fn read_piece<T: AsyncRead + Unpin + Send>(io: &mut T, most: u64, frame: &mut Vec<u8>) -> io::Result<bool> {
+    let mut limited = (&mut *io).take(most);
+    let read = timeout(PIECE_TIMEOUT, limited.read_to_end(frame)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if frame.len() > MAX_MESSAGE_BYTES {
+        return Err(io::Error::other(format!("a frame has more than {MAX_MESSAGE_BYTES} bytes")));
+    }
+    Ok(read as u64 == most)
 }
 
 async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, frame: &Frame) -> io::Result<()> {

@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -82,6 +85,7 @@ pub struct Peer {
     id: PeerId,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<PeerStatus>,
+    refused: Arc<Refused>,
 }
 
 /// What a peer knows of its network.
@@ -91,12 +95,22 @@ pub struct PeerStatus {
     pub addresses: Vec<Multiaddr>,
     /// With whom it is connected.
     pub peers: Vec<PeerId>,
-    /// How many messages it could not read.
-    pub malformed: u64,
-    /// How many messages there was no room for.
-    pub busy: u64,
-    /// How many records of the distributed hash table it has refused.
-    pub records: u64,
+}
+
+/// What a peer has refused since it was started, before anything was made of it.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Messages that it could not read.
+    pub(crate) malformed: AtomicU64,
+    /// Messages for which there was no room.
+    pub(crate) busy: AtomicU64,
+    /// Records of the distributed hash table.
+    pub(crate) records: AtomicU64,
+}
+
+/// One more.
+pub(crate) fn count(refused: &AtomicU64) {
+    refused.fetch_add(1, Ordering::Relaxed);
 }
 
 enum Command {
@@ -117,7 +131,8 @@ impl Peer {
     /// Prepares a peer of the network that this domain is of.
     pub(crate) fn prepare(options: PeerOptions, domain: Domain) -> Result<Prepared, PeerError> {
         let id = options.key.public().to_peer_id();
-        let mut swarm = swarm::build(options.key, domain, options.serves)?;
+        let refused = Arc::<Refused>::default();
+        let mut swarm = swarm::build(options.key, domain, options.serves, &refused)?;
         if let Some(address) = &options.announce {
             swarm.add_external_address(address.clone());
         }
@@ -147,12 +162,11 @@ impl Peer {
             wanted: HashMap::new(),
             serving: HashSet::new(),
             untold: VecDeque::new(),
-            malformed: 0,
-            busy: 0,
+            refused: refused.clone(),
             hearing: Arc::new(Semaphore::new(MAX_HEARING)),
             answering: Arc::new(Semaphore::new(MAX_ANSWERING)),
         };
-        Ok(Prepared { peer: Self { id, commands, status }, serves: options.serves, task })
+        Ok(Prepared { peer: Self { id, commands, status, refused }, serves: options.serves, task })
     }
 
     /// Who it is.
@@ -163,6 +177,13 @@ impl Peer {
     /// What it knows of its network now.
     pub fn status(&self) -> PeerStatus {
         self.status.borrow().clone()
+    }
+
+    /// How much it has refused, by the reason.
+    pub(crate) fn refused(&self) -> [(&'static str, u64); 3] {
+        let Refused { malformed, busy, records } = &*self.refused;
+        let counts = [("malformed", malformed), ("busy", busy), ("record", records)];
+        counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
     }
 
     /// Waits until it can be called somewhere.
@@ -262,8 +283,7 @@ struct Task {
     untold: VecDeque<Vec<u8>>,
     /// Who has said that it serves.
     serving: HashSet<PeerId>,
-    malformed: u64,
-    busy: u64,
+    refused: Arc<Refused>,
     hearing: Arc<Semaphore>,
     answering: Arc<Semaphore>,
 }
@@ -424,13 +444,12 @@ impl Task {
     /// Judges news beside the connections. What there is no room for is not passed on by this node.
     fn hear(&mut self, from: PeerId, message: MessageId, news: Vec<u8>, inbox: &Arc<dyn Inbox>) {
         let Ok(news) = decode::<proto::News>(news.into()).and_then(News::try_from) else {
-            self.malformed += 1;
-            self.report();
+            count(&self.refused.malformed);
             return self.finish(Done::Heard(message, from, MessageAcceptance::Reject));
         };
         let Ok(place) = self.hearing.clone().try_acquire_owned() else {
             // Not its teller's fault.
-            self.busy += 1;
+            count(&self.refused.busy);
             return self.finish(Done::Heard(message, from, MessageAcceptance::Ignore));
         };
         let (inbox, done, source) = (inbox.clone(), self.done.clone(), self.swarm.behaviour().shares.source(&from));
@@ -441,10 +460,10 @@ impl Task {
         });
     }
 
-    fn answer(&mut self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
+    fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
         // The peer that asked is told by its stream's end.
         let Ok(place) = self.answering.clone().try_acquire_owned() else {
-            self.busy += 1;
+            count(&self.refused.busy);
             return;
         };
         let (inbox, done) = (inbox.clone(), self.done.clone());
@@ -491,7 +510,6 @@ impl Task {
         let known = self.announce.iter().cloned().chain(listening);
         let addresses = known.map(|address| address.with_p2p(id).unwrap_or_else(|address| address)).collect();
         let peers = self.swarm.connected_peers().copied().collect();
-        let records = self.swarm.behaviour_mut().table.store_mut().refused();
-        self.report.send_replace(PeerStatus { addresses, peers, malformed: self.malformed, busy: self.busy, records });
+        self.report.send_replace(PeerStatus { addresses, peers });
     }
 }

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, hash_map},
     iter,
+    sync::Arc,
 };
 
 use libp2p::{
@@ -20,6 +21,8 @@ use ncn_core::{
     membership::{CLOCK_SKEW_SECONDS, MAX_RECORD_SECONDS, News},
 };
 use ncn_wire::{decode, proto};
+
+use crate::peer::{Refused, count};
 
 /// How many records are kept, how many bytes of all of them, and of the largest.
 const MAX_RECORDS: usize = 16_384;
@@ -84,12 +87,12 @@ pub(crate) struct Records {
     bytes: usize,
     /// When it was last looked for what has expired.
     swept_at: UnixTime,
-    refused: u64,
+    refused: Arc<Refused>,
 }
 
 impl Records {
-    pub(crate) fn new(domain: Domain, own: PeerId) -> Self {
-        Self { domain, own: own.into(), records: HashMap::new(), by_distance: BTreeMap::new(), bytes: 0, swept_at: 0, refused: 0 }
+    pub(crate) fn new(domain: Domain, own: PeerId, refused: Arc<Refused>) -> Self {
+        Self { domain, own: own.into(), records: HashMap::new(), by_distance: BTreeMap::new(), bytes: 0, swept_at: 0, refused }
     }
 
     /// How far a record is from this node: others have those that are far.
@@ -129,11 +132,6 @@ impl Records {
         Ok(())
     }
 
-    /// How many records were refused.
-    pub(crate) const fn refused(&self) -> u64 {
-        self.refused
-    }
-
     fn check(&self, record: &Record) -> Option<News> {
         let news = read(&record.key, &record.value, &self.domain)?;
         let known = self.records.get(&record.key).map(|(_, known)| version(known));
@@ -152,7 +150,7 @@ impl RecordStore for Records {
 
     fn put(&mut self, record: Record) -> Result<()> {
         let Some(news) = self.check(&record) else {
-            self.refused += 1;
+            count(&self.refused.records);
             return Err(Error::ValueTooLarge);
         };
         self.forget(&record.key);

@@ -75,11 +75,10 @@ impl PeerRegistry {
 
     /// What it says of itself.
     pub fn status(&self) -> RegistryStatus {
-        let PeerStatus { addresses, peers, malformed, busy, records } = self.peer.status();
+        let PeerStatus { addresses, peers } = self.peer.status();
         let (nodes, subnets) = self.node.counts();
         let mut refused = self.node.refused();
-        let counted = [("malformed", malformed), ("busy", busy), ("record", records)];
-        for (reason, count) in counted.into_iter().filter(|(_, count)| *count > 0) {
+        for (reason, count) in self.peer.refused().into_iter().filter(|(_, count)| *count > 0) {
             *refused.entry(reason.into()).or_default() += count;
         }
         RegistryStatus {

@@ -1,6 +1,6 @@
 //! What a node speaks, and within which bounds.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, connection_limits, gossipsub, identify, identity::Keypair, kad, noise, ping,
@@ -10,7 +10,7 @@ use ncn_core::Domain;
 use ncn_wire::MAX_SUBNET_BYTES;
 use sha2::{Digest as _, Sha256};
 
-use crate::{PeerError, frames::Frames, records::Records, shares::Shares};
+use crate::{PeerError, frames::Frames, peer::Refused, records::Records, shares::Shares};
 
 /// What nodes of any network of this protocol speak; which network it is, the topic and the signatures say.
 const IDENTIFY: &str = "/ncn/1";
@@ -21,6 +21,9 @@ pub(crate) const ASK: StreamProtocol = StreamProtocol::new("/ncn/ask/1");
 const MAX_CONNECTIONS: u32 = 512;
 const MAX_PENDING: u32 = 64;
 const MAX_OF_ONE: u32 = 2;
+/// Streams at once on one connection, and what one of them, or twice that all of a QUIC connection's, may have sent that nobody has read.
+const MAX_STREAMS: u32 = 128;
+const MAX_UNREAD: u32 = 1 << 20;
 /// Questions at once on one connection. What they have in memory, all connections together, [`Frames`] bounds.
 const MAX_QUESTIONS: usize = 64;
 /// How long an answer may take: a validator judges thousands of requests in that time.
@@ -89,19 +92,34 @@ pub(crate) fn topic(domain: &Domain) -> gossipsub::IdentTopic {
 }
 
 /// A node that listens nowhere yet.
-pub(crate) fn build(key: Keypair, domain: Domain, serves: bool) -> Result<Swarm<Behaviour>, PeerError> {
+pub(crate) fn build(key: Keypair, domain: Domain, serves: bool, refused: &Arc<Refused>) -> Result<Swarm<Behaviour>, PeerError> {
     let setup = |error: String| PeerError::Setup(error);
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, streams)
         .map_err(|error| setup(error.to_string()))?
-        .with_quic()
-        .with_behaviour(|key| behaviour(key, domain, serves))
+        .with_quic_config(|mut config| {
+            config.max_concurrent_stream_limit = MAX_STREAMS;
+            (config.max_stream_data, config.max_connection_data) = (MAX_UNREAD, 2 * MAX_UNREAD);
+            config
+        })
+        .with_behaviour(|key| behaviour(key, domain, serves, refused.clone()))
         .map_err(|error| setup(error.to_string()))?;
     Ok(builder.with_swarm_config(|config| config.with_idle_connection_timeout(IDLE)).build())
 }
 
-fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync>> {
+fn streams() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(MAX_STREAMS as usize);
+    config
+}
+
+fn behaviour(
+    key: &Keypair,
+    domain: Domain,
+    serves: bool,
+    refused: Arc<Refused>,
+) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync>> {
     let peer = key.public().to_peer_id();
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_established(Some(MAX_CONNECTIONS))
@@ -111,7 +129,7 @@ fn behaviour(key: &Keypair, domain: Domain, serves: bool) -> Result<Behaviour, B
     let mut table = kad::Config::new(KADEMLIA);
     // What somebody else puts here is looked at first.
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
-    let mut table = kad::Behaviour::with_config(peer, Records::new(domain, peer), table);
+    let mut table = kad::Behaviour::with_config(peer, Records::new(domain, peer, refused), table);
     table.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
     // News are signed by whom they are about, and the same from every peer: neither author nor number is of any use.
     let gossip = gossipsub::ConfigBuilder::default()

@@ -12,6 +12,7 @@ mod chaos;
 mod cli;
 mod compute_cli;
 mod conformance;
+mod decoders;
 mod deviations;
 mod digests;
 mod doctor;

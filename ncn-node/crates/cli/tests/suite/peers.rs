@@ -1,5 +1,7 @@
 //! Registry nodes over libp2p, on this machine's loopback: what one hears, all know.
 
+mod strangers;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
