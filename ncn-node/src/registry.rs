@@ -52,6 +52,11 @@ const VALIDATOR_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one may take to judge thousands of requests.
 const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(4);
 
+tokio::task_local! {
+    /// From which network a node registers that calls this one. [`Directory`] has no place for it: it is the same for those that are in this process.
+    static SOURCE: Source;
+}
+
 async fn save(state: &AsyncMutex<Option<State>>) {
     if let Some(state) = &mut *state.lock().await
         && let Err(error) = state.save().await
@@ -220,7 +225,8 @@ impl RegistryNode {
     /// Takes in what a node or a gateway brings, and tells the others.
     async fn take(&self, news: News) -> Result<(), RegistryError> {
         let told = self.outlet.get().map(|outlet| (outlet, news.clone()));
-        let origin = Origin { source: Source::default(), is_validator: self.is_validator(&news).await };
+        let source = SOURCE.try_with(|source| *source).unwrap_or_default();
+        let origin = Origin { source, is_validator: self.is_validator(&news).await };
         let is_new = self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))?;
         if let (true, Some((outlet, news))) = (is_new, told) {
             outlet.tell(news);

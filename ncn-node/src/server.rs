@@ -6,7 +6,12 @@ mod connection;
 mod intake;
 mod pool;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use connection::Connection;
 use futures::StreamExt as _;
@@ -33,6 +38,11 @@ use tonic::{
 //
 // together 1,408 MiB without the streams, of which one address alone gets half: 704 MiB. What the kernel holds of unsent bytes is not in it:
 // up to 4 MiB of a connection by Linux's defaults, for 30 s.
+
+/// From which address a call comes.
+pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
+    intake::caller(request.extensions()).map(|peer| peer.address)
+}
 
 /// Any free port of this machine.
 pub const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));

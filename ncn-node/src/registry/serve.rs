@@ -7,7 +7,7 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use ncn_core::{B256, NodeChange, NodeQuery, Registry, RegistryError, RegistryStatus, Validator};
+use ncn_core::{B256, NodeChange, NodeQuery, Registry, RegistryError, RegistryStatus, Validator, membership::Source};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
@@ -18,6 +18,9 @@ use ncn_wire::{
     },
 };
 use tonic::{Request, Response, Status};
+
+use super::SOURCE;
+use crate::server::caller;
 
 /// Serves a registry.
 pub fn registry_service(registry: Arc<dyn Registry>) -> P2pRegistryServiceServer<impl P2pRegistryService> {
@@ -65,7 +68,8 @@ impl P2pRegistryService for RegistryAdapter {
     type WatchNodesStream = BoxStream<'static, Result<proto::NodeChange, Status>>;
 
     async fn register_node(&self, request: Request<proto::NodeInfo>) -> Result<Response<proto::Ack>, Status> {
-        self.0.register(read(request)?).await.map(ack).map_err(status)
+        let source = caller(&request).map(Source::of).unwrap_or_default();
+        SOURCE.scope(source, self.0.register(read(request)?)).await.map(ack).map_err(status)
     }
 
     async fn update_node_heartbeat(

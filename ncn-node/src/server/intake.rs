@@ -14,7 +14,7 @@ use tonic::{
     body::Body,
     codegen::{
         BoxFuture,
-        http::{Request, Response},
+        http::{Extensions, Request, Response},
     },
     transport::server::TlsConnectInfo,
 };
@@ -85,6 +85,12 @@ pub(super) struct Admission<S> {
     intake: Intake,
 }
 
+/// Who is at the other end of a call's connection.
+pub(super) fn caller(extensions: &Extensions) -> Option<&Peer> {
+    let encrypted = || extensions.get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
+    extensions.get::<Peer>().or_else(encrypted)
+}
+
 impl<S> Service<Request<Body>> for Admission<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -99,9 +105,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let extensions = request.extensions();
-        let encrypted = || extensions.get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
-        let Some(peer) = extensions.get::<Peer>().or_else(encrypted).cloned() else {
+        let Some(peer) = caller(request.extensions()).cloned() else {
             return refuse("the call came on no connection");
         };
         let end = CancellationToken::new();

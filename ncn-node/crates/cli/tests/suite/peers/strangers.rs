@@ -246,7 +246,7 @@ async fn questions_that_are_wrong_slow_or_many_leave_others_alone() {
         stranger.ask(vec![0x22, 0], true);
     }
     is_served(&peers, &mut stranger).await;
-    let order = conformance::registry(&peers);
+    let order = Box::pin(conformance::registry(&peers));
     stranger.meanwhile("validators are asked as before", order).await.unwrap();
 }
 
