@@ -92,7 +92,8 @@ fn key() -> DynSigner {
 /// The gateway's part in the draw of every committee of the suite.
 const SALT: B256 = B256::repeat_byte(0x5a);
 
-fn order(client: Address, subnet: B256, model_digest: B256, max_price: Amount, deadline: UnixTime) -> InferenceRequest {
+/// An order as the suites make them, each another one.
+pub fn order(client: Address, subnet: B256, model_digest: B256, max_price: Amount, deadline: UnixTime) -> InferenceRequest {
     let (input_hash, nonce, draw) = (B256::repeat_byte(0x11), B256::from(rand_bytes()), draw_of(&SALT));
     InferenceRequest { client, subnet, model_digest, input_hash, parameters: "{}".into(), max_price, deadline, nonce, draw }
 }
@@ -102,7 +103,8 @@ fn rand_bytes() -> [u8; 32] {
     PrivateKeySigner::random().to_bytes().0
 }
 
-fn quote(order: &InferenceRequest, epoch: &Epoch, gateway: Address, compute: Address, total: Amount) -> Quote {
+/// A quote of such an order, as its gateway makes it.
+pub fn quote(order: &InferenceRequest, epoch: &Epoch, gateway: Address, compute: Address, total: Amount) -> Quote {
     let trust = &epoch.trust;
     let request_id = order.digest(&trust.domain);
     Quote {

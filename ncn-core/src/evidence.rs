@@ -3,10 +3,10 @@
 use alloy_primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 
-use crate::{Approval, Completion, CompletionAuthorization, Domain, Message as _, RequestId, Signed};
+use crate::{Approval, Completion, CompletionAuthorization, Domain, FinishReason, Message as _, RequestId, Signed};
 
 /// What a validator approves one completion of: a request, as one party brings it, and as one node has served last. Another node's is another
-/// one: the last node may keep the output to itself for which it has a certificate.
+/// one: the last node may keep the output to itself for which it has a certificate. So is what was given until a node was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ApprovalKey {
     /// The request.
@@ -15,13 +15,16 @@ pub struct ApprovalKey {
     pub author: Address,
     /// Who has served last.
     pub node: Address,
+    /// Whether it was lost. Then what it had given counts, whatever it may have been about to give: a certificate of that may never have come.
+    pub is_lost: bool,
 }
 
 impl ApprovalKey {
     /// That of a completion.
     pub fn of(completion: &Completion, author: Address) -> Self {
         let node = completion.contributions.last().map(|contribution| contribution.compute);
-        Self { request_id: completion.request_id, author, node: node.unwrap_or_default() }
+        let is_lost = completion.finish == FinishReason::NodeLost;
+        Self { request_id: completion.request_id, author, node: node.unwrap_or_default(), is_lost }
     }
 }
 
@@ -84,6 +87,7 @@ impl Equivocation {
             (one.request_id != other.request_id, "completion.requestId"),
             (one.author != other.author, "authorization.author"),
             (one.node != other.node, "completion.contributions"),
+            (one.is_lost != other.is_lost, "completion.finish"),
             (first.approval.validator != second.approval.validator, "approval.validator"),
         ];
         if let Some((_, field)) = differences.into_iter().find(|(differs, _)| *differs) {

@@ -57,7 +57,9 @@ struct Member {
     sequence: u64,
     last_seen: UnixTime,
     departed: bool,
-    /// None when it had to give its place up.
+    /// What was known of where it comes from when its record was taken in.
+    origin: Origin,
+    /// None while it had to give its place up.
     place: Option<Place>,
     /// As it is reported to watchers: silence and expiry are noticed by [`Membership::sweep`].
     live: bool,
@@ -69,7 +71,10 @@ struct Member {
 
 impl Member {
     fn is_live(&self, now: UnixTime) -> bool {
-        !self.departed && self.record.message.expires_at >= now && now.saturating_sub(self.last_seen) <= LIVENESS_SECONDS
+        !self.departed
+            && self.place.is_some()
+            && self.record.message.expires_at >= now
+            && now.saturating_sub(self.last_seen) <= LIVENESS_SECONDS
     }
 }
 
@@ -134,10 +139,11 @@ impl Membership {
         check_sequence("record.sequence", sequence, now)?;
         if let Some(known) = self.members.get(&node) {
             // A lost answer is repeatable; but the same record again is no sign of life: anyone could send it.
-            if known.record.message == record.message && !known.departed && known.sequence == sequence {
+            let is_same = known.record.message == record.message && !known.departed && known.sequence == sequence;
+            if is_same && known.place.is_some() {
                 return Ok(false);
             }
-            if sequence <= known.sequence {
+            if sequence <= known.sequence && !is_same {
                 return Err(RegistryError::Stale { given: sequence, known: known.sequence });
             }
         }
@@ -150,7 +156,8 @@ impl Membership {
             let stays = old.role == new.role && old.subnet == new.subnet && old.models == new.models;
             (known.changed, if stays { known.moved } else { self.changes + 1 })
         });
-        let member = Member { record, sequence, last_seen: now, departed: false, place: Some(place), live: true, changed, moved };
+        let member =
+            Member { record, sequence, last_seen: now, departed: false, origin, place: Some(place), live: true, changed, moved };
         self.members.insert(node, member);
         self.has_changed(node);
         Ok(true)
@@ -173,7 +180,13 @@ impl Membership {
         }
         heartbeat.verify(&domain).map_err(|error| RegistryError::invalid("heartbeat.signature", error.to_string()))?;
         (member.sequence, member.last_seen) = (sequence, now);
-        if !member.live {
+        // What stands behind it may have come later than its record; and there may be room again for one that had to go.
+        let (before, record, origin) = (member.place, member.record.clone(), member.origin);
+        let place = self.place(&record, origin);
+        if before.is_none_or(|before| before.standing != place.standing) {
+            self.move_to(node, place, now)?;
+        }
+        if let Some(member) = self.members.get_mut(&node).filter(|member| !member.live) {
             member.live = true;
             self.has_changed(node);
         }
@@ -191,11 +204,9 @@ impl Membership {
         }
         let member = self.newer(node, sequence)?;
         deregistration.verify(&domain).map_err(|error| RegistryError::invalid("departure.signature", error.to_string()))?;
-        (member.sequence, member.departed) = (sequence, true);
-        if member.live {
-            member.live = false;
-            self.has_changed(node);
-        }
+        (member.sequence, member.departed, member.live) = (sequence, true, false);
+        // Also of one that was silent: who keeps the membership has to hear that it has left.
+        self.has_changed(node);
         Ok(true)
     }
 

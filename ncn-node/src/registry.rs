@@ -87,7 +87,7 @@ pub struct RegistryNode {
     refused: Mutex<BTreeMap<String, u64>>,
     outlet: OnceLock<Arc<dyn Outlet>>,
     state: Arc<AsyncMutex<Option<State>>>,
-    witness: Witness,
+    witness: Arc<Witness>,
 }
 
 /// The way to the other registry nodes.
@@ -118,7 +118,7 @@ impl RegistryNode {
             refused: Mutex::default(),
             outlet: OnceLock::new(),
             state: Arc::default(),
-            witness: Witness::default(),
+            witness: Arc::default(),
         })
     }
 
@@ -129,8 +129,7 @@ impl RegistryNode {
     pub async fn keep(&self, store: SharedStore) -> Result<(), StoreError> {
         let trust = trust(&*self.ledger, 0).await.ok();
         let is_validator = |node: &Address| trust.as_ref().is_some_and(|trust| trust.is_listed(node));
-        let state = State::open(store, self.membership.clone(), is_validator).await?;
-        self.witness.restore(state.evidence().await?);
+        let state = State::open(store, self.membership.clone(), self.witness.clone(), is_validator).await?;
         *self.state.lock().await = Some(state);
         let state = Arc::downgrade(&self.state);
         tokio::spawn(async move {
@@ -148,16 +147,11 @@ impl RegistryNode {
         self.witness.evidence()
     }
 
-    /// Keeps what was approved, and what is evidence together with what was approved before.
-    async fn witness(&self, completion: &Completion, authorization: &Signed<CompletionAuthorization>, approvals: &[Approval]) {
+    /// Remembers what was approved, and what is evidence together with what was approved before.
+    fn witness(&self, completion: &Completion, authorization: &Signed<CompletionAuthorization>, approvals: &[Approval]) {
         for found in self.witness.see(completion, authorization, approvals) {
             let validator = found.first.approval.validator;
             tracing::error!(%validator, request = %found.request_id(), "a validator has approved two completions of one request");
-            if let Some(state) = &*self.state.lock().await
-                && let Err(error) = state.add(&found).await
-            {
-                tracing::warn!(%error, "evidence is not kept");
-            }
         }
     }
 
@@ -194,6 +188,11 @@ impl RegistryNode {
         }
     }
 
+    /// The network's domain.
+    pub const fn domain(&self) -> Domain {
+        self.domain
+    }
+
     /// How much was refused since the start, by the field that was wrong.
     pub fn refused(&self) -> BTreeMap<String, u64> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -212,8 +211,8 @@ impl RegistryNode {
         taken
     }
 
-    /// What this node knows of the nodes and subnets after these, in the order of their addresses and ids: at most so many of each.
-    pub fn known(&self, after: (Address, B256), most: usize) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
+    /// What this node knows of the nodes and subnets after these, in the order of their addresses and ids: at most so many of either.
+    pub fn known(&self, after: (Address, B256), most: (usize, usize)) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
         self.membership.read(|membership| membership.known(after, most, unix_now()))
     }
 
@@ -424,7 +423,7 @@ impl Attestors for RegistryNode {
             Box::pin(async move { validator.completion(&request).await })
         };
         let (approvals, enough) = self.collect(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await;
-        self.witness(&completion, &request.authorization, &approvals).await;
+        self.witness(&completion, &request.authorization, &approvals);
         enough.map(|()| QuorumCertificate::new(approvals))
     }
 

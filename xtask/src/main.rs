@@ -117,7 +117,7 @@ fn perform() -> Result<bool> {
         Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
-        Task::Bench { what: Bench::Registry } => long_test("peers::latency", &["--release"]),
+        Task::Bench { what: Bench::Registry } => long_test("peers::measured", &["--release"]),
         Task::Bench { what: Bench::Compute } => {
             models::run()?;
             setup::engines()?;

@@ -38,7 +38,8 @@ impl Membership {
             return;
         }
         let last_seen = now.saturating_sub(LIVENESS_SECONDS - 2 * HEARTBEAT_SECONDS);
-        let member = Member { record, sequence, last_seen, departed, place: Some(place), live: !departed, changed: 0, moved: 0 };
+        let member =
+            Member { record, sequence, last_seen, departed, origin, place: Some(place), live: !departed, changed: 0, moved: 0 };
         self.members.insert(node, member);
         self.has_changed(node);
     }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use alloy_primitives::{Address, B256};
 
 use super::{Membership, Origin};
-use crate::{Deregistration, Heartbeat, NodeRecord, RegistryError, Signed, Subnet, UnixTime};
+use crate::{Deregistration, Domain, Heartbeat, NodeRecord, RegistryError, SignatureError, Signed, Subnet, UnixTime};
 
 /// What one registry node has taken in, and the others are to know. Each is signed by whom it is about: who passes it on can only withhold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,17 +20,43 @@ pub enum News {
     Subnet(Signed<Subnet>),
 }
 
+impl News {
+    /// Checks its signature.
+    ///
+    /// # Errors
+    /// When it is not signed by whom it is about.
+    pub fn verify(&self, domain: &Domain) -> Result<(), SignatureError> {
+        match self {
+            Self::Record(record) => record.verify(domain),
+            Self::Heartbeat(heartbeat) => heartbeat.verify(domain),
+            Self::Departure(departure) => departure.verify(domain),
+            Self::Subnet(subnet) => subnet.verify(domain),
+        }
+        .map(drop)
+    }
+
+    /// Whom it is about: a node, or the owner of a subnet.
+    pub const fn author(&self) -> Address {
+        match self {
+            Self::Record(record) => record.message.node,
+            Self::Heartbeat(heartbeat) => heartbeat.message.node,
+            Self::Departure(departure) => departure.message.node,
+            Self::Subnet(subnet) => subnet.message.owner,
+        }
+    }
+}
+
 impl Membership {
-    /// The live nodes and the subnets after these, in the order of their addresses and ids: at most so many of each.
+    /// The live nodes and the subnets after these, in the order of their addresses and ids: at most so many of either.
     pub fn known(
         &self,
         (node, subnet): (Address, B256),
-        most: usize,
+        (nodes, subnets): (usize, usize),
         now: UnixTime,
     ) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
-        let nodes = self.members.range((Bound::Excluded(node), Bound::Unbounded)).filter(|(_, member)| member.is_live(now));
-        let nodes = nodes.take(most).map(|(_, member)| member.record.clone());
-        (nodes.collect(), self.subnets(subnet, most))
+        let live = self.members.range((Bound::Excluded(node), Bound::Unbounded)).filter(|(_, member)| member.is_live(now));
+        let live = live.take(nodes).map(|(_, member)| member.record.clone());
+        (live.collect(), self.subnets(subnet, subnets))
     }
 
     /// Takes news in, by the same rules wherever they come from. False when they are no news.

@@ -28,7 +28,8 @@ pub enum Standing {
     Admitted,
 }
 
-/// From which network a node was heard of first: a few addresses next to each other count as one.
+/// From which network a node's newest record was heard of: a few addresses next to each other count as one. Of what other registry nodes pass on it
+/// is theirs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(u64);
 
@@ -68,7 +69,7 @@ pub(super) struct Room {
 /// What a member takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    standing: Standing,
+    pub(super) standing: Standing,
     source: Source,
     bytes: usize,
 }
@@ -131,7 +132,8 @@ impl Membership {
         self.room.nodes >= self.bounds.nodes || self.room.bytes + bytes > self.bounds.bytes
     }
 
-    /// Has a node take this place instead of the one that it has, if it has one; of a node that there is no room for, the latter stays.
+    /// Has a node take this place instead of the one that it has, if it has one; of a node that there is no room for, the latter stays. The
+    /// caller makes one that is new a member.
     pub(super) fn move_to(&mut self, node: Address, place: Place, now: UnixTime) -> Result<(), RegistryError> {
         let before = self.members.get_mut(&node).and_then(|known| known.place.take());
         if let Some(before) = before {
@@ -139,8 +141,14 @@ impl Membership {
         }
         let made = self.make_room(place, now);
         // What it had may have expired while room was made.
-        match (&made, before, self.members.get_mut(&node)) {
-            (Ok(()), ..) => self.room.take(node, place),
+        let known = self.members.get_mut(&node);
+        match (&made, before, known) {
+            (Ok(()), _, known) => {
+                if let Some(known) = known {
+                    known.place = Some(place);
+                }
+                self.room.take(node, place);
+            }
             (Err(_), Some(before), Some(known)) => {
                 known.place = Some(before);
                 self.room.take(node, before);
@@ -164,11 +172,10 @@ impl Membership {
         Ok(())
     }
 
-    /// Has a node lose its place. It stays known as gone for a while, so that watchers hear of it.
+    /// Has a node lose its place. It stays known for a while, so that watchers hear that it is gone, and its next heartbeat finds room if there is any.
     fn displace(&mut self, node: Address) {
-        let Some(Member { place, live, departed, .. }) = self.members.get_mut(&node) else { return };
+        let Some(Member { place, live, .. }) = self.members.get_mut(&node) else { return };
         let (place, was_live) = (place.take(), std::mem::take(live));
-        *departed = true;
         if let Some(place) = place {
             self.room.give(node, place);
         }

@@ -1,19 +1,24 @@
-//! What a validator has approved: it approves no two completions of one request that the same party brings, and the same node has served last.
-//! Another node may have to serve what the last one keeps to itself, though there is a certificate of it.
+//! What a validator has approved: one completion for each [`ApprovalKey`].
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use ncn_client::unix_now;
 use ncn_core::{Address, B256, Completion, Message as _, RegistryError, UnixTime, evidence::ApprovalKey};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
 const COMPLETIONS: Table = "validator.completions";
-/// How many approvals are remembered, about 100 bytes each. Each was of a request that was paid; of too many, those are forgotten first whose
+/// How many approvals are remembered, about 200 bytes each. Each was of a request that was paid; of too many, those are forgotten first whose
 /// requests end first.
-const MAX_GIVEN: usize = 1 << 20;
+const MAX_GIVEN: usize = 1 << 19;
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Given {
@@ -22,24 +27,32 @@ struct Given {
     until: UnixTime,
 }
 
+type Writing = Shared<BoxFuture<'static, Result<(), StoreError>>>;
+
+struct Known {
+    given: Given,
+    /// None once it is in the store.
+    writing: Option<Writing>,
+}
+
 /// The approvals that a validator has given, as its store has them, if it has one.
 #[derive(Default)]
 pub(super) struct Approvals {
     store: Option<SharedStore>,
-    /// Locked while an approval is written down: one is given only after it is kept.
-    given: Mutex<HashMap<ApprovalKey, Given>>,
+    given: Mutex<HashMap<ApprovalKey, Known>>,
 }
 
-fn row_key(ApprovalKey { request_id, author, node }: &ApprovalKey) -> Vec<u8> {
-    [request_id.as_slice(), author.as_slice(), node.as_slice()].concat()
+fn row_key(ApprovalKey { request_id, author, node, is_lost }: &ApprovalKey) -> Vec<u8> {
+    [request_id.as_slice(), author.as_slice(), node.as_slice(), &[u8::from(*is_lost)]].concat()
 }
 
 /// None when it has another length.
 fn key_of(row: &[u8]) -> Option<ApprovalKey> {
     let (request, rest) = row.split_at_checked(B256::len_bytes())?;
-    let (author, node) = rest.split_at_checked(Address::len_bytes())?;
-    let request_id = B256::try_from(request).ok()?;
-    Some(ApprovalKey { request_id, author: Address::try_from(author).ok()?, node: Address::try_from(node).ok()? })
+    let (author, rest) = rest.split_at_checked(Address::len_bytes())?;
+    let (node, is_lost) = rest.split_at_checked(Address::len_bytes())?;
+    let (author, node) = (Address::try_from(author).ok()?, Address::try_from(node).ok()?);
+    Some(ApprovalKey { request_id: B256::try_from(request).ok()?, author, node, is_lost: *is_lost.first()? != 0 })
 }
 
 impl Approvals {
@@ -47,55 +60,69 @@ impl Approvals {
     pub(super) async fn open(store: SharedStore) -> Result<Self, StoreError> {
         let mut given = HashMap::new();
         for (key, row) in store.scan(COMPLETIONS, []).await? {
-            given.insert(key_of(&key).ok_or(StoreError::Key(COMPLETIONS))?, decode(COMPLETIONS, &row)?);
+            let known = Known { given: decode(COMPLETIONS, &row)?, writing: None };
+            given.insert(key_of(&key).ok_or(StoreError::Key(COMPLETIONS))?, known);
         }
         Ok(Self { store: Some(store), given: Mutex::new(given) })
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<ApprovalKey, Known>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that this completion of a request, which `author` has brought, is approved; it returns once that survives a crash. The same one is
-    /// approved as often as it is asked for.
+    /// approved as often as it is asked for. Where it is not kept, it is not approved, and neither is another one: dropping the future changes
+    /// nothing about that.
     ///
     /// # Errors
-    /// [`RegistryError::Refused`] when another one was approved that the same author has brought, and the same node has served last.
+    /// [`RegistryError::Refused`] when another one was approved; [`RegistryError::Unreachable`] when it is not kept.
     pub(super) async fn give(&self, completion: &Completion, author: Address, until: UnixTime) -> Result<(), RegistryError> {
         let (key, completion) = (ApprovalKey::of(completion, author), completion.struct_hash());
-        let mut given = self.given.lock().await;
-        let mut ops = if given.contains_key(&key) { Vec::new() } else { make_room(&mut given) };
-        match given.entry(key) {
-            Entry::Occupied(entry) if entry.get().completion != completion => {
-                return Err(RegistryError::Refused("completion: another one of this request was approved before".into()));
-            }
-            Entry::Occupied(_) => {}
-            Entry::Vacant(entry) => {
-                let next = entry.insert(Given { completion, until });
-                ops.push(Op::put(COMPLETIONS, row_key(&key), next).map_err(|error| unreachable(&error))?);
-            }
+        let writing = self.note(key, Given { completion, until })?;
+        let Some(writing) = writing else { return Ok(()) };
+        let kept = writing.await;
+        if let (Ok(()), Some(known)) = (&kept, self.lock().get_mut(&key)) {
+            known.writing = None;
         }
-        let Some(store) = &self.store else { return Ok(()) };
-        // Changes are in the queue in the order of the lock. The same approval again waits for the one before it, too.
-        let kept = store.slot().await.map_err(|error| unreachable(&error))?.commit(ops, None);
-        drop(given);
-        let kept = kept.await.map_err(|error| unreachable(&error));
-        if kept.is_err() {
-            self.given.lock().await.remove(&key);
+        kept.map_err(|error| RegistryError::Unreachable(format!("the validator cannot keep its approval: {error}")))
+    }
+
+    /// What has to come to an end before it is approved.
+    fn note(&self, key: ApprovalKey, next: Given) -> Result<Option<Writing>, RegistryError> {
+        let mut given = self.lock();
+        let forgotten = if given.contains_key(&key) { Vec::new() } else { make_room(&mut given) };
+        let known = given.entry(key).or_insert_with(|| Known { given: next, writing: self.write(&key, next, forgotten) });
+        if known.given.completion != next.completion {
+            return Err(RegistryError::Refused("completion: another one of this request was approved before".into()));
         }
-        kept
+        // One that failed is tried again.
+        if known.writing.as_ref().and_then(Shared::peek).is_some_and(Result::is_err) {
+            known.writing = self.write(&key, known.given, Vec::new());
+        }
+        Ok(known.writing.clone())
+    }
+
+    /// Begins to write it down, whether anybody waits for it or not.
+    fn write(&self, key: &ApprovalKey, given: Given, mut ops: Vec<Op>) -> Option<Writing> {
+        let store = self.store.clone()?;
+        let put = Op::put(COMPLETIONS, row_key(key), &given);
+        let written = tokio::spawn(async move {
+            ops.push(put?);
+            store.commit(ops).await
+        });
+        Some(async move { written.await.map_err(StoreError::failed)? }.boxed().shared())
     }
 }
 
-/// Forgets what nobody can approve any more, and, where that is not enough, half of the rest.
-fn make_room(given: &mut HashMap<ApprovalKey, Given>) -> Vec<Op> {
+/// Forgets what nobody can approve any more, and, where that is not enough, half of the rest. Returns what is to be deleted.
+fn make_room(given: &mut HashMap<ApprovalKey, Known>) -> Vec<Op> {
     if given.len() < MAX_GIVEN {
         return Vec::new();
     }
-    let mut ends: Vec<_> = given.values().map(|given| given.until).collect();
+    let mut ends: Vec<_> = given.values().map(|known| known.given.until).collect();
     let middle = ends.len() / 2;
     let (_, median, _) = ends.select_nth_unstable(middle);
     let forgotten = unix_now().max(*median);
-    let old: Vec<_> = given.extract_if(|_, given| given.until <= forgotten).collect();
+    let old: Vec<_> = given.extract_if(|_, known| known.given.until <= forgotten).collect();
     old.iter().map(|(key, _)| Op::delete(COMPLETIONS, row_key(key))).collect()
-}
-
-fn unreachable(error: &StoreError) -> RegistryError {
-    RegistryError::Unreachable(format!("the validator cannot keep its approval: {error}"))
 }

@@ -12,6 +12,7 @@ use ncn_core::{
     membership::{KnownNode, Origin, SharedMembership},
 };
 
+use super::witness::Witness;
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
 const NODES: Table = "registry.nodes";
@@ -29,6 +30,9 @@ pub(super) struct State {
     saved: u64,
     nodes: BTreeSet<Address>,
     subnets: BTreeMap<B256, u64>,
+    witness: Arc<Witness>,
+    /// How much evidence is in the store.
+    convicting: usize,
 }
 
 impl State {
@@ -36,9 +40,14 @@ impl State {
     pub(super) async fn open(
         store: SharedStore,
         membership: Arc<SharedMembership>,
+        witness: Arc<Witness>,
         is_validator: impl Fn(&Address) -> bool,
     ) -> Result<Self, StoreError> {
-        let mut state = Self { store, membership, saved: 0, nodes: BTreeSet::new(), subnets: BTreeMap::new() };
+        let rows = store.scan(EVIDENCE, []).await?;
+        let evidence: Vec<Equivocation> = rows.iter().map(|(_, row)| decode(EVIDENCE, row)).collect::<Result<_, _>>()?;
+        let (nodes, subnets, convicting) = (BTreeSet::new(), BTreeMap::new(), evidence.len());
+        witness.restore(evidence);
+        let mut state = Self { store, membership, saved: 0, nodes, subnets, witness, convicting };
         for (_, row) in state.store.scan(SUBNETS, []).await? {
             let subnet: Signed<Subnet> = decode(SUBNETS, &row)?;
             state.subnets.insert(subnet.message.id(), subnet.message.version);
@@ -57,18 +66,6 @@ impl State {
         Ok(state)
     }
 
-    /// Writes down what convicts a validator.
-    pub(super) async fn add(&self, found: &Equivocation) -> Result<(), StoreError> {
-        let key = [found.first.approval.validator.as_slice(), found.request_id().as_slice()].concat();
-        self.store.commit(vec![Op::put(EVIDENCE, key, found)?]).await
-    }
-
-    /// What convicts validators.
-    pub(super) async fn evidence(&self) -> Result<Vec<Equivocation>, StoreError> {
-        let rows = self.store.scan(EVIDENCE, []).await?;
-        rows.iter().map(|(_, row)| decode(EVIDENCE, row)).collect()
-    }
-
     /// Writes down what has changed. After an error, the next call does it again.
     pub(super) async fn save(&mut self) -> Result<(), StoreError> {
         loop {
@@ -81,11 +78,17 @@ impl State {
             for subnet in &subnets {
                 ops.push(Op::put(SUBNETS, subnet.message.id(), subnet)?);
             }
+            let evidence = self.witness.after(self.convicting);
+            for found in &evidence {
+                let key = [found.first.approval.validator.as_slice(), found.request_id().as_slice()].concat();
+                ops.push(Op::put(EVIDENCE, key, found)?);
+            }
             if ops.is_empty() {
                 return Ok(());
             }
             self.store.commit(ops).await?;
             self.saved = upto;
+            self.convicting += evidence.len();
             self.nodes.extend(changed.iter().map(|known| known.record.message.node));
             for node in gone {
                 self.nodes.remove(&node);

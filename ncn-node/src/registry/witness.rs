@@ -14,7 +14,8 @@ use ncn_core::{
 const MAX_REQUESTS: usize = 16_384;
 /// How many completions of such a key: the second one is evidence against each who has approved both.
 const MAX_COMPLETIONS: usize = 2;
-/// How much evidence is kept.
+/// How much evidence is kept, against one validator and in all: there are at most 256 of them.
+const MAX_OF_ONE: usize = 4;
 const MAX_EVIDENCE: usize = 1_024;
 
 struct Seen {
@@ -42,6 +43,10 @@ impl Witness {
         authorization: &Signed<CompletionAuthorization>,
         approvals: &[Approval],
     ) -> Vec<Equivocation> {
+        // What nobody has approved convicts nobody, and takes nothing's place.
+        if approvals.is_empty() {
+            return Vec::new();
+        }
         let Inner { seen, order, evidence } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = ApprovalKey::of(completion, authorization.message.author);
         if !seen.contains_key(&key) {
@@ -87,10 +92,12 @@ impl Witness {
         }
         // One piece of evidence for a request convicts a validator.
         found.retain(|found: &Equivocation| {
-            let is_same = |known: &Equivocation| {
-                known.request_id() == found.request_id() && known.first.approval.validator == found.first.approval.validator
-            };
-            let is_new = evidence.len() < MAX_EVIDENCE && !evidence.iter().any(is_same);
+            let is_against_it = |known: &&Equivocation| known.first.approval.validator == found.first.approval.validator;
+            let (mut against_it, mut is_new) = (0, evidence.len() < MAX_EVIDENCE);
+            for known in evidence.iter().filter(is_against_it) {
+                against_it += 1;
+                is_new &= against_it < MAX_OF_ONE && known.request_id() != found.request_id();
+            }
             if is_new {
                 evidence.push(found.clone());
             }
@@ -104,8 +111,13 @@ impl Witness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).evidence = kept;
     }
 
-    /// What was found so far.
+    /// What was found so far, in the order in which it was found.
     pub(super) fn evidence(&self) -> Vec<Equivocation> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).evidence.clone()
+        self.after(0)
+    }
+
+    /// The same, without the first ones.
+    pub(super) fn after(&self, first: usize) -> Vec<Equivocation> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).evidence.get(first..).unwrap_or_default().to_vec()
     }
 }

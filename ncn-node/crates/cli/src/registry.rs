@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -53,8 +53,9 @@ struct Run {
     state: Option<PathBuf>,
     #[command(flatten)]
     chain: ChainArguments,
-    /// The key of the validator that it is: a keystore, or a file with 64 hexadecimal digits. None by default
-    #[arg(long, value_name = "FILE")]
+    /// The key of the validator that it is: a keystore, or a file with 64 hexadecimal digits. None by default. It needs --state, where it keeps what it
+    /// has approved: one that forgets can be made to approve something else
+    #[arg(long, value_name = "FILE", requires = "state")]
     validator_key: Option<PathBuf>,
 }
 
@@ -171,6 +172,7 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
     let ledger = Arc::new(chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?);
     drop(TcpListener::bind(listen).map_err(|error| Failure::Input(format!("--listen {listen}: {error}")))?);
     drop(TcpListener::bind(p2p).map_err(|error| Failure::Input(format!("--p2p {p2p}: {error}")))?);
+    drop(UdpSocket::bind(p2p).map_err(|error| Failure::Input(format!("--p2p {p2p}: UDP: {error}")))?);
     let options =
         PeerOptions { key, listen: addresses(p2p)?, announce: announce.clone(), bootstrap: bootstrap.clone(), serves: true };
     let builder = PeerRegistry::builder(ledger, options).listen(*listen);
@@ -183,12 +185,12 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
         None => builder,
     };
     let node = builder.start().await.map_err(|error| match error {
-        PeerError::Bootstrap(_) => Failure::Input(format!("--{error}")),
+        PeerError::Bootstrap(_) | PeerError::Announce { .. } => Failure::Input(format!("--{error}")),
         error => Failure::failed(error),
     })?;
     let mut out = io::stdout();
     writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url().unwrap_or_default())?;
-    for address in node.status().addresses {
+    for address in node.registry().peer().listens().await {
         writeln!(out, "peers call it at {address}")?;
     }
     if let Some(signer) = validator {
@@ -224,13 +226,20 @@ fn peer_key(directory: &Path) -> Result<Keypair, Failure> {
     fs::create_dir_all(directory).map_err(|error| refuse(error.to_string()))?;
     let path = directory.join(KEY_FILE);
     match fs::read(&path) {
-        Ok(bytes) => Keypair::from_protobuf_encoding(&bytes).map_err(|error| refuse(format!("{KEY_FILE}: {error}"))),
+        Ok(bytes) => Keypair::from_protobuf_encoding(&bytes).map_err(|error| {
+            tracing::debug!(%error, "the key cannot be read");
+            refuse(format!("{KEY_FILE}: is no key of a peer: put the right one there, or remove it to become another peer"))
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = Keypair::generate_ed25519();
             let bytes = key.to_protobuf_encoding().map_err(|error| refuse(error.to_string()))?;
-            let written = fs::File::options().create_new(true).write(true).mode(0o600).open(&path).and_then(|mut file| {
+            // A key that is half written is none.
+            let unfinished = directory.join(format!("{KEY_FILE}.new"));
+            let _ = fs::remove_file(&unfinished);
+            let written = fs::File::options().create_new(true).write(true).mode(0o600).open(&unfinished).and_then(|mut file| {
                 file.write_all(&bytes)?;
-                file.sync_all()
+                file.sync_all()?;
+                fs::rename(&unfinished, &path)
             });
             written.map_err(|error| refuse(format!("{KEY_FILE}: {error}")))?;
             Ok(key)

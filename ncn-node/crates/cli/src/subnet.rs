@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
@@ -21,8 +21,11 @@ use crate::{
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     block_on,
     model::{self, StoreArguments},
-    sanitize,
+    sanitize, typed,
 };
+
+/// More subnets than a registry node keeps.
+const MAX_SUBNETS: usize = 10_000;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -189,8 +192,9 @@ async fn all(registry: &dyn Registry) -> Result<Vec<Subnet>, Failure> {
     loop {
         let after = all.last().map_or(B256::ZERO, Subnet::id);
         let page = registry.subnets(after).await.map_err(Failure::failed)?;
-        // A node that begins again at every page has no end.
-        if page.first().is_none_or(|subnet| subnet.message.id() <= after) {
+        // A node that begins again has no end.
+        let ids: Vec<_> = [after].into_iter().chain(page.iter().map(|subnet| subnet.message.id())).collect();
+        if page.is_empty() || all.len() > MAX_SUBNETS || !ids.is_sorted_by(|one, next| one < next) {
             return Ok(all);
         }
         all.extend(page.into_iter().map(|subnet| subnet.message));
@@ -282,7 +286,8 @@ async fn join(
         |model: &SubnetModel, name: &str| name == model.name || name.parse().is_ok_and(|digest: B256| digest == model.digest);
     let is_wanted = |model: &SubnetModel| models.is_empty() || models.iter().any(|name| is_meant(model, name));
     let wanted: Vec<_> = subnet.models.iter().filter(|model| is_wanted(model)).collect();
-    if wanted.is_empty() || (!models.is_empty() && wanted.len() < models.len()) {
+    let is_offered = |name: &String| subnet.models.iter().any(|model| is_meant(model, name));
+    if wanted.is_empty() || !models.iter().all(is_offered) {
         let names: Vec<_> = subnet.models.iter().map(|model| sanitize(&model.name)).collect();
         return Err(Failure::Input(format!("--model: the subnet offers: {}", names.join(", "))));
     }
@@ -299,7 +304,9 @@ async fn join(
         return Ok(writeln!(out, "{:#}", json!({ "subnet": subnet.id(), "gateway": gateway, "models": digests }))?);
     }
     let models: Vec<_> = wanted.iter().map(|model| format!(" --model {}", hex::encode(model.digest))).collect();
-    writeln!(out, "run: ncn compute --gateway {} {}{} --key FILE --rpc URL", sanitize(&gateway), urls.flags(), models.concat())?;
+    // Whoever has registered the gateway has chosen what stands here, to be pasted into a shell.
+    let gateway = typed(Path::new(&sanitize(&gateway)));
+    writeln!(out, "run: ncn compute --gateway {gateway} {}{} --key FILE --rpc URL", urls.flags(), models.concat())?;
     Ok(())
 }
 

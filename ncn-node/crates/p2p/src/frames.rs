@@ -12,10 +12,10 @@ use tokio::{
 
 /// How many bytes of frames are in memory at once, of all peers: those that arrive, and those that are being answered.
 const MAX_BYTES: usize = 64 << 20;
-/// How much of a frame is read at once.
-const PIECE: u32 = 64 << 10;
-/// So much of it takes no room: a stranger who says nothing, or little, takes it from nobody.
-const FREE: u64 = 1 << 10;
+/// The first piece of a frame takes no room, and each one has twice the bytes of the one before it, up to the largest: who says little takes
+/// little from others.
+const FREE: u32 = 1 << 10;
+const LARGEST: u32 = 64 << 10;
 /// How long a frame waits for room, and for its next piece.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,8 +51,8 @@ impl Frames {
         let (mut frame, mut room): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
         let mut most = FREE;
         while read_piece(io, most, &mut frame).await? {
-            most = u64::from(PIECE);
-            let piece = timeout(ROOM_TIMEOUT, self.room.clone().acquire_many_owned(PIECE)).await;
+            most = (2 * most).min(LARGEST);
+            let piece = timeout(ROOM_TIMEOUT, self.room.clone().acquire_many_owned(most)).await;
             let piece = piece.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?.map_err(io::Error::other)?;
             match &mut room {
                 Some(room) => room.merge(piece),
@@ -64,13 +64,13 @@ impl Frames {
 }
 
 /// Reads so many bytes at the most; true when there may be more.
-async fn read_piece<T: AsyncRead + Unpin + Send>(io: &mut T, most: u64, frame: &mut Vec<u8>) -> io::Result<bool> {
-    let mut limited = (&mut *io).take(most);
+async fn read_piece<T: AsyncRead + Unpin + Send>(io: &mut T, most: u32, frame: &mut Vec<u8>) -> io::Result<bool> {
+    let mut limited = (&mut *io).take(most.into());
     let read = timeout(PIECE_TIMEOUT, limited.read_to_end(frame)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     if frame.len() > MAX_MESSAGE_BYTES {
         return Err(io::Error::other(format!("a frame has more than {MAX_MESSAGE_BYTES} bytes")));
     }
-    Ok(read as u64 == most)
+    Ok(read == most as usize)
 }
 
 async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, frame: &Frame) -> io::Result<()> {

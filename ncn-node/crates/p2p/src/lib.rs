@@ -9,7 +9,10 @@ mod peer;
 mod records;
 mod registry;
 mod shares;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod swarm;
+mod task;
 mod validator;
 mod within;
 
@@ -32,6 +35,14 @@ pub enum PeerError {
     /// It cannot listen there.
     #[error("listen {address}: {problem}")]
     Listen {
+        /// Where.
+        address: Multiaddr,
+        /// Why.
+        problem: String,
+    },
+    /// Others would not find it where it says.
+    #[error("announce {address}: {problem}")]
+    Announce {
         /// Where.
         address: Multiaddr,
         /// Why.

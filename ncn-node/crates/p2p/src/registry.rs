@@ -1,12 +1,15 @@
 //! A registry node among others: it answers from what it has heard, and asks them for what it has not.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use ncn_core::{
-    Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner, Heartbeat,
-    NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed,
-    Subnet, Validator,
+    Address, Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner,
+    Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError,
+    RegistryStatus, Signed, Subnet, Validator,
     membership::{News, Source},
 };
 use ncn_node::{
@@ -23,6 +26,7 @@ use crate::{
     PeerError,
     peer::{Peer, PeerOptions, PeerStatus},
     records::{node_key, subnet_key},
+    swarm::Ways,
     validator::PeerValidator,
     within::{Own, Within, catch_up},
 };
@@ -44,6 +48,7 @@ pub struct PeerRegistryBuilder {
     listen: Listen,
     validator: Option<DynSigner>,
     store: Option<SharedStore>,
+    ways: Ways,
 }
 
 /// A registry node, or a light client, that runs. Dropping it ends it without a word.
@@ -51,13 +56,16 @@ pub struct RunningPeerRegistry {
     registry: Arc<PeerRegistry>,
     server: Option<Server>,
     registration: Option<Registration>,
-    own: Arc<Own>,
+    _parting: Parting,
     _running: [AbortOnDropHandle<()>; 2],
 }
 
-impl Drop for RunningPeerRegistry {
+/// Parts a node and the validator that it is, which hold each other, when it ends.
+struct Parting(Arc<Own>);
+
+impl Drop for Parting {
     fn drop(&mut self) {
-        self.own.set(None);
+        self.0.set(None);
     }
 }
 
@@ -65,7 +73,14 @@ impl PeerRegistry {
     /// Starts to make up a registry node: its chain, and where it meets the others. It serves gRPC on any free port of this machine unless it is
     /// told. With [`PeerOptions::serves`] off it is a light client: it knows what the others know and asks validators itself, and nobody asks it.
     pub fn builder(chain: Arc<dyn ChainView>, options: PeerOptions) -> PeerRegistryBuilder {
-        PeerRegistryBuilder { chain, options, listen: ncn_node::server::LOOPBACK.into(), validator: None, store: None }
+        PeerRegistryBuilder {
+            chain,
+            options,
+            listen: ncn_node::server::LOOPBACK.into(),
+            validator: None,
+            store: None,
+            ways: Ways::default(),
+        }
     }
 
     /// The node of the peer-to-peer network that it is.
@@ -89,6 +104,14 @@ impl PeerRegistry {
             subnets: subnets as u64,
             refused,
             uptime: self.started.elapsed().as_secs(),
+        }
+    }
+
+    /// Looks a node up among all of them, whatever this one has heard. Its record may have been followed by a departure, which is not looked up.
+    pub async fn find(&self, node: Address) -> Option<Signed<NodeRecord>> {
+        match self.peer.get(node_key(node)).await? {
+            News::Record(record) => Some(record),
+            _ => None,
         }
     }
 
@@ -126,6 +149,14 @@ impl PeerRegistryBuilder {
         self
     }
 
+    /// Has it reach its peers by a network within this process, as this host.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn within(mut self, network: Arc<crate::simulation::SimulatedNetwork>, host: u64) -> Self {
+        self.ways = Ways::Simulated(network, host);
+        self
+    }
+
     /// Has it judge as the validator with this key.
     #[must_use]
     pub fn validator(mut self, signer: DynSigner) -> Self {
@@ -138,10 +169,11 @@ impl PeerRegistryBuilder {
     /// # Errors
     /// When the chain does not answer, or it cannot listen.
     pub async fn start(self) -> Result<RunningPeerRegistry, PeerError> {
-        let Self { chain, options, listen, validator: signer, store } = self;
+        let Self { chain, options, listen, validator: signer, store, ways } = self;
         let domain = chain.trust_root().await?.domain;
-        let prepared = Peer::prepare(options, domain)?;
+        let prepared = Peer::prepare(options, domain, &ways)?;
         let own: Arc<Own> = Arc::default();
+        let parting = Parting(own.clone());
         let (peer, serves) = (prepared.peer.clone(), prepared.serves);
         let (dialling, judge) = (peer.clone(), own.clone());
         let dial = move |record: &NodeRecord| match judge.get() {
@@ -154,7 +186,7 @@ impl PeerRegistryBuilder {
             node.keep(store.clone()).await?;
         }
         let (met, meeting) = mpsc::channel(MET);
-        let inbox = Arc::new(Within { node: node.clone(), validator: own.clone(), met });
+        let inbox = Arc::new(Within { node: node.clone(), validator: own.clone(), met, passed_on: Mutex::default() });
         let running = prepared.start(inbox);
         node.tell(Arc::new(Telling(peer.clone())));
         let registry = Arc::new(PeerRegistry { node: node.clone(), peer: peer.clone(), started: Instant::now() });
@@ -183,7 +215,7 @@ impl PeerRegistryBuilder {
             }
             None => None,
         };
-        Ok(RunningPeerRegistry { registry, server, registration, own, _running: [running, catching_up] })
+        Ok(RunningPeerRegistry { registry, server, registration, _parting: parting, _running: [running, catching_up] })
     }
 }
 

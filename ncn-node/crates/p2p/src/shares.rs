@@ -1,7 +1,7 @@
 //! How many connections come from one network, so that no stranger takes them all.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     fmt,
     net::IpAddr,
@@ -13,21 +13,29 @@ use libp2p::{
     core::{Endpoint, transport::PortUse},
     multiaddr::Protocol,
     swarm::{
-        ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
+        CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
         ToSwarm, dummy,
     },
 };
 use ncn_core::membership::Source;
 
-/// How many connections one network's addresses make to this node. Those of this machine are not counted: its users can do worse.
+/// How many connections others make to this node, in all and from one network's addresses; and how many of these are being made at once. This
+/// machine's users can do worse, and have more.
+const MAX_INBOUND: usize = 384;
 const MAX_OF_SOURCE: usize = 64;
+const MAX_PENDING: usize = 16;
+const MAX_PENDING_OWN: usize = 192;
 
-/// From where each peer is connected.
+/// From where peers are connected, and who has to go when there are too many: who comes gets a place of the network that has the most.
 #[derive(Default)]
 pub(crate) struct Shares {
-    connections: HashMap<ConnectionId, (PeerId, Source)>,
-    /// Connections that others have made, by the network that they are from.
-    inbound: HashMap<Source, usize>,
+    connections: HashMap<ConnectionId, (PeerId, Option<IpAddr>)>,
+    /// Those that others have made, by the network that they are from, in their order.
+    inbound: HashMap<Source, Vec<ConnectionId>>,
+    /// Those that others are making.
+    pending: HashMap<ConnectionId, Source>,
+    /// Those that have to go.
+    leaving: VecDeque<(PeerId, ConnectionId)>,
 }
 
 /// Too many connections from one network.
@@ -36,13 +44,13 @@ struct Crowded;
 
 impl fmt::Display for Crowded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{MAX_OF_SOURCE} connections are from this network")
+        f.write_str("too many connections are from this network")
     }
 }
 
 impl std::error::Error for Crowded {}
 
-/// The address that another one leads to; none of a name, or of a relay.
+/// The address that another one leads to; none of a name.
 pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     address.iter().find_map(|part| match part {
         Protocol::Ip4(ip) => Some(ip.into()),
@@ -51,22 +59,52 @@ pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     })
 }
 
-fn source(address: &Multiaddr) -> Source {
-    ip(address).map(Source::of).unwrap_or_default()
+fn source(ip: Option<IpAddr>) -> Source {
+    ip.map(Source::of).unwrap_or_default()
+}
+
+fn is_own(ip: Option<IpAddr>) -> bool {
+    ip.is_none_or(|ip| ip.is_loopback())
 }
 
 impl Shares {
-    /// The network from which a peer is connected.
-    pub(crate) fn source(&self, peer: &PeerId) -> Source {
-        let of_peer = self.connections.values().find(|(connected, _)| connected == peer);
-        of_peer.map(|(_, source)| *source).unwrap_or_default()
+    /// From where a peer is connected.
+    pub(crate) fn ip(&self, peer: &PeerId) -> Option<IpAddr> {
+        self.connections.values().find(|(connected, _)| connected == peer).and_then(|(_, ip)| *ip)
     }
 
-    fn check(&self, address: &Multiaddr) -> Result<(), ConnectionDenied> {
-        let is_own = ip(address).is_some_and(|ip| ip.is_loopback());
-        match self.inbound.get(&source(address)) {
-            Some(count) if *count >= MAX_OF_SOURCE && !is_own => Err(ConnectionDenied::new(Crowded)),
-            _ => Ok(()),
+    /// From which network a peer is connected.
+    pub(crate) fn source(&self, peer: &PeerId) -> Source {
+        source(self.ip(peer))
+    }
+
+    fn count(&self, source: Source) -> usize {
+        self.inbound.get(&source).map_or(0, Vec::len)
+    }
+
+    /// Whether one more is taken from there, at the cost of another one's where there is no place.
+    fn admit(&mut self, ip: Option<IpAddr>) -> Result<(), ConnectionDenied> {
+        let own = self.count(source(ip));
+        if own >= MAX_OF_SOURCE && !is_own(ip) {
+            return Err(ConnectionDenied::new(Crowded));
+        }
+        if self.inbound.values().map(Vec::len).sum::<usize>() < MAX_INBOUND {
+            return Ok(());
+        }
+        let most = self.inbound.values_mut().max_by_key(|connections| connections.len());
+        let newest = most.filter(|connections| connections.len() > own + 1).and_then(Vec::pop);
+        let newest = newest.and_then(|id| Some((self.connections.get(&id)?.0, id)));
+        self.leaving.push_back(newest.ok_or_else(|| ConnectionDenied::new(Crowded))?);
+        Ok(())
+    }
+
+    fn closed(&mut self, id: ConnectionId) {
+        let Some((_, ip)) = self.connections.remove(&id) else { return };
+        if let Some(connections) = self.inbound.get_mut(&source(ip)) {
+            connections.retain(|connection| *connection != id);
+            if connections.is_empty() {
+                self.inbound.remove(&source(ip));
+            }
         }
     }
 }
@@ -77,22 +115,29 @@ impl NetworkBehaviour for Shares {
 
     fn handle_pending_inbound_connection(
         &mut self,
-        _: ConnectionId,
+        id: ConnectionId,
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
+        let ip = ip(remote);
         // Before the handshake, which takes time.
-        self.check(remote)
+        let (most, from) = (if is_own(ip) { MAX_PENDING_OWN } else { MAX_PENDING }, source(ip));
+        if self.pending.values().filter(|pending| **pending == from).count() >= most {
+            return Err(ConnectionDenied::new(Crowded));
+        }
+        self.pending.insert(id, from);
+        Ok(())
     }
 
     fn handle_established_inbound_connection(
         &mut self,
-        _: ConnectionId,
+        id: ConnectionId,
         _: PeerId,
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.check(remote)?;
+        self.pending.remove(&id);
+        self.admit(ip(remote))?;
         Ok(dummy::ConnectionHandler)
     }
 
@@ -110,23 +155,14 @@ impl NetworkBehaviour for Shares {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(made) => {
-                let source = source(made.endpoint.get_remote_address());
-                self.connections.insert(made.connection_id, (made.peer_id, source));
+                let ip = ip(made.endpoint.get_remote_address());
+                self.connections.insert(made.connection_id, (made.peer_id, ip));
                 if made.endpoint.is_listener() {
-                    *self.inbound.entry(source).or_default() += 1;
+                    self.inbound.entry(source(ip)).or_default().push(made.connection_id);
                 }
             }
-            FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, endpoint, .. }) => {
-                let closed = self.connections.remove(&connection_id);
-                if let Some((_, source)) = closed.filter(|_| endpoint.is_listener())
-                    && let Some(count) = self.inbound.get_mut(&source)
-                {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.inbound.remove(&source);
-                    }
-                }
-            }
+            FromSwarm::ListenFailure(failed) => drop(self.pending.remove(&failed.connection_id)),
+            FromSwarm::ConnectionClosed(closed) => self.closed(closed.connection_id),
             _ => {}
         }
     }
@@ -136,7 +172,12 @@ impl NetworkBehaviour for Shares {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        Poll::Pending
+        match self.leaving.pop_front() {
+            Some((peer_id, connection)) => {
+                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(connection) })
+            }
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -153,7 +194,10 @@ mod tests {
         if shares.handle_pending_inbound_connection(id, &local, &remote).is_err() {
             return false;
         }
-        let endpoint = ConnectedPoint::Listener { local_addr: local, send_back_addr: remote };
+        if shares.handle_established_inbound_connection(id, peer, &local, &remote).is_err() {
+            return false;
+        }
+        let endpoint = ConnectedPoint::Listener { local_addr: local, send_back_addr: remote.clone() };
         let made = ConnectionEstablished {
             peer_id: peer,
             connection_id: id,
@@ -162,23 +206,12 @@ mod tests {
             other_established: 0,
         };
         shares.on_swarm_event(FromSwarm::ConnectionEstablished(made));
-        assert_eq!(shares.source(&peer), source(endpoint.get_remote_address()));
+        assert_eq!(shares.ip(&peer), ip(&remote));
+        // As the swarm does at once.
+        while let Some((_, leaving)) = shares.leaving.pop_front() {
+            shares.closed(leaving);
+        }
         true
-    }
-
-    fn close(shares: &mut Shares, number: usize, from: &str) {
-        let endpoint = ConnectedPoint::Listener {
-            local_addr: "/ip4/192.0.2.1/tcp/8828".parse().unwrap(),
-            send_back_addr: from.parse().unwrap(),
-        };
-        let closed = ConnectionClosed {
-            peer_id: PeerId::random(),
-            connection_id: ConnectionId::new_unchecked(number),
-            endpoint: &endpoint,
-            cause: None,
-            remaining_established: 0,
-        };
-        shares.on_swarm_event(FromSwarm::ConnectionClosed(closed));
     }
 
     #[test]
@@ -190,10 +223,47 @@ mod tests {
         assert!(!connect(&mut shares, 1_000, "/ip4/203.0.113.200/tcp/1"), "its share is taken");
         assert!(connect(&mut shares, 1_001, "/ip4/203.0.114.200/tcp/1"), "another network has its own");
         assert!(connect(&mut shares, 1_002, "/ip6/2001:db8::1/udp/1/quic-v1"));
-        close(&mut shares, 0, "/ip4/203.0.113.0/tcp/4001");
+        shares.closed(ConnectionId::new_unchecked(0));
         assert!(connect(&mut shares, 1_003, "/ip4/203.0.113.200/tcp/1"), "a place is free again");
         for number in 2_000..2_200 {
-            assert!(connect(&mut shares, number, "/ip4/127.0.0.1/tcp/1"), "this machine's are not counted");
+            assert!(connect(&mut shares, number, "/ip4/127.0.0.1/tcp/1"), "this machine has more");
         }
+    }
+
+    #[test]
+    fn who_comes_gets_a_place_of_the_network_that_has_the_most() {
+        let mut shares = Shares::default();
+        let mut number = 0;
+        let mut connects = |shares: &mut Shares, from: &str| {
+            number += 1;
+            connect(shares, number, from)
+        };
+        for network in 0..6 {
+            for _ in 0..MAX_OF_SOURCE {
+                assert!(connects(&mut shares, &format!("/ip4/203.0.{network}.1/tcp/4001")));
+            }
+        }
+        for network in 0..60 {
+            assert!(connects(&mut shares, &format!("/ip4/198.51.{network}.1/tcp/4001")), "{network}");
+        }
+        assert_eq!(shares.inbound.values().map(Vec::len).sum::<usize>(), MAX_INBOUND);
+        let counts: Vec<_> = (0..6).map(|network| shares.count(Source::of([203, 0, network, 1].into()))).collect();
+        assert!(counts.iter().all(|count| *count == MAX_OF_SOURCE - 10), "{counts:?}");
+        assert_eq!(shares.connections.len(), MAX_INBOUND);
+    }
+
+    #[test]
+    fn who_says_nothing_takes_its_share_of_handshakes_and_no_more() {
+        let mut shares = Shares::default();
+        let local: Multiaddr = "/ip4/192.0.2.1/tcp/8828".parse().unwrap();
+        let mut knocks = |number: usize, from: &str| {
+            let id = ConnectionId::new_unchecked(number);
+            shares.handle_pending_inbound_connection(id, &local, &from.parse().unwrap()).is_ok()
+        };
+        for number in 0..MAX_PENDING {
+            assert!(knocks(number, "/ip4/203.0.113.1/tcp/4001"));
+        }
+        assert!(!knocks(1_000, "/ip4/203.0.113.2/tcp/4001"));
+        assert!(knocks(1_001, "/ip4/203.0.114.2/tcp/4001"));
     }
 }

@@ -17,9 +17,9 @@ const IDENTIFY: &str = "/ncn/1";
 const KADEMLIA: StreamProtocol = StreamProtocol::new("/ncn/kad/1");
 pub(crate) const ASK: StreamProtocol = StreamProtocol::new("/ncn/ask/1");
 
-/// Connections at once, those that are being made, and those of one peer.
+/// Connections at once, those that are being made, and those of one peer. [`Shares`] has fewer for those that others make.
 const MAX_CONNECTIONS: u32 = 512;
-const MAX_PENDING: u32 = 64;
+const MAX_PENDING: u32 = 256;
 const MAX_OF_ONE: u32 = 2;
 /// Streams at once on one connection, and what one of them, or twice that all of a QUIC connection's, may have sent that nobody has read.
 const MAX_STREAMS: u32 = 128;
@@ -30,6 +30,8 @@ const MAX_QUESTIONS: usize = 64;
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(4);
 /// The largest news: a subnet's configuration.
 const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
+/// How long a connection may take to come about.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection is kept that nobody uses. A lookup calls many peers, and only neighbours in gossip stay connected: the number of a
 /// node's connections does not grow with the network.
 const IDLE: Duration = Duration::from_secs(30);
@@ -40,8 +42,8 @@ const GOSSIP_EVERY: Duration = Duration::from_millis(300);
 const OFFERED: usize = 10;
 const KEPT: usize = 20;
 
-/// Who tells what is forged or malformed is soon not listened to any more: from the third time on within a few minutes it is no neighbour, and from the
-/// fifth on nothing that it tells is taken. Nothing else counts.
+/// Who tells what is forged or malformed is no neighbour for some minutes, and from the fifth time on within them nothing that it tells is taken.
+/// Besides that, it counts when a peer offers news and does not give them.
 fn scores(domain: &Domain) -> (gossipsub::PeerScoreParams, gossipsub::PeerScoreThresholds) {
     let news = gossipsub::TopicScoreParams {
         topic_weight: 1.0,
@@ -57,6 +59,7 @@ fn scores(domain: &Domain) -> (gossipsub::PeerScoreParams, gossipsub::PeerScoreT
         topics: [(topic(domain).hash(), news)].into(),
         // Several nodes may share an address; how many connections that makes, `Shares` bounds.
         ip_colocation_factor_weight: 0.0,
+        slow_peer_weight: 0.0,
         behaviour_penalty_weight: -1.0,
         behaviour_penalty_threshold: 6.0,
         behaviour_penalty_decay: 0.9,
@@ -91,11 +94,40 @@ pub(crate) fn topic(domain: &Domain) -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(format!("/ncn/news/1/{}/{}", domain.chain_id, domain.contract))
 }
 
+/// How peers reach each other.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Ways {
+    /// By TCP and QUIC.
+    #[default]
+    Internet,
+    /// By a network within this process, as this host.
+    #[cfg(feature = "simulation")]
+    Simulated(Arc<crate::simulation::SimulatedNetwork>, u64),
+}
+
 /// A node that listens nowhere yet.
-pub(crate) fn build(key: Keypair, domain: Domain, serves: bool, refused: &Arc<Refused>) -> Result<Swarm<Behaviour>, PeerError> {
+pub(crate) fn build(
+    key: Keypair,
+    domain: Domain,
+    serves: bool,
+    refused: &Arc<Refused>,
+    ways: &Ways,
+) -> Result<Swarm<Behaviour>, PeerError> {
     let setup = |error: String| PeerError::Setup(error);
-    let builder = SwarmBuilder::with_existing_identity(key)
-        .with_tokio()
+    let builder = SwarmBuilder::with_existing_identity(key).with_tokio();
+    match ways {
+        #[cfg(feature = "simulation")]
+        Ways::Simulated(network, host) => {
+            let builder = builder
+                .with_other_transport(|key| network.transport(*host, key))
+                .map_err(|error| setup(error.to_string()))?
+                .with_behaviour(|key| behaviour(key, domain, serves, refused.clone()))
+                .map_err(|error| setup(error.to_string()))?;
+            return Ok(builder.with_swarm_config(|config| config.with_idle_connection_timeout(IDLE)).build());
+        }
+        Ways::Internet => {}
+    }
+    let builder = builder
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, streams)
         .map_err(|error| setup(error.to_string()))?
         .with_quic_config(|mut config| {
@@ -104,11 +136,12 @@ pub(crate) fn build(key: Keypair, domain: Domain, serves: bool, refused: &Arc<Re
             config
         })
         .with_behaviour(|key| behaviour(key, domain, serves, refused.clone()))
-        .map_err(|error| setup(error.to_string()))?;
-    Ok(builder.with_swarm_config(|config| config.with_idle_connection_timeout(IDLE)).build())
+        .map_err(|error| setup(error.to_string()))?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE));
+    Ok(builder.with_connection_timeout(HANDSHAKE).build())
 }
 
-fn streams() -> yamux::Config {
+pub(crate) fn streams() -> yamux::Config {
     let mut config = yamux::Config::default();
     config.set_max_num_streams(MAX_STREAMS as usize);
     config

@@ -1,7 +1,8 @@
 //! What comes in from other peers: news, questions, and what this node has missed.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 use libp2p::{Multiaddr, PeerId, gossipsub::MessageAcceptance};
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, B256, NodeRecord, RegistryError, Signed, Subnet, Validator,
+    Address, B256, NodeRecord, RegistryError, Signed, Subnet, UnixTime, Validator,
     membership::{News, Source},
 };
 use ncn_node::registry::RegistryNode;
@@ -17,12 +18,18 @@ use ncn_wire::{
     WireError,
     proto::{self, answer::Answer, question::Question},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 use crate::peer::{Inbox, Peer};
 
-/// How many nodes and subnets are in one answer: a record has a few hundred bytes, and at most 64 KiB.
-const PAGE: usize = 128;
+/// How many nodes, and how many subnets, are in one answer: it has 16 MiB at the most, a record up to 33 KiB and a subnet up to 516.
+const NODES: usize = 128;
+const SUBNETS: usize = 16;
+/// How long one may take.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many pages one peer is asked for: more nodes than are kept.
 const MAX_PAGES: usize = 1_024;
 /// How often a peer is asked for what was missed.
@@ -31,8 +38,11 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 const RECENT: u64 = 30;
 /// How often one is asked at the most for what was missed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// What is wrong when a clock is.
-const TIMES: [&str; 5] = ["heartbeat.sentAt", "record.expiresAt", "record.sequence", "heartbeat.sequence", "departure.sequence"];
+/// What others may judge otherwise who are no liars: clocks differ, and so does what is seen of the chain.
+const UNDECIDED: [&str; 6] =
+    ["heartbeat.sentAt", "record.expiresAt", "record.sequence", "heartbeat.sequence", "departure.sequence", "subnet.name"];
+/// How many news of one node, or of one owner of subnets, are passed on within a second.
+const MOST_OF_ONE: u32 = 4;
 /// How many of the peers that are met are asked at once: more of them know no more.
 const ASKED_AT_FIRST: usize = 3;
 
@@ -55,6 +65,8 @@ pub(crate) struct Within {
     pub(crate) node: Arc<RegistryNode>,
     pub(crate) validator: Arc<Own>,
     pub(crate) met: mpsc::Sender<Other>,
+    /// The news that were passed on in this second, by their authors.
+    pub(crate) passed_on: Mutex<(UnixTime, HashMap<Address, u32>)>,
 }
 
 /// Another peer that may be asked.
@@ -82,6 +94,27 @@ pub(crate) fn refusal(error: &RegistryError) -> proto::Answer {
 }
 
 impl Within {
+    /// Whether what is known already is passed on.
+    fn again(&self, news: Option<News>) -> MessageAcceptance {
+        match news {
+            Some(news) if news.verify(&self.node.domain()).is_err() => MessageAcceptance::Reject,
+            Some(news) if self.has_budget(news.author()) => MessageAcceptance::Accept,
+            _ => MessageAcceptance::Ignore,
+        }
+    }
+
+    /// Whether more of one author's news are passed on in this second: it can sign as many as it likes.
+    fn has_budget(&self, author: Address) -> bool {
+        let (second, passed_on) = &mut *self.passed_on.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = unix_now();
+        if *second != now {
+            (*second, *passed_on) = (now, HashMap::new());
+        }
+        let count = passed_on.entry(author).or_insert(0);
+        *count += 1;
+        *count <= MOST_OF_ONE
+    }
+
     async fn judge(&self, question: Question) -> Result<Answer, RegistryError> {
         let invalid = |error: WireError| RegistryError::invalid(error.field, error.problem);
         let validator = || self.validator.get().ok_or_else(|| RegistryError::Refused("this node is no validator".into()));
@@ -96,7 +129,7 @@ impl Within {
     fn known(&self, after: &proto::KnownAfter) -> proto::Known {
         let node = Address::try_from(&*after.node).unwrap_or_default();
         let subnet = B256::try_from(&*after.subnet).unwrap_or_default();
-        let (nodes, subnets) = self.node.known((node, subnet), PAGE);
+        let (nodes, subnets) = self.node.known((node, subnet), (NODES, SUBNETS));
         proto::Known { nodes: nodes.into_iter().map(Into::into).collect(), subnets: subnets.into_iter().map(Into::into).collect() }
     }
 }
@@ -104,14 +137,15 @@ impl Within {
 #[async_trait]
 impl Inbox for Within {
     async fn hear(&self, news: News, from: PeerId, source: Source) -> MessageAcceptance {
-        let is_recent = is_recent(&news, unix_now());
+        let again = is_recent(&news, unix_now()).then(|| news.clone());
+        let author = news.author();
         match self.node.hear(news, source).await {
-            Ok(true) => MessageAcceptance::Accept,
-            // What this node has learned in another way, its neighbours may not have.
-            Ok(false) if is_recent => MessageAcceptance::Accept,
-            Err(RegistryError::Stale { given, known }) if given == known && is_recent => MessageAcceptance::Accept,
-            // Whose clock is wrong, the teller's or this node's, nobody knows.
-            Err(RegistryError::Invalid { field, .. }) if TIMES.contains(&&*field) => MessageAcceptance::Ignore,
+            Ok(true) if self.has_budget(author) => MessageAcceptance::Accept,
+            // What this node has learned in another way, its neighbours may not have. It was not looked at any more, so it is now: who passes on
+            // what is forged is not listened to.
+            Ok(false) => self.again(again),
+            Err(RegistryError::Stale { given, known }) if given == known => self.again(again),
+            Err(RegistryError::Invalid { field, .. }) if UNDECIDED.contains(&&*field) => MessageAcceptance::Ignore,
             Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
             Err(RegistryError::UnknownNode(_)) => {
                 // A peer that passes a heartbeat on knows whose it is.
@@ -119,7 +153,7 @@ impl Inbox for Within {
                 MessageAcceptance::Ignore
             }
             // What is old goes round no more.
-            Ok(false) | Err(_) => MessageAcceptance::Ignore,
+            Ok(_) | Err(_) => MessageAcceptance::Ignore,
         }
     }
 
@@ -174,7 +208,10 @@ pub(crate) async fn catch_up(node: Arc<RegistryNode>, peer: Peer, mut met: mpsc:
 async fn learn(node: &RegistryNode, peer: &Peer, other: PeerId) -> Result<(), RegistryError> {
     let mut after = proto::KnownAfter::default();
     for _ in 0..MAX_PAGES {
-        let Answer::Known(known) = peer.ask(other, Vec::<Multiaddr>::new(), Question::Known(after.clone())).await? else {
+        let before = after.clone();
+        let asked = peer.ask(other, Vec::<Multiaddr>::new(), Question::Known(after.clone()));
+        let answer = timeout(KNOWN_TIMEOUT, asked).await;
+        let Answer::Known(known) = answer.map_err(|_| RegistryError::Unreachable("no answer in time".into()))?? else {
             return Err(RegistryError::Malformed("is no list of nodes".into()));
         };
         let (nodes, subnets) = (known.nodes.len(), known.subnets.len());
@@ -188,8 +225,11 @@ async fn learn(node: &RegistryNode, peer: &Peer, other: PeerId) -> Result<(), Re
             after.node = ncn_wire::bytes(record.message.node);
             take(node, News::Record(record)).await;
         }
-        if nodes < PAGE && subnets < PAGE {
+        if nodes < NODES && subnets < SUBNETS {
             return Ok(());
+        }
+        if (&after.node, &after.subnet) <= (&before.node, &before.subnet) {
+            return Err(RegistryError::Malformed("begins again".into()));
         }
     }
     Ok(())

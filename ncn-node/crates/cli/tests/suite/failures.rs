@@ -98,6 +98,7 @@ async fn a_validator_that_approves_two_results_is_convicted() {
         unauthorized.second.authorization = found.first.authorization.clone();
         assert_eq!(unauthorized.verify(&domain), Err(EvidenceError::Unauthorized));
     }
+    scene.node.save().await;
     let restarted = InProcess::new(&[]).await;
     restarted.node.keep(store).await.unwrap();
     assert_eq!(restarted.node.evidence().len(), evidence.len(), "it is kept");

@@ -1,23 +1,29 @@
 //! Registry nodes over libp2p, on this machine's loopback: what one hears, all know.
 
+mod links;
+mod measured;
 mod strangers;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, future::join_all};
 use ncn_client::{Registries, grpc::GrpcRegistry, unix_now};
 use ncn_core::{
-    B256, Confinement, Deregistration, Directory as _, DynSigner, Epoch, FeeSplit, Heartbeat, NodeChange, NodeQuery, NodeRecord,
-    NodeRole, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
+    B256, Confinement, Deregistration, Directory as _, DynSigner, Epoch, FeeSplit, Heartbeat, NodeQuery, NodeRecord, NodeRole,
+    Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
     conformance::{self, RegistryFixture},
     membership::News,
 };
 use ncn_node::store::{SharedStore, StoreError};
-use ncn_p2p::{Keypair, Multiaddr, PeerOptions, PeerRegistry, PeerRegistryBuilder, RunningPeerRegistry};
+use ncn_p2p::{
+    Keypair, Multiaddr, PeerOptions, PeerRegistry, PeerRegistryBuilder, RunningPeerRegistry, simulation::SimulatedNetwork,
+};
 
 use crate::{
     money::Contracts as _,
@@ -30,13 +36,22 @@ struct Peers {
     chain: Chain,
     epoch: Epoch,
     nodes: Vec<RunningPeerRegistry>,
+    /// In which they are hosts, instead of on this machine's loopback.
+    network: Option<Arc<SimulatedNetwork>>,
 }
+
+/// Hosts of simulated networks have numbers of their own in the whole process.
+static HOSTS: AtomicU64 = AtomicU64::new(1);
 
 impl Peers {
     async fn new(validators: usize, others: usize) -> Self {
+        Self::within(None, validators, others).await
+    }
+
+    async fn within(network: Option<Arc<SimulatedNetwork>>, validators: usize, others: usize) -> Self {
         let chain = Chain::new(validators).await;
         let epoch = chain.epoch().await;
-        let mut peers = Self { chain, epoch, nodes: Vec::new() };
+        let mut peers = Self { chain, epoch, nodes: Vec::new(), network };
         let keys: Vec<_> = peers.chain.validators.iter().cloned().map(Some).collect();
         for key in keys.into_iter().chain((0..others).map(|_| None)) {
             let node = peers.start(key).await;
@@ -56,7 +71,11 @@ impl Peers {
     }
 
     async fn builder(&self) -> PeerRegistryBuilder {
-        PeerRegistry::builder(self.chain.ledger(key()), self.options().await)
+        let options = self.options().await;
+        let Some(network) = &self.network else { return PeerRegistry::builder(self.chain.ledger(key()), options) };
+        let host = HOSTS.fetch_add(1, Ordering::Relaxed);
+        let options = PeerOptions { listen: vec![SimulatedNetwork::address(host)], ..options };
+        PeerRegistry::builder(self.chain.ledger(key()), options).within(network.clone(), host)
     }
 
     async fn start(&self, validator: Option<DynSigner>) -> RunningPeerRegistry {
@@ -284,73 +303,4 @@ async fn what_is_forged_is_refused_and_counted_and_goes_no_further() {
     // Who tells the truth after it is heard.
     peers.nodes[1].registry().register(peers.record(&node).await).await.unwrap();
     eventually("all know the node", async || peers.knowing(&node).await == 3).await;
-}
-
-/// How many registry nodes a network has that is measured.
-const MANY: usize = 200;
-
-/// The p-th of a hundred, of these times.
-fn percentile(times: &mut [Duration], p: usize) -> Duration {
-    times.sort_unstable();
-    times[(times.len() - 1) * p / 100]
-}
-
-/// Prints how fast news travel among many nodes. Run it with `cargo xtask bench registry`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: cargo xtask bench registry"]
-async fn latency() {
-    let before = memory();
-    let started = Instant::now();
-    let peers = Peers::new(5, MANY - 5).await;
-    println!("{MANY} nodes have started after {:?}", started.elapsed());
-    peers.met().await;
-    println!("{MANY} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / MANY);
-    let neighbours: usize = peers.nodes.iter().map(|node| node.status().peers.len()).sum();
-    println!("connections of a node: {}", neighbours / MANY);
-    let (mut seen, mut answers) = (Vec::new(), Vec::new());
-    for round in 0..10 {
-        let node = key();
-        let query = NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
-        let record = peers.record(&node).await;
-        let told = Instant::now();
-        peers.nodes[round * 17 % MANY].registry().register(record).await.unwrap();
-        let sees = peers.nodes.iter().map(async |peer| {
-            let mut changes = peer.registry().watch(query).await.unwrap();
-            while !matches!(changes.next().await, Some(Ok(NodeChange::Live(_)))) {}
-            told.elapsed()
-        });
-        let times = in_time("everyone sees it", join_all(sees)).await;
-        seen.extend(times);
-        let asked = Instant::now();
-        peers.nodes[round].registry().discover(query).await.unwrap();
-        answers.push(asked.elapsed());
-    }
-    let gone = key();
-    let query = NodeQuery { node: Some(gone.address()), ..NodeQuery::default() };
-    peers.nodes[0].registry().register(peers.record(&gone).await).await.unwrap();
-    let silent = Instant::now();
-    eventually("all know the node", async || peers.knowing(&gone).await == MANY).await;
-    let sees = peers.nodes.iter().map(async |peer| {
-        let mut changes = peer.registry().watch(query).await.unwrap();
-        while !matches!(changes.next().await, Some(Ok(NodeChange::Gone(_)))) {}
-        silent.elapsed()
-    });
-    let mut forgotten = in_time("everyone forgets it", join_all(sees)).await;
-    println!("| what | p50 | p99 |\n| --- | --- | --- |");
-    for (what, times) in [
-        ("a new record is seen everywhere", &mut seen),
-        ("a silent node is gone everywhere", &mut forgotten),
-        ("an answer from the local table", &mut answers),
-    ] {
-        println!("| {what} | {:?} | {:?} |", percentile(times, 50), percentile(times, 99));
-    }
-    assert!(percentile(&mut seen, 99) < Duration::from_secs(2) && percentile(&mut forgotten, 99) < Duration::from_secs(17));
-    assert!(percentile(&mut answers, 50) < Duration::from_millis(1));
-}
-
-/// What this process has in memory, in kB.
-fn memory() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

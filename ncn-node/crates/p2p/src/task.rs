@@ -1,0 +1,376 @@
+//! The task that has a peer's connections.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    gossipsub::{self, MessageAcceptance, MessageId},
+    identify,
+    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, RecordKey},
+    request_response::{self, OutboundRequestId, ResponseChannel},
+    swarm::{SwarmEvent, dial_opts::DialOpts},
+};
+use ncn_core::{Domain, RegistryError, membership::News};
+use ncn_wire::{decode, proto};
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::{
+    frames::Frame,
+    peer::{Command, Inbox, PeerStatus, QUEUE, Refused, count},
+    records, shares,
+    swarm::{self, Behaviour, BehaviourEvent},
+};
+
+/// How many news are judged, and questions answered, at once.
+const MAX_HEARING: usize = 64;
+const MAX_ANSWERING: usize = 64;
+/// How many questions to others wait for their answers, and how many records are looked up, at once.
+const MAX_ASKED: usize = 4_096;
+const MAX_WANTED: usize = 16;
+/// How often peers to begin with are called that are not there, as long as there is no other one.
+const REDIAL: Duration = Duration::from_secs(1);
+/// How many good copies of a record end its lookup: one of them may be old.
+const ENOUGH: usize = 3;
+/// How many addresses of one peer are noted.
+const MAX_ADDRESSES: usize = 8;
+/// How many records are brought to others at once; what comes meanwhile they hear by gossip, and find here.
+const MAX_PUTTING: usize = 32;
+/// With fewer peers than this, a node calls more of those that it knows: gossip needs some neighbours.
+const FEW: usize = 8;
+
+/// Whether only this machine reaches an address.
+fn is_loopback(address: &Multiaddr) -> bool {
+    shares::ip(address).is_some_and(|ip| ip.is_loopback())
+}
+
+/// What was done beside the connections.
+enum Done {
+    Heard(MessageId, PeerId, MessageAcceptance),
+    Answered(ResponseChannel<Frame>, Vec<u8>),
+}
+
+pub(crate) struct Task {
+    swarm: Swarm<Behaviour>,
+    domain: Domain,
+    announce: Option<Multiaddr>,
+    bootstrap: HashMap<PeerId, Vec<Multiaddr>>,
+    /// Those of them that could not be called, of which was told.
+    missed: HashSet<PeerId>,
+    inbound: mpsc::Receiver<Command>,
+    report: watch::Sender<PeerStatus>,
+    done: mpsc::Sender<Done>,
+    finished: mpsc::Receiver<Done>,
+    asked: HashMap<OutboundRequestId, oneshot::Sender<Result<Frame, RegistryError>>>,
+    wanted: HashMap<QueryId, Wanted>,
+    putting: HashSet<QueryId>,
+    /// What there was nobody to tell yet: the newest of it.
+    untold: VecDeque<Vec<u8>>,
+    /// Who has said that it serves.
+    serving: HashSet<PeerId>,
+    refused: Arc<Refused>,
+    hearing: Arc<Semaphore>,
+    answering: Arc<Semaphore>,
+}
+
+/// A record that is looked up, and the newest that was found of it so far.
+struct Wanted {
+    key: RecordKey,
+    found: Option<News>,
+    /// How many nodes have given a good one.
+    copies: usize,
+    answer: oneshot::Sender<Option<News>>,
+}
+
+impl Task {
+    pub(crate) fn new(
+        swarm: Swarm<Behaviour>,
+        domain: Domain,
+        announce: Option<Multiaddr>,
+        bootstrap: HashMap<PeerId, Vec<Multiaddr>>,
+        (inbound, report): (mpsc::Receiver<Command>, watch::Sender<PeerStatus>),
+        refused: Arc<Refused>,
+    ) -> Self {
+        let (done, finished) = mpsc::channel(QUEUE);
+        Self {
+            swarm,
+            domain,
+            announce,
+            bootstrap,
+            missed: HashSet::new(),
+            inbound,
+            report,
+            done,
+            finished,
+            asked: HashMap::new(),
+            wanted: HashMap::new(),
+            putting: HashSet::new(),
+            serving: HashSet::new(),
+            untold: VecDeque::new(),
+            refused,
+            hearing: Arc::new(Semaphore::new(MAX_HEARING)),
+            answering: Arc::new(Semaphore::new(MAX_ANSWERING)),
+        }
+    }
+
+    pub(crate) async fn run(mut self, inbox: Arc<dyn Inbox>) {
+        let mut redial = tokio::time::interval(REDIAL);
+        loop {
+            tokio::select! {
+                command = self.inbound.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                Some(done) = self.finished.recv() => self.finish(done),
+                event = self.swarm.select_next_some() => self.handle(event, &inbox),
+                _ = redial.tick() => self.redial(),
+            }
+        }
+    }
+
+    /// Calls others, while there are few.
+    fn redial(&mut self) {
+        let connected = self.swarm.network_info().num_peers();
+        if connected > 0 {
+            if connected < FEW {
+                self.meet_more();
+            }
+            return;
+        }
+        for (peer, addresses) in &self.bootstrap {
+            if let Err(error) = self.swarm.dial(DialOpts::peer_id(*peer).addresses(addresses.clone()).build()) {
+                tracing::debug!(%peer, %error, "a peer to begin with is not called");
+            }
+        }
+    }
+
+    /// Calls some of those that the table knows.
+    fn meet_more(&mut self) {
+        let known: Vec<PeerId> = self
+            .swarm
+            .behaviour_mut()
+            .table
+            .kbuckets()
+            .flat_map(|bucket| bucket.iter().map(|entry| *entry.node.key.preimage()).collect::<Vec<_>>())
+            .collect();
+        let others: Vec<_> = known.into_iter().filter(|peer| !self.swarm.is_connected(peer)).collect();
+        // Their order is that of their distance, which is as good as chance.
+        for peer in others.iter().step_by((others.len() / FEW).max(1)).take(FEW) {
+            let _ = self.swarm.dial(*peer);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let domain = self.domain;
+        let behaviour = self.swarm.behaviour_mut();
+        match command {
+            Command::Tell(news) => match behaviour.gossip.publish(swarm::topic(&domain), news.clone()) {
+                Ok(_) | Err(gossipsub::PublishError::Duplicate) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "nobody is told yet");
+                    self.untold.push_back(news);
+                    if self.untold.len() > QUEUE {
+                        self.untold.pop_front();
+                    }
+                }
+            },
+            Command::Ask { answer, .. } if self.asked.len() >= MAX_ASKED => {
+                let _ = answer.send(Err(RegistryError::Overloaded(format!("{MAX_ASKED} questions wait for an answer"))));
+            }
+            Command::Ask { peer, addresses, question, answer } => {
+                let id = behaviour.questions.send_request_with_addresses(&peer, question.into(), addresses);
+                self.asked.insert(id, answer);
+            }
+            Command::Put(record) => {
+                let put = if self.putting.len() < MAX_PUTTING {
+                    let put = behaviour.table.put_record(record, Quorum::N(NonZeroUsize::MIN));
+                    put.map(|query| {
+                        self.putting.insert(query);
+                    })
+                } else {
+                    kad::store::RecordStore::put(behaviour.table.store_mut(), record)
+                };
+                if let Err(error) = put {
+                    tracing::debug!(%error, "a record is not kept");
+                }
+            }
+            // Each calls some twenty peers: a stranger who asks for what nobody has makes this node busy, and not the network.
+            Command::Get(_, answer) if self.wanted.len() >= MAX_WANTED => drop(answer),
+            Command::Get(key, answer) => {
+                let id = behaviour.table.get_record(key.clone());
+                self.wanted.insert(id, Wanted { key, found: None, copies: 0, answer });
+            }
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let behaviour = self.swarm.behaviour_mut();
+        match done {
+            Done::Heard(message, from, acceptance) => {
+                behaviour.gossip.report_message_validation_result(&message, &from, acceptance);
+            }
+            // The peer that asked may be gone.
+            Done::Answered(channel, answer) => drop(behaviour.questions.send_response(channel, answer.into())),
+        }
+    }
+
+    fn handle(&mut self, event: SwarmEvent<BehaviourEvent>, inbox: &Arc<dyn Inbox>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.behaviour(event, inbox),
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ConnectionEstablished { .. } => {
+                self.report();
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. }
+                if self.bootstrap.contains_key(&peer) && self.missed.insert(peer) =>
+            {
+                tracing::warn!(%peer, %error, "a peer to begin with cannot be called: it is tried again");
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                self.serving.remove(&peer_id);
+                self.report();
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes where a peer says that it is called: a few of its addresses, and only where it is seen to be. Otherwise this node could be made to
+    /// call anybody.
+    fn note_addresses(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
+        let Behaviour { shares, table, .. } = self.swarm.behaviour_mut();
+        let seen = shares.ip(&peer);
+        // Those of earlier connections do not add up.
+        table.remove_peer(&peer);
+        for address in said.into_iter().filter(|address| shares::ip(address) == seen).take(MAX_ADDRESSES) {
+            table.add_address(&peer, address);
+        }
+        if let Some(known) = self.bootstrap.get(&peer) {
+            for address in known {
+                table.add_address(&peer, address.clone());
+            }
+        }
+    }
+
+    fn behaviour(&mut self, event: BehaviourEvent, inbox: &Arc<dyn Inbox>) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                let serves = info.protocols.contains(&swarm::ASK);
+                if serves && self.serving.insert(peer_id) {
+                    self.note_addresses(peer_id, info.listen_addrs);
+                    inbox.met(peer_id);
+                }
+            }
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => {
+                // There is somebody to tell now.
+                for news in std::mem::take(&mut self.untold) {
+                    self.command(Command::Tell(news));
+                }
+            }
+            BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
+                self.hear(propagation_source, message_id, &message.data, inbox);
+            }
+            BehaviourEvent::Questions(request_response::Event::Message { message, .. }) => match message {
+                request_response::Message::Request { request, channel, .. } => self.answer(request, channel, inbox),
+                request_response::Message::Response { request_id, response } => {
+                    if let Some(asked) = self.asked.remove(&request_id) {
+                        let _ = asked.send(Ok(response));
+                    }
+                }
+            },
+            BehaviourEvent::Questions(request_response::Event::OutboundFailure { request_id, error, .. }) => {
+                if let Some(asked) = self.asked.remove(&request_id) {
+                    let _ = asked.send(Err(RegistryError::Unreachable(error.to_string())));
+                }
+            }
+            BehaviourEvent::Table(event) => self.table(event),
+            _ => {}
+        }
+    }
+
+    /// Judges news beside the connections. What there is no room for is not passed on by this node.
+    fn hear(&mut self, from: PeerId, message: MessageId, news: &[u8], inbox: &Arc<dyn Inbox>) {
+        // One message has one form: otherwise the same news could be told in endless ones.
+        let is_canonical = |read: &News| proto::News::from(read.clone()).encode_to_vec() == news;
+        let read = decode::<proto::News>(news.to_vec().into()).and_then(News::try_from);
+        let Some(news) = read.ok().filter(is_canonical) else {
+            count(&self.refused.malformed);
+            return self.finish(Done::Heard(message, from, MessageAcceptance::Reject));
+        };
+        let Ok(place) = self.hearing.clone().try_acquire_owned() else {
+            // Not its teller's fault.
+            count(&self.refused.busy);
+            return self.finish(Done::Heard(message, from, MessageAcceptance::Ignore));
+        };
+        let (inbox, done, source) = (inbox.clone(), self.done.clone(), self.swarm.behaviour().shares.source(&from));
+        tokio::spawn(async move {
+            let acceptance = inbox.hear(news, from, source).await;
+            let _ = done.send(Done::Heard(message, from, acceptance)).await;
+            drop(place);
+        });
+    }
+
+    fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
+        // The peer that asked is told by its stream's end.
+        let Ok(place) = self.answering.clone().try_acquire_owned() else {
+            count(&self.refused.busy);
+            return;
+        };
+        let (inbox, done) = (inbox.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let answer = match decode::<proto::Question>(question.bytes.clone()) {
+                Ok(asked) => inbox.answer(asked).await,
+                Err(error) => crate::within::refusal(&RegistryError::invalid(error.field, error.problem)),
+            };
+            drop(question);
+            let _ = done.send(Done::Answered(channel, answer.encode_to_vec())).await;
+            drop(place);
+        });
+    }
+
+    fn table(&mut self, event: kad::Event) {
+        match event {
+            kad::Event::InboundRequest { request: kad::InboundRequest::PutRecord { record: Some(record), .. } } => {
+                // The store has the rules.
+                let _ = kad::store::RecordStore::put(self.swarm.behaviour_mut().table.store_mut(), record);
+            }
+            kad::Event::OutboundQueryProgressed { id, result: QueryResult::PutRecord(_), .. } => {
+                self.putting.remove(&id);
+            }
+            kad::Event::OutboundQueryProgressed { id, result: QueryResult::GetRecord(result), step, .. } => {
+                let Some(wanted) = self.wanted.get_mut(&id) else { return };
+                if let Ok(GetRecordOk::FoundRecord(found)) = result
+                    && let Some(news) = records::read(&wanted.key, &found.record.value, &self.domain)
+                {
+                    wanted.copies += 1;
+                    if wanted.found.as_ref().is_none_or(|known| records::version(&news) > records::version(known)) {
+                        wanted.found = Some(news);
+                    }
+                }
+                let is_over = step.last || wanted.copies >= ENOUGH;
+                if let Some(wanted) = is_over.then(|| self.wanted.remove(&id)).flatten() {
+                    let _ = wanted.answer.send(wanted.found);
+                    if let Some(mut query) = self.swarm.behaviour_mut().table.query_mut(&id) {
+                        query.finish();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&mut self) {
+        let id = *self.swarm.local_peer_id();
+        // Who announces an address is called there. Without one, what other machines may reach comes first.
+        let mut listening: Vec<_> = self.swarm.listeners().cloned().collect();
+        listening.sort_by_key(is_loopback);
+        let known = self.announce.iter().cloned().chain(listening);
+        let addresses = known.map(|address| address.with_p2p(id).unwrap_or_else(|address| address)).collect();
+        let peers = self.swarm.connected_peers().copied().collect();
+        self.report.send_replace(PeerStatus { addresses, peers });
+    }
+}
