@@ -135,7 +135,7 @@ fn priced_by_use(mut quote: Quote) -> Quote {
 }
 
 /// What this compute node gives for the quote, otherwise made up.
-async fn delivery(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, compute: &DynSigner) -> Delivery {
+pub async fn delivery(order: &InferenceRequest, quote: &Quote, trust: &TrustRoot, compute: &DynSigner) -> Delivery {
     let message = InferenceResult {
         request_id: quote.request_id,
         compute: compute.address(),

@@ -51,6 +51,7 @@ mod peers;
 mod prices;
 mod provider;
 mod python;
+mod quorums;
 mod real_models;
 mod recovery;
 mod registry_cli;
