@@ -304,7 +304,7 @@ async fn join(
         return Ok(writeln!(out, "{:#}", json!({ "subnet": subnet.id(), "gateway": gateway, "models": digests }))?);
     }
     let models: Vec<_> = wanted.iter().map(|model| format!(" --model {}", hex::encode(model.digest))).collect();
-    // Whoever has registered the gateway has chosen what stands here, to be pasted into a shell.
+    // The owner of the subnet has chosen what stands here, to be pasted into a shell.
     let gateway = typed(Path::new(&sanitize(&gateway)));
     writeln!(out, "run: ncn compute --gateway {gateway} {}{} --key FILE --rpc URL", urls.flags(), models.concat())?;
     Ok(())

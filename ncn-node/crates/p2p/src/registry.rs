@@ -1,9 +1,6 @@
 //! A registry node among others: it answers from what it has heard, and asks them for what it has not.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use ncn_core::{
@@ -28,7 +25,7 @@ use crate::{
     records::{node_key, subnet_key},
     swarm::Ways,
     validator::PeerValidator,
-    within::{Own, Within, catch_up},
+    within::{Budget, Own, Within, catch_up},
 };
 
 /// How many peers that were met wait to be asked.
@@ -186,9 +183,10 @@ impl PeerRegistryBuilder {
             node.keep(store.clone()).await?;
         }
         let (met, meeting) = mpsc::channel(MET);
-        let inbox = Arc::new(Within { node: node.clone(), validator: own.clone(), met, passed_on: Mutex::default() });
+        let budget = Arc::<Budget>::default();
+        let inbox = Arc::new(Within { node: node.clone(), validator: own.clone(), met, budget: budget.clone() });
         let running = prepared.start(inbox);
-        node.tell(Arc::new(Telling(peer.clone())));
+        node.tell(Arc::new(Telling(peer.clone(), budget)));
         let registry = Arc::new(PeerRegistry { node: node.clone(), peer: peer.clone(), started: Instant::now() });
         let catching_up = AbortOnDropHandle::new(tokio::spawn(catch_up(node, peer.clone(), meeting)));
         let status = registry.clone();
@@ -263,11 +261,14 @@ impl RunningPeerRegistry {
 }
 
 /// Tells the others what this node has taken in.
-struct Telling(Peer);
+struct Telling(Peer, Arc<Budget>);
 
 impl Outlet for Telling {
     fn tell(&self, news: News) {
-        self.0.tell(news);
+        // Others have it with the next one, or when they ask for what they have missed.
+        if self.1.allows(&news) {
+            self.0.tell(news);
+        }
     }
 }
 

@@ -65,8 +65,25 @@ pub(crate) struct Within {
     pub(crate) node: Arc<RegistryNode>,
     pub(crate) validator: Arc<Own>,
     pub(crate) met: mpsc::Sender<Other>,
-    /// The news that were passed on in this second, by their authors.
-    pub(crate) passed_on: Mutex<(UnixTime, HashMap<Address, u32>)>,
+    pub(crate) budget: Arc<Budget>,
+}
+
+/// How many news of each author this node has told in this second: an author can sign as many as it likes.
+#[derive(Default)]
+pub(crate) struct Budget(Mutex<(UnixTime, HashMap<Address, u32>)>);
+
+impl Budget {
+    /// Whether one more is told.
+    pub(crate) fn allows(&self, news: &News) -> bool {
+        let (second, told) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = unix_now();
+        if *second != now {
+            (*second, *told) = (now, HashMap::new());
+        }
+        let count = told.entry(news.author()).or_insert(0);
+        *count += 1;
+        *count <= MOST_OF_ONE
+    }
 }
 
 /// Another peer that may be asked.
@@ -95,24 +112,13 @@ pub(crate) fn refusal(error: &RegistryError) -> proto::Answer {
 
 impl Within {
     /// Whether what is known already is passed on.
-    fn again(&self, news: Option<News>) -> MessageAcceptance {
-        match news {
-            Some(news) if news.verify(&self.node.domain()).is_err() => MessageAcceptance::Reject,
-            Some(news) if self.has_budget(news.author()) => MessageAcceptance::Accept,
-            _ => MessageAcceptance::Ignore,
+    fn again(&self, news: &News) -> MessageAcceptance {
+        match news.verify(&self.node.domain()) {
+            _ if !is_recent(news, unix_now()) => MessageAcceptance::Ignore,
+            Err(_) => MessageAcceptance::Reject,
+            Ok(()) if self.budget.allows(news) => MessageAcceptance::Accept,
+            Ok(()) => MessageAcceptance::Ignore,
         }
-    }
-
-    /// Whether more of one author's news are passed on in this second: it can sign as many as it likes.
-    fn has_budget(&self, author: Address) -> bool {
-        let (second, passed_on) = &mut *self.passed_on.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = unix_now();
-        if *second != now {
-            (*second, *passed_on) = (now, HashMap::new());
-        }
-        let count = passed_on.entry(author).or_insert(0);
-        *count += 1;
-        *count <= MOST_OF_ONE
     }
 
     async fn judge(&self, question: Question) -> Result<Answer, RegistryError> {
@@ -137,14 +143,12 @@ impl Within {
 #[async_trait]
 impl Inbox for Within {
     async fn hear(&self, news: News, from: PeerId, source: Source) -> MessageAcceptance {
-        let again = is_recent(&news, unix_now()).then(|| news.clone());
-        let author = news.author();
-        match self.node.hear(news, source).await {
-            Ok(true) if self.has_budget(author) => MessageAcceptance::Accept,
+        match self.node.hear(news.clone(), source).await {
+            Ok(true) if self.budget.allows(&news) => MessageAcceptance::Accept,
             // What this node has learned in another way, its neighbours may not have. It was not looked at any more, so it is now: who passes on
             // what is forged is not listened to.
-            Ok(false) => self.again(again),
-            Err(RegistryError::Stale { given, known }) if given == known => self.again(again),
+            Ok(false) => self.again(&news),
+            Err(RegistryError::Stale { given, known }) if given == known => self.again(&news),
             Err(RegistryError::Invalid { field, .. }) if UNDECIDED.contains(&&*field) => MessageAcceptance::Ignore,
             Err(RegistryError::Invalid { .. }) => MessageAcceptance::Reject,
             Err(RegistryError::UnknownNode(_)) => {
