@@ -126,3 +126,110 @@ fn make_room(given: &mut HashMap<ApprovalKey, Known>) -> Vec<Op> {
     let old: Vec<_> = given.extract_if(|_, known| known.given.until <= forgotten).collect();
     old.iter().map(|(key, _)| Op::delete(COMPLETIONS, row_key(key))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use ncn_core::{Amount, FinishReason, message::Contribution};
+
+    use super::*;
+    use crate::store::{MemoryStore, Row, Store};
+
+    /// A store whose disk may be full.
+    #[derive(Default)]
+    struct Full {
+        kept: MemoryStore,
+        is_full: AtomicBool,
+    }
+
+    impl Store for Full {
+        fn commit(&self, ops: &[Op]) -> Result<(), StoreError> {
+            if self.is_full.load(Ordering::SeqCst) {
+                return Err(StoreError::failed(std::io::Error::other("no space")));
+            }
+            self.kept.commit(ops)
+        }
+
+        fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<Row>, StoreError> {
+            self.kept.scan(table, prefix)
+        }
+    }
+
+    fn completion(result: u8, node: u8, finish: FinishReason) -> Completion {
+        let contribution =
+            Contribution { compute: Address::repeat_byte(node), result: B256::repeat_byte(result), cost: Amount::new(1) };
+        Completion { request_id: B256::repeat_byte(1), quote: B256::repeat_byte(2), finish, contributions: vec![contribution] }
+    }
+
+    const STOP: FinishReason = FinishReason::Stop;
+    const GATEWAY: Address = Address::repeat_byte(9);
+
+    fn is_refused(given: &Result<(), RegistryError>) -> bool {
+        matches!(given, Err(RegistryError::Refused(_)))
+    }
+
+    #[tokio::test]
+    async fn one_completion_is_approved_also_after_a_restart() {
+        let disk = Arc::new(Full::default());
+        let until = unix_now() + 600;
+        let open = async || Approvals::open(SharedStore::new(disk.clone()).unwrap()).await.unwrap();
+        let mut approvals = open().await;
+        approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
+        for _ in 0..2 {
+            approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
+            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, until).await));
+            approvals = open().await;
+        }
+        approvals.give(&completion(2, 2, STOP), GATEWAY, until).await.unwrap();
+        approvals.give(&completion(2, 1, STOP), Address::repeat_byte(1), until).await.unwrap();
+        approvals.give(&completion(2, 1, FinishReason::NodeLost), GATEWAY, until).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_is_not_approved_and_neither_is_anything_else() {
+        let disk = Arc::new(Full::default());
+        let approvals = Approvals::open(SharedStore::new(disk.clone()).unwrap()).await.unwrap();
+        let until = unix_now() + 600;
+        disk.is_full.store(true, Ordering::SeqCst);
+        for _ in 0..2 {
+            let given = approvals.give(&completion(1, 1, STOP), GATEWAY, until).await;
+            assert!(matches!(given, Err(RegistryError::Unreachable(_))), "{given:?}");
+            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, until).await));
+        }
+        disk.is_full.store(false, Ordering::SeqCst);
+        approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
+
+        // Nobody waits for it, and it is kept all the same: then another one is not approved after a restart.
+        let dropped = completion(3, 3, STOP);
+        assert!(approvals.give(&dropped, GATEWAY, until).now_or_never().is_none(), "it is not kept at once");
+        approvals.give(&dropped, GATEWAY, until).await.unwrap();
+        let restarted = Approvals::open(SharedStore::new(disk).unwrap()).await.unwrap();
+        assert!(is_refused(&restarted.give(&completion(4, 3, STOP), GATEWAY, until).await));
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_when_there_are_too_many() {
+        let now = unix_now();
+        let mut given = HashMap::new();
+        for number in 0..MAX_GIVEN as u64 {
+            let mut request_id = B256::ZERO;
+            request_id.0[..8].copy_from_slice(&number.to_be_bytes());
+            let key = ApprovalKey { request_id, author: GATEWAY, node: GATEWAY, is_lost: false };
+            let until = if number % 4 == 0 { now - 1 } else { now + number };
+            given.insert(key, Known { given: Given { completion: B256::ZERO, until }, writing: None });
+        }
+        let newest = given.iter().max_by_key(|(_, known)| known.given.until).map(|(key, _)| *key).unwrap();
+        let deleted = make_room(&mut given);
+        assert!(given.len() < MAX_GIVEN && given.len() > MAX_GIVEN / 3, "{}", given.len());
+        assert_eq!(deleted.len() + given.len(), MAX_GIVEN);
+        assert!(given.contains_key(&newest) && given.values().all(|known| known.given.until > now));
+        for op in &deleted {
+            let Op::Delete { key, .. } = op else { panic!("{op:?}") };
+            assert!(key_of(key).is_some_and(|key| !given.contains_key(&key)));
+        }
+    }
+}
