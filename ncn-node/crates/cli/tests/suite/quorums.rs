@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 /// How many schedules one network plays: it takes longer to make than to play one.
 const OF_ONE: u64 = 20;
 /// How many schedules are played, unless `NCN_SCHEDULES` says it, and from which seed on, unless `NCN_SEED` does.
-const SCHEDULES: u64 = 200;
+const SCHEDULES: u64 = 100;
 const MODEL: B256 = B256::repeat_byte(0x42);
 const PRICE: Amount = Amount::new(1_000);
 

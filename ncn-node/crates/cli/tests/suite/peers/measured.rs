@@ -16,6 +16,22 @@ fn percentile(times: &mut [Duration], p: usize) -> Duration {
     times[(times.len() - 1) * p / 100]
 }
 
+/// Waits until nodes no longer make and close connections, as they do when many start at once. Returns how many there are.
+async fn settled(peers: &Peers) -> usize {
+    let count = || peers.nodes.iter().map(|node| node.status().peers.len()).sum::<usize>();
+    let (mut last, mut same) = (0, 0);
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let now = count();
+        same = if now.abs_diff(last) <= now / 100 { same + 1 } else { 0 };
+        last = now;
+        if same == 5 {
+            break;
+        }
+    }
+    last
+}
+
 /// Prints how fast news travel among many nodes. Run it with `cargo xtask bench registry`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: cargo xtask bench registry"]
@@ -26,8 +42,8 @@ async fn news() {
     println!("{MANY} nodes have started after {:?}", started.elapsed());
     peers.met().await;
     println!("{MANY} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / MANY);
-    let neighbours: usize = peers.nodes.iter().map(|node| node.status().peers.len()).sum();
-    println!("connections of a node: {}", neighbours / MANY);
+    let connections = settled(&peers).await / MANY;
+    println!("{MANY} nodes have settled after {:?}, with {connections} connections each", started.elapsed());
     let (mut seen, mut answers) = (Vec::new(), Vec::new());
     for round in 0..10 {
         let node = key();

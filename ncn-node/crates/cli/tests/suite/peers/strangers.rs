@@ -7,7 +7,7 @@ use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify,
     kad::{self, Quorum, Record, RecordKey, store::MemoryStore},
     noise, request_response,
-    swarm::{NetworkBehaviour, SwarmEvent},
+    swarm::{NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle},
     tcp, yamux,
 };
 use ncn_core::{Directory as _, Heartbeat, NodeQuery, NodeRecord, membership::News};
@@ -53,7 +53,8 @@ impl request_response::Codec for Raw {
 struct Speaks {
     identify: identify::Behaviour,
     gossip: gossipsub::Behaviour,
-    table: kad::Behaviour<MemoryStore>,
+    /// Only where it is needed: it finds the other nodes, which are then told directly.
+    table: Toggle<kad::Behaviour<MemoryStore>>,
     questions: request_response::Behaviour<Raw>,
 }
 
@@ -66,7 +67,7 @@ struct Stranger {
 
 impl Stranger {
     /// Connects with a node, and returns once that listens to its news.
-    async fn meet(node: &RunningPeerRegistry, trust: &TrustRoot) -> Self {
+    async fn meet(node: &RunningPeerRegistry, trust: &TrustRoot, has_table: bool) -> Self {
         let domain = trust.domain;
         let topic = gossipsub::IdentTopic::new(format!("/ncn/news/1/{}/{}", domain.chain_id, domain.contract));
         let builder = SwarmBuilder::with_new_identity().with_tokio();
@@ -84,7 +85,7 @@ impl Stranger {
             Speaks {
                 identify: identify::Behaviour::new(identify::Config::new("/ncn/1".into(), key.public())),
                 gossip: gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Anonymous, gossip).unwrap(),
-                table: kad::Behaviour::with_config(id, MemoryStore::new(id), table),
+                table: has_table.then(|| kad::Behaviour::with_config(id, MemoryStore::new(id), table)).into(),
                 questions: request_response::Behaviour::new(
                     [(ASK, request_response::ProtocolSupport::Outbound)],
                     request_response::Config::default().with_request_timeout(Duration::from_mins(1)),
@@ -95,7 +96,9 @@ impl Stranger {
         swarm.behaviour_mut().gossip.subscribe(&topic).unwrap();
         let (target, address) = (node.registry().peer().id(), node.registry().peer().listens().await.remove(0));
         swarm.dial(address.clone()).unwrap();
-        swarm.behaviour_mut().table.add_address(&target, address);
+        if let Some(table) = swarm.behaviour_mut().table.as_mut() {
+            table.add_address(&target, address);
+        }
         let mut stranger = Self { swarm, topic, target };
         stranger
             .until("it is listened to", |event| matches!(event, SpeaksEvent::Gossip(gossipsub::Event::Subscribed { .. })))
@@ -149,10 +152,10 @@ fn refused(node: &RunningPeerRegistry, reason: &str) -> u64 {
 }
 
 /// A network of which the stranger knows one node.
-async fn network(validators: usize) -> (Peers, Stranger) {
+async fn network(validators: usize, has_table: bool) -> (Peers, Stranger) {
     let peers = Peers::new(validators, 2).await;
     peers.met().await;
-    let stranger = Stranger::meet(&peers.nodes[1], peers.trust()).await;
+    let stranger = Stranger::meet(&peers.nodes[1], peers.trust(), has_table).await;
     (peers, stranger)
 }
 
@@ -166,7 +169,7 @@ async fn is_served(peers: &Peers, stranger: &mut Stranger) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn news_that_are_wrong_are_counted_and_their_teller_is_not_heard_any_more() {
-    let (peers, mut stranger) = network(1).await;
+    let (peers, mut stranger) = network(1, false).await;
     let (node, thief, now) = (key(), key(), unix_now());
     let record = |change: fn(&mut NodeRecord)| {
         let (peers, node) = (&peers, &node);
@@ -224,7 +227,7 @@ async fn news_that_are_wrong_are_counted_and_their_teller_is_not_heard_any_more(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_that_are_wrong_slow_or_many_leave_others_alone() {
-    let (peers, mut stranger) = network(5).await;
+    let (peers, mut stranger) = network(5, false).await;
     let answered = |event: &SpeaksEvent| matches!(event, SpeaksEvent::Questions(_));
     for (question, says) in [(vec![0xff; 64], "message"), (Vec::new(), "question"), (vec![0x22, 3, 0x0a, 1, 9], "")] {
         stranger.ask(question, true);
@@ -252,18 +255,18 @@ async fn questions_that_are_wrong_slow_or_many_leave_others_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_others_keys_are_not_kept() {
-    let (peers, mut stranger) = network(1).await;
+    let (peers, mut stranger) = network(1, true).await;
     let (node, other) = (key(), key());
     let value = proto::News::from(News::Record(peers.record(&node).await)).encode_to_vec();
     let key_of = |node: &DynSigner| RecordKey::from([b"/ncn/node/".as_slice(), node.address().as_slice()].concat());
     let wrong = [(key_of(&node), vec![7; 80]), (key_of(&other), value.clone()), (RecordKey::from(vec![1; 9]), value.clone())];
     for (key, value) in wrong {
         let before = refused(&peers.nodes[1], "record");
-        stranger.swarm.behaviour_mut().table.put_record(Record::new(key, value), Quorum::One).unwrap();
+        stranger.swarm.behaviour_mut().table.as_mut().unwrap().put_record(Record::new(key, value), Quorum::One).unwrap();
         let counted = eventually("the record is refused", async || refused(&peers.nodes[1], "record") > before);
         stranger.meanwhile("the record is refused", counted).await;
     }
-    stranger.swarm.behaviour_mut().table.put_record(Record::new(key_of(&node), value), Quorum::One).unwrap();
+    stranger.swarm.behaviour_mut().table.as_mut().unwrap().put_record(Record::new(key_of(&node), value), Quorum::One).unwrap();
     let found = eventually("a record of its own key is found", async || {
         let query = NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
         !peers.nodes[1].registry().discover(query).await.unwrap().is_empty()
