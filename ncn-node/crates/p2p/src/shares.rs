@@ -24,7 +24,7 @@ use ncn_core::membership::Source;
 const MAX_INBOUND: usize = 384;
 const MAX_OF_SOURCE: usize = 64;
 const MAX_PENDING: usize = 16;
-const MAX_PENDING_OWN: usize = 192;
+const MAX_PENDING_OWN: usize = 64;
 
 /// From where peers are connected, and who has to go when there are too many: who comes gets a place of the network that has the most.
 #[derive(Default)]

@@ -31,7 +31,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_mins(4);
 /// The largest news: a subnet's configuration.
 const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
 /// How long a connection may take to come about.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept that nobody uses. A lookup calls many peers, and only neighbours in gossip stay connected: the number of a
 /// node's connections does not grow with the network.
 const IDLE: Duration = Duration::from_secs(30);

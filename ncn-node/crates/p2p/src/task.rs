@@ -244,15 +244,17 @@ impl Task {
     fn note_addresses(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
         let Behaviour { shares, table, .. } = self.swarm.behaviour_mut();
         let seen = shares.ip(&peer);
-        // Those of earlier connections do not add up.
-        table.remove_peer(&peer);
-        for address in said.into_iter().filter(|address| shares::ip(address) == seen).take(MAX_ADDRESSES) {
-            table.add_address(&peer, address);
+        let said: Vec<_> = said.into_iter().filter(|address| shares::ip(address) == seen).take(MAX_ADDRESSES).collect();
+        let bucket = table.kbucket(peer);
+        let entry = bucket.as_ref().and_then(|bucket| bucket.iter().find(|entry| *entry.node.key.preimage() == peer));
+        let known: Vec<Multiaddr> = entry.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default();
+        for address in said.iter().filter(|address| !known.contains(address)) {
+            table.add_address(&peer, address.clone());
         }
-        if let Some(known) = self.bootstrap.get(&peer) {
-            for address in known {
-                table.add_address(&peer, address.clone());
-            }
+        // Those of earlier connections do not add up. A peer is not removed for that: whenever one comes, the whole table is looked through.
+        let given = self.bootstrap.get(&peer).map(Vec::as_slice).unwrap_or_default();
+        for address in known.iter().filter(|address| !said.contains(address) && !given.contains(address)) {
+            table.remove_address(&peer, address);
         }
     }
 

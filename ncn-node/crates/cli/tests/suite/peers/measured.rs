@@ -7,7 +7,7 @@ use ncn_wire::proto;
 
 use super::{links::Served, *};
 
-/// How many registry nodes a network has that is measured.
+/// How many registry nodes a network has that is measured, unless `NCN_NODES` says it.
 const MANY: usize = 200;
 
 /// The p-th of a hundred, of these times.
@@ -36,21 +36,22 @@ async fn settled(peers: &Peers) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: cargo xtask bench registry"]
 async fn news() {
+    let many = std::env::var("NCN_NODES").map_or(MANY, |value| value.parse().unwrap());
     let before = memory();
     let started = Instant::now();
-    let peers = Peers::new(5, MANY - 5).await;
-    println!("{MANY} nodes have started after {:?}", started.elapsed());
+    let peers = Peers::new(5, many - 5).await;
+    println!("{many} nodes have started after {:?}", started.elapsed());
     peers.met().await;
-    println!("{MANY} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / MANY);
-    let connections = settled(&peers).await / MANY;
-    println!("{MANY} nodes have settled after {:?}, with {connections} connections each", started.elapsed());
+    println!("{many} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / many);
+    let connections = settled(&peers).await / many;
+    println!("{many} nodes have settled after {:?}, with {connections} connections each", started.elapsed());
     let (mut seen, mut answers) = (Vec::new(), Vec::new());
     for round in 0..10 {
         let node = key();
         let query = NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
         let record = peers.record(&node).await;
         let told = Instant::now();
-        peers.nodes[round * 17 % MANY].registry().register(record).await.unwrap();
+        peers.nodes[round * 17 % many].registry().register(record).await.unwrap();
         let sees = peers.nodes.iter().map(async |peer| {
             let mut changes = peer.registry().watch(query).await.unwrap();
             while !matches!(changes.next().await, Some(Ok(NodeChange::Live(_)))) {}
@@ -66,7 +67,7 @@ async fn news() {
     let query = NodeQuery { node: Some(gone.address()), ..NodeQuery::default() };
     peers.nodes[0].registry().register(peers.record(&gone).await).await.unwrap();
     let silent = Instant::now();
-    eventually("all know the node", async || peers.knowing(&gone).await == MANY).await;
+    eventually("all know the node", async || peers.knowing(&gone).await == many).await;
     let sees = peers.nodes.iter().map(async |peer| {
         let mut changes = peer.registry().watch(query).await.unwrap();
         while !matches!(changes.next().await, Some(Ok(NodeChange::Gone(_)))) {}
