@@ -1,7 +1,7 @@
 //! Strangers that send more than a server can hold: it refuses them, its memory stays within bounds, and others are answered.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     fs,
     future::poll_fn,
@@ -40,7 +40,7 @@ use tower::{Service as _, ServiceExt as _};
 use crate::{
     cli::Devnet,
     scene::{digit, ncn},
-    wait::in_time,
+    wait::{PAUSE, eventually, in_time},
 };
 
 const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
@@ -306,23 +306,23 @@ async fn watches_that_take_every_place_leave_other_calls_alone() {
         async move {
             loop {
                 let watch = registry.watch_nodes(proto::DiscoverNodesRequest::default()).await;
-                // On a busy machine not every connection comes about at once, and some break off: this side says `Unknown` then.
-                if !watch.as_ref().is_err_and(|status| matches!(status.code(), Code::Unavailable | Code::Unknown)) {
+                // On a busy machine not every connection comes about at once, and some break off.
+                if watch.as_ref().map_or_else(|status| status.code() == Code::ResourceExhausted, |_| true) {
                     // The client is kept: its connection ends with it.
                     return (watch, registry);
                 }
+                tokio::time::sleep(PAUSE).await;
             }
         }
     });
     let watches = in_time("all watches are answered", join_all(watches)).await;
-    let errors = watches.iter().filter_map(|(watch, _)| watch.as_ref().err());
-    let mut refused: HashMap<String, usize> = HashMap::new();
-    errors.for_each(|status| *refused.entry(format!("{:?}", status.code())).or_default() += 1);
-    let count = refused.get("ResourceExhausted").copied().unwrap_or_default();
-    assert!(refused.len() == 1 && (80..100).contains(&count), "of {}: {refused:?}", watches.len());
+    // The rest were refused. Of a connection that broke off, the place is free a moment later.
+    let taken = watches.iter().filter(|(watch, _)| watch.is_ok()).count();
+    assert!((450..=520).contains(&taken), "of {}, {taken} have a place", watches.len());
     infer(&devnet, directory.path()).await;
     let registry = GrpcRegistry::new(&devnet.registry).unwrap();
-    assert_eq!(registry.discover(NodeQuery::default()).await.unwrap().len(), 8);
+    // A node whose heartbeats were late is back with the next one.
+    eventually("every node is there", async || registry.discover(NodeQuery::default()).await.unwrap().len() == 8).await;
     memory.assert_bounded("watches");
 }
 

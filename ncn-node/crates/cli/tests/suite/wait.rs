@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Longer than anything takes on a slow and busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_mins(2);
 
-const PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a future gives, which comes in time.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
