@@ -35,6 +35,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept that nobody uses. A lookup calls many peers, and only neighbours in gossip stay connected: the number of a
 /// node's connections does not grow with the network.
 const IDLE: Duration = Duration::from_secs(30);
+/// How often a node looks at all of its table, and how much later, at most: each at its own time. Those that started together would otherwise
+/// call each other at once. Each time calls some twenty peers a bucket, and a table has as many buckets as its network's size has bits.
+const REFRESH: Duration = Duration::from_mins(15);
+const REFRESH_LATER: u32 = 256;
 /// When a new node begins to choose its neighbours in gossip, and how often it looks at them again.
 const GOSSIP_AFTER: Duration = Duration::from_millis(300);
 const GOSSIP_EVERY: Duration = Duration::from_millis(300);
@@ -162,6 +166,8 @@ fn behaviour(
     let mut table = kad::Config::new(KADEMLIA);
     // What somebody else puts here is looked at first.
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
+    let later = peer.to_bytes().last().map_or(0, |byte| u32::from(*byte));
+    table.set_periodic_bootstrap_interval(Some(REFRESH + REFRESH / REFRESH_LATER * later));
     let mut table = kad::Behaviour::with_config(peer, Records::new(domain, peer, refused), table);
     table.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
     // News are signed by whom they are about, and the same from every peer: neither author nor number is of any use.
