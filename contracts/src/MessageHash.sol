@@ -71,7 +71,7 @@ library MessageHash {
         "SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
     );
     bytes32 internal constant SUBNET = keccak256(
-        "Subnet(address owner,string name,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
+        "Subnet(address owner,string name,address[] gateways,SubnetModel[] models,uint16 gatewayBps,uint16 validatorsBps,uint16 treasuryBps,uint64 version)SubnetModel(string name,bytes32 digest,uint128 basePrice,uint128 inputPrice,uint128 outputPrice,uint8 inputUnit,uint8 outputUnit)"
     );
     bytes32 internal constant VOUCHER = keccak256(
         "Voucher(bytes32 channel,bytes32 requestId,bytes32 quote,bytes32 committee,uint64 number,uint128 amount,uint128 cumulative)"
@@ -212,6 +212,7 @@ library MessageHash {
                 SUBNET,
                 subnet.owner,
                 keccak256(bytes(subnet.name)),
+                keccak256(abi.encodePacked(subnet.gateways)),
                 keccak256(abi.encodePacked(models)),
                 subnet.gatewayBps,
                 subnet.validatorsBps,

@@ -187,10 +187,11 @@ struct SubnetModel {
     uint8 outputUnit;
 }
 
-/// A gateway's definition of its subnet. The subnet's id is keccak256(abi.encode(owner, name)); a newer version replaces an older one.
+/// An owner's definition of its subnet, in which it and these gateways coordinate requests. The subnet's id is keccak256(abi.encode(owner, name)); a newer version replaces an older one.
 struct Subnet {
     address owner;
     string name;
+    address[] gateways;
     SubnetModel[] models;
     uint16 gatewayBps;
     uint16 validatorsBps;

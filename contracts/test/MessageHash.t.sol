@@ -191,6 +191,7 @@ contract MessageHashTest is Test {
         bytes memory head =
             bytes.concat(keccak256(bytes(definition)), word(message.owner), keccak256(abi.encodePacked(message.name)));
         bytes memory tail = bytes.concat(
+            keccak256(abi.encodePacked(message.gateways)),
             keccak256(models),
             word(message.gatewayBps),
             word(message.validatorsBps),

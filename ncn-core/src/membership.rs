@@ -40,13 +40,15 @@ pub struct MembershipLimits {
     pub subnets: usize,
     /// Models in one record or subnet.
     pub models: usize,
+    /// Gateways of a subnet besides its owner.
+    pub gateways: usize,
     /// Bytes of an endpoint or a name.
     pub text: usize,
 }
 
 impl Default for MembershipLimits {
     fn default() -> Self {
-        Self { nodes: 65_536, bytes: 64 << 20, subnets: 4_096, models: 1_024, text: 256 }
+        Self { nodes: 65_536, bytes: 64 << 20, subnets: 4_096, models: 1_024, gateways: 64, text: 256 }
     }
 }
 
@@ -238,6 +240,10 @@ impl Membership {
         }
         if definition.models.iter().any(|model| model.price.is_free() || model.name.len() > self.bounds.text) {
             return Err(RegistryError::invalid("subnet.models", "needs prices above zero and names of reasonable length"));
+        }
+        if definition.gateways.len() > self.bounds.gateways || !definition.gateways.is_sorted_by(|one, next| one < next) {
+            let problem = format!("have to be ascending, and no more than {}", self.bounds.gateways);
+            return Err(RegistryError::invalid("subnet.gateways", problem));
         }
         let id = definition.id();
         match self.subnets.get(&id) {

@@ -394,14 +394,16 @@ impl SubnetModel {
     }
 }
 
-/// A gateway's definition of its subnet: which models, at which price, and how payments are split.
+/// An owner's definition of its subnet: which models, at which price, how payments are split, and who coordinates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Subnet {
-    /// The gateway that defines it.
+    /// Who defines it, and is a gateway of it.
     pub owner: Address,
     /// Unique among its owner's subnets.
     pub name: String,
+    /// Its other gateways, ascending.
+    pub gateways: Vec<Address>,
     /// What it offers.
     pub models: Vec<SubnetModel>,
     /// How payments are split.
@@ -419,6 +421,11 @@ impl Subnet {
     /// The subnet's id.
     pub fn id(&self) -> B256 {
         subnet_id(self.owner, &self.name)
+    }
+
+    /// Whether this is one of its gateways.
+    pub fn has_gateway(&self, gateway: &Address) -> bool {
+        self.owner == *gateway || self.gateways.binary_search(gateway).is_ok()
     }
 
     /// The offered model with this digest.

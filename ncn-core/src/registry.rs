@@ -68,7 +68,8 @@ pub struct CompletionRequest {
     pub quote: Quote,
     /// What the compute nodes have given.
     pub delivery: Delivery,
-    /// The validators' approval of the quote, where a node brings its own completion: by then its gateway may have changed its subnet.
+    /// The validators' approval of the quote, where the subnet may have changed since: a node's own completion, and a gateway's that was
+    /// refused without it.
     pub preprocessing: Option<QuorumCertificate>,
     /// The client's voucher, when it pays out of a channel; else the chain holds an escrow.
     pub voucher: Option<SignedVoucher>,

@@ -280,7 +280,7 @@ fn terms(order: &InferenceRequest, quote: &Quote, context: &ValidationContext<'_
     context.trust.of(quote)?;
     let checks = [
         (order.subnet == subnet.id(), "request.subnet: is another subnet"),
-        (quote.gateway == subnet.owner, "quote.gateway: is not the subnet's gateway"),
+        (subnet.has_gateway(&quote.gateway), "quote.gateway: is no gateway of the subnet"),
         (quote.price == listed.price, "quote.price: is not the subnet's"),
         (quote.max_units.input.max(quote.max_units.output) <= MAX_UNITS, "quote.maxUnits: are more than are counted"),
         (!quote.total.is_zero(), "quote.total: is zero"),

@@ -127,7 +127,7 @@ pub struct Gateway {
 /// What a gateway is made of.
 pub(crate) struct GatewayParts {
     pub(crate) signer: DynSigner,
-    /// What it offers; it is the owner.
+    /// What it offers, as its owner or as another of its gateways.
     pub(crate) subnet: Subnet,
     pub(crate) manifests: Vec<bytes::Bytes>,
     pub(crate) registry: Arc<dyn Registry>,
@@ -147,7 +147,13 @@ pub enum GatewayError {
     /// A manifest that makes no sense.
     #[error(transparent)]
     InvalidManifest(#[from] ncn_core::ManifestError),
-    /// The registry does not take the subnet.
+    /// The subnet is another owner's, who has not named this gateway.
+    #[error("subnet {0}: is not this gateway's, nor does its owner name it as one of its gateways")]
+    NotItsGateway(B256),
+    /// The subnet's definition has changed.
+    #[error("subnet {0}: its owner has changed it meanwhile: start again")]
+    Changed(B256),
+    /// The registry does not take the subnet, or does not know it.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
     /// The chain does not answer.
@@ -165,7 +171,7 @@ pub enum GatewayError {
 }
 
 impl Gateway {
-    /// Registers the subnet, takes up whatever requests the journal holds, and follows the chain.
+    /// Registers its own subnet or finds another owner's, takes up whatever requests the journal holds, and follows the chain.
     pub(crate) async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
         let GatewayParts { signer, subnet, manifests, registry, ledger, journal, options } = parts;
         let domain = ledger.trust_root().await?.domain;
@@ -180,8 +186,22 @@ impl Gateway {
         if let Some(missing) = subnet.models.iter().find(|model| !models.contains_key(&model.digest)) {
             return Err(GatewayError::Manifest(missing.digest));
         }
-        let subnet = Signed::sign(subnet, &domain, &*signer).await?;
-        registry.register_subnet(subnet.clone()).await?;
+        let subnet = if subnet.owner == signer.address() {
+            let subnet = Signed::sign(subnet, &domain, &*signer).await?;
+            registry.register_subnet(subnet.clone()).await?;
+            subnet
+        } else {
+            let id = subnet.id();
+            let defined = registry.subnet(id).await?;
+            defined.verify(&domain)?;
+            if !defined.message.has_gateway(&signer.address()) {
+                return Err(GatewayError::NotItsGateway(id));
+            }
+            if defined.message != subnet {
+                return Err(GatewayError::Changed(id));
+            }
+            defined
+        };
 
         let kept = journal.replay().await?;
         let nodes = Nodes::new(&subnet.message);

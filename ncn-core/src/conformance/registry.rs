@@ -28,6 +28,8 @@ pub trait RegistryFixture: Send + Sync {
     async fn create_subnet(&self, _owner: &DynSigner, _name: &str) {}
 }
 
+/// A gateway of the subnet besides its owner.
+const MEMBER: [u8; 20] = [9; 20];
 const MODEL: [u8; 32] = [0x42; 32];
 const PRICE: Amount = Amount::new(1_000);
 
@@ -89,6 +91,7 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
     let subnet = Subnet {
         owner: gateway.address(),
         name: "conformance".into(),
+        gateways: vec![MEMBER.into()],
         models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: Price::flat(PRICE) }],
         split: FeeSplit::default(),
         version: 1,
@@ -131,6 +134,9 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
         listed.extend(page);
     }
     rules.check("every subnet is listed", listed.contains(&signed), listed)?;
+    let twice = Subnet { gateways: vec![MEMBER.into(); 2], version: 2, ..scene.subnet.clone() };
+    let twice = registry.register_subnet(scene.sign(twice, &scene.gateway).await).await;
+    rules.refused("each gateway is named once", twice, RegistryError::is_retryable)?;
     let mut other = scene.subnet.clone();
     other.split.gateway_bps += 1;
     let other = scene.sign(other, &scene.gateway).await;
@@ -295,6 +301,9 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     let verified = certificate.verify(&digest, &committee);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
     rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
+    let mut another = scene.request(&client).await;
+    another.quote.gateway = MEMBER.into();
+    rules.ok("each gateway of a subnet quotes", registry.preprocessing(another).await)?;
 
     let bad: [Spoilt<PreprocessingRequest>; 13] = [
         ("a price is the subnet's", |request| {

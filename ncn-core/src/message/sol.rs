@@ -239,6 +239,7 @@ impl ToSol for super::Subnet {
         generated::Subnet {
             owner: self.owner,
             name: self.name.clone(),
+            gateways: self.gateways.clone(),
             models: self.models.iter().map(ToSol::to_sol).collect(),
             gatewayBps: self.split.gateway_bps,
             validatorsBps: self.split.validators_bps,

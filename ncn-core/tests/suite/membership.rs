@@ -149,7 +149,14 @@ async fn who_comes_from_everywhere_pushes_out_who_comes_from_one_place() {
     assert_eq!(members.discover(&NodeQuery::default(), NOW).len(), 8);
 
     // A subnet is worth more than nothing, and what was paid for it more than that, wherever they come from.
-    let subnet = Subnet { owner: owner.address(), name: "one".into(), models: Vec::new(), split: FeeSplit::default(), version: 1 };
+    let subnet = Subnet {
+        owner: owner.address(),
+        name: "one".into(),
+        gateways: Vec::new(),
+        models: Vec::new(),
+        split: FeeSplit::default(),
+        version: 1,
+    };
     members.register_subnet(Signed::sign(subnet.clone(), &domain, &*owner).await.unwrap()).unwrap();
     let mut served = Vec::new();
     for _ in 0..8 {

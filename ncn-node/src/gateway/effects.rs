@@ -137,14 +137,14 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     let digest = quote.digest(&gateway.domain);
     let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
     let started = Instant::now();
-    let ask = || gateway.registry.preprocessing(request.clone());
+    let ask = |_| gateway.registry.preprocessing(request.clone());
     let final_word = |error: &RegistryError| !error.is_retryable();
     let approved = approved(&progress.committee()?, digest, PREPROCESSING_TRIES, final_word, ask).await;
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
     Some(approved.map_or_else(Event::Refused, Event::Approved))
 }
 
-/// Asks the validators, again when too few of them answer. What the registry brings is believed only when it verifies: money
+/// Asks the validators, again when too few of them answer; `ask` is told whether it is the first time. What the registry brings is believed only when it verifies: money
 /// would be paid out, or asked for, on approvals that the client then rejects.
 async fn approved<A, F>(
     committee: &Committee,
@@ -154,14 +154,15 @@ async fn approved<A, F>(
     ask: A,
 ) -> Result<QuorumCertificate, String>
 where
-    A: Fn() -> F,
+    A: Fn(bool) -> F,
     F: Future<Output = Result<QuorumCertificate, RegistryError>>,
 {
     let mut backoff = Backoff::new();
     let mut left = tries;
     loop {
+        let is_first = left == tries;
         left -= 1;
-        let (problem, retryable) = match ask().await {
+        let (problem, retryable) = match ask(is_first).await {
             Ok(certificate) => match certificate.verify(&digest, committee) {
                 Ok(()) => return Ok(certificate),
                 Err(error) => (format!("the registry's certificate does not verify: {error}"), true),
@@ -219,7 +220,12 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
         acknowledgement: None,
         authorization,
     };
-    let ask = || gateway.registry.completion(request.clone());
+    // Where it is refused once, the subnet may have changed since the quote: then its approval shows by which terms it was paid.
+    let approval = progress.preprocessing.as_ref();
+    let ask = |first: bool| {
+        let preprocessing = approval.filter(|_| !first).cloned();
+        gateway.registry.completion(CompletionRequest { preprocessing, ..request.clone() })
+    };
     // What was signed before the end may be approved without it.
     let is_last_chance = progress.output.is_some() || task.prefix().is_none();
     let tries = if is_last_chance { COMPLETION_TRIES } else { WHOLE_TRIES };

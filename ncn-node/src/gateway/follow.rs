@@ -59,6 +59,9 @@ pub(super) async fn registry(gateway: &Gateway) {
 async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
     match gateway.registry.register_subnet(gateway.subnet.clone()).await {
         Err(error) if error.is_retryable() => return Err(error),
+        Err(RegistryError::Stale { .. }) => {
+            tracing::error!("the subnet has a newer definition than this gateway: its quotes are refused: start it again");
+        }
         Err(error) => tracing::warn!(%error, "the registry does not take the subnet"),
         Ok(()) => {}
     }

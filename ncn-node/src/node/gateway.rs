@@ -46,7 +46,7 @@ pub struct RunningGateway {
 
 impl Gateway {
     /// Starts to make up a gateway: its key, what it offers, its account on the chain, the registry, and the store for its journal and its
-    /// channels.
+    /// channels. A subnet of another owner has to be as the registry knows it, and name this gateway.
     pub fn builder<C: PaymentLedger + BatchSettler + 'static>(
         signer: DynSigner,
         subnet: Subnet,

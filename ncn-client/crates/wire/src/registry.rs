@@ -121,6 +121,7 @@ impl From<Signed<Subnet>> for proto::CreateSubnetRequest {
             models: models.collect(),
             split: Some(message.split.into()),
             version: message.version,
+            gateways: message.gateways.iter().map(bytes).collect(),
         };
         Self { subnet: Some(subnet), signature: bytes(signature.as_bytes()) }
     }
@@ -138,9 +139,11 @@ impl TryFrom<proto::CreateSubnetRequest> for Signed<Subnet> {
                 price: required("subnet.models.price", model.price)?.try_into()?,
             })
         });
+        let gateways = subnet.gateways.iter().map(|gateway| address("subnet.gateways", gateway));
         let message = Subnet {
             owner: address("subnet.owner", &subnet.owner)?,
             name: subnet.name,
+            gateways: gateways.collect::<Result<_, WireError>>()?,
             models: models.collect::<Result<_, WireError>>()?,
             split: required("subnet.split", subnet.split)?.try_into()?,
             version: subnet.version,

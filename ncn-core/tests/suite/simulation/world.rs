@@ -187,7 +187,7 @@ impl World {
         };
         let model = SubnetModel { name: "m".into(), digest: MODEL, price };
         let (owner, split) = (keys().gateway.address(), FeeSplit::default());
-        let subnet = Subnet { owner, name: "simulated".into(), models: vec![model], split, version: 1 };
+        let subnet = Subnet { owner, name: "simulated".into(), gateways: Vec::new(), models: vec![model], split, version: 1 };
         let chain = MemoryChain::new(trust, NOW);
         chain.mint(keys().client.address(), Amount::new(MONEY));
         Self { luck, liar, chain, domain, price, subnet, seen: Seen::default() }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ncn_client::grpc::GrpcTransport;
-use ncn_core::{Amount, Transport as _};
+use ncn_core::{Amount, ModelInfo, Transport as _};
 use ncn_node::{
     compute::{ComputeNode, DEFAULT_CREDIT},
     node::{ComputeNodeError, RunningComputeNode},
@@ -24,9 +24,9 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The gateway that it works for
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
-    gateway: String,
+    /// The gateways that it works for, all of one subnet
+    #[arg(long, value_name = "URL[,URL..]", value_delimiter = ',', default_value = "http://127.0.0.1:50051")]
+    gateway: Vec<String>,
     #[command(flatten)]
     registry: RegistryArguments,
     #[command(flatten)]
@@ -55,19 +55,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     let signer = arguments.key.open()?;
-    let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
     let registry = arguments.registry.open()?;
     let ledger = Arc::new(arguments.chain.ledger(signer.clone()).await?);
     let trust = ledger.trust_root().await.map_err(Failure::failed)?;
-    let network = transport.network().await.map_err(Failure::failed)?;
-    if network.trust_root != trust {
-        return Err(Failure::Failed(format!("--gateway {}: is on another network than --rpc", arguments.gateway)));
+    let mut gateways = Vec::new();
+    let mut offered: Vec<ModelInfo> = Vec::new();
+    for url in &arguments.gateway {
+        let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+        let network = transport.network().await.map_err(Failure::failed)?;
+        if network.trust_root != trust {
+            return Err(Failure::Failed(format!("--gateway {url}: is on another network than --rpc")));
+        }
+        let models = transport.models().await.map_err(Failure::failed)?;
+        let Some(info) = models.first() else {
+            return Err(Failure::Failed(format!("--gateway {url}: offers no models")));
+        };
+        if offered.first().is_some_and(|other| other.subnet != info.subnet) {
+            let first = &arguments.gateway[0];
+            return Err(Failure::Input(format!("--gateway {url}: is of another subnet than {first}: run a node for each subnet")));
+        }
+        gateways.push((network.gateway, url));
+        offered.extend(models);
     }
-    let offered = transport.models().await.map_err(Failure::failed)?;
-    let packages = arguments.models.packages(Some(&arguments.gateway)).await?;
-    let Some(subnet) = offered.first().map(|info| info.subnet) else {
-        return Err(Failure::Failed(format!("--gateway {}: offers no models", arguments.gateway)));
+    let Some((subnet, first)) = offered.first().map(|info| info.subnet).zip(arguments.gateway.first()) else {
+        return Err(Failure::Input("--gateway: names none".into()));
     };
+    let packages = arguments.models.packages(Some(first)).await?;
     if packages.is_empty() {
         let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
         return Err(Failure::Input(format!("--model is missing: the gateway offers: {}", sanitize(&names.join(", ")))));
@@ -77,26 +90,28 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
             let (name, digest) = (&package.model.manifest().name, hex::encode(package.model.digest()));
             return Err(Failure::Input(format!(
                 "--model {name}: the gateway does not offer it, with the digest {digest}: fetch what it offers with `ncn model pull \
-                 {name} --gateway {}`",
-                arguments.gateway
+                 {name} --gateway {first}`"
             )));
         }
     }
 
     let executor = arguments.engines.executor(&packages).await?;
-    let (address, url) = (signer.address(), arguments.gateway.as_str());
+    let address = signer.address();
     let store = open_store(arguments.state.as_deref())?;
     let node = ComputeNode::builder(signer, subnet, executor, ledger.clone(), registry.clone()).models(packages);
     let node =
         node.capacity(arguments.capacity.into()).claims(ledger, registry, store).credit(arguments.credit.unwrap_or(DEFAULT_CREDIT));
-    let node = node.gateway(network.gateway, url).start().await.map_err(|error| match error {
+    let node = gateways.iter().fold(node, |node, (gateway, url)| node.gateway(*gateway, url.as_str()));
+    let node = node.start().await.map_err(|error| match error {
         ComputeNodeError::Gateway(error) => Failure::Input(format!("--gateway {error}")),
         error => Failure::failed(error),
     })?;
     let level = node.confinement();
     say(&format!("models run at the confinement level {level}: `ncn doctor` says more"));
     let mut out = std::io::stdout();
-    writeln!(out, "compute node {address} works for gateway {}", network.gateway)?;
+    for (gateway, _) in &gateways {
+        writeln!(out, "compute node {address} works for gateway {gateway}")?;
+    }
     out.flush()?;
     Ok(node)
 }

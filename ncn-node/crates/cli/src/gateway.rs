@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_core::{Amount, membership::MembershipLimits};
+use ncn_core::{Address, Amount, membership::MembershipLimits};
 use ncn_models::Source;
 use ncn_node::{
     channel::BatchPolicy,
@@ -32,6 +32,8 @@ use crate::{
 
 /// A certificate and all that lead to its root have a few thousand.
 const MAX_PEM_BYTES: usize = 256 << 10;
+/// What another owner does first.
+const WITH: &str = "its owner runs `ncn subnet create --with-gateway ADDRESS`";
 /// How long an earlier gateway may take to let go of the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,9 @@ pub(crate) struct Arguments {
     state: PathBuf,
     #[command(flatten)]
     subnet: SubnetArguments,
+    /// Coordinate requests in the subnet of another owner, who has named this gateway with `--with-gateway`. It costs no fee
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["max_fee", "gateways"])]
+    owner: Option<Address>,
     /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
     #[arg(long, value_name = "URL")]
     model_source: Vec<String>,
@@ -123,8 +128,11 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
-    // Last of all that can be refused: creating a subnet costs a fee, once.
-    let subnet = arguments.subnet.create(&account, &manifests).await?;
+    let subnet = match arguments.owner {
+        Some(owner) => arguments.subnet.of(owner, &*registry).await?,
+        // Last of all that can be refused: creating a subnet costs a fee, once.
+        None => arguments.subnet.create(&account, &manifests).await?,
+    };
     let settle = BatchPolicy {
         max_requests: arguments.settle_requests,
         max_age: Duration::from_secs(arguments.settle_after),
@@ -139,6 +147,8 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
             Failure::Input(format!("--tls-certificate, --tls-key: {error}"))
         }
         GatewayError::Listen(error) => Failure::Input(format!("--listen {}: {error}", arguments.listen)),
+        GatewayError::NotItsGateway(id) => Failure::Input(format!("--owner: subnet {id} does not name this gateway: {WITH}")),
+        GatewayError::Manifest(digest) => Failure::Input(format!("--manifest: is missing, or is not of the subnet: {digest}")),
         error => Failure::failed(error),
     })?;
     let mut out = std::io::stdout();

@@ -1,6 +1,7 @@
 //! `ncn subnet`: what a gateway offers under a name, and who serves it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use ncn_client::{evm::EvmLedger, unix_now};
 use ncn_core::{
     Address, Amount, B256, Deregistration, FeeSplit, Model, NodeQuery, NodeRecord, NodeRole, Registry, Signed, Subnet, SubnetModel,
+    message::subnet_id,
 };
 use ncn_devnet::quickstart;
 use ncn_node::registration::next_sequence;
@@ -104,6 +106,9 @@ pub(crate) struct SubnetArguments {
     /// A model's manifest; several may be given. The built-in quickstart model by default
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
+    /// A gateway that coordinates requests in it besides its owner; several may be given
+    #[arg(long = "with-gateway", value_name = "ADDRESS")]
+    gateways: Vec<Address>,
 }
 
 impl SubnetArguments {
@@ -126,6 +131,13 @@ impl SubnetArguments {
         Ok(manifests)
     }
 
+    /// That of another owner, as the registry knows it.
+    pub(crate) async fn of(&self, owner: Address, registry: &dyn Registry) -> Result<Subnet, Failure> {
+        let found = registry.subnet(subnet_id(owner, &self.name)).await;
+        let refuse = |error| Failure::Failed(format!("--owner {owner}: subnet {}: {error}", self.name));
+        Ok(found.map_err(refuse)?.message)
+    }
+
     /// Creates it on the chain unless it is there, for no more than the limit.
     pub(crate) async fn create(&self, account: &EvmLedger, manifests: &[Bytes]) -> Result<Subnet, Failure> {
         let refuse = |error| Failure::Failed(format!("subnet: {error}"));
@@ -141,6 +153,7 @@ impl SubnetArguments {
         Ok(Subnet {
             owner: account.account(),
             name: self.name.clone(),
+            gateways: self.gateways.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
             models: models.collect::<Result<_, Failure>>()?,
             split: FeeSplit::default(),
             // What is announced later replaces what was announced before.
@@ -243,6 +256,9 @@ fn print(subnet: &Subnet, nodes: &[NodeRecord], json: bool) -> Result<(), Failur
     writeln!(out, "{}", sanitize(&subnet.name))?;
     writeln!(out, "  id        {}", subnet.id())?;
     writeln!(out, "  owner     {}", subnet.owner)?;
+    for gateway in &subnet.gateways {
+        writeln!(out, "  member    {gateway}")?;
+    }
     writeln!(out, "  version   {}", subnet.version)?;
     for SubnetModel { name, digest, price } in &subnet.models {
         writeln!(out, "  model     {}: {price}  {digest}", sanitize(name))?;
@@ -279,9 +295,11 @@ async fn join(
     let registry = registry.open()?;
     let subnet = find(&*registry, reference).await?;
     let nodes = nodes(&*registry, &subnet).await?;
-    let is_its = |node: &&NodeRecord| node.role == NodeRole::Gateway && node.node == subnet.owner;
-    let gateway = nodes.iter().find(is_its).map(|node| node.endpoint.clone());
-    let gateway = gateway.ok_or_else(|| Failure::Failed(format!("subnet {reference}: its gateway is not on the network now")))?;
+    let is_its = |node: &&NodeRecord| node.role == NodeRole::Gateway && subnet.has_gateway(&node.node);
+    let gateways: Vec<_> = nodes.iter().filter(is_its).map(|node| &*node.endpoint).collect();
+    let Some(gateway) = gateways.first() else {
+        return Err(Failure::Failed(format!("subnet {reference}: none of its gateways is on the network now")));
+    };
     let is_meant =
         |model: &SubnetModel, name: &str| name == model.name || name.parse().is_ok_and(|digest: B256| digest == model.digest);
     let is_wanted = |model: &SubnetModel| models.is_empty() || models.iter().any(|name| is_meant(model, name));
@@ -295,18 +313,18 @@ async fn join(
         // What the subnet's owner has signed, by its digest: the gateway's word is not needed.
         let digest = hex::encode(model.digest);
         if store.find(&digest).map_or(true, |stored| !stored.missing.is_empty()) {
-            model::pull(&store, &digest, &[], Some(&gateway)).await?;
+            model::pull(&store, &digest, &[], Some(gateway)).await?;
         }
     }
     let mut out = io::stdout();
     if json {
         let digests: Vec<B256> = wanted.iter().map(|model| model.digest).collect();
-        return Ok(writeln!(out, "{:#}", json!({ "subnet": subnet.id(), "gateway": gateway, "models": digests }))?);
+        return Ok(writeln!(out, "{:#}", json!({ "subnet": subnet.id(), "gateways": gateways, "models": digests }))?);
     }
     let models: Vec<_> = wanted.iter().map(|model| format!(" --model {}", hex::encode(model.digest))).collect();
-    // The owner of the subnet has chosen what stands here, to be pasted into a shell.
-    let gateway = typed(Path::new(&sanitize(&gateway)));
-    writeln!(out, "run: ncn compute --gateway {gateway} {}{} --key FILE --rpc URL", urls.flags(), models.concat())?;
+    // The subnet's gateways have chosen what stands here, to be pasted into a shell.
+    let gateways = typed(Path::new(&sanitize(&gateways.join(","))));
+    writeln!(out, "run: ncn compute --gateway {gateways} {}{} --key FILE --rpc URL", urls.flags(), models.concat())?;
     Ok(())
 }
 

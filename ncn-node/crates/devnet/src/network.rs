@@ -286,6 +286,7 @@ impl LocalNetworkBuilder {
         let subnet = Subnet {
             owner: signer.address(),
             name: "quickstart".into(),
+            gateways: Vec::new(),
             models: models.collect(),
             split: FeeSplit::default(),
             version: 1,

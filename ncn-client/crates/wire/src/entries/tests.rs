@@ -102,7 +102,14 @@ fn the_largest_honest_messages_pass() {
     let named =
         vec![proto::ModelDescriptor { name: "m".repeat(bounds.text), digest: field(32), price: Some(price()) }; bounds.models];
     for models in [models, named] {
-        let subnet = proto::SubnetMetadata { owner: field(20), name: "n".repeat(bounds.text), models, split: None, version: 1 };
+        let subnet = proto::SubnetMetadata {
+            owner: field(20),
+            name: "n".repeat(bounds.text),
+            models,
+            split: None,
+            version: 1,
+            gateways: vec![field(20); bounds.gateways],
+        };
         passes(&proto::CreateSubnetRequest { subnet: Some(subnet), signature: field(65) }, MAX_SUBNET_BYTES);
     }
     let node = proto::NodeInfo {

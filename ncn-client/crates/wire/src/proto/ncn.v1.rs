@@ -1723,6 +1723,9 @@ pub struct SubnetMetadata {
     pub split: ::core::option::Option<Split>,
     #[prost(uint64, tag = "5")]
     pub version: u64,
+    /// Who coordinates requests in it besides the owner, ascending.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub gateways: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelDescriptor {
@@ -1750,7 +1753,7 @@ pub struct CompletionRequest {
     /// Who has signed it.
     #[prost(bytes = "bytes", tag = "6")]
     pub author: ::prost::bytes::Bytes,
-    /// The approval of the quote, where it is not the gateway that brings this.
+    /// The approval of the quote, where the subnet may have changed since.
     #[prost(message, optional, tag = "8")]
     pub preprocessing: ::core::option::Option<PreprocessingValidation>,
     /// The gateway's word that the delivery's nodes were to serve, in their order.
@@ -3421,8 +3424,11 @@ impl crate::entries::Described for CreateSubnetRequest {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<SubnetMetadata>(1)];
 }
 impl crate::entries::Described for SubnetMetadata {
-    const FIELDS: &'static [crate::entries::Field] =
-        &[crate::entries::Field::messages::<ModelDescriptor>(3), crate::entries::Field::message::<Split>(4)];
+    const FIELDS: &'static [crate::entries::Field] = &[
+        crate::entries::Field::messages::<ModelDescriptor>(3),
+        crate::entries::Field::message::<Split>(4),
+        crate::entries::Field::values::<::prost::bytes::Bytes>(6),
+    ];
 }
 impl crate::entries::Described for ModelDescriptor {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Price>(3)];

@@ -232,7 +232,9 @@ async fn the_messages_of_the_network() {
         let one = model(&mut any);
         any.agree(&one, harness::hashSubnetModelCall::SELECTOR).await;
         let models = (0..round % 4).map(|_| model(&mut any)).collect();
-        let subnet = Subnet { owner: any.address(), name: any.text(), models, split: any.split(), version: any.number() };
+        let gateways = (0..round % 3).map(|_| any.address()).collect();
+        let (owner, name, split, version) = (any.address(), any.text(), any.split(), any.number());
+        let subnet = Subnet { owner, name, gateways, models, split, version };
         any.agree(&subnet, harness::hashSubnetCall::SELECTOR).await;
     }
 }

@@ -195,8 +195,14 @@ async fn a_claim_only_grows_and_does_not_depend_on_the_subnet() {
     let mut again = scene.node.node().execute(task.clone()).await.unwrap();
     assert!(matches!(again.next().await, Some(Ok(ComputeEvent::Chunk(_)))));
     drop(again);
-    let gone =
-        Subnet { owner: scene.gateway.address(), name: "due".into(), models: Vec::new(), split: FeeSplit::default(), version: 2 };
+    let gone = Subnet {
+        owner: scene.gateway.address(),
+        name: "due".into(),
+        gateways: Vec::new(),
+        models: Vec::new(),
+        split: FeeSplit::default(),
+        version: 2,
+    };
     scene.network.registry.register_subnet(scene.sign(gone, &scene.gateway).await).await.unwrap();
     scene.give_up(&task.quote, None).await;
     scene.pass(2 * CLAIM_TURN_SECONDS);

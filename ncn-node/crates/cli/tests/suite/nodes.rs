@@ -44,6 +44,7 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     let subnet = Subnet {
         owner: owner.address(),
         name: "nodes".into(),
+        gateways: Vec::new(),
         models: vec![SubnetModel::of(&package.model)],
         split: FeeSplit::default(),
         version: 1,

@@ -120,8 +120,14 @@ async fn second_gateway(network: &LocalNetwork, files: &Path) -> RunningGateway 
     let signer = key();
     let model = quickstart::model().unwrap();
     let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price() };
-    let subnet =
-        Subnet { owner: signer.address(), name: "other".into(), models: vec![listed], split: FeeSplit::default(), version: 1 };
+    let subnet = Subnet {
+        owner: signer.address(),
+        name: "other".into(),
+        gateways: Vec::new(),
+        models: vec![listed],
+        split: FeeSplit::default(),
+        version: 1,
+    };
     network.funder().transfer(signer.address(), tokens(10)).await.unwrap();
     let account = network.ledger(signer.clone());
     account.create_subnet(&subnet.name, tokens(10)).await.unwrap();

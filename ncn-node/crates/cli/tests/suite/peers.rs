@@ -219,7 +219,14 @@ async fn a_node_that_is_killed_and_comes_back_knows_what_it_knew() {
     let departure = Deregistration { node: leaves.address(), sequence: unix_now() * 1_000 + 1 };
     registry.deregister(peers.sign(departure, &leaves).await).await.unwrap();
     peers.create_subnet(&owner, "kept").await;
-    let subnet = Subnet { owner: owner.address(), name: "kept".into(), models: Vec::new(), split: FeeSplit::default(), version: 1 };
+    let subnet = Subnet {
+        owner: owner.address(),
+        name: "kept".into(),
+        gateways: Vec::new(),
+        models: Vec::new(),
+        split: FeeSplit::default(),
+        version: 1,
+    };
     let subnet = peers.sign(subnet, &owner).await;
     registry.register_subnet(subnet.clone()).await.unwrap();
     // Dropped without a word: what is not written down by then is lost.

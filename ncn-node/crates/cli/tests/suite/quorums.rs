@@ -188,8 +188,14 @@ impl World {
         let owner = chain.ledger(gateway.clone());
         owner.create_subnet("one");
         let model = SubnetModel { name: "model".into(), digest: MODEL, price: Price::flat(PRICE) };
-        let subnet =
-            Subnet { owner: gateway.address(), name: "one".into(), models: vec![model], split: FeeSplit::default(), version: 1 };
+        let subnet = Subnet {
+            owner: gateway.address(),
+            name: "one".into(),
+            gateways: Vec::new(),
+            models: vec![model],
+            split: FeeSplit::default(),
+            version: 1,
+        };
         let links = Links { clock: Clock::default(), seed, drawn: AtomicU64::new(0), apart: Mutex::default(), lost: 0 };
         let links = Arc::new(Links { lost: links.draw(20), ..links });
         // Every other schedule has a validator that approves everything.

@@ -132,7 +132,14 @@ async fn register(network: &InProcess, key: &DynSigner, node: &ComputeNode) -> R
 fn subnet(owner: &DynSigner) -> Subnet {
     let model = quickstart::model().unwrap();
     let listed = SubnetModel { name: "digits".into(), digest: model.digest(), price: model.manifest().price() };
-    Subnet { owner: owner.address(), name: "recovery".into(), models: vec![listed], split: FeeSplit::default(), version: 1 }
+    Subnet {
+        owner: owner.address(),
+        name: "recovery".into(),
+        gateways: Vec::new(),
+        models: vec![listed],
+        split: FeeSplit::default(),
+        version: 1,
+    }
 }
 
 /// One client's order, which it submits, pays and follows at whichever gateway is up.

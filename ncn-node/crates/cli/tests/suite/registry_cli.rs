@@ -172,7 +172,7 @@ fn what_registry_nodes_know_is_shown() {
     eventually_blocking("every registry node knows the subnet", everywhere);
     let again = one(&[&create[..], &own].concat());
     assert_eq!(again["id"], made["id"], "creating it again pays nothing, and says again what it offers");
-    scene.bad(&[&["subnet", "join", "mine"], &first[..]].concat(), 1, "its gateway is not on the network now");
+    scene.bad(&[&["subnet", "join", "mine"], &first[..]].concat(), 1, "none of its gateways is on the network now");
 
     let node = well_known_key("compute", 0).address();
     let key = scene.key("compute", 0);
@@ -195,7 +195,7 @@ fn a_node_joins_a_subnet_with_nothing_but_its_name() {
 
     scene.bad(&["subnet", "join", "mine", "--registry", registries, "--model", "cats"], 2, "--model: the subnet offers: digits");
     let joined = scene.json(&["subnet", "join", "mine", "--registry", registries]);
-    assert_eq!(joined["gateway"], gateway.word("http://"));
+    assert_eq!(joined["gateways"][0], gateway.word("http://"));
     let told = scene.good(&["subnet", "join", "mine", "--registry", registries]);
     let words: Vec<_> = told.trim().strip_prefix("run: ncn ").unwrap().split(' ').collect();
     let key = scene.key("compute", 7);

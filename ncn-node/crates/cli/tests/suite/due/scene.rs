@@ -116,7 +116,8 @@ impl Scene {
         });
         let listed = SubnetModel::of(&package.model);
         let split = FeeSplit::default();
-        let subnet = Subnet { owner: gateway.address(), name: "due".into(), models: vec![listed], split, version: 1 };
+        let subnet =
+            Subnet { owner: gateway.address(), name: "due".into(), gateways: Vec::new(), models: vec![listed], split, version: 1 };
         network.chain.create_subnet(&gateway, &subnet.name).await;
         let id = subnet.id();
         let subnet = Signed::sign(subnet, &network.trust.domain, &*gateway).await.unwrap();

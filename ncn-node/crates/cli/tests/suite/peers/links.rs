@@ -25,7 +25,7 @@ impl Served {
         let (gateway, compute) = (key(), key());
         let model = SubnetModel { name: "model".into(), digest: MODEL, price: Price::flat(PRICE) };
         let (owner, split) = (gateway.address(), FeeSplit::default());
-        let subnet = Subnet { owner, name: "linked".into(), models: vec![model], split, version: 1 };
+        let subnet = Subnet { owner, name: "linked".into(), gateways: Vec::new(), models: vec![model], split, version: 1 };
         peers.create_subnet(&gateway, &subnet.name).await;
         let registry = peers.nodes[node].registry().clone();
         registry.register_subnet(peers.sign(subnet.clone(), &gateway).await).await.unwrap();
