@@ -10,10 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_core::{
-    Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChanges, NodeQuery, NodeRecord,
-    PreprocessingRequest, QuorumCertificate, Registry, RegistryError, Signed, Subnet,
+    ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChanges,
+    NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, Registry, RegistryError, Signed, Subnet,
 };
 use tokio::time::Instant;
 
@@ -90,13 +91,13 @@ impl Registries {
     }
 }
 
-/// Asks with a copy of the argument.
+/// Asks with copies of the arguments.
 macro_rules! ask {
-    ($self:ident, $after:expr, $method:ident($argument:ident)) => {
+    ($self:ident, $after:expr, $method:ident($($argument:ident),+)) => {
         $self
             .ask($after, |registry| {
-                let $argument = $argument.clone();
-                Box::pin(async move { registry.$method($argument).await })
+                $(let $argument = $argument.clone();)+
+                Box::pin(async move { registry.$method($($argument),+).await })
             })
             .await
     };
@@ -127,17 +128,29 @@ impl Directory for Registries {
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
         ask!(self, HEDGE_AFTER, watch(query))
     }
+}
 
+#[async_trait]
+impl Catalog for Registries {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        ask!(self, HEDGE_AFTER, register_subnet(subnet))
+        // Validators are asked.
+        ask!(self, HEDGE_JUDGING_AFTER, register_subnet(subnet))
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         ask!(self, HEDGE_AFTER, subnet(id))
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         ask!(self, HEDGE_AFTER, subnets(after))
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        ask!(self, HEDGE_AFTER, register_manifest(subnet, manifest))
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        ask!(self, HEDGE_JUDGING_AFTER, manifest(digest))
     }
 }
 

@@ -12,7 +12,9 @@ use alloy_primitives::{Address, B256};
 
 use room::{Place, Room};
 
-use crate::{Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime};
+use crate::{
+    ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime,
+};
 
 pub use kept::KnownNode;
 pub use news::News;
@@ -52,6 +54,29 @@ impl Default for MembershipLimits {
     }
 }
 
+impl MembershipLimits {
+    /// Checks what a subnet's definition says of itself.
+    ///
+    /// # Errors
+    /// [`RegistryError::Invalid`], which names what is wrong.
+    pub fn subnet(&self, definition: &Subnet) -> Result<(), RegistryError> {
+        if definition.name.is_empty() || definition.name.len() > self.text || definition.models.len() > self.models {
+            return Err(RegistryError::invalid("subnet", format!("needs a name, and no more than {self:?}")));
+        }
+        if !definition.split.is_valid() {
+            return Err(RegistryError::invalid("subnet.split", "adds up to more than 10,000 basis points"));
+        }
+        if definition.models.iter().any(|model| model.price.is_free() || model.name.len() > self.text) {
+            return Err(RegistryError::invalid("subnet.models", "needs prices above zero and names of reasonable length"));
+        }
+        if definition.gateways.len() > self.gateways || !definition.gateways.is_sorted_by(|one, next| one < next) {
+            let problem = format!("have to be ascending, and no more than {}", self.gateways);
+            return Err(RegistryError::invalid("subnet.gateways", problem));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Member {
     record: Signed<NodeRecord>,
@@ -86,7 +111,7 @@ pub struct Membership {
     domain: Domain,
     bounds: MembershipLimits,
     members: BTreeMap<Address, Member>,
-    subnets: BTreeMap<B256, Signed<Subnet>>,
+    subnets: BTreeMap<B256, ApprovedSubnet>,
     /// The number of changes so far, which is also the number of the latest one.
     changes: u64,
     /// The members by the numbers of their latest changes.
@@ -229,45 +254,42 @@ impl Membership {
         }
     }
 
-    /// Takes a subnet's definition in. False when it is known already.
-    pub fn register_subnet(&mut self, subnet: Signed<Subnet>) -> Result<bool, RegistryError> {
-        let definition = &subnet.message;
-        if definition.name.is_empty() || definition.name.len() > self.bounds.text || definition.models.len() > self.bounds.models {
-            return Err(RegistryError::invalid("subnet", format!("needs a name, and no more than {:?}", self.bounds)));
+    /// Takes a subnet's definition in, once the caller has verified it. False when it is known already.
+    pub fn register_subnet(&mut self, approved: ApprovedSubnet) -> Result<bool, RegistryError> {
+        let id = self.definable(approved.subnet())?;
+        let is_new = id.is_some();
+        if let Some(id) = id {
+            self.subnets.insert(id, approved);
         }
-        if !definition.split.is_valid() {
-            return Err(RegistryError::invalid("subnet.split", "adds up to more than 10,000 basis points"));
-        }
-        if definition.models.iter().any(|model| model.price.is_free() || model.name.len() > self.bounds.text) {
-            return Err(RegistryError::invalid("subnet.models", "needs prices above zero and names of reasonable length"));
-        }
-        if definition.gateways.len() > self.bounds.gateways || !definition.gateways.is_sorted_by(|one, next| one < next) {
-            let problem = format!("have to be ascending, and no more than {}", self.bounds.gateways);
-            return Err(RegistryError::invalid("subnet.gateways", problem));
-        }
+        Ok(is_new)
+    }
+
+    /// The id of a subnet that may be defined so; none when it already is.
+    ///
+    /// # Errors
+    /// As [`Self::register_subnet`].
+    pub fn definable(&self, definition: &Subnet) -> Result<Option<B256>, RegistryError> {
+        self.bounds.subnet(definition)?;
         let id = definition.id();
         match self.subnets.get(&id) {
-            Some(known) if known.message == subnet.message => return Ok(false),
-            Some(known) if definition.version <= known.message.version => {
-                return Err(RegistryError::Stale { given: definition.version, known: known.message.version });
+            Some(known) if known.subnet() == definition => return Ok(None),
+            Some(known) if definition.version <= known.subnet().version => {
+                return Err(RegistryError::Stale { given: definition.version, known: known.subnet().version });
             }
             None if self.subnets.len() >= self.bounds.subnets => {
                 return Err(RegistryError::Overloaded(format!("{} subnets are known", self.subnets.len())));
             }
-            _ => {}
+            _ => Ok(Some(id)),
         }
-        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        self.subnets.insert(id, subnet);
-        Ok(true)
     }
 
     /// A subnet's definition.
-    pub fn subnet(&self, id: &B256) -> Result<&Signed<Subnet>, RegistryError> {
+    pub fn subnet(&self, id: &B256) -> Result<&ApprovedSubnet, RegistryError> {
         self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
     }
 
     /// The subnets after this id, in the order of their ids: at most so many.
-    pub fn subnets(&self, after: B256, most: usize) -> Vec<Signed<Subnet>> {
+    pub fn subnets(&self, after: B256, most: usize) -> Vec<ApprovedSubnet> {
         let after = self.subnets.range((Bound::Excluded(after), Bound::Unbounded));
         after.take(most).map(|(_, subnet)| subnet.clone()).collect()
     }

@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Acknowledgement, Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch,
-    DispatchError, ErrorKind, Heartbeat, InferenceRequest, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError, Signed,
-    SignedVoucher, Subnet, channel::Batch, message::SettlementRequest,
+    DispatchError, ErrorKind, Heartbeat, InferenceRequest, Model, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError,
+    Signed, SignedVoucher, Subnet, TrustHistory, channel::Batch, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -117,6 +118,9 @@ pub enum RegistryError {
     /// Not on the network.
     #[error("node {0} is not registered: register it first")]
     UnknownNode(Address),
+    /// No manifest of such a model.
+    #[error("manifest of model {0} is not known: a gateway that offers the model has it, too")]
+    UnknownManifest(B256),
     /// No such subnet.
     #[error("subnet {0} is not registered: its gateway has to register it first")]
     UnknownSubnet(B256),
@@ -156,7 +160,7 @@ impl RegistryError {
         match self {
             Self::Invalid { .. } => ErrorKind::Invalid,
             Self::Stale { .. } | Self::Refused(_) | Self::Delivery(_) | Self::Dispatch(_) => ErrorKind::Refused,
-            Self::UnknownNode(_) | Self::UnknownSubnet(_) => ErrorKind::Unknown,
+            Self::UnknownNode(_) | Self::UnknownSubnet(_) | Self::UnknownManifest(_) => ErrorKind::Unknown,
             Self::Overloaded(_) => ErrorKind::Busy,
             Self::TooFewApprovals { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,
             Self::Malformed(_) => ErrorKind::Internal,
@@ -181,8 +185,10 @@ impl From<SignatureError> for RegistryError {
     }
 }
 
-/// How many subnets [`Directory::subnets`] lists at once.
+/// How many subnets [`Catalog::subnets`] lists at once.
 pub const SUBNETS_PAGE: usize = 64;
+/// The largest manifest that the registry keeps. The hash table's messages have 16 KiB, with what leads to other nodes.
+pub const MAX_REGISTERED_MANIFEST: usize = 12 << 10;
 
 /// What a registry node says of itself to its operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,7 +210,63 @@ pub struct RegistryStatus {
     pub uptime: u64,
 }
 
-/// Who is on the network, and what its subnets are. A registry node implements it, and so does its client.
+/// A subnet as its owner has defined it, and M validators have approved it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApprovedSubnet {
+    /// The owner's word.
+    pub definition: Signed<Subnet>,
+    /// The validators' word, over the definition's digest.
+    pub approvals: QuorumCertificate,
+}
+
+impl ApprovedSubnet {
+    /// The definition without its signature.
+    pub const fn subnet(&self) -> &Subnet {
+        &self.definition.message
+    }
+
+    /// The digest of a manifest, when it is of a model that the subnet offers.
+    ///
+    /// # Errors
+    /// [`RegistryError::Invalid`] when it is not, or as [`manifest_digest`].
+    pub fn listed(&self, manifest: &Bytes) -> Result<B256, RegistryError> {
+        let digest = manifest_digest(manifest)?;
+        match self.subnet().model(&digest) {
+            Some(_) => Ok(digest),
+            None => Err(RegistryError::invalid("manifest", "is of no model of this subnet")),
+        }
+    }
+
+    /// Checks that its owner has signed it, and that as many validators have approved it as approve a request. Any of them count: a subnet
+    /// that nobody else defines gains nothing by choosing who says that it is well-formed.
+    ///
+    /// # Errors
+    /// [`RegistryError::Invalid`], which names what is wrong.
+    pub fn verify(&self, trust: &TrustHistory) -> Result<(), RegistryError> {
+        let network = &trust.current().trust;
+        let digest = self.definition.verify(&network.domain);
+        let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        let approvals = self.approvals.clone().only(|validator| trust.is_listed(validator));
+        let listed = Committee { threshold: network.threshold, members: approvals.validators() };
+        approvals.verify(&digest, &listed).map_err(|error| RegistryError::invalid("subnet.approvals", error.to_string()))
+    }
+}
+
+/// The digest of a manifest, when it is one that the registry takes.
+///
+/// # Errors
+/// [`RegistryError::Invalid`] when it is too large, or none.
+pub fn manifest_digest(manifest: &Bytes) -> Result<B256, RegistryError> {
+    if manifest.len() > MAX_REGISTERED_MANIFEST {
+        let problem = format!("has {} bytes, at most {MAX_REGISTERED_MANIFEST} are kept", manifest.len());
+        return Err(RegistryError::invalid("manifest", problem));
+    }
+    let model = Model::parse(manifest.clone()).map_err(|error| RegistryError::invalid("manifest", error.to_string()))?;
+    Ok(model.digest())
+}
+
+/// Who is on the network. A registry node implements it, and so does its client.
 ///
 /// # For the implementer
 /// - Records, heartbeats and departures count only with their node's signature and a sequence newer than any seen from it.
@@ -230,15 +292,30 @@ pub trait Directory: Send + Sync {
     /// The end of the stream, with an error or without, does not mean that nodes are gone: watch again, and replace the known nodes by those that
     /// are reported until [`NodeChange::Synced`].
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError>;
+}
 
-    /// Defines a subnet, or a newer version of it.
+/// What the network's subnets are, and the models that they offer. A registry node implements it, and so does its client.
+///
+/// # For the implementer
+/// - A subnet counts with its owner's signature, the approval of M validators, and a version newer than any seen of it. The identical definition
+///   again is accepted: a lost answer must be repeatable.
+/// - A manifest counts by its digest, which a subnet lists.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// Defines a subnet, or a newer version of it, and has validators approve it.
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError>;
 
     /// A subnet's definition.
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError>;
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError>;
 
     /// The subnets after this id in the order of their ids, at most [`SUBNETS_PAGE`] of them; none at the end.
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError>;
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError>;
+
+    /// Keeps the manifest of a model that this subnet offers, up to [`MAX_REGISTERED_MANIFEST`] bytes.
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError>;
+
+    /// The manifest with this digest, its SHA-256: whoever returns it has compared it.
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError>;
 }
 
 /// Collects the approvals of M of N validators. A registry node implements it, and so does its client.
@@ -262,10 +339,10 @@ pub trait Attestors: Send + Sync {
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError>;
 }
 
-/// The P2P registry: both of its parts at one node.
-pub trait Registry: Directory + Attestors {}
+/// The P2P registry: its parts at one node.
+pub trait Registry: Directory + Catalog + Attestors {}
 
-impl<R: Directory + Attestors + ?Sized> Registry for R {}
+impl<R: Directory + Catalog + Attestors + ?Sized> Registry for R {}
 
 /// Conveniences on every [`Directory`].
 #[async_trait]
@@ -281,7 +358,7 @@ impl<D: Directory + ?Sized> DirectoryExt for D {}
 
 /// One validator: a registry node with a key and an on-chain stake. The node implements it, and so does its client.
 ///
-/// An approval is a signature over the digest of the quote, of the completion or of the settlement, and nothing else.
+/// An approval is a signature over the digest of the quote, of the completion, of the settlement or of the subnet, and nothing else.
 #[async_trait]
 pub trait Validator: Send + Sync {
     /// Who this is.
@@ -295,4 +372,7 @@ pub trait Validator: Send + Sync {
 
     /// Approves a batch of requests for settlement, or says why not.
     async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError>;
+
+    /// Approves a subnet's definition, or says why not: one of each version, and none that is older.
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError>;
 }

@@ -22,7 +22,7 @@ mod tickets;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -47,7 +47,10 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
 use crate::store::StoreError;
-use ncn_client::unix_now;
+use ncn_client::{Backoff, unix_now};
+
+/// How long a gateway waits for enough validators when it starts.
+const QUORUM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
@@ -170,6 +173,17 @@ pub enum GatewayError {
     Listen(#[from] std::io::Error),
 }
 
+/// Has validators approve the subnet. Those of a network that is being started come one by one.
+async fn define(registry: &dyn Registry, subnet: &Signed<Subnet>) -> Result<(), RegistryError> {
+    let (started, mut backoff) = (Instant::now(), Backoff::new());
+    loop {
+        match registry.register_subnet(subnet.clone()).await {
+            Err(RegistryError::TooFewApprovals { .. }) if started.elapsed() < QUORUM_TIMEOUT => backoff.pause().await,
+            defined => return defined,
+        }
+    }
+}
+
 impl Gateway {
     /// Registers its own subnet or finds another owner's, takes up whatever requests the journal holds, and follows the chain.
     pub(crate) async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
@@ -188,11 +202,11 @@ impl Gateway {
         }
         let subnet = if subnet.owner == signer.address() {
             let subnet = Signed::sign(subnet, &domain, &*signer).await?;
-            registry.register_subnet(subnet.clone()).await?;
+            define(&*registry, &subnet).await?;
             subnet
         } else {
             let id = subnet.id();
-            let defined = registry.subnet(id).await?;
+            let defined = registry.subnet(id).await?.definition;
             defined.verify(&domain)?;
             if !defined.message.has_gateway(&signer.address()) {
                 return Err(GatewayError::NotItsGateway(id));

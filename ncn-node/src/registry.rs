@@ -1,5 +1,7 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
+mod catalog;
+mod defined;
 mod given;
 #[cfg(feature = "grpc")]
 mod serve;
@@ -15,6 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use catalog::Manifests;
 use futures::{
     FutureExt as _, StreamExt as _,
     future::BoxFuture,
@@ -24,12 +27,11 @@ use futures::{
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Approval, Attestors, BatchRequest, ChainView, Committee, Completion, CompletionAuthorization, CompletionRequest,
-    Deregistration, Directory, Domain, Heartbeat, Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
-    QuorumCertificate, RegistryError, Signed, Subnet, TrustHistory, UnixTime, Validator,
+    Approval, ApprovedSubnet, Attestors, BatchRequest, ChainView, Committee, Completion, CompletionAuthorization,
+    CompletionRequest, Deregistration, Directory, Domain, Heartbeat, Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole,
+    PreprocessingRequest, QuorumCertificate, RegistryError, Signed, TrustHistory, UnixTime, Validator,
     evidence::Equivocation,
     membership::{Membership, MembershipLimits, News, Origin, SharedMembership, Source},
-    registry::SUBNETS_PAGE,
     validation,
 };
 #[cfg(feature = "grpc")]
@@ -79,6 +81,7 @@ type Dialled = (String, Arc<dyn Validator>);
 pub struct RegistryNode {
     ledger: Arc<dyn ChainView>,
     subnets: Subnets,
+    manifests: Manifests,
     domain: Domain,
     membership: Arc<SharedMembership>,
     /// The ways to validators that were called before, with the endpoint that each leads to.
@@ -111,6 +114,7 @@ impl RegistryNode {
         Ok(Self {
             ledger,
             subnets,
+            manifests: Manifests::default(),
             domain,
             membership,
             validators: Mutex::default(),
@@ -172,7 +176,7 @@ impl RegistryNode {
     /// As the [`Directory`]'s, for what a node or a gateway brings itself.
     pub async fn hear(&self, news: News, source: Source) -> Result<bool, RegistryError> {
         if let News::Subnet(subnet) = &news {
-            self.counted(self.check(subnet).await)?;
+            self.counted(self.check_subnet(subnet).await)?;
         }
         let origin = Origin { source, is_validator: self.is_validator(&news).await };
         self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))
@@ -212,7 +216,7 @@ impl RegistryNode {
     }
 
     /// What this node knows of the nodes and subnets after these, in the order of their addresses and ids: at most so many of either.
-    pub fn known(&self, after: (Address, B256), most: (usize, usize)) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
+    pub fn known(&self, after: (Address, B256), most: (usize, usize)) -> (Vec<Signed<NodeRecord>>, Vec<ApprovedSubnet>) {
         self.membership.read(|membership| membership.known(after, most, unix_now()))
     }
 
@@ -233,11 +237,12 @@ impl RegistryNode {
         Ok(())
     }
 
-    /// Whether a subnet is its owner's, who has paid for it.
-    async fn check(&self, subnet: &Signed<Subnet>) -> Result<(), RegistryError> {
-        // An account that only claims to be the owner does not make this node ask the chain.
-        subnet.verify(&self.domain).map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        self.subnets.check(&subnet.message).await
+    /// Whether a subnet is its owner's, who has paid for it, and validators have approved it.
+    ///
+    /// # Errors
+    /// [`RegistryError::Invalid`], which names what is wrong; [`RegistryError::Unreachable`] when the chain does not answer.
+    pub async fn check_subnet(&self, subnet: &ApprovedSubnet) -> Result<(), RegistryError> {
+        self.subnets.check(subnet, &*trust(&*self.ledger, 0).await?).await
     }
 
     /// The members of these committees that are live, by their record.
@@ -378,19 +383,6 @@ impl Directory for RegistryNode {
             Some(((), ()))
         };
         Ok(self.membership.watch(query, unix_now, stream::unfold((), tick).boxed()))
-    }
-
-    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.counted(self.check(&subnet).await)?;
-        self.take(News::Subnet(subnet)).await
-    }
-
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
-        self.membership.read(|membership| membership.subnet(&id).cloned())
-    }
-
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
-        Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
     }
 }
 

@@ -1,16 +1,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt as _;
 use ncn_core::{
-    Attestors, B256, BatchRequest, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChange, NodeChanges, NodeQuery,
-    NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed, Subnet, registry::SUBNETS_PAGE,
+    ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChange,
+    NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed, Subnet,
+    registry::{SUBNETS_PAGE, manifest_digest},
 };
 use tonic::{Status, transport::Channel};
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
 use ncn_wire::{
-    self as wire, MAX_MESSAGE_BYTES, MAX_SUBNET_BYTES,
+    self as wire, MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     proto::{
         self, p2p_registry_service_client::P2pRegistryServiceClient, registry_status_service_client::RegistryStatusServiceClient,
     },
@@ -31,7 +33,7 @@ impl GrpcRegistry {
     pub fn new(url: &str) -> Result<Self, EndpointError> {
         let channel = channel(url)?;
         let client = P2pRegistryServiceClient::new(channel.clone())
-            .max_decoding_message_size(MAX_SUBNET_BYTES)
+            .max_decoding_message_size(MAX_SUBNET_BYTES + MAX_SMALL_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client, channel })
     }
@@ -87,12 +89,15 @@ impl Directory for GrpcRegistry {
         };
         Ok(changes.map(change).boxed())
     }
+}
 
+#[async_trait]
+impl Catalog for GrpcRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         self.call(async |mut client| client.register_subnet(proto::CreateSubnetRequest::from(subnet)).await.map(drop)).await
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         Ok(self
             .call(async |mut client| client.get_subnet(proto::SubnetId { id: wire::bytes(id) }).await)
             .await?
@@ -100,10 +105,24 @@ impl Directory for GrpcRegistry {
             .try_into()?)
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         let after = proto::SubnetId { id: wire::bytes(after) };
         let page = self.call(async |mut client| list(client.list_subnets(after).await?.into_inner(), SUBNETS_PAGE).await);
         Ok(page.await??)
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        let request = proto::ManifestRequest { subnet: wire::bytes(subnet), manifest };
+        self.call(async |mut client| client.register_manifest(request).await.map(drop)).await
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        let model = proto::ModelId { digest: wire::bytes(digest) };
+        let found = self.call(async |mut client| client.get_manifest(model).await).await?.into_inner().manifest;
+        match manifest_digest(&found) {
+            Ok(given) if given == digest => Ok(found),
+            _ => Err(RegistryError::Malformed(format!("is not the manifest with the digest {digest}"))),
+        }
     }
 }
 

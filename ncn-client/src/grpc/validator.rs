@@ -1,5 +1,7 @@
 use async_trait::async_trait;
-use ncn_core::{Address, Approval, BatchRequest, CompletionRequest, PreprocessingRequest, RegistryError, Validator};
+use ncn_core::{
+    Address, Approval, BatchRequest, CompletionRequest, PreprocessingRequest, RegistryError, Signed, Subnet, Validator,
+};
 use tonic::transport::Channel;
 
 use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
@@ -47,5 +49,11 @@ impl Validator for GrpcValidator {
         let mut client = self.client.clone();
         let judged = client.approve_settlement(proto::SettlementBatch::from(request));
         Ok(within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?.into_inner().try_into()?)
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        let subnet = proto::CreateSubnetRequest::from(subnet.clone());
+        let reply = bounded::<_, RegistryError>(self.client.clone().approve_subnet(subnet)).await?;
+        Ok(reply.into_inner().try_into()?)
     }
 }

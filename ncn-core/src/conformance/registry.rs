@@ -1,4 +1,5 @@
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt as _;
 
 use super::{Rules, Spoilt, Verdict, Violation, delivery, key, order, quote, signed};
@@ -6,7 +7,9 @@ use crate::{
     Address, Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, Dispatch,
     DynSigner, Epoch, FeeSplit, FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery,
     NodeRecord, NodeRole, PreprocessingRequest, Price, Quote, Registry, RegistryError, Signature, Signed, Subnet, SubnetModel,
-    TrustRoot, UnixTime, lifecycle::MAX_ATTEMPTS,
+    TrustHistory, TrustRoot, UnixTime,
+    lifecycle::MAX_ATTEMPTS,
+    registry::{ApprovedSubnet, manifest_digest},
 };
 
 /// What the suite for [`Registry`] needs.
@@ -31,6 +34,9 @@ pub trait RegistryFixture: Send + Sync {
 /// A gateway of the subnet besides its owner.
 const MEMBER: [u8; 20] = [9; 20];
 const MODEL: [u8; 32] = [0x42; 32];
+/// A manifest of another model of the subnet.
+const MANIFEST: &[u8] = br#"{"name":"echo","version":"1","task":"echo","description":"","licence":"MIT","format":"echo","entry":"",
+    "files":[],"inputs":[{"type":"text","name":"x"}],"outputs":[{"type":"text","name":"x"}],"limits":{"memory_bytes":1,"deadline_ms":1000},"price":{"base":"1"}}"#;
 const PRICE: Amount = Amount::new(1_000);
 
 struct Scene<'a> {
@@ -92,7 +98,9 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
         owner: gateway.address(),
         name: "conformance".into(),
         gateways: vec![MEMBER.into()],
-        models: vec![SubnetModel { name: "m".into(), digest: MODEL.into(), price: Price::flat(PRICE) }],
+        models: [MODEL.into(), rules.ok("a manifest is read", manifest_digest(&Bytes::from_static(MANIFEST)))?]
+            .map(|digest| SubnetModel { name: "m".into(), digest, price: Price::flat(PRICE) })
+            .into(),
         split: FeeSplit::default(),
         version: 1,
     };
@@ -120,20 +128,23 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     scene.fixture.create_subnet(&scene.gateway, &scene.subnet.name).await;
     rules.ok("an owner defines its subnet", registry.register_subnet(signed.clone()).await)?;
     rules.ok("defining it again changes nothing", registry.register_subnet(signed.clone()).await)?;
-    let found = registry.subnet(id).await;
-    rules.check("a subnet is found as it was signed", found.as_ref() == Ok(&signed), found)?;
+    let found = rules.ok("a subnet is found", registry.subnet(id).await)?;
+    rules.check("a subnet is found as it was signed", found.definition == signed, &found)?;
+    let verified = found.verify(&TrustHistory::fixed(scene.trust.clone()));
+    rules.check("M of N validators have approved a subnet", verified.is_ok(), verified)?;
     let mut listed = Vec::new();
     loop {
-        let after = listed.last().map_or(B256::ZERO, |subnet: &Signed<Subnet>| subnet.message.id());
+        let after = listed.last().map_or(B256::ZERO, |subnet: &ApprovedSubnet| subnet.subnet().id());
         let page = rules.ok("subnets are listed", registry.subnets(after).await)?;
-        let ids = [after].into_iter().chain(page.iter().map(|subnet| subnet.message.id()));
+        let ids = [after].into_iter().chain(page.iter().map(|subnet| subnet.subnet().id()));
         rules.check("subnets are listed in the order of their ids", ids.is_sorted_by(|a, b| a < b), &page)?;
         if page.is_empty() {
             break;
         }
         listed.extend(page);
     }
-    rules.check("every subnet is listed", listed.contains(&signed), listed)?;
+    rules.check("every subnet is listed", listed.contains(&found), listed)?;
+    manifests(rules, registry, &scene.subnet).await?;
     let twice = Subnet { gateways: vec![MEMBER.into(); 2], version: 2, ..scene.subnet.clone() };
     let twice = registry.register_subnet(scene.sign(twice, &scene.gateway).await).await;
     rules.refused("each gateway is named once", twice, RegistryError::is_retryable)?;
@@ -142,6 +153,22 @@ async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
     let other = scene.sign(other, &scene.gateway).await;
     let stale = registry.register_subnet(other).await;
     rules.check("one version has one definition", matches!(stale, Err(RegistryError::Stale { .. })), stale)
+}
+
+async fn manifests(rules: &mut Rules, registry: &dyn Registry, subnet: &Subnet) -> Result<(), Violation> {
+    let (id, manifest) = (subnet.id(), Bytes::from_static(MANIFEST));
+    let digest = rules.ok("a manifest is read", manifest_digest(&manifest))?;
+    let unknown = registry.manifest(digest).await;
+    rules.check("an unknown manifest is said so", unknown == Err(RegistryError::UnknownManifest(digest)), unknown)?;
+    let nowhere = registry.register_manifest([7; 32].into(), manifest.clone()).await;
+    rules.check("a manifest is of a subnet", nowhere == Err(RegistryError::UnknownSubnet([7; 32].into())), nowhere)?;
+    let other = [&manifest[..], b" "].concat();
+    let refused = registry.register_manifest(id, other.into()).await;
+    rules.refused("a manifest is of a model that its subnet lists", refused, RegistryError::is_retryable)?;
+    rules.ok("a subnet's manifest is kept", registry.register_manifest(id, manifest.clone()).await)?;
+    rules.ok("keeping it again changes nothing", registry.register_manifest(id, manifest.clone()).await)?;
+    let found = registry.manifest(digest).await;
+    rules.check("a manifest is found by its digest", found.as_ref() == Ok(&manifest), found)
 }
 
 async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{HEARTBEAT_SECONDS, LIVENESS_SECONDS, Member, Membership, Origin};
-use crate::{Address, NodeRecord, Signed, Subnet, UnixTime};
+use crate::{Address, ApprovedSubnet, NodeRecord, Signed, UnixTime};
 
 /// What is kept of a node: enough to refuse what it has sent before, and to find it while it has not been heard again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Membership {
     }
 
     /// Every subnet that is known.
-    pub fn all_subnets(&self) -> impl Iterator<Item = &Signed<Subnet>> {
+    pub fn all_subnets(&self) -> impl Iterator<Item = &ApprovedSubnet> {
         self.subnets.values()
     }
 }

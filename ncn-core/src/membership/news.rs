@@ -5,7 +5,7 @@ use std::ops::Bound;
 use alloy_primitives::{Address, B256};
 
 use super::{Membership, Origin};
-use crate::{Deregistration, Domain, Heartbeat, NodeRecord, RegistryError, SignatureError, Signed, Subnet, UnixTime};
+use crate::{ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeRecord, RegistryError, SignatureError, Signed, UnixTime};
 
 /// What one registry node has taken in, and the others are to know. Each is signed by whom it is about: who passes it on can only withhold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +17,11 @@ pub enum News {
     /// A node has left.
     Departure(Signed<Deregistration>),
     /// A subnet, or a newer version of it.
-    Subnet(Signed<Subnet>),
+    Subnet(ApprovedSubnet),
 }
 
 impl News {
-    /// Checks its signature.
+    /// Checks its signature. Of a subnet, that is its owner's: who may approve it, the chain says.
     ///
     /// # Errors
     /// When it is not signed by whom it is about.
@@ -30,7 +30,7 @@ impl News {
             Self::Record(record) => record.verify(domain),
             Self::Heartbeat(heartbeat) => heartbeat.verify(domain),
             Self::Departure(departure) => departure.verify(domain),
-            Self::Subnet(subnet) => subnet.verify(domain),
+            Self::Subnet(subnet) => subnet.definition.verify(domain),
         }
         .map(drop)
     }
@@ -41,7 +41,7 @@ impl News {
             Self::Record(record) => record.message.node,
             Self::Heartbeat(heartbeat) => heartbeat.message.node,
             Self::Departure(departure) => departure.message.node,
-            Self::Subnet(subnet) => subnet.message.owner,
+            Self::Subnet(subnet) => subnet.subnet().owner,
         }
     }
 }
@@ -53,7 +53,7 @@ impl Membership {
         (node, subnet): (Address, B256),
         (nodes, subnets): (usize, usize),
         now: UnixTime,
-    ) -> (Vec<Signed<NodeRecord>>, Vec<Signed<Subnet>>) {
+    ) -> (Vec<Signed<NodeRecord>>, Vec<ApprovedSubnet>) {
         let live = self.members.range((Bound::Excluded(node), Bound::Unbounded)).filter(|(_, member)| member.is_live(now));
         let live = live.take(nodes).map(|(_, member)| member.record.clone());
         (live.collect(), self.subnets(subnet, subnets))

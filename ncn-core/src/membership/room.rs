@@ -121,7 +121,7 @@ impl Membership {
         let subnet = self.subnets.get(&subnet);
         let standing = match role {
             NodeRole::Validator if origin.is_validator => Standing::Admitted,
-            NodeRole::Gateway if subnet.is_some_and(|subnet| subnet.message.has_gateway(&node)) => Standing::Admitted,
+            NodeRole::Gateway if subnet.is_some_and(|subnet| subnet.subnet().has_gateway(&node)) => Standing::Admitted,
             NodeRole::Compute if subnet.is_some() => Standing::Member,
             _ => Standing::Stranger,
         };

@@ -5,12 +5,13 @@ use std::{
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    Approval, Attestors, BatchRequest, Committee, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
-    InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
-    Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
+    Approval, ApprovedSubnet, Attestors, BatchRequest, Catalog, Committee, CompletionRequest, Deregistration, Directory, DynSigner,
+    Heartbeat, InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate,
+    RegistryError, Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
     evidence::ApprovalKey,
     membership::{Membership, MembershipLimits, Origin, SharedMembership},
     registry::SUBNETS_PAGE,
@@ -28,13 +29,14 @@ pub struct MemoryRegistry {
     membership: Arc<SharedMembership>,
     clock: Clock,
     approved: Mutex<HashMap<ApprovalKey, B256>>,
+    manifests: Mutex<HashMap<B256, Bytes>>,
 }
 
 impl MemoryRegistry {
     /// A registry of the network `trust`, with these validators.
     pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
         let membership = SharedMembership::new(Membership::new(trust.domain, MembershipLimits::default()));
-        Self { trust, validators, membership, clock, approved: Mutex::default() }
+        Self { trust, validators, membership, clock, approved: Mutex::default(), manifests: Mutex::default() }
     }
 
     /// The network, which has been as it is since its first second.
@@ -54,7 +56,7 @@ impl MemoryRegistry {
     ) -> Result<(), RegistryError> {
         let now = (self.clock)();
         self.membership.read(|membership| {
-            let subnet = &membership.subnet(&order.subnet)?.message;
+            let subnet = membership.subnet(&order.subnet)?.subnet();
             let records = nodes.into_iter().flat_map(|node| {
                 let query = NodeQuery { node: Some(node), ..NodeQuery::default() };
                 membership.discover(&query, now)
@@ -104,17 +106,36 @@ impl Directory for MemoryRegistry {
         // The core has no timer: silence is noticed with the next change.
         Ok(self.membership.watch(query, move || clock(), stream::pending().boxed()))
     }
+}
 
+#[async_trait]
+impl Catalog for MemoryRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.membership.update(|membership| membership.register_subnet(subnet)).map(drop)
+        let digest = subnet.verify(&self.trust.domain);
+        let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        let committee = self.trust.committee(&digest, &subnet.message.id());
+        let approvals = self.certify(&[committee], &digest).await?;
+        let approved = ApprovedSubnet { definition: subnet, approvals };
+        self.membership.update(|membership| membership.register_subnet(approved)).map(drop)
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         self.membership.read(|membership| membership.subnet(&id).cloned())
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        let digest = self.membership.read(|membership| membership.subnet(&subnet)?.listed(&manifest))?;
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, manifest);
+        Ok(())
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        let manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        manifests.get(&digest).cloned().ok_or(RegistryError::UnknownManifest(digest))
     }
 }
 

@@ -3,15 +3,16 @@
 use std::{future::ready, sync::Arc};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
-    Address, Amount, Attestors, B256, BatchSettler, ChainView, Channel, ChannelParams, CompletionRequest, Confinement,
-    Deregistration, Directory, DynSigner, Epoch, Execution, Executor, ExecutorError, Heartbeat, LedgerError, NodeChange,
-    NodeChanges, NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef, PaymentStatus,
-    PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed,
-    Subnet, TrustHistory, UnixTime,
+    Address, Amount, ApprovedSubnet, Attestors, B256, BatchSettler, Catalog, ChainView, Channel, ChannelParams, CompletionRequest,
+    Confinement, Deregistration, Directory, DynSigner, Epoch, Execution, Executor, ExecutorError, Heartbeat, LedgerError,
+    NodeChange, NodeChanges, NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef,
+    PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Settlement,
+    Signature, Signed, Subnet, TrustHistory, UnixTime,
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
@@ -347,6 +348,7 @@ enum Flaw {
     ForgetsToSayWhoLeft,
     IsSyncedTooEarly,
     ForgetsWhatItApproved,
+    MakesManifestsUp,
 }
 
 struct BrokenRegistry {
@@ -382,17 +384,29 @@ impl Directory for BrokenRegistry {
             _ => changes,
         })
     }
+}
 
+#[async_trait]
+impl Catalog for BrokenRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         self.scene.registry.register_subnet(subnet).await
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         self.scene.registry.subnet(id).await
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         self.scene.registry.subnets(after).await
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        self.scene.registry.register_manifest(subnet, manifest).await
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        let found = self.scene.registry.manifest(digest).await;
+        if self.flaw == Flaw::MakesManifestsUp { Ok(found.unwrap_or_default()) } else { found }
     }
 }
 
@@ -447,6 +461,7 @@ async fn broken_registries_are_caught() {
         (Flaw::ForgetsToSayWhoLeft, "who left is told, a heartbeat is not"),
         (Flaw::IsSyncedTooEarly, "a watch begins with all that is live"),
         (Flaw::ForgetsWhatItApproved, "no two results of one node are approved for a request"),
+        (Flaw::MakesManifestsUp, "an unknown manifest is said so"),
     ];
     for (flaw, rule) in caught {
         let broken = BrokenRegistry { scene: Scene::new(), flaw };

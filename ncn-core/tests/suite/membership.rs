@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use futures::FutureExt as _;
 use ncn_core::{
-    Address, Confinement, Deregistration, Domain, DynSigner, FeeSplit, Heartbeat, NodeChange, NodeQuery, NodeRecord, NodeRole,
-    RegistryError, Signed, Subnet,
+    Address, ApprovedSubnet, Confinement, Deregistration, Domain, DynSigner, FeeSplit, Heartbeat, NodeChange, NodeQuery,
+    NodeRecord, NodeRole, QuorumCertificate, RegistryError, Signed, Subnet,
     crypto::Authored,
     membership::{CLOCK_SKEW_SECONDS, HEARTBEAT_SECONDS, LIVENESS_SECONDS, Membership, MembershipLimits, Origin, Source, Watch},
 };
@@ -157,7 +157,8 @@ async fn who_comes_from_everywhere_pushes_out_who_comes_from_one_place() {
         split: FeeSplit::default(),
         version: 1,
     };
-    members.register_subnet(Signed::sign(subnet.clone(), &domain, &*owner).await.unwrap()).unwrap();
+    let definition = Signed::sign(subnet.clone(), &domain, &*owner).await.unwrap();
+    members.register_subnet(ApprovedSubnet { definition, approvals: QuorumCertificate::default() }).unwrap();
     let mut served = Vec::new();
     for _ in 0..8 {
         let node = key();

@@ -63,10 +63,20 @@ async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
             tracing::error!("the subnet has a newer definition than this gateway: its quotes are refused: start it again");
         }
         Err(error) => tracing::warn!(%error, "the registry does not take the subnet"),
-        Ok(()) => {}
+        Ok(()) => register_manifests(gateway).await,
     }
     let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), ..NodeQuery::default() };
     gateway.nodes.follow(&*gateway.registry, query).await
+}
+
+/// So that a compute node finds them by their digests. One that the registry does not take, the gateway still has.
+async fn register_manifests(gateway: &Gateway) {
+    for model in gateway.models.values() {
+        let registered = gateway.registry.register_manifest(gateway.subnet_id(), model.model.bytes().clone()).await;
+        if let Err(error) = registered {
+            tracing::warn!(model = %model.model.digest(), %error, "the registry does not take a manifest");
+        }
+    }
 }
 
 /// Tells the drivers what the chain says.

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use ncn_core::{Address, B256};
-use ncn_core::{ChainView, Confinement, Directory, DynSigner, NodeRole};
+use ncn_core::{ChainView, Confinement, DynSigner, NodeRole, Registry};
 use tonic::service::Routes;
 
 use super::{NodeError, leave};
@@ -14,7 +14,7 @@ use crate::{
 /// Makes up a validator.
 pub struct ValidatorBuilder {
     signer: DynSigner,
-    registry: Arc<dyn Directory>,
+    registry: Arc<dyn Registry>,
     chain: Arc<dyn ChainView>,
     listen: Listen,
 }
@@ -28,7 +28,7 @@ pub struct RunningValidator {
 
 impl ValidatorNode {
     /// Starts to make up a validator: its key, the registry and the chain. It listens on any free port of this machine unless it is told.
-    pub fn builder(signer: DynSigner, registry: Arc<dyn Directory>, chain: Arc<dyn ChainView>) -> ValidatorBuilder {
+    pub fn builder(signer: DynSigner, registry: Arc<dyn Registry>, chain: Arc<dyn ChainView>) -> ValidatorBuilder {
         ValidatorBuilder { signer, registry, chain, listen: crate::server::LOOPBACK.into() }
     }
 }

@@ -64,7 +64,7 @@ fn ack((): ()) -> Response<proto::Ack> {
 #[async_trait]
 impl P2pRegistryService for RegistryAdapter {
     type DiscoverNodesStream = BoxStream<'static, Result<proto::NodeInfo, Status>>;
-    type ListSubnetsStream = BoxStream<'static, Result<proto::CreateSubnetRequest, Status>>;
+    type ListSubnetsStream = BoxStream<'static, Result<proto::ApprovedSubnet, Status>>;
     type WatchNodesStream = BoxStream<'static, Result<proto::NodeChange, Status>>;
 
     async fn register_node(&self, request: Request<proto::NodeInfo>) -> Result<Response<proto::Ack>, Status> {
@@ -114,7 +114,7 @@ impl P2pRegistryService for RegistryAdapter {
         self.0.register_subnet(read(request)?).await.map(ack).map_err(status)
     }
 
-    async fn get_subnet(&self, request: Request<proto::SubnetId>) -> Result<Response<proto::CreateSubnetRequest>, Status> {
+    async fn get_subnet(&self, request: Request<proto::SubnetId>) -> Result<Response<proto::ApprovedSubnet>, Status> {
         let id = wire::hash("id", &request.into_inner().id);
         let id = id.map_err(|error| status(RegistryError::invalid(error.field, error.problem)))?;
         Ok(Response::new(self.0.subnet(id).await.map_err(status)?.into()))
@@ -126,11 +126,24 @@ impl P2pRegistryService for RegistryAdapter {
         // Page by page, as they are read.
         let page = |(registry, after): (Arc<dyn Registry>, Option<B256>)| async move {
             let page = registry.subnets(after?).await;
-            let last = page.as_ref().ok()?.last().map(|subnet| subnet.message.id());
+            let last = page.as_ref().ok()?.last().map(|subnet| subnet.subnet().id());
             Some((stream::iter(page.unwrap_or_default()), (registry, last)))
         };
         let subnets = stream::unfold((self.0.clone(), Some(after)), page).flatten();
         Ok(Response::new(subnets.map(|subnet| Ok(subnet.into())).boxed()))
+    }
+
+    async fn register_manifest(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::Ack>, Status> {
+        let proto::ManifestRequest { subnet, manifest } = request.into_inner();
+        let subnet = wire::hash("subnet", &subnet);
+        let subnet = subnet.map_err(|error| status(RegistryError::invalid(error.field, error.problem)))?;
+        self.0.register_manifest(subnet, manifest).await.map(ack).map_err(status)
+    }
+
+    async fn get_manifest(&self, request: Request<proto::ModelId>) -> Result<Response<proto::Manifest>, Status> {
+        let digest = wire::hash("digest", &request.into_inner().digest);
+        let digest = digest.map_err(|error| status(RegistryError::invalid(error.field, error.problem)))?;
+        Ok(Response::new(proto::Manifest { manifest: self.0.manifest(digest).await.map_err(status)? }))
     }
 
     async fn request_preprocessing_validation(
@@ -183,5 +196,12 @@ impl ValidatorService for ValidatorAdapter {
         request: Request<proto::SettlementBatch>,
     ) -> Result<Response<proto::ValidatorSignature>, Status> {
         Ok(Response::new(self.0.settlement(&read(request)?).await.map_err(status)?.into()))
+    }
+
+    async fn approve_subnet(
+        &self,
+        request: Request<proto::CreateSubnetRequest>,
+    ) -> Result<Response<proto::ValidatorSignature>, Status> {
+        Ok(Response::new(self.0.subnet(&read(request)?).await.map_err(status)?.into()))
     }
 }

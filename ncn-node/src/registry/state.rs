@@ -7,7 +7,7 @@ use std::{
 
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, B256, Signed, Subnet,
+    Address, ApprovedSubnet, B256,
     evidence::Equivocation,
     membership::{KnownNode, Origin, SharedMembership},
 };
@@ -49,8 +49,8 @@ impl State {
         witness.restore(evidence);
         let mut state = Self { store, membership, saved: 0, nodes, subnets, witness, convicting };
         for (_, row) in state.store.scan(SUBNETS, []).await? {
-            let subnet: Signed<Subnet> = decode(SUBNETS, &row)?;
-            state.subnets.insert(subnet.message.id(), subnet.message.version);
+            let subnet: ApprovedSubnet = decode(SUBNETS, &row)?;
+            state.subnets.insert(subnet.subnet().id(), subnet.subnet().version);
             let restored = state.membership.update(|membership| membership.register_subnet(subnet));
             if let Err(error) = restored {
                 tracing::warn!(%error, "a subnet that was kept is refused");
@@ -76,7 +76,7 @@ impl State {
             ops.extend(gone.iter().map(|node| Op::delete(NODES, node)));
             let subnets = self.new_subnets();
             for subnet in &subnets {
-                ops.push(Op::put(SUBNETS, subnet.message.id(), subnet)?);
+                ops.push(Op::put(SUBNETS, subnet.subnet().id(), subnet)?);
             }
             let evidence = self.witness.after(self.convicting);
             for found in &evidence {
@@ -93,7 +93,7 @@ impl State {
             for node in gone {
                 self.nodes.remove(&node);
             }
-            self.subnets.extend(subnets.iter().map(|subnet| (subnet.message.id(), subnet.message.version)));
+            self.subnets.extend(subnets.iter().map(|subnet| (subnet.subnet().id(), subnet.subnet().version)));
         }
     }
 
@@ -108,9 +108,9 @@ impl State {
         })
     }
 
-    fn new_subnets(&self) -> Vec<Signed<Subnet>> {
+    fn new_subnets(&self) -> Vec<ApprovedSubnet> {
         self.membership.read(|membership| {
-            let is_new = |subnet: &&Signed<Subnet>| self.subnets.get(&subnet.message.id()) != Some(&subnet.message.version);
+            let is_new = |subnet: &&ApprovedSubnet| self.subnets.get(&subnet.subnet().id()) != Some(&subnet.subnet().version);
             membership.all_subnets().filter(is_new).take(ROWS).cloned().collect()
         })
     }

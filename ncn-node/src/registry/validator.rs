@@ -4,12 +4,13 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use ncn_core::Address;
 use ncn_core::{
-    Approval, BatchRequest, ChainView, CompletionRequest, Directory, DirectoryExt as _, Domain, DynSigner, InferenceRequest,
-    LedgerError, Message as _, NodeRecord, PreprocessingRequest, Quote, RegistryError, Subnet, TrustHistory, Validator,
+    Approval, BatchRequest, ChainView, CompletionRequest, DirectoryExt as _, Domain, DynSigner, InferenceRequest, LedgerError,
+    Message as _, NodeRecord, PreprocessingRequest, Quote, Registry, RegistryError, Signed, Subnet, TrustHistory, Validator,
+    membership::MembershipLimits,
     validation::{self, CLAIM_SECONDS, ValidationContext},
 };
 
-use super::{given::Approvals, subnets::Subnets, trust};
+use super::{defined::Definitions, given::Approvals, subnets::Subnets, trust};
 use crate::{
     payments::{PaymentCheckError, PaymentVerifier},
     store::{SharedStore, StoreError},
@@ -19,18 +20,19 @@ use ncn_client::unix_now;
 /// A validator: judges by what registry and chain say, and signs what passes.
 pub struct ValidatorNode {
     signer: DynSigner,
-    registry: Arc<dyn Directory>,
+    registry: Arc<dyn Registry>,
     ledger: Arc<dyn ChainView>,
     payments: PaymentVerifier,
     subnets: Subnets,
     given: Approvals,
+    defined: Definitions,
 }
 
 impl ValidatorNode {
     /// The validator with this key. What it approves, it remembers until it is dropped.
-    pub fn new(signer: DynSigner, registry: Arc<dyn Directory>, ledger: Arc<dyn ChainView>) -> Self {
+    pub fn new(signer: DynSigner, registry: Arc<dyn Registry>, ledger: Arc<dyn ChainView>) -> Self {
         let (payments, subnets) = (PaymentVerifier::new(ledger.clone()), Subnets::new(ledger.clone()));
-        Self { signer, registry, ledger, payments, subnets, given: Approvals::default() }
+        Self { signer, registry, ledger, payments, subnets, given: Approvals::default(), defined: Definitions::default() }
     }
 
     /// The same, with a store in which it keeps what it approves: one that has restarted does not approve something else.
@@ -38,7 +40,8 @@ impl ValidatorNode {
     /// # Errors
     /// When the store cannot be read.
     pub async fn keeping(self, store: SharedStore) -> Result<Self, StoreError> {
-        Ok(Self { given: Approvals::open(store).await?, ..self })
+        let defined = Definitions::open(store.clone()).await?;
+        Ok(Self { given: Approvals::open(store).await?, defined, ..self })
     }
 
     /// What there is to know about a request: its subnet, and the records of those of its compute nodes that are live. Asked for together,
@@ -64,8 +67,7 @@ impl ValidatorNode {
         };
         let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
         if let Some(subnet) = &subnet {
-            subnet.verify(&network.domain).map_err(unsigned("subnet"))?;
-            self.subnets.check(&subnet.message).await?;
+            self.subnets.check(subnet, trust).await?;
         }
         let mut records = Vec::with_capacity(nodes.len());
         for record in nodes {
@@ -79,7 +81,7 @@ impl ValidatorNode {
                 Err(error) => return Err(error),
             }
         }
-        Ok((subnet.map(|subnet| subnet.message), records))
+        Ok((subnet.map(|subnet| subnet.definition.message), records))
     }
 
     /// The network's domain, which never changes.
@@ -153,6 +155,15 @@ impl Validator for ValidatorNode {
             entries.iter().try_for_each(|entry| entry.verify(&history)).map_err(|error| error.to_string())
         });
         verified.await.map_err(|error| RegistryError::Unreachable(error.to_string()))?.map_err(RegistryError::Refused)?;
+        Ok(Approval::sign(&digest, &*self.signer).await?)
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        let digest = subnet.verify(&self.domain().await?);
+        let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
+        MembershipLimits::default().subnet(&subnet.message)?;
+        self.subnets.is_created(&subnet.message).await?;
+        self.defined.give(&subnet.message).await?;
         Ok(Approval::sign(&digest, &*self.signer).await?)
     }
 }

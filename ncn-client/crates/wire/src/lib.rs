@@ -28,7 +28,7 @@ pub const MAX_ANSWER_BYTES: usize = MAX_OUTPUT_BYTES + (64 << 10);
 /// The most bytes of a file's media type: type and subtype have at most 127 each (RFC 6838).
 pub const MAX_MEDIA_TYPE_BYTES: usize = 255;
 /// The most bytes of a subnet's configuration: [`MembershipLimits::default`](ncn_core::membership::MembershipLimits) allows 1,024 models with names of
-/// 256 bytes.
+/// 256 bytes. As many as have to approve it, up to 256, come besides: see [`MAX_SMALL_MESSAGE_BYTES`].
 pub const MAX_SUBNET_BYTES: usize = 512 << 10;
 /// The most bytes of a model's description, which has its manifest in it.
 pub const MAX_MODEL_BYTES: usize = ncn_core::model::MAX_MANIFEST_BYTES + MAX_SMALL_MESSAGE_BYTES;

@@ -1,7 +1,7 @@
 //! The messages to the registry and its validators.
 
 use ncn_core::{
-    Address, Amount, B256, BatchRequest, ChannelCharge, ChannelParams, ChannelPayout, ChannelSettlement, Committee,
+    Address, Amount, ApprovedSubnet, B256, BatchRequest, ChannelCharge, ChannelParams, ChannelPayout, ChannelSettlement, Committee,
     CompletionAuthorization, CompletionRequest, Delivery, Deregistration, Heartbeat, Message as _, NodeChange, NodeQuery,
     PreprocessingRequest, Quote, SettlementRequest, Signed, SignedVoucher, Subnet, SubnetModel, Voucher,
     channel::{Batch, BatchEntry, Numbers},
@@ -149,6 +149,22 @@ impl TryFrom<proto::CreateSubnetRequest> for Signed<Subnet> {
             version: subnet.version,
         };
         Ok(Self { message, signature: signature("subnet.signature", &request.signature)? })
+    }
+}
+
+impl From<ApprovedSubnet> for proto::ApprovedSubnet {
+    fn from(ApprovedSubnet { definition, approvals }: ApprovedSubnet) -> Self {
+        let proto::PreprocessingValidation { approvals } = approvals.into();
+        Self { definition: Some(definition.into()), approvals }
+    }
+}
+
+impl TryFrom<proto::ApprovedSubnet> for ApprovedSubnet {
+    type Error = WireError;
+
+    fn try_from(proto::ApprovedSubnet { definition, approvals }: proto::ApprovedSubnet) -> Result<Self, WireError> {
+        let definition = required("subnet.definition", definition)?.try_into()?;
+        Ok(Self { definition, approvals: proto::PreprocessingValidation { approvals }.try_into()? })
     }
 }
 

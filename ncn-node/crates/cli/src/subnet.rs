@@ -135,7 +135,7 @@ impl SubnetArguments {
     pub(crate) async fn of(&self, owner: Address, registry: &dyn Registry) -> Result<Subnet, Failure> {
         let found = registry.subnet(subnet_id(owner, &self.name)).await;
         let refuse = |error| Failure::Failed(format!("--owner {owner}: subnet {}: {error}", self.name));
-        Ok(found.map_err(refuse)?.message)
+        Ok(found.map_err(refuse)?.definition.message)
     }
 
     /// Creates it on the chain unless it is there, for no more than the limit.
@@ -206,17 +206,17 @@ async fn all(registry: &dyn Registry) -> Result<Vec<Subnet>, Failure> {
         let after = all.last().map_or(B256::ZERO, Subnet::id);
         let page = registry.subnets(after).await.map_err(Failure::failed)?;
         // A node that begins again has no end.
-        let ids: Vec<_> = [after].into_iter().chain(page.iter().map(|subnet| subnet.message.id())).collect();
+        let ids: Vec<_> = [after].into_iter().chain(page.iter().map(|subnet| subnet.subnet().id())).collect();
         if page.is_empty() || all.len() > MAX_SUBNETS || !ids.is_sorted_by(|one, next| one < next) {
             return Ok(all);
         }
-        all.extend(page.into_iter().map(|subnet| subnet.message));
+        all.extend(page.into_iter().map(|subnet| subnet.definition.message));
     }
 }
 
 async fn find(registry: &dyn Registry, reference: &str) -> Result<Subnet, Failure> {
     if let Ok(id) = reference.parse::<B256>() {
-        return Ok(registry.subnet(id).await.map_err(Failure::failed)?.message);
+        return Ok(registry.subnet(id).await.map_err(Failure::failed)?.definition.message);
     }
     let mut named: Vec<_> = all(registry).await?.into_iter().filter(|subnet| subnet.name == reference).collect();
     match (named.pop(), &*named) {

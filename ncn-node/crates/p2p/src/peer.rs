@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     PeerError,
     frames::Frame,
+    records::Entry,
     swarm::{self, Ways},
     task::Task,
 };
@@ -42,6 +43,9 @@ pub(crate) trait Inbox: Send + Sync {
 
     /// Answers a question.
     async fn answer(&self, question: proto::Question) -> proto::Answer;
+
+    /// Whether what somebody else puts into the hash table is to be kept there.
+    async fn keeps(&self, entry: &Entry) -> bool;
 
     /// Another peer is there that serves.
     fn met(&self, peer: PeerId);
@@ -102,7 +106,7 @@ pub(crate) enum Command {
     Tell(Vec<u8>),
     Ask { peer: PeerId, addresses: Vec<Multiaddr>, question: Vec<u8>, answer: oneshot::Sender<Result<Frame, RegistryError>> },
     Put(Record),
-    Get(RecordKey, oneshot::Sender<Option<News>>),
+    Get(RecordKey, oneshot::Sender<Vec<Entry>>),
 }
 
 /// A peer that does not run yet: it is known whom it will be.
@@ -174,16 +178,17 @@ impl Peer {
     }
 
     /// Keeps a record where others find it by its key, besides here.
-    pub(crate) fn put(&self, key: RecordKey, news: News) {
-        let record = Record::new(key, proto::News::from(news).encode_to_vec());
-        let _ = self.commands.try_send(Command::Put(record));
+    pub(crate) fn put(&self, entry: Entry) {
+        let _ = self.commands.try_send(Command::Put(entry.into()));
     }
 
-    /// Looks a record up, at the nodes whose ids are closest to its key.
-    pub(crate) async fn get(&self, key: RecordKey) -> Option<News> {
+    /// Looks a record up, at the nodes whose ids are closest to its key. Returns what differs of what they have given, newest first.
+    pub(crate) async fn get(&self, key: RecordKey) -> Vec<Entry> {
         let (sender, found) = oneshot::channel();
-        self.commands.send(Command::Get(key, sender)).await.ok()?;
-        found.await.ok()?
+        if self.commands.send(Command::Get(key, sender)).await.is_err() {
+            return Vec::new();
+        }
+        found.await.unwrap_or_default()
     }
 
     /// Asks another peer, which is called at these addresses unless it is connected.

@@ -19,18 +19,48 @@ use ncn_client::unix_now;
 use ncn_core::{
     Address, B256, Domain, UnixTime,
     membership::{CLOCK_SKEW_SECONDS, MAX_RECORD_SECONDS, News},
+    registry::{MAX_REGISTERED_MANIFEST, manifest_digest},
 };
 use ncn_wire::{decode, proto};
+use prost::Message as _;
 
 use crate::peer::{Refused, count};
 
 /// How many records are kept, how many bytes of all of them, and of the largest.
 const MAX_RECORDS: usize = 16_384;
 const MAX_BYTES: usize = 32 << 20;
-const MAX_RECORD_BYTES: usize = 64 << 10;
+///
+/// What is larger, such as the record of a node with hundreds of models, is heard by gossip only: a message of the hash table has 16 KiB, in which
+/// addresses of twenty nodes are, too.
+const MAX_RECORD_BYTES: usize = MAX_REGISTERED_MANIFEST;
 
 const NODE: &[u8] = b"/ncn/node/";
 const SUBNET: &[u8] = b"/ncn/subnet/";
+const MANIFEST: &[u8] = b"/ncn/manifest/";
+
+/// What a record is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// A node's record, or a subnet, signed by whom it is about.
+    Signed(News),
+    /// A model's manifest, with its digest.
+    Manifest(B256, Bytes),
+}
+
+impl From<Entry> for Record {
+    fn from(entry: Entry) -> Self {
+        let key = match &entry {
+            Entry::Signed(News::Subnet(subnet)) => subnet_key(subnet.subnet().id()),
+            Entry::Signed(news) => node_key(news.author()),
+            Entry::Manifest(digest, _) => manifest_key(*digest),
+        };
+        let value = match entry {
+            Entry::Signed(news) => proto::News::from(news).encode_to_vec(),
+            Entry::Manifest(_, manifest) => manifest.into(),
+        };
+        Self::new(key, value)
+    }
+}
 
 /// Under what a node's record is found.
 pub(crate) fn node_key(node: Address) -> RecordKey {
@@ -42,33 +72,44 @@ pub(crate) fn subnet_key(subnet: B256) -> RecordKey {
     RecordKey::from([SUBNET, subnet.as_slice()].concat())
 }
 
-/// What a record says, when it is of its key and signed by whom it is about.
-pub(crate) fn read(key: &RecordKey, value: &[u8], domain: &Domain) -> Option<News> {
+/// Under what a model's manifest is found.
+pub(crate) fn manifest_key(digest: B256) -> RecordKey {
+    RecordKey::from([MANIFEST, digest.as_slice()].concat())
+}
+
+/// What a record says, when it is of its key: signed by whom it is about, or of its digest. Whether validators have approved a subnet, the chain
+/// says.
+pub(crate) fn read(key: &RecordKey, value: &[u8], domain: &Domain) -> Option<Entry> {
     if value.len() > MAX_RECORD_BYTES {
         return None;
+    }
+    if key.as_ref().starts_with(MANIFEST) {
+        let manifest = Bytes::copy_from_slice(value);
+        let digest = manifest_digest(&manifest).ok()?;
+        return (manifest_key(digest) == *key).then_some(Entry::Manifest(digest, manifest));
     }
     let news = News::try_from(decode::<proto::News>(Bytes::copy_from_slice(value)).ok()?).ok()?;
     let (named, signed) = match &news {
         News::Record(record) => (node_key(record.message.node), record.verify(domain)),
-        News::Subnet(subnet) => (subnet_key(subnet.message.id()), subnet.verify(domain)),
+        News::Subnet(subnet) => (subnet_key(subnet.subnet().id()), subnet.definition.verify(domain)),
         News::Heartbeat(_) | News::Departure(_) => return None,
     };
-    (named == *key && signed.is_ok()).then_some(news)
+    (named == *key && signed.is_ok()).then_some(Entry::Signed(news))
 }
 
 /// What tells a newer record of a key from an older one.
-pub(crate) fn version(news: &News) -> u64 {
-    match news {
-        News::Record(record) => record.message.sequence,
-        News::Subnet(subnet) => subnet.message.version,
-        News::Heartbeat(_) | News::Departure(_) => 0,
+pub(crate) fn version(entry: &Entry) -> u64 {
+    match entry {
+        Entry::Signed(News::Record(record)) => record.message.sequence,
+        Entry::Signed(News::Subnet(subnet)) => subnet.subnet().version,
+        Entry::Signed(News::Heartbeat(_) | News::Departure(_)) | Entry::Manifest(..) => 0,
     }
 }
 
 /// Whether a record is of any use now. A sequence is at most the clock's milliseconds: see [`ncn_core::membership::Membership`].
-fn is_current(news: &News, now: u64) -> bool {
-    match news {
-        News::Record(record) => {
+fn is_current(entry: &Entry, now: u64) -> bool {
+    match entry {
+        Entry::Signed(News::Record(record)) => {
             let (expires_at, sequence) = (record.message.expires_at, record.message.sequence);
             expires_at >= now
                 && expires_at - now <= MAX_RECORD_SECONDS
@@ -82,7 +123,7 @@ fn is_current(news: &News, now: u64) -> bool {
 pub(crate) struct Records {
     domain: Domain,
     own: KBucketKey<PeerId>,
-    records: HashMap<RecordKey, (Record, News)>,
+    records: HashMap<RecordKey, (Record, Entry)>,
     by_distance: BTreeMap<KBucketDistance, RecordKey>,
     bytes: usize,
     /// When it was last looked for what has expired.
@@ -108,14 +149,14 @@ impl Records {
     }
 
     /// Keeps a record, at the cost of what has expired, and of what is farther from this node.
-    fn keep(&mut self, record: Record, news: News) -> Result<()> {
+    fn keep(&mut self, record: Record, entry: Entry) -> Result<()> {
         let (distance, bytes) = (self.distance(&record.key), record.value.len());
         let is_full = |records: &Self| records.records.len() >= MAX_RECORDS || records.bytes + bytes > MAX_BYTES;
         let now = unix_now();
         if is_full(self) && now > self.swept_at {
             self.swept_at = now;
             let expired: Vec<_> =
-                self.records.values().filter(|(_, news)| !is_current(news, now)).map(|(record, _)| record.key.clone()).collect();
+                self.records.values().filter(|(_, entry)| !is_current(entry, now)).map(|(record, _)| record.key.clone()).collect();
             for key in expired {
                 self.forget(&key);
             }
@@ -128,33 +169,34 @@ impl Records {
         }
         self.bytes += bytes;
         self.by_distance.insert(distance, record.key.clone());
-        self.records.insert(record.key.clone(), (record, news));
+        self.records.insert(record.key.clone(), (record, entry));
         Ok(())
     }
 
-    fn check(&self, record: &Record) -> Option<News> {
-        let news = read(&record.key, &record.value, &self.domain)?;
-        let known = self.records.get(&record.key).map(|(_, known)| version(known));
-        (is_current(&news, unix_now()) && known.is_none_or(|known| version(&news) >= known)).then_some(news)
+    fn check(&self, record: &Record) -> Option<Entry> {
+        let entry = read(&record.key, &record.value, &self.domain)?;
+        // Of one version, the first is kept: others might come with approvals that are none.
+        let is_newer = |(kept, known): &(Record, Entry)| version(&entry) > version(known) || record.value == kept.value;
+        (is_current(&entry, unix_now()) && self.records.get(&record.key).is_none_or(is_newer)).then_some(entry)
     }
 }
 
 impl RecordStore for Records {
-    type RecordsIter<'a> = iter::Map<hash_map::Values<'a, RecordKey, (Record, News)>, fn(&'a (Record, News)) -> Cow<'a, Record>>;
+    type RecordsIter<'a> = iter::Map<hash_map::Values<'a, RecordKey, (Record, Entry)>, fn(&'a (Record, Entry)) -> Cow<'a, Record>>;
     type ProvidedIter<'a> = iter::Empty<Cow<'a, ProviderRecord>>;
 
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
-        let (record, news) = self.records.get(key)?;
-        is_current(news, unix_now()).then_some(Cow::Borrowed(record))
+        let (record, entry) = self.records.get(key)?;
+        is_current(entry, unix_now()).then_some(Cow::Borrowed(record))
     }
 
     fn put(&mut self, record: Record) -> Result<()> {
-        let Some(news) = self.check(&record) else {
+        let Some(entry) = self.check(&record) else {
             count(&self.refused.records);
             return Err(Error::ValueTooLarge);
         };
         self.forget(&record.key);
-        self.keep(record, news)
+        self.keep(record, entry)
     }
 
     fn remove(&mut self, key: &RecordKey) {

@@ -3,11 +3,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
+use libp2p::bytes::Bytes;
 use ncn_core::{
-    Address, Attestors, B256, BatchRequest, ChainView, CompletionRequest, Confinement, Deregistration, Directory, DynSigner,
-    Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate, RegistryError,
-    RegistryStatus, Signed, Subnet, Validator,
+    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, ChainView, CompletionRequest, Confinement, Deregistration,
+    Directory, DynSigner, Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate,
+    RegistryError, RegistryStatus, Signed, Subnet, Validator,
     membership::{News, Source},
+    registry::manifest_digest,
 };
 use ncn_node::{
     registration::{NodeDescriptor, Registration},
@@ -22,7 +24,7 @@ use tonic::service::Routes;
 use crate::{
     PeerError,
     peer::{Peer, PeerOptions, PeerStatus},
-    records::{node_key, subnet_key},
+    records::{Entry, manifest_key, node_key, subnet_key},
     swarm::Ways,
     validator::PeerValidator,
     within::{Budget, Own, Within, catch_up},
@@ -31,7 +33,7 @@ use crate::{
 /// How many peers that were met wait to be asked.
 const MET: usize = 64;
 
-/// A registry node over libp2p: [`Directory`] and [`Attestors`] of the whole network.
+/// A registry node over libp2p: [`Directory`], [`Catalog`] and [`Attestors`] of the whole network.
 pub struct PeerRegistry {
     node: Arc<RegistryNode>,
     peer: Peer,
@@ -106,27 +108,20 @@ impl PeerRegistry {
 
     /// Looks a node up among all of them, whatever this one has heard. Its record may have been followed by a departure, which is not looked up.
     pub async fn find(&self, node: Address) -> Option<Signed<NodeRecord>> {
-        match self.peer.get(node_key(node)).await? {
-            News::Record(record) => Some(record),
+        self.peer.get(node_key(node)).await.into_iter().find_map(|entry| match entry {
+            Entry::Signed(News::Record(record)) => Some(record),
             _ => None,
-        }
+        })
     }
 
     /// Looks up what this node has not heard.
     async fn look_up(&self, key: libp2p::kad::RecordKey) {
-        if let Some(news) = self.peer.get(key).await
-            && let Err(error) = self.node.hear(news, Source::default()).await
-        {
-            tracing::debug!(%error, "what was found is refused");
-        }
-    }
-
-    /// Keeps what was registered here where others find it.
-    fn keep(&self, news: News) {
-        match &news {
-            News::Record(record) => self.peer.put(node_key(record.message.node), news),
-            News::Subnet(subnet) => self.peer.put(subnet_key(subnet.message.id()), news),
-            News::Heartbeat(_) | News::Departure(_) => {}
+        for entry in self.peer.get(key).await {
+            let Entry::Signed(news) = entry else { continue };
+            match self.node.hear(news, Source::default()).await {
+                Ok(_) => return,
+                Err(error) => tracing::debug!(%error, "what was found is refused"),
+            }
         }
     }
 }
@@ -276,7 +271,7 @@ impl Outlet for Telling {
 impl Directory for PeerRegistry {
     async fn register(&self, record: Signed<NodeRecord>) -> Result<(), RegistryError> {
         self.node.register(record.clone()).await?;
-        self.keep(News::Record(record));
+        self.peer.put(Entry::Signed(News::Record(record)));
         Ok(())
     }
 
@@ -302,14 +297,18 @@ impl Directory for PeerRegistry {
     async fn watch(&self, query: NodeQuery) -> Result<NodeChanges, RegistryError> {
         self.node.watch(query).await
     }
+}
 
+#[async_trait]
+impl Catalog for PeerRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
-        self.node.register_subnet(subnet.clone()).await?;
-        self.keep(News::Subnet(subnet));
+        let id = subnet.message.id();
+        self.node.register_subnet(subnet).await?;
+        self.peer.put(Entry::Signed(News::Subnet(self.node.subnet(id).await?)));
         Ok(())
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         match self.node.subnet(id).await {
             Err(RegistryError::UnknownSubnet(_)) => {
                 self.look_up(subnet_key(id)).await;
@@ -319,8 +318,25 @@ impl Directory for PeerRegistry {
         }
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         self.node.subnets(after).await
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        self.node.register_manifest(subnet, manifest.clone()).await?;
+        self.peer.put(Entry::Manifest(manifest_digest(&manifest)?, manifest));
+        Ok(())
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        if let Ok(known) = self.node.manifest(digest).await {
+            return Ok(known);
+        }
+        let found = self.peer.get(manifest_key(digest)).await.into_iter().find_map(|entry| match entry {
+            Entry::Manifest(_, manifest) => Some(manifest),
+            Entry::Signed(_) => None,
+        });
+        found.ok_or(RegistryError::UnknownManifest(digest))
     }
 }
 

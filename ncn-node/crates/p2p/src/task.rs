@@ -1,10 +1,11 @@
 //! The task that has a peer's connections.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::StreamExt as _;
@@ -12,7 +13,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     gossipsub::{self, MessageAcceptance, MessageId},
     identify,
-    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, RecordKey},
+    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey},
     request_response::{self, OutboundRequestId, ResponseChannel},
     swarm::{SwarmEvent, dial_opts::DialOpts},
 };
@@ -24,7 +25,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::{
     frames::Frame,
     peer::{Command, Inbox, PeerStatus, QUEUE, Refused, count},
-    records, shares,
+    records::{self, Entry},
+    shares,
     swarm::{self, Behaviour, BehaviourEvent},
 };
 
@@ -45,6 +47,19 @@ const MAX_PUTTING: usize = 32;
 /// With fewer peers than this, a node calls more of those that it knows: gossip needs some neighbours.
 const FEW: usize = 8;
 
+/// With more peers than this, a node ends connections that were not used for a while: a lookup calls many peers, and the number of connections
+/// does not grow with the network. Neighbours in gossip stay.
+const ENOUGH_PEERS: usize = 24;
+const UNUSED: Duration = Duration::from_secs(30);
+/// How many it ends in a second.
+const ENDED_AT_ONCE: usize = 8;
+
+/// When a peer was last asked, or has asked, and how many of these questions are open.
+struct Use {
+    last: Instant,
+    open: usize,
+}
+
 /// Whether only this machine reaches an address.
 fn is_loopback(address: &Multiaddr) -> bool {
     shares::ip(address).is_some_and(|ip| ip.is_loopback())
@@ -53,7 +68,8 @@ fn is_loopback(address: &Multiaddr) -> bool {
 /// What was done beside the connections.
 enum Done {
     Heard(MessageId, PeerId, MessageAcceptance),
-    Answered(ResponseChannel<Frame>, Vec<u8>),
+    Answered(PeerId, ResponseChannel<Frame>, Vec<u8>),
+    Considered(Record),
 }
 
 pub(crate) struct Task {
@@ -67,7 +83,8 @@ pub(crate) struct Task {
     report: watch::Sender<PeerStatus>,
     done: mpsc::Sender<Done>,
     finished: mpsc::Receiver<Done>,
-    asked: HashMap<OutboundRequestId, oneshot::Sender<Result<Frame, RegistryError>>>,
+    asked: HashMap<OutboundRequestId, (PeerId, oneshot::Sender<Result<Frame, RegistryError>>)>,
+    used: HashMap<PeerId, Use>,
     wanted: HashMap<QueryId, Wanted>,
     putting: HashSet<QueryId>,
     /// What there was nobody to tell yet: the newest of it.
@@ -79,13 +96,13 @@ pub(crate) struct Task {
     answering: Arc<Semaphore>,
 }
 
-/// A record that is looked up, and the newest that was found of it so far.
+/// A record that is looked up, and what was found of it so far that differs: one of each node's at the most, so [`ENOUGH`] bounds it.
 struct Wanted {
     key: RecordKey,
-    found: Option<News>,
+    found: Vec<Entry>,
     /// How many nodes have given a good one.
     copies: usize,
-    answer: oneshot::Sender<Option<News>>,
+    answer: oneshot::Sender<Vec<Entry>>,
 }
 
 impl Task {
@@ -109,6 +126,7 @@ impl Task {
             done,
             finished,
             asked: HashMap::new(),
+            used: HashMap::new(),
             wanted: HashMap::new(),
             putting: HashSet::new(),
             serving: HashSet::new(),
@@ -136,17 +154,46 @@ impl Task {
 
     /// Calls others, while there are few.
     fn redial(&mut self) {
-        let connected = self.swarm.network_info().num_peers();
-        if connected > 0 {
-            if connected < FEW {
-                self.meet_more();
-            }
-            return;
+        match self.swarm.network_info().num_peers() {
+            0 => {}
+            1..FEW => return self.meet_more(),
+            FEW..=ENOUGH_PEERS => return,
+            many => return self.part(many - ENOUGH_PEERS),
         }
         for (peer, addresses) in &self.bootstrap {
             if let Err(error) = self.swarm.dial(DialOpts::peer_id(*peer).addresses(addresses.clone()).build()) {
                 tracing::debug!(%peer, %error, "a peer to begin with is not called");
             }
+        }
+    }
+
+    /// Ends so many connections, if there are as many that were not used for a while.
+    fn part(&mut self, many: usize) {
+        let neighbours: HashSet<PeerId> =
+            self.swarm.behaviour().gossip.mesh_peers(&swarm::topic(&self.domain).hash()).copied().collect();
+        let is_unused = |peer: &&PeerId| {
+            !neighbours.contains(peer) && self.used.get(peer).is_none_or(|used| used.open == 0 && used.last.elapsed() > UNUSED)
+        };
+        let unused: Vec<_> = self.swarm.connected_peers().filter(is_unused).take(many.min(ENDED_AT_ONCE)).copied().collect();
+        for peer in unused {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
+    fn use_of(&mut self, peer: PeerId) -> &mut Use {
+        self.used.entry(peer).or_insert_with(|| Use { last: Instant::now(), open: 0 })
+    }
+
+    fn use_begins(&mut self, peer: PeerId) {
+        self.use_of(peer).open += 1;
+    }
+
+    /// Nothing is noted of a peer that has gone meanwhile, or could not be called.
+    fn use_ends(&mut self, peer: &PeerId) {
+        if !self.swarm.is_connected(peer) {
+            self.used.remove(peer);
+        } else if let Some(used) = self.used.get_mut(peer) {
+            *used = Use { last: Instant::now(), open: used.open.saturating_sub(1) };
         }
     }
 
@@ -185,7 +232,8 @@ impl Task {
             }
             Command::Ask { peer, addresses, question, answer } => {
                 let id = behaviour.questions.send_request_with_addresses(&peer, question.into(), addresses);
-                self.asked.insert(id, answer);
+                self.asked.insert(id, (peer, answer));
+                self.use_begins(peer);
             }
             Command::Put(record) => {
                 let put = if self.putting.len() < MAX_PUTTING {
@@ -204,7 +252,7 @@ impl Task {
             Command::Get(_, answer) if self.wanted.len() >= MAX_WANTED => drop(answer),
             Command::Get(key, answer) => {
                 let id = behaviour.table.get_record(key.clone());
-                self.wanted.insert(id, Wanted { key, found: None, copies: 0, answer });
+                self.wanted.insert(id, Wanted { key, found: Vec::new(), copies: 0, answer });
             }
         }
     }
@@ -215,17 +263,26 @@ impl Task {
             Done::Heard(message, from, acceptance) => {
                 behaviour.gossip.report_message_validation_result(&message, &from, acceptance);
             }
+            Done::Considered(record) => {
+                // The store has the rules that need no chain.
+                let _ = kad::store::RecordStore::put(behaviour.table.store_mut(), record);
+            }
             // The peer that asked may be gone.
-            Done::Answered(channel, answer) => drop(behaviour.questions.send_response(channel, answer.into())),
+            Done::Answered(peer, channel, answer) => {
+                drop(behaviour.questions.send_response(channel, answer.into()));
+                self.use_ends(&peer);
+            }
         }
     }
 
     fn handle(&mut self, event: SwarmEvent<BehaviourEvent>, inbox: &Arc<dyn Inbox>) {
         match event {
             SwarmEvent::Behaviour(event) => self.behaviour(event, inbox),
-            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ConnectionEstablished { .. } => {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                self.use_of(peer_id).last = Instant::now();
                 self.report();
             }
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.report(),
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. }
                 if self.bootstrap.contains_key(&peer) && self.missed.insert(peer) =>
             {
@@ -233,6 +290,7 @@ impl Task {
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.serving.remove(&peer_id);
+                self.used.remove(&peer_id);
                 self.report();
             }
             _ => {}
@@ -276,20 +334,14 @@ impl Task {
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 self.hear(propagation_source, message_id, &message.data, inbox);
             }
-            BehaviourEvent::Questions(request_response::Event::Message { message, .. }) => match message {
-                request_response::Message::Request { request, channel, .. } => self.answer(request, channel, inbox),
-                request_response::Message::Response { request_id, response } => {
-                    if let Some(asked) = self.asked.remove(&request_id) {
-                        let _ = asked.send(Ok(response));
-                    }
-                }
+            BehaviourEvent::Questions(request_response::Event::Message { peer, message, .. }) => match message {
+                request_response::Message::Request { request, channel, .. } => self.answer(peer, request, channel, inbox),
+                request_response::Message::Response { request_id, response } => self.answered(request_id, Ok(response)),
             },
             BehaviourEvent::Questions(request_response::Event::OutboundFailure { request_id, error, .. }) => {
-                if let Some(asked) = self.asked.remove(&request_id) {
-                    let _ = asked.send(Err(RegistryError::Unreachable(error.to_string())));
-                }
+                self.answered(request_id, Err(RegistryError::Unreachable(error.to_string())));
             }
-            BehaviourEvent::Table(event) => self.table(event),
+            BehaviourEvent::Table(event) => self.table(event, inbox),
             _ => {}
         }
     }
@@ -316,12 +368,35 @@ impl Task {
         });
     }
 
-    fn answer(&self, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
+    /// Keeps a record that another node has put here, if it is good.
+    fn consider(&self, record: Record, inbox: &Arc<dyn Inbox>) {
+        let Some(entry) = records::read(&record.key, &record.value, &self.domain) else { return count(&self.refused.records) };
+        let Ok(place) = self.hearing.clone().try_acquire_owned() else { return count(&self.refused.busy) };
+        let (inbox, done, refused) = (inbox.clone(), self.done.clone(), self.refused.clone());
+        tokio::spawn(async move {
+            if inbox.keeps(&entry).await {
+                let _ = done.send(Done::Considered(record)).await;
+            } else {
+                count(&refused.records);
+            }
+            drop(place);
+        });
+    }
+
+    fn answered(&mut self, request: OutboundRequestId, answer: Result<Frame, RegistryError>) {
+        if let Some((peer, asked)) = self.asked.remove(&request) {
+            let _ = asked.send(answer);
+            self.use_ends(&peer);
+        }
+    }
+
+    fn answer(&mut self, peer: PeerId, question: Frame, channel: ResponseChannel<Frame>, inbox: &Arc<dyn Inbox>) {
         // The peer that asked is told by its stream's end.
         let Ok(place) = self.answering.clone().try_acquire_owned() else {
             count(&self.refused.busy);
             return;
         };
+        self.use_begins(peer);
         let (inbox, done) = (inbox.clone(), self.done.clone());
         tokio::spawn(async move {
             let answer = match decode::<proto::Question>(question.bytes.clone()) {
@@ -329,16 +404,15 @@ impl Task {
                 Err(error) => crate::within::refusal(&RegistryError::invalid(error.field, error.problem)),
             };
             drop(question);
-            let _ = done.send(Done::Answered(channel, answer.encode_to_vec())).await;
+            let _ = done.send(Done::Answered(peer, channel, answer.encode_to_vec())).await;
             drop(place);
         });
     }
 
-    fn table(&mut self, event: kad::Event) {
+    fn table(&mut self, event: kad::Event, inbox: &Arc<dyn Inbox>) {
         match event {
             kad::Event::InboundRequest { request: kad::InboundRequest::PutRecord { record: Some(record), .. } } => {
-                // The store has the rules.
-                let _ = kad::store::RecordStore::put(self.swarm.behaviour_mut().table.store_mut(), record);
+                self.consider(record, inbox);
             }
             kad::Event::OutboundQueryProgressed { id, result: QueryResult::PutRecord(_), .. } => {
                 self.putting.remove(&id);
@@ -346,15 +420,16 @@ impl Task {
             kad::Event::OutboundQueryProgressed { id, result: QueryResult::GetRecord(result), step, .. } => {
                 let Some(wanted) = self.wanted.get_mut(&id) else { return };
                 if let Ok(GetRecordOk::FoundRecord(found)) = result
-                    && let Some(news) = records::read(&wanted.key, &found.record.value, &self.domain)
+                    && let Some(entry) = records::read(&wanted.key, &found.record.value, &self.domain)
                 {
                     wanted.copies += 1;
-                    if wanted.found.as_ref().is_none_or(|known| records::version(&news) > records::version(known)) {
-                        wanted.found = Some(news);
+                    if !wanted.found.contains(&entry) {
+                        wanted.found.push(entry);
                     }
                 }
                 let is_over = step.last || wanted.copies >= ENOUGH;
-                if let Some(wanted) = is_over.then(|| self.wanted.remove(&id)).flatten() {
+                if let Some(mut wanted) = is_over.then(|| self.wanted.remove(&id)).flatten() {
+                    wanted.found.sort_by_key(|entry| Reverse(records::version(entry)));
                     let _ = wanted.answer.send(wanted.found);
                     if let Some(mut query) = self.swarm.behaviour_mut().table.query_mut(&id) {
                         query.finish();

@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 use libp2p::{Multiaddr, PeerId};
-use ncn_core::{Address, Approval, BatchRequest, CompletionRequest, NodeRecord, PreprocessingRequest, RegistryError, Validator};
+use ncn_core::{
+    Address, Approval, BatchRequest, CompletionRequest, NodeRecord, PreprocessingRequest, RegistryError, Signed, Subnet, Validator,
+};
 use ncn_wire::proto::{answer::Answer, question::Question};
 
 use crate::peer::{Peer, peer_of};
@@ -48,5 +50,9 @@ impl Validator for PeerValidator {
 
     async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         self.ask(Question::Settlement(request.into())).await
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        self.ask(Question::Subnet(subnet.clone().into())).await
     }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use libp2p::{Multiaddr, PeerId, gossipsub::MessageAcceptance};
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, B256, NodeRecord, RegistryError, Signed, Subnet, UnixTime, Validator,
+    Address, ApprovedSubnet, B256, NodeRecord, RegistryError, Signed, UnixTime, Validator,
     membership::{News, Source},
 };
 use ncn_node::registry::RegistryNode;
@@ -23,7 +23,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::peer::{Inbox, Peer};
+use crate::{
+    peer::{Inbox, Peer},
+    records::Entry,
+};
 
 /// How many nodes, and how many subnets, are in one answer: it has 16 MiB at the most, a record up to 33 KiB and a subnet up to 516.
 const NODES: usize = 128;
@@ -39,8 +42,15 @@ const RECENT: u64 = 30;
 /// How often one is asked at the most for what was missed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// What others may judge otherwise who are no liars: clocks differ, and so does what is seen of the chain.
-const UNDECIDED: [&str; 6] =
-    ["heartbeat.sentAt", "record.expiresAt", "record.sequence", "heartbeat.sequence", "departure.sequence", "subnet.name"];
+const UNDECIDED: [&str; 7] = [
+    "heartbeat.sentAt",
+    "record.expiresAt",
+    "record.sequence",
+    "heartbeat.sequence",
+    "departure.sequence",
+    "subnet.name",
+    "subnet.approvals",
+];
 /// How many news of one node, or of one owner of subnets, are passed on within a second.
 const MOST_OF_ONE: u32 = 4;
 /// How many of the peers that are met are asked at once: more of them know no more.
@@ -100,7 +110,7 @@ fn is_recent(news: &News, now: u64) -> bool {
         News::Record(record) => record.message.sequence / 1_000,
         News::Heartbeat(heartbeat) => heartbeat.message.sent_at,
         News::Departure(departure) => departure.message.sequence / 1_000,
-        News::Subnet(subnet) => subnet.message.version,
+        News::Subnet(subnet) => subnet.subnet().version,
     };
     at.saturating_add(RECENT) >= now
 }
@@ -128,6 +138,7 @@ impl Within {
             Question::Preprocessing(request) => validator()?.preprocessing(&request.try_into().map_err(invalid)?).await?.into(),
             Question::Completion(request) => validator()?.completion(&request.try_into().map_err(invalid)?).await?.into(),
             Question::Settlement(request) => validator()?.settlement(&request.try_into().map_err(invalid)?).await?.into(),
+            Question::Subnet(subnet) => validator()?.subnet(&subnet.try_into().map_err(invalid)?).await?.into(),
             Question::Known(after) => return Ok(Answer::Known(self.known(&after))),
         }))
     }
@@ -158,6 +169,13 @@ impl Inbox for Within {
             }
             // What is old goes round no more.
             Ok(_) | Err(_) => MessageAcceptance::Ignore,
+        }
+    }
+
+    async fn keeps(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Signed(News::Subnet(subnet)) => self.node.check_subnet(subnet).await.is_ok(),
+            Entry::Signed(_) | Entry::Manifest(..) => true,
         }
     }
 
@@ -220,8 +238,8 @@ async fn learn(node: &RegistryNode, peer: &Peer, other: PeerId) -> Result<(), Re
         };
         let (nodes, subnets) = (known.nodes.len(), known.subnets.len());
         for subnet in known.subnets {
-            let subnet: Signed<Subnet> = subnet.try_into().map_err(malformed)?;
-            after.subnet = ncn_wire::bytes(subnet.message.id());
+            let subnet: ApprovedSubnet = subnet.try_into().map_err(malformed)?;
+            after.subnet = ncn_wire::bytes(subnet.subnet().id());
             take(node, News::Subnet(subnet)).await;
         }
         for record in known.nodes {

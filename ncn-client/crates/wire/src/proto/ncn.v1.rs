@@ -1711,6 +1711,32 @@ pub struct CreateSubnetRequest {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// A subnet as its owner has signed it and validators have approved it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApprovedSubnet {
+    #[prost(message, optional, tag = "1")]
+    pub definition: ::core::option::Option<CreateSubnetRequest>,
+    #[prost(message, repeated, tag = "2")]
+    pub approvals: ::prost::alloc::vec::Vec<ValidatorSignature>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ManifestRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub subnet: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub manifest: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ModelId {
+    /// SHA-256 of its manifest.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Manifest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub manifest: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubnetMetadata {
     #[prost(bytes = "bytes", tag = "1")]
@@ -1959,6 +1985,7 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "WatchNodes"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Has validators approve it, and tells everyone.
         pub async fn register_subnet(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateSubnetRequest>,
@@ -1973,7 +2000,7 @@ pub mod p2p_registry_service_client {
         pub async fn get_subnet(
             &mut self,
             request: impl tonic::IntoRequest<super::SubnetId>,
-        ) -> std::result::Result<tonic::Response<super::CreateSubnetRequest>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<super::ApprovedSubnet>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/GetSubnet");
@@ -1985,13 +2012,36 @@ pub mod p2p_registry_service_client {
         pub async fn list_subnets(
             &mut self,
             request: impl tonic::IntoRequest<super::SubnetId>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::CreateSubnetRequest>>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ApprovedSubnet>>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = crate::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/ListSubnets");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "ListSubnets"));
             self.inner.server_streaming(req, path, codec).await
+        }
+        /// Keeps the manifest of a model that a subnet offers where everyone finds it.
+        pub async fn register_manifest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ManifestRequest>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/RegisterManifest");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RegisterManifest"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_manifest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ModelId>,
+        ) -> std::result::Result<tonic::Response<super::Manifest>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/GetManifest");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "GetManifest"));
+            self.inner.unary(req, path, codec).await
         }
         pub async fn request_preprocessing_validation(
             &mut self,
@@ -2065,6 +2115,7 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::DiscoverNodesRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchNodesStream>, tonic::Status>;
+        /// Has validators approve it, and tells everyone.
         async fn register_subnet(
             &self,
             request: tonic::Request<super::CreateSubnetRequest>,
@@ -2072,9 +2123,9 @@ pub mod p2p_registry_service_server {
         async fn get_subnet(
             &self,
             request: tonic::Request<super::SubnetId>,
-        ) -> std::result::Result<tonic::Response<super::CreateSubnetRequest>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::ApprovedSubnet>, tonic::Status>;
         /// Server streaming response type for the ListSubnets method.
-        type ListSubnetsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::CreateSubnetRequest, tonic::Status>>
+        type ListSubnetsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::ApprovedSubnet, tonic::Status>>
             + std::marker::Send
             + 'static;
         /// Those after this id, in the order of their ids; an id of zeros for the first ones.
@@ -2082,6 +2133,15 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::SubnetId>,
         ) -> std::result::Result<tonic::Response<Self::ListSubnetsStream>, tonic::Status>;
+        /// Keeps the manifest of a model that a subnet offers where everyone finds it.
+        async fn register_manifest(
+            &self,
+            request: tonic::Request<super::ManifestRequest>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
+        async fn get_manifest(
+            &self,
+            request: tonic::Request<super::ModelId>,
+        ) -> std::result::Result<tonic::Response<super::Manifest>, tonic::Status>;
         async fn request_preprocessing_validation(
             &self,
             request: tonic::Request<super::InferenceRequest>,
@@ -2340,7 +2400,7 @@ pub mod p2p_registry_service_server {
                     #[allow(non_camel_case_types)]
                     struct GetSubnetSvc<T: P2pRegistryService>(pub Arc<T>);
                     impl<T: P2pRegistryService> tonic::server::UnaryService<super::SubnetId> for GetSubnetSvc<T> {
-                        type Response = super::CreateSubnetRequest;
+                        type Response = super::ApprovedSubnet;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::SubnetId>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
@@ -2368,7 +2428,7 @@ pub mod p2p_registry_service_server {
                     #[allow(non_camel_case_types)]
                     struct ListSubnetsSvc<T: P2pRegistryService>(pub Arc<T>);
                     impl<T: P2pRegistryService> tonic::server::ServerStreamingService<super::SubnetId> for ListSubnetsSvc<T> {
-                        type Response = super::CreateSubnetRequest;
+                        type Response = super::ApprovedSubnet;
                         type ResponseStream = T::ListSubnetsStream;
                         type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::SubnetId>) -> Self::Future {
@@ -2389,6 +2449,62 @@ pub mod p2p_registry_service_server {
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/RegisterManifest" => {
+                    #[allow(non_camel_case_types)]
+                    struct RegisterManifestSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::ManifestRequest> for RegisterManifestSvc<T> {
+                        type Response = super::Ack;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ManifestRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::register_manifest(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RegisterManifestSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/GetManifest" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetManifestSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::ModelId> for GetManifestSvc<T> {
+                        type Response = super::Manifest;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ModelId>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::get_manifest(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetManifestSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -2834,6 +2950,17 @@ pub mod validator_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveSettlement"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn approve_subnet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateSubnetRequest>,
+        ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.ValidatorService/ApproveSubnet");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.ValidatorService", "ApproveSubnet"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2855,6 +2982,10 @@ pub mod validator_service_server {
         async fn approve_settlement(
             &self,
             request: tonic::Request<super::SettlementBatch>,
+        ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status>;
+        async fn approve_subnet(
+            &self,
+            request: tonic::Request<super::CreateSubnetRequest>,
         ) -> std::result::Result<tonic::Response<super::ValidatorSignature>, tonic::Status>;
     }
     /// One validator's judgement, as registry nodes ask for it.
@@ -3012,6 +3143,34 @@ pub mod validator_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/ncn.v1.ValidatorService/ApproveSubnet" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApproveSubnetSvc<T: ValidatorService>(pub Arc<T>);
+                    impl<T: ValidatorService> tonic::server::UnaryService<super::CreateSubnetRequest> for ApproveSubnetSvc<T> {
+                        type Response = super::ValidatorSignature;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::CreateSubnetRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as ValidatorService>::approve_subnet(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApproveSubnetSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
@@ -3057,12 +3216,12 @@ pub mod news {
         #[prost(message, tag = "3")]
         Departure(super::DeregisterNodeRequest),
         #[prost(message, tag = "4")]
-        Subnet(super::CreateSubnetRequest),
+        Subnet(super::ApprovedSubnet),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Question {
-    #[prost(oneof = "question::Question", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "question::Question", tags = "1, 2, 3, 4, 5")]
     pub question: ::core::option::Option<question::Question>,
 }
 /// Nested message and enum types in `Question`.
@@ -3079,6 +3238,9 @@ pub mod question {
         /// To any node: whom does it know?
         #[prost(message, tag = "4")]
         Known(super::KnownAfter),
+        /// To a validator again.
+        #[prost(message, tag = "5")]
+        Subnet(super::CreateSubnetRequest),
     }
 }
 /// The nodes and subnets after these, in the order of their addresses and ids; empty for the first ones.
@@ -3112,7 +3274,7 @@ pub struct Known {
     #[prost(message, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<NodeInfo>,
     #[prost(message, repeated, tag = "2")]
-    pub subnets: ::prost::alloc::vec::Vec<CreateSubnetRequest>,
+    pub subnets: ::prost::alloc::vec::Vec<ApprovedSubnet>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToWorker {
@@ -3423,6 +3585,19 @@ impl crate::entries::Described for SubnetId {
 impl crate::entries::Described for CreateSubnetRequest {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<SubnetMetadata>(1)];
 }
+impl crate::entries::Described for ApprovedSubnet {
+    const FIELDS: &'static [crate::entries::Field] =
+        &[crate::entries::Field::message::<CreateSubnetRequest>(1), crate::entries::Field::messages::<ValidatorSignature>(2)];
+}
+impl crate::entries::Described for ManifestRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for ModelId {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for Manifest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
 impl crate::entries::Described for SubnetMetadata {
     const FIELDS: &'static [crate::entries::Field] = &[
         crate::entries::Field::messages::<ModelDescriptor>(3),
@@ -3473,7 +3648,7 @@ impl crate::entries::Described for News {
         crate::entries::Field::message::<NodeInfo>(1),
         crate::entries::Field::message::<UpdateNodeHeartbeatRequest>(2),
         crate::entries::Field::message::<DeregisterNodeRequest>(3),
-        crate::entries::Field::message::<CreateSubnetRequest>(4),
+        crate::entries::Field::message::<ApprovedSubnet>(4),
     ];
 }
 impl crate::entries::Described for Question {
@@ -3482,6 +3657,7 @@ impl crate::entries::Described for Question {
         crate::entries::Field::message::<CompletionRequest>(2),
         crate::entries::Field::message::<SettlementBatch>(3),
         crate::entries::Field::message::<KnownAfter>(4),
+        crate::entries::Field::message::<CreateSubnetRequest>(5),
     ];
 }
 impl crate::entries::Described for KnownAfter {
@@ -3493,7 +3669,7 @@ impl crate::entries::Described for Answer {
 }
 impl crate::entries::Described for Known {
     const FIELDS: &'static [crate::entries::Field] =
-        &[crate::entries::Field::messages::<NodeInfo>(1), crate::entries::Field::messages::<CreateSubnetRequest>(2)];
+        &[crate::entries::Field::messages::<NodeInfo>(1), crate::entries::Field::messages::<ApprovedSubnet>(2)];
 }
 impl crate::entries::Described for ToWorker {
     const FIELDS: &'static [crate::entries::Field] = &[

@@ -69,10 +69,13 @@ async fn two_of_five_validators_may_lie_or_sleep() {
 
 #[tokio::test]
 async fn three_liars_approve_nothing() {
-    let scene = InProcess::new(&[Behavior::Lies, Behavior::Lies, Behavior::Lies, Behavior::Honest, Behavior::Honest]).await;
-    let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
-    assert_eq!(violation.rule, "validators approve a good quote");
-    assert!(violation.what.contains("need: 3"), "{violation}");
+    let three = [(Behavior::Lies, "validators approve a good quote"), (Behavior::Impersonates, "an owner defines its subnet")];
+    for (bad, rule) in three {
+        let scene = InProcess::new(&[bad, bad, bad, Behavior::Honest, Behavior::Honest]).await;
+        let violation = ncn_core::conformance::registry(&scene).await.unwrap_err();
+        assert_eq!(violation.rule, rule);
+        assert!(violation.what.contains("need: 3"), "{violation}");
+    }
 }
 
 #[tokio::test]

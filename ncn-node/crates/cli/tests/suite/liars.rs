@@ -12,17 +12,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt as _;
 use ncn_client::{
     ChannelPayer, Client, ClientError, InferenceOutput, PayerChannel, RelayedPayer, evm::EvmLedger, grpc::GrpcTransport,
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, Attestors, B256, ChannelParams, CompletionRequest, Deregistration, Directory, DynSigner, Heartbeat,
-    InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord, Outcome, Payer, PaymentLedger,
-    PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, Settlement,
-    Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update,
-    Value, receipt::Payment, transport::Updates,
+    Address, Amount, Approval, ApprovedSubnet, Attestors, B256, Catalog, ChannelParams, CompletionRequest, Deregistration,
+    Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord,
+    Outcome, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry,
+    RegistryError, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory,
+    TrustRoot, UnixTime, Update, Value, receipt::Payment, transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -108,17 +109,28 @@ impl Directory for LyingRegistry {
         }
         self.honest.watch(query).await
     }
+}
 
+#[async_trait]
+impl Catalog for LyingRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         self.honest.register_subnet(subnet).await
     }
 
-    async fn subnet(&self, id: B256) -> Result<Signed<Subnet>, RegistryError> {
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
         self.honest.subnet(id).await
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<Signed<Subnet>>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
         self.honest.subnets(after).await
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        self.honest.register_manifest(subnet, manifest).await
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        self.honest.manifest(digest).await
     }
 }
 

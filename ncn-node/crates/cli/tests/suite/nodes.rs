@@ -35,9 +35,12 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
         assert!(started.elapsed() < Duration::from_secs(LIVENESS_SECONDS), "it was forgotten, and did not leave");
     };
 
-    let signer = chain.validators[0].clone();
-    let validator = ValidatorNode::builder(signer.clone(), connect(), chain.ledger(signer)).start().await.unwrap();
-    assert_eq!(registered().await, 1);
+    let mut validators = Vec::new();
+    for signer in chain.validators.clone() {
+        let validator = ValidatorNode::builder(signer.clone(), connect(), chain.ledger(signer));
+        validators.push(validator.start().await.unwrap());
+        assert_eq!(registered().await, validators.len());
+    }
 
     let (owner, files) = (key(), tempfile::tempdir().unwrap());
     let package = quickstart::unpack(files.path()).unwrap();
@@ -54,23 +57,25 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     let store = SharedStore::open(&path).unwrap();
     let gateway = Gateway::builder(owner.clone(), subnet, chain.ledger(owner), connect(), store);
     let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).listen(LOOPBACK).start().await.unwrap();
-    assert_eq!(registered().await, 2);
+    assert_eq!(registered().await, 4);
 
     let (signer, id) = (key(), gateway.gateway().subnet_id());
     let executor = Arc::new(EngineExecutor::built_in());
     let compute = ComputeNode::builder(signer.clone(), id, executor, chain.ledger(signer), connect()).models(vec![package]);
     let compute = compute.gateway(gateway.gateway().address(), gateway.url().unwrap()).start().await.unwrap();
-    assert_eq!(registered().await, 3);
+    assert_eq!(registered().await, 5);
     eventually("the compute node has a session", async || gateway.gateway().attached().len() == 1).await;
 
     compute.shutdown().await;
-    left(2).await;
+    left(4).await;
     eventually("the session has ended", async || gateway.gateway().attached().is_empty()).await;
     gateway.shutdown().await;
-    left(1).await;
+    left(3).await;
     eventually("another gateway can have the store", async || SharedStore::open(&path).is_ok()).await;
-    validator.shutdown().await;
-    left(0).await;
+    for (ended, validator) in validators.into_iter().enumerate() {
+        validator.shutdown().await;
+        left(2 - ended).await;
+    }
     let client = connect();
     registry.shutdown().await;
     eventually("nobody listens any more", async || client.discover(NodeQuery::default()).await.is_err()).await;

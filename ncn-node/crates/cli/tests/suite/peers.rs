@@ -15,8 +15,8 @@ use std::{
 use async_trait::async_trait;
 use ncn_client::{Registries, grpc::GrpcRegistry, unix_now};
 use ncn_core::{
-    B256, Confinement, Deregistration, Directory as _, DynSigner, Epoch, FeeSplit, Heartbeat, NodeQuery, NodeRecord, NodeRole,
-    Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
+    B256, Catalog as _, Confinement, Deregistration, Directory as _, DynSigner, Epoch, FeeSplit, Heartbeat, NodeQuery, NodeRecord,
+    NodeRole, Quote, Registry, RegistryError, Signed, Subnet, TrustRoot, UnixTime,
     conformance::{self, RegistryFixture},
     membership::News,
 };
@@ -208,9 +208,11 @@ async fn the_suite_by_a_light_client() {
 async fn a_node_that_is_killed_and_comes_back_knows_what_it_knew() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("registry.redb");
-    let peers = Peers::new(1, 0).await;
+    let mut peers = Peers::new(3, 0).await;
     let open = async || peers.builder().await.store(SharedStore::open(&path).unwrap()).start().await.unwrap();
-    let running = open().await;
+    peers.nodes.push(open().await);
+    peers.met().await;
+    let running = peers.nodes.pop().unwrap();
     let (stays, leaves, owner) = (key(), key(), key());
     let registry = running.registry();
     let old = peers.record(&leaves).await;
@@ -246,7 +248,7 @@ async fn a_node_that_is_killed_and_comes_back_knows_what_it_knew() {
     let options = PeerOptions { bootstrap: Vec::new(), ..peers.options().await };
     let alone = PeerRegistry::builder(peers.chain.ledger(key()), options).store(store.await).start().await.unwrap();
     let found = |node: &DynSigner| NodeQuery { node: Some(node.address()), ..NodeQuery::default() };
-    assert_eq!(alone.registry().subnet(subnet.message.id()).await.unwrap(), subnet);
+    assert_eq!(alone.registry().subnet(subnet.message.id()).await.unwrap().definition, subnet);
     assert_eq!(alone.registry().discover(found(&stays)).await.unwrap().len(), 1);
     assert_eq!(alone.registry().discover(found(&leaves)).await.unwrap(), []);
     let again = alone.registry().register(old).await;

@@ -15,9 +15,11 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use ncn_client::unix_now;
 use ncn_core::{
-    Address, Amount, Approval, Attestors as _, B256, BatchRequest, ChainView, CompletionAuthorization, CompletionRequest,
-    Confinement, Directory as _, Dispatch, Domain, DynSigner, FeeSplit, Message as _, NodeRecord, NodeRole, Payer as _,
-    PreprocessingRequest, Price, QuorumCertificate, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, Validator, conformance,
+    Address, Amount, Approval, Attestors as _, B256, BatchRequest, Catalog as _, ChainView, CompletionAuthorization,
+    CompletionRequest, Confinement, Directory as _, Dispatch, Domain, DynSigner, FeeSplit, Message as _, NodeRecord, NodeRole,
+    Payer as _, PreprocessingRequest, Price, QuorumCertificate, RegistryError, Signed, Subnet, SubnetModel, TrustRoot, Validator,
+    conformance,
+    membership::{News, Source},
     memory::{MemoryChain, MemoryLedger},
 };
 use ncn_devnet::well_known_key;
@@ -128,6 +130,10 @@ impl Validator for Linked {
     async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         self.validator.settlement(request).await
     }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        self.validator.subnet(subnet).await
+    }
 }
 
 /// A validator that approves whatever it is asked to.
@@ -150,6 +156,10 @@ impl Validator for Equivocating {
 
     async fn settlement(&self, _: &BatchRequest) -> Result<Approval, RegistryError> {
         Err(RegistryError::Refused("for the test".into()))
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        Ok(Approval::sign(&subnet.message.digest(&self.1), &*self.0).await?)
     }
 }
 
@@ -219,7 +229,6 @@ impl World {
         let ledger = chain.ledger(gateway.clone());
         let world = Self { links, trust, nodes, ledger, chain, gateway, compute, subnet, liar };
         for node in &world.nodes {
-            node.register_subnet(world.sign(world.subnet.clone(), &world.gateway).await).await.unwrap();
             for key in keys.iter().chain([&world.compute]) {
                 let is_compute = key.address() == world.compute.address();
                 let record = NodeRecord {
@@ -234,6 +243,12 @@ impl World {
                 };
                 node.register(world.sign(record, key).await).await.unwrap();
             }
+        }
+        let (first, others) = world.nodes.split_first().unwrap();
+        first.register_subnet(world.sign(world.subnet.clone(), &world.gateway).await).await.unwrap();
+        let approved = first.subnet(world.subnet.id()).await.unwrap();
+        for node in others {
+            node.hear(News::Subnet(approved.clone()), Source::default()).await.unwrap();
         }
         world
     }

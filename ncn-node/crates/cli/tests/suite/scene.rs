@@ -16,7 +16,7 @@ use ncn_core::BatchRequest;
 use ncn_core::{
     Amount, Approval, B256, ChainView, CompletionRequest, Confinement, Delivery, Domain, DynSigner, Epoch, FeeSplit, FinishReason,
     InferenceResult, Message as _, NodeRole, PreprocessingRequest, Price, QuorumCertificate, Quote, Registry, RegistryError,
-    Settlement, Signed, TrustRoot, Units, UnixTime, Usage, Validator, conformance::RegistryFixture,
+    Settlement, Signed, Subnet, TrustRoot, Units, UnixTime, Usage, Validator, conformance::RegistryFixture,
 };
 use ncn_devnet::{EmbeddedChain, LocalNetwork, LocalNetworkBuilder};
 use ncn_executor::{WorkerProgram, sandbox::HELPER};
@@ -224,7 +224,7 @@ impl Contracts for Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Behavior {
     Honest,
-    /// Signs something else.
+    /// Signs something else than a request's digest.
     Lies,
     /// Passes another validator's approval off as its own.
     Impersonates,
@@ -271,6 +271,12 @@ impl Validator for Behaving {
 
     async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         self.behave(self.honest.settlement(request).await).await
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        // A network without a subnet has no requests to lie about.
+        let approval = self.honest.subnet(subnet).await;
+        if self.behavior == Behavior::Lies { approval } else { self.behave(approval).await }
     }
 }
 

@@ -1,0 +1,90 @@
+//! The registry node's part that knows the subnets and their models.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use ncn_core::{
+    ApprovedSubnet, B256, Catalog, QuorumCertificate, RegistryError, Signed, Subnet, Validator,
+    membership::News,
+    registry::{MAX_REGISTERED_MANIFEST, SUBNETS_PAGE},
+};
+use std::sync::Arc;
+
+use super::{RegistryNode, VALIDATOR_TIMEOUT, trust};
+
+/// How many bytes of manifests are kept, in all and of one subnet's.
+const MAX_MANIFEST_BYTES: usize = 32 << 20;
+const MAX_MANIFEST_BYTES_OF_ONE: usize = 64 * MAX_REGISTERED_MANIFEST;
+
+/// The manifests that were brought here, with the subnet that each was brought for.
+#[derive(Default)]
+pub(super) struct Manifests(Mutex<HashMap<B256, (B256, Bytes)>>);
+
+impl Manifests {
+    fn keep(&self, digest: B256, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.contains_key(&digest) {
+            return Ok(());
+        }
+        let (mut all, mut its) = (manifest.len(), manifest.len());
+        for (of, other) in kept.values() {
+            all += other.len();
+            its += if *of == subnet { other.len() } else { 0 };
+        }
+        if all > MAX_MANIFEST_BYTES || its > MAX_MANIFEST_BYTES_OF_ONE {
+            return Err(RegistryError::Overloaded("it keeps no more manifests of this subnet".into()));
+        }
+        kept.insert(digest, (subnet, manifest));
+        Ok(())
+    }
+
+    fn get(&self, digest: &B256) -> Option<Bytes> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(digest).map(|(_, manifest)| manifest.clone())
+    }
+}
+
+#[async_trait]
+impl Catalog for RegistryNode {
+    async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
+        let digest = subnet.verify(&self.domain);
+        let digest = self.counted(digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string())))?;
+        let Some(id) = self.counted(self.membership.read(|membership| membership.definable(&subnet.message)))? else {
+            return Ok(());
+        };
+        self.counted(self.subnets.is_created(&subnet.message).await)?;
+        let trust = trust(&*self.ledger, 0).await?;
+        let committee = trust.current().trust.committee(&digest, &id);
+        let definition = Arc::new(subnet);
+        let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
+            let subnet = definition.clone();
+            Box::pin(async move { validator.subnet(&subnet).await })
+        };
+        let (approvals, enough) = self.collect(&trust, &[committee], digest, VALIDATOR_TIMEOUT, ask).await;
+        enough?;
+        let approvals = QuorumCertificate::new(approvals);
+        self.take(News::Subnet(ApprovedSubnet { definition: Arc::unwrap_or_clone(definition), approvals })).await
+    }
+
+    async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
+        self.membership.read(|membership| membership.subnet(&id).cloned())
+    }
+
+    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
+    }
+
+    async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+        let digest = self.membership.read(|membership| membership.subnet(&subnet)?.listed(&manifest));
+        self.manifests.keep(self.counted(digest)?, subnet, manifest)
+    }
+
+    async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
+        self.manifests.get(&digest).ok_or(RegistryError::UnknownManifest(digest))
+    }
+}
