@@ -99,6 +99,11 @@ pub(crate) struct RegistryArguments {
 }
 
 impl RegistryArguments {
+    /// These, which are some.
+    pub(crate) const fn of(registry: Vec<String>) -> Self {
+        Self { registry }
+    }
+
     /// As they can be typed again.
     pub(crate) fn flags(&self) -> String {
         format!("--registry {}", typed(Path::new(&self.registry.join(","))))

@@ -120,7 +120,9 @@ impl ModelArguments {
             } else {
                 let store = self.store.open()?;
                 if gateway.is_some() && store.find(reference).map_or(true, |stored| !stored.missing.is_empty()) {
-                    model::tell(&model::pull(&store, reference, &[], gateway).await?)?;
+                    model::tell(
+                        &model::pull(&store, reference, &[], gateway.map_or(model::Who::Nobody, model::Who::Gateway)).await?,
+                    )?;
                 }
                 store.package(reference).await?
             });

@@ -128,10 +128,10 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
-    let subnet = match arguments.owner {
-        Some(owner) => arguments.subnet.of(owner, &*registry).await?,
+    let (subnet, manifests) = match arguments.owner {
+        Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
-        None => arguments.subnet.create(&account, &manifests).await?,
+        None => (arguments.subnet.create(&account, &manifests).await?, manifests),
     };
     let settle = BatchPolicy {
         max_requests: arguments.settle_requests,

@@ -10,11 +10,11 @@ use std::{
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use ncn_client::grpc::GrpcTransport;
-use ncn_core::{Model, Transport as _};
+use ncn_core::{B256, Model, Registry, Transport as _};
 use ncn_models::{MANIFEST_FILE, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
 use serde_json::json;
 
-use crate::{Failure, block_on, run_until, sanitize, say, serving};
+use crate::{Failure, account::RegistryArguments, block_on, run_until, sanitize, say, serving, subnet};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -55,6 +55,9 @@ pub(crate) enum Command {
         /// The gateway whose model it is, and which knows where its files are
         #[arg(long, value_name = "URL")]
         gateway: Option<String>,
+        /// The registry nodes that know the manifest by its digest, and the gateways that know where the files are
+        #[arg(long, value_name = "URL[,URL..]", value_delimiter = ',', conflicts_with = "gateway")]
+        registry: Vec<String>,
         #[command(flatten)]
         store: StoreArguments,
     },
@@ -127,10 +130,19 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Pack { directory, draft } => tell(&ncn_models::pack(directory, draft.as_deref())?),
         Command::Add { directory, store } => add(&store.open()?, directory),
         Command::List { store, json } => list(&store.open()?, *json),
-        Command::Pull { model, from, gateway, store } => {
+        Command::Pull { model, from, gateway, registry, store } => {
             let store = store.open()?;
             let interrupted = Failure::Failed("interrupted; what was fetched is kept: the same command goes on with it".into());
-            run_until(async { tell(&pull(&store, model, from, gateway.as_deref()).await?) }, interrupted)
+            let pulling = async {
+                let registry = if registry.is_empty() { None } else { Some(RegistryArguments::of(registry.clone()).open()?) };
+                let who = match (gateway, &registry) {
+                    (Some(url), _) => Who::Gateway(url),
+                    (None, Some(registry)) => Who::Registry(&**registry),
+                    (None, None) => Who::Nobody,
+                };
+                tell(&pull(&store, model, from, who).await?)
+            };
+            run_until(pulling, interrupted)
         }
         Command::Verify { model, store } => block_on(verify(store, model.as_deref())),
         Command::Remove { model, store } => block_on(remove(&store.open()?, model)),
@@ -156,15 +168,17 @@ fn add(store: &ModelStore, directory: &Path) -> Result<(), Failure> {
     block_on(async { tell(&store.add(directory).await?) })
 }
 
-pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], gateway: Option<&str>) -> Result<Model, Failure> {
+pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], who: Who<'_>) -> Result<Model, Failure> {
     let mut sources = from.iter().map(|url| Source::new(url)).collect::<Result<Vec<_>, _>>()?;
-    let model = if let Some(url) = gateway {
-        let (model, more) = ask_gateway(url, reference).await?;
+    let known = match who {
+        Who::Nobody => None,
+        Who::Gateway(url) => Some((ask_gateway(url, reference).await?, format!("gateway {url}"))),
+        Who::Registry(registry) => Some((ask_registry(registry, reference).await?, format!("model {reference}: its gateways"))),
+    };
+    let model = if let Some(((model, more), names)) = known {
         sources.extend(more);
         if sources.is_empty() {
-            return Err(Failure::Failed(format!(
-                "gateway {url}: names no source of model files: `ncn model pull --from` takes one"
-            )));
+            return Err(Failure::Failed(format!("{names}: no source of model files is named: `ncn model pull --from` takes one")));
         }
         model
     } else if sources.is_empty() {
@@ -179,6 +193,17 @@ pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], g
     Ok(model)
 }
 
+/// Who knows a model, and where its files are.
+#[derive(Clone, Copy)]
+pub(crate) enum Who<'a> {
+    /// The store, or the sources that are named.
+    Nobody,
+    /// The gateway at this URL.
+    Gateway(&'a str),
+    /// The registry knows the manifest, and the gateways that know the rest.
+    Registry(&'a dyn Registry),
+}
+
 /// The model as a gateway has it, and where its files are.
 async fn ask_gateway(url: &str, reference: &str) -> Result<(Model, Vec<Source>), Failure> {
     let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
@@ -187,14 +212,39 @@ async fn ask_gateway(url: &str, reference: &str) -> Result<(Model, Vec<Source>),
         let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
         return Err(Failure::Input(format!("model {reference}: is not offered by this gateway; it has: {}", names.join(", "))));
     };
+    Ok((info.model.clone(), sources_of(&transport).await?))
+}
+
+/// Where a gateway says that the files of its models are.
+async fn sources_of(gateway: &GrpcTransport) -> Result<Vec<Source>, Failure> {
     let mut sources = Vec::new();
-    for url in transport.network().await.map_err(Failure::failed)?.model_sources {
+    for url in gateway.network().await.map_err(Failure::failed)?.model_sources {
         match Source::named_by_others(&url) {
             Ok(source) => sources.push(source),
             Err(error) => say(&sanitize(&format!("the gateway names a source that is left out: {error}"))),
         }
     }
-    Ok((info.model.clone(), sources))
+    Ok(sources)
+}
+
+/// The model with this digest, and where the gateways that offer it say that its files are. A gateway that does not answer is left out.
+async fn ask_registry(registry: &dyn Registry, reference: &str) -> Result<(Model, Vec<Source>), Failure> {
+    let digest: B256 =
+        reference.parse().map_err(|_| Failure::Input(format!("model {reference}: the registry knows models by their digests")))?;
+    let manifest = registry.manifest(digest).await.map_err(Failure::failed)?;
+    let model = Model::parse(manifest).map_err(Failure::failed)?;
+    let mut sources = Vec::new();
+    for gateway in subnet::gateways_with(registry, &digest).await? {
+        match GrpcTransport::new(&gateway) {
+            Ok(gateway) => sources.extend(sources_of(&gateway).await.unwrap_or_default()),
+            Err(error) => say(&sanitize(&format!("a gateway is left out: {error}"))),
+        }
+        // One that knows is enough.
+        if !sources.is_empty() {
+            break;
+        }
+    }
+    Ok((model, sources))
 }
 
 /// The first of the sources that knows the model says what it is.

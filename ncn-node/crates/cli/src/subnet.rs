@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ncn_client::{evm::EvmLedger, unix_now};
+use ncn_client::evm::EvmLedger;
 use ncn_core::{
     Address, Amount, B256, Deregistration, FeeSplit, Model, NodeQuery, NodeRecord, NodeRole, Registry, Signed, Subnet, SubnetModel,
     message::subnet_id,
@@ -23,7 +23,7 @@ use crate::{
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     block_on,
     model::{self, StoreArguments},
-    sanitize, typed,
+    sanitize, say, typed,
 };
 
 /// More subnets than a registry node keeps.
@@ -131,11 +131,24 @@ impl SubnetArguments {
         Ok(manifests)
     }
 
-    /// That of another owner, as the registry knows it.
-    pub(crate) async fn of(&self, owner: Address, registry: &dyn Registry) -> Result<Subnet, Failure> {
-        let found = registry.subnet(subnet_id(owner, &self.name)).await;
+    /// That of another owner, as the registry knows it, with the manifests that are not given.
+    pub(crate) async fn of(
+        &self,
+        owner: Address,
+        registry: &dyn Registry,
+        manifests: Vec<Bytes>,
+    ) -> Result<(Subnet, Vec<Bytes>), Failure> {
         let refuse = |error| Failure::Failed(format!("--owner {owner}: subnet {}: {error}", self.name));
-        Ok(found.map_err(refuse)?.definition.message)
+        let subnet = registry.subnet(subnet_id(owner, &self.name)).await.map_err(refuse)?.definition.message;
+        if !self.manifest.is_empty() {
+            return Ok((subnet, manifests));
+        }
+        let mut manifests = Vec::new();
+        for SubnetModel { name, digest, .. } in &subnet.models {
+            let refuse = |error| Failure::Failed(format!("--manifest: that of {} is missing: {error}", sanitize(name)));
+            manifests.push(registry.manifest(*digest).await.map_err(refuse)?);
+        }
+        Ok((subnet, manifests))
     }
 
     /// Creates it on the chain unless it is there, for no more than the limit.
@@ -157,7 +170,7 @@ impl SubnetArguments {
             models: models.collect::<Result<_, Failure>>()?,
             split: FeeSplit::default(),
             // What is announced later replaces what was announced before.
-            version: unix_now(),
+            version: next_sequence(0),
         })
     }
 }
@@ -196,6 +209,11 @@ async fn create(
     registry.register_subnet(signed).await.map_err(|error| {
         Failure::Failed(format!("the subnet is on the chain, but the registry does not take it: {error}: run this again"))
     })?;
+    for manifest in manifests {
+        if let Err(error) = registry.register_manifest(subnet.id(), manifest).await {
+            say(&sanitize(&format!("the registry does not keep a manifest, which the gateway does: {error}")));
+        }
+    }
     print(&subnet, &nodes(&*registry, &subnet).await?, json)
 }
 
@@ -236,6 +254,21 @@ async fn nodes(registry: &dyn Registry, subnet: &Subnet) -> Result<Vec<NodeRecor
     let mut nodes: Vec<_> = found.into_iter().map(|node| node.message).filter(|node| node.role != NodeRole::Validator).collect();
     nodes.sort_unstable_by_key(|node| (node.role as u8, node.node));
     Ok(nodes)
+}
+
+/// How those of these nodes that are its gateways are called.
+fn gateways<'a>(subnet: &Subnet, nodes: &'a [NodeRecord]) -> impl Iterator<Item = &'a str> {
+    let is_its = |node: &&NodeRecord| node.role == NodeRole::Gateway && subnet.has_gateway(&node.node);
+    nodes.iter().filter(is_its).map(|node| &*node.endpoint)
+}
+
+/// How the gateways are called that offer this model.
+pub(crate) async fn gateways_with(registry: &dyn Registry, model: &B256) -> Result<Vec<String>, Failure> {
+    let mut urls = Vec::new();
+    for subnet in all(registry).await?.iter().filter(|subnet| subnet.model(model).is_some()) {
+        urls.extend(gateways(subnet, &nodes(registry, subnet).await?).map(ToOwned::to_owned));
+    }
+    Ok(urls)
 }
 
 /// A subnet as JSON: its definition with its id, and who serves it where that was asked.
@@ -295,8 +328,7 @@ async fn join(
     let registry = registry.open()?;
     let subnet = find(&*registry, reference).await?;
     let nodes = nodes(&*registry, &subnet).await?;
-    let is_its = |node: &&NodeRecord| node.role == NodeRole::Gateway && subnet.has_gateway(&node.node);
-    let gateways: Vec<_> = nodes.iter().filter(is_its).map(|node| &*node.endpoint).collect();
+    let gateways: Vec<_> = gateways(&subnet, &nodes).collect();
     let Some(gateway) = gateways.first() else {
         return Err(Failure::Failed(format!("subnet {reference}: none of its gateways is on the network now")));
     };
@@ -313,7 +345,7 @@ async fn join(
         // What the subnet's owner has signed, by its digest: the gateway's word is not needed.
         let digest = hex::encode(model.digest);
         if store.find(&digest).map_or(true, |stored| !stored.missing.is_empty()) {
-            model::pull(&store, &digest, &[], Some(gateway)).await?;
+            model::pull(&store, &digest, &[], model::Who::Gateway(gateway)).await?;
         }
     }
     let mut out = io::stdout();

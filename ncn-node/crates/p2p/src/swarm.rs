@@ -32,8 +32,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_mins(4);
 const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
 /// How long a connection may take to come about.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection is kept that nobody uses. A lookup calls many peers, and only neighbours in gossip stay connected: the number of a
-/// node's connections does not grow with the network.
+/// How long a connection is kept that has no streams. Gossip has one to each peer: see [`crate::task`] for the others.
 const IDLE: Duration = Duration::from_secs(30);
 /// How often a node looks at all of its table, and how much later, at most: each at its own time. Those that started together would otherwise
 /// call each other at once. Each time calls some twenty peers a bucket, and a table has as many buckets as its network's size has bits.
@@ -41,10 +40,10 @@ const REFRESH: Duration = Duration::from_mins(15);
 const REFRESH_LATER: u32 = 256;
 /// When a new node begins to choose its neighbours in gossip, and how often it looks at them again.
 const GOSSIP_AFTER: Duration = Duration::from_millis(300);
-const GOSSIP_EVERY: Duration = Duration::from_millis(300);
+const GOSSIP_EVERY: Duration = Duration::from_secs(1);
 /// Of so many of these, what was heard is offered to others, and kept for those who want it.
-const OFFERED: usize = 10;
-const KEPT: usize = 20;
+const OFFERED: usize = 3;
+const KEPT: usize = 6;
 
 /// Who tells what is forged or malformed is no neighbour for some minutes, and from the fifth time on within them nothing that it tells is taken.
 /// Besides that, it counts when a peer offers news and does not give them.
@@ -178,6 +177,8 @@ fn behaviour(
         .max_transmit_size(MAX_NEWS_BYTES)
         .heartbeat_initial_delay(GOSSIP_AFTER)
         .heartbeat_interval(GOSSIP_EVERY)
+        // Offers go to a few, however many are connected: they cost more than the news themselves.
+        .gossip_factor(0.0)
         .history_gossip(OFFERED)
         .history_length(KEPT)
         .build()?;

@@ -110,7 +110,7 @@ fn is_recent(news: &News, now: u64) -> bool {
         News::Record(record) => record.message.sequence / 1_000,
         News::Heartbeat(heartbeat) => heartbeat.message.sent_at,
         News::Departure(departure) => departure.message.sequence / 1_000,
-        News::Subnet(subnet) => subnet.subnet().version,
+        News::Subnet(subnet) => subnet.subnet().version / 1_000,
     };
     at.saturating_add(RECENT) >= now
 }

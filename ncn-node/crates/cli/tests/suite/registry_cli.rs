@@ -206,6 +206,67 @@ fn a_node_joins_a_subnet_with_nothing_but_its_name() {
     eventually_blocking("the node is in the subnet", serves);
 }
 
+/// Two gateways coordinate in one subnet, which one compute node serves; nobody is given a manifest but the owner.
+#[test]
+fn two_gateways_share_a_subnet() {
+    let scene = Scene::new();
+    let package = crate::scene::repository("ncn-node/models/digits");
+    scene.good(&["model", "add", package.to_str().unwrap(), "--store", "origin"]);
+    let server = scene.start(&["model", "serve", "--store", "origin", "--listen", ANY], "serving");
+    let (rpc, registries, source) = (&*scene.devnet.rpc, &*scene.devnet.registries, server.word("http://"));
+    let gateway = |key: &'static str, more: &[&str]| {
+        let gateway = ["gateway", "--listen", ANY, "--registry", registries, "--rpc", rpc, "--key", key];
+        [
+            &gateway[..],
+            &["--subnet", "shared", "--model-source", &source, "--state", if more[0] == "--owner" { "second" } else { "first" }],
+            more,
+        ]
+        .concat()
+        .into_iter()
+        .map(ToOwned::to_owned)
+        .collect()
+    };
+    let start = |arguments: Vec<String>| {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        scene.start(&arguments, "gateway 0x")
+    };
+    let (owner, member) = (well_known_key("client", 0).address().to_string(), well_known_key("compute", 5).address().to_string());
+    let key: &'static str = scene.key("compute", 5).leak();
+    let refused = |status, says| {
+        let arguments: Vec<String> = gateway(key, &["--owner", &owner]);
+        scene.bad(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), status, says);
+    };
+    refused(1, "is not registered: its gateway has to register it first");
+    let own = ["subnet", "create", "--subnet", "shared", "--registry", registries, "--rpc", rpc, "--key", "keys/client-0.key"];
+    scene.good(&own);
+    refused(2, "does not name this gateway");
+    let first = start(gateway("keys/client-0.key", &["--with-gateway", &member]));
+    let shown = || scene.json(&["subnet", "show", "shared", "--registry", registries]);
+    assert_eq!(shown()["gateways"], serde_json::json!([member.to_lowercase()]));
+    let digest = shown()["models"][0]["digest"].as_str().unwrap().to_owned();
+    // Every registry node finds the manifest by its digest, though the gateway has brought it to one.
+    for url in registries.split(',') {
+        let pull = ["model", "pull", &digest, "--registry", url, "--store", url.rsplit_once(':').unwrap().1];
+        let found = || scene.run(&pull).status.success();
+        eventually_blocking("a registry node finds the manifest", found);
+    }
+    scene.bad(&["model", "pull", "digits", "--registry", registries], 2, "the registry knows models by their digests");
+
+    let second = start(gateway(key, &["--owner", &owner]));
+    let urls = [first.word("http://"), second.word("http://")];
+    let node = ["compute", "--gateway", &urls.join(","), "--registry", registries, "--rpc", rpc, "--model", "digits"];
+    let _node = scene.start(&[&node[..], &["--key", &scene.key("compute", 7)]].concat(), "compute node 0x");
+    for url in &urls {
+        let infer =
+            ["infer", "--gateway", url, "--rpc", rpc, "--key", "keys/client-1.key", "--model", "digits", "--yes", "--input"];
+        let answered = || {
+            String::from_utf8_lossy(&scene.run(&[&infer[..], &[crate::scene::digit(7).to_str().unwrap()]].concat()).stdout)
+                .contains("label: 7")
+        };
+        eventually_blocking("a gateway has the node", answered);
+    }
+}
+
 /// Any registry node is killed while requests come, and comes back: none of them is lost, and nobody pays for nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_when_a_registry_node_is_killed() {
