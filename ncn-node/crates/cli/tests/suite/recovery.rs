@@ -1,6 +1,7 @@
 //! A gateway that crashes at any point goes on where it was: one result, one payment.
 
 use std::{
+    convert::identity,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -107,9 +108,13 @@ impl Scene {
     }
 
     pub(crate) async fn start_with(&self, store: impl Store + 'static, registry: Arc<dyn Registry>) -> RunningGateway {
+        self.start_as(subnet(&self.gateway), store, registry).await
+    }
+
+    async fn start_as(&self, subnet: Subnet, store: impl Store + 'static, registry: Arc<dyn Registry>) -> RunningGateway {
         let store = SharedStore::new(store).unwrap();
         let account = self.network.chain.ledger(self.gateway.clone());
-        let gateway = Gateway::builder(self.gateway.clone(), subnet(&self.gateway), account, registry, store);
+        let gateway = Gateway::builder(self.gateway.clone(), subnet, account, registry, store);
         let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap();
         gateway.gateway().attach(self.compute.clone());
         gateway
@@ -221,7 +226,8 @@ impl Client {
     }
 }
 
-async fn crashes_and_goes_on(at: usize, crash: Crash) {
+/// Goes on with this subnet.
+async fn crashes_and_goes_on(at: usize, crash: Crash, goes_on_as: impl FnOnce(Subnet) -> Subnet) {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(directory.path()).await;
     let client = Client::new(&scene).await;
@@ -236,7 +242,8 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
     }
     drop(first);
 
-    let second = scene.start(kept).await;
+    let subnet = goes_on_as(subnet(&scene.gateway));
+    let second = scene.start_as(subnet, kept, scene.network.registry.clone()).await;
     let update = in_time("the second gateway goes on", client.serve(&**second.gateway())).await;
     let TaskEvent::Delivered { output, receipt } = update else { panic!("{crash:?} of event {at}: {update:?}") };
     assert_eq!(output.text("label"), Some("7"));
@@ -258,14 +265,28 @@ async fn crashes_and_goes_on(at: usize, crash: Crash) {
 #[tokio::test]
 async fn a_crash_before_any_event_is_kept() {
     for at in 1..=6 {
-        crashes_and_goes_on(at, Crash::BeforeKeeping).await;
+        crashes_and_goes_on(at, Crash::BeforeKeeping, identity).await;
     }
 }
 
 #[tokio::test]
 async fn a_crash_after_any_event_is_kept() {
     for at in 1..=6 {
-        crashes_and_goes_on(at, Crash::AfterKeeping).await;
+        crashes_and_goes_on(at, Crash::AfterKeeping, identity).await;
+    }
+}
+
+/// Validators have approved the quote, and judge the result by what the subnet is by then.
+#[tokio::test]
+async fn a_paid_request_keeps_its_price_when_the_subnet_changes() {
+    let dearer = |mut subnet: Subnet| {
+        subnet.version += 1;
+        subnet.split.gateway_bps += 100;
+        subnet.models[0].price.base = Amount::TOKEN;
+        subnet
+    };
+    for at in [2, 3, 4] {
+        crashes_and_goes_on(at, Crash::AfterKeeping, dearer).await;
     }
 }
 
