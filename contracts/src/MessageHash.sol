@@ -19,6 +19,7 @@ import {
     InferenceRequest,
     InferenceResult,
     NodeRecord,
+    PendingRequests,
     Quote,
     ReceiptSeal,
     SettledCompletion,
@@ -65,6 +66,9 @@ library MessageHash {
         "NodeRecord(address node,uint8 role,bytes32 subnet,string endpoint,bytes32[] models,uint8 confinement,uint64 sequence,uint64 expiresAt)"
     );
     bytes32 internal constant HEARTBEAT = keccak256("Heartbeat(address node,uint64 sequence,uint64 sentAt)");
+    bytes32 internal constant PENDING_REQUESTS = keccak256(
+        "PendingRequests(address gateway,bytes32 subnet,bytes32[] requests,uint64 sequence,uint64 expiresAt)"
+    );
     bytes32 internal constant DEPARTURE = keccak256("Departure(address node,uint64 sequence)");
     bytes32 internal constant ATTACHMENT = keccak256("Attachment(address node,address gateway,bytes32 challenge)");
     bytes32 internal constant SUBNET_MODEL = keccak256(
@@ -177,6 +181,19 @@ library MessageHash {
 
     function hash(Heartbeat calldata heartbeat) internal pure returns (bytes32) {
         return keccak256(abi.encode(HEARTBEAT, heartbeat));
+    }
+
+    function hash(PendingRequests calldata pending) internal pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                PENDING_REQUESTS,
+                pending.gateway,
+                pending.subnet,
+                keccak256(abi.encodePacked(pending.requests)),
+                pending.sequence,
+                pending.expiresAt
+            )
+        );
     }
 
     function hash(Departure calldata departure) internal pure returns (bytes32) {

@@ -169,6 +169,15 @@ struct Departure {
     uint64 sequence;
 }
 
+/// A gateway's word on which requests it works on. A newer `sequence` replaces an older announcement.
+struct PendingRequests {
+    address gateway;
+    bytes32 subnet;
+    bytes32[] requests;
+    uint64 sequence;
+    uint64 expiresAt;
+}
+
 /// A compute node's answer to a gateway's challenge when it opens its stream.
 struct Attachment {
     address node;

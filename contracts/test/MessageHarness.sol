@@ -60,6 +60,10 @@ contract MessageHarness {
         return MessageHash.hash(message);
     }
 
+    function hashPendingRequests(PendingRequests calldata message) external pure returns (bytes32) {
+        return MessageHash.hash(message);
+    }
+
     function hashDeparture(Departure calldata message) external pure returns (bytes32) {
         return MessageHash.hash(message);
     }

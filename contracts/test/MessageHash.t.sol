@@ -27,7 +27,7 @@ contract MessageHashTest is Test {
     }
 
     function test_EveryStructOfTheFileIsHashed() public view {
-        vm.assertEq(structs, 25);
+        vm.assertEq(structs, 26);
     }
 
     function testFuzz_InferenceRequest(InferenceRequest calldata message) public view {
@@ -163,6 +163,17 @@ contract MessageHashTest is Test {
     function testFuzz_Heartbeat(Heartbeat calldata message) public view {
         bytes32 hash = harness.hashHeartbeat(message);
         vm.assertEq(hash, vm.eip712HashStruct(typeOf("Heartbeat"), abi.encode(message)));
+    }
+
+    function testFuzz_PendingRequests(PendingRequests calldata message) public view {
+        bytes32 hash = harness.hashPendingRequests(message);
+        vm.assertEq(hash, vm.eip712HashStruct(typeOf("PendingRequests"), abi.encode(message)));
+        bytes memory head =
+            bytes.concat(keccak256(bytes(typeOf("PendingRequests"))), word(message.gateway), message.subnet);
+        bytes memory tail = bytes.concat(
+            keccak256(abi.encodePacked(message.requests)), word(message.sequence), word(message.expiresAt)
+        );
+        vm.assertEq(hash, keccak256(bytes.concat(head, tail)));
     }
 
     function testFuzz_Departure(Departure calldata message) public view {

@@ -13,8 +13,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_core::{
-    ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChanges,
-    NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, Registry, RegistryError, Signed, Subnet,
+    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat,
+    NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, Registry, RegistryError, RequestId, Signed,
+    Subnet,
+    mempool::{Mempool, PendingRequests},
 };
 use tokio::time::Instant;
 
@@ -151,6 +153,21 @@ impl Catalog for Registries {
 
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
         ask!(self, HEDGE_JUDGING_AFTER, manifest(digest))
+    }
+}
+
+#[async_trait]
+impl Mempool for Registries {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        ask!(self, HEDGE_AFTER, announce(pending))
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        ask!(self, HEDGE_AFTER, pending(subnet, request))
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        ask!(self, HEDGE_AFTER, pending_of(gateway))
     }
 }
 

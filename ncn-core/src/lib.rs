@@ -31,6 +31,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod membership;
 pub mod memory;
+pub mod mempool;
 pub mod message;
 pub mod model;
 pub mod payment;

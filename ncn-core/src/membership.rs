@@ -14,6 +14,7 @@ use room::{Place, Room};
 
 use crate::{
     ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime,
+    mempool::{PendingRequests, PendingTable},
 };
 
 pub use kept::KnownNode;
@@ -112,6 +113,7 @@ pub struct Membership {
     bounds: MembershipLimits,
     members: BTreeMap<Address, Member>,
     subnets: BTreeMap<B256, ApprovedSubnet>,
+    pending: PendingTable,
     /// The number of changes so far, which is also the number of the latest one.
     changes: u64,
     /// The members by the numbers of their latest changes.
@@ -125,7 +127,7 @@ pub struct Membership {
 
 /// A sequence is at most the clock's milliseconds: there is none newer than the largest number, and a node that was made to sign that would
 /// be shut out.
-fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), RegistryError> {
+pub(crate) fn check_sequence(field: &str, sequence: u64, now: UnixTime) -> Result<(), RegistryError> {
     if sequence / 1_000 > now.saturating_add(CLOCK_SKEW_SECONDS) {
         return Err(RegistryError::invalid(
             field,
@@ -143,6 +145,7 @@ impl Membership {
             bounds,
             members: BTreeMap::new(),
             subnets: BTreeMap::new(),
+            pending: PendingTable::default(),
             changes: 0,
             by_change: BTreeMap::new(),
             forgotten: 0,
@@ -281,6 +284,23 @@ impl Membership {
             }
             _ => Ok(Some(id)),
         }
+    }
+
+    /// Takes in what a gateway works on. False when it is known already.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownSubnet`]; [`RegistryError::Invalid`] when it is no gateway of the subnet, or as [`PendingTable::take`].
+    pub fn announce(&mut self, pending: Signed<PendingRequests>, now: UnixTime) -> Result<bool, RegistryError> {
+        let PendingRequests { gateway, subnet, .. } = &pending.message;
+        if !self.subnet(subnet)?.subnet().has_gateway(gateway) {
+            return Err(RegistryError::invalid("pending.gateway", "is no gateway of the subnet"));
+        }
+        self.pending.take(pending, &self.domain, now)
+    }
+
+    /// Which requests gateways work on.
+    pub const fn pending(&self) -> &PendingTable {
+        &self.pending
     }
 
     /// A subnet's definition.

@@ -457,4 +457,5 @@ authored! {
     SettlementRequest => gateway,
     TaskCapability => client,
     Subnet => owner,
+    crate::mempool::PendingRequests => gateway,
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Acknowledgement, Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch,
     DispatchError, ErrorKind, Heartbeat, InferenceRequest, Model, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError,
-    Signed, SignedVoucher, Subnet, TrustHistory, channel::Batch, message::SettlementRequest,
+    Signed, SignedVoucher, Subnet, TrustHistory, channel::Batch, mempool::Mempool, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -204,6 +204,8 @@ pub struct RegistryStatus {
     pub nodes: u64,
     /// How many subnets it knows.
     pub subnets: u64,
+    /// How many pending requests it knows.
+    pub pending: u64,
     /// What it has refused since it was started, by the reason.
     pub refused: BTreeMap<String, u64>,
     /// How many seconds ago it was started.
@@ -340,9 +342,9 @@ pub trait Attestors: Send + Sync {
 }
 
 /// The P2P registry: its parts at one node.
-pub trait Registry: Directory + Catalog + Attestors {}
+pub trait Registry: Directory + Catalog + Mempool + Attestors {}
 
-impl<R: Directory + Catalog + Attestors + ?Sized> Registry for R {}
+impl<R: Directory + Catalog + Mempool + Attestors + ?Sized> Registry for R {}
 
 /// Conveniences on every [`Directory`].
 #[async_trait]

@@ -141,6 +141,14 @@ pub enum TransportError {
     /// No such request here.
     #[error("request {0} is not known to this gateway")]
     UnknownTask(RequestId),
+    /// Another gateway of the subnet works on it.
+    #[error("request {request_id} is with gateway {gateway}: ask that one")]
+    TakenElsewhere {
+        /// Which request.
+        request_id: RequestId,
+        /// Who says that it works on it.
+        gateway: Address,
+    },
     /// Another client's request.
     #[error("not authorized: {0}")]
     #[serde(rename = "Unauthorised")]
@@ -180,7 +188,7 @@ impl TransportError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidRequest { .. } | Self::VoucherTooLow { .. } => ErrorKind::Invalid,
-            Self::UnknownModel(_) | Self::UnknownTask(_) => ErrorKind::Unknown,
+            Self::UnknownModel(_) | Self::UnknownTask(_) | Self::TakenElsewhere { .. } => ErrorKind::Unknown,
             Self::Unauthorized(_) => ErrorKind::Denied,
             Self::Refused(_) => ErrorKind::Refused,
             Self::Overloaded { .. } => ErrorKind::Busy,

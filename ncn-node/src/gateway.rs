@@ -3,6 +3,7 @@
 //! Each request has one driver, which journals an event, lets [`ncn_core::Lifecycle`] say what follows, and does it; the effects
 //! are in `gateway/effects.rs`. One more task follows the chain, to report payments to the drivers, and the registry, for the live nodes.
 
+mod announce;
 mod driver;
 mod effects;
 mod execution;
@@ -43,6 +44,7 @@ use served::Served;
 use task::Task;
 use tasks::Tasks;
 use tickets::Tickets;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
@@ -122,6 +124,8 @@ pub struct Gateway {
     tickets: Tickets,
     tasks: Mutex<Tasks>,
     redemptions: redemption::Redemptions,
+    /// Who asks the registry which gateway has a request.
+    asking: Semaphore,
     /// Ends every driver, and the task that follows chain and registry.
     stopped: CancellationToken,
     this: Weak<Self>,
@@ -233,6 +237,7 @@ impl Gateway {
             tickets: Tickets::new(),
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
+            asking: Semaphore::new(announce::MAX_ASKING),
             stopped: CancellationToken::new(),
             this: this.clone(),
         });
@@ -244,7 +249,8 @@ impl Gateway {
         }
         let following = gateway.clone();
         tokio::spawn(async move {
-            let keeping = async { tokio::join!(follow::chain(&following), follow::registry(&following)) };
+            let keeping =
+                async { tokio::join!(follow::chain(&following), follow::registry(&following), announce::announce(&following)) };
             following.stopped.clone().run_until_cancelled_owned(keeping).await
         });
         Ok(gateway)
@@ -411,7 +417,10 @@ impl Transport for Gateway {
             Some(task) => task,
             None => {
                 self.check(&submission)?;
-                self.admit(request_id, submission)?
+                match self.admit(request_id, submission) {
+                    Ok(task) => task,
+                    Err(error) => return Err(self.elsewhere(request_id, error).await),
+                }
             }
         };
         let ready = task.wait_for(|state| !matches!(state, State::Reserving | State::Preprocessing));
@@ -437,7 +446,10 @@ impl Transport for Gateway {
     }
 
     async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
-        Ok(self.task(request_id)?.status())
+        match self.task(request_id) {
+            Ok(task) => Ok(task.status()),
+            Err(error) => Err(self.elsewhere(request_id, error).await),
+        }
     }
 
     async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {

@@ -220,9 +220,12 @@ impl RegistryNode {
         self.membership.read(|membership| membership.known(after, most, unix_now()))
     }
 
-    /// How many nodes are live, and how many subnets there are.
-    pub fn counts(&self) -> (usize, usize) {
-        self.membership.read(|membership| membership.counts(unix_now()))
+    /// How many nodes are live, and how many subnets and pending requests there are.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.membership.read(|membership| {
+            let (nodes, subnets) = membership.counts(unix_now());
+            (nodes, subnets, membership.pending().len())
+        })
     }
 
     /// Takes in what a node or a gateway brings, and tells the others.

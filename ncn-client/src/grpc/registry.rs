@@ -4,8 +4,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use ncn_core::{
-    ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat, NodeChange,
-    NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus, Signed, Subnet,
+    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat,
+    NodeChange, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus,
+    RequestId, Signed, Subnet,
+    mempool::{Mempool, PendingRequests},
     registry::{SUBNETS_PAGE, manifest_digest},
 };
 use tonic::{Status, transport::Channel};
@@ -123,6 +125,29 @@ impl Catalog for GrpcRegistry {
             Ok(given) if given == digest => Ok(found),
             _ => Err(RegistryError::Malformed(format!("is not the manifest with the digest {digest}"))),
         }
+    }
+}
+
+impl GrpcRegistry {
+    async fn find_pending(&self, query: proto::PendingQuery) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        let found = self.call(async |mut client| client.find_pending(query).await).await?.into_inner().pending;
+        Ok(found.map(TryInto::try_into).transpose()?)
+    }
+}
+
+#[async_trait]
+impl Mempool for GrpcRegistry {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.call(async |mut client| client.announce_pending(proto::PendingRequests::from(pending)).await.map(drop)).await
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        let (subnet, request_id) = (wire::bytes(subnet), wire::bytes(request));
+        self.find_pending(proto::PendingQuery { subnet, request_id, ..proto::PendingQuery::default() }).await
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.find_pending(proto::PendingQuery { gateway: wire::bytes(gateway), ..proto::PendingQuery::default() }).await
     }
 }
 

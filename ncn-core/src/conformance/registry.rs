@@ -6,9 +6,10 @@ use super::{Rules, Spoilt, Verdict, Violation, delivery, key, order, quote, sign
 use crate::{
     Address, Amount, B256, CompletionAuthorization, CompletionRequest, Confinement, Deregistration, DirectoryExt as _, Dispatch,
     DynSigner, Epoch, FeeSplit, FinishReason, Heartbeat, InferenceResult, Message as _, NodeChange, NodeChanges, NodeQuery,
-    NodeRecord, NodeRole, PreprocessingRequest, Price, Quote, Registry, RegistryError, Signature, Signed, Subnet, SubnetModel,
-    TrustHistory, TrustRoot, UnixTime,
+    NodeRecord, NodeRole, PreprocessingRequest, Price, Quote, Registry, RegistryError, RequestId, Signature, Signed, Subnet,
+    SubnetModel, TrustHistory, TrustRoot, UnixTime,
     lifecycle::MAX_ATTEMPTS,
+    mempool::PendingRequests,
     registry::{ApprovedSubnet, manifest_digest},
 };
 
@@ -107,6 +108,7 @@ pub async fn registry(fixture: &dyn RegistryFixture) -> Verdict {
     let epoch = fixture.epoch().await;
     let scene = Scene { trust: epoch.trust.clone(), epoch, fixture, subnet, gateway, compute };
     subnets(&mut rules, &scene).await?;
+    pending(&mut rules, &scene).await?;
     nodes(&mut rules, &scene).await?;
     watches(&mut rules, &scene).await?;
     judges_quotes(&mut rules, &scene).await?;
@@ -169,6 +171,38 @@ async fn manifests(rules: &mut Rules, registry: &dyn Registry, subnet: &Subnet) 
     rules.ok("keeping it again changes nothing", registry.register_manifest(id, manifest.clone()).await)?;
     let found = registry.manifest(digest).await;
     rules.check("a manifest is found by its digest", found.as_ref() == Ok(&manifest), found)
+}
+
+async fn pending(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    let (registry, subnet, gateway) = (scene.registry(), scene.subnet.id(), scene.gateway.address());
+    let (first, second): (RequestId, RequestId) = ([1; 32].into(), [2; 32].into());
+    let now = scene.fixture.now();
+    let said = PendingRequests { gateway, subnet, requests: vec![first], sequence: now * 1_000, expires_at: now + 60 };
+    let nobody = registry.pending(subnet, first).await;
+    rules.check("nobody works on an unknown request", nobody == Ok(None), nobody)?;
+    let other = key();
+    let stranger = scene.sign(PendingRequests { gateway: other.address(), ..said.clone() }, &other).await;
+    rules.refused("only gateways of the subnet announce", registry.announce(stranger).await, RegistryError::is_retryable)?;
+    let mut forged = scene.sign(said.clone(), &scene.gateway).await;
+    forged.message.requests = vec![second];
+    rules.refused("an announcement is its gateway's", registry.announce(forged).await, RegistryError::is_retryable)?;
+    let late = scene.sign(PendingRequests { expires_at: now - 1, ..said.clone() }, &scene.gateway).await;
+    rules.refused("an announcement expires", registry.announce(late).await, RegistryError::is_retryable)?;
+    let old = scene.sign(said.clone(), &scene.gateway).await;
+    rules.ok("a gateway announces", registry.announce(old.clone()).await)?;
+    rules.ok("announcing the same again changes nothing", registry.announce(old.clone()).await)?;
+    let found = registry.pending(subnet, first).await;
+    rules.check("who works on a request is found", found == Ok(Some(old.clone())), found)?;
+    let elsewhere = registry.pending([7; 32].into(), first).await;
+    rules.check("a request is of its subnet", elsewhere == Ok(None), elsewhere)?;
+    let new = scene.sign(PendingRequests { requests: vec![second], sequence: said.sequence + 1, ..said }, &scene.gateway).await;
+    rules.ok("a gateway announces anew", registry.announce(new.clone()).await)?;
+    let gone = registry.pending(subnet, first).await;
+    rules.check("the newest announcement counts alone", gone == Ok(None), gone)?;
+    let replayed = registry.announce(old).await;
+    rules.check("an announcement is not replayed", matches!(replayed, Err(RegistryError::Stale { .. })), replayed)?;
+    let all = registry.pending_of(gateway).await;
+    rules.check("what a gateway works on is found", all == Ok(Some(new)), all)
 }
 
 async fn nodes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {

@@ -5,7 +5,10 @@ use std::ops::Bound;
 use alloy_primitives::{Address, B256};
 
 use super::{Membership, Origin};
-use crate::{ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeRecord, RegistryError, SignatureError, Signed, UnixTime};
+use crate::{
+    ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeRecord, RegistryError, SignatureError, Signed, UnixTime,
+    mempool::PendingRequests,
+};
 
 /// What one registry node has taken in, and the others are to know. Each is signed by whom it is about: who passes it on can only withhold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub enum News {
     Departure(Signed<Deregistration>),
     /// A subnet, or a newer version of it.
     Subnet(ApprovedSubnet),
+    /// What a gateway works on.
+    Pending(Signed<PendingRequests>),
 }
 
 impl News {
@@ -31,6 +36,7 @@ impl News {
             Self::Heartbeat(heartbeat) => heartbeat.verify(domain),
             Self::Departure(departure) => departure.verify(domain),
             Self::Subnet(subnet) => subnet.definition.verify(domain),
+            Self::Pending(pending) => pending.verify(domain),
         }
         .map(drop)
     }
@@ -42,6 +48,7 @@ impl News {
             Self::Heartbeat(heartbeat) => heartbeat.message.node,
             Self::Departure(departure) => departure.message.node,
             Self::Subnet(subnet) => subnet.subnet().owner,
+            Self::Pending(pending) => pending.message.gateway,
         }
     }
 }
@@ -69,6 +76,7 @@ impl Membership {
             News::Heartbeat(heartbeat) => self.heartbeat(&heartbeat, now).map(|()| true),
             News::Departure(departure) => self.deregister(&departure, now),
             News::Subnet(subnet) => self.register_subnet(subnet),
+            News::Pending(pending) => self.announce(pending, now),
         }
     }
 }

@@ -11,9 +11,10 @@ use futures::{StreamExt as _, stream};
 use crate::{
     Approval, ApprovedSubnet, Attestors, BatchRequest, Catalog, Committee, CompletionRequest, Deregistration, Directory, DynSigner,
     Heartbeat, InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate,
-    RegistryError, Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
+    RegistryError, RequestId, Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
     evidence::ApprovalKey,
     membership::{Membership, MembershipLimits, Origin, SharedMembership},
+    mempool::{Mempool, PendingRequests},
     registry::SUBNETS_PAGE,
     trust::{Quorum, Tenure},
     validation::{self, ValidationContext},
@@ -136,6 +137,21 @@ impl Catalog for MemoryRegistry {
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
         let manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
         manifests.get(&digest).cloned().ok_or(RegistryError::UnknownManifest(digest))
+    }
+}
+
+#[async_trait]
+impl Mempool for MemoryRegistry {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.membership.update(|membership| membership.announce(pending, (self.clock)())).map(drop)
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.pending().pending(subnet, request, (self.clock)()).cloned()))
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.pending().pending_of(&gateway, (self.clock)()).cloned()))
     }
 }
 

@@ -200,6 +200,20 @@ impl ToSol for super::Heartbeat {
     }
 }
 
+impl ToSol for crate::mempool::PendingRequests {
+    type Sol = generated::PendingRequests;
+
+    fn to_sol(&self) -> Self::Sol {
+        generated::PendingRequests {
+            gateway: self.gateway,
+            subnet: self.subnet,
+            requests: self.requests.clone(),
+            sequence: self.sequence,
+            expiresAt: self.expires_at,
+        }
+    }
+}
+
 impl ToSol for super::Deregistration {
     type Sol = generated::Departure;
 

@@ -16,6 +16,7 @@ use ncn_core::{
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
+    mempool::{Mempool, PendingRequests},
     model::ModelFormat,
 };
 
@@ -407,6 +408,21 @@ impl Catalog for BrokenRegistry {
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
         let found = self.scene.registry.manifest(digest).await;
         if self.flaw == Flaw::MakesManifestsUp { Ok(found.unwrap_or_default()) } else { found }
+    }
+}
+
+#[async_trait]
+impl Mempool for BrokenRegistry {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.scene.registry.announce(pending).await
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.scene.registry.pending(subnet, request).await
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.scene.registry.pending_of(gateway).await
     }
 }
 

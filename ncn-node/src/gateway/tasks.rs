@@ -1,7 +1,7 @@
 //! The requests that a gateway works on or remembers, and how many of them one client may have.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -34,6 +34,12 @@ impl Tasks {
                 self.of_client.remove(&task.client());
             }
         }
+    }
+
+    /// Those that have not ended: at most so many.
+    pub(super) fn pending(&self, most: usize) -> BTreeSet<RequestId> {
+        let pending = self.all.values().filter(|task| !matches!(task.lifecycle().state(), State::Ended(_)));
+        pending.map(|task| task.request_id).take(most).collect()
     }
 
     /// Whether there is room for another request of this client.

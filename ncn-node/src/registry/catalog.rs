@@ -1,19 +1,20 @@
-//! The registry node's part that knows the subnets and their models.
+//! The registry node's part that knows the subnets, their models, and their pending requests.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use ncn_client::unix_now;
 use ncn_core::{
-    ApprovedSubnet, B256, Catalog, QuorumCertificate, RegistryError, Signed, Subnet, Validator,
+    Address, ApprovedSubnet, B256, Catalog, QuorumCertificate, RegistryError, RequestId, Signed, Subnet, Validator,
     membership::News,
+    mempool::{Mempool, PendingRequests},
     registry::{MAX_REGISTERED_MANIFEST, SUBNETS_PAGE},
 };
-use std::sync::Arc;
 
 use super::{RegistryNode, VALIDATOR_TIMEOUT, trust};
 
@@ -86,5 +87,20 @@ impl Catalog for RegistryNode {
 
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
         self.manifests.get(&digest).ok_or(RegistryError::UnknownManifest(digest))
+    }
+}
+
+#[async_trait]
+impl Mempool for RegistryNode {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.take(News::Pending(pending)).await
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.pending().pending(subnet, request, unix_now()).cloned()))
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        Ok(self.membership.read(|membership| membership.pending().pending_of(&gateway, unix_now()).cloned()))
     }
 }

@@ -146,6 +146,22 @@ impl P2pRegistryService for RegistryAdapter {
         Ok(Response::new(proto::Manifest { manifest: self.0.manifest(digest).await.map_err(status)? }))
     }
 
+    async fn announce_pending(&self, request: Request<proto::PendingRequests>) -> Result<Response<proto::Ack>, Status> {
+        self.0.announce(read(request)?).await.map(ack).map_err(status)
+    }
+
+    async fn find_pending(&self, request: Request<proto::PendingQuery>) -> Result<Response<proto::PendingAnswer>, Status> {
+        let proto::PendingQuery { subnet, request_id, gateway } = request.into_inner();
+        let invalid = |error: WireError| status(RegistryError::invalid(error.field, error.problem));
+        let found = if gateway.is_empty() {
+            let subnet = wire::hash("subnet", &subnet).map_err(invalid)?;
+            self.0.pending(subnet, wire::hash("requestId", &request_id).map_err(invalid)?).await
+        } else {
+            self.0.pending_of(wire::address("gateway", &gateway).map_err(invalid)?).await
+        };
+        Ok(Response::new(proto::PendingAnswer { pending: found.map_err(status)?.map(Into::into) }))
+    }
+
     async fn request_preprocessing_validation(
         &self,
         request: Request<proto::InferenceRequest>,

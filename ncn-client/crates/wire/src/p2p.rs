@@ -20,7 +20,7 @@ pub fn decode<M: Message + Default + Described>(frame: Bytes) -> Result<M, WireE
 
 impl From<RegistryStatus> for proto::RegistryStatus {
     fn from(status: RegistryStatus) -> Self {
-        let RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime } = status;
+        let RegistryStatus { peer, addresses, peers, nodes, subnets, pending, refused, uptime } = status;
         Self {
             peer,
             addresses,
@@ -29,13 +29,14 @@ impl From<RegistryStatus> for proto::RegistryStatus {
             subnets,
             refused: refused.into_iter().map(|(reason, count)| proto::Refusals { reason, count }).collect(),
             uptime,
+            pending,
         }
     }
 }
 
 impl From<proto::RegistryStatus> for RegistryStatus {
     fn from(status: proto::RegistryStatus) -> Self {
-        let proto::RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime } = status;
+        let proto::RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime, pending } = status;
         Self {
             peer,
             addresses,
@@ -44,6 +45,7 @@ impl From<proto::RegistryStatus> for RegistryStatus {
             subnets,
             refused: refused.into_iter().map(|refusals| (refusals.reason, refusals.count)).collect(),
             uptime,
+            pending,
         }
     }
 }
@@ -55,6 +57,7 @@ impl From<News> for proto::News {
             News::Heartbeat(heartbeat) => news::News::Heartbeat(heartbeat.into()),
             News::Departure(departure) => news::News::Departure(departure.into()),
             News::Subnet(subnet) => news::News::Subnet(subnet.into()),
+            News::Pending(pending) => news::News::Pending(pending.into()),
         };
         Self { news: Some(news) }
     }
@@ -69,6 +72,7 @@ impl TryFrom<proto::News> for News {
             news::News::Heartbeat(heartbeat) => Self::Heartbeat(heartbeat.try_into()?),
             news::News::Departure(departure) => Self::Departure(departure.try_into()?),
             news::News::Subnet(subnet) => Self::Subnet(subnet.try_into()?),
+            news::News::Pending(pending) => Self::Pending(pending.try_into()?),
         })
     }
 }

@@ -5,6 +5,7 @@ use ncn_core::{
     CompletionAuthorization, CompletionRequest, Delivery, Deregistration, Heartbeat, Message as _, NodeChange, NodeQuery,
     PreprocessingRequest, Quote, SettlementRequest, Signed, SignedVoucher, Subnet, SubnetModel, Voucher,
     channel::{Batch, BatchEntry, Numbers},
+    mempool::PendingRequests,
 };
 use prost::bytes::Bytes;
 
@@ -165,6 +166,35 @@ impl TryFrom<proto::ApprovedSubnet> for ApprovedSubnet {
     fn try_from(proto::ApprovedSubnet { definition, approvals }: proto::ApprovedSubnet) -> Result<Self, WireError> {
         let definition = required("subnet.definition", definition)?.try_into()?;
         Ok(Self { definition, approvals: proto::PreprocessingValidation { approvals }.try_into()? })
+    }
+}
+
+impl From<Signed<PendingRequests>> for proto::PendingRequests {
+    fn from(Signed { message, signature }: Signed<PendingRequests>) -> Self {
+        Self {
+            gateway: bytes(message.gateway),
+            subnet: bytes(message.subnet),
+            requests: message.requests.iter().map(bytes).collect(),
+            sequence: message.sequence,
+            expires_at: message.expires_at,
+            signature: bytes(signature.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<proto::PendingRequests> for Signed<PendingRequests> {
+    type Error = WireError;
+
+    fn try_from(pending: proto::PendingRequests) -> Result<Self, WireError> {
+        let requests = pending.requests.iter().map(|request| hash("pending.requests", request));
+        let message = PendingRequests {
+            gateway: address("pending.gateway", &pending.gateway)?,
+            subnet: hash("pending.subnet", &pending.subnet)?,
+            requests: requests.collect::<Result<_, WireError>>()?,
+            sequence: pending.sequence,
+            expires_at: pending.expires_at,
+        };
+        Ok(Self { message, signature: signature("pending.signature", &pending.signature)? })
     }
 }
 

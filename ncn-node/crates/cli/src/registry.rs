@@ -112,13 +112,17 @@ fn status(asked: &Asked) -> Result<(), Failure> {
         let statuses: BTreeMap<_, _> = statuses.into_iter().collect();
         return Ok(writeln!(out, "{:#}", json!(statuses))?);
     }
-    for (url, RegistryStatus { peer, addresses, peers, nodes, subnets, refused, uptime }) in statuses {
+    for (url, RegistryStatus { peer, addresses, peers, nodes, subnets, pending, refused, uptime }) in statuses {
         writeln!(out, "{url}: peer {}", sanitize(&peer))?;
         for address in addresses {
             writeln!(out, "  called at  {}", sanitize(&address))?;
         }
         writeln!(out, "  up for     {uptime} s")?;
-        writeln!(out, "  knows      {nodes} nodes, {subnets} subnets; connected with {} peers", peers.len())?;
+        writeln!(
+            out,
+            "  knows      {nodes} nodes, {subnets} subnets, {pending} pending requests; connected with {} peers",
+            peers.len()
+        )?;
         let refused: Vec<_> = refused.iter().map(|(reason, count)| format!("{count} {}", sanitize(reason))).collect();
         writeln!(out, "  refused    {}", if refused.is_empty() { "nothing".into() } else { refused.join(", ") })?;
     }

@@ -92,7 +92,7 @@ pub(crate) fn read(key: &RecordKey, value: &[u8], domain: &Domain) -> Option<Ent
     let (named, signed) = match &news {
         News::Record(record) => (node_key(record.message.node), record.verify(domain)),
         News::Subnet(subnet) => (subnet_key(subnet.subnet().id()), subnet.definition.verify(domain)),
-        News::Heartbeat(_) | News::Departure(_) => return None,
+        News::Heartbeat(_) | News::Departure(_) | News::Pending(_) => return None,
     };
     (named == *key && signed.is_ok()).then_some(Entry::Signed(news))
 }
@@ -102,7 +102,7 @@ pub(crate) fn version(entry: &Entry) -> u64 {
     match entry {
         Entry::Signed(News::Record(record)) => record.message.sequence,
         Entry::Signed(News::Subnet(subnet)) => subnet.subnet().version,
-        Entry::Signed(News::Heartbeat(_) | News::Departure(_)) | Entry::Manifest(..) => 0,
+        Entry::Signed(News::Heartbeat(_) | News::Departure(_) | News::Pending(_)) | Entry::Manifest(..) => 0,
     }
 }
 

@@ -7,8 +7,9 @@ use libp2p::bytes::Bytes;
 use ncn_core::{
     Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, ChainView, CompletionRequest, Confinement, Deregistration,
     Directory, DynSigner, Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate,
-    RegistryError, RegistryStatus, Signed, Subnet, Validator,
+    RegistryError, RegistryStatus, RequestId, Signed, Subnet, Validator,
     membership::{News, Source},
+    mempool::{Mempool, PendingRequests},
     registry::manifest_digest,
 };
 use ncn_node::{
@@ -33,7 +34,7 @@ use crate::{
 /// How many peers that were met wait to be asked.
 const MET: usize = 64;
 
-/// A registry node over libp2p: [`Directory`], [`Catalog`] and [`Attestors`] of the whole network.
+/// A registry node over libp2p: [`Directory`], [`Catalog`], [`Mempool`] and [`Attestors`] of the whole network.
 pub struct PeerRegistry {
     node: Arc<RegistryNode>,
     peer: Peer,
@@ -90,7 +91,7 @@ impl PeerRegistry {
     /// What it says of itself.
     pub fn status(&self) -> RegistryStatus {
         let PeerStatus { addresses, peers } = self.peer.status();
-        let (nodes, subnets) = self.node.counts();
+        let (nodes, subnets, pending) = self.node.counts();
         let mut refused = self.node.refused();
         for (reason, count) in self.peer.refused().into_iter().filter(|(_, count)| *count > 0) {
             *refused.entry(reason.into()).or_default() += count;
@@ -101,6 +102,7 @@ impl PeerRegistry {
             peers: peers.iter().map(ToString::to_string).collect(),
             nodes: nodes as u64,
             subnets: subnets as u64,
+            pending: pending as u64,
             refused,
             uptime: self.started.elapsed().as_secs(),
         }
@@ -337,6 +339,21 @@ impl Catalog for PeerRegistry {
             Entry::Signed(_) => None,
         });
         found.ok_or(RegistryError::UnknownManifest(digest))
+    }
+}
+
+#[async_trait]
+impl Mempool for PeerRegistry {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.node.announce(pending).await
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.node.pending(subnet, request).await
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.node.pending_of(gateway).await
     }
 }
 

@@ -42,7 +42,7 @@ const RECENT: u64 = 30;
 /// How often one is asked at the most for what was missed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// What others may judge otherwise who are no liars: clocks differ, and so does what is seen of the chain.
-const UNDECIDED: [&str; 7] = [
+const UNDECIDED: [&str; 10] = [
     "heartbeat.sentAt",
     "record.expiresAt",
     "record.sequence",
@@ -50,6 +50,9 @@ const UNDECIDED: [&str; 7] = [
     "departure.sequence",
     "subnet.name",
     "subnet.approvals",
+    "pending.sequence",
+    "pending.expiresAt",
+    "pending.gateway",
 ];
 /// How many news of one node, or of one owner of subnets, are passed on within a second.
 const MOST_OF_ONE: u32 = 4;
@@ -111,6 +114,7 @@ fn is_recent(news: &News, now: u64) -> bool {
         News::Heartbeat(heartbeat) => heartbeat.message.sent_at,
         News::Departure(departure) => departure.message.sequence / 1_000,
         News::Subnet(subnet) => subnet.subnet().version / 1_000,
+        News::Pending(pending) => pending.message.sequence / 1_000,
     };
     at.saturating_add(RECENT) >= now
 }

@@ -1638,6 +1638,8 @@ pub struct RegistryStatus {
     /// Seconds.
     #[prost(uint64, tag = "7")]
     pub uptime: u64,
+    #[prost(uint64, tag = "8")]
+    pub pending: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusals {
@@ -1698,6 +1700,38 @@ pub mod node_change {
         #[prost(message, tag = "3")]
         Synced(super::Ack),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PendingRequests {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub gateway: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub subnet: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub requests: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    #[prost(uint64, tag = "5")]
+    pub expires_at: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub signature: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PendingQuery {
+    /// Who of this subnet works on this request, or
+    #[prost(bytes = "bytes", tag = "1")]
+    pub subnet: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub request_id: ::prost::bytes::Bytes,
+    /// what this gateway works on.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub gateway: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PendingAnswer {
+    /// Absent when nobody does, or nothing was said lately.
+    #[prost(message, optional, tag = "1")]
+    pub pending: ::core::option::Option<PendingRequests>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubnetId {
@@ -2043,6 +2077,29 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "GetManifest"));
             self.inner.unary(req, path, codec).await
         }
+        /// What a gateway works on; the newest replaces what it has said before.
+        pub async fn announce_pending(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PendingRequests>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/AnnouncePending");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "AnnouncePending"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn find_pending(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PendingQuery>,
+        ) -> std::result::Result<tonic::Response<super::PendingAnswer>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/FindPending");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "FindPending"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn request_preprocessing_validation(
             &mut self,
             request: impl tonic::IntoRequest<super::InferenceRequest>,
@@ -2142,6 +2199,15 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::ModelId>,
         ) -> std::result::Result<tonic::Response<super::Manifest>, tonic::Status>;
+        /// What a gateway works on; the newest replaces what it has said before.
+        async fn announce_pending(
+            &self,
+            request: tonic::Request<super::PendingRequests>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
+        async fn find_pending(
+            &self,
+            request: tonic::Request<super::PendingQuery>,
+        ) -> std::result::Result<tonic::Response<super::PendingAnswer>, tonic::Status>;
         async fn request_preprocessing_validation(
             &self,
             request: tonic::Request<super::InferenceRequest>,
@@ -2500,6 +2566,62 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetManifestSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/AnnouncePending" => {
+                    #[allow(non_camel_case_types)]
+                    struct AnnouncePendingSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::PendingRequests> for AnnouncePendingSvc<T> {
+                        type Response = super::Ack;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::PendingRequests>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::announce_pending(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AnnouncePendingSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/FindPending" => {
+                    #[allow(non_camel_case_types)]
+                    struct FindPendingSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::PendingQuery> for FindPendingSvc<T> {
+                        type Response = super::PendingAnswer;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::PendingQuery>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::find_pending(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FindPendingSvc(inner);
                         let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
@@ -3202,7 +3324,7 @@ pub mod validator_service_server {
 /// What one node has taken in, and the others are to know. Each is signed by whom it is about.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct News {
-    #[prost(oneof = "news::News", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "news::News", tags = "1, 2, 3, 4, 5")]
     pub news: ::core::option::Option<news::News>,
 }
 /// Nested message and enum types in `News`.
@@ -3217,6 +3339,8 @@ pub mod news {
         Departure(super::DeregisterNodeRequest),
         #[prost(message, tag = "4")]
         Subnet(super::ApprovedSubnet),
+        #[prost(message, tag = "5")]
+        Pending(super::PendingRequests),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3579,6 +3703,15 @@ impl crate::entries::Described for NodeChange {
     const FIELDS: &'static [crate::entries::Field] =
         &[crate::entries::Field::message::<NodeInfo>(1), crate::entries::Field::message::<Ack>(3)];
 }
+impl crate::entries::Described for PendingRequests {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::values::<::prost::bytes::Bytes>(3)];
+}
+impl crate::entries::Described for PendingQuery {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for PendingAnswer {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<PendingRequests>(1)];
+}
 impl crate::entries::Described for SubnetId {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
@@ -3649,6 +3782,7 @@ impl crate::entries::Described for News {
         crate::entries::Field::message::<UpdateNodeHeartbeatRequest>(2),
         crate::entries::Field::message::<DeregisterNodeRequest>(3),
         crate::entries::Field::message::<ApprovedSubnet>(4),
+        crate::entries::Field::message::<PendingRequests>(5),
     ];
 }
 impl crate::entries::Described for Question {

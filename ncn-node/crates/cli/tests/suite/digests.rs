@@ -10,7 +10,7 @@ use ncn_core::{
     CompletionAuthorization, Confinement, Continuation, Contribution, Deregistration, Dispatch, Domain, DowntimeReport, FeeSplit,
     FinishReason, Heartbeat, InferenceRequest, InferenceResult, Message, NodeRecord, NodeRole, PaymentKind, Price, Quote,
     ReceiptSeal, SessionProof, SettlementLeaf, SettlementRequest, Subnet, SubnetModel, TaskCapability, Unit, UnitPrice, Units,
-    Usage, Voucher, channel::Numbers,
+    Usage, Voucher, channel::Numbers, mempool::PendingRequests,
 };
 use ncn_devnet::EmbeddedChain;
 use proptest::{
@@ -224,6 +224,10 @@ async fn the_messages_of_the_network() {
         any.agree(&record, harness::hashNodeRecordCall::SELECTOR).await;
         let heartbeat = Heartbeat { node: any.address(), sequence: any.number(), sent_at: any.number() };
         any.agree(&heartbeat, harness::hashHeartbeatCall::SELECTOR).await;
+        let (gateway, subnet, sequence, expires_at) = (any.address(), any.hash(), any.number(), any.number());
+        let requests = (0..round % 4).map(|_| any.hash()).collect();
+        let pending = PendingRequests { gateway, subnet, requests, sequence, expires_at };
+        any.agree(&pending, harness::hashPendingRequestsCall::SELECTOR).await;
         let deregistration = Deregistration { node: any.address(), sequence: any.number() };
         any.agree(&deregistration, harness::hashDepartureCall::SELECTOR).await;
         let proof = SessionProof { node: any.address(), gateway: any.address(), challenge: any.hash() };

@@ -22,8 +22,11 @@ use ncn_core::{
     Address, Amount, Approval, ApprovedSubnet, Attestors, B256, Catalog, ChannelParams, CompletionRequest, Deregistration,
     Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord,
     Outcome, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry,
-    RegistryError, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError, TrustHistory,
-    TrustRoot, UnixTime, Update, Value, receipt::Payment, transport::Updates,
+    RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError,
+    TrustHistory, TrustRoot, UnixTime, Update, Value,
+    mempool::{Mempool, PendingRequests},
+    receipt::Payment,
+    transport::Updates,
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
@@ -131,6 +134,21 @@ impl Catalog for LyingRegistry {
 
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
         self.honest.manifest(digest).await
+    }
+}
+
+#[async_trait]
+impl Mempool for LyingRegistry {
+    async fn announce(&self, pending: Signed<PendingRequests>) -> Result<(), RegistryError> {
+        self.honest.announce(pending).await
+    }
+
+    async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.honest.pending(subnet, request).await
+    }
+
+    async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
+        self.honest.pending_of(gateway).await
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use crate::{
     money::Contracts as _,
     scene::{Behavior, InProcess, key, tokens},
-    wait::{TIMEOUT, in_time},
+    wait::{TIMEOUT, eventually, in_time},
 };
 
 /// Where the power goes out.
@@ -112,9 +112,19 @@ impl Scene {
     }
 
     async fn start_as(&self, subnet: Subnet, store: impl Store + 'static, registry: Arc<dyn Registry>) -> RunningGateway {
+        self.start_by(self.gateway.clone(), subnet, store, registry).await
+    }
+
+    async fn start_by(
+        &self,
+        signer: DynSigner,
+        subnet: Subnet,
+        store: impl Store + 'static,
+        registry: Arc<dyn Registry>,
+    ) -> RunningGateway {
         let store = SharedStore::new(store).unwrap();
-        let account = self.network.chain.ledger(self.gateway.clone());
-        let gateway = Gateway::builder(self.gateway.clone(), subnet, account, registry, store);
+        let account = self.network.chain.ledger(signer.clone());
+        let gateway = Gateway::builder(signer, subnet, account, registry, store);
         let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap();
         gateway.gateway().attach(self.compute.clone());
         gateway
@@ -288,6 +298,26 @@ async fn a_paid_request_keeps_its_price_when_the_subnet_changes() {
     for at in [2, 3, 4] {
         crashes_and_goes_on(at, Crash::AfterKeeping, dearer).await;
     }
+}
+
+#[tokio::test]
+async fn another_gateway_says_who_has_a_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = Scene::new(directory.path()).await;
+    let (client, member, registry) = (Client::new(&scene).await, key(), scene.network.registry.clone());
+    let shared = Subnet { gateways: vec![member.address()], ..subnet(&scene.gateway) };
+    let first = scene.start_as(shared.clone(), MemoryStore::default(), registry.clone()).await;
+    let second = scene.start_by(member, shared, MemoryStore::default(), registry).await;
+    let request_id = client.submit(&**first.gateway()).await.request_id;
+    let taken = TransportError::TakenElsewhere { request_id, gateway: scene.gateway.address() };
+    let asked = async || second.gateway().status(request_id).await.unwrap_err();
+    eventually("the other gateway hears of it", async || asked().await == taken).await;
+    let submission = client.submission.lock().unwrap().clone().unwrap();
+    assert_eq!(second.gateway().submit(submission).await.unwrap_err(), taken);
+    // It is only what a gateway says: the request goes on where it is.
+    let update = in_time("the request is served", client.serve(&**first.gateway())).await;
+    assert!(matches!(update, TaskEvent::Delivered { .. }), "{update:?}");
+    eventually("it is nobody's any more", async || asked().await == TransportError::UnknownTask(request_id)).await;
 }
 
 /// A store that has no room for what a compute node gave.

@@ -156,7 +156,9 @@ fn what_registry_nodes_know_is_shown() {
     let shown = one(&["subnet", "show", "quickstart"]);
     assert_eq!(shown["nodes"].as_array().unwrap().len(), 3, "a gateway and two compute nodes");
     assert_eq!(one(&["subnet", "show", shown["id"].as_str().unwrap()])["id"], shown["id"]);
-    assert!(scene.good(&[&["registry", "status"], &first[..]].concat()).contains("knows      8 nodes, 1 subnets"));
+    assert!(
+        scene.good(&[&["registry", "status"], &first[..]].concat()).contains("knows      8 nodes, 1 subnets, 0 pending requests")
+    );
     scene.bad(&[&["subnet", "show", "nothing"], &first[..]].concat(), 2, "subnet nothing: the registry knows none of this name");
     scene.bad(&["registry", "status", "--registry", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: ");
 
