@@ -165,6 +165,8 @@ fn behaviour(
     let mut table = kad::Config::new(KADEMLIA);
     // What somebody else puts here is looked at first.
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
+    // Who is connected has a place while there is one. Otherwise each newcomer has somebody called who is not connected now, for whom it is the same.
+    table.set_kbucket_inserts(kad::BucketInserts::Manual);
     let later = peer.to_bytes().last().map_or(0, |byte| u32::from(*byte));
     table.set_periodic_bootstrap_interval(Some(REFRESH + REFRESH / REFRESH_LATER * later));
     let mut table = kad::Behaviour::with_config(peer, Records::new(domain, peer, refused), table);

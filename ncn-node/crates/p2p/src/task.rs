@@ -305,7 +305,11 @@ impl Task {
         let said: Vec<_> = said.into_iter().filter(|address| shares::ip(address) == seen).take(MAX_ADDRESSES).collect();
         let bucket = table.kbucket(peer);
         let entry = bucket.as_ref().and_then(|bucket| bucket.iter().find(|entry| *entry.node.key.preimage() == peer));
+        let is_full = entry.is_none() && bucket.as_ref().is_some_and(|bucket| bucket.num_entries() >= kad::K_VALUE.get());
         let known: Vec<Multiaddr> = entry.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default();
+        if is_full {
+            return;
+        }
         for address in said.iter().filter(|address| !known.contains(address)) {
             table.add_address(&peer, address.clone());
         }

@@ -1,5 +1,8 @@
 //! Registry nodes as processes, as operators run them: what they say, and that no request is lost when one of them is killed.
 
+#[cfg(target_os = "linux")]
+mod hosts;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -98,7 +101,11 @@ impl Scene {
 
     /// Starts a program, and returns once it has said a line that begins like this.
     fn start(&self, arguments: &[&str], ready: &'static str) -> Program {
-        let mut process = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        self.launch(self.command(arguments), ready)
+    }
+
+    fn launch(&self, mut command: Command, ready: &'static str) -> Program {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let (output, (sender, lines)) = (process.stdout.take().unwrap(), std::sync::mpsc::channel());
         std::thread::spawn(move || {
             let mut said = Vec::new();
@@ -111,7 +118,7 @@ impl Scene {
             }
         });
         let mut program = Program { process, said: Vec::new() };
-        program.said = lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("{arguments:?} did not start"));
+        program.said = lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("{command:?} did not start"));
         program
     }
 
