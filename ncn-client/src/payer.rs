@@ -45,7 +45,7 @@ impl Relay {
     async fn stated(&self, request_id: RequestId) -> Result<Stated, LedgerError> {
         let state = match self.transport.status(request_id).await {
             Ok(status) => status.state,
-            Err(TransportError::UnknownTask(_)) => {
+            Err(TransportError::UnknownTask(_) | TransportError::TakenElsewhere { .. }) => {
                 return Ok(Stated::Lost("the gateway does not know the request, or no longer"));
             }
             Err(error) => return Err(refused(error)),

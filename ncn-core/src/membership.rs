@@ -6,14 +6,18 @@ mod room;
 mod shared;
 mod watch;
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    ops::Bound,
+};
 
 use alloy_primitives::{Address, B256};
 
 use room::{Place, Room};
 
 use crate::{
-    ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, Signed, Subnet, UnixTime,
+    ApprovedSubnet, Deregistration, Domain, Heartbeat, NodeQuery, NodeRecord, NodeRole, RegistryError, RequestId, Signed, Subnet,
+    UnixTime,
     mempool::{PendingRequests, PendingTable},
 };
 
@@ -60,7 +64,9 @@ impl MembershipLimits {
     ///
     /// # Errors
     /// [`RegistryError::Invalid`], which names what is wrong.
-    pub fn subnet(&self, definition: &Subnet) -> Result<(), RegistryError> {
+    pub fn subnet(&self, definition: &Subnet, now: UnixTime) -> Result<(), RegistryError> {
+        // Otherwise its owner could never define another one.
+        check_sequence("subnet.version", definition.version, now)?;
         if definition.name.is_empty() || definition.name.len() > self.text || definition.models.len() > self.models {
             return Err(RegistryError::invalid("subnet", format!("needs a name, and no more than {self:?}")));
         }
@@ -113,6 +119,8 @@ pub struct Membership {
     bounds: MembershipLimits,
     members: BTreeMap<Address, Member>,
     subnets: BTreeMap<B256, ApprovedSubnet>,
+    /// How many subnets offer each model.
+    models: HashMap<B256, usize>,
     pending: PendingTable,
     /// The number of changes so far, which is also the number of the latest one.
     changes: u64,
@@ -145,6 +153,7 @@ impl Membership {
             bounds,
             members: BTreeMap::new(),
             subnets: BTreeMap::new(),
+            models: HashMap::new(),
             pending: PendingTable::default(),
             changes: 0,
             by_change: BTreeMap::new(),
@@ -258,21 +267,55 @@ impl Membership {
     }
 
     /// Takes a subnet's definition in, once the caller has verified it. False when it is known already.
-    pub fn register_subnet(&mut self, approved: ApprovedSubnet) -> Result<bool, RegistryError> {
-        let id = self.definable(approved.subnet())?;
+    pub fn register_subnet(&mut self, approved: ApprovedSubnet, now: UnixTime) -> Result<bool, RegistryError> {
+        let id = self.definable(approved.subnet(), now)?;
         let is_new = id.is_some();
         if let Some(id) = id {
-            self.subnets.insert(id, approved);
+            self.keep_subnet(id, approved);
         }
         Ok(is_new)
+    }
+
+    /// Takes other approvals of a definition in that is known, once the caller has found that those that are known count no more.
+    pub fn renew(&mut self, approved: ApprovedSubnet) {
+        let id = approved.subnet().id();
+        if self.subnets.get(&id).is_some_and(|known| known.definition == approved.definition) {
+            self.keep_subnet(id, approved);
+        }
+    }
+
+    fn keep_subnet(&mut self, id: B256, approved: ApprovedSubnet) {
+        for model in &approved.subnet().models {
+            *self.models.entry(model.digest).or_default() += 1;
+        }
+        let before = self.subnets.insert(id, approved);
+        let named = self.subnets.get(&id).map(|approved| &approved.subnet().gateways);
+        for gateway in before.iter().flat_map(|before| &before.subnet().gateways) {
+            if named.is_none_or(|named| named.binary_search(gateway).is_err()) {
+                self.pending.dismiss(gateway, id);
+            }
+        }
+        for model in before.iter().flat_map(|before| &before.subnet().models) {
+            if let Entry::Occupied(mut listed) = self.models.entry(model.digest) {
+                *listed.get_mut() -= 1;
+                if *listed.get() == 0 {
+                    listed.remove();
+                }
+            }
+        }
+    }
+
+    /// Whether a subnet offers the model with this digest.
+    pub fn lists(&self, model: &B256) -> bool {
+        self.models.contains_key(model)
     }
 
     /// The id of a subnet that may be defined so; none when it already is.
     ///
     /// # Errors
     /// As [`Self::register_subnet`].
-    pub fn definable(&self, definition: &Subnet) -> Result<Option<B256>, RegistryError> {
-        self.bounds.subnet(definition)?;
+    pub fn definable(&self, definition: &Subnet, now: UnixTime) -> Result<Option<B256>, RegistryError> {
+        self.bounds.subnet(definition, now)?;
         let id = definition.id();
         match self.subnets.get(&id) {
             Some(known) if known.subnet() == definition => return Ok(None),
@@ -298,8 +341,14 @@ impl Membership {
         self.pending.take(pending, &self.domain, now)
     }
 
+    /// The announcement of a gateway that works on this request, as long as the subnet names that gateway.
+    pub fn pending(&self, subnet: B256, request: RequestId, now: UnixTime) -> Option<&Signed<PendingRequests>> {
+        let definition = self.subnets.get(&subnet)?.subnet();
+        self.pending.pending(subnet, request, now).find(|pending| definition.has_gateway(&pending.message.gateway))
+    }
+
     /// Which requests gateways work on.
-    pub const fn pending(&self) -> &PendingTable {
+    pub const fn pending_requests(&self) -> &PendingTable {
         &self.pending
     }
 

@@ -23,7 +23,7 @@ pub struct PendingRequests {
     pub gateway: Address,
     /// In which subnet.
     pub subnet: B256,
-    /// Which: some of them, when there are more than [`MAX_PENDING`].
+    /// Which, ascending: some of them, when there are more than [`MAX_PENDING`].
     pub requests: Vec<RequestId>,
     /// Larger than that of the gateway's last announcement: the clock's milliseconds.
     pub sequence: u64,
@@ -71,6 +71,9 @@ impl PendingTable {
             let problem = format!("has {} requests, at most {MAX_PENDING} are taken", requests.len());
             return Err(RegistryError::invalid("pending.requests", problem));
         }
+        if !requests.is_sorted_by(|one, next| one < next) {
+            return Err(RegistryError::invalid("pending.requests", "have to be ascending, each once"));
+        }
         if expires_at < now || expires_at - now > MAX_PENDING_SECONDS {
             return Err(RegistryError::invalid("pending.expiresAt", format!("is not within the next {MAX_PENDING_SECONDS} s")));
         }
@@ -90,6 +93,13 @@ impl PendingTable {
         self.by_count.insert((requests.len(), gateway));
         self.announced.insert(gateway, pending);
         Ok(true)
+    }
+
+    /// Forgets what a gateway has said of this subnet, which does not name it any more.
+    pub(crate) fn dismiss(&mut self, gateway: &Address, subnet: B256) {
+        if self.announced.get(gateway).is_some_and(|known| known.message.subnet == subnet) {
+            self.forget(gateway);
+        }
     }
 
     fn forget(&mut self, gateway: &Address) {
@@ -114,10 +124,10 @@ impl PendingTable {
         }
     }
 
-    /// The announcement of a gateway of this subnet that works on this request.
-    pub fn pending(&self, subnet: B256, request: RequestId, now: UnixTime) -> Option<&Signed<PendingRequests>> {
+    /// The announcements of gateways of this subnet that work on this request.
+    pub fn pending(&self, subnet: B256, request: RequestId, now: UnixTime) -> impl Iterator<Item = &Signed<PendingRequests>> {
         let range = (subnet, request, Address::ZERO)..=(subnet, request, Address::repeat_byte(0xff));
-        self.by_request.range(range).find_map(|(_, _, gateway)| self.pending_of(gateway, now))
+        self.by_request.range(range).filter_map(move |(_, _, gateway)| self.pending_of(gateway, now))
     }
 
     /// What this gateway has said last.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Acknowledgement, Approval, Committee, CompletionAuthorization, Delivery, DeliveryError, Deregistration, Dispatch,
     DispatchError, ErrorKind, Heartbeat, InferenceRequest, Model, NodeRecord, NodeRole, QuorumCertificate, Quote, SignatureError,
-    Signed, SignedVoucher, Subnet, TrustHistory, channel::Batch, mempool::Mempool, message::SettlementRequest,
+    Signed, SignedVoucher, Subnet, TrustHistory, TrustRoot, channel::Batch, mempool::Mempool, message::SettlementRequest,
 };
 
 /// Which nodes to find. Every field that is set narrows the answer.
@@ -122,7 +122,7 @@ pub enum RegistryError {
     #[error("manifest of model {0} is not known: a gateway that offers the model has it, too")]
     UnknownManifest(B256),
     /// No such subnet.
-    #[error("subnet {0} is not registered: its gateway has to register it first")]
+    #[error("subnet {0} is not registered: its owner has to register it first")]
     UnknownSubnet(B256),
     /// A validator says no.
     #[error("refused: {0}")]
@@ -228,20 +228,20 @@ impl ApprovedSubnet {
         &self.definition.message
     }
 
-    /// The digest of a manifest, when it is of a model that the subnet offers.
+    /// Checks that the subnet offers the model with this digest.
     ///
     /// # Errors
-    /// [`RegistryError::Invalid`] when it is not, or as [`manifest_digest`].
-    pub fn listed(&self, manifest: &Bytes) -> Result<B256, RegistryError> {
-        let digest = manifest_digest(manifest)?;
-        match self.subnet().model(&digest) {
-            Some(_) => Ok(digest),
+    /// [`RegistryError::Invalid`] when it does not.
+    pub fn lists(&self, digest: &B256) -> Result<(), RegistryError> {
+        match self.subnet().model(digest) {
+            Some(_) => Ok(()),
             None => Err(RegistryError::invalid("manifest", "is of no model of this subnet")),
         }
     }
 
-    /// Checks that its owner has signed it, and that as many validators have approved it as approve a request. Any of them count: a subnet
-    /// that nobody else defines gains nothing by choosing who says that it is well-formed.
+    /// Checks that its owner has signed it, and that exactly as many validators have approved it as approve a request. Any of them count: a
+    /// subnet that nobody else defines gains nothing by choosing who says that it is well-formed. It is checked when it comes; when validators have
+    /// left since, a node that hears of it anew needs others' approval.
     ///
     /// # Errors
     /// [`RegistryError::Invalid`], which names what is wrong.
@@ -249,9 +249,22 @@ impl ApprovedSubnet {
         let network = &trust.current().trust;
         let digest = self.definition.verify(&network.domain);
         let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        let approvals = self.approvals.clone().only(|validator| trust.is_listed(validator));
-        let listed = Committee { threshold: network.threshold, members: approvals.validators() };
-        approvals.verify(&digest, &listed).map_err(|error| RegistryError::invalid("subnet.approvals", error.to_string()))
+        let committee = Committee { threshold: network.threshold, members: self.approvals.validators() };
+        let have = committee.members.len();
+        // Who has seen more or less of the chain may find otherwise.
+        if have != usize::from(committee.threshold) || !committee.members.iter().all(|member| trust.is_listed(member)) {
+            let problem = format!("are {have}, exactly {} of validators are taken", committee.threshold);
+            return Err(RegistryError::invalid("subnet.approvals", problem));
+        }
+        let signed = self.approvals.verify(&digest, &committee);
+        signed.map_err(|error| RegistryError::invalid("subnet.approvals.signature", error.to_string()))
+    }
+
+    /// Who is asked to approve this version of a subnet: the same ones whatever it says, so that no two definitions of it are approved.
+    pub fn committee(subnet: &Subnet, trust: &TrustRoot) -> Committee {
+        let mut seed = B256::ZERO;
+        seed[24..].copy_from_slice(&subnet.version.to_be_bytes());
+        trust.committee(&seed, &subnet.id())
     }
 }
 
@@ -316,7 +329,7 @@ pub trait Catalog: Send + Sync {
     /// Keeps the manifest of a model that this subnet offers, up to [`MAX_REGISTERED_MANIFEST`] bytes.
     async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError>;
 
-    /// The manifest with this digest, its SHA-256: whoever returns it has compared it.
+    /// The manifest with this digest, its SHA-256, which is compared before it is returned.
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError>;
 }
 

@@ -178,8 +178,33 @@ impl RegistryNode {
         if let News::Subnet(subnet) = &news {
             self.counted(self.check_subnet(subnet).await)?;
         }
+        self.update(news, source).await
+    }
+
+    /// Takes news in that were checked. False when they are none.
+    async fn update(&self, news: News, source: Source) -> Result<bool, RegistryError> {
         let origin = Origin { source, is_validator: self.is_validator(&news).await };
-        self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))
+        let approved = if let News::Subnet(subnet) = &news { Some(subnet.clone()) } else { None };
+        let is_new = self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))?;
+        match approved {
+            Some(approved) if !is_new => self.renew(approved).await,
+            _ => Ok(is_new),
+        }
+    }
+
+    /// Whether these approvals of a subnet take the place of those that are known, since the latter count no more: validators have left.
+    async fn renew(&self, approved: ApprovedSubnet) -> Result<bool, RegistryError> {
+        let known = self.membership.read(|membership| membership.subnet(&approved.subnet().id()).cloned())?;
+        if known.approvals == approved.approvals || known.verify(&*trust(&*self.ledger, 0).await?).is_ok() {
+            return Ok(false);
+        }
+        self.membership.update(|membership| membership.renew(approved));
+        Ok(true)
+    }
+
+    /// Whether a subnet that this node knows offers the model with this digest.
+    pub fn lists(&self, model: &B256) -> bool {
+        self.membership.read(|membership| membership.lists(model))
     }
 
     /// Whether it is of a validator that the chain lists. Only for those that say so is the chain looked at.
@@ -224,7 +249,7 @@ impl RegistryNode {
     pub fn counts(&self) -> (usize, usize, usize) {
         self.membership.read(|membership| {
             let (nodes, subnets) = membership.counts(unix_now());
-            (nodes, subnets, membership.pending().len())
+            (nodes, subnets, membership.pending_requests().len())
         })
     }
 
@@ -232,8 +257,7 @@ impl RegistryNode {
     async fn take(&self, news: News) -> Result<(), RegistryError> {
         let told = self.outlet.get().map(|outlet| (outlet, news.clone()));
         let source = SOURCE.try_with(|source| *source).unwrap_or_default();
-        let origin = Origin { source, is_validator: self.is_validator(&news).await };
-        let is_new = self.counted(self.membership.update(|membership| membership.take(news, origin, unix_now())))?;
+        let is_new = self.update(news, source).await?;
         if let (true, Some((outlet, news))) = (is_new, told) {
             outlet.tell(news);
         }

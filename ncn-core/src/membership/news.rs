@@ -75,7 +75,7 @@ impl Membership {
             News::Record(record) => self.register(record, origin, now),
             News::Heartbeat(heartbeat) => self.heartbeat(&heartbeat, now).map(|()| true),
             News::Departure(departure) => self.deregister(&departure, now),
-            News::Subnet(subnet) => self.register_subnet(subnet),
+            News::Subnet(subnet) => self.register_subnet(subnet, now),
             News::Pending(pending) => self.announce(pending, now),
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     evidence::ApprovalKey,
     membership::{Membership, MembershipLimits, Origin, SharedMembership},
     mempool::{Mempool, PendingRequests},
-    registry::SUBNETS_PAGE,
+    registry::{SUBNETS_PAGE, manifest_digest},
     trust::{Quorum, Tenure},
     validation::{self, ValidationContext},
 };
@@ -114,10 +114,10 @@ impl Catalog for MemoryRegistry {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         let digest = subnet.verify(&self.trust.domain);
         let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        let committee = self.trust.committee(&digest, &subnet.message.id());
+        let committee = ApprovedSubnet::committee(&subnet.message, &self.trust);
         let approvals = self.certify(&[committee], &digest).await?;
         let approved = ApprovedSubnet { definition: subnet, approvals };
-        self.membership.update(|membership| membership.register_subnet(approved)).map(drop)
+        self.membership.update(|membership| membership.register_subnet(approved, (self.clock)())).map(drop)
     }
 
     async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError> {
@@ -129,7 +129,8 @@ impl Catalog for MemoryRegistry {
     }
 
     async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
-        let digest = self.membership.read(|membership| membership.subnet(&subnet)?.listed(&manifest))?;
+        let digest = manifest_digest(&manifest)?;
+        self.membership.read(|membership| membership.subnet(&subnet)?.lists(&digest))?;
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, manifest);
         Ok(())
     }
@@ -147,11 +148,11 @@ impl Mempool for MemoryRegistry {
     }
 
     async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
-        Ok(self.membership.read(|membership| membership.pending().pending(subnet, request, (self.clock)()).cloned()))
+        Ok(self.membership.read(|membership| membership.pending(subnet, request, (self.clock)()).cloned()))
     }
 
     async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
-        Ok(self.membership.read(|membership| membership.pending().pending_of(&gateway, (self.clock)()).cloned()))
+        Ok(self.membership.read(|membership| membership.pending_requests().pending_of(&gateway, (self.clock)()).cloned()))
     }
 }
 

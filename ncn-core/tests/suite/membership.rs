@@ -158,7 +158,7 @@ async fn who_comes_from_everywhere_pushes_out_who_comes_from_one_place() {
         version: 1,
     };
     let definition = Signed::sign(subnet.clone(), &domain, &*owner).await.unwrap();
-    members.register_subnet(ApprovedSubnet { definition, approvals: QuorumCertificate::default() }).unwrap();
+    members.register_subnet(ApprovedSubnet { definition, approvals: QuorumCertificate::default() }, NOW).unwrap();
     let mut served = Vec::new();
     for _ in 0..8 {
         let node = key();

@@ -13,14 +13,14 @@ use super::Gateway;
 use crate::registration::next_sequence;
 
 /// How often it looks whether there is something to tell, and how often it tells the same again.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_secs(60);
 /// How long the registry is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many questions of that kind wait at once: strangers can make this gateway ask. Others are answered without.
 pub(super) const MAX_ASKING: usize = 16;
 
-/// Says what there is, whenever it has changed, at most once a second. What is not heard comes again.
+/// Says what there is, whenever it has changed, at most so often. What is not heard comes again.
 pub(super) async fn announce(gateway: &Gateway) {
     lost(gateway).await;
     let (mut said, mut at, mut sequence) = (BTreeSet::new(), Instant::now(), 0);

@@ -12,6 +12,8 @@ use super::Gateway;
 
 /// How long to wait before the chain or the registry is followed again that gave an error.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+/// How often the subnet and its manifests are registered again: validators that have approved it may have left.
+const REGISTER_EVERY: Duration = Duration::from_mins(10);
 /// A problem that comes back after so long is logged again.
 const REPEATED: Duration = Duration::from_secs(30);
 
@@ -58,15 +60,28 @@ pub(super) async fn registry(gateway: &Gateway) {
 /// Follows which compute nodes are live. A registry node that has ended the watch may have restarted, so the subnet is registered again.
 async fn follow_nodes(gateway: &Gateway) -> Result<(), RegistryError> {
     match gateway.registry.register_subnet(gateway.subnet.clone()).await {
+        // Those that approve it are missing, and it may be known already.
+        Err(error @ RegistryError::TooFewApprovals { .. }) => tracing::warn!(%error, "the subnet is not approved"),
         Err(error) if error.is_retryable() => return Err(error),
+        Err(RegistryError::Stale { .. }) if has_its_terms(gateway).await => register_manifests(gateway).await,
         Err(RegistryError::Stale { .. }) => {
-            tracing::error!("the subnet has a newer definition than this gateway: its quotes are refused: start it again");
+            tracing::error!("the subnet's owner has changed its terms: this gateway's quotes are refused: start it again");
         }
         Err(error) => tracing::warn!(%error, "the registry does not take the subnet"),
         Ok(()) => register_manifests(gateway).await,
     }
     let query = NodeQuery { role: Some(NodeRole::Compute), subnet: Some(gateway.subnet_id()), ..NodeQuery::default() };
-    gateway.nodes.follow(&*gateway.registry, query).await
+    let following = gateway.nodes.follow(&*gateway.registry, query);
+    tokio::time::timeout(REGISTER_EVERY, following).await.unwrap_or(Ok(()))
+}
+
+/// Whether the newest definition of the subnet has the terms by which this gateway quotes.
+async fn has_its_terms(gateway: &Gateway) -> bool {
+    let (own, newest) = (&gateway.subnet.message, gateway.registry.subnet(gateway.subnet_id()).await);
+    newest.is_ok_and(|newest| {
+        let newest = newest.subnet();
+        newest.has_gateway(&gateway.address()) && (&newest.models, newest.split) == (&own.models, own.split)
+    })
 }
 
 /// So that a compute node finds them by their digests. One that the registry does not take, the gateway still has.

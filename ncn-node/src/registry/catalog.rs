@@ -13,7 +13,7 @@ use ncn_core::{
     Address, ApprovedSubnet, B256, Catalog, QuorumCertificate, RegistryError, RequestId, Signed, Subnet, Validator,
     membership::News,
     mempool::{Mempool, PendingRequests},
-    registry::{MAX_REGISTERED_MANIFEST, SUBNETS_PAGE},
+    registry::{MAX_REGISTERED_MANIFEST, SUBNETS_PAGE, manifest_digest},
 };
 
 use super::{RegistryNode, VALIDATOR_TIMEOUT, trust};
@@ -27,17 +27,23 @@ const MAX_MANIFEST_BYTES_OF_ONE: usize = 64 * MAX_REGISTERED_MANIFEST;
 pub(super) struct Manifests(Mutex<HashMap<B256, (B256, Bytes)>>);
 
 impl Manifests {
-    fn keep(&self, digest: B256, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
+    /// Where there is no room, those go that no subnet lists any more.
+    fn keep(&self, digest: B256, subnet: B256, manifest: Bytes, is_listed: impl Fn(&B256) -> bool) -> Result<(), RegistryError> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.contains_key(&digest) {
             return Ok(());
         }
-        let (mut all, mut its) = (manifest.len(), manifest.len());
-        for (of, other) in kept.values() {
-            all += other.len();
-            its += if *of == subnet { other.len() } else { 0 };
+        let is_full = |kept: &HashMap<B256, (B256, Bytes)>| {
+            let bytes = |of: Option<B256>| -> usize {
+                let counted = kept.values().filter(|(subnet, _)| of.is_none_or(|of| of == *subnet));
+                counted.map(|(_, other)| other.len()).sum::<usize>() + manifest.len()
+            };
+            bytes(None) > MAX_MANIFEST_BYTES || bytes(Some(subnet)) > MAX_MANIFEST_BYTES_OF_ONE
+        };
+        if is_full(&kept) {
+            kept.retain(|digest, _| is_listed(digest));
         }
-        if all > MAX_MANIFEST_BYTES || its > MAX_MANIFEST_BYTES_OF_ONE {
+        if is_full(&kept) {
             return Err(RegistryError::Overloaded("it keeps no more manifests of this subnet".into()));
         }
         kept.insert(digest, (subnet, manifest));
@@ -55,12 +61,16 @@ impl Catalog for RegistryNode {
     async fn register_subnet(&self, subnet: Signed<Subnet>) -> Result<(), RegistryError> {
         let digest = subnet.verify(&self.domain);
         let digest = self.counted(digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string())))?;
-        let Some(id) = self.counted(self.membership.read(|membership| membership.definable(&subnet.message)))? else {
-            return Ok(());
-        };
-        self.counted(self.subnets.is_created(&subnet.message).await)?;
+        let id = subnet.message.id();
+        let defined = self.membership.read(|membership| membership.definable(&subnet.message, unix_now()));
+        let is_known = self.counted(defined)?.is_none();
         let trust = trust(&*self.ledger, 0).await?;
-        let committee = trust.current().trust.committee(&digest, &id);
+        // Where validators have left that have approved it, others are asked.
+        if is_known && self.subnet(id).await?.verify(&trust).is_ok() {
+            return Ok(());
+        }
+        self.counted(self.subnets.is_created(&subnet.message).await)?;
+        let committee = ApprovedSubnet::committee(&subnet.message, &trust.current().trust);
         let definition = Arc::new(subnet);
         let ask = |validator: Arc<dyn Validator>| -> BoxFuture<'static, _> {
             let subnet = definition.clone();
@@ -81,8 +91,9 @@ impl Catalog for RegistryNode {
     }
 
     async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {
-        let digest = self.membership.read(|membership| membership.subnet(&subnet)?.listed(&manifest));
-        self.manifests.keep(self.counted(digest)?, subnet, manifest)
+        let digest = self.counted(manifest_digest(&manifest))?;
+        self.counted(self.membership.read(|membership| membership.subnet(&subnet)?.lists(&digest)))?;
+        self.counted(self.manifests.keep(digest, subnet, manifest, |other| self.lists(other)))
     }
 
     async fn manifest(&self, digest: B256) -> Result<Bytes, RegistryError> {
@@ -97,10 +108,10 @@ impl Mempool for RegistryNode {
     }
 
     async fn pending(&self, subnet: B256, request: RequestId) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
-        Ok(self.membership.read(|membership| membership.pending().pending(subnet, request, unix_now()).cloned()))
+        Ok(self.membership.read(|membership| membership.pending(subnet, request, unix_now()).cloned()))
     }
 
     async fn pending_of(&self, gateway: Address) -> Result<Option<Signed<PendingRequests>>, RegistryError> {
-        Ok(self.membership.read(|membership| membership.pending().pending_of(&gateway, unix_now()).cloned()))
+        Ok(self.membership.read(|membership| membership.pending_requests().pending_of(&gateway, unix_now()).cloned()))
     }
 }

@@ -66,8 +66,11 @@ impl Definitions {
         let mut ops = vec![Op::put(SUBNETS, row_key(id, version), &hash).map_err(failed)?];
         ops.extend(before.filter(|before| before.version < version).map(|before| Op::delete(SUBNETS, row_key(id, before.version))));
         store.commit(ops).await.map_err(failed)?;
-        if let Some(known) = self.lock().get_mut(&id).filter(|known| known.version == version) {
-            known.is_kept = true;
+        match self.lock().get_mut(&id) {
+            Some(known) if known.version == version => known.is_kept = true,
+            // A newer one came meanwhile.
+            Some(known) => return Err(RegistryError::Stale { given: version, known: known.version }),
+            None => {}
         }
         Ok(())
     }
@@ -92,5 +95,47 @@ impl Definitions {
             }
         }
         Ok(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ncn_core::{Address, FeeSplit};
+
+    use super::*;
+    use crate::store::MemoryStore;
+
+    fn subnet(version: u64, gateway: u8) -> Subnet {
+        Subnet {
+            owner: Address::ZERO,
+            name: "one".into(),
+            gateways: vec![Address::repeat_byte(gateway)],
+            models: Vec::new(),
+            split: FeeSplit::default(),
+            version,
+        }
+    }
+
+    #[tokio::test]
+    async fn one_definition_of_a_version_is_approved_also_after_a_restart() {
+        let disk = Arc::new(MemoryStore::default());
+        let open = async || Definitions::open(SharedStore::new(disk.clone()).unwrap()).await.unwrap();
+        let mut defined = open().await;
+        defined.give(&subnet(2, 1)).await.unwrap();
+        for _ in 0..2 {
+            defined.give(&subnet(2, 1)).await.unwrap();
+            let another = defined.give(&subnet(2, 2)).await;
+            assert!(matches!(another, Err(RegistryError::Refused(_))), "{another:?}");
+            assert_eq!(defined.give(&subnet(1, 1)).await, Err(RegistryError::Stale { given: 1, known: 2 }));
+            defined = open().await;
+        }
+        defined.give(&subnet(3, 2)).await.unwrap();
+        let defined = open().await;
+        assert_eq!(defined.give(&subnet(2, 1)).await, Err(RegistryError::Stale { given: 2, known: 3 }));
+        defined.give(&Subnet { name: "two".into(), ..subnet(1, 1) }).await.unwrap();
+        let rows = SharedStore::new(disk.clone()).unwrap().scan(SUBNETS, []).await.unwrap();
+        assert_eq!(rows.len(), 2, "older versions are forgotten");
     }
 }

@@ -29,10 +29,15 @@ pub(super) struct State {
     /// The number of the latest change that is in the store.
     saved: u64,
     nodes: BTreeSet<Address>,
-    subnets: BTreeMap<B256, u64>,
+    subnets: BTreeMap<B256, (u64, B256)>,
     witness: Arc<Witness>,
     /// How much evidence is in the store.
     convicting: usize,
+}
+
+/// What differs when a subnet was defined anew, or approved by others.
+fn key(subnet: &ApprovedSubnet) -> (u64, B256) {
+    (subnet.subnet().version, subnet.approvals.hash())
 }
 
 impl State {
@@ -49,9 +54,16 @@ impl State {
         witness.restore(evidence);
         let mut state = Self { store, membership, saved: 0, nodes, subnets, witness, convicting };
         for (_, row) in state.store.scan(SUBNETS, []).await? {
-            let subnet: ApprovedSubnet = decode(SUBNETS, &row)?;
-            state.subnets.insert(subnet.subnet().id(), subnet.subnet().version);
-            let restored = state.membership.update(|membership| membership.register_subnet(subnet));
+            let subnet: ApprovedSubnet = match decode(SUBNETS, &row) {
+                Ok(subnet) => subnet,
+                Err(error) => {
+                    // Its gateway brings it again.
+                    tracing::warn!(%error, "a subnet that was kept is left out");
+                    continue;
+                }
+            };
+            state.subnets.insert(subnet.subnet().id(), key(&subnet));
+            let restored = state.membership.update(|membership| membership.register_subnet(subnet, unix_now()));
             if let Err(error) = restored {
                 tracing::warn!(%error, "a subnet that was kept is refused");
             }
@@ -93,7 +105,7 @@ impl State {
             for node in gone {
                 self.nodes.remove(&node);
             }
-            self.subnets.extend(subnets.iter().map(|subnet| (subnet.subnet().id(), subnet.subnet().version)));
+            self.subnets.extend(subnets.iter().map(|subnet| (subnet.subnet().id(), key(subnet))));
         }
     }
 
@@ -110,7 +122,7 @@ impl State {
 
     fn new_subnets(&self) -> Vec<ApprovedSubnet> {
         self.membership.read(|membership| {
-            let is_new = |subnet: &&ApprovedSubnet| self.subnets.get(&subnet.subnet().id()) != Some(&subnet.subnet().version);
+            let is_new = |subnet: &&ApprovedSubnet| self.subnets.get(&subnet.subnet().id()) != Some(&key(subnet));
             membership.all_subnets().filter(is_new).take(ROWS).cloned().collect()
         })
     }

@@ -66,9 +66,15 @@ impl ValidatorNode {
             known => Some(known?),
         };
         let unsigned = |what: &'static str| move |error| RegistryError::Malformed(format!("{what}: {error}"));
-        if let Some(subnet) = &subnet {
-            self.subnets.check(subnet, trust).await?;
-        }
+        let subnet = match subnet {
+            None => None,
+            Some(subnet) => match self.subnets.check(&subnet, trust).await {
+                Ok(()) => Some(subnet),
+                // Validators have left who have approved it: until others have, it is as if it were unknown.
+                Err(RegistryError::Invalid { field, .. }) if field == "subnet.approvals" => None,
+                Err(error) => return Err(error),
+            },
+        };
         let mut records = Vec::with_capacity(nodes.len());
         for record in nodes {
             match record {
@@ -161,7 +167,7 @@ impl Validator for ValidatorNode {
     async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
         let digest = subnet.verify(&self.domain().await?);
         let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
-        MembershipLimits::default().subnet(&subnet.message)?;
+        MembershipLimits::default().subnet(&subnet.message, unix_now())?;
         self.subnets.is_created(&subnet.message).await?;
         self.defined.give(&subnet.message).await?;
         Ok(Approval::sign(&digest, &*self.signer).await?)

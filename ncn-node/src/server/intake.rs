@@ -43,7 +43,7 @@ impl Lengths {
             "/ncn.v1.GatewayClientService/SubmitInferenceTask"
             | "/ncn.v1.P2PRegistryService/RequestSettlementValidation"
             | "/ncn.v1.ValidatorService/ApproveSettlement" => Self::Unary(MAX_MESSAGE_BYTES),
-            "/ncn.v1.P2PRegistryService/RegisterSubnet" => Self::Unary(MAX_SUBNET_BYTES),
+            "/ncn.v1.P2PRegistryService/RegisterSubnet" | "/ncn.v1.ValidatorService/ApproveSubnet" => Self::Unary(MAX_SUBNET_BYTES),
             "/ncn.v1.GatewayComputeService/Attach" => Self::Stream(MAX_SMALL_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
             _ => Self::Unary(MAX_SMALL_MESSAGE_BYTES),
         }
@@ -159,6 +159,7 @@ mod tests {
             (registry::SERVICE_NAME, "RequestSettlementValidation"),
             (registry::SERVICE_NAME, "RegisterSubnet"),
             (validator::SERVICE_NAME, "ApproveSettlement"),
+            (validator::SERVICE_NAME, "ApproveSubnet"),
             (compute::SERVICE_NAME, "Attach"),
         ];
         for (service, call) in paths {

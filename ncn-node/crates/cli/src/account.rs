@@ -99,7 +99,7 @@ pub(crate) struct RegistryArguments {
 }
 
 impl RegistryArguments {
-    /// These, which are some.
+    /// Those at these URLs: at least one.
     pub(crate) const fn of(registry: Vec<String>) -> Self {
         Self { registry }
     }

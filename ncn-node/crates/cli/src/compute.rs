@@ -62,7 +62,15 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     let mut offered: Vec<ModelInfo> = Vec::new();
     for url in &arguments.gateway {
         let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
-        let network = transport.network().await.map_err(Failure::failed)?;
+        let network = match transport.network().await {
+            Ok(network) => network,
+            // The others are served.
+            Err(error) if arguments.gateway.len() > 1 => {
+                say(&sanitize(&format!("--gateway {url}: is left out: {error}")));
+                continue;
+            }
+            Err(error) => return Err(Failure::failed(error)),
+        };
         if network.trust_root != trust {
             return Err(Failure::Failed(format!("--gateway {url}: is on another network than --rpc")));
         }
@@ -78,7 +86,7 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
         offered.extend(models);
     }
     let Some((subnet, first)) = offered.first().map(|info| info.subnet).zip(arguments.gateway.first()) else {
-        return Err(Failure::Input("--gateway: names none".into()));
+        return Err(Failure::Failed("--gateway: none of them answers".into()));
     };
     let packages = arguments.models.packages(Some(first)).await?;
     if packages.is_empty() {

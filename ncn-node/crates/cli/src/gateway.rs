@@ -131,7 +131,7 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
-        None => (arguments.subnet.create(&account, &manifests).await?, manifests),
+        None => (arguments.subnet.create(&account, &*registry, &manifests).await?, manifests),
     };
     let settle = BatchPolicy {
         max_requests: arguments.settle_requests,

@@ -1,4 +1,4 @@
-//! `ncn subnet`: what a gateway offers under a name, and who serves it.
+//! `ncn subnet`: what gateways offer under a name, and who serves it.
 
 use std::{
     collections::BTreeSet,
@@ -106,7 +106,8 @@ pub(crate) struct SubnetArguments {
     /// A model's manifest; several may be given. The built-in quickstart model by default
     #[arg(long, value_name = "FILE")]
     manifest: Vec<PathBuf>,
-    /// A gateway that coordinates requests in it besides its owner; several may be given
+    /// A gateway that coordinates requests in it besides its owner; several may be given. Without one, those stay that it has; with the
+    /// owner's own address alone, none does
     #[arg(long = "with-gateway", value_name = "ADDRESS")]
     gateways: Vec<Address>,
 }
@@ -152,7 +153,12 @@ impl SubnetArguments {
     }
 
     /// Creates it on the chain unless it is there, for no more than the limit.
-    pub(crate) async fn create(&self, account: &EvmLedger, manifests: &[Bytes]) -> Result<Subnet, Failure> {
+    pub(crate) async fn create(
+        &self,
+        account: &EvmLedger,
+        registry: &dyn Registry,
+        manifests: &[Bytes],
+    ) -> Result<Subnet, Failure> {
         let refuse = |error| Failure::Failed(format!("subnet: {error}"));
         let fee = account.subnet_fee(&self.name).await.map_err(refuse)?;
         if fee > self.max_fee {
@@ -161,12 +167,19 @@ impl SubnetArguments {
             return Err(Failure::Input(problem));
         }
         account.create_subnet(&self.name, self.max_fee).await.map_err(refuse)?;
+        let owner = account.account();
+        let before = registry.subnet(subnet_id(owner, &self.name)).await;
+        let gateways: BTreeSet<Address> = match before {
+            // Who restarts its gateway does not mean to send the others away.
+            Ok(before) if self.gateways.is_empty() => before.definition.message.gateways.into_iter().collect(),
+            _ => self.gateways.iter().copied().collect(),
+        };
         let models =
             manifests.iter().map(|manifest| Ok(SubnetModel::of(&Model::parse(manifest.clone()).map_err(Failure::failed)?)));
         Ok(Subnet {
-            owner: account.account(),
+            owner,
             name: self.name.clone(),
-            gateways: self.gateways.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
+            gateways: gateways.into_iter().filter(|gateway| *gateway != owner).collect(),
             models: models.collect::<Result<_, Failure>>()?,
             split: FeeSplit::default(),
             // What is announced later replaces what was announced before.
@@ -204,7 +217,7 @@ async fn create(
     let account = chain.ledger(signer.clone()).await?;
     let registry = registry.open()?;
     let trust = account.trust_root().await.map_err(Failure::failed)?;
-    let subnet = subnet.create(&account, &manifests).await?;
+    let subnet = subnet.create(&account, &*registry, &manifests).await?;
     let signed = Signed::sign(subnet.clone(), &trust.domain, &*signer).await.map_err(Failure::failed)?;
     registry.register_subnet(signed).await.map_err(|error| {
         Failure::Failed(format!("the subnet is on the chain, but the registry does not take it: {error}: run this again"))

@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Tell(Vec<u8>),
     Ask { peer: PeerId, addresses: Vec<Multiaddr>, question: Vec<u8>, answer: oneshot::Sender<Result<Frame, RegistryError>> },
     Put(Record),
-    Get(RecordKey, oneshot::Sender<Vec<Entry>>),
+    Get(RecordKey, oneshot::Sender<Result<Vec<Entry>, RegistryError>>),
 }
 
 /// A peer that does not run yet: it is known whom it will be.
@@ -183,12 +183,11 @@ impl Peer {
     }
 
     /// Looks a record up, at the nodes whose ids are closest to its key. Returns what differs of what they have given, newest first.
-    pub(crate) async fn get(&self, key: RecordKey) -> Vec<Entry> {
+    pub(crate) async fn get(&self, key: RecordKey) -> Result<Vec<Entry>, RegistryError> {
+        let gone = || RegistryError::Unreachable("this peer has ended".into());
         let (sender, found) = oneshot::channel();
-        if self.commands.send(Command::Get(key, sender)).await.is_err() {
-            return Vec::new();
-        }
-        found.await.unwrap_or_default()
+        self.commands.send(Command::Get(key, sender)).await.map_err(|_| gone())?;
+        found.await.map_err(|_| gone())?
     }
 
     /// Asks another peer, which is called at these addresses unless it is connected.

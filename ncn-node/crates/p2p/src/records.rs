@@ -29,9 +29,8 @@ use crate::peer::{Refused, count};
 /// How many records are kept, how many bytes of all of them, and of the largest.
 const MAX_RECORDS: usize = 16_384;
 const MAX_BYTES: usize = 32 << 20;
-///
-/// What is larger, such as the record of a node with hundreds of models, is heard by gossip only: a message of the hash table has 16 KiB, in which
-/// addresses of twenty nodes are, too.
+// What is larger, such as the record of a node with hundreds of models, is heard by gossip only: a message of the hash table has 16 KiB, in which
+// addresses of twenty nodes are, too.
 const MAX_RECORD_BYTES: usize = MAX_REGISTERED_MANIFEST;
 
 const NODE: &[u8] = b"/ncn/node/";
@@ -72,6 +71,11 @@ pub(crate) fn subnet_key(subnet: B256) -> RecordKey {
     RecordKey::from([SUBNET, subnet.as_slice()].concat())
 }
 
+/// Whether a key is that of a manifest.
+pub(crate) fn is_manifest(key: &RecordKey) -> bool {
+    key.as_ref().starts_with(MANIFEST)
+}
+
 /// Under what a model's manifest is found.
 pub(crate) fn manifest_key(digest: B256) -> RecordKey {
     RecordKey::from([MANIFEST, digest.as_slice()].concat())
@@ -83,7 +87,7 @@ pub(crate) fn read(key: &RecordKey, value: &[u8], domain: &Domain) -> Option<Ent
     if value.len() > MAX_RECORD_BYTES {
         return None;
     }
-    if key.as_ref().starts_with(MANIFEST) {
+    if is_manifest(key) {
         let manifest = Bytes::copy_from_slice(value);
         let digest = manifest_digest(&manifest).ok()?;
         return (manifest_key(digest) == *key).then_some(Entry::Manifest(digest, manifest));
@@ -173,11 +177,15 @@ impl Records {
         Ok(())
     }
 
-    fn check(&self, record: &Record) -> Option<Entry> {
-        let entry = read(&record.key, &record.value, &self.domain)?;
-        // Of one version, the first is kept: others might come with approvals that are none.
-        let is_newer = |(kept, known): &(Record, Entry)| version(&entry) > version(known) || record.value == kept.value;
-        (is_current(&entry, unix_now()) && self.records.get(&record.key).is_none_or(is_newer)).then_some(entry)
+    /// Takes in what was read from a record, and found to be good.
+    pub(crate) fn admit(&mut self, record: Record, entry: Entry) -> Result<()> {
+        let is_newer = self.records.get(&record.key).is_none_or(|(_, known)| version(&entry) >= version(known));
+        if !is_newer || !is_current(&entry, unix_now()) {
+            count(&self.refused.records);
+            return Err(Error::ValueTooLarge);
+        }
+        self.forget(&record.key);
+        self.keep(record, entry)
     }
 }
 
@@ -191,12 +199,11 @@ impl RecordStore for Records {
     }
 
     fn put(&mut self, record: Record) -> Result<()> {
-        let Some(entry) = self.check(&record) else {
+        let Some(entry) = read(&record.key, &record.value, &self.domain) else {
             count(&self.refused.records);
             return Err(Error::ValueTooLarge);
         };
-        self.forget(&record.key);
-        self.keep(record, entry)
+        self.admit(record, entry)
     }
 
     fn remove(&mut self, key: &RecordKey) {

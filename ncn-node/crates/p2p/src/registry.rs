@@ -110,7 +110,7 @@ impl PeerRegistry {
 
     /// Looks a node up among all of them, whatever this one has heard. Its record may have been followed by a departure, which is not looked up.
     pub async fn find(&self, node: Address) -> Option<Signed<NodeRecord>> {
-        self.peer.get(node_key(node)).await.into_iter().find_map(|entry| match entry {
+        self.peer.get(node_key(node)).await.ok()?.into_iter().find_map(|entry| match entry {
             Entry::Signed(News::Record(record)) => Some(record),
             _ => None,
         })
@@ -118,7 +118,7 @@ impl PeerRegistry {
 
     /// Looks up what this node has not heard.
     async fn look_up(&self, key: libp2p::kad::RecordKey) {
-        for entry in self.peer.get(key).await {
+        for entry in self.peer.get(key).await.unwrap_or_default() {
             let Entry::Signed(news) = entry else { continue };
             match self.node.hear(news, Source::default()).await {
                 Ok(_) => return,
@@ -334,7 +334,7 @@ impl Catalog for PeerRegistry {
         if let Ok(known) = self.node.manifest(digest).await {
             return Ok(known);
         }
-        let found = self.peer.get(manifest_key(digest)).await.into_iter().find_map(|entry| match entry {
+        let found = self.peer.get(manifest_key(digest)).await?.into_iter().find_map(|entry| match entry {
             Entry::Manifest(_, manifest) => Some(manifest),
             Entry::Signed(_) => None,
         });

@@ -13,7 +13,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     gossipsub::{self, MessageAcceptance, MessageId},
     identify,
-    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey},
+    kad::{self, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey, store::RecordStore as _},
     request_response::{self, OutboundRequestId, ResponseChannel},
     swarm::{SwarmEvent, dial_opts::DialOpts},
 };
@@ -41,9 +41,12 @@ const REDIAL: Duration = Duration::from_secs(1);
 /// How many good copies of a record end its lookup: one of them may be old.
 const ENOUGH: usize = 3;
 /// How many addresses of one peer are noted.
-const MAX_ADDRESSES: usize = 8;
+const MAX_ADDRESSES: usize = 4;
 /// How many records are brought to others at once; what comes meanwhile they hear by gossip, and find here.
 const MAX_PUTTING: usize = 32;
+/// How long a record is not put again, and of how many that is remembered.
+const PUT_AGAIN: Duration = Duration::from_secs(20);
+const MAX_PUT: usize = 4_096;
 /// With fewer peers than this, a node calls more of those that it knows: gossip needs some neighbours.
 const FEW: usize = 8;
 
@@ -60,6 +63,11 @@ struct Use {
     open: usize,
 }
 
+/// How much may be looked up for this key to be, too: strangers ask for manifests more easily than for nodes and subnets.
+fn most_wanted(key: &RecordKey) -> usize {
+    if records::is_manifest(key) { MAX_WANTED / 2 } else { MAX_WANTED }
+}
+
 /// Whether only this machine reaches an address.
 fn is_loopback(address: &Multiaddr) -> bool {
     shares::ip(address).is_some_and(|ip| ip.is_loopback())
@@ -69,7 +77,7 @@ fn is_loopback(address: &Multiaddr) -> bool {
 enum Done {
     Heard(MessageId, PeerId, MessageAcceptance),
     Answered(PeerId, ResponseChannel<Frame>, Vec<u8>),
-    Considered(Record),
+    Considered(Record, Box<Entry>),
 }
 
 pub(crate) struct Task {
@@ -87,6 +95,8 @@ pub(crate) struct Task {
     used: HashMap<PeerId, Use>,
     wanted: HashMap<QueryId, Wanted>,
     putting: HashSet<QueryId>,
+    /// When what was brought here was put into the hash table.
+    put_at: HashMap<RecordKey, Instant>,
     /// What there was nobody to tell yet: the newest of it.
     untold: VecDeque<Vec<u8>>,
     /// Who has said that it serves.
@@ -102,7 +112,7 @@ struct Wanted {
     found: Vec<Entry>,
     /// How many nodes have given a good one.
     copies: usize,
-    answer: oneshot::Sender<Vec<Entry>>,
+    answer: oneshot::Sender<Result<Vec<Entry>, RegistryError>>,
 }
 
 impl Task {
@@ -129,6 +139,7 @@ impl Task {
             used: HashMap::new(),
             wanted: HashMap::new(),
             putting: HashSet::new(),
+            put_at: HashMap::new(),
             serving: HashSet::new(),
             untold: VecDeque::new(),
             refused,
@@ -167,12 +178,15 @@ impl Task {
         }
     }
 
-    /// Ends so many connections, if there are as many that were not used for a while.
+    /// Ends so many connections, if there are as many that were not used for a while. A light client has few, and would call again.
     fn part(&mut self, many: usize) {
         let neighbours: HashSet<PeerId> =
             self.swarm.behaviour().gossip.mesh_peers(&swarm::topic(&self.domain).hash()).copied().collect();
         let is_unused = |peer: &&PeerId| {
-            !neighbours.contains(peer) && self.used.get(peer).is_none_or(|used| used.open == 0 && used.last.elapsed() > UNUSED)
+            !neighbours.contains(peer)
+                && self.serving.contains(peer)
+                && !self.bootstrap.contains_key(peer)
+                && self.used.get(peer).is_none_or(|used| used.open == 0 && used.last.elapsed() > UNUSED)
         };
         let unused: Vec<_> = self.swarm.connected_peers().filter(is_unused).take(many.min(ENDED_AT_ONCE)).copied().collect();
         for peer in unused {
@@ -235,25 +249,41 @@ impl Task {
                 self.asked.insert(id, (peer, answer));
                 self.use_begins(peer);
             }
-            Command::Put(record) => {
-                let put = if self.putting.len() < MAX_PUTTING {
-                    let put = behaviour.table.put_record(record, Quorum::N(NonZeroUsize::MIN));
-                    put.map(|query| {
-                        self.putting.insert(query);
-                    })
-                } else {
-                    kad::store::RecordStore::put(behaviour.table.store_mut(), record)
-                };
-                if let Err(error) = put {
-                    tracing::debug!(%error, "a record is not kept");
-                }
-            }
+            Command::Put(record) => self.put(record),
             // Each calls some twenty peers: a stranger who asks for what nobody has makes this node busy, and not the network.
-            Command::Get(_, answer) if self.wanted.len() >= MAX_WANTED => drop(answer),
+            Command::Get(key, answer) if self.wanted.len() >= most_wanted(&key) => {
+                let _ = answer.send(Err(RegistryError::Overloaded("too much is looked up".into())));
+            }
             Command::Get(key, answer) => {
                 let id = behaviour.table.get_record(key.clone());
                 self.wanted.insert(id, Wanted { key, found: Vec::new(), copies: 0, answer });
             }
+        }
+    }
+
+    /// Brings a record to those nodes that keep it: the same one not again and again.
+    fn put(&mut self, record: Record) {
+        let table = &mut self.swarm.behaviour_mut().table;
+        let is_kept = table.store_mut().get(&record.key).is_some_and(|kept| kept.value == record.value);
+        if is_kept && self.put_at.get(&record.key).is_some_and(|at| at.elapsed() < PUT_AGAIN) {
+            return;
+        }
+        if self.put_at.len() >= MAX_PUT {
+            self.put_at.retain(|_, at| at.elapsed() < PUT_AGAIN);
+        }
+        if self.put_at.len() < MAX_PUT {
+            self.put_at.insert(record.key.clone(), Instant::now());
+        }
+        let put = if self.putting.len() < MAX_PUTTING {
+            let put = table.put_record(record, Quorum::N(NonZeroUsize::MIN));
+            put.map(|query| {
+                self.putting.insert(query);
+            })
+        } else {
+            table.store_mut().put(record)
+        };
+        if let Err(error) = put {
+            tracing::debug!(%error, "a record is not kept");
         }
     }
 
@@ -263,10 +293,7 @@ impl Task {
             Done::Heard(message, from, acceptance) => {
                 behaviour.gossip.report_message_validation_result(&message, &from, acceptance);
             }
-            Done::Considered(record) => {
-                // The store has the rules that need no chain.
-                let _ = kad::store::RecordStore::put(behaviour.table.store_mut(), record);
-            }
+            Done::Considered(record, entry) => drop(behaviour.table.store_mut().admit(record, *entry)),
             // The peer that asked may be gone.
             Done::Answered(peer, channel, answer) => {
                 drop(behaviour.questions.send_response(channel, answer.into()));
@@ -379,7 +406,7 @@ impl Task {
         let (inbox, done, refused) = (inbox.clone(), self.done.clone(), self.refused.clone());
         tokio::spawn(async move {
             if inbox.keeps(&entry).await {
-                let _ = done.send(Done::Considered(record)).await;
+                let _ = done.send(Done::Considered(record, Box::new(entry))).await;
             } else {
                 count(&refused.records);
             }
@@ -434,7 +461,7 @@ impl Task {
                 let is_over = step.last || wanted.copies >= ENOUGH;
                 if let Some(mut wanted) = is_over.then(|| self.wanted.remove(&id)).flatten() {
                     wanted.found.sort_by_key(|entry| Reverse(records::version(entry)));
-                    let _ = wanted.answer.send(wanted.found);
+                    let _ = wanted.answer.send(Ok(wanted.found));
                     if let Some(mut query) = self.swarm.behaviour_mut().table.query_mut(&id) {
                         query.finish();
                     }

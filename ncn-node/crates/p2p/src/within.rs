@@ -42,7 +42,7 @@ const RECENT: u64 = 30;
 /// How often one is asked at the most for what was missed.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// What others may judge otherwise who are no liars: clocks differ, and so does what is seen of the chain.
-const UNDECIDED: [&str; 10] = [
+const UNDECIDED: [&str; 11] = [
     "heartbeat.sentAt",
     "record.expiresAt",
     "record.sequence",
@@ -53,6 +53,7 @@ const UNDECIDED: [&str; 10] = [
     "pending.sequence",
     "pending.expiresAt",
     "pending.gateway",
+    "subnet.version",
 ];
 /// How many news of one node, or of one owner of subnets, are passed on within a second.
 const MOST_OF_ONE: u32 = 4;
@@ -179,7 +180,9 @@ impl Inbox for Within {
     async fn keeps(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Signed(News::Subnet(subnet)) => self.node.check_subnet(subnet).await.is_ok(),
-            Entry::Signed(_) | Entry::Manifest(..) => true,
+            // Anybody can make any number of manifests up.
+            Entry::Manifest(digest, _) => self.node.lists(digest),
+            Entry::Signed(_) => true,
         }
     }
 

@@ -245,9 +245,14 @@ fn two_gateways_share_a_subnet() {
         let arguments: Vec<String> = gateway(key, &["--owner", &owner]);
         scene.bad(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), status, says);
     };
-    refused(1, "is not registered: its gateway has to register it first");
+    refused(1, "is not registered: its owner has to register it first");
     let own = ["subnet", "create", "--subnet", "shared", "--registry", registries, "--rpc", rpc, "--key", "keys/client-0.key"];
     scene.good(&own);
+    let everywhere = || {
+        let statuses = scene.json(&["registry", "status", "--registry", registries]);
+        statuses.as_object().unwrap().values().all(|status| status["subnets"] == 2)
+    };
+    eventually_blocking("every registry node knows the subnet", everywhere);
     refused(2, "does not name this gateway");
     let first = start(gateway("keys/client-0.key", &["--with-gateway", &member]));
     let shown = || scene.json(&["subnet", "show", "shared", "--registry", registries]);
