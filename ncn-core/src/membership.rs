@@ -318,12 +318,12 @@ impl Membership {
         self.bounds.subnet(definition, now)?;
         let id = definition.id();
         match self.subnets.get(&id) {
-            Some(known) if known.subnet() == definition => return Ok(None),
+            Some(known) if known.subnet() == definition => Ok(None),
             Some(known) if definition.version <= known.subnet().version => {
-                return Err(RegistryError::Stale { given: definition.version, known: known.subnet().version });
+                Err(RegistryError::Stale { given: definition.version, known: known.subnet().version })
             }
             None if self.subnets.len() >= self.bounds.subnets => {
-                return Err(RegistryError::Overloaded(format!("{} subnets are known", self.subnets.len())));
+                Err(RegistryError::Overloaded(format!("{} subnets are known", self.subnets.len())))
             }
             _ => Ok(Some(id)),
         }

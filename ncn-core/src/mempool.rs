@@ -116,7 +116,9 @@ impl PendingTable {
         if is_full(self) {
             let expired: Vec<_> =
                 self.announced.values().filter(|known| known.message.expires_at < now).map(|known| known.message.gateway).collect();
-            expired.iter().for_each(|gateway| self.forget(gateway));
+            for gateway in &expired {
+                self.forget(gateway);
+            }
         }
         while is_full(self) {
             let Some((_, largest)) = self.by_count.last().copied() else { return };

@@ -262,9 +262,7 @@ impl ApprovedSubnet {
 
     /// Who is asked to approve this version of a subnet: the same ones whatever it says, so that no two definitions of it are approved.
     pub fn committee(subnet: &Subnet, trust: &TrustRoot) -> Committee {
-        let mut seed = B256::ZERO;
-        seed[24..].copy_from_slice(&subnet.version.to_be_bytes());
-        trust.committee(&seed, &subnet.id())
+        trust.committee(&B256::left_padding_from(&subnet.version.to_be_bytes()), &subnet.id())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::registration::next_sequence;
 
 /// How often it looks whether there is something to tell, and how often it tells the same again.
 const LOOK: Duration = Duration::from_secs(2);
-const REPEAT: Duration = Duration::from_secs(60);
+const REPEAT: Duration = Duration::from_mins(1);
 /// How long the registry is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many questions of that kind wait at once: strangers can make this gateway ask. Others are answered without.

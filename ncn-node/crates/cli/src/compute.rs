@@ -79,8 +79,9 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
             return Err(Failure::Failed(format!("--gateway {url}: offers no models")));
         };
         if offered.first().is_some_and(|other| other.subnet != info.subnet) {
-            let first = &arguments.gateway[0];
-            return Err(Failure::Input(format!("--gateway {url}: is of another subnet than {first}: run a node for each subnet")));
+            return Err(Failure::Input(format!(
+                "--gateway {url}: is of another subnet than the others: run a node for each subnet"
+            )));
         }
         gateways.push((network.gateway, url));
         offered.extend(models);

@@ -101,10 +101,10 @@ impl Scene {
 
     /// Starts a program, and returns once it has said a line that begins like this.
     fn start(&self, arguments: &[&str], ready: &'static str) -> Program {
-        self.launch(self.command(arguments), ready)
+        Self::launch(self.command(arguments), ready)
     }
 
-    fn launch(&self, mut command: Command, ready: &'static str) -> Program {
+    fn launch(mut command: Command, ready: &'static str) -> Program {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let (output, (sender, lines)) = (process.stdout.take().unwrap(), std::sync::mpsc::channel());
         std::thread::spawn(move || {

@@ -74,7 +74,7 @@ impl Host {
         let bootstrap = bootstrap.map(|address| ["--bootstrap", address]);
         let mut command = self.enter(ncn().to_str().unwrap());
         command.args(node).args(bootstrap.iter().flatten()).current_dir(scene.here());
-        scene.launch(command, "it is the validator")
+        Scene::launch(command, "it is the validator")
     }
 }
 
@@ -164,7 +164,7 @@ async fn inside() {
         let answer = quoted.pay().await.unwrap().finish().await.unwrap();
         answer.output.text("label") == Some("7")
     };
-    eventually("all hosts are there", served).await;
+    eventually("all hosts are there", async || Box::pin(served()).await).await;
     // The one that the gateway asks first, and another: three of five are left.
     hosts[0].connect(false);
     hosts[1].connect(false);
@@ -176,5 +176,5 @@ async fn inside() {
     for host in &hosts[..3] {
         host.connect(true);
     }
-    eventually("the hosts are back", served).await;
+    eventually("the hosts are back", async || Box::pin(served()).await).await;
 }
