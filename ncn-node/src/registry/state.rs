@@ -112,8 +112,9 @@ impl State {
     /// Whose rows are of no use any more: their records have expired.
     fn gone(&self, changed: &[KnownNode]) -> Vec<Address> {
         self.membership.read(|membership| {
-            // As a rule there are none, which needs no search.
-            if changed.is_empty() && self.nodes.len() <= membership.len() {
+            // As a rule there are none, which needs no search: every node that was kept, or has changed, is a member.
+            let new = changed.iter().filter(|known| !self.nodes.contains(&known.record.message.node)).count();
+            if self.nodes.len() + new <= membership.len() {
                 return Vec::new();
             }
             self.nodes.iter().filter(|node| !membership.is_known(node)).take(ROWS).copied().collect()

@@ -172,13 +172,16 @@ pub(crate) async fn pull(store: &ModelStore, reference: &str, from: &[String], w
     let mut sources = from.iter().map(|url| Source::new(url)).collect::<Result<Vec<_>, _>>()?;
     let known = match who {
         Who::Nobody => None,
-        Who::Gateway(url) => Some((ask_gateway(url, reference).await?, format!("gateway {url}"))),
-        Who::Registry(registry) => Some((ask_registry(registry, reference).await?, format!("model {reference}: its gateways"))),
+        Who::Gateway(url) => Some((ask_gateway(url, reference).await?, format!("gateway {url}: names no source of model files"))),
+        Who::Registry(registry) => Some((
+            ask_registry(registry, reference).await?,
+            format!("model {reference}: none of its gateways names a source of model files"),
+        )),
     };
-    let model = if let Some(((model, more), names)) = known {
+    let model = if let Some(((model, more), problem)) = known {
         sources.extend(more);
         if sources.is_empty() {
-            return Err(Failure::Failed(format!("{names}: no source of model files is named: `ncn model pull --from` takes one")));
+            return Err(Failure::Failed(format!("{problem}: `ncn model pull --from` takes one")));
         }
         model
     } else if sources.is_empty() {
