@@ -128,6 +128,16 @@ impl RegistryArguments {
     }
 }
 
+/// Whom a command asks that only shows something, and how it says it.
+#[derive(clap::Args)]
+pub(crate) struct Asked {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(clap::Args)]
 pub(crate) struct ChainArguments {
     /// The chain's JSON-RPC endpoint; several, separated by commas, are asked one after the other

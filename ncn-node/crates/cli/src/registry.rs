@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments, RegistryArguments},
+    account::{Asked, ChainArguments, KeyArguments},
     block_on, sanitize, serving, subnet, typed,
 };
 
@@ -71,15 +71,6 @@ enum Show {
     Subnets(Asked),
     /// List the validators that a registry node knows to be live
     Validators(Asked),
-}
-
-#[derive(clap::Args)]
-struct Asked {
-    #[command(flatten)]
-    registry: RegistryArguments,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {

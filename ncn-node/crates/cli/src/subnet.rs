@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
+    account::{Asked, ChainArguments, KeyArguments, tokens},
     block_on,
     model::{self, StoreArguments},
     sanitize, say, typed,
@@ -36,14 +36,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         subnet: SubnetArguments,
         #[command(flatten)]
-        registry: RegistryArguments,
-        #[command(flatten)]
-        chain: ChainArguments,
-        #[command(flatten)]
-        key: KeyArguments,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        by: Account,
     },
     /// Show a subnet: its models, prices, and who serves it
     Show {
@@ -51,19 +44,10 @@ pub(crate) enum Command {
         #[arg(value_name = "SUBNET")]
         subnet: String,
         #[command(flatten)]
-        registry: RegistryArguments,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        asked: Asked,
     },
     /// List the subnets that a registry node knows
-    List {
-        #[command(flatten)]
-        registry: RegistryArguments,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List(Asked),
     /// Fetch a subnet's models into the store, and say how to run a compute node for it
     Join {
         /// Its name or id
@@ -73,25 +57,23 @@ pub(crate) enum Command {
         #[arg(long = "model", value_name = "MODEL")]
         models: Vec<String>,
         #[command(flatten)]
-        registry: RegistryArguments,
+        asked: Asked,
         #[command(flatten)]
         store: StoreArguments,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Take a node off the network at once that has ended without doing so itself
-    Leave {
-        #[command(flatten)]
-        registry: RegistryArguments,
-        #[command(flatten)]
-        chain: ChainArguments,
-        #[command(flatten)]
-        key: KeyArguments,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Leave(Account),
+}
+
+/// Who changes something, and whom it asks.
+#[derive(clap::Args)]
+pub(crate) struct Account {
+    #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
+    chain: ChainArguments,
+    #[command(flatten)]
+    key: KeyArguments,
 }
 
 /// What makes a subnet up.
@@ -191,31 +173,25 @@ impl SubnetArguments {
 pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     block_on(async {
         match command {
-            Command::Create { subnet, registry, chain, key, json } => create(subnet, registry, chain, key, *json).await,
-            Command::Show { subnet, registry, json } => {
-                let registry = registry.open()?;
+            Command::Create { subnet, by } => create(subnet, by).await,
+            Command::Show { subnet, asked } => {
+                let registry = asked.registry.open()?;
                 let subnet = find(&*registry, subnet).await?;
                 let nodes = nodes(&*registry, &subnet).await?;
-                print(&subnet, &nodes, *json)
+                print(&subnet, &nodes, asked.json)
             }
-            Command::List { registry, json } => list(&*registry.open()?, *json).await,
-            Command::Join { subnet, models, registry, store, json } => join(subnet, models, registry, store, *json).await,
-            Command::Leave { registry, chain, key, json } => leave(registry, chain, key, *json).await,
+            Command::List(asked) => list(&*asked.registry.open()?, asked.json).await,
+            Command::Join { subnet, models, asked, store } => join(subnet, models, asked, store).await,
+            Command::Leave(by) => leave(by).await,
         }
     })
 }
 
-async fn create(
-    subnet: &SubnetArguments,
-    registry: &RegistryArguments,
-    chain: &ChainArguments,
-    key: &KeyArguments,
-    json: bool,
-) -> Result<(), Failure> {
+async fn create(subnet: &SubnetArguments, by: &Account) -> Result<(), Failure> {
     let manifests = subnet.manifests()?;
-    let signer = key.open()?;
-    let account = chain.ledger(signer.clone()).await?;
-    let registry = registry.open()?;
+    let signer = by.key.open()?;
+    let account = by.chain.ledger(signer.clone()).await?;
+    let registry = by.asked.registry.open()?;
     let trust = account.trust_root().await.map_err(Failure::failed)?;
     let subnet = subnet.create(&account, &*registry, &manifests).await?;
     let signed = Signed::sign(subnet.clone(), &trust.domain, &*signer).await.map_err(Failure::failed)?;
@@ -227,7 +203,7 @@ async fn create(
             say(&sanitize(&format!("the registry does not keep a manifest, which the gateway does: {error}")));
         }
     }
-    print(&subnet, &nodes(&*registry, &subnet).await?, json)
+    print(&subnet, &nodes(&*registry, &subnet).await?, by.asked.json)
 }
 
 /// All that a registry node knows, page by page.
@@ -330,15 +306,9 @@ pub(crate) async fn list(registry: &dyn Registry, json: bool) -> Result<(), Fail
     Ok(())
 }
 
-async fn join(
-    reference: &str,
-    models: &[String],
-    registry: &RegistryArguments,
-    store: &StoreArguments,
-    json: bool,
-) -> Result<(), Failure> {
-    let (urls, store) = (registry, store.open()?);
-    let registry = registry.open()?;
+async fn join(reference: &str, models: &[String], asked: &Asked, store: &StoreArguments) -> Result<(), Failure> {
+    let (urls, store) = (&asked.registry, store.open()?);
+    let registry = urls.open()?;
     let subnet = find(&*registry, reference).await?;
     let nodes = nodes(&*registry, &subnet).await?;
     let gateways: Vec<_> = gateways(&subnet, &nodes).collect();
@@ -362,7 +332,7 @@ async fn join(
         }
     }
     let mut out = io::stdout();
-    if json {
+    if asked.json {
         let digests: Vec<B256> = wanted.iter().map(|model| model.digest).collect();
         return Ok(writeln!(out, "{:#}", json!({ "subnet": subnet.id(), "gateways": gateways, "models": digests }))?);
     }
@@ -373,16 +343,16 @@ async fn join(
     Ok(())
 }
 
-async fn leave(registry: &RegistryArguments, chain: &ChainArguments, key: &KeyArguments, json: bool) -> Result<(), Failure> {
-    let signer = key.open()?;
-    let registry = registry.open()?;
-    let domain = chain.ledger(signer.clone()).await?.trust_root().await.map_err(Failure::failed)?.domain;
+async fn leave(by: &Account) -> Result<(), Failure> {
+    let signer = by.key.open()?;
+    let registry = by.asked.registry.open()?;
+    let domain = by.chain.ledger(signer.clone()).await?.trust_root().await.map_err(Failure::failed)?.domain;
     let node: Address = signer.address();
     let departure = Deregistration { node, sequence: next_sequence(0) };
     let departure = Signed::sign(departure, &domain, &*signer).await.map_err(Failure::failed)?;
     registry.deregister(departure).await.map_err(Failure::failed)?;
     let mut out = io::stdout();
-    if json {
+    if by.asked.json {
         return Ok(writeln!(out, "{:#}", json!({ "left": node }))?);
     }
     Ok(writeln!(out, "node {node} has left the network")?)
