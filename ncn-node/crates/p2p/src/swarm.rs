@@ -1,6 +1,6 @@
 //! What a node speaks, and within which bounds.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, connection_limits, gossipsub, identify, identity::Keypair, kad, noise, ping,
@@ -34,11 +34,8 @@ const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept that has no streams. Gossip has one to each peer: see [`crate::task`] for the others.
 const IDLE: Duration = Duration::from_secs(30);
-/// How many nodes keep a record, and how many a lookup calls at least. News come by gossip: the hash table is for what was missed, and who joins a
-/// network calls that many for each bit of its size.
-const COPIES: NonZeroUsize = NonZeroUsize::new(10).unwrap();
 /// How often a node looks at all of its table, and how much later, at most: each at its own time. Those that started together would otherwise
-/// call each other at once. Each time calls [`COPIES`] peers a bucket at least, and a table has as many buckets as its network's size has bits.
+/// call each other at once. Each time calls some twenty peers a bucket, and a table has as many buckets as its network's size has bits.
 const REFRESH: Duration = Duration::from_mins(15);
 const REFRESH_LATER: u32 = 256;
 /// When a new node begins to choose its neighbours in gossip, and how often it looks at them again.
@@ -168,7 +165,6 @@ fn behaviour(
     let mut table = kad::Config::new(KADEMLIA);
     // What somebody else puts here is looked at first.
     table.set_record_filtering(kad::StoreInserts::FilterBoth);
-    table.set_replication_factor(COPIES);
     // Who is connected has a place while there is one. Otherwise each newcomer has somebody called who is not connected now, for whom it is the same.
     table.set_kbucket_inserts(kad::BucketInserts::Manual);
     let later = peer.to_bytes().last().map_or(0, |byte| u32::from(*byte));

@@ -53,7 +53,7 @@ const FEW: usize = 8;
 /// With more peers than this, a node ends connections that were not used for a while: a lookup calls many peers, and the number of connections
 /// does not grow with the network. Neighbours in gossip stay.
 const ENOUGH_PEERS: usize = 24;
-const UNUSED: Duration = Duration::from_secs(15);
+const UNUSED: Duration = Duration::from_secs(30);
 /// How many it ends in a second.
 const ENDED_AT_ONCE: usize = 8;
 
@@ -250,7 +250,7 @@ impl Task {
                 self.use_begins(peer);
             }
             Command::Put(record) => self.put(record),
-            // Each calls ten peers or more: a stranger who asks for what nobody has makes this node busy, and not the network.
+            // Each calls some twenty peers: a stranger who asks for what nobody has makes this node busy, and not the network.
             Command::Get(key, answer) if self.wanted.len() >= most_wanted(&key) => {
                 let _ = answer.send(Err(RegistryError::Overloaded("too much is looked up".into())));
             }

@@ -39,9 +39,7 @@ async fn news() {
     let many = std::env::var("NCN_NODES").map_or(MANY, |value| value.parse().unwrap());
     let before = memory();
     let started = Instant::now();
-    // Without sockets, of which a process has too few for so many nodes that meet.
-    let links = Links { delay: Duration::ZERO..Duration::from_millis(1), lost: 0 };
-    let peers = Peers::within(Some(SimulatedNetwork::new(2, links)), 5, many - 5).await;
+    let peers = Peers::new(5, many - 5).await;
     println!("{many} nodes have started after {:?}", started.elapsed());
     peers.met().await;
     println!("{many} nodes have met after {:?}, with {} kB each", started.elapsed(), memory().saturating_sub(before) / many);
