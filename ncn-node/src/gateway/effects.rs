@@ -144,8 +144,8 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     Some(approved.map_or_else(Event::Refused, Event::Approved))
 }
 
-/// Asks the validators, again when too few of them answer; `ask` is told whether it is the first time. What the registry brings is believed only when it verifies: money
-/// would be paid out, or asked for, on approvals that the client then rejects.
+/// Asks the validators, again when too few of them answer; `ask` is told whether it is the first time. What the registry brings is
+/// believed only when it verifies: money would be paid out, or asked for, on approvals that the client then rejects.
 async fn approved<A, F>(
     committee: &Committee,
     digest: B256,
