@@ -15,7 +15,7 @@ use libp2p::{
     identify,
     kad::{QueryId, Record, RecordKey},
     request_response::{self, OutboundRequestId, ResponseChannel},
-    swarm::{SwarmEvent, dial_opts::DialOpts},
+    swarm::{DialError, SwarmEvent, dial_opts::DialOpts},
 };
 use ncn_core::{Domain, RegistryError, membership::News};
 use ncn_wire::{decode, proto};
@@ -238,10 +238,13 @@ impl Task {
                 self.report();
             }
             SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.report(),
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. }
-                if self.bootstrap.contains_key(&peer) && self.missed.insert(peer) =>
-            {
-                tracing::warn!(%peer, %error, "a peer to begin with cannot be called: it is tried again");
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                if self.bootstrap.contains_key(&peer) && self.missed.insert(peer) {
+                    tracing::warn!(%peer, %error, "a peer to begin with cannot be called: it is tried again");
+                }
+                if matches!(error, DialError::Transport(_)) {
+                    self.forget(&peer);
+                }
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.serving.remove(&peer_id);

@@ -73,7 +73,9 @@ impl Task {
     pub(super) fn note_addresses(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
         let Behaviour { shares, table, .. } = self.swarm.behaviour_mut();
         let seen = shares.ip(&peer);
-        let said: Vec<_> = said.into_iter().filter(|address| shares::ip(address) == seen).take(MAX_ADDRESSES).collect();
+        // With its id, as the table has them.
+        let said = said.into_iter().filter(|address| shares::ip(address) == seen).filter_map(|address| address.with_p2p(peer).ok());
+        let said: Vec<_> = said.take(MAX_ADDRESSES).collect();
         let bucket = table.kbucket(peer);
         let entry = bucket.as_ref().and_then(|bucket| bucket.iter().find(|entry| *entry.node.key.preimage() == peer));
         let is_full = entry.is_none() && bucket.as_ref().is_some_and(|bucket| bucket.num_entries() >= kad::K_VALUE.get());
@@ -88,6 +90,13 @@ impl Task {
         let given = self.bootstrap.get(&peer).map(Vec::as_slice).unwrap_or_default();
         for address in known.iter().filter(|address| !said.contains(address) && !given.contains(address)) {
             table.remove_address(&peer, address);
+        }
+    }
+
+    /// Has a peer that cannot be called make room for another one, unless it may be this node that can call nobody.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        if !self.bootstrap.contains_key(peer) && self.swarm.network_info().num_peers() > 0 {
+            self.swarm.behaviour_mut().table.remove_peer(peer);
         }
     }
 
@@ -171,5 +180,106 @@ impl Task {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use async_trait::async_trait;
+    use futures::StreamExt as _;
+    use libp2p::{gossipsub::MessageAcceptance, identity::Keypair, swarm::SwarmEvent};
+    use ncn_core::{
+        Address, Domain,
+        membership::{News, Source},
+    };
+    use ncn_wire::proto;
+    use tokio::{
+        sync::{mpsc, watch},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::swarm::{self, Ways};
+
+    struct Silent;
+
+    #[async_trait]
+    impl Inbox for Silent {
+        async fn hear(&self, _: News, _: PeerId, _: Source) -> MessageAcceptance {
+            MessageAcceptance::Ignore
+        }
+
+        async fn answer(&self, _: proto::Question) -> proto::Answer {
+            proto::Answer::default()
+        }
+
+        async fn keeps(&self, _: &Entry) -> bool {
+            false
+        }
+
+        fn met(&self, _: PeerId) {}
+    }
+
+    fn task() -> Task {
+        let (domain, refused) = (Domain { chain_id: 1, contract: Address::ZERO }, Arc::default());
+        let swarm = swarm::build(Keypair::generate_ed25519(), domain, true, &refused, &Ways::default()).unwrap();
+        let queues = (mpsc::channel(1).1, watch::channel(crate::peer::PeerStatus::default()).0);
+        Task::new(swarm, domain, None, HashMap::new(), queues, refused)
+    }
+
+    fn addresses(task: &mut Task, peer: PeerId) -> Vec<String> {
+        let bucket = task.swarm.behaviour_mut().table.kbucket(peer).unwrap();
+        let entry = bucket.iter().find(|entry| *entry.node.key.preimage() == peer);
+        entry.map(|entry| entry.node.value.iter().map(ToString::to_string).collect()).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_comes_again_keeps_its_place() {
+        let (mut task, peer) = (task(), PeerId::random());
+        for at in [7, 7, 7, 8, 8] {
+            task.note_addresses(peer, vec![format!("/memory/{at}").parse().unwrap()]);
+            assert_eq!(addresses(&mut task, peer), [format!("/memory/{at}/p2p/{peer}")]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_cannot_be_called_makes_room() {
+        let inbox: Arc<dyn Inbox> = Arc::new(Silent);
+        let (mut task, mut other, dead) = (task(), task(), PeerId::random());
+        other.swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+        let met = async {
+            // Nobody listens at port 1.
+            task.swarm.behaviour_mut().table.add_address(&dead, "/ip4/127.0.0.1/tcp/1".parse().unwrap());
+            task.swarm.dial(dead).unwrap();
+            let mut is_over = false;
+            while !is_over {
+                let event = task.swarm.select_next_some().await;
+                is_over = matches!(event, SwarmEvent::OutgoingConnectionError { .. });
+                task.handle(event, &inbox);
+            }
+            assert_eq!(addresses(&mut task, dead).len(), 1, "it may be this node that can call nobody");
+            let listens = loop {
+                if let SwarmEvent::NewListenAddr { address, .. } = other.swarm.select_next_some().await {
+                    break address;
+                }
+            };
+            task.swarm.dial(listens).unwrap();
+            while task.swarm.network_info().num_peers() == 0 {
+                tokio::select! {
+                    event = task.swarm.select_next_some() => task.handle(event, &inbox),
+                    event = other.swarm.select_next_some() => other.handle(event, &inbox),
+                }
+            }
+            task.swarm.dial(dead).unwrap();
+            while !addresses(&mut task, dead).is_empty() {
+                tokio::select! {
+                    event = task.swarm.select_next_some() => task.handle(event, &inbox),
+                    event = other.swarm.select_next_some() => other.handle(event, &inbox),
+                }
+            }
+        };
+        timeout(Duration::from_secs(60), met).await.unwrap();
     }
 }
