@@ -34,9 +34,9 @@ const MAX_NEWS_BYTES: usize = MAX_SUBNET_BYTES + (4 << 10);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept that has no streams. Gossip has one to each peer: see [`crate::task`] for the others.
 const IDLE: Duration = Duration::from_secs(30);
-/// How often a node looks at all of its table, and how much later, at most: each at its own time. Those that started together would otherwise
-/// call each other at once. Each time calls some twenty peers a bucket, and a table has as many buckets as its network's size has bits.
-const REFRESH: Duration = Duration::from_mins(15);
+/// How often a node looks for others, and how much later, at most: each at its own time. Those that started together would otherwise
+/// call each other at once.
+const REFRESH: Duration = Duration::from_mins(5);
 const REFRESH_LATER: u32 = 256;
 /// When a new node begins to choose its neighbours in gossip, and how often it looks at them again.
 const GOSSIP_AFTER: Duration = Duration::from_millis(300);

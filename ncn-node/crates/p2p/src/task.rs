@@ -44,7 +44,7 @@ const FEW: usize = 8;
 /// With more peers than this, a node ends connections that were not used for a while: a lookup calls many peers, and the number of connections
 /// does not grow with the network. Neighbours in gossip stay.
 const ENOUGH_PEERS: usize = 24;
-const UNUSED: Duration = Duration::from_secs(30);
+const UNUSED: Duration = Duration::from_secs(10);
 /// How many it ends in a second.
 const ENDED_AT_ONCE: usize = 8;
 

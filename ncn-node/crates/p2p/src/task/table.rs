@@ -22,6 +22,11 @@ use crate::{
     swarm::Behaviour,
 };
 
+/// When a node looks at its table, it looks for those near to itself, whom few others know, and for so many that are near to each of a few
+/// random keys. Kademlia has it look for the twenty nearest to a key of each distance: nearly all nodes there are, in a network of hundreds.
+/// The table knows more of them as they call, and with each lookup.
+const FAR_KEYS: usize = 2;
+const FAR_NODES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
 /// How many records are looked up at once.
 const MAX_WANTED: usize = 16;
 /// How many good copies of a record end its lookup: one of them may be old.
@@ -155,6 +160,15 @@ impl Task {
         match event {
             kad::Event::InboundRequest { request: kad::InboundRequest::PutRecord { record: Some(record), .. } } => {
                 self.consider(record, inbox);
+            }
+            kad::Event::OutboundQueryProgressed { id, result: QueryResult::Bootstrap(_), step, .. } => {
+                let table = &mut self.swarm.behaviour_mut().table;
+                if let Some(mut next) = table.query_mut(&id) {
+                    next.finish();
+                }
+                for _ in 0..if step.last { FAR_KEYS } else { 0 } {
+                    table.get_n_closest_peers(PeerId::random(), FAR_NODES);
+                }
             }
             kad::Event::OutboundQueryProgressed { id, result: QueryResult::PutRecord(_), .. } => {
                 self.putting.remove(&id);
