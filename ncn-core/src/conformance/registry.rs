@@ -83,6 +83,13 @@ impl Scene<'_> {
         self.sign(Dispatch { gateway, compute, quote, attempt: 0, resumed_from }, &self.gateway).await
     }
 
+    /// Has the compute node be heard of, however long the rules before have taken. When it was within the same second, it is still.
+    async fn beat(&self) {
+        let (node, sent_at) = (self.compute.address(), self.fixture.now());
+        let heartbeat = self.sign(Heartbeat { node, sequence: sent_at * 1_000, sent_at }, &self.compute).await;
+        let _ = self.registry().heartbeat(heartbeat).await;
+    }
+
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
         let order = order(client.address(), self.subnet.id(), MODEL.into(), PRICE, self.fixture.now() + 600);
         let quote = quote(&order, &self.epoch, self.gateway.address(), self.compute.address(), PRICE);
@@ -264,6 +271,7 @@ async fn watches(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> 
 }
 
 async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Violation> {
+    scene.beat().await;
     let (registry, client) = (scene.registry(), key());
     let good = scene.request(&client).await;
     let certificate = rules.ok("validators approve a good quote", registry.preprocessing(good.clone()).await)?;
@@ -421,6 +429,7 @@ async fn who_serves(rules: &mut Rules, scene: &Scene<'_>, good: &CompletionReque
 
 /// A request that was paid and served, as its gateway brings it.
 async fn served(rules: &mut Rules, scene: &Scene<'_>) -> Result<CompletionRequest, Violation> {
+    scene.beat().await;
     let client = key();
     let PreprocessingRequest { request, quote } = scene.request(&client).await;
     scene.fixture.pay(&client, &quote).await;
