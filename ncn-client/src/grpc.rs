@@ -15,6 +15,7 @@ use tonic::{
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
+pub use crate::endpoint::EndpointError;
 use ncn_wire::{self as wire, MAX_MESSAGE_BYTES, RemoteError, WireError};
 
 /// How long connecting may take.
@@ -29,27 +30,23 @@ const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 /// The most bytes that a list is read to, which a server sends message by message.
 const MAX_LIST_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
-/// An address that cannot be called.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{url}` {problem}")]
-pub struct EndpointError {
-    /// What was given.
-    pub url: String,
-    /// Why, and what to do.
-    pub problem: &'static str,
-}
-
 /// A connection that is made when it is first used, and again when it breaks. Behind `https` is TLS, whose certificates are held against those
 /// that the system trusts; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others. Needs a Tokio runtime.
 pub fn channel(url: &str) -> Result<Channel, EndpointError> {
     Ok(endpoint(url)?.connect_lazy())
 }
 
-/// How to connect to a URL; nothing is called.
+/// How to connect to a URL, whose scheme is `http` or `grpc`, or with TLS `https` or `grpcs`; nothing is called.
 pub fn endpoint(url: &str) -> Result<Endpoint, EndpointError> {
-    let refuse = |problem| EndpointError { url: url.chars().take(256).collect(), problem };
+    let refuse = |problem| EndpointError::new(url, problem);
     let no_url = || refuse("is not a URL to call: write http://HOST:PORT or https://HOST:PORT");
-    let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|endpoint| endpoint.uri().host().is_some());
+    // What these say, tonic knows by other names.
+    let named = match url.split_once("://") {
+        Some(("grpc", host)) => format!("http://{host}"),
+        Some(("grpcs", host)) => format!("https://{host}"),
+        _ => url.to_owned(),
+    };
+    let endpoint = Endpoint::from_shared(named).ok().filter(|endpoint| endpoint.uri().host().is_some());
     let endpoint = endpoint.ok_or_else(no_url)?;
     let endpoint = match endpoint.uri().scheme_str() {
         Some("http") => endpoint,

@@ -1,4 +1,12 @@
+//! Calls over HTTP.
+
+mod events;
+mod transport;
+
 use std::sync::Once;
+
+pub use crate::endpoint::EndpointError;
+pub use transport::HttpTransport;
 
 /// How every HTTP client here begins: TLS by rustls, no waiting to fill packets, no proxy, and no following of redirects, which could lead
 /// what is sent elsewhere.

@@ -16,19 +16,20 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The module `grpc` has the clients of gateways, registries and validators, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
+//! The module `grpc` has the clients of gateways, registries and validators, `http` that of gateways over HTTP, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
 //! each is a feature of its own, and on by default. What travels between the parts is the crate `ncn-wire`.
 
 mod backoff;
 mod channel;
 mod client;
+mod endpoint;
 mod error;
 #[cfg(feature = "evm")]
 pub mod evm;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 #[cfg(feature = "http")]
-mod http;
+pub mod http;
 #[cfg(feature = "keystore")]
 pub mod keystore;
 mod payer;
@@ -40,6 +41,7 @@ pub use channel::{ChannelBalance, PayerChannel};
 pub use client::{
     Client, ClientBuilder, ClientConfig, Estimate, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored,
 };
+pub use endpoint::{EndpointError, transport};
 pub use error::{ClientError, QuoteProblem};
 #[cfg(feature = "http")]
 pub use http::http;

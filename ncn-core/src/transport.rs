@@ -29,6 +29,7 @@ pub const MAX_TICKETS: u32 = 64;
 
 /// A signed order and what to run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Submission {
     /// The order.
     pub request: Signed<InferenceRequest>,

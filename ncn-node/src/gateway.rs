@@ -8,6 +8,8 @@ mod driver;
 mod effects;
 mod execution;
 mod follow;
+#[cfg(feature = "http")]
+mod http;
 mod journal;
 mod nodes;
 #[cfg(feature = "grpc")]
@@ -28,6 +30,8 @@ use std::{
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+#[cfg(feature = "http")]
+pub use http::http_routes;
 use ncn_core::{Address, B256};
 use ncn_core::{
     Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Manifest, Message as _, Model,

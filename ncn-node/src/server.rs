@@ -4,7 +4,9 @@ mod answer;
 mod body;
 mod connection;
 mod intake;
+pub(crate) mod plain;
 mod pool;
+mod tls;
 
 use std::{
     io,
@@ -13,18 +15,25 @@ use std::{
     time::Duration,
 };
 
-use connection::Connection;
-use futures::StreamExt as _;
+use axum::Router;
+use connection::{Connection, Peer};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder as Protocols,
+    service::TowerToHyperService,
+};
 use intake::Intake;
 use pool::Pool;
 use rustix::process::{Resource, getrlimit};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{
-    service::Routes,
-    transport::{Identity, ServerTlsConfig},
+use tls::Identity;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    task::JoinHandle,
+    time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 // What strangers can make a server hold in memory is the sum of these products:
 //
@@ -41,7 +50,7 @@ use tonic::{
 
 /// From which address a call comes.
 pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
-    intake::caller(request.extensions()).map(|peer| peer.address)
+    request.extensions().get::<Peer>().map(|peer| peer.address)
 }
 
 /// Any free port of this machine.
@@ -71,6 +80,10 @@ const HEADER_BYTES: u32 = 8 << 10;
 
 /// How long open calls may still take when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(1);
+/// How many headers a call over HTTP/1 may have, and how long it may take until the last of them: from its beginning, or from the end of the call
+/// before it on the connection.
+const HEADERS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a peer may take for the handshake of TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -111,90 +124,160 @@ impl Listen {
 
 /// A listening server. When this is dropped, it takes no more calls, and ends those that are open a second later.
 pub struct Server {
-    address: SocketAddr,
-    url: String,
-    accepting: JoinHandle<Option<()>>,
+    first: Port,
+    others: Vec<Port>,
     stop: DropGuard,
 }
 
+/// Where a server listens.
+struct Port {
+    address: SocketAddr,
+    url: String,
+    accepting: JoinHandle<Option<()>>,
+}
+
 impl Server {
-    /// Serves what is mounted: gRPC services, and any other routes for HTTP/2.
+    /// Serves what is mounted, gRPC services and other routes, over HTTP/1 and HTTP/2.
     ///
     /// # Errors
     /// The address is not free, or certificate and key are none.
-    pub async fn start(listen: Listen, routes: axum::Router) -> io::Result<Self> {
-        let Listen { address, identity, url } = listen;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let listener = TcpListener::bind(address).await.map_err(named)?;
-        let address = listener.local_addr()?;
-        let scheme = if identity.is_some() { "https" } else { "http" };
-        let connections = Pool::new(connections()?);
+    pub async fn start(listen: Listen, routes: Router) -> io::Result<Self> {
+        Self::start_at(listen, Vec::new(), routes).await
+    }
+
+    /// The same at several addresses, within the bounds of one.
+    ///
+    /// # Errors
+    /// As for one of them.
+    pub async fn start_at(first: Listen, others: Vec<Listen>, routes: Router) -> io::Result<Self> {
         let (calls, watches, messages) = (Pool::new(CALLS), Pool::new(WATCHES), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
         let intake = Intake { calls, watches, messages, streams, answers };
-        let mut builder = tonic::transport::Server::builder();
-        if let Some(identity) = identity {
-            let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
-            builder = builder.tls_config(tls).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, causes(&error)))?;
-        }
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-        let (accepted, incoming) = mpsc::channel(1);
-        let accepting = accept(listener, connections, end.clone(), accepted);
-        let accepting = tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
-        let serving = builder
-            .max_concurrent_streams(CALLS_PER_CONNECTION)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_stream_window_size(CONNECTION_WINDOW)
-            .http2_max_header_list_size(HEADER_BYTES)
-            .http2_keepalive_interval(Some(Duration::from_secs(15)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .layer(intake)
-            .add_routes(Routes::from(routes))
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(io::Result::Ok), stop.clone().cancelled_owned());
-        let stopping = stop.clone();
-        tokio::spawn(async move {
-            // Waits for open calls.
-            if let Err(error) = serving.await {
-                tracing::error!(%address, %error, "the server ended");
-            }
-        });
+        let serving = Serving { intake, routes, protocols: protocols(), stop: stop.clone(), end: end.clone() };
+        let (serving, connections) = (Arc::new(serving), Pool::new(connections()?));
+        // What listens already ends with the guard, when another one cannot.
+        let (stopping, stop) = (stop.clone(), stop.drop_guard());
+        let mut listening = Vec::new();
+        let first = Port::open(first, connections.clone(), serving.clone()).await?;
+        for listen in others {
+            listening.push(Port::open(listen, connections.clone(), serving.clone()).await?);
+        }
         tokio::spawn(async move {
             stopping.cancelled().await;
             tokio::time::sleep(STOP_GRACE).await;
             end.cancel();
         });
-        let url = url.unwrap_or_else(|| format!("{scheme}://{address}"));
-        Ok(Self { address, url, accepting, stop: stop.drop_guard() })
+        Ok(Self { first, others: listening, stop })
     }
 
-    /// Stops; once this returns, its address is free. It does not wait for open calls, which end within a second.
+    /// Stops; once this returns, its addresses are free. It does not wait for open calls, which end within a second.
     pub async fn shutdown(self) {
         drop(self.stop);
-        // An error would be that of a runtime that ends.
-        let _ = self.accepting.await;
+        for port in std::iter::once(self.first).chain(self.others) {
+            // An error would be that of a runtime that ends.
+            let _ = port.accepting.await;
+        }
     }
 
-    /// Where it listens.
+    /// Where it listens first.
     pub const fn address(&self) -> SocketAddr {
-        self.address
+        self.first.address
     }
 
-    /// How it is called.
+    /// How it is called there.
     pub fn url(&self) -> String {
-        self.url.clone()
+        self.first.url.clone()
+    }
+
+    /// How it is called at its other addresses.
+    pub fn other_urls(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().map(|port| &*port.url)
     }
 }
 
-/// Accepts connections; `end` closes them.
-async fn accept(listener: TcpListener, connections: Arc<Pool>, end: CancellationToken, accepted: mpsc::Sender<Connection>) {
+impl Port {
+    async fn open(listen: Listen, connections: Arc<Pool>, serving: Arc<Serving>) -> io::Result<Self> {
+        let Listen { address, identity, url } = listen;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let listener = TcpListener::bind(address).await.map_err(named)?;
+        let address = listener.local_addr()?;
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        let tls = identity.map(|identity| identity.acceptor()).transpose()?;
+        let stop = serving.stop.clone();
+        let accepting = tokio::spawn(stop.run_until_cancelled_owned(accept(listener, connections, tls, serving)));
+        Ok(Self { address, url: url.unwrap_or_else(|| format!("{scheme}://{address}")), accepting })
+    }
+}
+
+/// HTTP/1 and HTTP/2, within our bounds.
+fn protocols() -> Protocols<TokioExecutor> {
+    let mut protocols = Protocols::new(TokioExecutor::new());
+    protocols
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(HEADERS)
+        .max_buf_size(HEADER_BYTES as usize);
+    protocols
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(CALLS_PER_CONNECTION)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_BYTES)
+        .keep_alive_interval(Some(Duration::from_secs(15)))
+        .keep_alive_timeout(Duration::from_secs(10));
+    protocols
+}
+
+/// What each connection is served with.
+struct Serving {
+    intake: Intake,
+    routes: Router,
+    protocols: Protocols<TokioExecutor>,
+    /// Ends accepting, and calls once they are answered.
+    stop: CancellationToken,
+    /// Ends connections.
+    end: CancellationToken,
+}
+
+impl Serving {
+    async fn connection(&self, connection: Connection, tls: Option<TlsAcceptor>) {
+        let peer = connection.peer().clone();
+        let Some(tls) = tls else { return self.talk(connection, peer).await };
+        match timeout(HANDSHAKE_TIMEOUT, tls.accept(connection)).await {
+            Ok(Ok(stream)) => self.talk(stream, peer).await,
+            Ok(Err(error)) => tracing::debug!(peer = %peer.address, %error, "a handshake failed"),
+            Err(_) => tracing::debug!(peer = %peer.address, "a handshake took too long"),
+        }
+    }
+
+    /// Serves calls; when the server stops, it takes no more and waits for those that are open.
+    async fn talk(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
+        let service = TowerToHyperService::new(self.intake.admission(self.routes.clone(), peer));
+        let mut serving = std::pin::pin!(self.protocols.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = self.stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection broke off");
+        }
+    }
+}
+
+/// Accepts connections.
+async fn accept(listener: TcpListener, connections: Arc<Pool>, tls: Option<TlsAcceptor>, serving: Arc<Serving>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let connection = Connection::admit(stream, end.child_token(), &connections);
-                if let Some(connection) = connection
-                    && accepted.send(connection).await.is_err()
-                {
-                    return;
+                if let Some(connection) = Connection::admit(stream, serving.end.child_token(), &connections) {
+                    let (serving, tls) = (serving.clone(), tls.clone());
+                    tokio::spawn(async move { serving.connection(connection, tls).await });
                 }
             }
             // The peer still waits: without the pause, this would be tried again at once and for ever.
@@ -215,10 +298,4 @@ fn connections() -> io::Result<usize> {
         return Err(io::Error::other(problem));
     }
     Ok(room)
-}
-
-/// What lies beneath an error says more than the error.
-fn causes(error: &dyn std::error::Error) -> String {
-    let beneath = std::iter::successors(error.source(), |error| error.source());
-    beneath.fold(error.to_string(), |text, error| format!("{text}: {error}"))
 }

@@ -5,9 +5,7 @@ use ncn_core::{Amount, DynSigner, Payer, Transport, TrustRoot};
 use super::Client;
 #[cfg(feature = "evm")]
 use crate::evm::EvmLedger;
-#[cfg(feature = "grpc")]
-use crate::grpc::GrpcTransport;
-use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer};
+use crate::{ChannelPayer, ClientError, PayerChannel, RelayedPayer, transport};
 
 /// What a client does unless an order says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +89,7 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// The gateway's URL: `http` for gRPC, which takes the feature `grpc`.
+    /// The gateway's URL: see [`crate::transport`].
     #[must_use]
     pub fn gateway(mut self, url: impl Into<String>) -> Self {
         self.gateway = Some(url.into());
@@ -167,7 +165,7 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ClientError> {
         let transport = match (self.transport, self.gateway) {
             (Some(transport), None) => transport,
-            (None, Some(url)) => connect(&url)?,
+            (None, Some(url)) => transport(&url).map_err(|error| invalid("gateway", error))?,
             (None, None) => return Err(invalid("gateway", "is missing: give a URL or a transport")),
             (Some(_), Some(_)) => return Err(invalid("gateway", "is given twice: give a URL or a transport, not both")),
         };
@@ -226,15 +224,4 @@ impl ClientBuilder {
 
 fn invalid(setting: &'static str, problem: impl Display) -> ClientError {
     ClientError::Configuration { setting, problem: problem.to_string() }
-}
-
-/// The client of a gateway, by its URL.
-#[cfg(feature = "grpc")]
-fn connect(url: &str) -> Result<Arc<dyn Transport>, ClientError> {
-    Ok(Arc::new(GrpcTransport::new(url).map_err(|error| invalid("gateway", error))?))
-}
-
-#[cfg(not(feature = "grpc"))]
-fn connect(_: &str) -> Result<Arc<dyn Transport>, ClientError> {
-    Err(invalid("gateway", "this build cannot reach a URL: build ncn-client with its feature `grpc`, or give a transport"))
 }

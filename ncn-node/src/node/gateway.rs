@@ -13,6 +13,9 @@ use crate::{
 #[cfg(feature = "grpc")]
 use tonic::service::Routes;
 
+#[cfg(feature = "http")]
+use crate::gateway::http_routes;
+
 #[cfg(feature = "grpc")]
 use crate::{
     gateway::{client_service, compute_service},
@@ -33,7 +36,7 @@ pub struct GatewayBuilder {
     policy: BatchPolicy,
     options: GatewayOptions,
     #[cfg(feature = "grpc")]
-    listen: Option<Listen>,
+    listen: Vec<Listen>,
 }
 
 /// A gateway that runs: the role, its channels, its server, its registration.
@@ -65,7 +68,7 @@ impl Gateway {
             policy: BatchPolicy::default(),
             options: GatewayOptions::default(),
             #[cfg(feature = "grpc")]
-            listen: None,
+            listen: Vec::new(),
         }
     }
 }
@@ -92,12 +95,12 @@ impl GatewayBuilder {
         self
     }
 
-    /// Where it serves clients and compute nodes over gRPC; port 0 takes a free one. Without it, it serves its own process only and does not
-    /// register.
+    /// Where it serves clients and compute nodes, over gRPC and with the feature `http` over HTTP; port 0 takes a free one. It may listen at
+    /// several addresses, and is registered with the first. Without any, it serves its own process only and does not register.
     #[cfg(feature = "grpc")]
     #[must_use]
     pub fn listen(mut self, listen: impl Into<Listen>) -> Self {
-        self.listen = Some(listen.into());
+        self.listen.push(listen.into());
         self
     }
 
@@ -111,7 +114,7 @@ impl GatewayBuilder {
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
         let ledger = Arc::new(channels.clone());
         #[cfg(feature = "grpc")]
-        let serving = self.listen.map(|listen| (listen, registry.clone(), signer.clone()));
+        let (mut listen, registering) = (self.listen.into_iter(), (registry.clone(), signer.clone()));
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
         let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
@@ -122,8 +125,8 @@ impl GatewayBuilder {
         #[cfg(feature = "grpc")]
         let mut running = RunningGateway { gateway, channels, server: None };
         #[cfg(feature = "grpc")]
-        if let Some((listen, registry, signer)) = serving {
-            running.server = Some(serve(running.gateway.clone(), registry, signer, listen).await?);
+        if let Some(first) = listen.next() {
+            running.server = Some(serve(running.gateway.clone(), registering, first, listen.collect()).await?);
         }
         Ok(running)
     }
@@ -133,13 +136,16 @@ impl GatewayBuilder {
 #[cfg(feature = "grpc")]
 async fn serve(
     gateway: Arc<Gateway>,
-    registry: Arc<dyn Registry>,
-    signer: DynSigner,
-    listen: Listen,
+    (registry, signer): (Arc<dyn Registry>, DynSigner),
+    first: Listen,
+    others: Vec<Listen>,
 ) -> Result<(Server, Registration), GatewayError> {
     let (domain, subnet) = (gateway.domain, gateway.subnet_id());
-    let routes = Routes::new(client_service(gateway.clone())).add_service(compute_service(gateway));
-    let server = Server::start(listen, routes.into_axum_router()).await?;
+    let services = Routes::new(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
+    let routes = services.into_axum_router();
+    #[cfg(feature = "http")]
+    let routes = routes.reset_fallback().merge(http_routes(gateway));
+    let server = Server::start_at(first, others, routes).await?;
     let descriptor = NodeDescriptor {
         role: NodeRole::Gateway,
         subnet,
@@ -161,10 +167,16 @@ impl RunningGateway {
         &self.channels
     }
 
-    /// How it is called, when it listens.
+    /// How it is called, when it listens: at the first of its addresses.
     #[cfg(feature = "grpc")]
     pub fn url(&self) -> Option<String> {
         self.server.as_ref().map(|(server, _)| server.url())
+    }
+
+    /// How it is called at its other addresses.
+    #[cfg(feature = "grpc")]
+    pub fn other_urls(&self) -> Vec<&str> {
+        self.server.iter().flat_map(|(server, _)| server.other_urls()).collect()
     }
 
     /// Takes no more orders, leaves the network and ends. What the store holds can be taken up by another gateway of the same key, as soon as

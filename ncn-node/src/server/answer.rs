@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
 use http_body::{Body as _, Frame};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -20,7 +21,6 @@ use tokio_util::{
 };
 use tonic::{
     Status,
-    body::Body,
     codegen::{Bytes, http::HeaderMap},
 };
 
@@ -112,7 +112,8 @@ impl AnswerBody {
         }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            end => return Poll::Ready(end),
+            Some(Err(error)) => return Poll::Ready(Some(Err(Status::from_error(Box::new(error))))),
+            None => return Poll::Ready(None),
         };
         Poll::Ready(Some(match frame.into_data() {
             Ok(data) => self.count(data).map(Frame::data),

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
 use http_body::{Body as _, Frame};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body, codegen::Bytes};
+use tonic::{Status, codegen::Bytes};
 
 use super::{
     intake::Lengths,
@@ -58,7 +59,7 @@ impl RequestBody {
         (pool, streams): (Arc<Pool>, Arc<Pool>),
         share: Arc<Mutex<Option<Share>>>,
     ) -> Self {
-        let timeout = matches!(lengths, Lengths::Unary(_)).then(due);
+        let timeout = matches!(lengths, Lengths::Unary(_) | Lengths::Plain(_)).then(due);
         let (waiting, received, prefix) = (None, Bytes::new(), Vec::new());
         Self { body, lengths, peer, end, pool, streams, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
     }
@@ -71,8 +72,10 @@ impl RequestBody {
     /// would hold each other up.
     fn begin(&mut self, length: usize) -> Result<(), Status> {
         let most = match (self.lengths, self.messages) {
-            (Lengths::Unary(most) | Lengths::Stream(most, _), 0) | (Lengths::Stream(_, most), _) => most,
-            (Lengths::Unary(_), _) => return Err(Status::invalid_argument("message: one is expected, not more")),
+            (Lengths::Unary(most) | Lengths::Plain(most) | Lengths::Stream(most, _), 0) | (Lengths::Stream(_, most), _) => most,
+            (Lengths::Unary(_) | Lengths::Plain(_), _) => {
+                return Err(Status::invalid_argument("message: one is expected, not more"));
+            }
         };
         if length > most {
             return Err(Status::out_of_range(format!("message: has {length} bytes, at most {most} are taken here")));
@@ -92,6 +95,20 @@ impl RequestBody {
             }
         }
         Ok(())
+    }
+
+    /// The next part of a body that has no messages. One whose length is not announced takes as much out of the pool as it may have.
+    fn poll_plain(&mut self, context: &mut Context<'_>, most: usize) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.messages == 0 {
+            let announced = self.body.size_hint().exact();
+            self.begin(announced.map_or(most, |length| usize::try_from(length).unwrap_or(usize::MAX)))?;
+        }
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        let frame = frame.map_err(broken)?;
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let too_long = || Status::out_of_range(format!("body: has more than {most} bytes, which is the most that is taken here"));
+        self.left = self.left.checked_sub(length).ok_or_else(too_long)?;
+        Poll::Ready(Some(Ok(frame)))
     }
 
     /// The next part of a message, or of the body's end. No part has bytes of two messages.
@@ -121,16 +138,17 @@ impl RequestBody {
                 }
                 continue;
             }
-            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(Ok(frame)) => frame,
-                end => return Poll::Ready(end),
-            };
-            match frame.into_data() {
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+            match frame.map_err(broken)?.into_data() {
                 Ok(data) => self.received = data,
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
     }
+}
+
+fn broken(error: axum::Error) -> Status {
+    Status::from_error(Box::new(error))
 }
 
 fn due() -> Pin<Box<Sleep>> {
@@ -148,7 +166,10 @@ impl http_body::Body for RequestBody {
             this.set_share(None);
             this.timeout = None;
         }
-        let part = this.poll_part(context);
+        let part = match this.lengths {
+            Lengths::Plain(most) => this.poll_plain(context, most),
+            Lengths::Unary(_) | Lengths::Stream(..) => this.poll_part(context),
+        };
         // Asked last, since a message may have begun just now, and asked always, since a body may drip without a pause.
         if let Some(timeout) = &mut this.timeout
             && timeout.as_mut().poll(context).is_ready()
@@ -160,7 +181,8 @@ impl http_body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.received.is_empty() && self.prefix.is_empty() && self.left == 0 && self.body.is_end_stream()
+        let is_let_through = self.received.is_empty() && self.prefix.is_empty() && self.left == 0;
+        (is_let_through || matches!(self.lengths, Lengths::Plain(_))) && self.body.is_end_stream()
     }
 }
 

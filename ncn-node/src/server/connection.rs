@@ -15,7 +15,6 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::Connected;
 
 use super::pool::{Pool, Share, peer_of};
 
@@ -52,6 +51,11 @@ impl Connection {
         Some(Self { stream, peer, ended, stalled: None, _share: share? })
     }
 
+    /// Whose it is.
+    pub(super) const fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
     /// An error once the connection is ended from outside. Asked whatever the connection is waiting for.
     fn check_ended(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.ended.as_mut().poll(context).is_pending() {
@@ -77,14 +81,6 @@ impl Connection {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")));
         }
         written
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
     }
 }
 

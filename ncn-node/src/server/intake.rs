@@ -2,28 +2,33 @@
 
 use std::{
     convert::Infallible,
-    future::ready,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
-use ncn_wire::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES};
+use axum::{Router, body::Body, response::Response};
+use futures::future::BoxFuture;
+use ncn_core::TransportError;
+use ncn_wire::{
+    MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
+    json::{INFERENCE, MAX_JSON_BYTES},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
-    body::Body,
     codegen::{
-        BoxFuture,
-        http::{Extensions, Request, Response},
+        Bytes, StdError,
+        http::{HeaderMap, Request, header},
     },
-    transport::server::TlsConnectInfo,
 };
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::{
     answer::{AnswerBody, Call},
     body::RequestBody,
     connection::Peer,
+    plain,
     pool::Pool,
 };
 
@@ -34,9 +39,16 @@ pub(super) enum Lengths {
     Unary(usize),
     /// The first message, sent by somebody unknown, and each later one.
     Stream(usize, usize),
+    /// A body without messages, of a call that is not gRPC.
+    Plain(usize),
 }
 
 impl Lengths {
+    /// Of a call that is not gRPC.
+    fn of_plain(path: &str) -> Self {
+        Self::Plain(if path == INFERENCE { MAX_JSON_BYTES } else { MAX_SMALL_MESSAGE_BYTES })
+    }
+
     /// Of the call with this path. Unknown paths are the router's to refuse.
     fn of(path: &str) -> Self {
         match path {
@@ -71,59 +83,58 @@ pub(super) struct Intake {
     pub(super) answers: Arc<Pool>,
 }
 
-impl<S> Layer<S> for Intake {
-    type Service = Admission<S>;
-
-    fn layer(&self, inner: S) -> Admission<S> {
-        Admission { inner, intake: self.clone() }
+impl Intake {
+    /// What a connection of this peer is served by.
+    pub(super) fn admission(&self, routes: Router, peer: Peer) -> Admission {
+        Admission { routes, intake: self.clone(), peer }
     }
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Admission<S> {
-    inner: S,
+pub(super) struct Admission {
+    routes: Router,
     intake: Intake,
+    peer: Peer,
 }
 
-/// Who is at the other end of a call's connection.
-pub(super) fn caller(extensions: &Extensions) -> Option<&Peer> {
-    let encrypted = || extensions.get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
-    extensions.get::<Peer>().or_else(encrypted)
+/// Whether a call is gRPC, whose errors are in headers of their own.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-impl<S> Service<Request<Body>> for Admission<S>
+impl<B> Service<Request<B>> for Admission
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<StdError>,
 {
-    type Response = Response<Body>;
+    type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<Response<Body>, Infallible>;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // A router always is.
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Some(peer) = caller(request.extensions()).cloned() else {
-            return refuse("the call came on no connection");
-        };
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let peer = self.peer.clone();
         let end = CancellationToken::new();
-        let path = request.uri().path();
+        let (is_grpc, path) = (is_grpc(request.headers()), request.uri().path());
         let calls = if path == WATCH { &self.intake.watches } else { &self.intake.calls };
         let Some(share) = calls.claim(peer.address, 1, &end) else {
-            return refuse(CROWDED);
+            return Box::pin(async move { Ok(refuse(is_grpc, CROWDED)) });
         };
         let message = Arc::new(Mutex::new(None));
-        let lengths = Lengths::of(path);
+        let lengths = if is_grpc { Lengths::of(path) } else { Lengths::of_plain(path) };
         let pools = (self.intake.messages.clone(), self.intake.streams.clone());
-        let body = |body| Body::new(RequestBody::new(body, lengths, peer.address, end.clone(), pools, message.clone()));
-        let answering = self.inner.call(request.map(body));
-        let answers = matches!(lengths, Lengths::Unary(_)).then(|| self.intake.answers.clone());
+        request.extensions_mut().insert(peer.clone());
+        let body = |body| Body::new(RequestBody::new(Body::new(body), lengths, peer.address, end.clone(), pools, message.clone()));
+        let answering = self.routes.call(request.map(body));
+        let answers = (!matches!(lengths, Lengths::Stream(..))).then(|| self.intake.answers.clone());
         Box::pin(async move {
             let response = tokio::select! {
                 biased;
-                () = end.cancelled() => return refuse(CROWDED).await,
+                () = end.cancelled() => return Ok(refuse(is_grpc, CROWDED)),
                 response = answering => response?,
             };
             // Now a unary call's message is dealt with; the body of a stream shares in it for longer.
@@ -132,14 +143,20 @@ where
             let call = Call::begin(share, end, peer.end);
             Ok(match AnswerBody::begin(body, peer.address, call, answers).await {
                 Ok(body) => Response::from_parts(head, Body::new(body)),
-                Err(refused) => refused.into_http(),
+                Err(refused) => refuse(is_grpc, refused.message()),
             })
         })
     }
 }
 
-fn refuse(why: &str) -> BoxFuture<Response<Body>, Infallible> {
-    Box::pin(ready(Ok(Status::resource_exhausted(why).into_http())))
+/// When a call is worth another try that there was no place for.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+fn refuse(is_grpc: bool, why: &str) -> Response {
+    if is_grpc {
+        return Status::resource_exhausted(why).into_http();
+    }
+    plain::answer(TransportError::Overloaded { retry_after: TRY_AGAIN })
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ mod answer;
 pub mod codec;
 pub mod entries;
 mod gateway;
+#[cfg(feature = "json")]
+pub mod json;
 mod p2p;
 pub mod proto;
 mod receipt;

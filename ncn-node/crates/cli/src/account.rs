@@ -13,9 +13,14 @@ use ncn_client::{
     grpc::GrpcRegistry,
     keystore::{self, KeystoreError},
 };
-use ncn_core::{Address, Amount, DynSigner, Registry};
+use ncn_core::{Address, Amount, DynSigner, Registry, Transport};
 
 use crate::{Failure, typed};
+
+/// The gateway at the URL that `--gateway` gives.
+pub(crate) fn gateway(url: &str) -> Result<Arc<dyn Transport>, Failure> {
+    ncn_client::transport(url).map_err(|error| Failure::Input(format!("--gateway {error}")))
+}
 
 /// Where a keystore's password is looked for before anyone is asked.
 const PASSWORD_VARIABLE: &str = "NCN_PASSWORD";

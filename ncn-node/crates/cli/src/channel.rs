@@ -6,15 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use ncn_client::{PayerChannel, grpc::GrpcTransport, unix_now};
+use ncn_client::{PayerChannel, unix_now};
 use ncn_core::{
-    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, Signed, TaskCapability, Transport as _,
-    channel::MAX_CHANNEL_SECONDS,
+    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, Signed, TaskCapability, channel::MAX_CHANNEL_SECONDS,
 };
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments, tokens},
+    account::{self, ChainArguments, KeyArguments, tokens},
     block_on,
 };
 
@@ -105,7 +104,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 if balance < *deposit {
                     return Err(Failure::Failed(format!("{} has {balance}, {deposit} are to be deposited", ledger.account())));
                 }
-                let network = transport(gateway)?.network().await.map_err(Failure::failed)?;
+                let network = account::gateway(gateway)?.network().await.map_err(Failure::failed)?;
                 // Another network's gateway could not be paid out of this chain's channels.
                 if network.trust_root != ledger.trust_root().await.map_err(Failure::failed)? {
                     return Err(Failure::Failed("--gateway: is of another network than the chain's contracts".into()));
@@ -168,7 +167,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                         let scope = CapabilityScope::CloseChannel;
                         let access = TaskCapability { client: signer.address(), request_id: terms.id(), scope };
                         let access = Signed::sign(access, &trust.domain, &*signer).await.map_err(Failure::failed)?;
-                        let (_, agreement) = transport(url)?.close_channel(terms, access).await.map_err(Failure::failed)?;
+                        let (_, agreement) = account::gateway(url)?.close_channel(terms, access).await.map_err(Failure::failed)?;
                         Some(agreement)
                     }
                     None => None,
@@ -181,10 +180,6 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         }
         Ok(())
     })
-}
-
-fn transport(url: &str) -> Result<GrpcTransport, Failure> {
-    GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))
 }
 
 fn end(days: u64) -> u64 {

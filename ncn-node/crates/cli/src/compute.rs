@@ -7,8 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use ncn_client::grpc::GrpcTransport;
-use ncn_core::{Amount, ModelInfo, Transport as _};
+use ncn_core::{Amount, ModelInfo};
 use ncn_node::{
     compute::{ComputeNode, DEFAULT_CREDIT},
     node::{ComputeNodeError, RunningComputeNode},
@@ -17,7 +16,7 @@ use ncn_node::{
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
+    account::{self, ChainArguments, KeyArguments, RegistryArguments, tokens},
     engines::{EngineArguments, ModelArguments},
     sanitize, say, serving, typed,
 };
@@ -61,7 +60,7 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
     let mut gateways = Vec::new();
     let mut offered: Vec<ModelInfo> = Vec::new();
     for url in &arguments.gateway {
-        let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+        let transport = account::gateway(url)?;
         let network = match transport.network().await {
             Ok(network) => network,
             // The others are served.

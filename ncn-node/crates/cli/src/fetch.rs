@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use ncn_client::{Client, ClientError, InferenceOutput, PayerChannel, evm::EvmLedger, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, Payer, Transport, TrustRoot};
+use ncn_client::{Client, ClientError, InferenceOutput, PayerChannel, evm::EvmLedger};
+use ncn_core::{B256, DynSigner, Payer, TrustRoot};
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments},
+    account::{ChainArguments, KeyArguments, gateway},
     block_on,
     files::ReceiptFile,
     infer::{Stream, channel_payer, finish, print, relayed_payer},
@@ -109,8 +109,7 @@ fn receipt(arguments: &Arguments, path: &Path, request: &Request) -> PathBuf {
 async fn fetch(arguments: &Arguments, path: &Path, request: &Request, signer: DynSigner) -> Result<InferenceOutput, Failure> {
     let stored = &request.stored;
     let url = arguments.gateway.as_ref().unwrap_or(&request.gateway);
-    let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
-    let transport: Arc<dyn Transport> = Arc::new(transport);
+    let transport = gateway(url)?;
     match transport.network().await {
         Ok(info) if info.gateway != stored.quote.gateway => {
             let (here, wanted) = (info.gateway, stored.quote.gateway);

@@ -15,7 +15,7 @@ use ncn_models::Source;
 use ncn_node::{
     channel::BatchPolicy,
     gateway::{Gateway, GatewayError, GatewayOptions},
-    node::RunningGateway,
+    node::{GatewayBuilder, RunningGateway},
     server::Listen,
     store::{SharedStore, StoreError},
 };
@@ -39,9 +39,9 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where clients and compute nodes reach it
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
-    listen: SocketAddr,
+    /// Where clients and compute nodes reach it: over gRPC and over HTTP, at each address that is given. It is registered with the first
+    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080"])]
+    listen: Vec<SocketAddr>,
     /// Serve with TLS, by this certificate (PEM, with those that lead to its root after it)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
@@ -92,17 +92,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Where it listens, and how it is called.
-fn listen(arguments: &Arguments) -> Result<Listen, Failure> {
+fn listen(arguments: &Arguments) -> Result<Vec<Listen>, Failure> {
     let read = |option: &str, path: &Path, what: &str| {
         let refuse = |problem: String| Failure::Input(format!("{option} {}: {problem}", path.display()));
         let read = read_within(path, MAX_PEM_BYTES).map_err(|error| refuse(error.to_string()))?;
         let marked = |read: &Vec<u8>| String::from_utf8_lossy(read).contains(&format!("{what}-----"));
         read.filter(marked).ok_or_else(|| refuse(format!("is no PEM file with a {what}")))
     };
-    let mut listen = Listen::on(arguments.listen);
+    let mut listen: Vec<_> = arguments.listen.iter().copied().map(Listen::on).collect();
     let tls = arguments.tls_certificate.as_ref().zip(arguments.tls_key.as_ref());
     if let Some((certificate, key)) = tls {
-        listen = listen.tls(read("--tls-certificate", certificate, "CERTIFICATE")?, read("--tls-key", key, "PRIVATE KEY")?);
+        let (certificate, key) = (read("--tls-certificate", certificate, "CERTIFICATE")?, read("--tls-key", key, "PRIVATE KEY")?);
+        listen = listen.into_iter().map(|listen| listen.tls(&certificate, &key)).collect();
     }
     if let Some(url) = &arguments.url {
         let refuse = |problem: &str| Failure::Input(format!("--url: {problem}: write http://HOST:PORT or https://HOST:PORT"));
@@ -115,19 +116,22 @@ fn listen(arguments: &Arguments) -> Result<Listen, Failure> {
         if tls.is_some() && parsed.scheme() != "https" {
             return Err(refuse("has to be https, since there is a certificate"));
         }
-        listen = listen.url(url.trim_end_matches('/'));
-    } else if arguments.listen.ip().is_unspecified() {
-        return Err(Failure::Input(format!("--listen {}: nobody can call that: say how with --url", arguments.listen)));
+        let url = url.trim_end_matches('/');
+        listen = listen.into_iter().map(|listen| listen.url(url)).collect();
+    } else if let Some(address) = arguments.listen.iter().find(|address| address.ip().is_unspecified()) {
+        return Err(Failure::Input(format!("--listen {address}: nobody can call that: say how with --url")));
     }
     Ok(listen)
 }
 
-async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> Result<RunningGateway, Failure> {
+async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Vec<Listen>) -> Result<RunningGateway, Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
-    drop(TcpListener::bind(arguments.listen).map_err(|error| Failure::Input(format!("--listen {}: {error}", arguments.listen)))?);
+    for address in &arguments.listen {
+        drop(TcpListener::bind(address).map_err(|error| Failure::Input(format!("--listen {address}: {error}")))?);
+    }
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
@@ -142,17 +146,21 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Listen) -> 
     let (model_sources, least_relayed) = (arguments.model_source.clone(), arguments.least_relayed);
     let options = GatewayOptions { model_sources, least_relayed, ..GatewayOptions::default() };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
-    let gateway = builder.options(options).listen(listen).start().await.map_err(|error| match error {
+    let builder = listen.into_iter().fold(builder.options(options), GatewayBuilder::listen);
+    let gateway = builder.start().await.map_err(|error| match error {
         GatewayError::Listen(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
             Failure::Input(format!("--tls-certificate, --tls-key: {error}"))
         }
-        GatewayError::Listen(error) => Failure::Input(format!("--listen {}: {error}", arguments.listen)),
+        GatewayError::Listen(error) => Failure::Input(format!("--listen {error}")),
         GatewayError::NotItsGateway(id) => Failure::Input(format!("--owner: subnet {id} does not name this gateway: {WITH}")),
         GatewayError::Manifest(digest) => Failure::Input(format!("--manifest: is missing, or is not of the subnet: {digest}")),
         error => Failure::failed(error),
     })?;
     let mut out = std::io::stdout();
     writeln!(out, "gateway {} listens at {}", gateway.gateway().address(), gateway.url().unwrap_or_default())?;
+    for url in gateway.other_urls().into_iter().filter(|_| arguments.url.is_none()) {
+        writeln!(out, "and at {url}")?;
+    }
     out.flush()?;
     Ok(gateway)
 }

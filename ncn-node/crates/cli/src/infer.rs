@@ -10,7 +10,6 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::{
     ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, evm::EvmLedger,
-    grpc::GrpcTransport,
 };
 use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
 use ncn_devnet::CHAIN_ID;
@@ -18,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     Failure,
-    account::{ChainArguments, KeyArguments},
+    account::{ChainArguments, KeyArguments, gateway},
     block_on,
     fetch::witness,
     files::ReceiptFile,
@@ -84,9 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn infer(arguments: &Arguments, given: ParsedInputs, signer: DynSigner) -> Result<(InferenceOutput, Unfinished), Failure> {
-    let gateway = |error: String| Failure::Input(format!("--gateway {error}"));
-    let transport: Arc<dyn Transport> =
-        Arc::new(GrpcTransport::new(&arguments.gateway).map_err(|error| gateway(error.to_string()))?);
+    let transport = gateway(&arguments.gateway)?;
     let payer = payer(arguments, &transport, &signer).await?;
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;
     let inputs = given.inputs(&client.model(&arguments.model).await?.model)?;

@@ -9,12 +9,15 @@ use std::{
 };
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressFinish, ProgressStyle};
-use ncn_client::grpc::GrpcTransport;
-use ncn_core::{B256, Model, Registry, Transport as _};
+use ncn_core::{B256, Model, Registry, Transport};
 use ncn_models::{MANIFEST_FILE, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
 use serde_json::json;
 
-use crate::{Failure, account::RegistryArguments, block_on, run_until, sanitize, say, serving, subnet};
+use crate::{
+    Failure,
+    account::{RegistryArguments, gateway},
+    block_on, run_until, sanitize, say, serving, subnet,
+};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -209,17 +212,17 @@ pub(crate) enum Who<'a> {
 
 /// The model as a gateway has it, and where its files are.
 async fn ask_gateway(url: &str, reference: &str) -> Result<(Model, Vec<Source>), Failure> {
-    let transport = GrpcTransport::new(url).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+    let transport = gateway(url)?;
     let offered = transport.models().await.map_err(Failure::failed)?;
     let Some(info) = offered.iter().find(|info| ncn_models::is_meant(&info.model, reference)) else {
         let names: Vec<_> = offered.iter().map(|info| info.model.manifest().name.as_str()).collect();
         return Err(Failure::Input(format!("model {reference}: is not offered by this gateway; it has: {}", names.join(", "))));
     };
-    Ok((info.model.clone(), sources_of(&transport).await?))
+    Ok((info.model.clone(), sources_of(&*transport).await?))
 }
 
 /// Where a gateway says that the files of its models are.
-async fn sources_of(gateway: &GrpcTransport) -> Result<Vec<Source>, Failure> {
+async fn sources_of(gateway: &dyn Transport) -> Result<Vec<Source>, Failure> {
     let mut sources = Vec::new();
     for url in gateway.network().await.map_err(Failure::failed)?.model_sources {
         match Source::named_by_others(&url) {
@@ -238,8 +241,8 @@ async fn ask_registry(registry: &dyn Registry, reference: &str) -> Result<(Model
     let model = Model::parse(manifest).map_err(Failure::failed)?;
     let mut sources = Vec::new();
     for gateway in subnet::gateways_with(registry, &digest).await? {
-        match GrpcTransport::new(&gateway) {
-            Ok(gateway) => sources.extend(sources_of(&gateway).await.unwrap_or_default()),
+        match ncn_client::transport(&gateway) {
+            Ok(gateway) => sources.extend(sources_of(&*gateway).await.unwrap_or_default()),
             Err(error) => say(&sanitize(&format!("a gateway is left out: {error}"))),
         }
         // One that knows is enough.

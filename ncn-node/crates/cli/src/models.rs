@@ -2,16 +2,15 @@
 
 use std::io::{self, Write as _};
 
-use ncn_client::grpc::GrpcTransport;
 use ncn_core::{
-    ModelInfo, Transport as _,
+    ModelInfo,
     model::{
         Dimension, GenerationParameters, InputSpec, Manifest, OutputSpec, ParameterSet, Postprocessing, Preprocessing, TensorOutput,
     },
 };
 use serde_json::json;
 
-use crate::{Failure, block_on, sanitize};
+use crate::{Failure, account::gateway, block_on, sanitize};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -25,7 +24,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     block_on(async {
-        let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
+        let transport = gateway(&arguments.gateway)?;
         let mut models = transport.models().await.map_err(Failure::failed)?;
         models.sort_by(|a, b| a.model.manifest().name.cmp(&b.model.manifest().name));
         let mut out = io::stdout().lock();

@@ -6,13 +6,13 @@ use std::{
 };
 
 use alloy_signer_local::PrivateKeySigner;
-use ncn_client::{Client, Order, RelayedPayer, grpc::GrpcTransport};
-use ncn_core::{B256, DynSigner, Payer, Transport};
+use ncn_client::{Client, Order, RelayedPayer};
+use ncn_core::{B256, DynSigner, Payer};
 use serde_json::json;
 
 use crate::{
     Failure,
-    account::ChainArguments,
+    account::{ChainArguments, gateway},
     block_on,
     infer::{on_chain, trusted},
     inputs::{InputArguments, ParsedInputs},
@@ -48,8 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure> {
-    let transport = GrpcTransport::new(&arguments.gateway).map_err(|error| Failure::Input(format!("--gateway {error}")))?;
-    let transport: Arc<dyn Transport> = Arc::new(transport);
+    let transport = gateway(&arguments.gateway)?;
     // A fresh key has no tokens: the order cannot be paid, whatever becomes of it.
     let signer: DynSigner = Arc::new(PrivateKeySigner::random());
     let payer: Arc<dyn Payer> = if arguments.chain.is_given() {

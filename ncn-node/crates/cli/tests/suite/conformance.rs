@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
+use ncn_client::http::HttpTransport;
 use ncn_client::unix_now;
 use ncn_core::{
     Address, Amount, DynSigner, Epoch, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskEvent, TaskStatus,
@@ -154,6 +155,13 @@ async fn the_gateway_in_process() {
 async fn the_gateway_over_grpc() {
     let network = network().start().await.unwrap();
     let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+    conformance::transport(&Network { network, transport }).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_gateway_over_http() {
+    let network = network().start().await.unwrap();
+    let transport = Arc::new(HttpTransport::new(&network.gateway_url()).unwrap());
     conformance::transport(&Network { network, transport }).await.unwrap();
 }
 

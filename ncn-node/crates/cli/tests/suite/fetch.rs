@@ -30,12 +30,10 @@ use ncn_core::{
 use ncn_devnet::{EmbeddedChain, LocalNetwork, RpcServer, quickstart, well_known_key, well_known_secret};
 use ncn_executor::EngineExecutor;
 use ncn_node::{
-    gateway::{GatewayOptions, client_service},
+    gateway::{GatewayOptions, http_routes},
     server::{LOOPBACK, Server},
 };
 use tokio::sync::watch;
-
-use tonic::service::Routes;
 
 use crate::{
     scene::{digit, key, ncn, network, tokens},
@@ -276,7 +274,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
     let scene = Scene::new(None).await;
     let liar = Arc::new(Tampered(Liar { gateway: scene.network.gateway(), lies: AtomicBool::new(true) }));
     let port: Arc<dyn Transport> = liar.clone();
-    let server = Server::start(LOOPBACK.into(), Routes::new(client_service(port)).into_axum_router()).await.unwrap();
+    let server = Server::start(LOOPBACK.into(), http_routes(port)).await.unwrap();
     let (gateway, rpc, seven) = (server.url(), scene.rpc.url(), digit(7));
     let hash = scene.network.trust_root().await.unwrap().hash().to_string();
     let chain = ["--rpc", &rpc, "--contracts", "contracts.json"];

@@ -70,4 +70,5 @@ mod traces;
 mod usage;
 mod wait;
 mod watches;
+mod wires;
 mod workers;

@@ -1,0 +1,248 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use futures::{StreamExt as _, stream};
+use ncn_core::{
+    Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
+    TaskStatus, Ticket, Transport, TransportError, Update, transport::Updates,
+};
+use ncn_wire::{
+    MAX_MESSAGE_BYTES,
+    json::{ChannelClosing, CloseChannel, INFERENCE, MAX_JSON_BYTES, Problem, TicketRequest, access_text},
+};
+use reqwest::{RequestBuilder, Response, StatusCode, Url, header};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+
+use super::{
+    EndpointError,
+    events::{Events, ServerEvent},
+    http,
+};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take that is answered at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
+const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long thousands of requests may take to be judged together, and then to be settled.
+const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long a stream of events may be silent: a gateway says every 15 s that it is there.
+const SILENCE: Duration = Duration::from_secs(45);
+/// The most bytes that a list of models is read to, and any other answer without an output.
+const MAX_LIST_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// A gateway, called over HTTP: JSON, and server-sent events for what it tells.
+#[derive(Clone, Debug)]
+pub struct HttpTransport {
+    url: Url,
+    client: reqwest::Client,
+}
+
+impl HttpTransport {
+    /// The gateway at this URL, `http://HOST:PORT` or `https://HOST:PORT`. It is called when it is first used.
+    ///
+    /// # Errors
+    /// The URL is none, or this system has no certificates of authorities for `https`.
+    pub fn new(url: &str) -> Result<Self, EndpointError> {
+        let no_url = || EndpointError::new(url, "is not a URL to call: write http://HOST:PORT or https://HOST:PORT");
+        let parsed = url.parse::<Url>().ok().filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
+        let mut parsed = parsed.ok_or_else(no_url)?;
+        parsed.set_path("");
+        let client = http().connect_timeout(CONNECT_TIMEOUT).build();
+        let untrusted = "cannot be trusted: this system has no certificates of authorities; SSL_CERT_FILE may name some";
+        Ok(Self { url: parsed, client: client.map_err(|_| EndpointError::new(url, untrusted))? })
+    }
+
+    fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(self.at(path))
+    }
+
+    fn post(&self, path: &str, body: &impl Serialize) -> RequestBuilder {
+        // Types of ours are JSON, all of them.
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.client.post(self.at(path)).header(header::CONTENT_TYPE, "application/json").body(body)
+    }
+
+    fn at(&self, path: &str) -> Url {
+        let mut url = self.url.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        url
+    }
+
+    fn of(request_id: RequestId, what: &str) -> String {
+        format!("{INFERENCE}/{request_id}{what}")
+    }
+
+    /// An answer's value, of at most so many bytes of JSON.
+    async fn value<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        within: Duration,
+        most: usize,
+    ) -> Result<T, TransportError> {
+        let body = self.body(request, within, most).await?;
+        serde_json::from_slice(&body).map_err(|error| TransportError::Malformed(error.to_string()))
+    }
+
+    /// An answer's body; the whole call within this time.
+    async fn body(&self, request: RequestBuilder, within: Duration, most: usize) -> Result<BytesMut, TransportError> {
+        let call = async { self.read(self.accepted(request).await?, most).await };
+        let late = || self.unreachable(&format!("no answer within {within:?}"));
+        timeout(within, Box::pin(call)).await.map_err(|_| late())?
+    }
+
+    /// The answer, unless it tells an error.
+    async fn accepted(&self, request: RequestBuilder) -> Result<Response, TransportError> {
+        let response = request.send().await.map_err(|error| self.broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let body = self.read(response, MAX_ANSWER_BYTES).await?;
+        let error = match serde_json::from_slice::<Problem>(&body) {
+            Ok(Problem { error: Some(error), .. }) => error,
+            _ => self.by_status(status, retry_after),
+        };
+        Err(match error {
+            TransportError::Unreachable { problem, .. } => self.unreachable(&problem),
+            error => error,
+        })
+    }
+
+    /// What an answer says that no gateway gave, such as a proxy's.
+    fn by_status(&self, status: StatusCode, retry_after: Option<Duration>) -> TransportError {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                TransportError::Overloaded { retry_after: retry_after.unwrap_or(Duration::from_secs(1)) }
+            }
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                self.unreachable(&format!("the answer is {status}"))
+            }
+            status if status.is_server_error() => TransportError::Internal(format!("the answer is {status}")),
+            status => TransportError::Malformed(format!("{status} without a reason: is there a gateway at this address?")),
+        }
+    }
+
+    async fn read(&self, mut response: Response, most: usize) -> Result<BytesMut, TransportError> {
+        let mut body = BytesMut::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.broken(&error))? {
+            if body.len() + piece.len() > most {
+                return Err(TransportError::Malformed(format!("has more than {most} bytes")));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+
+    fn unreachable(&self, problem: &str) -> TransportError {
+        let endpoint = self.url.as_str().trim_end_matches('/').to_owned();
+        TransportError::Unreachable { endpoint, problem: format!("{problem}; check the address, and that the gateway runs") }
+    }
+
+    /// A call that broke off. What lies beneath says more than the error.
+    fn broken(&self, error: &reqwest::Error) -> TransportError {
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        self.unreachable(&causes.last().map(ToString::to_string).unwrap_or_default())
+    }
+
+    /// The next update, if there is one.
+    async fn update(&self, following: &mut Following) -> Result<Option<Update>, TransportError> {
+        loop {
+            if let Some(ServerEvent { name, data }) = following.events.next() {
+                let malformed = |error: serde_json::Error| TransportError::Malformed(error.to_string());
+                if name == "error" {
+                    let problem: Problem = serde_json::from_slice(&data).map_err(malformed)?;
+                    return Err(problem.error.unwrap_or(TransportError::Internal(problem.message)));
+                }
+                return serde_json::from_slice(&data).map(Some).map_err(malformed);
+            }
+            if following.events.len() > MAX_JSON_BYTES {
+                return Err(TransportError::Malformed(format!("an event has more than {MAX_JSON_BYTES} bytes")));
+            }
+            let next = timeout(SILENCE, following.response.chunk()).await;
+            let silent = || self.unreachable(&format!("nothing was heard for {SILENCE:?}"));
+            match next.map_err(|_| silent())?.map_err(|error| self.broken(&error))? {
+                Some(piece) => following.events.take(&piece),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// An answer that goes on.
+struct Following {
+    response: Response,
+    events: Events,
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+#[async_trait]
+impl Transport for HttpTransport {
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError> {
+        self.value(self.post("/api/v1/tickets", &TicketRequest { count }), CALL_TIMEOUT, MAX_ANSWER_BYTES).await
+    }
+
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        self.value(self.post(INFERENCE, &submission), QUOTE_TIMEOUT, MAX_ANSWER_BYTES).await
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        let request = self.post(&Self::of(confirmation.request_id, "/payment"), &confirmation.proof);
+        self.body(request, CALL_TIMEOUT, MAX_ANSWER_BYTES).await.map(drop)
+    }
+
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        let events = Self::of(access.message.request_id, &format!("/events?from={from}"));
+        let request = self.get(&events).header(header::ACCEPT, "text/event-stream").bearer_auth(access_text(&access));
+        let late = || self.unreachable(&format!("no answer within {CALL_TIMEOUT:?}"));
+        let response = timeout(CALL_TIMEOUT, self.accepted(request)).await.map_err(|_| late())??;
+        let following = Following { response, events: Events::default() };
+        let updates = stream::unfold(Some((self.clone(), following)), async |following| {
+            let (this, mut following) = following?;
+            match this.update(&mut following).await {
+                Ok(update) => Some((Ok(update?), Some((this, following)))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        Ok(updates.boxed())
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        self.value(self.get(&Self::of(request_id, "")), CALL_TIMEOUT, MAX_ANSWER_BYTES).await
+    }
+
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
+        let cancel = self.at(&Self::of(access.message.request_id, "/cancel"));
+        let request = self.client.post(cancel).bearer_auth(access_text(&access));
+        self.body(request, CALL_TIMEOUT, MAX_ANSWER_BYTES).await.map(drop)
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        self.value(self.get("/api/v1/models"), CALL_TIMEOUT, MAX_LIST_BYTES).await
+    }
+
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        self.value(self.get("/api/v1/network"), CALL_TIMEOUT, MAX_ANSWER_BYTES).await
+    }
+
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError> {
+        let channel = CloseChannel { gateway: terms.gateway, salt: terms.salt };
+        let request = self.post("/api/v1/channels/close", &channel).bearer_auth(access_text(&access));
+        let ChannelClosing { settled, signature } = self.value(request, SETTLEMENT_TIMEOUT, MAX_ANSWER_BYTES).await?;
+        Ok((settled, signature))
+    }
+}

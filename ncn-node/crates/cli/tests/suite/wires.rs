@@ -1,0 +1,293 @@
+//! What a gateway says is the same on every wire, and makes sense to who has nothing but the wire.
+
+use std::{sync::Arc, time::Duration};
+
+use ncn_client::{
+    Client,
+    core::{
+        Amount, B256, CapabilityScope, DynSigner, InferenceRequest, ModelInfo, PaymentConfirmation, PaymentSubmission, Signed,
+        Submission, TaskCapability, Transport, TransportError, Value, Values,
+    },
+    grpc::GrpcTransport,
+    http::HttpTransport,
+    unix_now,
+};
+use ncn_core::{TransportExt as _, TrustRoot};
+use ncn_devnet::{LocalNetwork, quickstart};
+use ncn_wire::json::{INFERENCE, Problem, access_text};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value as Json, json};
+
+use crate::{
+    scene::{digit, key, network},
+    wait::in_time,
+};
+
+struct Scene {
+    network: LocalNetwork,
+    trust: TrustRoot,
+    info: ModelInfo,
+    client: DynSigner,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let network = network().start().await.unwrap();
+        let trust = network.trust_root().await.unwrap();
+        let info = network.gateway().model_named(quickstart::NAME).await.unwrap().unwrap();
+        Self { network, trust, info, client: key() }
+    }
+
+    /// The same gateway in process, over gRPC and over HTTP.
+    fn wires(&self) -> [(&'static str, Arc<dyn Transport>); 3] {
+        let url = self.network.gateway_url();
+        let grpc = GrpcTransport::new(&url.replace("http://", "grpc://")).unwrap();
+        [("process", self.network.gateway()), ("gRPC", Arc::new(grpc)), ("HTTP", Arc::new(HttpTransport::new(&url).unwrap()))]
+    }
+
+    fn inputs() -> Values {
+        [("image", Value::png(quickstart::SAMPLE))].into()
+    }
+
+    async fn order(&self) -> (InferenceRequest, B256) {
+        let ticket = self.network.gateway().tickets(1).await.unwrap()[0];
+        let inputs = Self::inputs();
+        let order = InferenceRequest {
+            client: self.client.address(),
+            subnet: self.info.subnet,
+            model_digest: self.info.model.digest(),
+            input_hash: inputs.hash(),
+            parameters: "{}".into(),
+            max_price: self.info.maximum(&inputs, "{}").unwrap().1,
+            deadline: unix_now() + 600,
+            nonce: B256::random(),
+            draw: ticket.draw,
+        };
+        (order, ticket.id)
+    }
+
+    async fn submission(&self) -> Submission {
+        let (order, ticket) = self.order().await;
+        let request = self.sign(order, &self.client).await;
+        Submission { request, inputs: Self::inputs(), ticket }
+    }
+
+    async fn sign<T: ncn_core::crypto::Authored>(&self, message: T, key: &DynSigner) -> Signed<T> {
+        Signed::sign(message, &self.trust.domain, &**key).await.unwrap()
+    }
+
+    async fn access(&self, request_id: B256, scope: CapabilityScope, key: &DynSigner) -> Signed<TaskCapability> {
+        self.sign(TaskCapability { client: key.address(), request_id, scope }, key).await
+    }
+
+    fn call(&self, method: Method, path: &str) -> RequestBuilder {
+        ncn_client::http().build().unwrap().request(method, format!("{}{path}", self.network.gateway_url()))
+    }
+}
+
+/// Orders that are wrong, and what says so.
+type Wrong = (&'static str, fn(&mut Submission));
+
+const WRONG: [Wrong; 16] = [
+    ("request.subnet", |order| order.request.message.subnet = B256::repeat_byte(9)),
+    ("model", |order| order.request.message.model_digest = B256::repeat_byte(9)),
+    ("inputHash", |order| order.request.message.input_hash = B256::repeat_byte(9)),
+    ("parameters", |order| order.request.message.parameters = "{".into()),
+    ("parameters", |order| order.request.message.parameters = "{\"temperature\": 1e400}".into()),
+    ("maxPrice", |order| order.request.message.max_price = Amount::ZERO),
+    ("deadline", |order| order.request.message.deadline = 0),
+    ("deadline", |order| order.request.message.deadline = u64::MAX),
+    ("signature", |order| order.request.message.nonce = B256::ZERO),
+    ("signature", |order| order.request.message.draw = B256::repeat_byte(9)),
+    ("signature", |order| order.request.message.client = key().address()),
+    ("inputHash", |order| order.inputs = Values::new()),
+    ("inputHash", |order| drop(order.inputs.insert("image", "text"))),
+    ("inputHash", |order| drop(order.inputs.insert("more", "text"))),
+    ("draw", |order| order.ticket = B256::ZERO),
+    ("draw", |order| order.ticket = B256::repeat_byte(9)),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_in_the_same_words_on_every_wire() {
+    let scene = Scene::new().await;
+    let good = scene.submission().await;
+    let mut compared = 0;
+    for (about, spoil) in WRONG {
+        let mut bad = good.clone();
+        spoil(&mut bad);
+        let mut said = Vec::new();
+        for (wire, transport) in scene.wires() {
+            let error = transport.submit(bad.clone()).await.expect_err(about);
+            assert!(error.to_string().contains(about), "{wire}: {error} is not about {about}");
+            said.push(error);
+            compared += 1;
+        }
+        assert!(said.iter().all(|error| *error == said[0]), "{said:?}");
+    }
+    let (stranger, nobodys) = (key(), B256::repeat_byte(3));
+    // The order that was spoilt is still good, and the same one everywhere.
+    let quoted = scene.network.gateway().submit(good.clone()).await.unwrap();
+    for (_, transport) in scene.wires() {
+        assert_eq!(transport.submit(good.clone()).await.unwrap(), quoted);
+        assert_eq!(transport.status(quoted.request_id).await.unwrap(), quoted);
+    }
+    let confirm = |request_id| PaymentConfirmation { request_id, proof: PaymentSubmission::Transaction(B256::repeat_byte(1)) };
+    for (request_id, signer) in [(quoted.request_id, &stranger), (nobodys, &scene.client)] {
+        for scope in [CapabilityScope::Follow, CapabilityScope::Cancel, CapabilityScope::CloseChannel] {
+            let access = scene.access(request_id, scope, signer).await;
+            let (mut followed, mut cancelled, mut said) = (Vec::new(), Vec::new(), Vec::new());
+            for (_, transport) in scene.wires() {
+                followed.push(transport.updates(access.clone(), 0).await.err());
+                cancelled.push(transport.cancel(access.clone()).await.err());
+                said.push((transport.status(nobodys).await, transport.confirm_payment(confirm(nobodys)).await));
+                said.push((transport.status(nobodys).await, transport.confirm_payment(confirm(nobodys)).await));
+                compared += 4;
+            }
+            assert!(followed[0].is_some() && followed.iter().all(|error| *error == followed[0]), "{followed:?}");
+            assert!(cancelled[0].is_some() && cancelled.iter().all(|error| *error == cancelled[0]), "{cancelled:?}");
+            assert!(said.iter().all(|error| *error == said[0]), "{said:?}");
+        }
+    }
+    for count in [0, 65, u32::MAX] {
+        let mut said = Vec::new();
+        for (_, transport) in scene.wires() {
+            said.push(transport.tickets(count).await);
+            compared += 1;
+        }
+        assert!(said.iter().all(|answer| *answer == said[0]), "{said:?}");
+    }
+    let lists = futures::future::join_all(scene.wires().map(async |(_, wire)| (wire.models().await, wire.network().await))).await;
+    assert!(lists[0].0.is_ok() && lists.iter().all(|list| *list == lists[0]), "{lists:?}");
+    println!("{compared} answers were compared");
+}
+
+/// The status of an answer, and the error in it.
+async fn problem(call: RequestBuilder) -> (StatusCode, Problem) {
+    let answer = in_time("an answer", call.send()).await.unwrap();
+    let status = answer.status();
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    (status, answer.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_to_http_is_told_what_is_wrong() {
+    let scene = Scene::new().await;
+    let submission = serde_json::to_value(scene.submission().await).unwrap();
+    let nobodys = format!("{INFERENCE}/{}", B256::repeat_byte(3));
+    let mut bodies = vec![
+        ("body", String::new()),
+        ("body", "{".into()),
+        ("body", "[]".into()),
+        ("body", format!("{submission} {{}}")),
+        ("inputs", json!({ "request": submission["request"], "inputs": 1, "ticket": submission["ticket"] }).to_string()),
+        ("more", json!({ "request": submission["request"], "inputs": {}, "ticket": submission["ticket"], "more": 1 }).to_string()),
+        ("request.message.deadline", submission.to_string().replace("\"deadline\":", "\"deadline\":-")),
+        ("body", "[".repeat(100_000)),
+    ];
+    let mut late = submission.clone();
+    late["request"]["message"]["maxPrice"] = json!(1);
+    bodies.push(("request.message.maxPrice", late.to_string()));
+    for (field, body) in bodies {
+        let (status, problem) = problem(scene.call(Method::POST, INFERENCE).body(body)).await;
+        assert_eq!((status, &*problem.kind), (StatusCode::BAD_REQUEST, "invalid"), "{problem:?}");
+        let Some(TransportError::InvalidRequest { field: named, .. }) = problem.error else { panic!("{problem:?}") };
+        assert!(named.contains(field) || problem.message.contains(field), "{}", problem.message);
+    }
+    let access = access_text(&scene.access(B256::repeat_byte(3), CapabilityScope::Follow, &scene.client).await);
+    let other = access_text(&scene.access(B256::repeat_byte(4), CapabilityScope::Follow, &scene.client).await);
+    let calls = [
+        (scene.call(Method::GET, "/nowhere"), 404, "unknown"),
+        (scene.call(Method::GET, &nobodys), 404, "unknown"),
+        (scene.call(Method::GET, &format!("{INFERENCE}/0x12")), 400, "invalid"),
+        (scene.call(Method::GET, &format!("{nobodys}/events")), 400, "invalid"),
+        (scene.call(Method::GET, &format!("{nobodys}/events?access=%00")), 400, "invalid"),
+        (scene.call(Method::GET, &format!("{nobodys}/events?access={other}")), 400, "invalid"),
+        (scene.call(Method::GET, &format!("{nobodys}/events?access={access}")), 404, "unknown"),
+        (scene.call(Method::GET, &format!("{nobodys}/output")).bearer_auth(&access), 404, "unknown"),
+        (scene.call(Method::POST, &format!("{nobodys}/cancel")).bearer_auth(&access), 404, "unknown"),
+        (scene.call(Method::POST, "/api/v1/tickets").body("{\"count\": 1.5}"), 400, "invalid"),
+        (scene.call(Method::POST, "/api/v1/tickets").body(" ".repeat(1 << 20)), 400, "invalid"),
+        (scene.call(Method::POST, INFERENCE).body(" ".repeat(30 << 20)), 400, "invalid"),
+    ];
+    for (call, expected, kind) in calls {
+        let (status, problem) = problem(call).await;
+        assert_eq!((status.as_u16(), &*problem.kind), (expected, kind), "{problem:?}");
+    }
+    let answer = scene.call(Method::DELETE, INFERENCE).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let health: Json = scene.call(Method::GET, "/health").send().await.unwrap().json().await.unwrap();
+    assert_eq!((&health["status"], health["gateway"].as_str().map(str::len)), (&json!("ok"), Some(42)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_in_parts_is_answered_with_a_file_and_with_events() {
+    let scene = Scene::new().await;
+    let submission = scene.submission().await;
+    let mut said = serde_json::to_value(&submission).unwrap();
+    said["inputs"] = json!({});
+    let border = "a-border";
+    let head = format!(
+        "--{border}\r\ncontent-disposition: form-data; name=\"submission\"\r\n\r\n{said}\r\n\
+         --{border}\r\ncontent-disposition: form-data; name=\"image\"; filename=\"7.png\"\r\ncontent-type: image/png\r\n\r\n"
+    );
+    let body = [head.as_bytes(), quickstart::SAMPLE, format!("\r\n--{border}--\r\n").as_bytes()].concat();
+    let call = scene.call(Method::POST, INFERENCE).header("content-type", format!("multipart/form-data; boundary={border}"));
+    let answer: Json = call.body(body).send().await.unwrap().json().await.unwrap();
+    let request_id: B256 = answer["requestId"].as_str().unwrap_or_else(|| panic!("{answer}")).parse().unwrap();
+
+    // The quote is paid on the chain, and the gateway sees it.
+    let quoted = scene.network.gateway().status(request_id).await.unwrap().quote.unwrap();
+    scene.network.funder().transfer(scene.client.address(), Amount::TOKEN).await.unwrap();
+    let transaction = scene.network.ledger(scene.client.clone()).escrow(&quoted).await.unwrap();
+    let paid = scene.call(Method::POST, &format!("{INFERENCE}/{request_id}/payment"));
+    let paid = paid.json(&PaymentSubmission::Transaction(transaction)).send().await.unwrap();
+    assert_eq!(paid.status(), StatusCode::NO_CONTENT);
+
+    let access = access_text(&scene.access(request_id, CapabilityScope::Follow, &scene.client).await);
+    let output = |accept: &str| {
+        let call = scene.call(Method::GET, &format!("{INFERENCE}/{request_id}/output")).bearer_auth(&access);
+        call.header("accept", accept).send()
+    };
+    let text = in_time("the output", output("image/png, text/plain;q=0.5")).await.unwrap();
+    assert_eq!(text.headers()["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(text.text().await.unwrap(), "7");
+    let whole: Json = output("application/json").await.unwrap().json().await.unwrap();
+    assert!(whole["output"]["label"]["text"] == "7" && whole["receipt"]["quote"].is_object(), "{whole}");
+    assert_eq!(output("audio/wav").await.unwrap().status(), StatusCode::BAD_REQUEST);
+
+    let events = |last: &str| {
+        let call = scene.call(Method::GET, &format!("{INFERENCE}/{request_id}/events?access={access}"));
+        let call = if last.is_empty() { call } else { call.header("last-event-id", last) };
+        async { in_time("all events", call.send().await.unwrap().text()).await.unwrap() }
+    };
+    let all = events("").await;
+    let ids: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert!(ids.len() > 3 && ids[0] == "0" && all.contains("event: delivered"), "{all}");
+    let rest = events(ids[ids.len() - 2]).await;
+    let rest: Vec<&str> = rest.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert_eq!(rest, ids[ids.len() - 1..], "what was seen does not come again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_calls_a_gateway_by_the_wire_that_its_url_names() {
+    let network = network().start().await.unwrap();
+    let url = network.gateway_url();
+    for url in [url.clone(), url.replace("http://", "grpc://")] {
+        let signer = key();
+        network.funder().transfer(signer.address(), Amount::TOKEN).await.unwrap();
+        let payer = Arc::new(network.ledger(signer.clone()));
+        let client = Client::builder().gateway(&url).payer(payer).signer(signer).max_price(Amount::TOKEN);
+        let client = client.timeout(Duration::from_mins(5)).build().unwrap();
+        let answer = client.infer(quickstart::NAME, [("image", Value::png(std::fs::read(digit(3)).unwrap()))]).await.unwrap();
+        assert_eq!(answer.output.text("label"), Some("3"), "{url}");
+    }
+    for url in ["ftp://127.0.0.1", "127.0.0.1:50051", "http://", ""] {
+        assert!(ncn_client::transport(url).is_err(), "{url}");
+    }
+    // Nobody listens there: whatever the wire, it is said who was called.
+    for url in ["http://127.0.0.1:1", "grpc://127.0.0.1:1"] {
+        let error = ncn_client::transport(url).unwrap().models().await.unwrap_err();
+        let TransportError::Unreachable { endpoint, .. } = &error else { panic!("{error}") };
+        assert!(endpoint.ends_with("127.0.0.1:1"), "{error}");
+    }
+}

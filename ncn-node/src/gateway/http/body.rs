@@ -1,0 +1,110 @@
+//! What clients send.
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::{FromRequest, Multipart, Request, multipart::MultipartError},
+};
+use bytes::Bytes;
+use ncn_core::{Submission, TransportError, Value};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use tonic::{
+    Code, Status,
+    codegen::http::{HeaderMap, header},
+};
+
+use super::Failure;
+
+/// The part of an order in parts that is JSON.
+const SUBMISSION: &str = "submission";
+/// When a body is worth another try that there was no room for.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// A body in JSON.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let bytes = whole(request.into_body()).await?;
+        Ok(Self(read(&bytes, "body")?))
+    }
+}
+
+/// An order: as JSON, or in parts (`multipart/form-data`, RFC 7578), of which `submission` is the JSON and each other one an input: a text, or a
+/// file with its media type.
+pub(super) struct Order(pub(super) Submission);
+
+impl<S: Send + Sync> FromRequest<S> for Order {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        if !is_multipart(request.headers()) {
+            return Ok(Self(Json::from_request(request, state).await?.0));
+        }
+        let refused = |error: &dyn std::fmt::Display| TransportError::invalid("body", error.to_string());
+        let mut parts = Multipart::from_request(request, state).await.map_err(|error| refused(&error))?;
+        let (mut submission, mut inputs) = (None, Vec::new());
+        while let Some(part) = parts.next_field().await.map_err(broken)? {
+            let name = part.name().unwrap_or_default().to_owned();
+            let media_type = part.content_type().map(str::to_owned);
+            let is_file = part.file_name().is_some() || media_type.as_deref().is_some_and(|kind| !kind.starts_with("text/plain"));
+            let data = part.bytes().await.map_err(broken)?;
+            if name == SUBMISSION {
+                submission = Some(read::<Submission>(&data, SUBMISSION)?);
+            } else if is_file {
+                let media_type = media_type.unwrap_or_else(|| "application/octet-stream".into());
+                inputs.push((name, Value::File { media_type, data }));
+            } else {
+                let text = String::from_utf8(data.into());
+                let text = text.map_err(|_| TransportError::invalid(format!("input {name}"), "is no text in UTF-8"))?;
+                inputs.push((name, Value::Text(text)));
+            }
+        }
+        let mut submission =
+            submission.ok_or_else(|| TransportError::invalid(SUBMISSION, "is missing: send it as a part in JSON"))?;
+        for (name, value) in inputs {
+            if submission.inputs.insert(name.clone(), value).is_some() {
+                return Err(TransportError::invalid(format!("input {name}"), "is given twice").into());
+            }
+        }
+        Ok(Self(submission))
+    }
+}
+
+fn is_multipart(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/form-data"))
+}
+
+/// All of it; the server bounds it.
+async fn whole(body: Body) -> Result<Bytes, TransportError> {
+    to_bytes(body, usize::MAX).await.map_err(|error| cut(&error, error.to_string()))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn broken(error: MultipartError) -> TransportError {
+    cut(&error, error.body_text())
+}
+
+/// Why a body ended early: the server's reason, when it was the server.
+fn cut(error: &(dyn std::error::Error + 'static), problem: String) -> TransportError {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    match causes.find_map(|cause| cause.downcast_ref::<Status>()) {
+        Some(status) if status.code() == Code::ResourceExhausted => TransportError::Overloaded { retry_after: TRY_AGAIN },
+        Some(status) => TransportError::invalid("body", status.message()),
+        None => TransportError::invalid("body", problem),
+    }
+}
+
+/// A value from JSON; the error says where.
+fn read<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if matches!(&*path, "." | "?") { what.to_owned() } else { path };
+        TransportError::invalid(field, error.into_inner().to_string())
+    })?;
+    json.end().map_err(|error| TransportError::invalid(what, error.to_string()))?;
+    Ok(value)
+}

@@ -1,0 +1,35 @@
+//! Errors as answers of calls that are not gRPC.
+
+use axum::{body::Body, response::Response};
+use ncn_core::TransportError;
+use ncn_wire::json::Problem;
+use tonic::codegen::http::{HeaderValue, StatusCode, header};
+
+/// The answer that tells an error: its status says the kind, its body is JSON.
+pub(crate) fn answer(error: TransportError) -> Response {
+    let status = StatusCode::from_u16(error.kind().http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let retry_after = match error {
+        TransportError::Overloaded { retry_after } => Some(retry_after.as_secs().max(1)),
+        _ => None,
+    };
+    let mut response = problem(status, &error.into());
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The answer where nothing is.
+#[cfg(feature = "http")]
+pub(crate) fn nothing(path: &str) -> Response {
+    let path: String = path.chars().take(256).collect();
+    let message = format!("nothing is at {path}");
+    problem(StatusCode::NOT_FOUND, &Problem { kind: "unknown".into(), message, retryable: false, error: None })
+}
+
+fn problem(status: StatusCode, problem: &Problem) -> Response {
+    let mut response = Response::new(Body::from(serde_json::to_vec(problem).unwrap_or_default()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
