@@ -8,6 +8,8 @@ use ncn_core::Transport;
 use crate::grpc::GrpcTransport;
 #[cfg(feature = "http")]
 use crate::http::HttpTransport;
+#[cfg(feature = "ws")]
+use crate::ws::WebSocketTransport;
 
 /// An address that cannot be called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +27,7 @@ impl EndpointError {
     }
 }
 
-/// A gateway by its URL, whose scheme says how it is called: `grpc` or `grpcs`, the latter with TLS, over gRPC; `http` or `https` over HTTP. Each takes
+/// A gateway by its URL, whose scheme says how it is called: `grpc` or `grpcs`, the latter with TLS, over gRPC; `http` or `https` over HTTP; `ws` or `wss` over WebSocket. Each takes
 /// the feature of its name. It is called when it is first used.
 ///
 /// # Errors
@@ -36,10 +38,14 @@ pub fn transport(url: &str) -> Result<Arc<dyn Transport>, EndpointError> {
         Some("grpc" | "grpcs") => Ok(Arc::new(GrpcTransport::new(url)?)),
         #[cfg(feature = "http")]
         Some("http" | "https") => Ok(Arc::new(HttpTransport::new(url)?)),
+        #[cfg(feature = "ws")]
+        Some("ws" | "wss") => Ok(Arc::new(WebSocketTransport::new(url)?)),
+        #[cfg(not(feature = "ws"))]
+        Some("ws" | "wss") => Err(EndpointError::new(url, "takes ncn-client's feature `ws`, which this build has not")),
         #[cfg(not(feature = "grpc"))]
         Some("grpc" | "grpcs") => Err(EndpointError::new(url, "takes ncn-client's feature `grpc`, which this build has not")),
         #[cfg(not(feature = "http"))]
         Some("http" | "https") => Err(EndpointError::new(url, "takes ncn-client's feature `http`, which this build has not")),
-        _ => Err(EndpointError::new(url, "is not a URL to call: write http://HOST:PORT, https://HOST:PORT or grpc://HOST:PORT")),
+        _ => Err(EndpointError::new(url, "is not a URL to call: write http://HOST:PORT, or https, grpc, grpcs, ws or wss")),
     }
 }

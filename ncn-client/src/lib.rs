@@ -16,7 +16,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The module `grpc` has the clients of gateways, registries and validators, `http` that of gateways over HTTP, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
+//! The module `grpc` has the clients of gateways, registries and validators, `http` that of gateways over HTTP, `ws` that over WebSocket, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
 //! each is a feature of its own, and on by default. What travels between the parts is the crate `ncn-wire`.
 
 mod backoff;
@@ -35,6 +35,8 @@ pub mod keystore;
 mod payer;
 mod registries;
 mod time;
+#[cfg(feature = "ws")]
+pub mod ws;
 
 pub use backoff::Backoff;
 pub use channel::{ChannelBalance, PayerChannel};

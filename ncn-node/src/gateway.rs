@@ -21,6 +21,8 @@ mod served;
 mod task;
 mod tasks;
 mod tickets;
+#[cfg(feature = "http")]
+mod websocket;
 
 use std::{
     collections::HashMap,

@@ -6,6 +6,8 @@ mod connection;
 mod intake;
 pub(crate) mod plain;
 mod pool;
+#[cfg(feature = "http")]
+pub(crate) mod socket;
 mod tls;
 
 use std::{
@@ -43,9 +45,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 //   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
 //   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
 //   watches     WATCHES x (64 + 128) KiB                  96 MiB   the same
+//   sockets     SOCKETS x 32 KiB                          16 MiB   buffers each way, and what is free of the pool of messages
 //   TLS         CONNECTIONS x (64 + 32) KiB               96 MiB   where it is used: what waits to be sent, and a record each way
 //
-// together 1,408 MiB without the streams, of which one address alone gets half: 704 MiB. What the kernel holds of unsent bytes is not in it:
+// together 1,424 MiB without the streams, of which one address alone gets half: 712 MiB. What the kernel holds of unsent bytes is not in it:
 // up to 4 MiB of a connection by Linux's defaults, for 30 s.
 
 /// From which address a call comes.
@@ -67,6 +70,9 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 const CALLS: usize = 2_048;
 /// How many watches are open at once. Each is woken by every change.
 const WATCHES: usize = 512;
+/// How many WebSockets are open at once.
+#[cfg(feature = "http")]
+const SOCKETS: usize = 512;
 /// How many calls of one connection are open at once; a client keeps more waiting.
 const CALLS_PER_CONNECTION: u32 = 256;
 /// How many bytes of messages are arriving or being answered at once.
@@ -152,7 +158,17 @@ impl Server {
     pub async fn start_at(first: Listen, others: Vec<Listen>, routes: Router) -> io::Result<Self> {
         let (calls, watches, messages) = (Pool::new(CALLS), Pool::new(WATCHES), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
-        let intake = Intake { calls, watches, messages, streams, answers };
+        #[cfg(feature = "http")]
+        let sockets = Pool::new(SOCKETS);
+        let intake = Intake {
+            calls,
+            watches,
+            #[cfg(feature = "http")]
+            sockets,
+            messages,
+            streams,
+            answers,
+        };
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let serving = Serving { intake, routes, protocols: protocols(), stop: stop.clone(), end: end.clone() };
         let (serving, connections) = (Arc::new(serving), Pool::new(connections()?));

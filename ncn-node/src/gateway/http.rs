@@ -1,4 +1,5 @@
-//! The gateway's port for clients over HTTP: JSON, and server-sent events (HTML, section 9.2). A thin adapter around any [`Transport`].
+//! The gateway's port for clients over HTTP: JSON, server-sent events (HTML, section 9.2), and the way to a WebSocket. A thin adapter around any
+//! [`Transport`].
 
 mod body;
 mod output;
@@ -13,8 +14,9 @@ use axum::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
-    routing::{get, post},
+    routing::{any, get, post},
 };
+pub(super) use body::read;
 use body::{Json, Order};
 use futures::{Stream, StreamExt as _};
 use ncn_core::{
@@ -25,6 +27,7 @@ use ncn_wire::json::{ChannelClosing, CloseChannel, INFERENCE, Problem, TicketReq
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
 
+use super::websocket;
 use crate::server::plain;
 
 /// How often a client that follows a request without news hears that the connection is alive.
@@ -49,7 +52,7 @@ impl IntoResponse for Failure {
 
 type Answer = Result<Response, Failure>;
 
-/// Serves clients over HTTP.
+/// Serves clients over HTTP, and over WebSocket at `/ws`.
 pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
     let request = format!("{INFERENCE}/{{request_id}}");
     Router::new()
@@ -64,6 +67,7 @@ pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
         .route("/api/v1/network", get(network))
         .route("/api/v1/channels/close", post(close_channel))
         .route("/health", get(health))
+        .route("/ws", any(websocket::open))
         .fallback(async |uri: Uri| plain::nothing(uri.path()))
         // The server bounds bodies by what all of them take.
         .layer(DefaultBodyLimit::disable())

@@ -74,6 +74,9 @@ pub(super) struct Intake {
     pub(super) calls: Arc<Pool>,
     /// Watches, until they end.
     pub(super) watches: Arc<Pool>,
+    /// WebSockets, until they end.
+    #[cfg(feature = "http")]
+    pub(super) sockets: Arc<Pool>,
     /// Bytes of unary calls' messages, and of streams' first ones, from their announcement until they are answered.
     pub(super) messages: Arc<Pool>,
     /// Bytes of streams' later messages, until the next one is asked for. Whoever sends these has been admitted, so that what strangers
@@ -128,6 +131,10 @@ where
         let lengths = if is_grpc { Lengths::of(path) } else { Lengths::of_plain(path) };
         let pools = (self.intake.messages.clone(), self.intake.streams.clone());
         request.extensions_mut().insert(peer.clone());
+        #[cfg(feature = "http")]
+        if request.headers().contains_key(header::UPGRADE) {
+            request.extensions_mut().insert(self.intake.clone());
+        }
         let body = |body| Body::new(RequestBody::new(Body::new(body), lengths, peer.address, end.clone(), pools, message.clone()));
         let answering = self.routes.call(request.map(body));
         let answers = (!matches!(lengths, Lengths::Stream(..))).then(|| self.intake.answers.clone());
@@ -150,7 +157,7 @@ where
 }
 
 /// When a call is worth another try that there was no place for.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 fn refuse(is_grpc: bool, why: &str) -> Response {
     if is_grpc {

@@ -1,7 +1,10 @@
 //! What is said over HTTP and WebSocket beside the core's own types, which have one form in JSON.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use ncn_core::{Address, Amount, B256, Signature, Signed, TaskCapability, TransportError};
+use ncn_core::{
+    Address, Amount, B256, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
+    TaskStatus, Ticket, TransportError, Update,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES};
@@ -56,6 +59,74 @@ pub struct ChannelClosing {
     pub settled: Amount,
     /// Its signature.
     pub signature: Signature,
+}
+
+/// What a client says over WebSocket, as a text: a call, and a number by which its answers are told from those of other calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// Of the client's choosing. Not that of a call that is still open.
+    pub id: u64,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// A call over WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "each is the call of its name of ncn_core::Transport")]
+pub enum Call {
+    Tickets(TicketRequest),
+    Submit(Box<Submission>),
+    ConfirmPayment(PaymentConfirmation),
+    Status(RequestId),
+    Cancel(Signed<TaskCapability>),
+    Models,
+    Network,
+    CloseChannel {
+        channel: CloseChannel,
+        access: Signed<TaskCapability>,
+    },
+    /// Answered with `done`, with updates until the last one, and then with an end.
+    Updates {
+        access: Signed<TaskCapability>,
+        from: u64,
+    },
+    /// Ends the updates that were asked for with this number. Has no answer.
+    Leave(u64),
+}
+
+/// What a gateway says over WebSocket, as a text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// To which call; none when the call could not be read.
+    pub id: Option<u64>,
+    /// Its answer, or one of them.
+    pub answer: Answer,
+}
+
+/// The answer to a call over WebSocket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// To [`Call::Tickets`].
+    Tickets(Vec<Ticket>),
+    /// To [`Call::Submit`] and [`Call::Status`].
+    Status(Box<TaskStatus>),
+    /// What was asked is done, or begins.
+    Done,
+    /// To [`Call::Models`].
+    Models(Vec<ModelInfo>),
+    /// To [`Call::Network`].
+    Network(Box<NetworkInfo>),
+    /// To [`Call::CloseChannel`].
+    Closing(Box<ChannelClosing>),
+    /// One of those to [`Call::Updates`].
+    Update(Box<Update>),
+    /// There are no more updates.
+    End,
+    /// The call failed. There is no further answer to it.
+    Error(Problem),
 }
 
 /// An access as it stands in a header or a URL: its JSON in base64 for URLs, without padding (RFC 4648, section 5).

@@ -39,8 +39,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where clients and compute nodes reach it: over gRPC and over HTTP, at each address that is given. It is registered with the first
-    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080"])]
+    /// Where clients and compute nodes reach it: over gRPC, HTTP and WebSocket, at each address that is given. It is registered with the first
+    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080", "127.0.0.1:9000"])]
     listen: Vec<SocketAddr>,
     /// Serve with TLS, by this certificate (PEM, with those that lead to its root after it)
     #[arg(long, value_name = "FILE", requires = "tls_key")]

@@ -98,7 +98,7 @@ fn cut(error: &(dyn std::error::Error + 'static), problem: String) -> TransportE
 }
 
 /// A value from JSON; the error says where.
-fn read<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

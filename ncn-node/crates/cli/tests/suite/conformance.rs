@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use ncn_client::grpc::{GrpcRegistry, GrpcTransport};
 use ncn_client::http::HttpTransport;
 use ncn_client::unix_now;
+use ncn_client::ws::WebSocketTransport;
 use ncn_core::{
     Address, Amount, DynSigner, Epoch, Payer, Quote, Registry, Signed, Submission, TaskCapability, TaskEvent, TaskStatus,
     Transport, TransportError, TrustRoot, UnixTime, Update, Value, Values,
@@ -162,6 +163,13 @@ async fn the_gateway_over_grpc() {
 async fn the_gateway_over_http() {
     let network = network().start().await.unwrap();
     let transport = Arc::new(HttpTransport::new(&network.gateway_url()).unwrap());
+    conformance::transport(&Network { network, transport }).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_gateway_over_websocket() {
+    let network = network().start().await.unwrap();
+    let transport = Arc::new(WebSocketTransport::new(&network.gateway_url().replace("http", "ws")).unwrap());
     conformance::transport(&Network { network, transport }).await.unwrap();
 }
 

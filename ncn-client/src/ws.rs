@@ -1,0 +1,326 @@
+//! Gateways over WebSocket.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::{SinkExt as _, StreamExt as _, stream};
+use ncn_core::{
+    Amount, ChannelParams, ModelInfo, NetworkInfo, PaymentConfirmation, RequestId, Signature, Signed, Submission, TaskCapability,
+    TaskStatus, Ticket, Transport, TransportError, Update, transport::Updates,
+};
+use ncn_wire::json::{Answer, Call, CloseChannel, MAX_JSON_BYTES, Problem, Question, Reply, TicketRequest};
+use reqwest::Url;
+use tokio::{
+    net::TcpStream,
+    sync::{
+        Mutex,
+        mpsc::{self, error::TrySendError},
+    },
+    time::timeout,
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
+    tungstenite::{Message, protocol::WebSocketConfig},
+};
+
+pub use crate::endpoint::EndpointError;
+
+/// How long connecting may take, the handshakes included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take that is answered at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
+const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long thousands of requests may take to be judged together, and then to be settled.
+const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long a connection may be silent: a gateway asks every 15 s whether its client is there.
+const SILENCE: Duration = Duration::from_secs(45);
+/// How many calls wait to be sent.
+const QUEUE: usize = 64;
+/// How many updates of one request wait for who follows it. Where there are more, it is followed anew from the first that was not read: who is slow
+/// with one request does not hold up the others.
+const UNREAD: usize = 64;
+/// How often in a row a request is followed anew without an update.
+const RESUMES: usize = 3;
+
+/// A gateway, called over one WebSocket: it is made when it is first used, and again when it breaks. Requests that are followed go on where they
+/// were. Needs a Tokio runtime.
+#[derive(Clone, Debug)]
+pub struct WebSocketTransport {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    url: Url,
+    /// To the task that has the connection.
+    link: Mutex<Option<mpsc::Sender<Asked>>>,
+}
+
+/// A call, and where its answers go.
+#[derive(Debug)]
+struct Asked {
+    call: Call,
+    answers: mpsc::Sender<Answer>,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+impl WebSocketTransport {
+    /// The gateway at this URL, `ws://HOST:PORT` or `wss://HOST:PORT`; without a path it is `/ws`. It is called when it is first used.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn new(url: &str) -> Result<Self, EndpointError> {
+        let no_url = || EndpointError::new(url, "is not a URL to call: write ws://HOST:PORT or wss://HOST:PORT");
+        let parsed = url.parse::<Url>().ok().filter(|url| url.has_host() && matches!(url.scheme(), "ws" | "wss"));
+        let mut parsed = parsed.ok_or_else(no_url)?;
+        if parsed.path() == "/" {
+            parsed.set_path("/ws");
+        }
+        // For the provider of TLS, which it chooses once.
+        drop(crate::http());
+        Ok(Self { inner: Arc::new(Inner { url: parsed, link: Mutex::default() }) })
+    }
+
+    fn unreachable(&self, problem: &str) -> TransportError {
+        let mut endpoint = self.inner.url.clone();
+        endpoint.set_path("");
+        let endpoint = endpoint.as_str().trim_end_matches('/').to_owned();
+        TransportError::Unreachable { endpoint, problem: format!("{problem}; check the address, and that the gateway runs") }
+    }
+
+    /// Has a call sent, on a connection that is made for it where there is none.
+    async fn send(&self, mut asked: Asked) -> Result<(), TransportError> {
+        // Whoever comes meanwhile needs the same connection.
+        let mut link = self.inner.link.lock().await;
+        if let Some(open) = &*link {
+            match open.send(asked).await {
+                Ok(()) => return Ok(()),
+                Err(unsent) => asked = unsent.0,
+            }
+        }
+        let connecting = timeout(CONNECT_TIMEOUT, connect(&self.inner.url)).await;
+        let socket = connecting.map_err(|_| self.unreachable("connecting takes too long"))?;
+        let socket = socket.map_err(|problem| self.unreachable(&problem))?;
+        let (sender, calls) = mpsc::channel(QUEUE);
+        tokio::spawn(talk(socket, calls));
+        // There is room for the first.
+        let _ = sender.send(asked).await;
+        *link = Some(sender);
+        Ok(())
+    }
+
+    /// The answers to a call.
+    async fn begin(&self, call: Call, room: usize) -> Result<mpsc::Receiver<Answer>, TransportError> {
+        let (sender, answers) = mpsc::channel(room);
+        self.send(Asked { call, answers: sender }).await?;
+        Ok(answers)
+    }
+
+    /// The next answer, within this time.
+    async fn next(&self, answers: &mut mpsc::Receiver<Answer>, within: Duration) -> Result<Answer, TransportError> {
+        let answer = timeout(within, answers.recv()).await;
+        let answer = answer.map_err(|_| self.unreachable(&format!("no answer within {within:?}")))?;
+        self.read(answer.ok_or_else(|| self.unreachable("the connection broke off"))?)
+    }
+
+    fn read(&self, answer: Answer) -> Result<Answer, TransportError> {
+        match answer {
+            Answer::Error(Problem { error: Some(TransportError::Unreachable { problem, .. }), .. }) => {
+                Err(self.unreachable(&problem))
+            }
+            Answer::Error(Problem { error, message, .. }) => Err(error.unwrap_or(TransportError::Internal(message))),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn call(&self, call: Call, within: Duration) -> Result<Answer, TransportError> {
+        let mut answers = self.begin(call, 1).await?;
+        self.next(&mut answers, within).await
+    }
+
+    async fn follow(&self, access: Signed<TaskCapability>, from: u64) -> Result<mpsc::Receiver<Answer>, TransportError> {
+        let mut answers = self.begin(Call::Updates { access, from }, UNREAD).await?;
+        match self.next(&mut answers, CALL_TIMEOUT).await? {
+            Answer::Done => Ok(answers),
+            _ => Err(other()),
+        }
+    }
+}
+
+/// An answer to something else.
+fn other() -> TransportError {
+    TransportError::Malformed("is the answer to another call".into())
+}
+
+async fn connect(url: &Url) -> Result<Socket, String> {
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.map_err(|error| error.to_string())?;
+    let _ = stream.set_nodelay(true);
+    let bounds = WebSocketConfig::default().max_message_size(Some(MAX_JSON_BYTES)).max_frame_size(Some(MAX_JSON_BYTES));
+    let made = client_async_tls_with_config(url.as_str(), stream, Some(bounds), None).await;
+    Ok(made.map_err(|error| error.to_string())?.0)
+}
+
+/// Has the connection: sends calls, and passes answers to whom they are for. When it ends, whoever waits is told by its channel's end.
+async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
+    let (mut id, mut open) = (0_u64, HashMap::<u64, mpsc::Sender<Answer>>::new());
+    loop {
+        let question = tokio::select! {
+            asked = calls.recv() => {
+                let Some(Asked { call, answers }) = asked else { return };
+                id += 1;
+                open.insert(id, answers);
+                Question { id, call }
+            }
+            message = timeout(SILENCE, socket.next()) => {
+                let text = match message {
+                    Ok(Some(Ok(Message::Text(text)))) => text,
+                    Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {
+                        // The pong to it, which is made already.
+                        if socket.flush().await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                    _ => return,
+                };
+                match serde_json::from_str(&text) {
+                    Ok(Reply { id: Some(id), answer }) => {
+                        if pass(&mut open, id, answer) {
+                            continue;
+                        }
+                        Question { id, call: Call::Leave(id) }
+                    }
+                    // A gateway that does not understand its clients, or that they do not.
+                    Ok(Reply { id: None, .. }) | Err(_) => return,
+                }
+            }
+        };
+        let text = serde_json::to_string(&question).unwrap_or_default();
+        if socket.send(Message::Text(text.into())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes an answer on. False when nobody can take it, and there may be more.
+fn pass(open: &mut HashMap<u64, mpsc::Sender<Answer>>, id: u64, answer: Answer) -> bool {
+    let is_last = !matches!(answer, Answer::Update(_) | Answer::Done);
+    let Some(answers) = open.get(&id) else { return true };
+    let passed = answers.try_send(answer);
+    if is_last || passed.is_err() {
+        open.remove(&id);
+    }
+    is_last || !matches!(passed, Err(TrySendError::Full(_) | TrySendError::Closed(_)))
+}
+
+/// A request that is followed.
+struct Following {
+    transport: WebSocketTransport,
+    access: Signed<TaskCapability>,
+    /// The next update.
+    from: u64,
+    answers: mpsc::Receiver<Answer>,
+    /// How often in a row it was followed anew.
+    resumes: usize,
+}
+
+impl Following {
+    /// The next update, if there is one.
+    async fn next(&mut self) -> Result<Option<Update>, TransportError> {
+        loop {
+            match self.answers.recv().await {
+                Some(Answer::Update(update)) => {
+                    (self.from, self.resumes) = (update.index.saturating_add(1), 0);
+                    return Ok(Some(*update));
+                }
+                Some(Answer::End) => return Ok(None),
+                Some(answer) => return self.transport.read(answer).and(Err(other())),
+                None if self.resumes < RESUMES => {
+                    self.resumes += 1;
+                    self.answers = self.transport.follow(self.access.clone(), self.from).await?;
+                }
+                None => return Err(self.transport.unreachable("the connection broke off")),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for WebSocketTransport {
+    async fn tickets(&self, count: u32) -> Result<Vec<Ticket>, TransportError> {
+        match self.call(Call::Tickets(TicketRequest { count }), CALL_TIMEOUT).await? {
+            Answer::Tickets(tickets) => Ok(tickets),
+            _ => Err(other()),
+        }
+    }
+
+    async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
+        match self.call(Call::Submit(Box::new(submission)), QUOTE_TIMEOUT).await? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(other()),
+        }
+    }
+
+    async fn confirm_payment(&self, confirmation: PaymentConfirmation) -> Result<(), TransportError> {
+        match self.call(Call::ConfirmPayment(confirmation), CALL_TIMEOUT).await? {
+            Answer::Done => Ok(()),
+            _ => Err(other()),
+        }
+    }
+
+    async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
+        let answers = self.follow(access.clone(), from).await?;
+        let following = Following { transport: self.clone(), access, from, answers, resumes: 0 };
+        let updates = stream::unfold(Some(following), async |following| {
+            let mut following = following?;
+            match following.next().await {
+                Ok(update) => Some((Ok(update?), Some(following))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        Ok(updates.boxed())
+    }
+
+    async fn status(&self, request_id: RequestId) -> Result<TaskStatus, TransportError> {
+        match self.call(Call::Status(request_id), CALL_TIMEOUT).await? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(other()),
+        }
+    }
+
+    async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
+        match self.call(Call::Cancel(access), CALL_TIMEOUT).await? {
+            Answer::Done => Ok(()),
+            _ => Err(other()),
+        }
+    }
+
+    async fn models(&self) -> Result<Vec<ModelInfo>, TransportError> {
+        match self.call(Call::Models, CALL_TIMEOUT).await? {
+            Answer::Models(models) => Ok(models),
+            _ => Err(other()),
+        }
+    }
+
+    async fn network(&self) -> Result<NetworkInfo, TransportError> {
+        match self.call(Call::Network, CALL_TIMEOUT).await? {
+            Answer::Network(network) => Ok(*network),
+            _ => Err(other()),
+        }
+    }
+
+    async fn close_channel(
+        &self,
+        terms: ChannelParams,
+        access: Signed<TaskCapability>,
+    ) -> Result<(Amount, Signature), TransportError> {
+        let channel = CloseChannel { gateway: terms.gateway, salt: terms.salt };
+        match self.call(Call::CloseChannel { channel, access }, SETTLEMENT_TIMEOUT).await? {
+            Answer::Closing(closing) => Ok((closing.settled, closing.signature)),
+            _ => Err(other()),
+        }
+    }
+}
