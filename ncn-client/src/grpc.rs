@@ -15,17 +15,9 @@ use tonic::{
 pub use transport::GrpcTransport;
 pub use validator::GrpcValidator;
 
+use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT};
 pub use crate::endpoint::EndpointError;
 use ncn_wire::{self as wire, MAX_MESSAGE_BYTES, RemoteError, WireError};
-
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take that is answered at once; streams are not bound by it.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
-const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long thousands of requests may take to be judged together, and then to be settled.
-const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The most bytes that a list is read to, which a server sends message by message.
 const MAX_LIST_BYTES: usize = 4 * MAX_MESSAGE_BYTES;

@@ -16,10 +16,13 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The module `grpc` has the clients of gateways, registries and validators, `http` that of gateways over HTTP, `ws` that over WebSocket, `evm` the ledger and payer on an EVM chain, `keystore` keys in files;
-//! each is a feature of its own, and on by default. What travels between the parts is the crate `ncn-wire`.
+//! The module `grpc` has the clients of gateways, registries and validators, `http` that of gateways over HTTP, `ws` that over WebSocket, `evm` the
+//! ledger and payer on an EVM chain, `keystore` keys in files; each is a feature of its own, and all but `ws` are on by default. What travels between
+//! the parts is the crate `ncn-wire`.
 
 mod backoff;
+#[cfg(any(feature = "grpc", feature = "http"))]
+mod calls;
 mod channel;
 mod client;
 mod endpoint;

@@ -23,16 +23,9 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::WebSocketConfig},
 };
 
+use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 pub use crate::endpoint::EndpointError;
 
-/// How long connecting may take, the handshakes included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take that is answered at once.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
-const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long thousands of requests may take to be judged together, and then to be settled.
-const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long a connection may be silent: a gateway asks every 15 s whether its client is there.
 const SILENCE: Duration = Duration::from_secs(45);
 /// How many calls wait to be sent.
@@ -84,10 +77,7 @@ impl WebSocketTransport {
     }
 
     fn unreachable(&self, problem: &str) -> TransportError {
-        let mut endpoint = self.inner.url.clone();
-        endpoint.set_path("");
-        let endpoint = endpoint.as_str().trim_end_matches('/').to_owned();
-        TransportError::Unreachable { endpoint, problem: format!("{problem}; check the address, and that the gateway runs") }
+        unreachable(&self.inner.url.origin().ascii_serialization(), problem)
     }
 
     /// Has a call sent, on a connection that is made for it where there is none.
@@ -111,18 +101,17 @@ impl WebSocketTransport {
         Ok(())
     }
 
-    /// The answers to a call.
-    async fn begin(&self, call: Call, room: usize) -> Result<mpsc::Receiver<Answer>, TransportError> {
-        let (sender, answers) = mpsc::channel(room);
-        self.send(Asked { call, answers: sender }).await?;
-        Ok(answers)
-    }
-
-    /// The next answer, within this time.
-    async fn next(&self, answers: &mut mpsc::Receiver<Answer>, within: Duration) -> Result<Answer, TransportError> {
-        let answer = timeout(within, answers.recv()).await;
-        let answer = answer.map_err(|_| self.unreachable(&format!("no answer within {within:?}")))?;
-        self.read(answer.ok_or_else(|| self.unreachable("the connection broke off"))?)
+    /// The first answer to a call, within this time, and where the next ones come.
+    async fn begin(&self, call: Call, room: usize, within: Duration) -> Result<(Answer, mpsc::Receiver<Answer>), TransportError> {
+        let (sender, mut answers) = mpsc::channel(room);
+        let asking = async {
+            self.send(Asked { call, answers: sender }).await?;
+            let answer = answers.recv().await.ok_or_else(|| self.unreachable("the connection broke off"))?;
+            self.read(answer)
+        };
+        let asked = timeout(within, Box::pin(asking)).await;
+        let answer = asked.map_err(|_| self.unreachable(&format!("no answer within {within:?}")))??;
+        Ok((answer, answers))
     }
 
     fn read(&self, answer: Answer) -> Result<Answer, TransportError> {
@@ -136,14 +125,12 @@ impl WebSocketTransport {
     }
 
     async fn call(&self, call: Call, within: Duration) -> Result<Answer, TransportError> {
-        let mut answers = self.begin(call, 1).await?;
-        self.next(&mut answers, within).await
+        self.begin(call, 1, within).await.map(|(answer, _)| answer)
     }
 
     async fn follow(&self, access: Signed<TaskCapability>, from: u64) -> Result<mpsc::Receiver<Answer>, TransportError> {
-        let mut answers = self.begin(Call::Updates { access, from }, UNREAD).await?;
-        match self.next(&mut answers, CALL_TIMEOUT).await? {
-            Answer::Done => Ok(answers),
+        match self.begin(Call::Updates { access, from }, UNREAD, CALL_TIMEOUT).await? {
+            (Answer::Done, answers) => Ok(answers),
             _ => Err(other()),
         }
     }
@@ -171,6 +158,10 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
             asked = calls.recv() => {
                 let Some(Asked { call, answers }) = asked else { return };
                 id += 1;
+                if open.len() >= QUEUE {
+                    // Whoever has given up waiting.
+                    open.retain(|_, answers| !answers.is_closed());
+                }
                 open.insert(id, answers);
                 Question { id, call }
             }
@@ -179,7 +170,7 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
                     Ok(Some(Ok(Message::Text(text)))) => text,
                     Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {
                         // The pong to it, which is made already.
-                        if socket.flush().await.is_err() {
+                        if !matches!(timeout(SILENCE, socket.flush()).await, Ok(Ok(()))) {
                             return;
                         }
                         continue;
@@ -199,7 +190,8 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
             }
         };
         let text = serde_json::to_string(&question).unwrap_or_default();
-        if socket.send(Message::Text(text.into())).await.is_err() {
+        // A gateway that does not read is gone.
+        if !matches!(timeout(SILENCE, socket.send(Message::Text(text.into()))).await, Ok(Ok(()))) {
             return;
         }
     }

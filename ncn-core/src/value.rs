@@ -1,14 +1,17 @@
 //! What goes into a model and what comes out of it: named values.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use alloy_primitives::B256;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, MapAccess, Visitor},
+};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::{DataType, Tensor};
+use crate::{DataType, Tensor, compute::MAX_OUTPUT_VALUES};
 
 /// What each of [`Values`] takes beside its name and content: its place in the map, and the allocations' own bookkeeping. It is more
 /// than any wire format adds to a value, so that values of a given size fit a message of that size.
@@ -78,9 +81,39 @@ impl From<&str> for Value {
 }
 
 /// Named values, in the order of their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Values(BTreeMap<String, Value>);
+
+/// At most [`MAX_OUTPUT_VALUES`] are read, each name once: whoever sends a message could make much more memory of empty values than they take in it.
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Named;
+
+        impl<'de> Visitor<'de> for Named {
+            type Value = Values;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("named values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+                let mut values = Values::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if values.len() >= MAX_OUTPUT_VALUES {
+                        return Err(A::Error::custom(format!("has more than {MAX_OUTPUT_VALUES} values")));
+                    }
+                    if values.insert(name, value).is_some() {
+                        return Err(A::Error::custom("has two values of one name"));
+                    }
+                }
+                Ok(values)
+            }
+        }
+
+        deserializer.deserialize_map(Named)
+    }
+}
 
 impl Values {
     /// No values.
@@ -307,5 +340,14 @@ mod tests {
         hashes.dedup();
         assert_eq!(hashes.len(), sets.len());
         assert_eq!(sets[7].hash(), Values::from([("b", "xt"), ("a", "te")]).hash(), "the order of insertion does not matter");
+    }
+
+    #[test]
+    fn no_more_values_are_read_than_may_be_and_each_name_once() {
+        let values = |count: usize| (0..count).map(|n| format!("\"{n}\":{{\"text\":\"\"}}")).collect::<Vec<_>>().join(",");
+        let read = |inner: &str| serde_json::from_str::<Values>(&format!("{{{inner}}}")).map(|read| read.len());
+        assert_eq!(read(&values(MAX_OUTPUT_VALUES)).unwrap(), MAX_OUTPUT_VALUES);
+        assert!(read(&values(MAX_OUTPUT_VALUES + 1)).unwrap_err().to_string().contains("more than"));
+        assert!(read("\"a\":{\"text\":\"\"},\"a\":{\"text\":\"b\"}").unwrap_err().to_string().contains("one name"));
     }
 }

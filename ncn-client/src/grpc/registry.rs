@@ -12,7 +12,8 @@ use ncn_core::{
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
+use super::{EndpointError, bounded, channel, list, within};
+use crate::calls::SETTLEMENT_TIMEOUT;
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     proto::{

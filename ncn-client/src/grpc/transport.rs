@@ -6,7 +6,8 @@ use ncn_core::{
 };
 use tonic::{Status, transport::Channel};
 
-use super::{EndpointError, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, bounded, channel, list, within};
+use super::{EndpointError, bounded, channel, list, within};
+use crate::calls::{QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, MAX_MODEL_BYTES,
     proto::{self, gateway_client_service_client::GatewayClientServiceClient},
@@ -47,10 +48,7 @@ impl GrpcTransport {
     /// Says who could not be reached.
     fn located(&self, error: TransportError) -> TransportError {
         match error {
-            TransportError::Unreachable { problem, .. } => TransportError::Unreachable {
-                endpoint: self.url.clone(),
-                problem: format!("{problem}; check the address, and that the gateway runs"),
-            },
+            TransportError::Unreachable { problem, .. } => unreachable(&self.url, &problem),
             error => error,
         }
     }

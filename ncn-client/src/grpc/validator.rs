@@ -4,7 +4,8 @@ use ncn_core::{
 };
 use tonic::transport::Channel;
 
-use super::{EndpointError, SETTLEMENT_TIMEOUT, bounded, channel, within};
+use super::{EndpointError, bounded, channel, within};
+use crate::calls::SETTLEMENT_TIMEOUT;
 use ncn_wire::{
     MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES,
     proto::{self, validator_service_client::ValidatorServiceClient},

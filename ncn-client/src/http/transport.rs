@@ -20,15 +20,8 @@ use super::{
     events::{Events, ServerEvent},
     http,
 };
+use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take that is answered at once.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a gateway may take to quote: it asks validators, three times when too few of them answer.
-const QUOTE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long thousands of requests may take to be judged together, and then to be settled.
-const SETTLEMENT_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long a stream of events may be silent: a gateway says every 15 s that it is there.
 const SILENCE: Duration = Duration::from_secs(45);
 /// The most bytes that a list of models is read to, and any other answer without an output.
@@ -141,8 +134,7 @@ impl HttpTransport {
     }
 
     fn unreachable(&self, problem: &str) -> TransportError {
-        let endpoint = self.url.as_str().trim_end_matches('/').to_owned();
-        TransportError::Unreachable { endpoint, problem: format!("{problem}; check the address, and that the gateway runs") }
+        unreachable(&self.url.origin().ascii_serialization(), problem)
     }
 
     /// A call that broke off. What lies beneath says more than the error.

@@ -25,7 +25,7 @@ use ncn_core::{
 };
 use ncn_wire::json::{ChannelClosing, CloseChannel, INFERENCE, Problem, TicketRequest, read_access};
 use serde::{Deserialize, Serialize};
-use tonic::codegen::http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 
 use super::websocket;
 use crate::server::plain;
@@ -68,7 +68,10 @@ pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
         .route("/api/v1/channels/close", post(close_channel))
         .route("/health", get(health))
         .route("/ws", any(websocket::open))
-        .fallback(async |uri: Uri| plain::nothing(uri.path()))
+        .fallback(async |uri: Uri| plain::nothing(StatusCode::NOT_FOUND, &format!("nothing is at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            plain::nothing(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is no call of {}", uri.path()))
+        })
         // The server bounds bodies by what all of them take.
         .layer(DefaultBodyLimit::disable())
         .with_state(transport)

@@ -14,7 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::http::read;
-use crate::server::socket::{Accounts, Held, Sending, Socket, upgrade};
+use crate::server::{
+    plain::busy,
+    socket::{Accounts, Sending, Socket, upgrade},
+};
 
 /// How many calls of one socket are answered at once; it is not read while there are more.
 const CALLS: usize = 32;
@@ -46,7 +49,7 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
             let place = places.clone().acquire_owned().await.ok()?;
             Some((socket.next().await?, place))
         };
-        let (text, held, place) = tokio::select! {
+        let (text, place) = tokio::select! {
             sending = outgoing.recv() => {
                 let Some(sending) = sending else { return };
                 if socket.send(sending).await.is_err() {
@@ -55,7 +58,7 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
                 continue;
             }
             next = next => match next {
-                Some(((text, held), place)) => (text, held, place),
+                Some(next) => next,
                 None => return,
             },
         };
@@ -72,7 +75,7 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
                 let following = follow(transport.clone(), answers.clone(), id, access, from);
                 followed.insert(id, AbortOnDropHandle::new(tokio::spawn(following)));
             }
-            Ok(Question { id, call }) => drop(calls.spawn(answer(transport.clone(), answers.clone(), id, call, (held, place)))),
+            Ok(Question { id, call }) => drop(calls.spawn(answer(transport.clone(), answers.clone(), id, call, place))),
         }
     }
 }
@@ -92,10 +95,6 @@ impl Answers {
     }
 }
 
-fn busy() -> TransportError {
-    TransportError::Overloaded { retry_after: std::time::Duration::from_secs(1) }
-}
-
 /// What is said instead of an answer for which there is no room.
 fn unread(id: Option<u64>) -> String {
     serde_json::to_string(&Reply { id, answer: Answer::Error(busy().into()) }).unwrap_or_default()
@@ -105,8 +104,8 @@ async fn refused(answers: Answers, id: Option<u64>, error: TransportError, _: Ow
     answers.send(id, Answer::Error(error.into())).await;
 }
 
-/// Answers a call. What it takes is given back with the answer.
-async fn answer(transport: Arc<dyn Transport>, answers: Answers, id: u64, call: Call, _held: (Held, OwnedSemaphorePermit)) {
+/// Answers a call. Its place is given back with the answer.
+async fn answer(transport: Arc<dyn Transport>, answers: Answers, id: u64, call: Call, _: OwnedSemaphorePermit) {
     let answer = match answers.accounts.place() {
         Some(place) => tokio::select! {
             biased;

@@ -4,12 +4,10 @@ use std::{
     convert::Infallible,
     sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{Router, body::Body, response::Response};
 use futures::future::BoxFuture;
-use ncn_core::TransportError;
 use ncn_wire::{
     MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     json::{INFERENCE, MAX_JSON_BYTES},
@@ -156,14 +154,11 @@ where
     }
 }
 
-/// When a call is worth another try that there was no place for.
-pub(super) const TRY_AGAIN: Duration = Duration::from_secs(1);
-
 fn refuse(is_grpc: bool, why: &str) -> Response {
     if is_grpc {
         return Status::resource_exhausted(why).into_http();
     }
-    plain::answer(TransportError::Overloaded { retry_after: TRY_AGAIN })
+    plain::answer(plain::busy())
 }
 
 #[cfg(test)]

@@ -1,9 +1,16 @@
 //! Errors as answers of calls that are not gRPC.
 
+use std::time::Duration;
+
 use axum::{body::Body, response::Response};
 use ncn_core::TransportError;
 use ncn_wire::json::Problem;
 use tonic::codegen::http::{HeaderValue, StatusCode, header};
+
+/// The error where there is no room or place.
+pub(crate) const fn busy() -> TransportError {
+    TransportError::Overloaded { retry_after: Duration::from_secs(1) }
+}
 
 /// The answer that tells an error: its status says the kind, its body is JSON.
 pub(crate) fn answer(error: TransportError) -> Response {
@@ -21,10 +28,9 @@ pub(crate) fn answer(error: TransportError) -> Response {
 
 /// The answer where nothing is.
 #[cfg(feature = "http")]
-pub(crate) fn nothing(path: &str) -> Response {
-    let path: String = path.chars().take(256).collect();
-    let message = format!("nothing is at {path}");
-    problem(StatusCode::NOT_FOUND, &Problem { kind: "unknown".into(), message, retryable: false, error: None })
+pub(crate) fn nothing(status: StatusCode, message: &str) -> Response {
+    let message = message.chars().take(256).collect();
+    problem(status, &Problem { kind: "unknown".into(), message, retryable: false, error: None })
 }
 
 fn problem(status: StatusCode, problem: &Problem) -> Response {

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -42,18 +42,18 @@ const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(45);
 /// What is read at once, and kept of what is written.
 const BUFFER_BYTES: usize = 8 << 10;
+/// What a frame has that is not of a message, beside its data (RFC 6455, section 5.5).
+const CONTROL_BYTES: usize = 6;
 /// What is taken out of the pool at once, for a message that arrives.
 const PIECE: usize = 64 << 10;
 
-/// The shares of a message that has not arrived as a whole, and its bytes so far.
+/// The bytes of a message that has not arrived as a whole, and what the longest one so far has taken out of the pool: the memory that it was read
+/// into stays with the socket.
 #[derive(Default)]
 struct Arriving {
     bytes: usize,
     shares: Vec<Share>,
 }
-
-/// What a message takes out of the pool, until this is dropped.
-pub(crate) struct Held(#[allow(dead_code, reason = "held")] Vec<Share>);
 
 /// A connection, whose bytes count while they wait to be a message.
 struct Counted {
@@ -156,10 +156,10 @@ impl Socket {
         Accounts { peer: self.peer.clone(), intake: self.intake.clone(), end: self.end.clone() }
     }
 
-    /// The next text, and what it takes out of the pool; nothing once the socket has ended. Meanwhile the peer is asked whether it is there.
+    /// The next text; nothing once the socket has ended. Meanwhile the peer is asked whether it is there.
     ///
     /// Cancel safe: a text is not lost.
-    pub(crate) async fn next(&mut self) -> Option<(Utf8Bytes, Held)> {
+    pub(crate) async fn next(&mut self) -> Option<Utf8Bytes> {
         loop {
             let message = tokio::select! {
                 () = self.end.cancelled() => return None,
@@ -173,17 +173,27 @@ impl Socket {
                 }
             };
             self.heard = Instant::now();
-            let arrived = std::mem::take(&mut *self.arriving.lock().unwrap_or_else(PoisonError::into_inner));
             match message {
-                Message::Text(text) => return Some((text, Held(arrived.shares))),
+                Message::Text(text) => {
+                    self.arriving().bytes = 0;
+                    return Some(text);
+                }
+                // They may come between the fragments of a message, whose bytes still count.
+                Message::Ping(data) | Message::Pong(data) => {
+                    let mut arriving = self.arriving();
+                    arriving.bytes = arriving.bytes.saturating_sub(CONTROL_BYTES + data.len());
+                }
                 Message::Binary(_) => {
                     self.close(CloseCode::Unsupported, "messages are texts").await;
                     return None;
                 }
-                Message::Close(_) => return None,
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                Message::Close(_) | Message::Frame(_) => return None,
             }
         }
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, Arriving> {
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a text, and waits until it is.
@@ -231,7 +241,7 @@ where
     };
     let end = peer.end.child_token();
     let Some(place) = intake.sockets.claim(peer.address, 1, &end) else {
-        return plain::answer(TransportError::Overloaded { retry_after: super::intake::TRY_AGAIN });
+        return plain::answer(plain::busy());
     };
     tokio::spawn(async move {
         let Ok(upgraded) = on_upgrade.await else { return };

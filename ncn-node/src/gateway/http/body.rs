@@ -7,18 +7,18 @@ use axum::{
 use bytes::Bytes;
 use ncn_core::{Submission, TransportError, Value};
 use serde::de::DeserializeOwned;
-use std::time::Duration;
 use tonic::{
     Code, Status,
     codegen::http::{HeaderMap, header},
 };
 
 use super::Failure;
+use crate::server::plain::busy;
 
 /// The part of an order in parts that is JSON.
 const SUBMISSION: &str = "submission";
-/// When a body is worth another try that there was no room for.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// What is said at most of a body that cannot be read.
+const MAX_PROBLEM_CHARS: usize = 256;
 
 /// A body in JSON.
 pub(super) struct Json<T>(pub(super) T);
@@ -44,6 +44,9 @@ impl<S: Send + Sync> FromRequest<S> for Order {
             return Ok(Self(Json::from_request(request, state).await?.0));
         }
         let refused = |error: &dyn std::fmt::Display| TransportError::invalid("body", error.to_string());
+        // As a whole: a part's head would be looked through again with each byte that arrives.
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, Body::from(whole(body).await?));
         let mut parts = Multipart::from_request(request, state).await.map_err(|error| refused(&error))?;
         let (mut submission, mut inputs) = (None, Vec::new());
         while let Some(part) = parts.next_field().await.map_err(broken)? {
@@ -91,7 +94,7 @@ fn broken(error: MultipartError) -> TransportError {
 fn cut(error: &(dyn std::error::Error + 'static), problem: String) -> TransportError {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     match causes.find_map(|cause| cause.downcast_ref::<Status>()) {
-        Some(status) if status.code() == Code::ResourceExhausted => TransportError::Overloaded { retry_after: TRY_AGAIN },
+        Some(status) if status.code() == Code::ResourceExhausted => busy(),
         Some(status) => TransportError::invalid("body", status.message()),
         None => TransportError::invalid("body", problem),
     }
@@ -101,9 +104,11 @@ fn cut(error: &(dyn std::error::Error + 'static), problem: String) -> TransportE
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
+        // Both may say what was sent, and it was long.
+        let cut = |text: String| text.chars().take(MAX_PROBLEM_CHARS).collect::<String>();
+        let path = cut(error.path().to_string());
         let field = if matches!(&*path, "." | "?") { what.to_owned() } else { path };
-        TransportError::invalid(field, error.into_inner().to_string())
+        TransportError::invalid(field, cut(error.into_inner().to_string()))
     })?;
     json.end().map_err(|error| TransportError::invalid(what, error.to_string()))?;
     Ok(value)

@@ -18,10 +18,14 @@ use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_wire::json::{INFERENCE, Problem, access_text};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value as Json, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     scene::{digit, key, network},
-    wait::in_time,
+    wait::{eventually, in_time},
 };
 
 struct Scene {
@@ -188,6 +192,7 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
         ("more", json!({ "request": submission["request"], "inputs": {}, "ticket": submission["ticket"], "more": 1 }).to_string()),
         ("request.message.deadline", submission.to_string().replace("\"deadline\":", "\"deadline\":-")),
         ("[0]", "[".repeat(100_000)),
+        ("body", format!("\"{}\"", "a".repeat(1 << 20))),
     ];
     let mut late = submission.clone();
     late["request"]["message"]["maxPrice"] = json!(1);
@@ -195,6 +200,7 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
     for (field, body) in bodies {
         let (status, problem) = problem(scene.call(Method::POST, INFERENCE).body(body)).await;
         assert_eq!((status, &*problem.kind), (StatusCode::BAD_REQUEST, "invalid"), "{problem:?}");
+        assert!(problem.message.len() < 2_000, "what was sent does not come back");
         let Some(TransportError::InvalidRequest { field: named, .. }) = problem.error else { panic!("{problem:?}") };
         assert!(named.contains(field) || problem.message.contains(field), "{}", problem.message);
     }
@@ -218,8 +224,8 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
         let (status, problem) = problem(call).await;
         assert_eq!((status.as_u16(), &*problem.kind), (expected, kind), "{problem:?}");
     }
-    let answer = scene.call(Method::DELETE, INFERENCE).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let (status, problem) = problem(scene.call(Method::DELETE, INFERENCE)).await;
+    assert_eq!((status, &*problem.kind), (StatusCode::METHOD_NOT_ALLOWED, "unknown"), "{problem:?}");
     let health: Json = scene.call(Method::GET, "/health").send().await.unwrap().json().await.unwrap();
     assert_eq!((&health["status"], health["gateway"].as_str().map(str::len)), (&json!("ok"), Some(42)));
 }
@@ -295,4 +301,54 @@ async fn a_client_calls_a_gateway_by_the_wire_that_its_url_names() {
         let TransportError::Unreachable { endpoint, .. } = &error else { panic!("{error}") };
         assert!(endpoint.ends_with("127.0.0.1:1"), "{error}");
     }
+}
+
+/// A frame of a WebSocket as a client sends it, masked by zeros (RFC 6455, section 5.2).
+fn frame(first: u8, data: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(data.len()).ok().filter(|length| *length < 126);
+    let mut frame = vec![first, 0x80 | length.unwrap_or(127)];
+    if length.is_none() {
+        frame.extend((data.len() as u64).to_be_bytes());
+    }
+    frame.extend([0; 4]);
+    frame.extend(data);
+    frame
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_never_ends_counts_although_pings_come_between() {
+    const FRAGMENT: usize = 256 << 10;
+    let scene = Scene::new().await;
+    let address = scene.network.gateway_url().replace("http://", "");
+    let handshake = "GET /ws HTTP/1.1\r\nhost: gateway\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    let mut open = Vec::new();
+    // One address has half of the 64 MiB: a third text of 15 MiB cannot be taken, nor one soon after it, whatever the system itself holds.
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(handshake.as_bytes()).await.unwrap();
+        let mut answer = [0; 512];
+        let length = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer[..length]));
+        let pieces = async {
+            for piece in 0..60 {
+                let first = u8::from(piece == 0);
+                let bytes = [frame(first, &vec![b'x'; FRAGMENT]), frame(0x89, b"")].concat();
+                stream.write_all(&bytes).await?;
+            }
+            std::io::Result::Ok(())
+        };
+        let is_taken = in_time("the text", pieces).await.is_ok();
+        open.push((stream, is_taken));
+        if !is_taken {
+            break;
+        }
+    }
+    assert!(open.iter().any(|(_, is_taken)| !is_taken), "all texts were taken of one address");
+    // Others are served meanwhile, and who is gone takes nothing.
+    scene.network.gateway().network().await.unwrap();
+    drop(open);
+    let wire = HttpTransport::new(&scene.network.gateway_url()).unwrap();
+    let submission = scene.submission().await;
+    eventually("the order is taken", async || wire.submit(submission.clone()).await.is_ok()).await;
 }
