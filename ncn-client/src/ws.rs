@@ -82,7 +82,7 @@ impl WebSocketTransport {
 
     /// Has a call sent, on a connection that is made for it where there is none.
     async fn send(&self, mut asked: Asked) -> Result<(), TransportError> {
-        // Whoever comes meanwhile needs the same connection.
+        // Others who come meanwhile need the same connection.
         let mut link = self.inner.link.lock().await;
         if let Some(open) = &*link {
             match open.send(asked).await {
@@ -150,7 +150,7 @@ async fn connect(url: &Url) -> Result<Socket, String> {
     Ok(made.map_err(|error| error.to_string())?.0)
 }
 
-/// Has the connection: sends calls, and passes answers to whom they are for. When it ends, whoever waits is told by its channel's end.
+/// Has the connection: sends calls, and passes answers to whom they are for. When it ends, those who wait are told by their channels' end.
 async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
     let (mut id, mut open) = (0_u64, HashMap::<u64, mpsc::Sender<Answer>>::new());
     loop {
@@ -159,7 +159,7 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
                 let Some(Asked { call, answers }) = asked else { return };
                 id += 1;
                 if open.len() >= QUEUE {
-                    // Whoever has given up waiting.
+                    // Those that nobody waits for any more.
                     open.retain(|_, answers| !answers.is_closed());
                 }
                 open.insert(id, answers);

@@ -85,7 +85,7 @@ impl From<&str> for Value {
 #[serde(transparent)]
 pub struct Values(BTreeMap<String, Value>);
 
-/// At most [`MAX_OUTPUT_VALUES`] are read, each name once: whoever sends a message could make much more memory of empty values than they take in it.
+/// At most [`MAX_OUTPUT_VALUES`] are read, each name once: empty values take much more memory than they have in a message.
 impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Named;
