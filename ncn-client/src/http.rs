@@ -1,11 +1,14 @@
 //! Calls over HTTP.
 
 mod events;
+mod refusal;
 mod transport;
 
 use std::sync::Once;
 
 pub use crate::endpoint::EndpointError;
+#[cfg(feature = "ws")]
+pub(crate) use refusal::refusal;
 pub use transport::HttpTransport;
 
 /// How every HTTP client here begins: TLS by rustls, no waiting to fill packets, no proxy, and no following of redirects, which could lead

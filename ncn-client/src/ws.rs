@@ -20,11 +20,12 @@ use tokio::{
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
-    tungstenite::{Message, protocol::WebSocketConfig},
+    tungstenite::{Error, Message, protocol::WebSocketConfig},
 };
 
 use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 pub use crate::endpoint::EndpointError;
+use crate::http::refusal;
 
 /// How long a connection may be silent: a gateway asks every 15 s whether its client is there.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -77,7 +78,28 @@ impl WebSocketTransport {
     }
 
     fn unreachable(&self, problem: &str) -> TransportError {
-        unreachable(&self.inner.url.origin().ascii_serialization(), problem)
+        unreachable(&self.endpoint(), problem)
+    }
+
+    fn endpoint(&self) -> String {
+        self.inner.url.origin().ascii_serialization()
+    }
+
+    async fn connect(&self) -> Result<Socket, TransportError> {
+        let url = &self.inner.url;
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
+        let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await;
+        let stream = stream.map_err(|error| self.unreachable(&error.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        let bounds = WebSocketConfig::default().max_message_size(Some(MAX_JSON_BYTES)).max_frame_size(Some(MAX_JSON_BYTES));
+        match client_async_tls_with_config(url.as_str(), stream, Some(bounds), None).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(Error::Http(answer)) => {
+                let body = answer.body().as_deref().unwrap_or_default();
+                Err(refusal(&self.endpoint(), answer.status(), answer.headers(), body))
+            }
+            Err(error) => Err(self.unreachable(&error.to_string())),
+        }
     }
 
     /// Has a call sent, on a connection that is made for it where there is none.
@@ -90,9 +112,8 @@ impl WebSocketTransport {
                 Err(unsent) => asked = unsent.0,
             }
         }
-        let connecting = timeout(CONNECT_TIMEOUT, connect(&self.inner.url)).await;
-        let socket = connecting.map_err(|_| self.unreachable("connecting takes too long"))?;
-        let socket = socket.map_err(|problem| self.unreachable(&problem))?;
+        let connecting = timeout(CONNECT_TIMEOUT, self.connect()).await;
+        let socket = connecting.map_err(|_| self.unreachable("connecting takes too long"))??;
         let (sender, calls) = mpsc::channel(QUEUE);
         tokio::spawn(talk(socket, calls));
         // There is room for the first.
@@ -139,15 +160,6 @@ impl WebSocketTransport {
 /// An answer to something else.
 fn other() -> TransportError {
     TransportError::Malformed("is the answer to another call".into())
-}
-
-async fn connect(url: &Url) -> Result<Socket, String> {
-    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.map_err(|error| error.to_string())?;
-    let _ = stream.set_nodelay(true);
-    let bounds = WebSocketConfig::default().max_message_size(Some(MAX_JSON_BYTES)).max_frame_size(Some(MAX_JSON_BYTES));
-    let made = client_async_tls_with_config(url.as_str(), stream, Some(bounds), None).await;
-    Ok(made.map_err(|error| error.to_string())?.0)
 }
 
 /// Has the connection: sends calls, and passes answers to whom they are for. When it ends, those who wait are told by their channels' end.

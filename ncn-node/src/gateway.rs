@@ -12,6 +12,7 @@ mod follow;
 mod http;
 mod journal;
 mod nodes;
+mod options;
 #[cfg(feature = "grpc")]
 mod plane;
 mod redemption;
@@ -36,14 +37,14 @@ use futures::StreamExt as _;
 pub use http::http_routes;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Manifest, Message as _, Model,
-    ModelInfo, NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry,
-    RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
-    UnixTime,
+    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
+    NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry, RegistryError,
+    RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError, UnixTime,
     transport::{Ticket, Updates},
     validation,
 };
 use nodes::Nodes;
+pub use options::GatewayOptions;
 #[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
 use served::Served;
@@ -54,66 +55,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
-use crate::store::StoreError;
+use crate::{rate::Rate, store::StoreError};
 use ncn_client::{Backoff, unix_now};
 
 /// How long a gateway waits for enough validators when it starts.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a gateway does.
-#[derive(Clone, Debug)]
-pub struct GatewayOptions {
-    /// How many requests it works on or remembers at once.
-    pub max_tasks: usize,
-    /// How many of these may be one client's.
-    pub max_tasks_of_one: usize,
-    /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
-    pub max_unpaid_of_one: usize,
-    /// The least total of a quote whose payment the gateway brings to the chain for its client. It pays the gas of escrow and refund, and earns
-    /// nothing when the request is withdrawn: what they cost is in `docs/gas.md`.
-    pub least_relayed: Amount,
-    /// The most bytes of inputs that a request may have.
-    pub max_input_bytes: usize,
-    /// The longest that a client may want to wait.
-    pub max_timeout: Duration,
-    /// How long before a quote expires the gateway stops hoping and gives the money back.
-    pub finish_margin: Duration,
-    /// How long before that an output has to be at its end: for the validators' approval, and for the chain to pay it out.
-    pub settle_time: Duration,
-    /// How long a client may take from its order to its payment. With this, the model's own limit, and the two above, an order has the least
-    /// deadline that is taken.
-    pub pay_time: Duration,
-    /// How long an ended request is remembered.
-    pub retention: Duration,
-    /// URLs with the files of the subnet's models, for its compute nodes.
-    pub model_sources: Vec<String>,
-}
-
-impl Default for GatewayOptions {
-    fn default() -> Self {
-        Self {
-            max_tasks: 10_000,
-            max_tasks_of_one: 5_000,
-            max_unpaid_of_one: 256,
-            least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),
-            max_input_bytes: 8 << 20,
-            max_timeout: Duration::from_hours(24),
-            finish_margin: Duration::from_secs(3),
-            settle_time: Duration::from_secs(10),
-            pay_time: Duration::from_secs(15),
-            retention: Duration::from_mins(10),
-            model_sources: Vec::new(),
-        }
-    }
-}
-
-impl GatewayOptions {
-    /// The least time from an order to its deadline: to pay, to run the model for as long as it may, to approve and to settle.
-    fn least_timeout(&self, manifest: &Manifest) -> Duration {
-        let seconds = Duration::from_secs(manifest.limits.deadline_ms.div_ceil(1_000));
-        [self.pay_time, seconds, self.settle_time, self.finish_margin].into_iter().fold(Duration::ZERO, Duration::saturating_add)
-    }
-}
 
 /// A gateway and its subnet.
 pub struct Gateway {
@@ -128,6 +74,8 @@ pub struct Gateway {
     nodes: Nodes,
     served: Served,
     tickets: Tickets,
+    /// Of each client, whose signature is checked by then.
+    orders: Rate<Address>,
     tasks: Mutex<Tasks>,
     redemptions: redemption::Redemptions,
     /// Who asks the registry which gateway has a request.
@@ -228,6 +176,7 @@ impl Gateway {
         };
 
         let kept = journal.replay().await?;
+        let orders = Rate::per_minute(options.max_orders_a_minute_of_one);
         let nodes = Nodes::new(&subnet.message);
         let gateway = Arc::new_cyclic(|this| Self {
             signer,
@@ -241,6 +190,7 @@ impl Gateway {
             nodes,
             served: Served::default(),
             tickets: Tickets::new(),
+            orders,
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
             asking: Semaphore::new(announce::MAX_ASKING),
@@ -401,7 +351,9 @@ impl Gateway {
         if let Some(known) = tasks.get(&request_id) {
             return Ok(known);
         }
-        tasks.room(&submission.request.message.client, &self.options)?;
+        let client = submission.request.message.client;
+        tasks.room(&client, &self.options)?;
+        self.orders.count(&client).map_err(|left| TransportError::Overloaded { retry_after: left.reset })?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());

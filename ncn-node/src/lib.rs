@@ -5,6 +5,7 @@ pub mod compute;
 pub mod gateway;
 pub mod node;
 mod payments;
+mod rate;
 pub mod registration;
 pub mod registry;
 #[cfg(feature = "grpc")]

@@ -6,6 +6,8 @@ mod connection;
 mod intake;
 pub(crate) mod plain;
 mod pool;
+mod rates;
+mod services;
 #[cfg(feature = "http")]
 pub(crate) mod socket;
 mod tls;
@@ -26,7 +28,10 @@ use hyper_util::{
 };
 use intake::Intake;
 use pool::Pool;
+use rates::Counters;
+pub use rates::{PerMinute, Rates};
 use rustix::process::{Resource, getrlimit};
+pub use services::Services;
 use tls::Identity;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -36,6 +41,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 // What strangers can make a server hold in memory is the sum of these products:
 //
@@ -133,6 +139,7 @@ pub struct Server {
     first: Port,
     others: Vec<Port>,
     stop: DropGuard,
+    health: HealthReporter,
 }
 
 /// Where a server listens.
@@ -143,24 +150,31 @@ struct Port {
 }
 
 impl Server {
-    /// Serves what is mounted, gRPC services and other routes, over HTTP/1 and HTTP/2.
+    /// Serves what is mounted, gRPC services and other routes, over HTTP/1 and HTTP/2; and for those who have no code of ours, gRPC's health and
+    /// reflection.
     ///
     /// # Errors
     /// The address is not free, or certificate and key are none.
-    pub async fn start(listen: Listen, routes: Router) -> io::Result<Self> {
-        Self::start_at(listen, Vec::new(), routes).await
+    pub async fn start(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
+        Self::start_at(listen, Vec::new(), services, None).await
     }
 
-    /// The same at several addresses, within the bounds of one.
+    /// The same at several addresses, within the bounds of one, and of so many calls a minute.
     ///
     /// # Errors
     /// As for one of them.
-    pub async fn start_at(first: Listen, others: Vec<Listen>, routes: Router) -> io::Result<Self> {
+    pub async fn start_at(
+        first: Listen,
+        others: Vec<Listen>,
+        services: impl Into<Services>,
+        rates: Option<Rates>,
+    ) -> io::Result<Self> {
         let (calls, watches, messages) = (Pool::new(CALLS), Pool::new(WATCHES), Pool::new(MESSAGE_BYTES));
         let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
         #[cfg(feature = "http")]
-        let sockets = Pool::new(SOCKETS);
+        let sockets = Pool::with_most(SOCKETS, rates.map_or(SOCKETS, |rates| rates.sockets));
         let intake = Intake {
+            counters: Counters::new(rates),
             calls,
             watches,
             #[cfg(feature = "http")]
@@ -170,6 +184,7 @@ impl Server {
             answers,
         };
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let (health, routes) = services.into().described();
         let serving = Serving { intake, routes, protocols: protocols(), stop: stop.clone(), end: end.clone() };
         let (serving, connections) = (Arc::new(serving), Pool::new(connections()?));
         // What listens already ends with the guard, when another one cannot.
@@ -184,11 +199,12 @@ impl Server {
             tokio::time::sleep(STOP_GRACE).await;
             end.cancel();
         });
-        Ok(Self { first, others: listening, stop })
+        Ok(Self { first, others: listening, stop, health })
     }
 
     /// Stops; once this returns, its addresses are free. It does not wait for open calls, which end within a second.
     pub async fn shutdown(self) {
+        self.health.set_service_status("", ServingStatus::NotServing).await;
         drop(self.stop);
         for port in std::iter::once(self.first).chain(self.others) {
             // An error would be that of a runtime that ends.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use prost::Message as _;
 use prost_types::{
     FileDescriptorSet,
     field_descriptor_proto::{Label, Type},
@@ -17,6 +18,8 @@ use prost_types::{
 const FILES: [&str; 5] =
     ["ncn/v1/types.proto", "ncn/v1/gateway.proto", "ncn/v1/registry.proto", "ncn/v1/p2p.proto", "ncn/v1/worker.proto"];
 const GENERATED: &str = "ncn-client/crates/wire/src/proto/ncn.v1.rs";
+/// What a server says of its services to those who ask by reflection.
+const DESCRIPTORS: &str = "ncn-client/crates/wire/src/proto/ncn.v1.bin";
 /// Who only reads and writes messages needs no tonic.
 const GRPC: &str = r#"#[cfg(feature = "grpc")]"#;
 
@@ -26,6 +29,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     fs::create_dir_all(&out)?;
     let descriptors = protox::compile(FILES, [root.join("proto")]).context("proto/ does not compile")?;
     let described = descriptions(&descriptors)?;
+    let encoded = encode(&descriptors);
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::codec::BoundedCodec")
@@ -44,9 +48,20 @@ pub(crate) fn run(check: bool) -> Result<()> {
         if fs::read_to_string(&committed).ok().as_deref() != Some(&generated) {
             bail!("{GENERATED} is not what proto/ generates: run `cargo xtask codegen` and commit the result");
         }
+        if fs::read(root.join(DESCRIPTORS)).ok() != Some(encoded) {
+            bail!("{DESCRIPTORS} is not what proto/ generates: run `cargo xtask codegen` and commit the result");
+        }
         return Ok(());
     }
+    fs::write(root.join(DESCRIPTORS), encoded).with_context(|| format!("cannot write {DESCRIPTORS}"))?;
     fs::write(&committed, generated).with_context(|| format!("cannot write {GENERATED}"))
+}
+
+/// The files without their comments.
+fn encode(files: &FileDescriptorSet) -> Vec<u8> {
+    let mut files = files.clone();
+    files.file.iter_mut().for_each(|file| file.source_code_info = None);
+    files.encode_to_vec()
 }
 
 /// For each message, the fields that `ncn_wire::entries` counts before it decodes the message.

@@ -11,7 +11,7 @@ use ncn_wire::{
     MAX_MESSAGE_BYTES,
     json::{ChannelClosing, CloseChannel, INFERENCE, MAX_JSON_BYTES, Problem, TicketRequest, access_text},
 };
-use reqwest::{RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{RequestBuilder, Response, Url, header};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
@@ -19,6 +19,7 @@ use super::{
     EndpointError,
     events::{Events, ServerEvent},
     http,
+    refusal::refusal,
 };
 use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 
@@ -96,30 +97,9 @@ impl HttpTransport {
         if response.status().is_success() {
             return Ok(response);
         }
-        let (status, retry_after) = (response.status(), retry_after(&response));
+        let (status, headers) = (response.status(), response.headers().clone());
         let body = self.read(response, MAX_ANSWER_BYTES).await?;
-        let error = match serde_json::from_slice::<Problem>(&body) {
-            Ok(Problem { error: Some(error), .. }) => error,
-            _ => self.by_status(status, retry_after),
-        };
-        Err(match error {
-            TransportError::Unreachable { problem, .. } => self.unreachable(&problem),
-            error => error,
-        })
-    }
-
-    /// What an answer says that no gateway gave, such as a proxy's.
-    fn by_status(&self, status: StatusCode, retry_after: Option<Duration>) -> TransportError {
-        match status {
-            StatusCode::TOO_MANY_REQUESTS => {
-                TransportError::Overloaded { retry_after: retry_after.unwrap_or(Duration::from_secs(1)) }
-            }
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                self.unreachable(&format!("the answer is {status}"))
-            }
-            status if status.is_server_error() => TransportError::Internal(format!("the answer is {status}")),
-            status => TransportError::Malformed(format!("{status} without a reason: is there a gateway at this address?")),
-        }
+        Err(refusal(&self.endpoint(), status, &headers, &body))
     }
 
     async fn read(&self, mut response: Response, most: usize) -> Result<BytesMut, TransportError> {
@@ -134,7 +114,11 @@ impl HttpTransport {
     }
 
     fn unreachable(&self, problem: &str) -> TransportError {
-        unreachable(&self.url.origin().ascii_serialization(), problem)
+        unreachable(&self.endpoint(), problem)
+    }
+
+    fn endpoint(&self) -> String {
+        self.url.origin().ascii_serialization()
     }
 
     /// A call that broke off. What lies beneath says more than the error.
@@ -171,11 +155,6 @@ impl HttpTransport {
 struct Following {
     response: Response,
     events: Events,
-}
-
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }
 
 #[async_trait]

@@ -106,13 +106,13 @@ async fn refused(answers: Answers, id: Option<u64>, error: TransportError, _: Ow
 
 /// Answers a call. Its place is given back with the answer.
 async fn answer(transport: Arc<dyn Transport>, answers: Answers, id: u64, call: Call, _: OwnedSemaphorePermit) {
-    let answer = match answers.accounts.place() {
-        Some(place) => tokio::select! {
+    let answer = match answers.accounts.place(matches!(call, Call::Submit(_))) {
+        Ok(place) => tokio::select! {
             biased;
             () = place.end.cancelled() => Err(busy()),
             answer = call_of(&*transport, call) => answer,
         },
-        None => Err(busy()),
+        Err(error) => Err(error),
     };
     answers.send(Some(id), answer.unwrap_or_else(|error| Answer::Error(error.into()))).await;
 }
@@ -145,9 +145,12 @@ async fn call_of(transport: &dyn Transport, call: Call) -> Result<Answer, Transp
 
 /// Passes a request's updates on until their end.
 async fn follow(transport: Arc<dyn Transport>, answers: Answers, id: u64, access: Signed<TaskCapability>, from: u64) {
-    let Some(place) = answers.accounts.place() else {
-        answers.send(Some(id), Answer::Error(busy().into())).await;
-        return;
+    let place = match answers.accounts.place(false) {
+        Ok(place) => place,
+        Err(error) => {
+            answers.send(Some(id), Answer::Error(error.into())).await;
+            return;
+        }
     };
     let following = async {
         let mut updates = match transport.updates(access, from).await {

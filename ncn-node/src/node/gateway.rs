@@ -10,8 +10,6 @@ use crate::{
     gateway::{Gateway, GatewayError, GatewayOptions, GatewayParts, Journal},
     store::SharedStore,
 };
-#[cfg(feature = "grpc")]
-use tonic::service::Routes;
 
 #[cfg(feature = "http")]
 use crate::gateway::http_routes;
@@ -21,7 +19,7 @@ use crate::{
     gateway::{client_service, compute_service},
     node::leave,
     registration::{NodeDescriptor, Registration},
-    server::{Listen, Server},
+    server::{Listen, Rates, Server, Services},
 };
 
 /// Makes up a gateway.
@@ -37,6 +35,8 @@ pub struct GatewayBuilder {
     options: GatewayOptions,
     #[cfg(feature = "grpc")]
     listen: Vec<Listen>,
+    #[cfg(feature = "grpc")]
+    rates: Option<Rates>,
 }
 
 /// A gateway that runs: the role, its channels, its server, its registration.
@@ -69,6 +69,8 @@ impl Gateway {
             options: GatewayOptions::default(),
             #[cfg(feature = "grpc")]
             listen: Vec::new(),
+            #[cfg(feature = "grpc")]
+            rates: Some(Rates::default()),
         }
     }
 }
@@ -104,6 +106,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// How many calls it takes from one address, or as many as come.
+    #[cfg(feature = "grpc")]
+    #[must_use]
+    pub fn rates(mut self, rates: impl Into<Option<Rates>>) -> Self {
+        self.rates = rates.into();
+        self
+    }
+
     /// Starts it: takes up what the store holds, listens, and registers.
     ///
     /// # Errors
@@ -114,7 +124,7 @@ impl GatewayBuilder {
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
         let ledger = Arc::new(channels.clone());
         #[cfg(feature = "grpc")]
-        let (mut listen, registering) = (self.listen.into_iter(), (registry.clone(), signer.clone()));
+        let (mut listen, registering, rates) = (self.listen.into_iter(), (registry.clone(), signer.clone()), self.rates);
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
         let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
@@ -126,7 +136,8 @@ impl GatewayBuilder {
         let mut running = RunningGateway { gateway, channels, server: None };
         #[cfg(feature = "grpc")]
         if let Some(first) = listen.next() {
-            running.server = Some(serve(running.gateway.clone(), registering, first, listen.collect()).await?);
+            let listen = (first, listen.collect());
+            running.server = Some(serve(running.gateway.clone(), registering, listen, rates).await?);
         }
         Ok(running)
     }
@@ -137,15 +148,14 @@ impl GatewayBuilder {
 async fn serve(
     gateway: Arc<Gateway>,
     (registry, signer): (Arc<dyn Registry>, DynSigner),
-    first: Listen,
-    others: Vec<Listen>,
+    (first, others): (Listen, Vec<Listen>),
+    rates: Option<Rates>,
 ) -> Result<(Server, Registration), GatewayError> {
     let (domain, subnet) = (gateway.domain, gateway.subnet_id());
-    let services = Routes::new(client_service(gateway.clone())).add_service(compute_service(gateway.clone()));
-    let routes = services.into_axum_router();
+    let services = Services::new().with(client_service(gateway.clone())).with(compute_service(gateway.clone()));
     #[cfg(feature = "http")]
-    let routes = routes.reset_fallback().merge(http_routes(gateway));
-    let server = Server::start_at(first, others, routes).await?;
+    let services = services.and(http_routes(gateway));
+    let server = Server::start_at(first, others, services, rates).await?;
     let descriptor = NodeDescriptor {
         role: NodeRole::Gateway,
         subnet,

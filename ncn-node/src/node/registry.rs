@@ -1,12 +1,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ncn_core::ChainView;
-use tonic::service::Routes;
 
 use super::NodeError;
 use crate::{
     registry::{RegistryNode, registry_service},
-    server::{Listen, Server},
+    server::{Listen, Server, Services},
 };
 
 /// Makes up a registry node.
@@ -39,8 +38,8 @@ impl RegistryNodeBuilder {
     /// Starts it.
     pub async fn start(self) -> Result<RunningRegistryNode, NodeError> {
         let node = Arc::new(RegistryNode::new(self.chain).await?);
-        let routes = Routes::new(registry_service(node.clone()));
-        Ok(RunningRegistryNode { node, server: Server::start(self.listen, routes.into_axum_router()).await? })
+        let services = Services::new().with(registry_service(node.clone()));
+        Ok(RunningRegistryNode { node, server: Server::start(self.listen, services).await? })
     }
 }
 

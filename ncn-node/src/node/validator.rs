@@ -2,13 +2,12 @@ use std::sync::Arc;
 
 use ncn_core::{Address, B256};
 use ncn_core::{ChainView, Confinement, DynSigner, NodeRole, Registry};
-use tonic::service::Routes;
 
 use super::{NodeError, leave};
 use crate::{
     registration::{NodeDescriptor, Registration},
     registry::{ValidatorNode, validator_service},
-    server::{Listen, Server},
+    server::{Listen, Server, Services},
 };
 
 /// Makes up a validator.
@@ -46,7 +45,7 @@ impl ValidatorBuilder {
         let Self { signer, registry, chain, listen } = self;
         let domain = chain.trust_root().await?.domain;
         let node = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), chain));
-        let server = Server::start(listen, Routes::new(validator_service(node)).into_axum_router()).await?;
+        let server = Server::start(listen, Services::new().with(validator_service(node))).await?;
         let descriptor = NodeDescriptor {
             role: NodeRole::Validator,
             subnet: B256::ZERO,

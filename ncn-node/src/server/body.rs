@@ -73,6 +73,10 @@ impl RequestBody {
     fn begin(&mut self, length: usize) -> Result<(), Status> {
         let most = match (self.lengths, self.messages) {
             (Lengths::Unary(most) | Lengths::Plain(most) | Lengths::Stream(most, _), 0) | (Lengths::Stream(_, most), _) => most,
+            (Lengths::Questions(most, count), asked) if asked < count => most,
+            (Lengths::Questions(..), _) => {
+                return Err(Status::resource_exhausted("message: too many on one call: begin another one"));
+            }
             (Lengths::Unary(_) | Lengths::Plain(_), _) => {
                 return Err(Status::invalid_argument("message: one is expected, not more"));
             }
@@ -161,14 +165,14 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if matches!(this.lengths, Lengths::Stream(..)) && this.left == 0 && this.prefix.is_empty() {
+        if matches!(this.lengths, Lengths::Stream(..) | Lengths::Questions(..)) && this.left == 0 && this.prefix.is_empty() {
             // Whoever asks for more of a stream has taken the message before.
             this.set_share(None);
             this.timeout = None;
         }
         let part = match this.lengths {
             Lengths::Plain(most) => this.poll_plain(context, most),
-            Lengths::Unary(_) | Lengths::Stream(..) => this.poll_part(context),
+            Lengths::Unary(_) | Lengths::Stream(..) | Lengths::Questions(..) => this.poll_part(context),
         };
         // Asked last, since a message may have begun just now, and asked always, since a body may drip without a pause.
         if let Some(timeout) = &mut this.timeout
@@ -230,6 +234,9 @@ mod tests {
         assert_eq!(let_through(stream, short, long).await.unwrap(), 2 * PREFIX + short + long);
         let busy = let_through(stream, long, short).await.unwrap_err();
         assert_eq!(busy.code(), tonic::Code::ResourceExhausted, "before it is admitted, a node is a stranger");
+        assert!(let_through(Lengths::Questions(short, 2), short, short).await.is_ok());
+        assert!(let_through(Lengths::Questions(short, 1), short, short).await.is_err());
+        assert!(let_through(Lengths::Questions(short, 2), short, long).await.is_err());
         let busy = let_through(Lengths::Unary(long), long, short).await.unwrap_err();
         assert_eq!(busy.code(), tonic::Code::ResourceExhausted);
     }

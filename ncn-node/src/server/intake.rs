@@ -11,23 +11,25 @@ use futures::future::BoxFuture;
 use ncn_wire::{
     MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     json::{INFERENCE, MAX_JSON_BYTES},
+    to_status,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     codegen::{
         Bytes, StdError,
-        http::{HeaderMap, Request, header},
+        http::{HeaderMap, Method, Request, header},
     },
 };
 use tower::Service;
 
 use super::{
     answer::{AnswerBody, Call},
-    body::RequestBody,
+    body::{FREE_BYTES, RequestBody},
     connection::Peer,
     plain,
     pool::Pool,
+    rates::{self, Counters, Wire, too_many},
 };
 
 /// How long the messages of a call may be.
@@ -37,6 +39,8 @@ pub(super) enum Lengths {
     Unary(usize),
     /// The first message, sent by somebody unknown, and each later one.
     Stream(usize, usize),
+    /// Messages of strangers, each of this length, and how many of them.
+    Questions(usize, usize),
     /// A body without messages, of a call that is not gRPC.
     Plain(usize),
 }
@@ -50,24 +54,32 @@ impl Lengths {
     /// Of the call with this path. Unknown paths are the router's to refuse.
     fn of(path: &str) -> Self {
         match path {
-            "/ncn.v1.GatewayClientService/SubmitInferenceTask"
-            | "/ncn.v1.P2PRegistryService/RequestSettlementValidation"
-            | "/ncn.v1.ValidatorService/ApproveSettlement" => Self::Unary(MAX_MESSAGE_BYTES),
+            SUBMIT | "/ncn.v1.P2PRegistryService/RequestSettlementValidation" | "/ncn.v1.ValidatorService/ApproveSettlement" => {
+                Self::Unary(MAX_MESSAGE_BYTES)
+            }
             "/ncn.v1.P2PRegistryService/RegisterSubnet" | "/ncn.v1.ValidatorService/ApproveSubnet" => Self::Unary(MAX_SUBNET_BYTES),
-            "/ncn.v1.GatewayComputeService/Attach" => Self::Stream(MAX_SMALL_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
+            REFLECTION => Self::Questions(FREE_BYTES, QUESTIONS),
+            ATTACH => Self::Stream(MAX_SMALL_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
             _ => Self::Unary(MAX_SMALL_MESSAGE_BYTES),
         }
     }
 }
 
-/// Open until its client ends it: beside other calls, an idle one would take their places for ever.
-const WATCH: &str = "/ncn.v1.P2PRegistryService/WatchNodes";
+const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 
-const CROWDED: &str = "too many calls are open: try again later";
+const ATTACH: &str = "/ncn.v1.GatewayComputeService/Attach";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+/// How many questions about the services are answered on one call: there are fewer files and services to ask for.
+const QUESTIONS: usize = 256;
 
-/// The pools of one server, as a layer around its services.
+/// Open until their client ends them: beside other calls, idle ones would take their places for ever.
+const WATCHES: [&str; 3] = ["/ncn.v1.P2PRegistryService/WatchNodes", "/grpc.health.v1.Health/Watch", REFLECTION];
+
+/// The pools and the rates of one server, as a layer around its services.
 #[derive(Clone, Debug)]
 pub(super) struct Intake {
+    /// How many calls come in a minute.
+    pub(super) counters: Counters,
     /// Calls until their answer is sent.
     pub(super) calls: Arc<Pool>,
     /// Watches, until they end.
@@ -121,10 +133,23 @@ where
         let peer = self.peer.clone();
         let end = CancellationToken::new();
         let (is_grpc, path) = (is_grpc(request.headers()), request.uri().path());
-        let calls = if path == WATCH { &self.intake.watches } else { &self.intake.calls };
-        let Some(share) = calls.claim(peer.address, 1, &end) else {
-            return Box::pin(async move { Ok(refuse(is_grpc, CROWDED)) });
+        let wire = if is_grpc { Wire::Stream } else { Wire::Http };
+        let is_order = path == SUBMIT || path == INFERENCE && *request.method() == Method::POST;
+        let left = match self.intake.counters.count(peer.address, wire, is_order) {
+            Ok(left) => left.filter(|_| !is_grpc),
+            Err(left) => {
+                let mut response = if is_grpc { to_status(&too_many(left)).into_http() } else { plain::answer(too_many(left)) };
+                if !is_grpc {
+                    rates::say(&mut response, left);
+                }
+                return Box::pin(async move { Ok(response) });
+            }
         };
+        let calls = if WATCHES.contains(&path) { &self.intake.watches } else { &self.intake.calls };
+        let Some(share) = calls.claim(peer.address, 1, &end) else {
+            return Box::pin(async move { Ok(crowded(is_grpc)) });
+        };
+        let is_admitted = path == ATTACH;
         let message = Arc::new(Mutex::new(None));
         let lengths = if is_grpc { Lengths::of(path) } else { Lengths::of_plain(path) };
         let pools = (self.intake.messages.clone(), self.intake.streams.clone());
@@ -135,13 +160,16 @@ where
         }
         let body = |body| Body::new(RequestBody::new(Body::new(body), lengths, peer.address, end.clone(), pools, message.clone()));
         let answering = self.routes.call(request.map(body));
-        let answers = (!matches!(lengths, Lengths::Stream(..))).then(|| self.intake.answers.clone());
+        let answers = (!is_admitted).then(|| self.intake.answers.clone());
         Box::pin(async move {
-            let response = tokio::select! {
+            let mut response: Response = tokio::select! {
                 biased;
-                () = end.cancelled() => return Ok(refuse(is_grpc, CROWDED)),
+                () = end.cancelled() => return Ok(crowded(is_grpc)),
                 response = answering => response?,
             };
+            if let Some(left) = left {
+                rates::say(&mut response, left);
+            }
             // Now a unary call's message is dealt with; the body of a stream shares in it for longer.
             drop(message);
             let (head, body) = response.into_parts();
@@ -152,6 +180,10 @@ where
             })
         })
     }
+}
+
+fn crowded(is_grpc: bool) -> Response {
+    refuse(is_grpc, "too many calls are open: try again later")
 }
 
 fn refuse(is_grpc: bool, why: &str) -> Response {
@@ -168,6 +200,9 @@ mod tests {
         p2p_registry_service_server as registry, validator_service_server as validator,
     };
 
+    use tonic_health::pb::health_server as health;
+    use tonic_reflection::pb::v1::server_reflection_server as reflection;
+
     use super::*;
 
     /// A service that is renamed would fall back to the shortest messages, or take the places of other calls, without notice.
@@ -180,11 +215,17 @@ mod tests {
             (validator::SERVICE_NAME, "ApproveSettlement"),
             (validator::SERVICE_NAME, "ApproveSubnet"),
             (compute::SERVICE_NAME, "Attach"),
+            (reflection::SERVICE_NAME, "ServerReflectionInfo"),
         ];
         for (service, call) in paths {
             let path = format!("/{service}/{call}");
             assert_ne!(Lengths::of(&path), Lengths::Unary(MAX_SMALL_MESSAGE_BYTES), "{path}");
         }
-        assert_eq!(WATCH, format!("/{}/WatchNodes", registry::SERVICE_NAME));
+        let watches = [
+            (registry::SERVICE_NAME, "WatchNodes"),
+            (health::SERVICE_NAME, "Watch"),
+            (reflection::SERVICE_NAME, "ServerReflectionInfo"),
+        ];
+        assert_eq!(watches.map(|(service, call)| format!("/{service}/{call}")), WATCHES);
     }
 }

@@ -16,12 +16,12 @@ pub(crate) const fn busy() -> TransportError {
 pub(crate) fn answer(error: TransportError) -> Response {
     let status = StatusCode::from_u16(error.kind().http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let retry_after = match error {
-        TransportError::Overloaded { retry_after } => Some(retry_after.as_secs().max(1)),
+        TransportError::Overloaded { retry_after } => Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0)),
         _ => None,
     };
     let mut response = problem(status, &error.into());
     if let Some(seconds) = retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
     response
 }

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(super) struct Pool {
     total: usize,
+    /// The most that one peer has.
+    most: usize,
     taken: Mutex<Taken>,
     returned: Notify,
 }
@@ -74,7 +76,12 @@ impl Taken {
 
 impl Pool {
     pub(super) fn new(total: usize) -> Arc<Self> {
-        Arc::new(Self { total, taken: Mutex::default(), returned: Notify::new() })
+        Self::with_most(total, total)
+    }
+
+    /// The same, of which no peer has more than so much.
+    pub(super) fn with_most(total: usize, most: usize) -> Arc<Self> {
+        Arc::new(Self { total, most, taken: Mutex::default(), returned: Notify::new() })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -95,7 +102,7 @@ impl Pool {
     /// that they came with are cancelled, and what uses them must stop at once.
     pub(super) fn claim(self: &Arc<Self>, peer: IpAddr, amount: usize, end: &CancellationToken) -> Option<Share> {
         let mut taken = self.taken();
-        let of_peer = taken.sum_of(peer).checked_add(amount)?;
+        let of_peer = taken.sum_of(peer).checked_add(amount).filter(|sum| *sum <= self.most)?;
         let excess = taken.by_peer.values().fold(0_usize, |sum, other| sum.saturating_add(other.sum.saturating_sub(of_peer)));
         let could_be_left = self.total.saturating_add(excess).checked_sub(taken.all.checked_add(amount)?)?;
         if of_peer > could_be_left {
@@ -124,7 +131,7 @@ impl Pool {
 
     fn try_take(self: &Arc<Self>, peer: IpAddr, amount: usize) -> Option<Share> {
         let mut taken = self.taken();
-        let of_peer = taken.sum_of(peer).checked_add(amount)?;
+        let of_peer = taken.sum_of(peer).checked_add(amount).filter(|sum| *sum <= self.most)?;
         (of_peer <= self.left(&taken, amount)?).then(|| self.share(&mut taken, peer, amount, CancellationToken::new()))
     }
 }
@@ -190,6 +197,16 @@ mod tests {
         drop((first, second, third));
         let taken = pool.taken();
         assert!(taken.by_peer.is_empty() && taken.all == 0);
+    }
+
+    #[test]
+    fn no_peer_has_more_than_the_most_of_one() {
+        let pool = Pool::with_most(100, 3);
+        let (first, second) = (claim_all(&pool, 1, 1), claim_all(&pool, 2, 1));
+        assert_eq!((kept(&first), kept(&second)), (3, 3));
+        drop(first);
+        assert!(pool.claim(peer(1), 4, &CancellationToken::new()).is_none());
+        assert_eq!(claim_all(&pool, 1, 3).len(), 1);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use super::{
     intake::Intake,
     plain,
     pool::{Pool, Share},
+    rates::{Wire, too_many},
 };
 
 /// How often a peer is asked whether it is there, and how long it may say nothing.
@@ -133,11 +134,15 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    /// A place for a call; none when too many are open.
-    pub(crate) fn place(&self) -> Option<Place> {
+    /// A place for a call, which counts.
+    ///
+    /// # Errors
+    /// Too many are open, or came within a minute.
+    pub(crate) fn place(&self, is_order: bool) -> Result<Place, TransportError> {
+        self.intake.counters.count(self.peer.address, Wire::Stream, is_order).map_err(too_many)?;
         let end = self.end.child_token();
-        let share = self.intake.calls.claim(self.peer.address, 1, &end)?;
-        Some(Place { end, _share: share })
+        let share = self.intake.calls.claim(self.peer.address, 1, &end).ok_or_else(plain::busy)?;
+        Ok(Place { end, _share: share })
     }
 
     /// An answer, as it counts until it is sent; none when too many wait.

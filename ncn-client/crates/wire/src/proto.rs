@@ -2,3 +2,6 @@
 #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::indexing_slicing)]
 
 include!("proto/ncn.v1.rs");
+
+/// The files of `proto/`, encoded as a `FileDescriptorSet`: what a server answers to reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!("proto/ncn.v1.bin");

@@ -296,6 +296,8 @@ impl LocalNetworkBuilder {
         account.create_subnet(&subnet.name, SUBNET_FEE).await?;
         let mut gateway = Gateway::builder(signer, subnet, Arc::new(account), registry, store)
             .manifests(packages.iter().map(|package| package.model.bytes().clone()).collect())
+            // All of a network's clients are on this machine.
+            .rates(None)
             .listen(self.gateway);
         if let Some(setup) = self.setup.take() {
             gateway = setup(gateway);

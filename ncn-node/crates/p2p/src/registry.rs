@@ -15,12 +15,11 @@ use ncn_core::{
 use ncn_node::{
     registration::{NodeDescriptor, Registration},
     registry::{Outlet, RegistryNode, ValidatorNode, dial_grpc, registry_service, status_service},
-    server::{Listen, Server},
+    server::{Listen, Server, Services},
     store::SharedStore,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
-use tonic::service::Routes;
 
 use crate::{
     PeerError,
@@ -188,8 +187,8 @@ impl PeerRegistryBuilder {
         let catching_up = AbortOnDropHandle::new(tokio::spawn(catch_up(node, peer.clone(), meeting)));
         let status = registry.clone();
         let status = status_service(Arc::new(move || status.status()));
-        let routes = Routes::new(registry_service(registry.clone())).add_service(status);
-        let server = if serves { Some(Server::start(listen, routes.into_axum_router()).await?) } else { None };
+        let services = Services::new().with(registry_service(registry.clone())).with(status);
+        let server = if serves { Some(Server::start(listen, services).await?) } else { None };
         let registration = match signer {
             Some(signer) => {
                 let judge = ValidatorNode::new(signer.clone(), registry.clone(), chain);

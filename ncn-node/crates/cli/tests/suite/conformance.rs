@@ -18,10 +18,8 @@ use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NoSandbox};
 use ncn_node::{
     registry::registry_service,
-    server::{LOOPBACK, Server},
+    server::{LOOPBACK, Server, Services},
 };
-
-use tonic::service::Routes;
 
 use crate::{
     scene::{Behavior, InProcess, digit, ncn, network},
@@ -64,7 +62,7 @@ impl RegistryFixture for OverGrpc {
 async fn the_registry_over_grpc() {
     let scene = InProcess::new(&[Behavior::Honest; 5]).await;
     let registry = scene.registry.clone();
-    let server = Server::start(LOOPBACK.into(), Routes::new(registry_service(registry)).into_axum_router());
+    let server = Server::start(LOOPBACK.into(), Services::new().with(registry_service(registry)));
     let server = server.await.unwrap();
     let client = GrpcRegistry::new(&server.url()).unwrap();
     conformance::registry(&OverGrpc(scene, client)).await.unwrap();

@@ -14,7 +14,7 @@ use ncn_client::{
     ws::WebSocketTransport,
 };
 use ncn_core::{TransportExt as _, TrustRoot};
-use ncn_devnet::{LocalNetwork, quickstart};
+use ncn_devnet::{LocalNetwork, LocalNetworkBuilder, quickstart};
 use ncn_wire::json::{INFERENCE, Problem, access_text};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value as Json, json};
@@ -28,6 +28,9 @@ use crate::{
     wait::{eventually, in_time},
 };
 
+mod rates;
+mod reflection;
+
 struct Scene {
     network: LocalNetwork,
     trust: TrustRoot,
@@ -37,7 +40,11 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let network = network().start().await.unwrap();
+        Self::with(network()).await
+    }
+
+    async fn with(network: LocalNetworkBuilder) -> Self {
+        let network = network.start().await.unwrap();
         let trust = network.trust_root().await.unwrap();
         let info = network.gateway().model_named(quickstart::NAME).await.unwrap().unwrap();
         Self { network, trust, info, client: key() }
