@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use unacknowledged::Unacknowledged;
 
 use crate::{
+    measures,
     payments::{PaymentCheckError, PaymentVerifier},
     registration::NodeDescriptor,
 };
@@ -245,7 +246,9 @@ impl Compute for ComputeNode {
         if continuation == Some(Continuation::Context) {
             running.go_on(prefix);
         }
-        Ok(stream::unfold(Some(running), |running| async { running?.next().await }).boxed())
+        let mut run = measures::Run::begin();
+        let events = stream::unfold(Some(running), |running| async { running?.next().await });
+        Ok(events.inspect(move |event| run.see(event)).boxed())
     }
 
     async fn stop(&self, request_id: RequestId) {

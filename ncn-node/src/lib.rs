@@ -3,6 +3,7 @@
 pub mod channel;
 pub mod compute;
 pub mod gateway;
+pub mod measures;
 pub mod node;
 mod payments;
 mod rate;

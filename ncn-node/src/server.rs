@@ -4,6 +4,7 @@ mod answer;
 mod body;
 mod connection;
 mod intake;
+mod metrics;
 pub(crate) mod plain;
 mod pool;
 mod rates;
@@ -27,6 +28,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use intake::Intake;
+pub use metrics::{RenderMetrics, metrics_routes};
 use pool::Pool;
 use rates::Counters;
 pub use rates::{PerMinute, Rates};

@@ -22,7 +22,7 @@ use super::{
     reorganization::chain_time,
     state::Judged,
 };
-use crate::store::StoreError;
+use crate::{measures, store::StoreError};
 use ncn_client::unix_now;
 
 /// How often is looked whether something has become due.
@@ -286,7 +286,9 @@ async fn book_settled(inner: &Inner, pending: &Pending) -> Result<(), Failure> {
         kept.extend(dropped.into_iter().map(KeptChange::Drop));
         Ok(((), Change { accounts, holds, batch: Some(BatchChange::Drop), settled: requests, kept, ..Change::default() }))
     };
-    Ok(inner.change(settle).await?)
+    inner.change(settle).await?;
+    measures::settled(batch.entries.len());
+    Ok(())
 }
 
 /// Has the validators approve a batch. What the registry brings is believed only when it verifies.

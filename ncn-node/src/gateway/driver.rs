@@ -3,12 +3,12 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use ncn_client::unix_now;
-use ncn_core::{Effect, Event, State};
+use ncn_core::{Amount, Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::{Gateway, effects, task::Task};
-use crate::store::StoreError;
+use crate::{measures::Journey, store::StoreError};
 
 /// How long to wait before the journal is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
@@ -26,6 +26,8 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
     // Idempotent: a task that was taken up again has begun already.
     keep(task, || gateway.journal.begin(task.request_id, &task.submission, &task.salt)).await;
+    let total = || task.quote().map_or(Amount::ZERO, |quote| quote.total);
+    let mut journey = Journey::begin(task.lifecycle().state(), total());
     loop {
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
@@ -41,6 +43,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
             perform(gateway, task, effect, &mut inbox).await
         };
         record(gateway, task, event).await;
+        journey.see(task.lifecycle().state(), total());
     }
 }
 

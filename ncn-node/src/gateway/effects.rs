@@ -17,6 +17,7 @@ use super::{
     Gateway, execution,
     task::{Progress, Task},
 };
+use crate::measures;
 use ncn_client::unix_now;
 
 /// How often the validators are asked that give too few approvals: while the client waits for a quote; once it has paid; and for the whole of an output
@@ -356,6 +357,7 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
         }
         match issued {
             Ok(receipt) => {
+                measures::delivered(&receipt);
                 gateway.served.count(receipt.quote.model_digest, receipt.usage().units());
                 TaskEvent::Delivered { output, receipt: Box::new(receipt) }
             }

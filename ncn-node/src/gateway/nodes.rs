@@ -13,6 +13,8 @@ use ncn_core::{
 };
 use tokio::{sync::watch, task::coop::consume_budget};
 
+use crate::measures;
+
 /// How long a request waits for the first node that can run it: the registry may not have reported a new node yet.
 const FIRST_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,7 @@ impl Nodes {
     pub(super) fn attach(&self, compute: Arc<dyn Compute>) {
         self.known.send_modify(|known| {
             known.attached.insert(compute.address(), compute);
+            measures::attached(known.attached.len());
         });
     }
 
@@ -58,6 +61,7 @@ impl Nodes {
             {
                 entry.remove();
             }
+            measures::attached(known.attached.len());
         });
     }
 

@@ -19,7 +19,7 @@ use crate::{
     gateway::{client_service, compute_service},
     node::leave,
     registration::{NodeDescriptor, Registration},
-    server::{Listen, Rates, Server, Services},
+    server::{Listen, Rates, RenderMetrics, Server, Services, metrics_routes},
 };
 
 /// Makes up a gateway.
@@ -37,6 +37,8 @@ pub struct GatewayBuilder {
     listen: Vec<Listen>,
     #[cfg(feature = "grpc")]
     rates: Option<Rates>,
+    #[cfg(feature = "grpc")]
+    metrics: Option<RenderMetrics>,
 }
 
 /// A gateway that runs: the role, its channels, its server, its registration.
@@ -71,6 +73,8 @@ impl Gateway {
             listen: Vec::new(),
             #[cfg(feature = "grpc")]
             rates: Some(Rates::default()),
+            #[cfg(feature = "grpc")]
+            metrics: None,
         }
     }
 }
@@ -114,6 +118,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// What it answers at `/metrics`, wherever it listens.
+    #[cfg(feature = "grpc")]
+    #[must_use]
+    pub fn metrics(mut self, render: RenderMetrics) -> Self {
+        self.metrics = Some(render);
+        self
+    }
+
     /// Starts it: takes up what the store holds, listens, and registers.
     ///
     /// # Errors
@@ -124,7 +136,9 @@ impl GatewayBuilder {
         let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
         let ledger = Arc::new(channels.clone());
         #[cfg(feature = "grpc")]
-        let (mut listen, registering, rates) = (self.listen.into_iter(), (registry.clone(), signer.clone()), self.rates);
+        let (mut listen, registering) = (self.listen.into_iter(), (registry.clone(), signer.clone()));
+        #[cfg(feature = "grpc")]
+        let (rates, metrics) = (self.rates, self.metrics);
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
         let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
@@ -137,7 +151,7 @@ impl GatewayBuilder {
         #[cfg(feature = "grpc")]
         if let Some(first) = listen.next() {
             let listen = (first, listen.collect());
-            running.server = Some(serve(running.gateway.clone(), registering, listen, rates).await?);
+            running.server = Some(serve(running.gateway.clone(), registering, listen, (rates, metrics)).await?);
         }
         Ok(running)
     }
@@ -149,10 +163,11 @@ async fn serve(
     gateway: Arc<Gateway>,
     (registry, signer): (Arc<dyn Registry>, DynSigner),
     (first, others): (Listen, Vec<Listen>),
-    rates: Option<Rates>,
+    (rates, metrics): (Option<Rates>, Option<RenderMetrics>),
 ) -> Result<(Server, Registration), GatewayError> {
     let (domain, subnet) = (gateway.domain, gateway.subnet_id());
     let services = Services::new().with(client_service(gateway.clone())).with(compute_service(gateway.clone()));
+    let services = metrics.map(metrics_routes).into_iter().fold(services, Services::and);
     #[cfg(feature = "http")]
     let services = services.and(http_routes(gateway));
     let server = Server::start_at(first, others, services, rates).await?;

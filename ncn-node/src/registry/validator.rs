@@ -12,6 +12,7 @@ use ncn_core::{
 
 use super::{defined::Definitions, given::Approvals, subnets::Subnets, trust};
 use crate::{
+    measures::judged,
     payments::{PaymentCheckError, PaymentVerifier},
     store::{SharedStore, StoreError},
 };
@@ -96,14 +97,8 @@ impl ValidatorNode {
     }
 }
 
-#[async_trait]
-impl Validator for ValidatorNode {
-    fn address(&self) -> Address {
-        self.signer.address()
-    }
-
-    #[tracing::instrument(name = "validator.preprocessing", skip_all, fields(request = %request.quote.request_id))]
-    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
+impl ValidatorNode {
+    async fn judge_quote(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
         let domain = self.domain().await?;
         validation::signed_order(request, &domain)?;
         let trust = trust(&*self.ledger, request.quote.epoch).await?;
@@ -113,8 +108,7 @@ impl Validator for ValidatorNode {
         Ok(Approval::sign(&request.quote.digest(&domain), &*self.signer).await?)
     }
 
-    #[tracing::instrument(name = "validator.completion", skip_all, fields(request = %request.quote.request_id))]
-    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+    async fn judge_completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
         let (order, quote) = (&request.request.message, &request.quote);
         let domain = self.domain().await?;
         let completion = validation::authorization(request, &domain)?;
@@ -140,7 +134,7 @@ impl Validator for ValidatorNode {
         Ok(Approval::sign(&completion.digest(&domain), &*self.signer).await?)
     }
 
-    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
+    async fn judge_batch(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
         let history = trust(&*self.ledger, 0).await?;
         let network = &history.current().trust;
         if !request.committees.iter().any(|committee| committee.members.contains(&self.address())) {
@@ -164,13 +158,38 @@ impl Validator for ValidatorNode {
         Ok(Approval::sign(&digest, &*self.signer).await?)
     }
 
-    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+    async fn judge_subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
         let digest = subnet.verify(&self.domain().await?);
         let digest = digest.map_err(|error| RegistryError::invalid("subnet.signature", error.to_string()))?;
         MembershipLimits::default().subnet(&subnet.message, unix_now())?;
         self.subnets.is_created(&subnet.message).await?;
         self.defined.give(&subnet.message).await?;
         Ok(Approval::sign(&digest, &*self.signer).await?)
+    }
+}
+
+#[async_trait]
+impl Validator for ValidatorNode {
+    fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    #[tracing::instrument(name = "validator.preprocessing", skip_all, fields(request = %request.quote.request_id))]
+    async fn preprocessing(&self, request: &PreprocessingRequest) -> Result<Approval, RegistryError> {
+        judged("quote", self.judge_quote(request)).await
+    }
+
+    #[tracing::instrument(name = "validator.completion", skip_all, fields(request = %request.quote.request_id))]
+    async fn completion(&self, request: &CompletionRequest) -> Result<Approval, RegistryError> {
+        judged("completion", self.judge_completion(request)).await
+    }
+
+    async fn settlement(&self, request: &BatchRequest) -> Result<Approval, RegistryError> {
+        judged("batch", self.judge_batch(request)).await
+    }
+
+    async fn subnet(&self, subnet: &Signed<Subnet>) -> Result<Approval, RegistryError> {
+        judged("subnet", self.judge_subnet(subnet)).await
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::pool::{Pool, Share, peer_of};
+use crate::measures::Present;
 
 /// How long a peer may take nothing of what is sent to it. HTTP/2 cannot end such a connection: it would have to send for that.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,6 +36,7 @@ pub(super) struct Connection {
     /// There is one while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     _share: Share,
+    _present: Present,
 }
 
 impl Connection {
@@ -48,7 +50,7 @@ impl Connection {
             tracing::debug!(peer = %peer.address, "a connection is refused: too many are open");
         }
         let ended = Box::pin(peer.end.clone().cancelled_owned());
-        Some(Self { stream, peer, ended, stalled: None, _share: share? })
+        Some(Self { stream, peer, ended, stalled: None, _share: share?, _present: Present::connection() })
     }
 
     /// Whose it is.

@@ -31,6 +31,7 @@ use super::{
     pool::Pool,
     rates::{self, Counters, Wire, too_many},
 };
+use crate::measures;
 
 /// How long the messages of a call may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,9 +136,11 @@ where
         let (is_grpc, path) = (is_grpc(request.headers()), request.uri().path());
         let wire = if is_grpc { Wire::Stream } else { Wire::Http };
         let is_order = path == SUBMIT || path == INFERENCE && *request.method() == Method::POST;
+        measures::called(wire.name());
         let left = match self.intake.counters.count(peer.address, wire, is_order) {
             Ok(left) => left.filter(|_| !is_grpc),
             Err(left) => {
+                measures::refused("often");
                 let mut response = if is_grpc { to_status(&too_many(left)).into_http() } else { plain::answer(too_many(left)) };
                 if !is_grpc {
                     rates::say(&mut response, left);
@@ -183,6 +186,7 @@ where
 }
 
 fn crowded(is_grpc: bool) -> Response {
+    measures::refused("crowded");
     refuse(is_grpc, "too many calls are open: try again later")
 }
 

@@ -48,6 +48,15 @@ pub(super) enum Wire {
     Stream,
 }
 
+impl Wire {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Stream => "grpc",
+        }
+    }
+}
+
 /// What the calls of a server count towards; nothing where it takes as many as come.
 #[derive(Clone, Default)]
 pub(super) struct Counters(Option<Arc<[[Rate<IpAddr>; 2]; 2]>>);

@@ -37,6 +37,7 @@ use super::{
     pool::{Pool, Share},
     rates::{Wire, too_many},
 };
+use crate::measures;
 
 /// How often a peer is asked whether it is there, and how long it may say nothing.
 const PING: Duration = Duration::from_secs(15);
@@ -139,7 +140,12 @@ impl Accounts {
     /// # Errors
     /// Too many are open, or came within a minute.
     pub(crate) fn place(&self, is_order: bool) -> Result<Place, TransportError> {
-        self.intake.counters.count(self.peer.address, Wire::Stream, is_order).map_err(too_many)?;
+        measures::called("websocket");
+        let refused = |left| {
+            measures::refused("often");
+            too_many(left)
+        };
+        self.intake.counters.count(self.peer.address, Wire::Stream, is_order).map_err(refused)?;
         let end = self.end.child_token();
         let share = self.intake.calls.claim(self.peer.address, 1, &end).ok_or_else(plain::busy)?;
         Ok(Place { end, _share: share })

@@ -11,6 +11,7 @@ use ncn_core::{Amount, ModelInfo};
 use ncn_node::{
     compute::{ComputeNode, DEFAULT_CREDIT},
     node::{ComputeNodeError, RunningComputeNode},
+    server::Server,
     store::{MemoryStore, SharedStore},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     Failure,
     account::{self, ChainArguments, KeyArguments, RegistryArguments, tokens},
     engines::{EngineArguments, ModelArguments},
+    metrics::MetricsArguments,
     sanitize, say, serving, typed,
 };
 
@@ -46,13 +48,18 @@ pub(crate) struct Arguments {
     /// settles at unless it is told. With 0 it takes no vouchers
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     credit: Option<Amount>,
+    #[command(flatten)]
+    metrics: MetricsArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    serving(start(arguments), RunningComputeNode::shutdown)
+    serving(start(arguments), async |(node, metrics)| {
+        node.shutdown().await;
+        drop(metrics);
+    })
 }
 
-async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
+async fn start(arguments: &Arguments) -> Result<(RunningComputeNode, Option<Server>), Failure> {
     let signer = arguments.key.open()?;
     let registry = arguments.registry.open()?;
     let ledger = Arc::new(arguments.chain.ledger(signer.clone()).await?);
@@ -103,6 +110,7 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
         }
     }
 
+    let metrics = arguments.metrics.serve(|| {}).await?;
     let executor = arguments.engines.executor(&packages).await?;
     let address = signer.address();
     let store = open_store(arguments.state.as_deref())?;
@@ -121,7 +129,7 @@ async fn start(arguments: &Arguments) -> Result<RunningComputeNode, Failure> {
         writeln!(out, "compute node {address} works for gateway {gateway}")?;
     }
     out.flush()?;
-    Ok(node)
+    Ok((node, metrics))
 }
 
 fn open_store(state: Option<&Path>) -> Result<SharedStore, Failure> {

@@ -10,6 +10,7 @@ use ncn_node::channel::BatchPolicy;
 use crate::{
     Failure,
     engines::{EngineArguments, ModelArguments},
+    metrics::recorder,
     serving,
 };
 
@@ -73,12 +74,13 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
         packages.push(quickstart::unpack(quickstart.path())?);
     }
     let settle = BatchPolicy { max_age: Duration::from_secs(arguments.settle_after), ..BatchPolicy::default() };
+    let metrics = recorder()?;
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
         .executor(arguments.engines.executor(&packages).await?)
         .models(packages)
-        .gateway(move |gateway| gateway.batch_policy(settle))
+        .gateway(move |gateway| gateway.batch_policy(settle).metrics(metrics))
         .listen(arguments.gateway, arguments.registry)
         .start()
         .await

@@ -16,7 +16,7 @@ use ncn_node::{
     channel::BatchPolicy,
     gateway::{Gateway, GatewayError, GatewayOptions},
     node::{GatewayBuilder, RunningGateway},
-    server::Listen,
+    server::{Listen, Server},
     store::{SharedStore, StoreError},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
     files::read_within,
+    metrics::{MetricsArguments, recorder},
     serving,
     subnet::SubnetArguments,
 };
@@ -80,6 +81,8 @@ pub(crate) struct Arguments {
     /// Settle channels once requests of this much wait, in tokens
     #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "100")]
     settle_value: Amount,
+    #[command(flatten)]
+    metrics: MetricsArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -88,7 +91,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Source::named_by_others(url).map_err(|error| Failure::Input(format!("--model-source: {error}")))?;
     }
     let listen = listen(arguments)?;
-    serving(start(arguments, manifests, listen), RunningGateway::shutdown)
+    serving(start(arguments, manifests, listen), async |(node, metrics)| {
+        RunningGateway::shutdown(node).await;
+        drop(metrics);
+    })
 }
 
 /// Where it listens, and how it is called.
@@ -124,7 +130,11 @@ fn listen(arguments: &Arguments) -> Result<Vec<Listen>, Failure> {
     Ok(listen)
 }
 
-async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Vec<Listen>) -> Result<RunningGateway, Failure> {
+async fn start(
+    arguments: &Arguments,
+    manifests: Vec<Bytes>,
+    listen: Vec<Listen>,
+) -> Result<(RunningGateway, Option<Server>), Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
     let registry = arguments.registry.open()?;
@@ -147,6 +157,8 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Vec<Listen>
     let options = GatewayOptions { model_sources, least_relayed, ..GatewayOptions::default() };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
     let builder = listen.into_iter().fold(builder.options(options), GatewayBuilder::listen);
+    let builder = if arguments.metrics.has_address() { builder } else { builder.metrics(recorder()?) };
+    let metrics = arguments.metrics.serve(|| {}).await?;
     let gateway = builder.start().await.map_err(|error| match error {
         GatewayError::Listen(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
             Failure::Input(format!("--tls-certificate, --tls-key: {error}"))
@@ -162,7 +174,7 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listen: Vec<Listen>
         writeln!(out, "and at {url}")?;
     }
     out.flush()?;
-    Ok(gateway)
+    Ok((gateway, metrics))
 }
 
 /// A gateway that was just ended may hold its store for a moment longer.

@@ -14,6 +14,7 @@ mod files;
 mod gateway;
 mod infer;
 mod inputs;
+mod metrics;
 mod model;
 mod models;
 mod output;

@@ -11,14 +11,16 @@ use std::{
 };
 
 use ncn_core::{NodeQuery, NodeRecord, NodeRole, RegistryStatus};
-use ncn_node::store::SharedStore;
+use ncn_node::{server::Server, store::SharedStore};
 use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, RunningPeerRegistry};
 use serde_json::json;
 
 use crate::{
     Failure,
     account::{Asked, ChainArguments, KeyArguments},
-    block_on, sanitize, serving, subnet, typed,
+    block_on,
+    metrics::MetricsArguments,
+    sanitize, serving, subnet, typed,
 };
 
 /// The node's key to the peer-to-peer network, in its state directory.
@@ -57,6 +59,8 @@ struct Run {
     /// has approved: one that forgets can be made to approve something else
     #[arg(long, value_name = "FILE", requires = "state")]
     validator_key: Option<PathBuf>,
+    #[command(flatten)]
+    metrics: MetricsArguments,
 }
 
 #[derive(clap::Subcommand)]
@@ -80,7 +84,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(Show::Subnets(asked)) => block_on(async { subnet::list(&*asked.registry.open()?, asked.json).await }),
         Some(Show::Nodes(asked)) => show(asked, None),
         Some(Show::Validators(asked)) => show(asked, Some(NodeRole::Validator)),
-        None => serving(start(&arguments.run), RunningPeerRegistry::shutdown),
+        None => serving(start(&arguments.run), async |(node, metrics)| {
+            node.shutdown().await;
+            drop(metrics);
+        }),
     }
 }
 
@@ -157,8 +164,8 @@ fn show(asked: &Asked, role: Option<NodeRole>) -> Result<(), Failure> {
     })
 }
 
-async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
-    let Run { listen, p2p, announce, bootstrap, state, chain, validator_key } = arguments;
+async fn start(arguments: &Run) -> Result<(RunningPeerRegistry, Option<Server>), Failure> {
+    let Run { listen, p2p, announce, bootstrap, state, chain, validator_key, metrics } = arguments;
     let validator = validator_key.as_ref().map(|path| KeyArguments::at(path).open()).transpose()?;
     let key = match state {
         Some(directory) => peer_key(directory)?,
@@ -183,6 +190,8 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
         PeerError::Bootstrap(_) | PeerError::Announce { .. } => Failure::Input(format!("--{error}")),
         error => Failure::failed(error),
     })?;
+    let registry = node.registry().clone();
+    let metrics = metrics.serve(move || registry.measure()).await?;
     let mut out = io::stdout();
     writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url().unwrap_or_default())?;
     for address in node.registry().peer().listens().await {
@@ -192,7 +201,7 @@ async fn start(arguments: &Run) -> Result<RunningPeerRegistry, Failure> {
         writeln!(out, "it is the validator {}", signer.address())?;
     }
     out.flush()?;
-    Ok(node)
+    Ok((node, metrics))
 }
 
 fn open_store(directory: &Path) -> Result<SharedStore, Failure> {

@@ -13,6 +13,7 @@ use ncn_core::{
     registry::manifest_digest,
 };
 use ncn_node::{
+    measures,
     registration::{NodeDescriptor, Registration},
     registry::{Outlet, RegistryNode, ValidatorNode, dial_grpc, registry_service, status_service},
     server::{Listen, Server, Services},
@@ -69,6 +70,12 @@ impl Drop for Parting {
 }
 
 impl PeerRegistry {
+    /// Measures what it knows, for the recorder of metrics, if there is one.
+    pub fn measure(&self) {
+        measures::known(self.node.counts());
+        measures::peers(self.status().peers.len());
+    }
+
     /// Starts to make up a registry node: its chain, and where it meets the others. It serves gRPC on any free port of this machine unless it is
     /// told. With [`PeerOptions::serves`] off it is a light client: it knows what the others know and asks validators itself, and nobody asks it.
     pub fn builder(chain: Arc<dyn ChainView>, options: PeerOptions) -> PeerRegistryBuilder {
