@@ -58,6 +58,13 @@ pub enum State {
     Ended(Outcome),
 }
 
+impl State {
+    /// Whether the client has paid, and has neither its answer nor its money.
+    pub const fn is_owed(self) -> bool {
+        matches!(self, Self::Executing | Self::Completing | Self::Settling | Self::Refunding)
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

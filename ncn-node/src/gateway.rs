@@ -60,6 +60,8 @@ use ncn_client::{Backoff, unix_now};
 
 /// How long a gateway waits for enough validators when it starts.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often it looks whether the last request has ended, before it stops.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 /// A gateway and its subnet.
 pub struct Gateway {
@@ -80,6 +82,8 @@ pub struct Gateway {
     redemptions: redemption::Redemptions,
     /// Who asks the registry which gateway has a request.
     asking: Semaphore,
+    /// Ends the taking of orders.
+    closed: CancellationToken,
     /// Ends every driver, and the task that follows chain and registry.
     stopped: CancellationToken,
     this: Weak<Self>,
@@ -194,6 +198,7 @@ impl Gateway {
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
             asking: Semaphore::new(announce::MAX_ASKING),
+            closed: CancellationToken::new(),
             stopped: CancellationToken::new(),
             this: this.clone(),
         });
@@ -210,6 +215,23 @@ impl Gateway {
             following.stopped.clone().run_until_cancelled_owned(keeping).await
         });
         Ok(gateway)
+    }
+
+    /// Takes no more orders, and waits until no client is owed an answer that it has paid for. Those that have a quote may pay it, for as long as a
+    /// client may take for that.
+    ///
+    /// Cancel safe: it goes on to take none.
+    pub(crate) async fn drain(&self) {
+        self.closed.cancel();
+        let pay_by = Instant::now() + self.options.pay_time;
+        while self.owed() > 0 || self.tasks().has_unpaid() && Instant::now() < pay_by {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    /// How many requests are paid, and have not ended.
+    pub fn owed(&self) -> usize {
+        self.tasks().owed()
     }
 
     /// Ends all work, at once. What the journal holds can be taken up by another gateway of the same key.
@@ -345,7 +367,7 @@ impl Gateway {
 
     /// Takes a request in, unless somebody else just has.
     fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
-        let this = self.this.upgrade().filter(|_| !self.stopped.is_cancelled());
+        let this = self.this.upgrade().filter(|_| !self.closed.is_cancelled() && !self.stopped.is_cancelled());
         let this = this.ok_or_else(|| TransportError::Internal("the gateway is stopping: ask another one".into()))?;
         let mut tasks = self.tasks();
         if let Some(known) = tasks.get(&request_id) {

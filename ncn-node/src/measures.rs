@@ -92,7 +92,7 @@ pub(crate) struct Journey {
 impl Journey {
     /// Of a request in this state, which costs so much at most.
     pub(crate) fn begin(state: State, total: Amount) -> Self {
-        if is_held(state) {
+        if state.is_owed() {
             gauge!(HELD).increment(tokens(total));
         }
         Self { began: Instant::now(), entered: Instant::now(), state }
@@ -104,7 +104,7 @@ impl Journey {
             return;
         }
         histogram!(STATE_SECONDS, "state" => name_of_state(self.state)).record(self.entered.elapsed());
-        match (is_held(self.state), is_held(state)) {
+        match (self.state.is_owed(), state.is_owed()) {
             (false, true) => gauge!(HELD).increment(tokens(total)),
             (true, false) => gauge!(HELD).decrement(tokens(total)),
             _ => {}
@@ -118,11 +118,6 @@ impl Journey {
         }
         (self.entered, self.state) = (Instant::now(), state);
     }
-}
-
-/// In which states the client has paid, and neither has its result nor its money.
-const fn is_held(state: State) -> bool {
-    matches!(state, State::Executing | State::Completing | State::Settling | State::Refunding)
 }
 
 pub(crate) fn delivered(receipt: &Receipt) {

@@ -34,7 +34,7 @@ use rates::Counters;
 pub use rates::{PerMinute, Rates};
 use rustix::process::{Resource, getrlimit};
 pub use services::Services;
-use tls::Identity;
+pub use tls::Identity;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -121,10 +121,10 @@ impl Listen {
         address.into()
     }
 
-    /// With TLS, by a certificate (with those that lead to its root after it) and its key, both in PEM.
+    /// With TLS, as this one.
     #[must_use]
-    pub fn tls(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
-        self.identity = Some(Identity::from_pem(certificate, key));
+    pub fn tls(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
         self
     }
 
@@ -156,7 +156,7 @@ impl Server {
     /// reflection.
     ///
     /// # Errors
-    /// The address is not free, or certificate and key are none.
+    /// The address is not free.
     pub async fn start(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
         Self::start_at(listen, Vec::new(), services, None).await
     }
@@ -237,9 +237,8 @@ impl Port {
         let listener = TcpListener::bind(address).await.map_err(named)?;
         let address = listener.local_addr()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
-        let tls = identity.map(|identity| identity.acceptor()).transpose()?;
         let stop = serving.stop.clone();
-        let accepting = tokio::spawn(stop.run_until_cancelled_owned(accept(listener, connections, tls, serving)));
+        let accepting = tokio::spawn(stop.run_until_cancelled_owned(accept(listener, connections, identity, serving)));
         Ok(Self { address, url: url.unwrap_or_else(|| format!("{scheme}://{address}")), accepting })
     }
 }
@@ -305,12 +304,12 @@ impl Serving {
 }
 
 /// Accepts connections.
-async fn accept(listener: TcpListener, connections: Arc<Pool>, tls: Option<TlsAcceptor>, serving: Arc<Serving>) {
+async fn accept(listener: TcpListener, connections: Arc<Pool>, identity: Option<Identity>, serving: Arc<Serving>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 if let Some(connection) = Connection::admit(stream, serving.end.child_token(), &connections) {
-                    let (serving, tls) = (serving.clone(), tls.clone());
+                    let (serving, tls) = (serving.clone(), identity.as_ref().map(Identity::acceptor));
                     tokio::spawn(async move { serving.connection(connection, tls).await });
                 }
             }

@@ -42,11 +42,21 @@ impl Tasks {
         pending.map(|task| task.request_id).take(most).collect()
     }
 
+    /// Whether some may still be paid.
+    pub(super) fn has_unpaid(&self) -> bool {
+        self.all.values().any(|task| is_unpaid(task.lifecycle().state()))
+    }
+
+    /// How many are paid, and have not ended.
+    pub(super) fn owed(&self) -> usize {
+        self.all.values().filter(|task| task.lifecycle().state().is_owed()).count()
+    }
+
     /// Whether there is room for another request of this client.
     pub(super) fn room(&self, client: &Address, options: &GatewayOptions) -> Result<(), TransportError> {
         let unpaid = |request: &&RequestId| {
             let state = self.all.get(*request).map(|task| task.lifecycle().state());
-            matches!(state, Some(State::Reserving | State::Preprocessing | State::AwaitingPayment))
+            state.is_some_and(is_unpaid)
         };
         let full = self.all.len() >= options.max_tasks
             || self.of_client.get(client).is_some_and(|requests| {
@@ -54,4 +64,8 @@ impl Tasks {
             });
         if full { Err(TransportError::Overloaded { retry_after: RETRY_AFTER }) } else { Ok(()) }
     }
+}
+
+const fn is_unpaid(state: State) -> bool {
+    matches!(state, State::Reserving | State::Preprocessing | State::AwaitingPayment)
 }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ncn_core::{BatchSettler, DynSigner, PaymentLedger, Registry, Subnet};
@@ -202,6 +202,15 @@ impl RunningGateway {
     #[cfg(feature = "grpc")]
     pub fn other_urls(&self) -> Vec<&str> {
         self.server.iter().flat_map(|(server, _)| server.other_urls()).collect()
+    }
+
+    /// Takes no more orders, and waits until every request that is paid has its end: for at most so long. Says how many have none; these are taken up
+    /// from the store.
+    ///
+    /// Cancel safe.
+    pub async fn drain(&self, within: Duration) -> usize {
+        let _ = tokio::time::timeout(within, self.gateway.drain()).await;
+        self.gateway.owed()
     }
 
     /// Takes no more orders, leaves the network and ends. What the store holds can be taken up by another gateway of the same key, as soon as

@@ -18,6 +18,7 @@ use ncn_node::{
 use crate::{
     Failure,
     account::{self, ChainArguments, KeyArguments, RegistryArguments, tokens},
+    config::ConfigArguments,
     engines::{EngineArguments, ModelArguments},
     metrics::MetricsArguments,
     sanitize, say, serving, typed,
@@ -50,9 +51,14 @@ pub(crate) struct Arguments {
     credit: Option<Amount>,
     #[command(flatten)]
     metrics: MetricsArguments,
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.config.check {
+        return Ok(());
+    }
     serving(start(arguments), async |(node, metrics)| {
         node.shutdown().await;
         drop(metrics);

@@ -1,38 +1,31 @@
 //! `ncn gateway`: a gateway of its own.
 
-use std::{
-    fs,
-    io::Write as _,
-    net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod listen;
+
+use std::{fs, io::Write as _, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ncn_core::{Address, Amount, membership::MembershipLimits};
+use listen::{ListenArguments, Listening};
+use ncn_core::{Address, Amount};
 use ncn_models::Source;
 use ncn_node::{
     channel::BatchPolicy,
     gateway::{Gateway, GatewayError, GatewayOptions},
     node::{GatewayBuilder, RunningGateway},
-    server::{Listen, Server},
+    server::Server,
     store::{SharedStore, StoreError},
 };
-
-use url::Url;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Failure,
     account::{ChainArguments, KeyArguments, RegistryArguments, tokens},
-    files::read_within,
+    config::ConfigArguments,
     metrics::{MetricsArguments, recorder},
-    serving,
+    say, serving,
     subnet::SubnetArguments,
 };
 
-/// A certificate and all that lead to its root have a few thousand.
-const MAX_PEM_BYTES: usize = 256 << 10;
 /// What another owner does first.
 const WITH: &str = "its owner runs `ncn subnet create --with-gateway ADDRESS`";
 /// How long an earlier gateway may take to let go of the store.
@@ -40,18 +33,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where clients and compute nodes reach it: over gRPC, HTTP and WebSocket, at each address that is given. It is registered with the first
-    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080", "127.0.0.1:9000"])]
-    listen: Vec<SocketAddr>,
-    /// Serve with TLS, by this certificate (PEM, with those that lead to its root after it)
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_certificate: Option<PathBuf>,
-    /// The certificate's key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
-    tls_key: Option<PathBuf>,
-    /// How others call it: http://HOST:PORT or https://HOST:PORT. The address that it listens on by default
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    listen: ListenArguments,
     #[command(flatten)]
     registry: RegistryArguments,
     #[command(flatten)]
@@ -81,8 +64,17 @@ pub(crate) struct Arguments {
     /// Settle channels once requests of this much wait, in tokens
     #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "100")]
     settle_value: Amount,
+    /// How many orders of one client it takes in a minute, wherever they come from
+    #[arg(long, value_name = "ORDERS", default_value_t = GatewayOptions::default().max_orders_a_minute_of_one)]
+    client_orders: NonZeroU32,
+    /// How long it waits for the requests that are paid, when it is told to stop, in seconds. What has no end by then is kept in its state, and goes on
+    /// with the next start
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
     #[command(flatten)]
     metrics: MetricsArguments,
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -90,58 +82,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for url in &arguments.model_source {
         Source::named_by_others(url).map_err(|error| Failure::Input(format!("--model-source: {error}")))?;
     }
-    let listen = listen(arguments)?;
-    serving(start(arguments, manifests, listen), async |(node, metrics)| {
-        RunningGateway::shutdown(node).await;
-        drop(metrics);
-    })
+    let listening = arguments.listen.open()?;
+    if arguments.config.check {
+        return Ok(());
+    }
+    serving(start(arguments, manifests, listening), |running| stop(running, Duration::from_secs(arguments.drain)))
 }
 
-/// Where it listens, and how it is called.
-fn listen(arguments: &Arguments) -> Result<Vec<Listen>, Failure> {
-    let read = |option: &str, path: &Path, what: &str| {
-        let refuse = |problem: String| Failure::Input(format!("{option} {}: {problem}", path.display()));
-        let read = read_within(path, MAX_PEM_BYTES).map_err(|error| refuse(error.to_string()))?;
-        let marked = |read: &Vec<u8>| String::from_utf8_lossy(read).contains(&format!("{what}-----"));
-        read.filter(marked).ok_or_else(|| refuse(format!("is no PEM file with a {what}")))
-    };
-    let mut listen: Vec<_> = arguments.listen.iter().copied().map(Listen::on).collect();
-    let tls = arguments.tls_certificate.as_ref().zip(arguments.tls_key.as_ref());
-    if let Some((certificate, key)) = tls {
-        let (certificate, key) = (read("--tls-certificate", certificate, "CERTIFICATE")?, read("--tls-key", key, "PRIVATE KEY")?);
-        listen = listen.into_iter().map(|listen| listen.tls(&certificate, &key)).collect();
-    }
-    if let Some(url) = &arguments.url {
-        let refuse = |problem: &str| Failure::Input(format!("--url: {problem}: write http://HOST:PORT or https://HOST:PORT"));
-        let parsed = Url::parse(url).map_err(|error| refuse(&error.to_string()))?;
-        let is_origin = parsed.has_host() && parsed.username().is_empty() && parsed.password().is_none();
-        let is_origin = is_origin && parsed.path() == "/" && parsed.query().is_none() && parsed.fragment().is_none();
-        if !is_origin || !matches!(parsed.scheme(), "http" | "https") || url.len() > MembershipLimits::default().text {
-            return Err(refuse("is not the URL of a host"));
-        }
-        if tls.is_some() && parsed.scheme() != "https" {
-            return Err(refuse("has to be https, since there is a certificate"));
-        }
-        let url = url.trim_end_matches('/');
-        listen = listen.into_iter().map(|listen| listen.url(url)).collect();
-    } else if let Some(address) = arguments.listen.iter().find(|address| address.ip().is_unspecified()) {
-        return Err(Failure::Input(format!("--listen {address}: nobody can call that: say how with --url")));
-    }
-    Ok(listen)
+/// What runs until it is interrupted.
+struct Running {
+    gateway: RunningGateway,
+    metrics: Option<Server>,
+    reloading: Option<AbortOnDropHandle<()>>,
 }
 
-async fn start(
-    arguments: &Arguments,
-    manifests: Vec<Bytes>,
-    listen: Vec<Listen>,
-) -> Result<(RunningGateway, Option<Server>), Failure> {
+/// Ends, once the clients that have paid have their answers.
+async fn stop(running: Running, drain: Duration) {
+    let owed = running.gateway.gateway().owed();
+    if owed > 0 && !drain.is_zero() {
+        say(&format!("{owed} requests are paid: waiting up to {drain:?} for their ends; interrupt again to stop at once"));
+    }
+    let left = running.gateway.drain(drain).await;
+    if left > 0 {
+        say(&format!("{left} requests are kept in the journal: the next start goes on with them"));
+    }
+    running.gateway.shutdown().await;
+    drop((running.metrics, running.reloading));
+}
+
+async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listening) -> Result<Running, Failure> {
     let signer = arguments.key.open()?;
     let account = arguments.chain.ledger(signer.clone()).await?;
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
-    for address in &arguments.listen {
-        drop(TcpListener::bind(address).map_err(|error| Failure::Input(format!("--listen {address}: {error}")))?);
-    }
+    arguments.listen.check_free()?;
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
@@ -153,16 +127,19 @@ async fn start(
         max_value: arguments.settle_value,
         ..BatchPolicy::default()
     };
-    let (model_sources, least_relayed) = (arguments.model_source.clone(), arguments.least_relayed);
-    let options = GatewayOptions { model_sources, least_relayed, ..GatewayOptions::default() };
+    let options = GatewayOptions {
+        model_sources: arguments.model_source.clone(),
+        least_relayed: arguments.least_relayed,
+        max_orders_a_minute_of_one: arguments.client_orders,
+        ..GatewayOptions::default()
+    };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);
-    let builder = listen.into_iter().fold(builder.options(options), GatewayBuilder::listen);
+    let Listening { listen, certificate } = listening;
+    let builder = builder.options(options).rates(arguments.listen.rates());
+    let builder = listen.into_iter().fold(builder, GatewayBuilder::listen);
     let builder = if arguments.metrics.has_address() { builder } else { builder.metrics(recorder()?) };
     let metrics = arguments.metrics.serve(|| {}).await?;
     let gateway = builder.start().await.map_err(|error| match error {
-        GatewayError::Listen(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
-            Failure::Input(format!("--tls-certificate, --tls-key: {error}"))
-        }
         GatewayError::Listen(error) => Failure::Input(format!("--listen {error}")),
         GatewayError::NotItsGateway(id) => Failure::Input(format!("--owner: subnet {id} does not name this gateway: {WITH}")),
         GatewayError::Manifest(digest) => Failure::Input(format!("--manifest: is missing, or is not of the subnet: {digest}")),
@@ -170,11 +147,12 @@ async fn start(
     })?;
     let mut out = std::io::stdout();
     writeln!(out, "gateway {} listens at {}", gateway.gateway().address(), gateway.url().unwrap_or_default())?;
-    for url in gateway.other_urls().into_iter().filter(|_| arguments.url.is_none()) {
+    for url in gateway.other_urls().into_iter().filter(|_| !arguments.listen.has_url()) {
         writeln!(out, "and at {url}")?;
     }
     out.flush()?;
-    Ok((gateway, metrics))
+    let reloading = certificate.map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.reload_on_hangup())));
+    Ok(Running { gateway, metrics, reloading })
 }
 
 /// A gateway that was just ended may hold its store for a moment longer.

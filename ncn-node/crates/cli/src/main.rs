@@ -3,6 +3,7 @@
 mod account;
 mod channel;
 mod compute;
+mod config;
 mod contracts;
 mod demo;
 mod devnet;
@@ -91,9 +92,12 @@ enum Command {
     #[command(subcommand)]
     Subnet(Box<subnet::Command>),
     /// Run a gateway
-    Gateway(gateway::Arguments),
+    Gateway(Box<gateway::Arguments>),
     /// Run a compute node
-    Compute(compute::Arguments),
+    Compute(Box<compute::Arguments>),
+    /// Files with a node's options
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
 }
 
 /// Why a command failed: printed on one line, and the exit status.
@@ -213,15 +217,8 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-fn main() -> ExitCode {
-    // Models run in worker processes of this same program.
-    ncn_executor::worker::init();
-    let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    // It would say whole URLs, which may hold secrets.
-    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
-    let done = match arguments.command {
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Devnet(arguments) => devnet::run(&arguments),
         #[cfg(target_os = "linux")]
@@ -241,6 +238,21 @@ fn main() -> ExitCode {
         Command::Subnet(command) => subnet::run(&command),
         Command::Gateway(arguments) => gateway::run(&arguments),
         Command::Compute(arguments) => compute::run(&arguments),
+        Command::Config(command) => config::run(&command),
+    }
+}
+
+fn main() -> ExitCode {
+    // Models run in worker processes of this same program.
+    ncn_executor::worker::init();
+    let arguments = config::parse();
+    let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    // It would say whole URLs, which may hold secrets.
+    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+    let done = match arguments.map(|arguments| arguments.command) {
+        Err(failure) => Err(failure),
+        Ok(command) => run(command),
     };
     let (problem, status) = match done {
         Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! What a node measures, served to Prometheus.
 
-use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ncn_node::{
@@ -39,17 +39,17 @@ impl MetricsArguments {
     }
 }
 
-/// Begins to record, once for the process.
+/// Begins to record, once for the process; within a runtime.
 pub(crate) fn recorder() -> Result<RenderMetrics, Failure> {
     let recorder = PrometheusBuilder::new().set_buckets(&measures::SECONDS).map_err(Failure::failed)?;
     let handle = recorder.install_recorder().map_err(Failure::failed)?;
     measures::describe();
     let kept = handle.clone();
-    thread::Builder::new().name("metrics".into()).spawn(move || {
+    tokio::spawn(async move {
         loop {
-            thread::sleep(UPKEEP);
+            tokio::time::sleep(UPKEEP).await;
             kept.run_upkeep();
         }
-    })?;
+    });
     Ok(Arc::new(move || handle.render()))
 }

@@ -19,6 +19,7 @@ use crate::{
     Failure,
     account::{Asked, ChainArguments, KeyArguments},
     block_on,
+    config::ConfigArguments,
     metrics::MetricsArguments,
     sanitize, serving, subnet, typed,
 };
@@ -61,6 +62,8 @@ struct Run {
     validator_key: Option<PathBuf>,
     #[command(flatten)]
     metrics: MetricsArguments,
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 #[derive(clap::Subcommand)]
@@ -84,6 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(Show::Subnets(asked)) => block_on(async { subnet::list(&*asked.registry.open()?, asked.json).await }),
         Some(Show::Nodes(asked)) => show(asked, None),
         Some(Show::Validators(asked)) => show(asked, Some(NodeRole::Validator)),
+        None if arguments.run.config.check => Ok(()),
         None => serving(start(&arguments.run), async |(node, metrics)| {
             node.shutdown().await;
             drop(metrics);
@@ -165,7 +169,7 @@ fn show(asked: &Asked, role: Option<NodeRole>) -> Result<(), Failure> {
 }
 
 async fn start(arguments: &Run) -> Result<(RunningPeerRegistry, Option<Server>), Failure> {
-    let Run { listen, p2p, announce, bootstrap, state, chain, validator_key, metrics } = arguments;
+    let Run { listen, p2p, announce, bootstrap, state, chain, validator_key, metrics, .. } = arguments;
     let validator = validator_key.as_ref().map(|path| KeyArguments::at(path).open()).transpose()?;
     let key = match state {
         Some(directory) => peer_key(directory)?,

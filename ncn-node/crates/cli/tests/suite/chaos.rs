@@ -100,6 +100,7 @@ impl Scene {
             .args(["--contracts", &argument(&contracts), "--key", &argument(&key)])
             .args(["--state", &argument(&self.files.path().join("state"))])
             .args(["--settle-after", "1", "--settle-requests", "20"])
+            .args(["--stream-orders", "1000000", "--stream-calls", "1000000"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -11,6 +11,7 @@ mod channels;
 mod chaos;
 mod cli;
 mod compute_cli;
+mod config;
 mod conformance;
 mod decoders;
 mod deviations;

@@ -48,6 +48,12 @@ impl Drop for Program {
 }
 
 impl Program {
+    /// Sends it a signal: its name without `SIG`.
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// The first URL, or what begins like this, that it has said.
     fn word(&self, start: &str) -> String {
         let mut words = self.said.iter().flat_map(|line| line.split_whitespace());
@@ -342,6 +348,66 @@ async fn no_request_is_lost_when_a_registry_node_is_killed() {
         asked.unwrap();
     }
     println!("{} requests were answered", answered.load(Ordering::Relaxed));
+}
+
+/// A gateway that is told to stop while requests come gives everyone who has paid an answer first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_stops_owes_nobody() {
+    let scene = tokio::task::spawn_blocking(Scene::new).await.unwrap();
+    let (rpc, registries) = (&*scene.devnet.rpc, &*scene.devnet.registries);
+    let metrics = free_address();
+    let config =
+        format!("listen = \"{ANY}\"\nregistry = \"{registries}\"\nrpc = \"{rpc}\"\nmetrics = \"{metrics}\"\ndrain = 120\n");
+    fs::write(scene.here().join("gateway.toml"), config + "key = \"keys/client-0.key\"\nstate = \"gateway\"\nsubnet = \"stops\"\n")
+        .unwrap();
+    let mut gateway = scene.start(&["gateway", "--config", "gateway.toml"], "gateway 0x");
+    let url = gateway.word("http://");
+    let package = crate::scene::repository("ncn-node/models/digits");
+    let node = ["compute", "--gateway", &url, "--registry", registries, "--rpc", rpc, "--model", package.to_str().unwrap()];
+    let node = scene.start(&[&node[..], &["--key", &scene.key("compute", 7)]].concat(), "compute node 0x");
+
+    let client = Client::builder().gateway(url.replace("http:", "grpc:")).payment(Payment::OnChain(ledger(rpc, 1).await));
+    let client = client.timeout(TIMEOUT).max_price(ncn_core::Amount::TOKEN).build().unwrap();
+    let (stopping, paid, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let asking = join_all((0..8).map(|_| {
+        let (client, stopping, paid, answered) = (client.clone(), stopping.clone(), paid.clone(), answered.clone());
+        tokio::spawn(async move {
+            loop {
+                let order =
+                    Order::new(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).timeout(Duration::from_mins(1));
+                let quoted = client.submit(order).await;
+                let Ok(quoted) = quoted else {
+                    assert!(stopping.load(Ordering::Relaxed), "nothing is refused before");
+                    return;
+                };
+                let running = quoted.pay().await.expect("it is paid");
+                paid.fetch_add(1, Ordering::Relaxed);
+                running.finish().await.expect("what is paid is answered");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }));
+    let asking = tokio::spawn(asking);
+    eventually("requests are answered", async || answered.load(Ordering::Relaxed) >= 12).await;
+    let text = async || reqwest::get(format!("http://{metrics}/metrics")).await.unwrap().text().await.unwrap();
+    let measured = text().await;
+    for name in
+        ["ncn_gateway_requests_total{outcome=\"completed\"}", "ncn_gateway_earned_tokens", "ncn_gateway_state_seconds_bucket"]
+    {
+        assert!(measured.contains(name), "{name}: {measured}");
+    }
+    let on_its_port = reqwest::get(format!("{url}/metrics")).await.unwrap().status();
+    assert_eq!(on_its_port, 404, "they are at their own address only");
+    stopping.store(true, Ordering::Relaxed);
+    gateway.signal("TERM");
+    for asked in asking.await.unwrap() {
+        asked.unwrap();
+    }
+    let status = tokio::task::spawn_blocking(move || gateway.process.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(paid.load(Ordering::Relaxed), answered.load(Ordering::Relaxed));
+    println!("{} requests were answered", answered.load(Ordering::Relaxed));
+    drop(node);
 }
 
 async fn ledger(rpc: &str, number: usize) -> EvmLedger {

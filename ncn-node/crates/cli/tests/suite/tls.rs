@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     cli::Devnet,
     scene::{digit, ncn},
-    wait::TIMEOUT,
+    wait::{TIMEOUT, eventually_blocking},
 };
 
 /// What an authority issues: its own certificate, and one for `localhost` with the key.
@@ -109,7 +109,7 @@ fn a_request_is_served_behind_https() {
         assert!(!says(&refused).contains("secret"), "{}", says(&refused));
     }
     let tls = ["--tls-certificate", "certificate.pem", "--tls-key", "key.pem"];
-    let _gateway = Process::start(program(here, "root.pem", &[&gateway[..], &tls].concat()), &url);
+    let gateway = Process::start(program(here, "root.pem", &[&gateway[..], &tls].concat()), &url);
 
     let package = here.join("digits");
     fs::create_dir(&package).unwrap();
@@ -143,6 +143,21 @@ fn a_request_is_served_behind_https() {
         let refused = program(here, roots, &["models", "--gateway", url]).output().unwrap();
         assert!(!refused.status.success() && says(&refused).contains(why), "{url}, {why}: {}", says(&refused));
     }
+    // A certificate of other authorities takes the place of the first, while the gateway runs; one that cannot be used does not.
+    let hang_up = |gateway: &Process| {
+        let sent = Command::new("kill").args(["-HUP", &gateway.0.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    let trusted = |roots: &str| program(here, roots, &["models", "--gateway", &url]).output().unwrap().status.success();
+    for name in ["certificate.pem", "key.pem"] {
+        fs::copy(strange.join(name), here.join(name)).unwrap();
+    }
+    hang_up(&gateway);
+    eventually_blocking("the second one is there", || trusted("strange/root.pem"));
+    assert!(!trusted("root.pem"));
+    fs::copy(here.join("root.pem"), here.join("certificate.pem")).unwrap();
+    hang_up(&gateway);
+    assert!(trusted("strange/root.pem"), "it stays");
     // Who says nothing does not stay.
     let mut silent = TcpStream::connect(free).unwrap();
     silent.set_read_timeout(Some(TIMEOUT)).unwrap();
