@@ -111,6 +111,7 @@ fn perform() -> Result<bool> {
             setup::object_server()?;
             setup::engines()?;
             setup::verifier()?;
+            setup::schemathesis()?;
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),

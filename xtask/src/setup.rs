@@ -37,6 +37,11 @@ pub(crate) fn verifier() -> Result<()> {
     environment("verifier", "ncn-core/tests/verifier/requirements.txt", &["--no-deps"]).map(drop)
 }
 
+/// What calls a gateway over HTTP as its description allows, and as it does not, in a virtual environment.
+pub(crate) fn schemathesis() -> Result<()> {
+    environment("schemathesis", "ncn-node/crates/cli/tests/schemathesis/requirements.txt", &["--no-deps"]).map(drop)
+}
+
 /// A virtual environment in target/ with these packages; returns its interpreter.
 fn environment(name: &str, requirements: &str, options: &[&str]) -> Result<PathBuf> {
     let requirements = root().join(requirements);

@@ -2,9 +2,11 @@
 //! [`Transport`].
 
 mod body;
+mod openapi;
 mod output;
+mod reference;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -14,18 +16,22 @@ use axum::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
-    routing::{any, get, post},
+    routing::{any, get},
 };
 pub(super) use body::read;
 use body::{Json, Order};
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use ncn_core::{
     B256, ChannelParams, PaymentConfirmation, RequestId, Signed, TaskCapability, TaskEvent, Transport, TransportError, Update,
     transport::PaymentSubmission,
 };
-use ncn_wire::json::{ChannelClosing, CloseChannel, INFERENCE, Problem, TicketRequest, read_access};
+use ncn_wire::json::{ChannelClosing, CloseChannel, Problem, TicketRequest, read_access};
+use openapi::{Failures, OfRequest};
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::websocket;
 use crate::server::plain;
@@ -54,19 +60,24 @@ type Answer = Result<Response, Failure>;
 
 /// Serves clients over HTTP, and over WebSocket at `/ws`.
 pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
-    let request = format!("{INFERENCE}/{{request_id}}");
-    Router::new()
-        .route("/api/v1/tickets", post(tickets))
-        .route(INFERENCE, post(submit))
-        .route(&request, get(status))
-        .route(&format!("{request}/payment"), post(confirm))
-        .route(&format!("{request}/cancel"), post(cancel))
-        .route(&format!("{request}/events"), get(events))
-        .route(&format!("{request}/output"), get(output::output))
-        .route("/api/v1/models", get(models))
-        .route("/api/v1/network", get(network))
-        .route("/api/v1/channels/close", post(close_channel))
-        .route("/health", get(health))
+    let described = OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(tickets))
+        .routes(routes!(submit))
+        .routes(routes!(status))
+        .routes(routes!(confirm))
+        .routes(routes!(cancel))
+        .routes(routes!(events))
+        .routes(routes!(output::output))
+        .routes(routes!(models))
+        .routes(routes!(network))
+        .routes(routes!(close_channel))
+        .routes(routes!(health));
+    let (routes, document) = described.split_for_parts();
+    let document = serde_json::to_value(document).unwrap_or_default();
+    let (document, page) = (Bytes::from(document.to_string()), Bytes::from(reference::page(&document)));
+    routes
+        .route("/openapi.json", get(move || ready(file("application/json", document.clone()))))
+        .route("/api", get(move || ready(file("text/html; charset=utf-8", page.clone()))))
         .route("/ws", any(websocket::open))
         .fallback(async |uri: Uri| plain::nothing(StatusCode::NOT_FOUND, &format!("nothing is at {}", uri.path())))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
@@ -79,9 +90,13 @@ pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
 
 fn json(value: &impl Serialize) -> Answer {
     let bytes = serde_json::to_vec(value).map_err(|error| TransportError::Internal(error.to_string()))?;
-    let mut response = Response::new(Body::from(bytes));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    Ok(file("application/json", bytes.into()))
+}
+
+fn file(kind: &'static str, data: Bytes) -> Response {
+    let mut response = Response::new(Body::from(data));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 /// The request's id in the path.
@@ -135,36 +150,58 @@ impl Access {
     }
 }
 
+/// Tickets for orders, each for one and for a few minutes.
+#[utoipa::path(post, path = "/api/v1/tickets", request_body = openapi::TicketRequest, responses((status = 200, description = "The tickets", body = Vec<openapi::Ticket>), Failures))]
 async fn tickets(State(gateway): Gateway, Json(request): Json<TicketRequest>) -> Answer {
     json(&gateway.tickets(request.count).await?)
 }
 
+/// Submits an order, and waits for its quote.
+#[utoipa::path(post, path = "/api/v1/inference",
+    request_body(content((openapi::Submission = "application/json"), (openapi::SubmissionInParts = "multipart/form-data"))),
+    responses((status = 200, description = "Its status", body = openapi::TaskStatus), Failures, OfRequest))]
 async fn submit(State(gateway): Gateway, Order(submission): Order) -> Answer {
     json(&gateway.submit(submission).await?)
 }
 
+/// Where a request is.
+#[utoipa::path(get, path = "/api/v1/inference/{request_id}", params(("request_id" = openapi::Hash, Path)),
+    responses((status = 200, description = "Its status", body = openapi::TaskStatus), Failures, OfRequest))]
 async fn status(State(gateway): Gateway, Id(request_id): Id) -> Answer {
     json(&gateway.status(request_id).await?)
 }
 
+/// Says that a quote is paid, or pays it by a signature.
+#[utoipa::path(post, path = "/api/v1/inference/{request_id}/payment", params(("request_id" = openapi::Hash, Path)),
+    request_body = openapi::PaymentSubmission, responses((status = 204, description = "Done"), Failures, OfRequest))]
 async fn confirm(State(gateway): Gateway, Id(request_id): Id, Json(proof): Json<PaymentSubmission>) -> Answer {
     gateway.confirm_payment(PaymentConfirmation { request_id, proof }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// Withdraws a request, or stops its output.
+#[utoipa::path(post, path = "/api/v1/inference/{request_id}/cancel", params(("request_id" = openapi::Hash, Path)),
+    security(("access" = [])), responses((status = 204, description = "Done"), Failures, OfRequest))]
 async fn cancel(State(gateway): Gateway, id: Id, access: Access) -> Answer {
     gateway.cancel(access.of(&id)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// What is offered.
+#[utoipa::path(get, path = "/api/v1/models", responses((status = 200, description = "The models", body = Vec<openapi::ModelInfo>), Failures))]
 async fn models(State(gateway): Gateway) -> Answer {
     json(&gateway.models().await?)
 }
 
+/// Which network the gateway is of.
+#[utoipa::path(get, path = "/api/v1/network", responses((status = 200, description = "The network", body = openapi::NetworkInfo), Failures))]
 async fn network(State(gateway): Gateway) -> Answer {
     json(&gateway.network().await?)
 }
 
+/// Agrees to a channel's end, once its requests are settled.
+#[utoipa::path(post, path = "/api/v1/channels/close", security(("access" = [])), request_body = openapi::CloseChannel,
+    responses((status = 200, description = "Its agreement", body = openapi::ChannelClosing), Failures, OfRequest))]
 async fn close_channel(State(gateway): Gateway, Access(access): Access, Json(channel): Json<CloseChannel>) -> Answer {
     let terms = ChannelParams { client: access.message.client, gateway: channel.gateway, salt: channel.salt };
     let (settled, signature) = gateway.close_channel(terms, access).await?;
@@ -172,13 +209,16 @@ async fn close_channel(State(gateway): Gateway, Access(access): Access, Json(cha
 }
 
 /// That the gateway is there, and who it is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Health {
     status: &'static str,
+    #[schema(value_type = openapi::Address)]
     gateway: ncn_core::Address,
     version: &'static str,
 }
 
+/// That the gateway is there.
+#[utoipa::path(get, path = "/health", responses((status = 200, description = "It is there", body = Health), Failures))]
 async fn health(State(gateway): Gateway) -> Answer {
     let gateway = gateway.network().await?.gateway;
     json(&Health { status: "ok", gateway, version: env!("CARGO_PKG_VERSION") })
@@ -191,6 +231,10 @@ struct Start {
     from: u64,
 }
 
+/// Follows a request, from its beginning or from an update on.
+#[utoipa::path(get, path = "/api/v1/inference/{request_id}/events",
+    params(("request_id" = openapi::Hash, Path), ("from" = Option<u64>, Query), ("Last-Event-ID" = Option<u64>, Header)),
+    security(("access" = [])), responses((status = 200, description = "Its updates", content_type = "text/event-stream", body = String), Failures, OfRequest))]
 async fn events(State(gateway): Gateway, id: Id, access: Access, headers: HeaderMap, start: Query<Start>) -> Answer {
     let access = access.of(&id)?;
     let last = headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().parse::<u64>());

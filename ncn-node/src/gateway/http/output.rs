@@ -9,7 +9,10 @@ use ncn_core::{Receipt, TaskEvent, TransportError, TransportExt as _, Value, Val
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::{HeaderMap, HeaderValue, header};
 
-use super::{Access, Answer, Gateway, Id, json};
+use super::{
+    Access, Answer, Gateway, Id, json,
+    openapi::{self, Failures, OfRequest},
+};
 
 /// What is delivered.
 #[derive(Serialize)]
@@ -25,6 +28,9 @@ pub(super) struct Wanted {
 }
 
 /// Waits for a request's end, and gives its output: with its receipt, as JSON, or one value of it as a file. Only the former can be verified.
+#[utoipa::path(get, path = "/api/v1/inference/{request_id}/output",
+    params(("request_id" = openapi::Hash, Path), ("name" = Option<String>, Query)), security(("access" = [])),
+    responses((status = 200, description = "Its output", content((openapi::Delivery = "application/json"), (String = "text/plain"), (String = "*/*"))), Failures, OfRequest))]
 pub(super) async fn output(
     State(gateway): Gateway,
     id: Id,
