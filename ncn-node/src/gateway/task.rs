@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures::{StreamExt as _, stream};
@@ -339,7 +340,9 @@ impl Task {
         self.changed.send_replace(());
     }
 
-    pub(super) fn report(&self, step: Step, actor: Address, took: std::time::Duration) {
+    /// Tells of a step, to the microsecond: what is told has the same form in this process as on a wire.
+    pub(super) fn report(&self, step: Step, actor: Address, took: Duration) {
+        let took = Duration::from_micros(took.as_micros().try_into().unwrap_or(u64::MAX));
         self.publish(TaskEvent::Step(StepTiming { step, actor, took }));
     }
 

@@ -28,6 +28,7 @@ use crate::{
     wait::{eventually, in_time},
 };
 
+mod differential;
 mod openapi;
 mod rates;
 mod reflection;
