@@ -77,6 +77,8 @@ enum Bench {
     Money,
     /// What confinement, workers and engines cost
     Compute,
+    /// What a request costs over each wire, and what becomes of more than can be served
+    Wires,
     /// How fast news travel among 200 registry nodes in one process
     Registry,
 }
@@ -118,6 +120,7 @@ fn perform() -> Result<bool> {
         Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
+        Task::Bench { what: Bench::Wires } => long_test("wires::measured", &["--release"]),
         Task::Bench { what: Bench::Registry } => long_test("peers::measured", &["--release"]),
         Task::Bench { what: Bench::Compute } => {
             models::run()?;

@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod differential;
+mod measured;
 mod openapi;
 mod rates;
 mod reflection;

@@ -1,0 +1,275 @@
+//! What the wires cost: `cargo xtask bench wires`. Ratios are of one run; everything but the idle gateway is in this process.
+
+use std::{
+    convert::Infallible,
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use axum::{Router, routing::get};
+use futures::{StreamExt as _, future::join_all, stream};
+use ncn_client::{ChannelPayer, InferenceEvent, Order, PayerChannel};
+use ncn_core::{
+    ChannelParams, Confinement, Execution, Executor, ExecutorError, FinishReason, OutputChunk, Usage,
+    executor::{ModelPackage, Outputs},
+    model::ModelFormat,
+};
+use ncn_node::channel::BatchPolicy;
+
+use super::*;
+use crate::{harmful::changed, scene::tokens};
+
+/// Rounds of each wire in turn, and requests in each.
+const ROUNDS: usize = 8;
+const REQUESTS: usize = 48;
+const AT_ONCE: usize = 16;
+/// How long more comes than can be served, and how much more.
+const FLOOD: Duration = Duration::from_secs(20);
+const TIMES: f64 = 3.0;
+const STREAMS: usize = 64;
+const PARTS: usize = 100;
+
+/// The processor time that this process has used.
+fn cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// What a process has in memory, in MB.
+fn resident(process: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1_024
+}
+
+fn percentile(times: &mut [Duration], p: usize) -> Duration {
+    times.sort_unstable();
+    times[(times.len() - 1) * p / 100]
+}
+
+/// Clients that pay out of one channel, by wire.
+async fn clients(scene: &Scene) -> Vec<(&'static str, Client)> {
+    let deposit = tokens(900);
+    scene.network.funder().transfer(scene.client.address(), deposit).await.unwrap();
+    let terms = ChannelParams { client: scene.client.address(), gateway: scene.network.gateway_address(), salt: B256::random() };
+    let expiry = unix_now() + 7 * 24 * 3_600;
+    scene.network.ledger(scene.client.clone()).fund_channel(&terms, deposit, expiry).await.unwrap();
+    let channel = Arc::new(PayerChannel::new(terms, deposit, expiry));
+    let [_, wires @ ..] = scene.wires();
+    let client = |(name, transport): (&'static str, Arc<dyn Transport>)| {
+        let payer = ChannelPayer::new(transport.clone(), scene.trust.clone(), scene.client.clone(), channel.clone());
+        let client = Client::builder().transport(transport).payer(Arc::new(payer)).signer(scene.client.clone());
+        (name, client.max_price(Amount::TOKEN).timeout(Duration::from_mins(2)).build().unwrap())
+    };
+    wires.into_iter().map(client).collect()
+}
+
+async fn infer(client: &Client) -> bool {
+    let answer = client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await;
+    answer.is_ok_and(|answer| answer.output.text("label") == Some("7"))
+}
+
+async fn scene() -> Scene {
+    let settle = BatchPolicy { max_age: Duration::from_secs(5), ..BatchPolicy::default() };
+    Scene::with(network().gateway(move |gateway| gateway.batch_policy(settle))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn requests() {
+    let scene = scene().await;
+    let clients = clients(&scene).await;
+    let mut spent: Vec<Vec<f64>> = vec![Vec::new(); clients.len()];
+    for round in 0..=ROUNDS {
+        for (wire, (name, client)) in clients.iter().enumerate() {
+            let before = cpu();
+            let served = stream::iter(0..REQUESTS).map(async |_| infer(client).await).buffer_unordered(AT_ONCE);
+            let served = served.filter(|served| std::future::ready(*served)).count().await;
+            assert_eq!(served, REQUESTS, "{name}");
+            // The first round is for everything that is made once.
+            if round > 0 {
+                spent[wire].push((cpu() - before).as_secs_f64() * 1e3 / REQUESTS as f64);
+            }
+        }
+    }
+    let grpc = spent[0].clone();
+    for ((name, _), of_wire) in clients.iter().zip(&spent) {
+        let mut ratios: Vec<_> = of_wire.iter().zip(&grpc).map(|(one, other)| one / other).collect();
+        ratios.sort_by(f64::total_cmp);
+        let mean = of_wire.iter().sum::<f64>() / of_wire.len() as f64;
+        println!(
+            "{name}: {mean:.2} ms of CPU a request, client, nodes and validators included; {:.3} of gRPC's",
+            ratios[ratios.len() / 2]
+        );
+    }
+    scene.network.channels().flush();
+    eventually("everything is settled", async || scene.network.channels().unsettled() == 0).await;
+    println!("all {} requests are settled", (ROUNDS + 1) * REQUESTS * clients.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn hop() {
+    let scene = scene().await;
+    let quoted = scene.network.gateway().submit(scene.submission().await).await.unwrap();
+    // A hyper server that does nothing but answer as many bytes.
+    let bytes = serde_json::to_vec(&quoted).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let bare = format!("http://{}/", listener.local_addr().unwrap());
+    let served = Router::new().route("/", get(move || std::future::ready(Ok::<_, Infallible>(bytes.clone()))));
+    tokio::spawn(async move { axum::serve(listener, served).await.unwrap() });
+    let http = ncn_client::http().build().unwrap();
+    let wires = scene.wires();
+    let (mut of_bare, mut of_wires) = (Vec::new(), vec![Vec::new(); 4]);
+    for _ in 0..2_000 {
+        let began = Instant::now();
+        http.get(&bare).send().await.unwrap().bytes().await.unwrap();
+        of_bare.push(began.elapsed());
+        for (times, (_, wire)) in of_wires.iter_mut().zip(&wires) {
+            let began = Instant::now();
+            wire.status(quoted.request_id).await.unwrap();
+            times.push(began.elapsed());
+        }
+    }
+    let (p50, p99) = (percentile(&mut of_bare, 50), percentile(&mut of_bare, 99));
+    println!("bare hyper server: p50 {p50:?}, p99 {p99:?}");
+    for (times, (name, _)) in of_wires.iter_mut().zip(scene.wires()) {
+        println!("status over {name}: p50 {:?}, p99 {:?}", percentile(times, 50), percentile(times, 99));
+    }
+}
+
+/// Says when it says each part, in nanoseconds.
+struct Clock {
+    began: Instant,
+    pause: Duration,
+}
+
+#[async_trait]
+impl Executor for Clock {
+    fn formats(&self) -> Vec<ModelFormat> {
+        vec![ModelFormat::Onnx]
+    }
+
+    fn confinement(&self, _model_digest: &B256) -> Confinement {
+        Confinement::None
+    }
+
+    async fn load(&self, _package: &ModelPackage) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    async fn unload(&self, _digest: &B256) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    async fn run(&self, _execution: Execution) -> Result<Outputs, ExecutorError> {
+        let (began, pause) = (self.began, self.pause);
+        let parts = stream::iter(1..=PARTS).then(move |number| async move {
+            tokio::time::sleep(pause).await;
+            let values = Values::from([("text", Value::Text(format!("{} ", began.elapsed().as_nanos())))]);
+            let usage = Usage { input_units: 1, output_units: number as u64, duration_micros: 1 };
+            Ok(OutputChunk { values, usage, finish: (number == PARTS).then_some(FinishReason::Stop) })
+        });
+        Ok(parts.boxed())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn streams() {
+    let began = Instant::now();
+    let directory = tempfile::tempdir().unwrap();
+    let package = changed(directory.path(), |manifest| manifest["outputs"] = json!([{ "type": "text", "name": "text" }]));
+    let executor = Arc::new(Clock { began, pause: Duration::from_millis(50) });
+    let scene = Scene::with(LocalNetwork::builder().executor(executor).models(vec![package])).await;
+    for (name, client) in clients(&scene).await {
+        let (before, late) = (cpu(), std::sync::Mutex::new(Vec::new()));
+        let heard = AtomicUsize::new(0);
+        join_all((0..STREAMS).map(async |_| {
+            let order = Order::new(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).timeout(Duration::from_mins(5));
+            let mut events = client.submit(order).await.unwrap().pay().await.unwrap().events();
+            let (mut previous, mut said) = (None::<Duration>, Vec::new());
+            while let Some(event) = events.next().await {
+                match event.unwrap() {
+                    InferenceEvent::Part(part) => {
+                        let text = part.values.text("text").unwrap();
+                        let at = Duration::from_nanos(text.trim().parse().unwrap());
+                        assert!(previous.is_none_or(|previous| previous < at), "in order");
+                        previous = Some(at);
+                        said.push((at, began.elapsed()));
+                    }
+                    InferenceEvent::Finished(answer) => {
+                        assert_eq!(answer.output.text("text").unwrap().split_whitespace().count(), PARTS, "none is lost");
+                    }
+                    event => panic!("{event:?}"),
+                }
+            }
+            // The node keeps the newest part back until the next one is there.
+            let delays = said.windows(2).map(|pair| pair[0].1.saturating_sub(pair[1].0));
+            late.lock().unwrap().extend(delays);
+            heard.fetch_add(said.len(), Ordering::Relaxed);
+        }))
+        .await;
+        let spent = (cpu() - before).as_secs_f64() * 1e6 / (STREAMS * PARTS) as f64;
+        let mut late = late.into_inner().unwrap();
+        println!(
+            "{STREAMS} streams over {name}: {} parts heard, {spent:.0} us of CPU each, requests included; from engine to client p50 {:?}, p99 {:?}",
+            heard.into_inner(),
+            percentile(&mut late, 50),
+            percentile(&mut late, 99)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn flood() {
+    let scene = scene().await;
+    let clients = clients(&scene).await;
+    let client = &clients[1].1;
+    let most = async |at_once: usize| {
+        let (began, served) = (Instant::now(), AtomicUsize::new(0));
+        join_all((0..at_once).map(async |_| {
+            while began.elapsed() < FLOOD {
+                if infer(client).await {
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }))
+        .await;
+        served.into_inner() as f64 / began.elapsed().as_secs_f64()
+    };
+    let mut maximum = 0.0_f64;
+    for at_once in [8, 16, 32, 64] {
+        let rate = most(at_once).await;
+        println!("{at_once} at once: {rate:.1} requests a second, {} MB", resident("self"));
+        maximum = maximum.max(rate);
+    }
+    let (began, served, asked) = (Instant::now(), Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+    let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / (maximum * TIMES)));
+    let (mut highest, mut tasks) = (0, tokio::task::JoinSet::new());
+    while began.elapsed() < FLOOD {
+        tick.tick().await;
+        let (client, served) = (client.clone(), served.clone());
+        asked.fetch_add(1, Ordering::Relaxed);
+        tasks.spawn(async move {
+            if infer(&client).await && began.elapsed() < FLOOD {
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        if asked.load(Ordering::Relaxed).is_multiple_of(50) {
+            highest = highest.max(resident("self"));
+        }
+    }
+    let goodput = served.load(Ordering::Relaxed) as f64 / FLOOD.as_secs_f64();
+    println!(
+        "{TIMES} times the maximum for {FLOOD:?}: {} asked, {goodput:.1} a second served, {:.2} of the maximum; at most {highest} MB",
+        asked.into_inner(),
+        goodput / maximum
+    );
+    tasks.shutdown().await;
+}
