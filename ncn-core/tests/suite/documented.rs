@@ -181,3 +181,15 @@ fn links_lead_somewhere() {
     }
     assert!(links > 40, "{links}");
 }
+
+#[test]
+fn the_metrics() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let code = std::fs::read_to_string(root.join("ncn-node/src/measures.rs")).unwrap();
+    let document = std::fs::read_to_string(root.join("docs/operator.md")).unwrap();
+    let names: Vec<_> = code.split('"').filter(|text| text.starts_with("ncn_")).collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        assert!(document.contains(&format!("`{name}")), "{name} is in docs/operator.md");
+    }
+}

@@ -15,8 +15,9 @@ use crate::{
     account::{ChainArguments, KeyArguments, gateway},
     block_on,
     files::ReceiptFile,
-    infer::{Stream, channel_payer, finish, print, relayed_payer},
+    infer::{channel_payer, finish, print, relayed_payer},
     sanitize, say,
+    stream::Stream,
     unfinished::{self, Kept, Means, RECEIPT, Request},
 };
 

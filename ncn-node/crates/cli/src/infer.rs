@@ -1,7 +1,7 @@
 //! `ncn infer`: one request to any gateway.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -22,9 +22,10 @@ use crate::{
     fetch::witness,
     files::ReceiptFile,
     inputs::{InputArguments, ParsedInputs},
-    output::{print_output, prose},
+    output::print_output,
     price::PriceArguments,
     sanitize, say,
+    stream::Stream,
     unfinished::{Means, Request, Unfinished},
     verify::usage,
 };
@@ -92,13 +93,15 @@ async fn infer(arguments: &Arguments, given: ParsedInputs, signer: DynSigner) ->
         order = order.timeout(Duration::from_secs(seconds));
     }
     let limit = arguments.price.agree(&arguments.model, &client.estimate(&order).await?).await?;
+    let mut stream = Stream::new(arguments.json);
+    stream.wait("a quote, and the validators' approval of it");
     let quoted = client.submit(order.max_price(limit)).await?;
     let request = Request { gateway: arguments.gateway.clone(), means: means(arguments), stored: quoted.stored() };
     let mut unfinished = Unfinished::keep(&arguments.receipt, request, &arguments.key, &arguments.chain)?;
+    stream.wait(&format!("the payment of at most {}", quoted.quote().total));
     let answer = match quoted.pay().await {
         Ok(paid) => {
             unfinished.paid(paid.stored());
-            let mut stream = Stream::new(arguments.json);
             finish(paid, &mut stream).await
         }
         Err(error) => Err(error),
@@ -127,6 +130,7 @@ fn means(arguments: &Arguments) -> Means {
 
 /// Follows a request to its end, and shows what is streamed. A verified answer is one, whatever was streamed before it.
 pub(crate) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceOutput, ClientError> {
+    stream.wait("the answer, and the validators' approval of it");
     let mut events = paid.events();
     let ended = loop {
         match events.next().await {
@@ -136,47 +140,13 @@ pub(crate) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceO
             None => break Err(ClientError::NotRefunded("the request has no end".into())),
         }
     };
+    stream.end();
     match ended {
         Err(ClientError::PartsRejected { problem, answer }) => {
             say(&sanitize(&format!("what was streamed is not the output and void ({problem}); the verified output follows")));
             Ok(*answer)
         }
         ended => ended,
-    }
-}
-
-/// Text that is shown while it comes, to whoever watches; nobody has approved it yet.
-pub(crate) struct Stream {
-    watched: bool,
-    begun: bool,
-}
-
-impl Stream {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { watched: !json && io::stderr().is_terminal(), begun: false }
-    }
-
-    /// Shows a part, but not the last, which says how it went.
-    fn show(&mut self, event: &InferenceEvent) {
-        let InferenceEvent::Part(part) = event else {
-            if std::mem::take(&mut self.begun) {
-                say("\n(another node has taken over: the output starts anew)\n");
-            }
-            return;
-        };
-        let sanitize = self.watched && !part.is_last();
-        for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| sanitize) {
-            self.begun = true;
-            let _ = write!(io::stderr(), "{}", prose(text));
-        }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if self.begun {
-            say("\n");
-        }
     }
 }
 

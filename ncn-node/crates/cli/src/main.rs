@@ -23,6 +23,7 @@ mod price;
 mod quote;
 mod refund;
 mod registry;
+mod stream;
 mod subnet;
 mod unfinished;
 mod validator;
