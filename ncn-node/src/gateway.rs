@@ -62,6 +62,8 @@ use ncn_client::{Backoff, unix_now};
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it looks whether the last request has ended, before it stops.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// How long the last news may take from there to who follows.
+const LAST_NEWS: Duration = Duration::from_millis(500);
 
 /// A gateway and its subnet.
 pub struct Gateway {
@@ -224,12 +226,17 @@ impl Gateway {
     pub(crate) async fn drain(&self) {
         self.closed.cancel();
         let pay_by = Instant::now() + self.options.pay_time;
+        let mut waited = false;
         while self.owed() > 0 || self.tasks().has_unpaid() && Instant::now() < pay_by {
+            waited = true;
             tokio::time::sleep(DRAIN_POLL).await;
+        }
+        if waited {
+            tokio::time::sleep(LAST_NEWS).await;
         }
     }
 
-    /// How many requests are paid, and have not ended.
+    /// How many requests are paid, and have not told their clients how they ended.
     pub fn owed(&self) -> usize {
         self.tasks().owed()
     }

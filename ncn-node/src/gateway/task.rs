@@ -346,6 +346,11 @@ impl Task {
         self.publish(TaskEvent::Step(StepTiming { step, actor, took }));
     }
 
+    /// Whether its last news is told.
+    pub(super) fn is_told(&self) -> bool {
+        self.news().last().is_some_and(TaskEvent::is_last)
+    }
+
     /// Whether a part of the output has been given away.
     pub(super) fn has_streamed(&self) -> bool {
         self.chunk_bytes.load(Ordering::Relaxed) > 0

@@ -47,9 +47,9 @@ impl Tasks {
         self.all.values().any(|task| is_unpaid(task.lifecycle().state()))
     }
 
-    /// How many are paid, and have not ended.
+    /// How many are paid, and have not told how they ended.
     pub(super) fn owed(&self) -> usize {
-        self.all.values().filter(|task| task.lifecycle().state().is_owed()).count()
+        self.all.values().filter(|task| !is_unpaid(task.lifecycle().state()) && !task.is_told()).count()
     }
 
     /// Whether there is room for another request of this client.

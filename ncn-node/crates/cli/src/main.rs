@@ -250,7 +250,12 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     // It would say whole URLs, which may hold secrets.
     let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    if std::env::var_os("NCN_LOG_FORMAT").is_some_and(|format| format == "json") {
+        log.json().init();
+    } else {
+        log.init();
+    }
     let done = match arguments.map(|arguments| arguments.command) {
         Err(failure) => Err(failure),
         Ok(command) => run(command),
