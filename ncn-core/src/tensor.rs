@@ -3,7 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, SeqAccess, Visitor},
+};
 
 /// The type of a tensor's elements. All are stored little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,9 +80,36 @@ pub struct Tensor {
 #[serde(deny_unknown_fields)]
 struct Parts {
     data_type: DataType,
+    #[serde(deserialize_with = "shape")]
     shape: Vec<usize>,
     #[serde(with = "crate::serial::bytes")]
     data: Bytes,
+}
+
+/// No more dimensions than a tensor can have are read: a list of them takes much more memory, and time, than the tensor it would be of.
+fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    struct Dimensions;
+
+    impl<'de> Visitor<'de> for Dimensions {
+        type Value = Vec<usize>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a tensor's dimensions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<usize>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(dimension) = list.next_element()? {
+                if shape.len() >= MAX_RANK {
+                    return Err(A::Error::custom(format!("more than {MAX_RANK} dimensions")));
+                }
+                shape.push(dimension);
+            }
+            Ok(shape)
+        }
+    }
+
+    deserializer.deserialize_seq(Dimensions)
 }
 
 impl TryFrom<Parts> for Tensor {
@@ -190,6 +220,18 @@ impl fmt::Debug for Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_dimensions_are_read_than_there_can_be() {
+        let read = |rank: usize| {
+            let shape = vec!["1"; rank].join(",");
+            serde_json::from_str::<Tensor>(&format!("{{\"data_type\":\"u8\",\"shape\":[{shape}],\"data\":\"AQ==\"}}"))
+        };
+        assert_eq!(read(MAX_RANK).unwrap().shape().len(), MAX_RANK);
+        // The rest is not even looked at.
+        let refused = read(1_000).unwrap_err();
+        assert!(refused.to_string().contains("more than 8 dimensions") && refused.column() < 100, "{refused}");
+    }
 
     #[test]
     fn lying_shapes_are_refused() {

@@ -1,6 +1,7 @@
 //! Listening: for gRPC, and for whatever else is mounted beside it.
 
 mod answer;
+mod begun;
 mod body;
 mod connection;
 mod intake;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use axum::Router;
+use begun::Begun;
 use connection::{Connection, Peer};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -289,7 +291,9 @@ impl Serving {
     /// Serves calls; when the server stops, it takes no more and waits for those that are open.
     async fn talk(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: Peer) {
         let service = TowerToHyperService::new(self.intake.admission(self.routes.clone(), peer));
-        let mut serving = std::pin::pin!(self.protocols.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut serving = std::pin::pin!(
+            self.protocols.serve_connection_with_upgrades(TokioIo::new(Begun::within(HEADER_TIMEOUT, stream)), service)
+        );
         let served = tokio::select! {
             served = &mut serving => served,
             () = self.stop.cancelled() => {

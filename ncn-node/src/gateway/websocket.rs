@@ -9,14 +9,18 @@ use axum::{
 };
 use futures::StreamExt as _;
 use ncn_core::{ChannelParams, Signed, TaskCapability, Transport, TransportError};
-use ncn_wire::json::{Answer, Call, ChannelClosing, Problem, Question, Reply};
+use ncn_wire::{
+    MAX_SMALL_MESSAGE_BYTES,
+    json::{Answer, Call, ChannelClosing, Problem, Question, Reply},
+};
+use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::http::read;
 use crate::server::{
     plain::busy,
-    socket::{Accounts, Sending, Socket, upgrade},
+    socket::{Accounts, Received, Sending, Socket, upgrade},
 };
 
 /// How many calls of one socket are answered at once; it is not read while there are more.
@@ -49,7 +53,7 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
             let place = places.clone().acquire_owned().await.ok()?;
             Some((socket.next().await?, place))
         };
-        let (text, place) = tokio::select! {
+        let (Received { text, counted }, place) = tokio::select! {
             sending = outgoing.recv() => {
                 let Some(sending) = sending else { return };
                 if socket.send(sending).await.is_err() {
@@ -64,7 +68,11 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
         };
         while calls.try_join_next().is_some() {}
         followed.retain(|_, following| !following.is_finished());
-        match read::<Question>(text.as_bytes(), "message") {
+        if let Err(error) = counted {
+            calls.spawn(refused(answers.clone(), id_of(&text), error, place));
+            continue;
+        }
+        match read::<Question>(text.clone().into(), "message").await {
             Err(error) => drop(calls.spawn(refused(answers.clone(), None, error, place))),
             Ok(Question { call: Call::Leave(id), .. }) => drop(followed.remove(&id)),
             Ok(Question { id, .. }) if followed.contains_key(&id) => {
@@ -75,7 +83,13 @@ async fn serve(mut socket: Socket, transport: Arc<dyn Transport>) {
                 let following = follow(transport.clone(), answers.clone(), id, access, from);
                 followed.insert(id, AbortOnDropHandle::new(tokio::spawn(following)));
             }
-            Ok(Question { id, call }) => drop(calls.spawn(answer(transport.clone(), answers.clone(), id, call, place))),
+            Ok(Question { id, call }) => {
+                let counted = if matches!(call, Call::Submit(_)) { answers.accounts.count_order(&text) } else { Ok(()) };
+                drop(match counted {
+                    Ok(()) => calls.spawn(answer(transport.clone(), answers.clone(), id, call, place)),
+                    Err(error) => calls.spawn(refused(answers.clone(), Some(id), error, place)),
+                });
+            }
         }
     }
 }
@@ -95,6 +109,16 @@ impl Answers {
     }
 }
 
+/// To which call a refusal is the answer. The text is looked through for no more than that, and not when it is long.
+fn id_of(text: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        id: u64,
+    }
+    let is_short = text.len() <= MAX_SMALL_MESSAGE_BYTES;
+    is_short.then(|| serde_json::from_str::<Numbered>(text).ok()).flatten().map(|numbered| numbered.id)
+}
+
 /// What is said instead of an answer for which there is no room.
 fn unread(id: Option<u64>) -> String {
     serde_json::to_string(&Reply { id, answer: Answer::Error(busy().into()) }).unwrap_or_default()
@@ -106,7 +130,7 @@ async fn refused(answers: Answers, id: Option<u64>, error: TransportError, _: Ow
 
 /// Answers a call. Its place is given back with the answer.
 async fn answer(transport: Arc<dyn Transport>, answers: Answers, id: u64, call: Call, _: OwnedSemaphorePermit) {
-    let answer = match answers.accounts.place(matches!(call, Call::Submit(_))) {
+    let answer = match answers.accounts.place() {
         Ok(place) => tokio::select! {
             biased;
             () = place.end.cancelled() => Err(busy()),
@@ -145,7 +169,7 @@ async fn call_of(transport: &dyn Transport, call: Call) -> Result<Answer, Transp
 
 /// Passes a request's updates on until their end.
 async fn follow(transport: Arc<dyn Transport>, answers: Answers, id: u64, access: Signed<TaskCapability>, from: u64) {
-    let place = match answers.accounts.place(false) {
+    let place = match answers.accounts.place() {
         Ok(place) => place,
         Err(error) => {
             answers.send(Some(id), Answer::Error(error.into())).await;

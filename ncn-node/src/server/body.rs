@@ -10,6 +10,7 @@ use std::{
 
 use axum::body::Body;
 use http_body::{Body as _, Frame};
+use ncn_wire::to_status;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, codegen::Bytes};
@@ -17,6 +18,7 @@ use tonic::{Status, codegen::Bytes};
 use super::{
     intake::Lengths,
     pool::{Pool, Share},
+    rates::{Counters, Wire, too_many},
 };
 
 /// How long a message may take to arrive: of a unary call from its beginning to the body's end, of a stream from the message's
@@ -37,6 +39,8 @@ pub(super) struct RequestBody {
     pool: Arc<Pool>,
     /// For the messages of a stream after its first.
     streams: Arc<Pool>,
+    /// What questions count towards, as calls do.
+    counters: Counters,
     /// What the message takes out of the pool. The call that answers it shares in it.
     share: Arc<Mutex<Option<Share>>>,
     waiting: Option<Pin<Box<dyn Future<Output = Share> + Send>>>,
@@ -56,12 +60,12 @@ impl RequestBody {
         lengths: Lengths,
         peer: IpAddr,
         end: CancellationToken,
-        (pool, streams): (Arc<Pool>, Arc<Pool>),
+        (pool, streams, counters): (Arc<Pool>, Arc<Pool>, Counters),
         share: Arc<Mutex<Option<Share>>>,
     ) -> Self {
         let timeout = matches!(lengths, Lengths::Unary(_) | Lengths::Plain(_)).then(due);
         let (waiting, received, prefix) = (None, Bytes::new(), Vec::new());
-        Self { body, lengths, peer, end, pool, streams, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
+        Self { body, lengths, peer, end, pool, streams, counters, share, waiting, timeout, received, prefix, left: 0, messages: 0 }
     }
 
     fn set_share(&self, share: Option<Share>) {
@@ -73,7 +77,11 @@ impl RequestBody {
     fn begin(&mut self, length: usize) -> Result<(), Status> {
         let most = match (self.lengths, self.messages) {
             (Lengths::Unary(most) | Lengths::Plain(most) | Lengths::Stream(most, _), 0) | (Lengths::Stream(_, most), _) => most,
-            (Lengths::Questions(most, count), asked) if asked < count => most,
+            (Lengths::Questions(most, count), asked) if asked < count => {
+                let refused = |left| to_status(&too_many(left));
+                self.counters.count(self.peer, Wire::Stream, false).map_err(refused)?;
+                most
+            }
             (Lengths::Questions(..), _) => {
                 return Err(Status::resource_exhausted("message: too many on one call: begin another one"));
             }
@@ -219,7 +227,14 @@ mod tests {
         let (messages, streams) = (Pool::new(1), Pool::new(1 << 20));
         let body = Body::new(Frames([message(first), message(second)].into()));
         let peer = Ipv4Addr::LOCALHOST.into();
-        let mut body = RequestBody::new(body, lengths, peer, CancellationToken::new(), (messages, streams), Arc::default());
+        let mut body = RequestBody::new(
+            body,
+            lengths,
+            peer,
+            CancellationToken::new(),
+            (messages, streams, Counters::default()),
+            Arc::default(),
+        );
         let mut bytes = 0;
         while let Some(frame) = poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context)).await {
             bytes += frame?.into_data().map_or(0, |data| data.len());

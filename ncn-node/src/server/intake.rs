@@ -18,7 +18,7 @@ use tonic::{
     Status,
     codegen::{
         Bytes, StdError,
-        http::{HeaderMap, Method, Request, header},
+        http::{Method, Request},
     },
 };
 use tower::Service;
@@ -70,8 +70,8 @@ const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 
 const ATTACH: &str = "/ncn.v1.GatewayComputeService/Attach";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-/// How many questions about the services are answered on one call: there are fewer files and services to ask for.
-const QUESTIONS: usize = 256;
+/// How many questions about the services are answered on one call, each of which counts as one: there are fewer files and services to ask for.
+const QUESTIONS: usize = 64;
 
 /// Open until their client ends them: beside other calls, idle ones would take their places for ever.
 const WATCHES: [&str; 3] = ["/ncn.v1.P2PRegistryService/WatchNodes", "/grpc.health.v1.Health/Watch", REFLECTION];
@@ -111,9 +111,9 @@ pub(super) struct Admission {
     peer: Peer,
 }
 
-/// Whether a call is gRPC, whose errors are in headers of their own.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// Whether a call is gRPC, whose errors are in headers of their own. The path says it: what a client says of its body is its own affair.
+fn is_grpc(path: &str) -> bool {
+    ["/ncn.v1.", "/grpc."].into_iter().any(|start| path.starts_with(start))
 }
 
 impl<B> Service<Request<B>> for Admission
@@ -133,7 +133,8 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let peer = self.peer.clone();
         let end = CancellationToken::new();
-        let (is_grpc, path) = (is_grpc(request.headers()), request.uri().path());
+        let path = request.uri().path();
+        let is_grpc = is_grpc(path);
         let wire = if is_grpc { Wire::Stream } else { Wire::Http };
         let is_order = path == SUBMIT || path == INFERENCE && *request.method() == Method::POST;
         measures::called(wire.name());
@@ -155,10 +156,10 @@ where
         let is_admitted = path == ATTACH;
         let message = Arc::new(Mutex::new(None));
         let lengths = if is_grpc { Lengths::of(path) } else { Lengths::of_plain(path) };
-        let pools = (self.intake.messages.clone(), self.intake.streams.clone());
+        let pools = (self.intake.messages.clone(), self.intake.streams.clone(), self.intake.counters.clone());
         request.extensions_mut().insert(peer.clone());
         #[cfg(feature = "http")]
-        if request.headers().contains_key(header::UPGRADE) {
+        if request.headers().contains_key(tonic::codegen::http::header::UPGRADE) {
             request.extensions_mut().insert(self.intake.clone());
         }
         let body = |body| Body::new(RequestBody::new(Body::new(body), lengths, peer.address, end.clone(), pools, message.clone()));
@@ -223,6 +224,7 @@ mod tests {
         ];
         for (service, call) in paths {
             let path = format!("/{service}/{call}");
+            assert!(is_grpc(&path), "{path}");
             assert_ne!(Lengths::of(&path), Lengths::Unary(MAX_SMALL_MESSAGE_BYTES), "{path}");
         }
         let watches = [

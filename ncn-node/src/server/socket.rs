@@ -13,10 +13,10 @@ use futures::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use ncn_core::TransportError;
-use ncn_wire::json::MAX_JSON_BYTES;
+use ncn_wire::{MAX_SMALL_MESSAGE_BYTES, json::MAX_JSON_BYTES};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, interval_at},
+    time::{Instant, interval_at, sleep_until},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -37,7 +37,7 @@ use super::{
     pool::{Pool, Share},
     rates::{Wire, too_many},
 };
-use crate::measures;
+use crate::{measures, rate::Left};
 
 /// How often a peer is asked whether it is there, and how long it may say nothing.
 const PING: Duration = Duration::from_secs(15);
@@ -111,6 +111,8 @@ pub(crate) struct Socket {
     end: CancellationToken,
     _place: Share,
     heard: Instant,
+    /// It is not read before: where there is too much, there is no more to answer than may come.
+    resume: Instant,
     ping: tokio::time::Interval,
 }
 
@@ -118,6 +120,17 @@ pub(crate) struct Socket {
 pub(crate) struct Place {
     pub(crate) end: CancellationToken,
     _share: Share,
+}
+
+/// A text that has come, and an error where there were too many.
+pub(crate) struct Received {
+    pub(crate) text: Utf8Bytes,
+    pub(crate) counted: Result<(), TransportError>,
+}
+
+/// Whether only an order can be as long.
+fn is_long(text: &Utf8Bytes) -> bool {
+    text.len() > MAX_SMALL_MESSAGE_BYTES
 }
 
 /// A text to be sent, with what it takes out of the pool until it is.
@@ -135,17 +148,21 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    /// A place for a call, which counts.
+    /// Counts an order, when it was not counted as one by its length.
+    pub(crate) fn count_order(&self, text: &Utf8Bytes) -> Result<(), TransportError> {
+        if is_long(text) { Ok(()) } else { self.count(true).map_err(too_many) }
+    }
+
+    fn count(&self, is_order: bool) -> Result<(), Left> {
+        let counted = self.intake.counters.count(self.peer.address, Wire::Stream, is_order);
+        counted.map(drop).inspect_err(|_| measures::refused("often"))
+    }
+
+    /// A place for a call.
     ///
     /// # Errors
-    /// Too many are open, or came within a minute.
-    pub(crate) fn place(&self, is_order: bool) -> Result<Place, TransportError> {
-        measures::called("websocket");
-        let refused = |left| {
-            measures::refused("often");
-            too_many(left)
-        };
-        self.intake.counters.count(self.peer.address, Wire::Stream, is_order).map_err(refused)?;
+    /// Too many are open.
+    pub(crate) fn place(&self) -> Result<Place, TransportError> {
         let end = self.end.child_token();
         let share = self.intake.calls.claim(self.peer.address, 1, &end).ok_or_else(plain::busy)?;
         Ok(Place { end, _share: share })
@@ -167,11 +184,16 @@ impl Socket {
         Accounts { peer: self.peer.clone(), intake: self.intake.clone(), end: self.end.clone() }
     }
 
-    /// The next text; nothing once the socket has ended. Meanwhile the peer is asked whether it is there.
+    /// The next text, which counts as a call, and a long one as an order; nothing once the socket has ended. Meanwhile the peer is asked whether it is
+    /// there.
     ///
     /// Cancel safe: a text is not lost.
-    pub(crate) async fn next(&mut self) -> Option<Utf8Bytes> {
+    pub(crate) async fn next(&mut self) -> Option<Received> {
         loop {
+            tokio::select! {
+                () = self.end.cancelled() => return None,
+                () = sleep_until(self.resume) => {}
+            }
             let message = tokio::select! {
                 () = self.end.cancelled() => return None,
                 message = self.stream.next() => message?.ok()?,
@@ -187,12 +209,17 @@ impl Socket {
             match message {
                 Message::Text(text) => {
                     self.arriving().bytes = 0;
-                    return Some(text);
+                    measures::called("websocket");
+                    let counted = self.count(is_long(&text)).map_err(too_many);
+                    return Some(Received { text, counted });
                 }
                 // They may come between the fragments of a message, whose bytes still count.
                 Message::Ping(data) | Message::Pong(data) => {
                     let mut arriving = self.arriving();
                     arriving.bytes = arriving.bytes.saturating_sub(CONTROL_BYTES + data.len());
+                    drop(arriving);
+                    // Nobody is told, but it is waited for.
+                    let _ = self.count(false);
                 }
                 Message::Binary(_) => {
                     self.close(CloseCode::Unsupported, "messages are texts").await;
@@ -201,6 +228,13 @@ impl Socket {
                 Message::Close(_) | Message::Frame(_) => return None,
             }
         }
+    }
+
+    /// Counts what has come; where it was too much, the socket is not read until more may come.
+    fn count(&mut self, is_long: bool) -> Result<(), Left> {
+        let accounts = self.accounts();
+        let counted = accounts.count(false).and_then(|()| if is_long { accounts.count(true) } else { Ok(()) });
+        counted.inspect_err(|left| self.resume = Instant::now() + left.reset)
     }
 
     fn arriving(&self) -> MutexGuard<'_, Arriving> {
@@ -267,7 +301,7 @@ where
             .max_write_buffer_size(2 * MAX_JSON_BYTES);
         let stream = WebSocketStream::from_raw_socket(counted, Role::Server, Some(bounds)).await;
         let (heard, ping) = (Instant::now(), interval_at(Instant::now() + PING, PING));
-        serve(Socket { stream, arriving, peer, intake, end, _place: place, heard, ping }).await;
+        serve(Socket { stream, arriving, peer, intake, end, _place: place, heard, resume: heard, ping }).await;
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

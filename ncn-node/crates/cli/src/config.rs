@@ -154,6 +154,7 @@ fn written(arg: &Arg, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> 
     };
     let is_list = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
     let values = match value {
+        DeValue::Array(values) if is_list && values.is_empty() => return Err("a list of one or more"),
         DeValue::Array(values) if is_list => values.iter().map(|value| scalar(value.get_ref())).collect(),
         value => scalar(value).map(|value| vec![value]),
     };

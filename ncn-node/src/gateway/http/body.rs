@@ -6,6 +6,7 @@ use axum::{
 };
 use bytes::Bytes;
 use ncn_core::{Submission, TransportError, Value};
+use ncn_wire::MAX_SMALL_MESSAGE_BYTES;
 use serde::de::DeserializeOwned;
 use tonic::{
     Code, Status,
@@ -23,12 +24,12 @@ const MAX_PROBLEM_CHARS: usize = 256;
 /// A body in JSON.
 pub(super) struct Json<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned + Send + 'static, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let bytes = whole(request.into_body()).await?;
-        Ok(Self(read(&bytes, "body")?))
+        Ok(Self(read(bytes, "body").await?))
     }
 }
 
@@ -55,7 +56,7 @@ impl<S: Send + Sync> FromRequest<S> for Order {
             let is_file = part.file_name().is_some() || media_type.as_deref().is_some_and(|kind| !kind.starts_with("text/plain"));
             let data = part.bytes().await.map_err(broken)?;
             if name == SUBMISSION {
-                submission = Some(read::<Submission>(&data, SUBMISSION)?);
+                submission = Some(read::<Submission>(data, SUBMISSION).await?);
             } else if is_file {
                 let media_type = media_type.unwrap_or_else(|| "application/octet-stream".into());
                 inputs.push((name, Value::File { media_type, data }));
@@ -100,8 +101,16 @@ fn cut(error: &(dyn std::error::Error + 'static), problem: String) -> TransportE
     }
 }
 
-/// A value from JSON; the error says where.
-pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
+/// A value from JSON; the error says where. What is long is read where it holds up nobody.
+pub(crate) async fn read<T: DeserializeOwned + Send + 'static>(bytes: Bytes, what: &'static str) -> Result<T, TransportError> {
+    if bytes.len() <= MAX_SMALL_MESSAGE_BYTES {
+        return parse(&bytes, what);
+    }
+    let reading = tokio::task::spawn_blocking(move || parse(&bytes, what)).await;
+    reading.unwrap_or_else(|error| Err(TransportError::Internal(error.to_string())))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         // Both may say what was sent, and it was long.

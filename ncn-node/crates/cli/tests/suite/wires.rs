@@ -315,6 +315,18 @@ async fn a_client_calls_a_gateway_by_the_wire_that_its_url_names() {
     }
 }
 
+/// A WebSocket, whose frames the test writes itself.
+async fn open_socket(scene: &Scene) -> TcpStream {
+    let mut stream = TcpStream::connect(scene.network.gateway_url().replace("http://", "")).await.unwrap();
+    let handshake = "GET /ws HTTP/1.1\r\nhost: gateway\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    stream.write_all(handshake.as_bytes()).await.unwrap();
+    let mut answer = [0; 512];
+    let length = stream.read(&mut answer).await.unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer[..length]));
+    stream
+}
+
 /// A frame of a WebSocket as a client sends it, masked by zeros (RFC 6455, section 5.2).
 fn frame(first: u8, data: &[u8]) -> Vec<u8> {
     let length = u8::try_from(data.len()).ok().filter(|length| *length < 126);
@@ -331,17 +343,10 @@ fn frame(first: u8, data: &[u8]) -> Vec<u8> {
 async fn a_text_that_never_ends_counts_although_pings_come_between() {
     const FRAGMENT: usize = 256 << 10;
     let scene = Scene::new().await;
-    let address = scene.network.gateway_url().replace("http://", "");
-    let handshake = "GET /ws HTTP/1.1\r\nhost: gateway\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-         sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
     let mut open = Vec::new();
     // One address has half of the 64 MiB: a third text of 15 MiB cannot be taken, nor one soon after it, whatever the system itself holds.
     for _ in 0..8 {
-        let mut stream = TcpStream::connect(&address).await.unwrap();
-        stream.write_all(handshake.as_bytes()).await.unwrap();
-        let mut answer = [0; 512];
-        let length = stream.read(&mut answer).await.unwrap();
-        assert!(answer[..length].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer[..length]));
+        let mut stream = open_socket(&scene).await;
         let pieces = async {
             for piece in 0..60 {
                 let first = u8::from(piece == 0);

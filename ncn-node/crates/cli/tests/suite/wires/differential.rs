@@ -56,9 +56,15 @@ async fn hundreds_of_requests_have_the_same_answers_on_every_wire() {
         let mut order = scene.submission().await;
         spoil(&scene, &mut random, &mut order).await;
         let mut said = Vec::new();
-        for (wire, transport) in scene.wires() {
-            let error = transport.submit(order.clone()).await.map(|status| status.request_id);
-            said.push((wire, error));
+        // Some errors say what time it is, which goes on meanwhile.
+        for _ in 0..5 {
+            said.clear();
+            for (wire, transport) in scene.wires() {
+                said.push((wire, transport.submit(order.clone()).await.map(|status| status.request_id)));
+            }
+            if said.iter().all(|(_, answer)| *answer == said[0].1) {
+                break;
+            }
         }
         let error = said[0].1.clone().expect_err("it is spoilt");
         *kinds.entry(error.kind().to_string()).or_default() += 1;

@@ -71,13 +71,11 @@ async fn one_address_has_so_many_calls_a_minute_on_each_kind_of_wire() {
     wait(&refused);
     wait(&socket.submit(order.clone()).await.unwrap_err());
     let (by_socket, refused) = until_refused(|| socket.network()).await;
-    // One was made above, and each compute node has attached by one.
+    // A text is a call, though it is a refused order. One was made above, and each compute node has attached by one.
     let nodes = u32::try_from(scene.network.compute_addresses().len()).unwrap();
-    assert!(about(by_socket + 1 + nodes, CALLS), "{by_socket} calls over WebSocket");
+    assert!(about(by_socket + 2 + nodes, CALLS), "{by_socket} calls over WebSocket");
     wait(&refused);
     wait(&grpc.network().await.unwrap_err());
-    let access = scene.access(B256::ZERO, CapabilityScope::Follow, &scene.client).await;
-    wait(&socket.updates(access, 0).await.err().unwrap());
     process.submit(order).await.unwrap();
 }
 
@@ -109,6 +107,9 @@ async fn headers_say_what_is_left_and_other_addresses_have_their_own() {
     let problem: Problem = refused.json().await.unwrap();
     assert!(problem.retryable && problem.kind == "busy", "{problem:?}");
     assert_eq!(number(&first(Method::GET, "/health", "").await, "ratelimit-limit"), CALLS);
+    // What a client says of its body does not make it another wire.
+    let disguised = scene.call(Method::GET, "/health").header("content-type", "application/grpc").send().await.unwrap();
+    assert_eq!(number(&disguised, "ratelimit-limit"), CALLS);
     assert_eq!(number(&second(Method::POST, INFERENCE, "{}").await, "ratelimit-remaining"), ORDERS - 1);
 }
 
@@ -121,6 +122,24 @@ async fn one_client_has_so_many_orders_a_minute_wherever_it_calls_from() {
     wait(&refused);
     let other = Scene { client: key(), ..scene };
     other.network.gateway().submit(other.submission().await).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_nobody_can_read_count_as_well() {
+    let scene = scene().await;
+    let mut stream = open_socket(&scene).await;
+    for _ in 0..2 * CALLS {
+        stream.write_all(&frame(0x81, b"{")).await.unwrap();
+    }
+    let mut said = String::new();
+    while !said.contains("busy") {
+        let mut answer = [0; 1_024];
+        let length = in_time("an answer", stream.read(&mut answer)).await.unwrap();
+        assert!(length > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&answer[..length]));
+    }
+    let read = said.matches("\"invalid\"").count();
+    assert!(read <= 2 * CALLS as usize - 2, "{read} were read: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

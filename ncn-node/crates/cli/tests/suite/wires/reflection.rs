@@ -52,8 +52,8 @@ async fn each_server_describes_the_services_that_it_has() {
     }
     // A stranger asks for as much as there is, and no more.
     let list = || MessageRequest::ListServices(String::new());
-    assert_eq!(ask(&gateway, vec![list(); 256]).await.unwrap().len(), 256);
-    assert!(ask(&gateway, vec![list(); 1_000]).await.is_ok_and(|said| said.len() <= 256));
+    assert_eq!(ask(&gateway, vec![list(); 64]).await.unwrap().len(), 64);
+    assert!(ask(&gateway, vec![list(); 1_000]).await.is_ok_and(|said| said.len() <= 64));
     assert!(ask(&gateway, vec![MessageRequest::ListServices("a".repeat(5_000))]).await.is_ok_and(|said| said.is_empty()));
 
     let mut health = HealthClient::new(gateway);
