@@ -39,7 +39,7 @@ impl Default for GatewayOptions {
             max_tasks: 10_000,
             max_tasks_of_one: 5_000,
             max_unpaid_of_one: 256,
-            max_orders_a_minute_of_one: NonZeroU32::MIN.saturating_add(999),
+            max_orders_a_minute_of_one: NonZeroU32::MIN.saturating_add(9_999),
             least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),
             max_input_bytes: 8 << 20,
             max_timeout: Duration::from_hours(24),

@@ -45,7 +45,7 @@ pub(super) fn page(document: &Value) -> String {
         write_operation(&mut page, path, method, operation);
     }
     page.push_str("<section><h1>Types</h1></section>");
-    for (name, schema) in document["components"]["schemas"].as_object().unwrap_or(&empty) {
+    for (name, schema) in document.pointer("/components/schemas").and_then(Value::as_object).unwrap_or(&empty) {
         let about = text(&schema["description"]);
         let _ = write!(page, "<section id=type-{name}><h2>{name}</h2><p>{about}</p>", name = escaped(name));
         let _ = write!(page, "<p>{}</p></section>", shape(schema));
