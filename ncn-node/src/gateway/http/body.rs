@@ -114,10 +114,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, TransportEr
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         // Both may say what was sent, and it was long.
-        let cut = |text: String| text.chars().take(MAX_PROBLEM_CHARS).collect::<String>();
-        let path = cut(error.path().to_string());
+        let short = |text: String| text.chars().take(MAX_PROBLEM_CHARS).collect::<String>();
+        let path = short(error.path().to_string());
         let field = if matches!(&*path, "." | "?") { what.to_owned() } else { path };
-        TransportError::invalid(field, cut(error.into_inner().to_string()))
+        TransportError::invalid(field, short(error.into_inner().to_string()))
     })?;
     json.end().map_err(|error| TransportError::invalid(what, error.to_string()))?;
     Ok(value)

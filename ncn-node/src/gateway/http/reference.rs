@@ -9,7 +9,8 @@ const STYLE: &str = "
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 code, pre { font: 14px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
 section { border-top: 1px solid var(--line); padding: .5rem 0; }
-h2 code { font-size: 1rem; } h2 b { display: inline-block; min-width: 3.5rem; }
+h2 code { font-size: 1rem; } h2 b { text-transform: uppercase; font-size: 1rem; }
+td:nth-child(2) { min-width: 8rem; }
 table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid var(--line); padding: .25rem .5rem .25rem 0; vertical-align: top; }
 nav a { display: block; }
 ";
