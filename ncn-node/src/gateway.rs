@@ -84,7 +84,7 @@ pub struct Gateway {
     redemptions: redemption::Redemptions,
     /// Who asks the registry which gateway has a request.
     asking: Semaphore,
-    /// Ends the taking of orders.
+    /// Ends the taking of orders; so does the end of all work.
     closed: CancellationToken,
     /// Ends every driver, and the task that follows chain and registry.
     stopped: CancellationToken,
@@ -184,6 +184,7 @@ impl Gateway {
         let kept = journal.replay().await?;
         let orders = Rate::per_minute(options.max_orders_a_minute_of_one);
         let nodes = Nodes::new(&subnet.message);
+        let stopped = CancellationToken::new();
         let gateway = Arc::new_cyclic(|this| Self {
             signer,
             domain,
@@ -200,8 +201,8 @@ impl Gateway {
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
             asking: Semaphore::new(announce::MAX_ASKING),
-            closed: CancellationToken::new(),
-            stopped: CancellationToken::new(),
+            closed: stopped.child_token(),
+            stopped,
             this: this.clone(),
         });
         for (submission, salt, events) in kept {
@@ -374,7 +375,7 @@ impl Gateway {
 
     /// Takes a request in, unless somebody else just has.
     fn admit(&self, request_id: RequestId, submission: Submission) -> Result<Arc<Task>, TransportError> {
-        let this = self.this.upgrade().filter(|_| !self.closed.is_cancelled() && !self.stopped.is_cancelled());
+        let this = self.this.upgrade().filter(|_| !self.closed.is_cancelled());
         let this = this.ok_or_else(|| TransportError::Internal("the gateway is stopping: ask another one".into()))?;
         let mut tasks = self.tasks();
         if let Some(known) = tasks.get(&request_id) {
@@ -382,7 +383,7 @@ impl Gateway {
         }
         let client = submission.request.message.client;
         tasks.room(&client, &self.options)?;
-        self.orders.count(&client).map_err(|left| TransportError::Overloaded { retry_after: left.reset })?;
+        self.orders.count(&client)?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());

@@ -13,6 +13,7 @@ use governor::{
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
+use ncn_core::TransportError;
 
 /// After so many, those who are as if they had done nothing are forgotten; or after half as many as are remembered, if these are more.
 const FORGET_AFTER: usize = 4_096;
@@ -34,6 +35,13 @@ pub(crate) struct Left {
     pub(crate) remaining: u32,
     /// When all may come again; where nothing is left, when one may.
     pub(crate) reset: Duration,
+}
+
+/// The error where there were too many: it says when to come again.
+impl From<Left> for TransportError {
+    fn from(left: Left) -> Self {
+        Self::Overloaded { retry_after: left.reset }
+    }
 }
 
 impl<K: Hash + Eq + Clone> Rate<K> {

@@ -10,6 +10,7 @@ use std::{
 
 use axum::body::Body;
 use http_body::{Body as _, Frame};
+use ncn_core::TransportError;
 use ncn_wire::to_status;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
@@ -18,8 +19,9 @@ use tonic::{Status, codegen::Bytes};
 use super::{
     intake::Lengths,
     pool::{Pool, Share},
-    rates::{Counters, Wire, too_many},
+    rates::{Counters, Wire},
 };
+use crate::rate::Left;
 
 /// How long a message may take to arrive: of a unary call from its beginning to the body's end, of a stream from the message's
 /// first byte to its last. 16 MiB in this time are 4.5 Mbit/s. The time includes waiting for the pool.
@@ -78,7 +80,7 @@ impl RequestBody {
         let most = match (self.lengths, self.messages) {
             (Lengths::Unary(most) | Lengths::Plain(most) | Lengths::Stream(most, _), 0) | (Lengths::Stream(_, most), _) => most,
             (Lengths::Questions(most, count), asked) if asked < count => {
-                let refused = |left| to_status(&too_many(left));
+                let refused = |left: Left| to_status(&TransportError::from(left));
                 self.counters.count(self.peer, Wire::Stream, false).map_err(refused)?;
                 most
             }

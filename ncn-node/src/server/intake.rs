@@ -8,6 +8,7 @@ use std::{
 
 use axum::{Router, body::Body, response::Response};
 use futures::future::BoxFuture;
+use ncn_core::TransportError;
 use ncn_wire::{
     MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, MAX_SUBNET_BYTES,
     json::{INFERENCE, MAX_JSON_BYTES},
@@ -29,7 +30,7 @@ use super::{
     connection::Peer,
     plain,
     pool::Pool,
-    rates::{self, Counters, Wire, too_many},
+    rates::{self, Counters, Wire},
 };
 use crate::measures;
 
@@ -142,7 +143,8 @@ where
             Ok(left) => left.filter(|_| !is_grpc),
             Err(left) => {
                 measures::refused("often");
-                let mut response = if is_grpc { to_status(&too_many(left)).into_http() } else { plain::answer(too_many(left)) };
+                let error = TransportError::from(left);
+                let mut response = if is_grpc { to_status(&error).into_http() } else { plain::answer(error) };
                 if !is_grpc {
                     rates::say(&mut response, left);
                 }

@@ -3,7 +3,6 @@
 use std::{net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use axum::response::Response;
-use ncn_core::TransportError;
 use tonic::codegen::http::{HeaderName, HeaderValue};
 
 use crate::rate::{Left, Rate};
@@ -84,11 +83,6 @@ impl Counters {
         };
         rate.count(&peer).map(Some)
     }
-}
-
-/// The error where there were too many.
-pub(super) const fn too_many(left: Left) -> TransportError {
-    TransportError::Overloaded { retry_after: left.reset }
 }
 
 /// Says what is left, in the headers that clients of other services know.

@@ -35,7 +35,7 @@ use super::{
     intake::Intake,
     plain,
     pool::{Pool, Share},
-    rates::{Wire, too_many},
+    rates::Wire,
 };
 use crate::{measures, rate::Left};
 
@@ -150,7 +150,7 @@ pub(crate) struct Accounts {
 impl Accounts {
     /// Counts an order, when it was not counted as one by its length.
     pub(crate) fn count_order(&self, text: &Utf8Bytes) -> Result<(), TransportError> {
-        if is_long(text) { Ok(()) } else { self.count(true).map_err(too_many) }
+        if is_long(text) { Ok(()) } else { Ok(self.count(true)?) }
     }
 
     fn count(&self, is_order: bool) -> Result<(), Left> {
@@ -210,7 +210,7 @@ impl Socket {
                 Message::Text(text) => {
                     self.arriving().bytes = 0;
                     measures::called("websocket");
-                    let counted = self.count(is_long(&text)).map_err(too_many);
+                    let counted = self.count(is_long(&text)).map_err(Into::into);
                     return Some(Received { text, counted });
                 }
                 // They may come between the fragments of a message, whose bytes still count.

@@ -116,6 +116,7 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     arguments.listen.check_free()?;
+    let metrics = arguments.metrics.serve(|| {}).await?;
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
@@ -138,7 +139,6 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
     let builder = builder.options(options).rates(arguments.listen.rates());
     let builder = listen.into_iter().fold(builder, GatewayBuilder::listen);
     let builder = if arguments.metrics.has_address() { builder } else { builder.metrics(recorder()?) };
-    let metrics = arguments.metrics.serve(|| {}).await?;
     let gateway = builder.start().await.map_err(|error| match error {
         GatewayError::Listen(error) => Failure::Input(format!("--listen {error}")),
         GatewayError::NotItsGateway(id) => Failure::Input(format!("--owner: subnet {id} does not name this gateway: {WITH}")),

@@ -51,7 +51,7 @@ impl Stream {
         };
         let sanitize = self.watched && !part.is_last();
         for text in part.values.iter().filter_map(|(_, value)| value.as_text()).filter(|_| sanitize) {
-            self.waiting.finish_and_clear();
+            self.end();
             self.begun = true;
             let _ = write!(io::stderr(), "{}", prose(text));
         }
