@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ncn_core::{
-    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat,
-    NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, Registry, RegistryError, RequestId, Signed,
-    Subnet,
+    Address, AnswerTime, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory,
+    Heartbeat, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, Registry, RegistryError, RequestId,
+    Signed, Subnet,
     mempool::{Mempool, PendingRequests},
 };
 use tokio::time::Instant;
@@ -95,11 +95,11 @@ impl Registries {
 
 /// Asks with copies of the arguments.
 macro_rules! ask {
-    ($self:ident, $after:expr, $method:ident($($argument:ident),+)) => {
+    ($self:ident, $after:expr, $method:ident($($argument:ident),*)) => {
         $self
             .ask($after, |registry| {
-                $(let $argument = $argument.clone();)+
-                Box::pin(async move { registry.$method($($argument),+).await })
+                $(let $argument = $argument.clone();)*
+                Box::pin(async move { registry.$method($($argument),*).await })
             })
             .await
     };
@@ -184,5 +184,9 @@ impl Attestors for Registries {
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         // Thousands of requests: twice at once would be twice the work.
         ask!(self, Duration::from_mins(5), settlement(request))
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        ask!(self, HEDGE_AFTER, answer_times())
     }
 }

@@ -441,6 +441,9 @@ pub trait ChainView: Send + Sync {
 
     /// Who has created a subnet, and paid for it.
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError>;
+
+    /// What a validator has staked, zero when that is nothing.
+    async fn stake(&self, validator: Address) -> Result<Amount, LedgerError>;
 }
 
 /// The chain to whoever settles batches.

@@ -74,8 +74,8 @@ pub use payment::{FeeSplit, PayeeRole, Payout, PayoutSchedule};
 pub use price::{Price, Unit, UnitPrice, Units};
 pub use receipt::{Receipt, ReceiptError};
 pub use registry::{
-    ApprovedSubnet, Attestors, BatchRequest, Catalog, CompletionRequest, Directory, DirectoryExt, NodeChange, NodeChanges,
-    NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryStatus, Validator,
+    AnswerTime, ApprovedSubnet, Attestors, BatchRequest, Catalog, CompletionRequest, Directory, DirectoryExt, NodeChange,
+    NodeChanges, NodeQuery, PreprocessingRequest, Registry, RegistryError, RegistryStatus, Validator,
 };
 pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, SandboxError};
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};

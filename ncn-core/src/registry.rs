@@ -1,6 +1,6 @@
 //! The port to the P2P registry: who is on the network, and the validators' word.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use alloy_primitives::{Address, B256};
 use async_trait::async_trait;
@@ -190,6 +190,21 @@ pub const SUBNETS_PAGE: usize = 64;
 /// The largest manifest that the registry keeps. The hash table's messages have 16 KiB, with what leads to other nodes.
 pub const MAX_REGISTERED_MANIFEST: usize = 12 << 10;
 
+/// How quickly a validator approves what is good, as one registry node has seen lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnswerTime {
+    /// Who was asked.
+    pub validator: Address,
+    /// How often.
+    pub asked: u64,
+    /// How often it approved before enough others had.
+    pub approved: u64,
+    /// How long that took on average.
+    #[serde(rename = "meanMicros", with = "crate::serial::micros")]
+    pub mean: Duration,
+}
+
 /// What a registry node says of itself to its operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -350,6 +365,9 @@ pub trait Attestors: Send + Sync {
 
     /// M of N validators approve a batch of served requests before it is settled. Each of [`BatchRequest::committees`] has to.
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError>;
+
+    /// How quickly the validators answer that were asked, for people who watch: nothing vouches for it.
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError>;
 }
 
 /// The P2P registry: its parts at one node.

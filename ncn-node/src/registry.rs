@@ -1,5 +1,6 @@
 //! The registry's roles: the node that knows who is on the network and collects approvals, and the validator that gives them.
 
+mod answers;
 mod catalog;
 mod defined;
 mod given;
@@ -13,9 +14,10 @@ mod witness;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use answers::Answers;
 use async_trait::async_trait;
 use catalog::Manifests;
 use futures::{
@@ -27,7 +29,7 @@ use futures::{
 use ncn_client::grpc::GrpcValidator;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Approval, ApprovedSubnet, Attestors, BatchRequest, ChainView, Committee, Completion, CompletionAuthorization,
+    AnswerTime, Approval, ApprovedSubnet, Attestors, BatchRequest, ChainView, Committee, Completion, CompletionAuthorization,
     CompletionRequest, Deregistration, Directory, Domain, Heartbeat, Message as _, NodeChanges, NodeQuery, NodeRecord, NodeRole,
     PreprocessingRequest, QuorumCertificate, RegistryError, Signed, TrustHistory, UnixTime, Validator,
     evidence::Equivocation,
@@ -88,6 +90,7 @@ pub struct RegistryNode {
     validators: Mutex<HashMap<Address, Dialled>>,
     dial: Box<Dial>,
     refused: Mutex<BTreeMap<String, u64>>,
+    answers: Answers,
     outlet: OnceLock<Arc<dyn Outlet>>,
     state: Arc<AsyncMutex<Option<State>>>,
     witness: Arc<Witness>,
@@ -120,6 +123,7 @@ impl RegistryNode {
             validators: Mutex::default(),
             dial,
             refused: Mutex::default(),
+            answers: Answers::default(),
             outlet: OnceLock::new(),
             state: Arc::default(),
             witness: Arc::default(),
@@ -322,6 +326,8 @@ impl RegistryNode {
     {
         let asked = self.members(committees, trust);
         let mut waiting: BTreeSet<Address> = asked.iter().map(|validator| validator.address()).collect();
+        let began = Instant::now();
+        self.answers.asked(&waiting);
         let mut answers: FuturesUnordered<_> = asked
             .into_iter()
             .map(|validator| {
@@ -343,6 +349,7 @@ impl RegistryNode {
                     reasons.push(format!("{validator}: its approval is not its signature"));
                 }
                 Ok(Ok(approval)) => {
+                    self.answers.approved(validator, began.elapsed());
                     approvals.insert(validator, approval);
                 }
                 Ok(Err(error)) => reasons.push(format!("{validator}: {error}")),
@@ -459,5 +466,9 @@ impl Attestors for RegistryNode {
         };
         let (approvals, enough) = self.collect(&history, &committees, digest, SETTLEMENT_TIMEOUT, ask).await;
         enough.map(|()| QuorumCertificate::new(approvals))
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        Ok(self.answers.times())
     }
 }

@@ -393,6 +393,10 @@ impl ChainView for EvmLedger {
         let owner = self.network.ask(subnets, SubnetRegistry::ownerOfCall { id }).await?;
         Ok((owner != Address::ZERO).then_some(owner))
     }
+
+    async fn stake(&self, validator: Address) -> Result<Amount, LedgerError> {
+        Ok(self.stake_of(validator).await?.amount)
+    }
 }
 
 #[async_trait]

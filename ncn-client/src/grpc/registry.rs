@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use ncn_core::{
-    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory, Heartbeat,
-    NodeChange, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError, RegistryStatus,
-    RequestId, Signed, Subnet,
+    Address, AnswerTime, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, CompletionRequest, Deregistration, Directory,
+    Heartbeat, NodeChange, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate, RegistryError,
+    RegistryStatus, RequestId, Signed, Subnet,
     mempool::{Mempool, PendingRequests},
     registry::{SUBNETS_PAGE, manifest_digest},
 };
@@ -175,5 +175,10 @@ impl Attestors for GrpcRegistry {
         let judged = client.request_settlement_validation(proto::SettlementBatch::from(&*request));
         let judged = within::<_, RegistryError>(SETTLEMENT_TIMEOUT, judged).await?;
         Ok(judged.into_inner().try_into()?)
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        let said = self.call(async |mut client| client.get_answer_times(proto::Empty {}).await).await?.into_inner();
+        Ok(said.times.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 }

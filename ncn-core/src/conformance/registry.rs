@@ -280,6 +280,10 @@ async fn judges_quotes(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viola
     let verified = certificate.verify(&digest, &committee);
     rules.check("the certificate verifies", verified.is_ok(), verified)?;
     rules.ok("asking again is harmless", registry.preprocessing(good.clone()).await)?;
+    let times = rules.ok("it says who has answered", registry.answer_times().await)?;
+    let counted = times.iter().any(|of| of.approved > 0 && committee.members.contains(&of.validator))
+        && times.iter().all(|of| of.approved <= of.asked);
+    rules.check("who has approved is counted", counted, &times)?;
     let mut another = scene.request(&client).await;
     another.quote.gateway = MEMBER.into();
     rules.ok("each gateway of a subnet quotes", registry.preprocessing(another).await)?;

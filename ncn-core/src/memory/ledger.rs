@@ -369,6 +369,11 @@ impl ChainView for MemoryLedger {
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
         Ok(self.chain.lock().subnets.get(&subnet).copied())
     }
+
+    async fn stake(&self, _: Address) -> Result<Amount, LedgerError> {
+        // Its validators are said, and stake nothing.
+        Ok(Amount::ZERO)
+    }
 }
 
 #[async_trait]

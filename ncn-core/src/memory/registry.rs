@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use alloy_primitives::{Address, B256};
@@ -9,9 +10,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
 use crate::{
-    Approval, ApprovedSubnet, Attestors, BatchRequest, Catalog, Committee, CompletionRequest, Deregistration, Directory, DynSigner,
-    Heartbeat, InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest, QuorumCertificate,
-    RegistryError, RequestId, Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
+    AnswerTime, Approval, ApprovedSubnet, Attestors, BatchRequest, Catalog, Committee, CompletionRequest, Deregistration,
+    Directory, DynSigner, Heartbeat, InferenceRequest, Message as _, NodeChanges, NodeQuery, NodeRecord, PreprocessingRequest,
+    QuorumCertificate, RegistryError, RequestId, Signed, Subnet, TrustHistory, TrustRoot, UnixTime,
     evidence::ApprovalKey,
     membership::{Membership, MembershipLimits, Origin, SharedMembership},
     mempool::{Mempool, PendingRequests},
@@ -31,13 +32,23 @@ pub struct MemoryRegistry {
     clock: Clock,
     approved: Mutex<HashMap<ApprovalKey, B256>>,
     manifests: Mutex<HashMap<B256, Bytes>>,
+    /// How often each validator has approved something.
+    approvals: Mutex<BTreeMap<Address, u64>>,
 }
 
 impl MemoryRegistry {
     /// A registry of the network `trust`, with these validators.
     pub fn new(trust: TrustRoot, validators: Vec<DynSigner>, clock: Clock) -> Self {
         let membership = SharedMembership::new(Membership::new(trust.domain, MembershipLimits::default()));
-        Self { trust, validators, membership, clock, approved: Mutex::default(), manifests: Mutex::default() }
+        Self {
+            trust,
+            validators,
+            membership,
+            clock,
+            approved: Mutex::default(),
+            manifests: Mutex::default(),
+            approvals: Mutex::default(),
+        }
     }
 
     /// The network, which has been as it is since its first second.
@@ -80,6 +91,11 @@ impl MemoryRegistry {
                 return Err(RegistryError::TooFewApprovals { have, need, reasons: "no more of the committee are here".into() });
             }
         }
+        let mut counted = self.approvals.lock().unwrap_or_else(PoisonError::into_inner);
+        for validator in approvals.keys() {
+            *counted.entry(*validator).or_default() += 1;
+        }
+        drop(counted);
         Ok(QuorumCertificate::new(approvals.into_values().collect()))
     }
 }
@@ -188,5 +204,17 @@ impl Attestors for MemoryRegistry {
         }
         let digest = request.batch.settlement.digest(&self.trust.channel_domain());
         self.certify(&request.committees, &digest).await
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        // They are asked when they are needed, and none of them is waited for.
+        let counted = self.approvals.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = |(validator, count): (&Address, &u64)| AnswerTime {
+            validator: *validator,
+            asked: *count,
+            approved: *count,
+            mean: Duration::ZERO,
+        };
+        Ok(counted.iter().map(time).collect())
     }
 }

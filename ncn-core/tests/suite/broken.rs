@@ -10,11 +10,11 @@ use futures::{StreamExt as _, stream};
 use ncn_core::BatchRequest;
 use ncn_core::channel::CertifiedBatch;
 use ncn_core::{
-    Address, Amount, ApprovedSubnet, Attestors, B256, BatchSettler, Catalog, ChainView, Channel, ChannelParams, CompletionRequest,
-    Confinement, Deregistration, Directory, DynSigner, Epoch, Execution, Executor, ExecutorError, Heartbeat, LedgerError,
-    NodeChange, NodeChanges, NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger, PaymentRef,
-    PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId, Settlement,
-    Signature, Signed, Subnet, TrustHistory, UnixTime,
+    Address, Amount, AnswerTime, ApprovedSubnet, Attestors, B256, BatchSettler, Catalog, ChainView, Channel, ChannelParams,
+    CompletionRequest, Confinement, Deregistration, Directory, DynSigner, Epoch, Execution, Executor, ExecutorError, Heartbeat,
+    LedgerError, NodeChange, NodeChanges, NodeQuery, NodeRecord, Payer, PaymentAuthorization, PaymentChanges, PaymentLedger,
+    PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry, RegistryError, RequestId,
+    Settlement, Signature, Signed, Subnet, TrustHistory, UnixTime,
     conformance::{self, ChainFixture, LedgerFixture, PayerFixture, RegistryFixture},
     executor::{ModelPackage, Outputs},
     memory::{EchoExecutor, MemoryChain},
@@ -201,6 +201,10 @@ impl ChainView for BrokenSettler {
 
     async fn subnet_owner(&self, subnet: B256) -> Result<Option<Address>, LedgerError> {
         self.settler.subnet_owner(subnet).await
+    }
+
+    async fn stake(&self, validator: Address) -> Result<Amount, LedgerError> {
+        self.settler.stake(validator).await
     }
 }
 

@@ -182,6 +182,11 @@ impl P2pRegistryService for RegistryAdapter {
     ) -> Result<Response<proto::SettlementValidation>, Status> {
         Ok(Response::new(self.0.settlement(Arc::new(read(request)?)).await.map_err(status)?.into()))
     }
+
+    async fn get_answer_times(&self, _: Request<proto::Empty>) -> Result<Response<proto::AnswerTimes>, Status> {
+        let times = self.0.answer_times().await.map_err(status)?;
+        Ok(Response::new(proto::AnswerTimes { times: times.into_iter().map(Into::into).collect() }))
+    }
 }
 
 #[async_trait]

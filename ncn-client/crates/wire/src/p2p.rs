@@ -1,9 +1,11 @@
 //! What registry nodes say to each other.
 
-use ncn_core::{RegistryStatus, membership::News};
+use std::time::Duration;
+
+use ncn_core::{AnswerTime, RegistryStatus, membership::News};
 use prost::{Message, bytes::Bytes};
 
-use super::{WireError, required};
+use super::{WireError, address, bytes, required};
 use crate::{
     entries::{Described, check_entries},
     proto::{self, news},
@@ -47,6 +49,23 @@ impl From<proto::RegistryStatus> for RegistryStatus {
             uptime,
             pending,
         }
+    }
+}
+
+impl From<AnswerTime> for proto::AnswerTime {
+    fn from(AnswerTime { validator, asked, approved, mean }: AnswerTime) -> Self {
+        let mean_us = mean.as_micros().try_into().unwrap_or(u64::MAX);
+        Self { validator: bytes(validator), asked, approved, mean_us }
+    }
+}
+
+impl TryFrom<proto::AnswerTime> for AnswerTime {
+    type Error = WireError;
+
+    fn try_from(time: proto::AnswerTime) -> Result<Self, WireError> {
+        let proto::AnswerTime { validator, asked, approved, mean_us } = time;
+        let validator = address("answer_time.validator", &validator)?;
+        Ok(Self { validator, asked, approved, mean: Duration::from_micros(mean_us) })
     }
 }
 

@@ -12,6 +12,7 @@ enum Flaw {
     IsSyncedTooEarly,
     ForgetsWhatItApproved,
     MakesManifestsUp,
+    ForgetsWhoAnswered,
 }
 
 struct BrokenRegistry {
@@ -111,6 +112,11 @@ impl Attestors for BrokenRegistry {
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         self.scene.registry.settlement(request).await
     }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        let times = self.scene.registry.answer_times().await;
+        if self.flaw == Flaw::ForgetsWhoAnswered { Ok(Vec::new()) } else { times }
+    }
 }
 
 #[async_trait]
@@ -140,6 +146,7 @@ async fn broken_registries_are_caught() {
         (Flaw::IsSyncedTooEarly, "a watch begins with all that is live"),
         (Flaw::ForgetsWhatItApproved, "no two results of one node are approved for a request"),
         (Flaw::MakesManifestsUp, "an unknown manifest is said so"),
+        (Flaw::ForgetsWhoAnswered, "who has approved is counted"),
     ];
     for (flaw, rule) in caught {
         let broken = BrokenRegistry { scene: Scene::new(), flaw };

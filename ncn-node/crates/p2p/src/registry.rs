@@ -5,9 +5,9 @@ use std::{net::SocketAddr, sync::Arc};
 use async_trait::async_trait;
 use libp2p::bytes::Bytes;
 use ncn_core::{
-    Address, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, ChainView, CompletionRequest, Confinement, Deregistration,
-    Directory, DynSigner, Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest, QuorumCertificate,
-    RegistryError, RegistryStatus, RequestId, Signed, Subnet, Validator,
+    Address, AnswerTime, ApprovedSubnet, Attestors, B256, BatchRequest, Catalog, ChainView, CompletionRequest, Confinement,
+    Deregistration, Directory, DynSigner, Heartbeat, NodeChanges, NodeQuery, NodeRecord, NodeRole, PreprocessingRequest,
+    QuorumCertificate, RegistryError, RegistryStatus, RequestId, Signed, Subnet, Validator,
     membership::{News, Source},
     mempool::{Mempool, PendingRequests},
     registry::manifest_digest,
@@ -375,5 +375,9 @@ impl Attestors for PeerRegistry {
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         self.node.settlement(request).await
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        self.node.answer_times().await
     }
 }

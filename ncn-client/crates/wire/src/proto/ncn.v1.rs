@@ -1621,6 +1621,24 @@ pub mod gateway_compute_service_server {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnswerTimes {
+    #[prost(message, repeated, tag = "1")]
+    pub times: ::prost::alloc::vec::Vec<AnswerTime>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnswerTime {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub validator: ::prost::bytes::Bytes,
+    /// How often it was asked lately, and how often it approved before enough others had.
+    #[prost(uint64, tag = "2")]
+    pub asked: u64,
+    #[prost(uint64, tag = "3")]
+    pub approved: u64,
+    /// How long these approvals took on average, in microseconds.
+    #[prost(uint64, tag = "4")]
+    pub mean_us: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegistryStatus {
     #[prost(string, tag = "1")]
     pub peer: ::prost::alloc::string::String,
@@ -2133,6 +2151,18 @@ pub mod p2p_registry_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "RequestSettlementValidation"));
             self.inner.unary(req, path, codec).await
         }
+        /// How quickly the validators that this node has asked approve what is good.
+        pub async fn get_answer_times(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::AnswerTimes>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.P2PRegistryService/GetAnswerTimes");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.P2PRegistryService", "GetAnswerTimes"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2220,6 +2250,11 @@ pub mod p2p_registry_service_server {
             &self,
             request: tonic::Request<super::SettlementBatch>,
         ) -> std::result::Result<tonic::Response<super::SettlementValidation>, tonic::Status>;
+        /// How quickly the validators that this node has asked approve what is good.
+        async fn get_answer_times(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::AnswerTimes>, tonic::Status>;
     }
     /// Who is on the network, and the validators' word.
     #[derive(Debug)]
@@ -2709,6 +2744,34 @@ pub mod p2p_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RequestSettlementValidationSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.P2PRegistryService/GetAnswerTimes" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAnswerTimesSvc<T: P2pRegistryService>(pub Arc<T>);
+                    impl<T: P2pRegistryService> tonic::server::UnaryService<super::Empty> for GetAnswerTimesSvc<T> {
+                        type Response = super::AnswerTimes;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as P2pRegistryService>::get_answer_times(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAnswerTimesSvc(inner);
                         let codec = crate::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
@@ -3678,6 +3741,12 @@ impl crate::entries::Described for TaskChunk {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<OutputChunk>(2)];
 }
 impl crate::entries::Described for TaskFailed {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for AnswerTimes {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::messages::<AnswerTime>(1)];
+}
+impl crate::entries::Described for AnswerTime {
     const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for RegistryStatus {

@@ -19,11 +19,11 @@ use ncn_client::{
 };
 use ncn_core::BatchRequest;
 use ncn_core::{
-    Address, Amount, Approval, ApprovedSubnet, Attestors, B256, Catalog, ChannelParams, CompletionRequest, Deregistration,
-    Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges, NodeQuery, NodeRecord,
-    Outcome, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate, Quote, Receipt, Registry,
-    RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent, Transport, TransportError,
-    TrustHistory, TrustRoot, UnixTime, Update, Value,
+    Address, Amount, AnswerTime, Approval, ApprovedSubnet, Attestors, B256, Catalog, ChannelParams, CompletionRequest,
+    Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges,
+    NodeQuery, NodeRecord, Outcome, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate,
+    Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent,
+    Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update, Value,
     mempool::{Mempool, PendingRequests},
     receipt::Payment,
     transport::Updates,
@@ -163,6 +163,10 @@ impl Attestors for LyingRegistry {
 
     async fn settlement(&self, request: Arc<BatchRequest>) -> Result<QuorumCertificate, RegistryError> {
         self.honest.settlement(request).await
+    }
+
+    async fn answer_times(&self) -> Result<Vec<AnswerTime>, RegistryError> {
+        self.honest.answer_times().await
     }
 }
 

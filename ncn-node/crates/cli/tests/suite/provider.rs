@@ -87,6 +87,10 @@ impl ChainView for Provider {
         self.chain.subnet_owner(subnet).await
     }
 
+    async fn stake(&self, validator: Address) -> Result<Amount, LedgerError> {
+        ChainView::stake(&*self.chain, validator).await
+    }
+
     async fn channel_payouts(&self, account: Address, from_block: Option<u64>) -> Result<(Amount, u64), LedgerError> {
         self.chain.channel_payouts(account, from_block).await
     }
