@@ -4,15 +4,20 @@
 //! are in `gateway/effects.rs`. One more task follows the chain, to report payments to the drivers, and the registry, for the live nodes.
 
 mod announce;
+mod check;
 mod driver;
 mod effects;
 mod execution;
 mod follow;
+mod history;
 #[cfg(feature = "http")]
 mod http;
 mod journal;
 mod nodes;
 mod options;
+mod overview;
+#[cfg(feature = "http")]
+mod page;
 #[cfg(feature = "grpc")]
 mod plane;
 mod redemption;
@@ -33,18 +38,26 @@ use std::{
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use history::History;
+pub use history::Second;
 #[cfg(feature = "http")]
 pub use http::http_routes;
 use ncn_core::{Address, B256};
 use ncn_core::{
-    Amount, CapabilityScope, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model, ModelInfo,
-    NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry, RegistryError,
-    RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError, UnixTime,
+    Amount, CapabilityScope, ChainView, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model,
+    ModelInfo, NetworkInfo, PaymentAuthorization, PaymentConfirmation, PaymentLedger, PaymentSubmission, Quote, Registry,
+    RegistryError, RequestId, Signature, Signed, State, Submission, Subnet, TaskCapability, TaskStatus, Transport, TransportError,
+    UnixTime,
     transport::{Ticket, Updates},
-    validation,
 };
 use nodes::Nodes;
 pub use options::GatewayOptions;
+use overview::Validators;
+pub use overview::{
+    ModelOverview, MoneyOverview, NodeOverview, Overview, RequestDetail, RequestOverview, StepOverview, ValidatorOverview,
+};
+#[cfg(feature = "http")]
+pub use page::Page;
 #[cfg(feature = "grpc")]
 pub use serve::{client_service, compute_service};
 use served::Served;
@@ -73,10 +86,13 @@ pub struct Gateway {
     models: HashMap<B256, ModelInfo>,
     registry: Arc<dyn Registry>,
     ledger: Arc<dyn PaymentLedger>,
+    chain: Arc<dyn ChainView>,
     journal: Journal,
     options: GatewayOptions,
     nodes: Nodes,
     served: Served,
+    history: History,
+    validators: Validators,
     tickets: Tickets,
     /// Of each client, whose signature is checked by then.
     orders: Rate<Address>,
@@ -100,6 +116,7 @@ pub(crate) struct GatewayParts {
     pub(crate) registry: Arc<dyn Registry>,
     /// Money, as the gateway's account sees it.
     pub(crate) ledger: Arc<dyn PaymentLedger>,
+    pub(crate) chain: Arc<dyn ChainView>,
     pub(crate) journal: Journal,
     pub(crate) options: GatewayOptions,
 }
@@ -151,7 +168,7 @@ async fn define(registry: &dyn Registry, subnet: &Signed<Subnet>) -> Result<(), 
 impl Gateway {
     /// Registers its own subnet or finds another owner's, takes up whatever requests the journal holds, and follows the chain.
     pub(crate) async fn start(parts: GatewayParts) -> Result<Arc<Self>, GatewayError> {
-        let GatewayParts { signer, subnet, manifests, registry, ledger, journal, options } = parts;
+        let GatewayParts { signer, subnet, manifests, registry, ledger, chain, journal, options } = parts;
         let domain = ledger.trust_root().await?.domain;
         let mut models = HashMap::new();
         for manifest in manifests {
@@ -192,10 +209,13 @@ impl Gateway {
             models,
             registry,
             ledger,
+            chain,
             journal,
             options,
             nodes,
             served: Served::default(),
+            history: History::default(),
+            validators: Validators::default(),
             tickets: Tickets::new(),
             orders,
             tasks: Mutex::default(),
@@ -298,49 +318,6 @@ impl Gateway {
         Ok(task)
     }
 
-    /// Everything that can be refused without asking anyone.
-    fn check(&self, submission: &Submission) -> Result<(), TransportError> {
-        let order = &submission.request.message;
-        let left = validation::order(order, unix_now()).map_err(|(field, problem)| TransportError::invalid(field, problem))?;
-        if left.get() > self.options.max_timeout.as_secs() {
-            let problem = format!("is {left} s away, at most {} s are taken", self.options.max_timeout.as_secs());
-            return Err(TransportError::invalid("request.deadline", problem));
-        }
-        if order.subnet != self.subnet_id() {
-            return Err(TransportError::invalid("request.subnet", format!("is not this gateway's, {}", self.subnet_id())));
-        }
-        let info = self.models.get(&order.model_digest).ok_or(TransportError::UnknownModel(order.model_digest))?;
-        // Seconds are whole, and the way here took a moment.
-        let least = info.least_timeout.as_secs();
-        if left.get() + 1 < least {
-            let problem = format!("is {left} s away, in which the model cannot be sure to answer: allow {least} s at least");
-            return Err(TransportError::invalid("request.deadline", problem));
-        }
-        let size = submission.inputs.size();
-        if size > self.options.max_input_bytes {
-            let problem = format!("have {size} bytes, at most {} are taken", self.options.max_input_bytes);
-            return Err(TransportError::invalid("inputs", problem));
-        }
-        if order.fits_inputs(&submission.inputs).is_err() {
-            return Err(TransportError::invalid("request.inputHash", "is not the hash of the inputs"));
-        }
-        let checked = info.model.manifest().check(&submission.inputs);
-        checked.map_err(|error| TransportError::invalid(format!("input {}", error.name), error.problem))?;
-        let checked = info.model.manifest().check_parameters(&order.parameters);
-        checked.map_err(|error| TransportError::invalid(format!("request.{}", error.name), error.problem))?;
-        let maximum = info.maximum(&submission.inputs, &order.parameters);
-        let (_, total) = maximum.map_err(|error| TransportError::invalid(error.name, error.problem))?;
-        if order.max_price < total {
-            let problem = format!("{} is less than the {total} that it can cost", order.max_price);
-            return Err(TransportError::invalid("request.maxPrice", problem));
-        }
-        submission
-            .request
-            .verify(&self.domain)
-            .map(drop)
-            .map_err(|error| TransportError::invalid("request.signature", error.to_string()))
-    }
-
     /// Takes what pays an order, once: when it is paid already, there is nothing to take.
     async fn take(&self, task: &Task, authorization: &PaymentAuthorization) -> Result<(), TransportError> {
         let status = task.status();
@@ -387,6 +364,7 @@ impl Gateway {
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());
+        self.history.ordered(request_id);
         driver::spawn(&this, task.clone());
         Ok(task)
     }

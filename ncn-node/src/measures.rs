@@ -1,7 +1,7 @@
 //! What a node measures, through the facade `metrics`: a program that installs a recorder sees it, and it costs next to nothing where there is none.
 //! Amounts are in tokens: they are for people who watch, and nothing is computed with them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use ncn_core::{Amount, ComputeError, ComputeEvent, Outcome, PayeeRole, Receipt, State};
@@ -57,7 +57,7 @@ fn tokens(amount: Amount) -> f64 {
     amount.units() as f64 / Amount::TOKEN.units() as f64
 }
 
-const fn name_of(outcome: Outcome) -> &'static str {
+pub(crate) const fn name_of(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Completed => "completed",
         Outcome::Refunded => "refunded",
@@ -68,7 +68,7 @@ const fn name_of(outcome: Outcome) -> &'static str {
     }
 }
 
-const fn name_of_state(state: State) -> &'static str {
+pub(crate) const fn name_of_state(state: State) -> &'static str {
     match state {
         State::Reserving => "reserving",
         State::Preprocessing => "preprocessing",
@@ -91,17 +91,17 @@ pub(crate) struct Journey {
 
 impl Journey {
     /// Of a request in this state, which costs so much at most.
-    pub(crate) fn begin(state: State, total: Amount) -> Self {
+    pub(crate) fn begin(began: Instant, state: State, total: Amount) -> Self {
         if state.is_owed() {
             gauge!(HELD).increment(tokens(total));
         }
-        Self { began: Instant::now(), entered: Instant::now(), state }
+        Self { began, entered: Instant::now(), state }
     }
 
-    /// It may be in another state now.
-    pub(crate) fn see(&mut self, state: State, total: Amount) {
+    /// It may be in another state now. Says how long it took, when that is an end.
+    pub(crate) fn see(&mut self, state: State, total: Amount) -> Option<(Outcome, Duration)> {
         if state == self.state {
-            return;
+            return None;
         }
         histogram!(STATE_SECONDS, "state" => name_of_state(self.state)).record(self.entered.elapsed());
         match (self.state.is_owed(), state.is_owed()) {
@@ -109,14 +109,15 @@ impl Journey {
             (true, false) => gauge!(HELD).decrement(tokens(total)),
             _ => {}
         }
-        if let State::Ended(outcome) = state {
-            counter!(REQUESTS, "outcome" => name_of(outcome)).increment(1);
-            histogram!(REQUEST_SECONDS, "outcome" => name_of(outcome)).record(self.began.elapsed());
-        }
-        if state == State::Ended(Outcome::Refunded) {
+        (self.entered, self.state) = (Instant::now(), state);
+        let State::Ended(outcome) = state else { return None };
+        let took = self.began.elapsed();
+        counter!(REQUESTS, "outcome" => name_of(outcome)).increment(1);
+        histogram!(REQUEST_SECONDS, "outcome" => name_of(outcome)).record(took);
+        if outcome == Outcome::Refunded {
             gauge!(REFUNDED).increment(tokens(total));
         }
-        (self.entered, self.state) = (Instant::now(), state);
+        Some((outcome, took))
     }
 }
 

@@ -114,6 +114,7 @@ fn perform() -> Result<bool> {
             setup::engines()?;
             setup::verifier()?;
             setup::schemathesis()?;
+            setup::browser()?;
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -40,6 +41,17 @@ pub(crate) fn verifier() -> Result<()> {
 /// What calls a gateway over HTTP as its description allows, and as it does not, in a virtual environment.
 pub(crate) fn schemathesis() -> Result<()> {
     environment("schemathesis", "ncn-node/crates/cli/tests/schemathesis/requirements.txt", &["--no-deps"]).map(drop)
+}
+
+/// A browser without a window, and what drives it: Debian's, whose packages are signed and whose releases have one version of them each.
+pub(crate) fn browser() -> Result<()> {
+    let answers = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if answers("chromium") && answers("chromedriver") {
+        return Ok(());
+    }
+    let packages = ["install", "--yes", "--no-install-recommends", "chromium", "chromium-driver"];
+    let installed = run("apt-get", &["update"], &root()).and_then(|()| run("apt-get", &packages, &root()));
+    installed.context("install chromium and chromium-driver: the tests open the gateway's page in them")
 }
 
 /// A virtual environment in target/ with these packages; returns its interpreter.

@@ -34,6 +34,7 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("engines: set up", |_| setup::engines())?;
     suite.step("verifier: set up", |_| setup::verifier())?;
     suite.step("schemathesis: set up", |_| setup::schemathesis())?;
+    suite.step("browser: set up", |_| setup::browser())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
     // Most of them wait most of the time; those that do not would be late with more.
     let threads = std::thread::available_parallelism()?.get().saturating_mul(2).to_string();

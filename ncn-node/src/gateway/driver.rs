@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use ncn_client::unix_now;
-use ncn_core::{Amount, Effect, Event, State};
+use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -26,8 +26,7 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
     // Idempotent: a task that was taken up again has begun already.
     keep(task, || gateway.journal.begin(task.request_id, &task.submission, &task.salt)).await;
-    let total = || task.quote().map_or(Amount::ZERO, |quote| quote.total);
-    let mut journey = Journey::begin(task.lifecycle().state(), total());
+    let mut journey = Journey::begin(task.began, task.lifecycle().state(), task.total());
     loop {
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
@@ -43,7 +42,10 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
             perform(gateway, task, effect, &mut inbox).await
         };
         record(gateway, task, event).await;
-        journey.see(task.lifecycle().state(), total());
+        if let Some((outcome, took)) = journey.see(task.lifecycle().state(), task.total()) {
+            task.end(took);
+            gateway.history.ended(outcome, took, task.total());
+        }
     }
 }
 

@@ -358,6 +358,7 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
         match issued {
             Ok(receipt) => {
                 measures::delivered(&receipt);
+                gateway.history.delivered(&receipt, &task.steps());
                 gateway.served.count(receipt.quote.model_digest, receipt.usage().units());
                 TaskEvent::Delivered { output, receipt: Box::new(receipt) }
             }

@@ -8,7 +8,7 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_core::{
-    Address, B256, Compute, Directory, NodeChange, NodeChanges, NodeQuery, NodeRecord, RegistryError, Subnet,
+    Address, B256, Compute, Confinement, Directory, NodeChange, NodeChanges, NodeQuery, NodeRecord, RegistryError, Subnet,
     membership::MembershipLimits,
 };
 use tokio::{sync::watch, task::coop::consume_budget};
@@ -24,7 +24,20 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// A model's index in the subnet. Strangers can register as many nodes as a registry takes, each with every model of the subnet, so an entry is small.
 type ModelIndex = u16;
 
-type Live = HashMap<Address, Box<[ModelIndex]>>;
+type Live = HashMap<Address, LiveNode>;
+
+struct LiveNode {
+    models: Box<[ModelIndex]>,
+    confinement: Confinement,
+}
+
+/// An attached node, with what the registry says of it.
+pub(super) struct SeenNode {
+    pub(super) address: Address,
+    pub(super) models: Vec<B256>,
+    /// None while it is not live.
+    pub(super) confinement: Option<Confinement>,
+}
 
 /// The known nodes.
 pub(super) struct Nodes {
@@ -70,6 +83,20 @@ impl Nodes {
         self.known.borrow().attached.keys().copied().collect()
     }
 
+    /// How many nodes are attached, and at most so many of them.
+    pub(super) fn seen(&self, most: usize) -> (usize, Vec<SeenNode>) {
+        let digests: HashMap<ModelIndex, B256> = self.models.iter().map(|(digest, index)| (*index, *digest)).collect();
+        let known = self.known.borrow();
+        let mut nodes: Vec<_> = known.attached.keys().copied().collect();
+        nodes.sort_unstable();
+        let seen = nodes.into_iter().take(most).map(|node| {
+            let live = known.live.get(&node);
+            let models = live.iter().flat_map(|live| &live.models).filter_map(|index| digests.get(index).copied()).collect();
+            SeenNode { address: node, models, confinement: live.map(|live| live.confinement) }
+        });
+        (known.attached.len(), seen.collect())
+    }
+
     /// The attached node with this address.
     pub(super) fn get(&self, address: Address) -> Option<Arc<dyn Compute>> {
         self.known.borrow().attached.get(&address).cloned()
@@ -81,7 +108,7 @@ impl Nodes {
         let mut known = self.known.subscribe();
         let mut found = Vec::new();
         let some = known.wait_for(|known| {
-            let has_model = |node: &Address| known.live.get(node).is_some_and(|models| models.contains(model));
+            let has_model = |node: &Address| known.live.get(node).is_some_and(|live| live.models.contains(model));
             found.extend(known.attached.iter().filter(|(node, _)| has_model(node)).map(|(_, compute)| compute.clone()));
             !found.is_empty()
         });
@@ -133,16 +160,16 @@ impl Nodes {
     }
 
     fn apply(&self, change: NodeChange, live: &mut Live) -> Result<(), RegistryError> {
-        let (node, models) = match change {
-            NodeChange::Live(record) => {
-                let NodeRecord { node, models, .. } = record.message;
-                // A record may repeat a model.
-                let models: BTreeSet<_> = models.iter().filter_map(|model| self.models.get(model).copied()).collect();
-                (node, models.into_iter().collect())
+        let NodeRecord { node, models, confinement, .. } = match change {
+            NodeChange::Live(record) => record.message,
+            NodeChange::Gone(node) => {
+                live.remove(&node);
+                return Ok(());
             }
-            NodeChange::Gone(node) => (node, Box::default()),
             NodeChange::Synced => return Ok(()),
         };
+        // A record may repeat a model.
+        let models: BTreeSet<_> = models.iter().filter_map(|model| self.models.get(model).copied()).collect();
         if models.is_empty() {
             live.remove(&node);
             return Ok(());
@@ -150,7 +177,7 @@ impl Nodes {
         if live.len() >= MembershipLimits::default().nodes && !live.contains_key(&node) {
             return Err(RegistryError::Malformed(format!("more than {} nodes are live in one subnet", live.len())));
         }
-        live.insert(node, models);
+        live.insert(node, LiveNode { models: models.into_iter().collect(), confinement });
         Ok(())
     }
 }

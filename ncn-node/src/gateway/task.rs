@@ -4,16 +4,16 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, B256, Committee, Delivery, Dispatch, Effect, Event, Lifecycle, PaymentRef, QuorumCertificate, Quote, RequestId,
-    Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot, Update, Values,
-    lifecycle::Unexpected, transport::Updates,
+    Address, Amount, B256, Committee, Delivery, Dispatch, Effect, Event, Lifecycle, Outcome, PaymentRef, QuorumCertificate, Quote,
+    Receipt, RequestId, Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot,
+    Update, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ pub(super) struct Task {
     pub(super) submission: Submission,
     /// The gateway's part in the draw of the committee.
     pub(super) salt: B256,
+    /// Since when this process knows of it.
+    pub(super) began: Instant,
     progress: Mutex<Progress>,
     /// How many events the journal has.
     recorded: AtomicU32,
@@ -43,6 +45,10 @@ pub(super) struct Task {
     news: Mutex<Vec<TaskEvent>>,
     /// Ticks with every change of `progress` or `news`.
     changed: watch::Sender<()>,
+    /// The newest step that was reported, by its number.
+    step: AtomicU8,
+    /// How long it took, once it has ended.
+    took: Mutex<Option<Duration>>,
     events: mpsc::Sender<Event>,
     inbox: Mutex<Option<mpsc::Receiver<Event>>>,
     hinted: Notify,
@@ -152,11 +158,14 @@ impl Task {
             request_id,
             submission,
             salt,
+            began: Instant::now(),
             progress: Mutex::new(progress),
             recorded,
             first,
             news: Mutex::default(),
             changed: watch::Sender::new(()),
+            step: AtomicU8::new(0),
+            took: Mutex::default(),
             events,
             inbox: Mutex::new(Some(inbox)),
             hinted: Notify::new(),
@@ -342,8 +351,63 @@ impl Task {
 
     /// Tells of a step, to the microsecond: what is told has the same form in this process as on a wire.
     pub(super) fn report(&self, step: Step, actor: Address, took: Duration) {
+        self.step.store(step as u8, Ordering::Relaxed);
         let took = Duration::from_micros(took.as_micros().try_into().unwrap_or(u64::MAX));
         self.publish(TaskEvent::Step(StepTiming { step, actor, took }));
+    }
+
+    /// The steps that were reported.
+    pub(super) fn steps(&self) -> Vec<StepTiming> {
+        let step = |event: &TaskEvent| if let TaskEvent::Step(timing) = event { Some(*timing) } else { None };
+        self.news().iter().filter_map(step).collect()
+    }
+
+    /// In which of the twelve steps it is; in none when it was given up.
+    pub(super) fn step(&self) -> Option<Step> {
+        let state = self.lifecycle().state();
+        let least = match state {
+            State::Reserving => Step::Discover,
+            State::Preprocessing => Step::Preprocessing,
+            State::AwaitingPayment => Step::Pay,
+            State::Executing => Step::Dispatch,
+            State::Completing => Step::Completion,
+            State::Settling => Step::Finalize,
+            State::Ended(Outcome::Completed) => Step::Deliver,
+            _ => return None,
+        };
+        let next = Step::from_code(self.step.load(Ordering::Relaxed) + 1);
+        Some(next.map_or(least, |next| next.max(least)))
+    }
+
+    /// Which node serves it, as far as is known.
+    pub(super) fn compute(&self) -> Option<Address> {
+        let progress = self.lock();
+        let word = progress.dispatch.as_ref().map(|word| word.message.compute);
+        word.or_else(|| progress.quote.as_ref().map(|quote| quote.compute))
+    }
+
+    /// The most that it costs, once it has a quote.
+    pub(super) fn total(&self) -> Amount {
+        self.lock().quote.as_ref().map_or(Amount::ZERO, |quote| quote.total)
+    }
+
+    /// It has ended, after so long.
+    pub(super) fn end(&self, took: Duration) {
+        *self.took.lock().unwrap_or_else(PoisonError::into_inner) = Some(took);
+    }
+
+    /// How long it took, once it has ended, or has been there.
+    pub(super) fn age(&self) -> Duration {
+        let took = *self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        took.filter(|_| matches!(self.lifecycle().state(), State::Ended(_))).unwrap_or_else(|| self.began.elapsed())
+    }
+
+    /// The receipt, once it is delivered.
+    pub(super) fn receipt(&self) -> Option<Receipt> {
+        match self.news().last() {
+            Some(TaskEvent::Delivered { receipt, .. }) => Some((**receipt).clone()),
+            _ => None,
+        }
     }
 
     /// Whether its last news is told.

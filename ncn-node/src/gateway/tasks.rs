@@ -42,6 +42,10 @@ impl Tasks {
         pending.map(|task| task.request_id).take(most).collect()
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.all.values()
+    }
+
     /// Whether some may still be paid.
     pub(super) fn has_unpaid(&self) -> bool {
         self.all.values().any(|task| is_unpaid(task.lifecycle().state()))

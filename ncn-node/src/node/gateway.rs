@@ -11,6 +11,9 @@ use crate::{
     store::SharedStore,
 };
 
+#[cfg(feature = "grpc")]
+use axum::Router;
+
 #[cfg(feature = "http")]
 use crate::gateway::http_routes;
 
@@ -19,7 +22,7 @@ use crate::{
     gateway::{client_service, compute_service},
     node::leave,
     registration::{NodeDescriptor, Registration},
-    server::{Listen, Rates, RenderMetrics, Server, Services, metrics_routes},
+    server::{Listen, Rates, Server, Services},
 };
 
 /// Makes up a gateway.
@@ -38,7 +41,7 @@ pub struct GatewayBuilder {
     #[cfg(feature = "grpc")]
     rates: Option<Rates>,
     #[cfg(feature = "grpc")]
-    metrics: Option<RenderMetrics>,
+    routes: Vec<Router>,
 }
 
 /// A gateway that runs: the role, its channels, its server, its registration.
@@ -74,7 +77,7 @@ impl Gateway {
             #[cfg(feature = "grpc")]
             rates: Some(Rates::default()),
             #[cfg(feature = "grpc")]
-            metrics: None,
+            routes: Vec::new(),
         }
     }
 }
@@ -118,11 +121,11 @@ impl GatewayBuilder {
         self
     }
 
-    /// What it answers at `/metrics`, wherever it listens.
+    /// What else it serves, wherever it listens: [`metrics_routes`](crate::server::metrics_routes), for example.
     #[cfg(feature = "grpc")]
     #[must_use]
-    pub fn metrics(mut self, render: RenderMetrics) -> Self {
-        self.metrics = Some(render);
+    pub fn routes(mut self, routes: Router) -> Self {
+        self.routes.push(routes);
         self
     }
 
@@ -133,15 +136,15 @@ impl GatewayBuilder {
     pub async fn start(self) -> Result<RunningGateway, GatewayError> {
         let Self { signer, subnet, ledger, chain, registry, store, manifests, policy, options, .. } = self;
         let journal = Journal::new(store.clone());
-        let channels = ChannelProcessor::start(ledger, chain, registry.clone(), signer.clone(), store, policy)?;
+        let channels = ChannelProcessor::start(ledger, chain.clone(), registry.clone(), signer.clone(), store, policy)?;
         let ledger = Arc::new(channels.clone());
         #[cfg(feature = "grpc")]
         let (mut listen, registering) = (self.listen.into_iter(), (registry.clone(), signer.clone()));
         #[cfg(feature = "grpc")]
-        let (rates, metrics) = (self.rates, self.metrics);
+        let (rates, routes) = (self.rates, self.routes);
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
-        let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, journal, options }).await?;
+        let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, chain, journal, options }).await?;
         unfinished.disarm();
         // From here on, dropping it ends everything.
         #[cfg(not(feature = "grpc"))]
@@ -151,7 +154,7 @@ impl GatewayBuilder {
         #[cfg(feature = "grpc")]
         if let Some(first) = listen.next() {
             let listen = (first, listen.collect());
-            running.server = Some(serve(running.gateway.clone(), registering, listen, (rates, metrics)).await?);
+            running.server = Some(serve(running.gateway.clone(), registering, listen, rates, routes).await?);
         }
         Ok(running)
     }
@@ -163,11 +166,12 @@ async fn serve(
     gateway: Arc<Gateway>,
     (registry, signer): (Arc<dyn Registry>, DynSigner),
     (first, others): (Listen, Vec<Listen>),
-    (rates, metrics): (Option<Rates>, Option<RenderMetrics>),
+    rates: Option<Rates>,
+    routes: Vec<Router>,
 ) -> Result<(Server, Registration), GatewayError> {
     let (domain, subnet) = (gateway.domain, gateway.subnet_id());
     let services = Services::new().with(client_service(gateway.clone())).with(compute_service(gateway.clone()));
-    let services = metrics.map(metrics_routes).into_iter().fold(services, Services::and);
+    let services = routes.into_iter().fold(services, Services::and);
     #[cfg(feature = "http")]
     let services = services.and(http_routes(gateway));
     let server = Server::start_at(first, others, services, rates).await?;

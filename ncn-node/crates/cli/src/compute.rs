@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use axum::Router;
 use ncn_core::{Amount, ModelInfo};
 use ncn_node::{
     compute::{ComputeNode, DEFAULT_CREDIT},
@@ -116,7 +117,7 @@ async fn start(arguments: &Arguments) -> Result<(RunningComputeNode, Option<Serv
         }
     }
 
-    let metrics = arguments.metrics.serve(|| {}).await?;
+    let metrics = arguments.metrics.serve(Router::new(), || {}).await?;
     let executor = arguments.engines.executor(&packages).await?;
     let address = signer.address();
     let store = open_store(arguments.state.as_deref())?;

@@ -1,11 +1,15 @@
 //! `ncn devnet`: the demo's network, kept running.
 
+mod trial;
+
 use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use alloy_primitives::U256;
+use ncn_client::{Client, Payment};
 use ncn_core::Amount;
 use ncn_devnet::{CHAIN_ID, EmbeddedChain, LocalNetwork, Mining, RpcServer, quickstart};
-use ncn_node::channel::BatchPolicy;
+use ncn_node::{channel::BatchPolicy, gateway::Page, server::metrics_routes};
+use trial::Trial;
 
 use crate::{
     Failure,
@@ -74,13 +78,14 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
         packages.push(quickstart::unpack(quickstart.path())?);
     }
     let settle = BatchPolicy { max_age: Duration::from_secs(arguments.settle_after), ..BatchPolicy::default() };
-    let metrics = recorder()?;
+    let (metrics, page, trial) = (recorder()?, Page::new(), Trial::default());
+    let routes = metrics_routes(metrics).merge(page.routes()).merge(trial.routes());
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
         .executor(arguments.engines.executor(&packages).await?)
         .models(packages)
-        .gateway(move |gateway| gateway.batch_policy(settle).metrics(metrics))
+        .gateway(move |gateway| gateway.batch_policy(settle).routes(routes))
         .listen(arguments.gateway, arguments.registry)
         .start()
         .await
@@ -90,6 +95,11 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
         network.funder().transfer(account, TOKENS).await.map_err(Failure::failed)?;
         chain.fund(account, U256::from(10_u64.pow(18)) * U256::from(1_000));
     }
+    let tried = ncn_devnet::well_known_key("page", 0);
+    network.funder().transfer(tried.address(), TOKENS).await.map_err(Failure::failed)?;
+    let client = Client::builder().transport(network.gateway()).payment(Payment::OnChain(network.ledger(tried)));
+    trial.open(client.trust(network.trust_root().await.map_err(Failure::failed)?).max_price(TOKENS).build()?);
+    page.show(network.gateway_node());
     if let Some(seconds) = arguments.block_time {
         chain.set_mining(Mining::Every(Duration::from_secs(seconds.max(1))));
     }
@@ -102,6 +112,7 @@ async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcSe
     let deployment = network.funder().deployment();
     let mut out = std::io::stdout().lock();
     writeln!(out, "gateway     {}", network.gateway_url())?;
+    writeln!(out, "page        {}/", network.gateway_url())?;
     writeln!(out, "registry    {}", network.registry_urls().join(","))?;
     match rpc {
         Some(rpc) => writeln!(out, "chain       {} (id {CHAIN_ID}, gas is free)", rpc.url())?,

@@ -10,9 +10,9 @@ use ncn_core::{Address, Amount};
 use ncn_models::Source;
 use ncn_node::{
     channel::BatchPolicy,
-    gateway::{Gateway, GatewayError, GatewayOptions},
+    gateway::{Gateway, GatewayError, GatewayOptions, Page},
     node::{GatewayBuilder, RunningGateway},
-    server::Server,
+    server::{Server, metrics_routes},
     store::{SharedStore, StoreError},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -116,7 +116,8 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
     let registry = arguments.registry.open()?;
     let store = open_store(arguments).await?;
     arguments.listen.check_free()?;
-    let metrics = arguments.metrics.serve(|| {}).await?;
+    let page = Page::new();
+    let metrics = arguments.metrics.serve(page.routes(), || {}).await?;
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.
@@ -138,13 +139,14 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
     let Listening { listen, certificate } = listening;
     let builder = builder.options(options).rates(arguments.listen.rates());
     let builder = listen.into_iter().fold(builder, GatewayBuilder::listen);
-    let builder = if arguments.metrics.has_address() { builder } else { builder.metrics(recorder()?) };
+    let builder = if arguments.metrics.has_address() { builder } else { builder.routes(metrics_routes(recorder()?)) };
     let gateway = builder.start().await.map_err(|error| match error {
         GatewayError::Listen(error) => Failure::Input(format!("--listen {error}")),
         GatewayError::NotItsGateway(id) => Failure::Input(format!("--owner: subnet {id} does not name this gateway: {WITH}")),
         GatewayError::Manifest(digest) => Failure::Input(format!("--manifest: is missing, or is not of the subnet: {digest}")),
         error => Failure::failed(error),
     })?;
+    page.show(gateway.gateway());
     let mut out = std::io::stdout();
     writeln!(out, "gateway {} listens at {}", gateway.gateway().address(), gateway.url().unwrap_or_default())?;
     for url in gateway.other_urls().into_iter().filter(|_| !arguments.listen.has_url()) {

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ncn_node::{
     measures,
@@ -15,14 +16,18 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct MetricsArguments {
-    /// Serve metrics for Prometheus there, as http://ADDRESS:PORT/metrics
+    /// Serve metrics for Prometheus there, as http://ADDRESS:PORT/metrics. A gateway has a page for people there, too, as http://ADDRESS:PORT/
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
 }
 
 impl MetricsArguments {
-    /// Serves them, where they are wanted; `measure` is called before each answer.
-    pub(crate) async fn serve(&self, measure: impl Fn() + Send + Sync + 'static) -> Result<Option<Server>, Failure> {
+    /// Serves them, and these routes, where they are wanted; `measure` is called before each answer.
+    pub(crate) async fn serve(
+        &self,
+        routes: Router,
+        measure: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Option<Server>, Failure> {
         let Some(address) = self.metrics else { return Ok(None) };
         let render = recorder()?;
         let render: RenderMetrics = Arc::new(move || {
@@ -30,7 +35,7 @@ impl MetricsArguments {
             render()
         });
         let refuse = |error: std::io::Error| Failure::Input(format!("--metrics {error}"));
-        Ok(Some(Server::start(address.into(), metrics_routes(render)).await.map_err(refuse)?))
+        Ok(Some(Server::start(address.into(), metrics_routes(render).merge(routes)).await.map_err(refuse)?))
     }
 
     /// Whether they are wanted at an address of their own.

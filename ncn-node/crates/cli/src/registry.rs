@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use axum::Router;
 use ncn_core::{NodeQuery, NodeRecord, NodeRole, RegistryStatus};
 use ncn_node::{server::Server, store::SharedStore};
 use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, RunningPeerRegistry};
@@ -195,7 +196,7 @@ async fn start(arguments: &Run) -> Result<(RunningPeerRegistry, Option<Server>),
         error => Failure::failed(error),
     })?;
     let registry = node.registry().clone();
-    let metrics = metrics.serve(move || registry.measure()).await?;
+    let metrics = metrics.serve(Router::new(), move || registry.measure()).await?;
     let mut out = io::stdout();
     writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url().unwrap_or_default())?;
     for address in node.registry().peer().listens().await {

@@ -392,6 +392,11 @@ impl LocalNetwork {
         self.gateway.gateway().clone()
     }
 
+    /// The gateway itself, as what it is.
+    pub const fn gateway_node(&self) -> &Arc<Gateway> {
+        self.gateway.gateway()
+    }
+
     /// The gateway's address.
     pub fn gateway_address(&self) -> Address {
         self.gateway.gateway().address()

@@ -5,6 +5,7 @@
 
 mod anvil;
 mod batches;
+mod browser;
 mod bystander;
 mod chain;
 mod channels;
@@ -48,6 +49,7 @@ mod once;
 mod onnxruntime;
 mod openai;
 mod outputs;
+mod page;
 mod peers;
 mod prices;
 mod provider;
