@@ -26,6 +26,8 @@ use parts::Parts;
 pub use quoted::Quoted;
 pub use stored::Stored;
 
+use tracing::Instrument as _;
+
 use crate::{Backoff, ClientError, QuoteProblem, unix_now};
 
 /// What an order has, on top of the least time that its model needs, to reach the gateway in.
@@ -199,7 +201,6 @@ impl Client {
     }
 
     /// Submits an order for a model as it was offered.
-    #[tracing::instrument(name = "client.submit", skip_all, fields(request = tracing::field::Empty))]
     async fn submit_as(&self, order: &Order, info: ModelInfo) -> Result<Quoted, ClientError> {
         let started = Instant::now();
         // The gateway checks the same; here it costs nobody anything.
@@ -224,14 +225,17 @@ impl Client {
         let trust = self.trust(0).await?.current().trust.clone();
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
-        tracing::Span::current().record("request", tracing::field::display(request_id));
         let access = TaskCapability { client: self.signer.address(), request_id, scope: CapabilityScope::Follow };
         let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
 
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone(), ticket: ticket.id };
-        let status = self.transport.submit(submission).await?;
-        let (quote, preprocessing) = quoted(status)?;
-        let trust = self.approved(&request.message, &request_id, &quote, &preprocessing).await?;
+        let asking = async {
+            let (quote, preprocessing) = quoted(self.transport.submit(submission).await?)?;
+            let trust = self.approved(&request.message, &request_id, &quote, &preprocessing).await?;
+            Ok::<_, ClientError>((quote, preprocessing, trust))
+        };
+        let span = tracing::info_span!("client.submit", request = %request_id);
+        let (quote, preprocessing, trust) = asking.instrument(span).await?;
         if (quote.price, quote.max_units) != (info.price, max_units) {
             return Err(QuoteProblem::Units { price: Box::new(quote.price), max_units: quote.max_units }.into());
         }

@@ -38,7 +38,8 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("python: set up", |_| setup::python().map(drop))?;
     // Most of them wait most of the time; those that do not would be late with more.
     let threads = std::thread::available_parallelism()?.get().saturating_mul(2).to_string();
-    let tests = ["test", "--workspace", "--locked", "--no-fail-fast", "--", "--test-threads", &threads];
+    // What sends traces is no part of the program by default, and is tested.
+    let tests = ["test", "--workspace", "--features", "ncn/otlp", "--locked", "--no-fail-fast", "--", "--test-threads", &threads];
     suite.step("Rust tests", |count| counted(count, "cargo", &tests, "."))?;
     suite.step("features", |_| features::run(true))?;
     suite.step("documentation", |_| {

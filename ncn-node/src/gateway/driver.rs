@@ -8,19 +8,28 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::{Gateway, effects, task::Task};
-use crate::{measures::Journey, store::StoreError};
+use crate::{
+    measures::{Journey, name_of_state},
+    store::StoreError,
+};
 
 /// How long to wait before the journal is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
 
-/// Drives a task until it can be forgotten.
+/// Drives a task to its end, and forgets it a while after.
 pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
     let gateway = gateway.clone();
     // Boxed: it would be large in whatever holds it.
     let span = tracing::info_span!(parent: None, "gateway", request = %task.request_id);
-    let driving = async move { gateway.stopped.clone().run_until_cancelled_owned(Box::pin(drive(&gateway, &task, inbox))).await };
-    tokio::spawn(driving.instrument(span));
+    let driving = async move {
+        let to_its_end = async {
+            drive(&gateway, &task, inbox).instrument(span).await;
+            forget(&gateway, &task).await;
+        };
+        gateway.stopped.clone().run_until_cancelled_owned(Box::pin(to_its_end)).await
+    };
+    tokio::spawn(driving);
 }
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
@@ -36,7 +45,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
                     task.reopen();
                     event
                 }
-                None => return forget(gateway, task).await,
+                None => return,
             }
         } else {
             perform(gateway, task, effect, &mut inbox).await
@@ -52,7 +61,8 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
 /// Does what the state asks for, until that or something else brings an event that means something.
 async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mpsc::Receiver<Event>) -> Event {
     let lifecycle = task.lifecycle();
-    let mut working = pin!(effects::perform(gateway, task, effect));
+    let span = tracing::info_span!("state", name = name_of_state(lifecycle.state()));
+    let mut working = pin!(effects::perform(gateway, task, effect).instrument(span));
     let mut expiry = pin!(tokio::time::sleep(time_left(gateway, task)));
     loop {
         let event = tokio::select! {

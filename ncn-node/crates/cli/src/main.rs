@@ -15,6 +15,7 @@ mod files;
 mod gateway;
 mod infer;
 mod inputs;
+mod log;
 mod metrics;
 mod model;
 mod models;
@@ -32,7 +33,7 @@ mod wallet;
 
 use std::{
     fmt,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     pin::pin,
     process::ExitCode,
 };
@@ -41,7 +42,6 @@ use clap::{Parser, Subcommand};
 use ncn_client::ClientError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Paid, validated, receipted AI inference.
 #[derive(Parser)]
@@ -247,15 +247,7 @@ fn main() -> ExitCode {
     // Models run in worker processes of this same program.
     ncn_executor::worker::init();
     let arguments = config::parse();
-    let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    // It would say whole URLs, which may hold secrets.
-    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    if std::env::var_os("NCN_LOG_FORMAT").is_some_and(|format| format == "json") {
-        log.json().init();
-    } else {
-        log.init();
-    }
+    let _log = log::init();
     let done = match arguments.map(|arguments| arguments.command) {
         Err(failure) => Err(failure),
         Ok(command) => run(command),

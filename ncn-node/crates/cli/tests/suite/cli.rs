@@ -159,10 +159,16 @@ impl Devnet {
 
     /// With more arguments.
     pub(crate) fn start_with(directory: &Path, more: &[&str]) -> Self {
+        Self::start_in(directory, more, &[])
+    }
+
+    /// And with these variables in its environment.
+    pub(crate) fn start_in(directory: &Path, more: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut process = Command::new(ncn())
             .args(["devnet", "--rpc", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--registry", "127.0.0.1:0", "--keys", "keys"])
             .args(["--settle-after", "1"])
             .args(more)
+            .envs(environment.iter().copied())
             .current_dir(directory)
             .stdout(std::process::Stdio::piped())
             .spawn()

@@ -89,3 +89,111 @@ async fn each_role_names_the_request() {
     ];
     assert_eq!(names, BTreeSet::from(roles));
 }
+
+#[cfg(feature = "otlp")]
+mod otlp {
+    use std::{process::Command, time::Duration};
+
+    use ncn_core::Receipt;
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
+        trace::v1::Span,
+    };
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Request, Response, Status};
+
+    use crate::{
+        cli::Devnet,
+        scene::{digit, ncn},
+        wait::{eventually, in_time},
+    };
+
+    use super::*;
+
+    /// Keeps what programs send.
+    #[derive(Clone, Default)]
+    struct Collector(Arc<Mutex<Vec<Span>>>);
+
+    #[async_trait::async_trait]
+    impl TraceService for Collector {
+        async fn export(
+            &self,
+            request: Request<ExportTraceServiceRequest>,
+        ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+            let all = request.into_inner().resource_spans.into_iter().flat_map(|of| of.scope_spans).flat_map(|of| of.spans);
+            self.0.lock().unwrap().extend(all);
+            Ok(Response::new(ExportTraceServiceResponse::default()))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_is_one_trace_through_all_roles() {
+        let collector = Collector::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tonic::transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
+        let serving = tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path().to_owned();
+        let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone()), ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned())];
+        let (at, of_network) = (here.clone(), environment.clone());
+        let devnet = tokio::task::spawn_blocking(move || {
+            Devnet::start_in(&at, &[], &of_network.each_ref().map(|(name, value)| (*name, value.as_str())))
+        });
+        let devnet = in_time("the network", devnet).await.unwrap();
+        let mut infer = Command::new(ncn());
+        infer.args(["infer", "--gateway", &devnet.gateway, "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--yes"]);
+        infer.args(["--model", "digits", "--input"]).arg(digit(7)).envs(environment).current_dir(&here);
+        let output = in_time("the answer", tokio::task::spawn_blocking(move || infer.output().unwrap())).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let receipt: Receipt = serde_json::from_slice(&std::fs::read(here.join("ncn-receipt.json")).unwrap()).unwrap();
+        let request = receipt.quote.request_id;
+
+        let of_request =
+            || -> Vec<Span> { collector.0.lock().unwrap().iter().filter(|span| span.trace_id == request[..16]).cloned().collect() };
+        let roles = [
+            "client.finish",
+            "client.pay",
+            "client.submit",
+            "compute",
+            "gateway",
+            "registry.completion",
+            "registry.preprocessing",
+            "validator.completion",
+            "validator.preprocessing",
+            "worker",
+        ];
+        eventually("every role has sent its spans", async || {
+            let names: BTreeSet<_> = of_request().into_iter().map(|span| span.name).collect();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            roles.iter().all(|role| names.contains(*role))
+        })
+        .await;
+        let spans = of_request();
+        let roots: Vec<_> = spans.iter().filter(|span| span.parent_span_id.is_empty()).map(|span| span.name.as_str()).collect();
+        assert_eq!(roots, ["gateway"]);
+        for span in &spans {
+            let has_parent = spans.iter().any(|other| other.span_id == span.parent_span_id);
+            assert!(has_parent || span.name == "gateway", "{} has no parent here", span.name);
+        }
+        let states: BTreeSet<_> = spans
+            .iter()
+            .filter(|span| span.name == "state")
+            .flat_map(|span| &span.attributes)
+            .collect::<Vec<_>>()
+            .iter()
+            .filter(|of| of.key == "name")
+            .map(|of| format!("{:?}", of.value))
+            .collect();
+        assert!(states.len() >= 6, "{states:?}");
+        // Nothing of what is secret, nor of what was asked and answered.
+        let said = format!("{spans:?}");
+        let key = std::fs::read_to_string(here.join("keys/client-0.key")).unwrap();
+        assert!(!said.contains(key.trim().trim_start_matches("0x")) && !said.contains("image/png"), "{said}");
+        serving.abort();
+    }
+}
