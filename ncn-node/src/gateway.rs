@@ -24,6 +24,8 @@ mod redemption;
 #[cfg(feature = "grpc")]
 mod serve;
 mod served;
+#[cfg(feature = "grpc")]
+mod sessions;
 mod task;
 mod tasks;
 mod tickets;

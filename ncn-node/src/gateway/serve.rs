@@ -8,7 +8,7 @@ use ncn_core::{ChannelParams, Signed, TaskCapability, Transport, TransportError}
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
-        self,
+        self, compute_message,
         gateway_client_service_server::{GatewayClientService, GatewayClientServiceServer},
         gateway_compute_service_server::{GatewayComputeService, GatewayComputeServiceServer},
     },
@@ -16,7 +16,7 @@ use ncn_wire::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Gateway, plane};
+use super::{Gateway, plane, sessions::Sessions};
 
 /// Serves clients.
 pub fn client_service(transport: Arc<dyn Transport>) -> GatewayClientServiceServer<impl GatewayClientService> {
@@ -27,14 +27,17 @@ pub fn client_service(transport: Arc<dyn Transport>) -> GatewayClientServiceServ
 
 /// Serves compute nodes.
 pub fn compute_service(gateway: Arc<Gateway>) -> GatewayComputeServiceServer<impl GatewayComputeService> {
-    GatewayComputeServiceServer::new(ComputeAdapter(gateway))
+    GatewayComputeServiceServer::new(ComputeAdapter { gateway, sessions: Sessions::default() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 struct ClientAdapter(Arc<dyn Transport>);
 
-struct ComputeAdapter(Arc<Gateway>);
+struct ComputeAdapter {
+    gateway: Arc<Gateway>,
+    sessions: Sessions,
+}
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn status(error: TransportError) -> Status {
@@ -118,9 +121,36 @@ impl GatewayClientService for ClientAdapter {
 #[async_trait]
 impl GatewayComputeService for ComputeAdapter {
     type AttachStream = BoxStream<'static, Result<proto::GatewayMessage, Status>>;
+    type ReceiveTaskStream = BoxStream<'static, Result<proto::GatewayMessage, Status>>;
 
     async fn attach(&self, request: Request<Streaming<proto::ComputeMessage>>) -> Result<Response<Self::AttachStream>, Status> {
-        let messages = plane::serve(self.0.clone(), request.into_inner());
+        let messages = plane::serve(self.gateway.clone(), request.into_inner());
         Ok(Response::new(ReceiverStream::new(messages).boxed()))
+    }
+
+    async fn receive_task(&self, _: Request<proto::Empty>) -> Result<Response<Self::ReceiveTaskStream>, Status> {
+        Ok(Response::new(self.sessions.begin(self.gateway.clone()).boxed()))
+    }
+
+    async fn register_compute_node(&self, request: Request<proto::Attachment>) -> Result<Response<proto::Ack>, Status> {
+        let answer = request.into_inner();
+        let session = answer.challenge.clone();
+        self.sessions.take(&session, compute_message::Message::Attachment(answer)).await.map(ack)
+    }
+
+    async fn update_heartbeat(&self, request: Request<proto::HeartbeatRequest>) -> Result<Response<proto::Ack>, Status> {
+        let heartbeat = compute_message::Message::Heartbeat(proto::Empty {});
+        self.sessions.take(&request.into_inner().session, heartbeat).await.map(ack)
+    }
+
+    async fn submit_result(&self, request: Request<proto::SessionMessage>) -> Result<Response<proto::Ack>, Status> {
+        let proto::SessionMessage { session, message } = request.into_inner();
+        let message = wire::required("message", wire::required("message", message)?.message)?;
+        self.sessions.take(&session, message).await.map(ack)
+    }
+
+    async fn get_task(&self, request: Request<proto::SessionTask>) -> Result<Response<proto::InferenceRequest>, Status> {
+        let proto::SessionTask { session, request_id } = request.into_inner();
+        Ok(Response::new(self.sessions.task(&session, &request_id)?))
     }
 }

@@ -56,9 +56,10 @@ impl Lengths {
     /// Of the call with this path. Unknown paths are the router's to refuse.
     fn of(path: &str) -> Self {
         match path {
-            SUBMIT | "/ncn.v1.P2PRegistryService/RequestSettlementValidation" | "/ncn.v1.ValidatorService/ApproveSettlement" => {
-                Self::Unary(MAX_MESSAGE_BYTES)
-            }
+            SUBMIT
+            | RESULT
+            | "/ncn.v1.P2PRegistryService/RequestSettlementValidation"
+            | "/ncn.v1.ValidatorService/ApproveSettlement" => Self::Unary(MAX_MESSAGE_BYTES),
             "/ncn.v1.P2PRegistryService/RegisterSubnet" | "/ncn.v1.ValidatorService/ApproveSubnet" => Self::Unary(MAX_SUBNET_BYTES),
             REFLECTION => Self::Questions(FREE_BYTES, QUESTIONS),
             ATTACH => Self::Stream(MAX_SMALL_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
@@ -70,6 +71,8 @@ impl Lengths {
 const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 
 const ATTACH: &str = "/ncn.v1.GatewayComputeService/Attach";
+const RECEIVE: &str = "/ncn.v1.GatewayComputeService/ReceiveTask";
+const RESULT: &str = "/ncn.v1.GatewayComputeService/SubmitResult";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 /// How many questions about the services are answered on one call, each of which counts as one: there are fewer files and services to ask for.
 const QUESTIONS: usize = 64;
@@ -155,7 +158,7 @@ where
         let Some(share) = calls.claim(peer.address, 1, &end) else {
             return Box::pin(async move { Ok(crowded(is_grpc)) });
         };
-        let is_admitted = path == ATTACH;
+        let is_admitted = [ATTACH, RECEIVE].contains(&path);
         let message = Arc::new(Mutex::new(None));
         let lengths = if is_grpc { Lengths::of(path) } else { Lengths::of_plain(path) };
         let pools = (self.intake.messages.clone(), self.intake.streams.clone(), self.intake.counters.clone());
@@ -222,6 +225,7 @@ mod tests {
             (validator::SERVICE_NAME, "ApproveSettlement"),
             (validator::SERVICE_NAME, "ApproveSubnet"),
             (compute::SERVICE_NAME, "Attach"),
+            (compute::SERVICE_NAME, "SubmitResult"),
             (reflection::SERVICE_NAME, "ServerReflectionInfo"),
         ];
         for (service, call) in paths {
@@ -234,6 +238,7 @@ mod tests {
             (health::SERVICE_NAME, "Watch"),
             (reflection::SERVICE_NAME, "ServerReflectionInfo"),
         ];
+        assert_eq!(format!("/{}/ReceiveTask", compute::SERVICE_NAME), RECEIVE);
         assert_eq!(watches.map(|(service, call)| format!("/{service}/{call}")), WATCHES);
     }
 }

@@ -439,6 +439,25 @@ impl DataType {
         }
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub message: ::core::option::Option<ComputeMessage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionTask {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub request_id: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TicketRequest {
     #[prost(uint32, tag = "1")]
@@ -1398,7 +1417,7 @@ pub mod gateway_compute_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// A compute node's way to a gateway: one stream for everything.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream.
     #[derive(Debug, Clone)]
     pub struct GatewayComputeServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1473,6 +1492,65 @@ pub mod gateway_compute_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "Attach"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Begins a session: what the gateway sends, as on such a stream. The challenge names the session, and is for nobody else to see.
+        pub async fn receive_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::GatewayMessage>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/ReceiveTask");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "ReceiveTask"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// The answer to the challenge.
+        pub async fn register_compute_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Attachment>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/RegisterComputeNode");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "RegisterComputeNode"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_heartbeat(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HeartbeatRequest>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/UpdateHeartbeat");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "UpdateHeartbeat"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Any other message of the node. Those of one request are sent one after the other.
+        pub async fn submit_result(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionMessage>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/SubmitResult");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "SubmitResult"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A task that was sent in this session, until it has its end there.
+        pub async fn get_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SessionTask>,
+        ) -> std::result::Result<tonic::Response<super::InferenceRequest>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = crate::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ncn.v1.GatewayComputeService/GetTask");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "GetTask"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1491,8 +1569,36 @@ pub mod gateway_compute_service_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::ComputeMessage>>,
         ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+        /// Server streaming response type for the ReceiveTask method.
+        type ReceiveTaskStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::GatewayMessage, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// Begins a session: what the gateway sends, as on such a stream. The challenge names the session, and is for nobody else to see.
+        async fn receive_task(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<Self::ReceiveTaskStream>, tonic::Status>;
+        /// The answer to the challenge.
+        async fn register_compute_node(
+            &self,
+            request: tonic::Request<super::Attachment>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
+        async fn update_heartbeat(
+            &self,
+            request: tonic::Request<super::HeartbeatRequest>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
+        /// Any other message of the node. Those of one request are sent one after the other.
+        async fn submit_result(
+            &self,
+            request: tonic::Request<super::SessionMessage>,
+        ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
+        /// A task that was sent in this session, until it has its end there.
+        async fn get_task(
+            &self,
+            request: tonic::Request<super::SessionTask>,
+        ) -> std::result::Result<tonic::Response<super::InferenceRequest>, tonic::Status>;
     }
-    /// A compute node's way to a gateway: one stream for everything.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream.
     #[derive(Debug)]
     pub struct GatewayComputeServiceServer<T> {
         inner: Arc<T>,
@@ -1588,6 +1694,147 @@ pub mod gateway_compute_service_server {
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayComputeService/ReceiveTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReceiveTaskSvc<T: GatewayComputeService>(pub Arc<T>);
+                    impl<T: GatewayComputeService> tonic::server::ServerStreamingService<super::Empty> for ReceiveTaskSvc<T> {
+                        type Response = super::GatewayMessage;
+                        type ResponseStream = T::ReceiveTaskStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayComputeService>::receive_task(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReceiveTaskSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayComputeService/RegisterComputeNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct RegisterComputeNodeSvc<T: GatewayComputeService>(pub Arc<T>);
+                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::Attachment> for RegisterComputeNodeSvc<T> {
+                        type Response = super::Ack;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Attachment>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayComputeService>::register_compute_node(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RegisterComputeNodeSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayComputeService/UpdateHeartbeat" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateHeartbeatSvc<T: GatewayComputeService>(pub Arc<T>);
+                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::HeartbeatRequest> for UpdateHeartbeatSvc<T> {
+                        type Response = super::Ack;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::HeartbeatRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayComputeService>::update_heartbeat(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateHeartbeatSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayComputeService/SubmitResult" => {
+                    #[allow(non_camel_case_types)]
+                    struct SubmitResultSvc<T: GatewayComputeService>(pub Arc<T>);
+                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::SessionMessage> for SubmitResultSvc<T> {
+                        type Response = super::Ack;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SessionMessage>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayComputeService>::submit_result(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SubmitResultSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ncn.v1.GatewayComputeService/GetTask" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTaskSvc<T: GatewayComputeService>(pub Arc<T>);
+                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::SessionTask> for GetTaskSvc<T> {
+                        type Response = super::InferenceRequest;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SessionTask>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as GatewayComputeService>::get_task(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTaskSvc(inner);
+                        let codec = crate::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3640,6 +3887,15 @@ impl crate::entries::Described for NodeInfo {
 impl crate::entries::Described for OutputChunk {
     const FIELDS: &'static [crate::entries::Field] =
         &[crate::entries::Field::messages::<NamedValue>(1), crate::entries::Field::message::<Usage>(2)];
+}
+impl crate::entries::Described for HeartbeatRequest {
+    const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for SessionMessage {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<ComputeMessage>(2)];
+}
+impl crate::entries::Described for SessionTask {
+    const FIELDS: &'static [crate::entries::Field] = &[];
 }
 impl crate::entries::Described for TicketRequest {
     const FIELDS: &'static [crate::entries::Field] = &[];

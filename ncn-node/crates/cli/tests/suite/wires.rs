@@ -33,6 +33,7 @@ mod measured;
 mod openapi;
 mod rates;
 mod reflection;
+mod sessions;
 
 struct Scene {
     network: LocalNetwork,
