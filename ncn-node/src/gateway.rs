@@ -13,6 +13,7 @@ mod history;
 #[cfg(feature = "http")]
 mod http;
 mod journal;
+mod judged;
 mod nodes;
 mod options;
 mod overview;
@@ -44,6 +45,7 @@ use history::History;
 pub use history::Second;
 #[cfg(feature = "http")]
 pub use http::http_routes;
+use judged::Judged;
 use ncn_core::{Address, B256};
 use ncn_core::{
     Amount, CapabilityScope, ChainView, ChannelParams, Compute, Domain, DynSigner, Event, LedgerError, Message as _, Model,
@@ -96,6 +98,7 @@ pub struct Gateway {
     history: History,
     validators: Validators,
     tickets: Tickets,
+    judged: Judged,
     /// Of each client, whose signature is checked by then.
     orders: Rate<Address>,
     tasks: Mutex<Tasks>,
@@ -219,6 +222,7 @@ impl Gateway {
             history: History::default(),
             validators: Validators::default(),
             tickets: Tickets::new(),
+            judged: Judged::default(),
             orders,
             tasks: Mutex::default(),
             redemptions: redemption::Redemptions::default(),
@@ -231,7 +235,7 @@ impl Gateway {
             let request_id = submission.request.message.digest(&domain);
             let task = Task::recover(request_id, submission, salt, events);
             gateway.tasks().insert(task.clone());
-            driver::spawn(&gateway, task);
+            driver::spawn(&gateway, task, None);
         }
         let following = gateway.clone();
         tokio::spawn(async move {
@@ -362,12 +366,13 @@ impl Gateway {
         }
         let client = submission.request.message.client;
         tasks.room(&client, &self.options)?;
+        let waiting = self.judged.wait_among(self.options.max_judged).ok_or_else(tasks::busy)?;
         self.orders.count(&client)?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());
         self.history.ordered(request_id);
-        driver::spawn(&this, task.clone());
+        driver::spawn(&this, task.clone(), Some(waiting));
         Ok(task)
     }
 }
@@ -384,6 +389,10 @@ impl Transport for Gateway {
         let task = match known {
             Some(task) => task,
             None => {
+                // Before anything is checked, which takes most of what it takes to refuse it.
+                if self.judged.has(self.options.max_judged) {
+                    return Err(tasks::busy());
+                }
                 self.check(&submission)?;
                 match self.admit(request_id, submission) {
                     Ok(task) => task,

@@ -66,8 +66,13 @@ impl Tasks {
             || self.of_client.get(client).is_some_and(|requests| {
                 requests.len() >= options.max_tasks_of_one || requests.iter().filter(unpaid).count() >= options.max_unpaid_of_one
             });
-        if full { Err(TransportError::Overloaded { retry_after: RETRY_AFTER }) } else { Ok(()) }
+        if full { Err(busy()) } else { Ok(()) }
     }
+}
+
+/// The error where there is no room.
+pub(super) const fn busy() -> TransportError {
+    TransportError::Overloaded { retry_after: RETRY_AFTER }
 }
 
 const fn is_unpaid(state: State) -> bool {

@@ -10,10 +10,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::Method;
 use serde_json::{Value as Json, json};
 
-use crate::{
-    scene::http,
-    wait::{PAUSE, in_time},
-};
+use crate::wait::{PAUSE, in_time};
 
 /// Ends with the test.
 pub(crate) struct Browser {
@@ -43,7 +40,8 @@ impl Browser {
             said.find_map(|line| line.strip_suffix('.')?.rsplit_once("on port ")?.1.parse::<u16>().ok())
         });
         let port = in_time("chromedriver's start", port).await.unwrap().expect("chromedriver says its port");
-        let mut browser = Self { driver, session: format!("http://127.0.0.1:{port}/session"), http: http() };
+        let mut browser =
+            Self { driver, session: format!("http://127.0.0.1:{port}/session"), http: ncn_client::http().build().unwrap() };
         let mut arguments = vec!["--headless".to_owned(), "--disable-gpu".to_owned(), format!("--window-size={width},{height}")];
         if rustix::process::getuid().is_root() {
             // Chromium's sandbox is for other users.

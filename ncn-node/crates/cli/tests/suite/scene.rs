@@ -11,7 +11,7 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use async_trait::async_trait;
 use ncn_client::evm::{DeployParams, EvmLedger};
-use ncn_client::{http::HttpTransport, unix_now};
+use ncn_client::unix_now;
 use ncn_core::BatchRequest;
 use ncn_core::{
     Amount, Approval, B256, ChainView, CompletionRequest, Confinement, Delivery, Domain, DynSigner, Epoch, FeeSplit, FinishReason,
@@ -33,13 +33,6 @@ pub(crate) fn key() -> DynSigner {
 
 pub(crate) const fn tokens(count: u64) -> Amount {
     Amount::new(count as u128 * Amount::TOKEN.units())
-}
-
-/// Calls over HTTP.
-pub(crate) fn http() -> reqwest::Client {
-    // With a client of this SDK comes the cryptography that reqwest is built without.
-    drop(HttpTransport::new("http://127.0.0.1").unwrap());
-    reqwest::Client::new()
 }
 
 /// The program under test; it is also the worker.

@@ -4,7 +4,9 @@
 use std::{
     convert::Infallible,
     fs,
+    io::{BufRead as _, BufReader},
     num::NonZeroU32,
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
@@ -14,14 +16,22 @@ use axum::{Router, routing::get};
 use futures::{StreamExt as _, future::join_all, stream};
 use ncn_client::{ChannelPayer, InferenceEvent, Order, PayerChannel};
 use ncn_core::{
-    ChannelParams, Confinement, Execution, Executor, ExecutorError, FinishReason, OutputChunk, Usage,
+    ChannelParams, Confinement, Execution, Executor, ExecutorError, FinishReason, Outcome, OutputChunk, State, Usage,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
-use ncn_node::{channel::BatchPolicy, gateway::GatewayOptions};
+use ncn_node::{
+    channel::BatchPolicy,
+    gateway::{GatewayOptions, Page},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{harmful::changed, scene::tokens};
+use crate::{
+    cli::Devnet,
+    harmful::changed,
+    scene::{ncn, tokens},
+};
 
 /// Rounds of each wire in turn, and requests in each.
 const ROUNDS: usize = 8;
@@ -33,6 +43,12 @@ const TIMES: f64 = 3.0;
 const STREAMS: usize = 64;
 /// In the time that the model has.
 const PARTS: usize = 80;
+/// How long a gateway has nothing to do before it is looked at.
+const IDLE: Duration = Duration::from_secs(20);
+/// Orders a second while the page is open, and while it is not: in turn, so many times.
+const ORDERS: usize = 1_000;
+const WINDOW: Duration = Duration::from_secs(5);
+const WINDOWS: usize = 8;
 
 /// The processor time that this process has used.
 fn cpu() -> Duration {
@@ -228,6 +244,103 @@ async fn streams() {
             percentile(&mut late, 99)
         );
     }
+}
+
+/// What a gateway takes that has nothing to do.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn idle() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path().to_owned();
+    let devnet = tokio::task::spawn_blocking(move || Devnet::start_with(&here, &[])).await.unwrap();
+    let mut gateway = Command::new(ncn());
+    gateway.args(["gateway", "--rpc", &devnet.rpc, "--registry", &devnet.registry, "--state", "state", "--subnet", "idle"]);
+    gateway.args(["--listen", "127.0.0.1:0", "--key", "keys/client-0.key"]).current_dir(directory.path());
+    let mut gateway = gateway.stdout(Stdio::piped()).spawn().unwrap();
+    let (output, id) = (gateway.stdout.take().unwrap(), gateway.id().to_string());
+    let listens = move || BufReader::new(output).lines().map_while(Result::ok).any(|line| line.contains("listens at"));
+    assert!(tokio::task::spawn_blocking(listens).await.unwrap());
+    tokio::time::sleep(IDLE).await;
+    println!("a gateway that has nothing to do: {} MB resident", resident(&id));
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+}
+
+/// The page of a gateway that takes a thousand orders a second, all of which it refuses: this machine could not serve as many.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo xtask bench wires"]
+async fn page() {
+    let most = usize::MAX >> 1;
+    let options = GatewayOptions {
+        max_tasks_of_one: most,
+        max_unpaid_of_one: most,
+        max_judged: most,
+        max_orders_a_minute_of_one: NonZeroU32::MAX,
+        // Of which it remembers as many as it may.
+        retention: Duration::from_millis(8_500),
+        ..GatewayOptions::default()
+    };
+    let page = Page::new();
+    let routes = page.routes();
+    let scene = Scene::with(network().compute_nodes(0).gateway(move |gateway| gateway.options(options).routes(routes))).await;
+    page.show(scene.network.gateway_node());
+    let (scene, stopped) = (Arc::new(scene), CancellationToken::new());
+    let (asking, stop, refused) = (scene.clone(), stopped.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = refused.clone();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        while !stop.is_cancelled() {
+            tick.tick().await;
+            for _ in 0..ORDERS / 10 {
+                let (scene, refused) = (asking.clone(), counted.clone());
+                tokio::spawn(async move {
+                    let status = scene.network.gateway().submit(scene.submission().await).await.unwrap();
+                    assert_eq!(status.state, State::Ended(Outcome::Refused));
+                    refused.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        }
+    });
+    let url = format!("{}/overview", scene.network.gateway_url());
+    let http = ncn_client::http().build().unwrap();
+    let (mut with, mut without, mut took, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    tokio::time::sleep(2 * WINDOW).await;
+    let (first, began) = (refused.load(Ordering::Relaxed), Instant::now());
+    for window in 0..WINDOWS {
+        let (before, until) = (cpu(), Instant::now() + WINDOW);
+        while Instant::now() < until {
+            if window % 2 == 0 {
+                let asked = Instant::now();
+                bytes = http.get(&url).send().await.unwrap().bytes().await.unwrap().len();
+                took.push(asked.elapsed());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let spent = cpu().saturating_sub(before).as_secs_f64() / WINDOW.as_secs_f64() * 100.0;
+        if window % 2 == 0 { with.push(spent) } else { without.push(spent) }
+    }
+    let rate = (refused.load(Ordering::Relaxed) - first) as f64 / began.elapsed().as_secs_f64();
+    let gateway = scene.network.gateway_node();
+    let (asked, before) = (200, cpu());
+    let steps: usize = (0..asked).map(|_| serde_json::to_vec(&gateway.overview()).unwrap().len()).sum();
+    let one = cpu().saturating_sub(before).as_secs_f64() * 1e3 / f64::from(asked);
+    stopped.cancel();
+    let median = |of: &mut Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    println!(
+        "{rate:.0} orders a second: the process takes {:.1} % of a core with the page open, {:.1} % without; {bytes} bytes a second; answered in p50 {:?}, p99 {:?}",
+        median(&mut with),
+        median(&mut without),
+        percentile(&mut took, 50),
+        percentile(&mut took, 99)
+    );
+    println!(
+        "making one overview takes {one:.2} ms of CPU, other work of the process included: {:.2} % of a core; {} bytes",
+        one / 10.0,
+        steps / 200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
