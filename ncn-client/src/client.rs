@@ -32,6 +32,8 @@ use crate::{Backoff, ClientError, QuoteProblem, unix_now};
 
 /// What an order has, on top of the least time that its model needs, to reach the gateway in.
 const SUBMIT_TIME: Duration = Duration::from_secs(2);
+/// The longest that an order waits by itself for a model that needs more time than the client usually waits.
+const LONGEST: Duration = Duration::from_mins(15);
 /// How many tickets are asked for at once, and how long they are kept: less than a gateway takes them.
 const TICKETS: u32 = 16;
 const TICKET_AGE: Duration = Duration::from_mins(2);
@@ -247,6 +249,10 @@ impl Client {
         let least = info.least_timeout;
         match order.timeout {
             Some(timeout) if timeout < least => Err(ClientError::TimeoutTooShort { timeout, least }),
+            // A gateway does not have a payment held for a day by saying that its model needs one.
+            None if least > self.config.timeout.max(LONGEST) => {
+                Err(ClientError::TimeoutTooShort { timeout: self.config.timeout.max(LONGEST), least })
+            }
             Some(timeout) => Ok(timeout),
             None => Ok(self.config.timeout.max(least.saturating_add(SUBMIT_TIME))),
         }

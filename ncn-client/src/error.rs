@@ -68,10 +68,11 @@ pub enum ClientError {
         /// What the order allows, or the client where the order states no limit.
         limit: Amount,
     },
-    /// The order's timeout is shorter than its model may take. Nothing was signed or paid.
-    #[error("timeout: {timeout:?} is less than the {least:?} that the model may take: wait longer, or leave it out")]
+    /// The order's timeout is shorter than its model may take, or none is said and that is longer than anybody waits without having said so. Nothing
+    /// was signed or paid.
+    #[error("timeout: {timeout:?} is less than the {least:?} that the model may take: say a longer one")]
     TimeoutTooShort {
-        /// What the order says.
+        /// What the order says, or the longest that is waited by itself.
         timeout: Duration,
         /// The least that the gateway takes.
         least: Duration,

@@ -1,6 +1,10 @@
 //! Gateways over WebSocket.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use futures::{SinkExt as _, StreamExt as _, stream};
@@ -12,10 +16,7 @@ use ncn_wire::json::{Answer, Call, CloseChannel, MAX_JSON_BYTES, Problem, Questi
 use reqwest::Url;
 use tokio::{
     net::TcpStream,
-    sync::{
-        Mutex,
-        mpsc::{self, error::TrySendError},
-    },
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -25,7 +26,7 @@ use tokio_tungstenite::{
 
 use crate::calls::{CALL_TIMEOUT, CONNECT_TIMEOUT, QUOTE_TIMEOUT, SETTLEMENT_TIMEOUT, unreachable};
 pub use crate::endpoint::EndpointError;
-use crate::http::refusal;
+use crate::{Backoff, http::refusal};
 
 /// How long a connection may be silent: a gateway asks every 15 s whether its client is there.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -34,8 +35,12 @@ const QUEUE: usize = 64;
 /// How many updates of one request wait for who follows it. Where there are more, it is followed anew from the first that was not read: who is slow
 /// with one request does not hold up the others.
 const UNREAD: usize = 64;
+/// How many bytes they have together, as they came: at least one of any length.
+const UNREAD_BYTES: usize = 2 * MAX_JSON_BYTES;
 /// How often in a row a request is followed anew without an update.
 const RESUMES: usize = 3;
+/// After one that has lasted so long, the next connection is made at once.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// A gateway, called over one WebSocket: it is made when it is first used, and again when it breaks. Requests that are followed go on where they
 /// were. Needs a Tokio runtime.
@@ -55,8 +60,18 @@ struct Inner {
 #[derive(Debug)]
 struct Asked {
     call: Call,
-    answers: mpsc::Sender<Answer>,
+    answers: Answers,
 }
+
+/// Where the answers to a call go.
+#[derive(Debug)]
+struct Answers {
+    sender: mpsc::Sender<Unread>,
+    room: Arc<Semaphore>,
+}
+
+/// An answer that waits, and the room that it takes until then.
+type Unread = (Answer, OwnedSemaphorePermit);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -123,11 +138,12 @@ impl WebSocketTransport {
     }
 
     /// The first answer to a call, within this time, and where the next ones come.
-    async fn begin(&self, call: Call, room: usize, within: Duration) -> Result<(Answer, mpsc::Receiver<Answer>), TransportError> {
+    async fn begin(&self, call: Call, room: usize, within: Duration) -> Result<(Answer, mpsc::Receiver<Unread>), TransportError> {
         let (sender, mut answers) = mpsc::channel(room);
+        let to_caller = Answers { sender, room: Arc::new(Semaphore::new(UNREAD_BYTES)) };
         let asking = async {
-            self.send(Asked { call, answers: sender }).await?;
-            let answer = answers.recv().await.ok_or_else(|| self.unreachable("the connection broke off"))?;
+            self.send(Asked { call, answers: to_caller }).await?;
+            let (answer, _) = answers.recv().await.ok_or_else(|| self.unreachable("the connection broke off"))?;
             self.read(answer)
         };
         let asked = timeout(within, Box::pin(asking)).await;
@@ -149,7 +165,7 @@ impl WebSocketTransport {
         self.begin(call, 1, within).await.map(|(answer, _)| answer)
     }
 
-    async fn follow(&self, access: Signed<TaskCapability>, from: u64) -> Result<mpsc::Receiver<Answer>, TransportError> {
+    async fn follow(&self, access: Signed<TaskCapability>, from: u64) -> Result<mpsc::Receiver<Unread>, TransportError> {
         match self.begin(Call::Updates { access, from }, UNREAD, CALL_TIMEOUT).await? {
             (Answer::Done, answers) => Ok(answers),
             _ => Err(other()),
@@ -164,7 +180,7 @@ fn other() -> TransportError {
 
 /// Has the connection: sends calls, and passes answers to whom they are for. When it ends, those who wait are told by their channels' end.
 async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
-    let (mut id, mut open) = (0_u64, HashMap::<u64, mpsc::Sender<Answer>>::new());
+    let (mut id, mut open) = (0_u64, HashMap::<u64, Answers>::new());
     loop {
         let question = tokio::select! {
             asked = calls.recv() => {
@@ -172,7 +188,7 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
                 id += 1;
                 if open.len() >= QUEUE {
                     // Those that nobody waits for any more.
-                    open.retain(|_, answers| !answers.is_closed());
+                    open.retain(|_, answers| !answers.sender.is_closed());
                 }
                 open.insert(id, answers);
                 Question { id, call }
@@ -191,7 +207,7 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
                 };
                 match serde_json::from_str(&text) {
                     Ok(Reply { id: Some(id), answer }) => {
-                        if pass(&mut open, id, answer) {
+                        if pass(&mut open, id, answer, text.len()) {
                             continue;
                         }
                         Question { id, call: Call::Leave(id) }
@@ -210,14 +226,16 @@ async fn talk(mut socket: Socket, mut calls: mpsc::Receiver<Asked>) {
 }
 
 /// Passes an answer on. False when nobody can take it, and there may be more.
-fn pass(open: &mut HashMap<u64, mpsc::Sender<Answer>>, id: u64, answer: Answer) -> bool {
+fn pass(open: &mut HashMap<u64, Answers>, id: u64, answer: Answer, length: usize) -> bool {
     let is_last = !matches!(answer, Answer::Update(_) | Answer::Done);
     let Some(answers) = open.get(&id) else { return true };
-    let passed = answers.try_send(answer);
-    if is_last || passed.is_err() {
+    let length = u32::try_from(length).unwrap_or(u32::MAX);
+    let room = answers.room.clone().try_acquire_many_owned(length).ok();
+    let is_passed = room.is_some_and(|room| answers.sender.try_send((answer, room)).is_ok());
+    if is_last || !is_passed {
         open.remove(&id);
     }
-    is_last || !matches!(passed, Err(TrySendError::Full(_) | TrySendError::Closed(_)))
+    is_last || is_passed
 }
 
 /// A request that is followed.
@@ -226,16 +244,18 @@ struct Following {
     access: Signed<TaskCapability>,
     /// The next update.
     from: u64,
-    answers: mpsc::Receiver<Answer>,
-    /// How often in a row it was followed anew.
+    answers: mpsc::Receiver<Unread>,
+    /// How often in a row it was followed anew, and since when it is.
     resumes: usize,
+    since: Instant,
+    backoff: Backoff,
 }
 
 impl Following {
     /// The next update, if there is one.
     async fn next(&mut self) -> Result<Option<Update>, TransportError> {
         loop {
-            match self.answers.recv().await {
+            match self.answers.recv().await.map(|(answer, _)| answer) {
                 Some(Answer::Update(update)) => {
                     (self.from, self.resumes) = (update.index.saturating_add(1), 0);
                     return Ok(Some(*update));
@@ -244,6 +264,11 @@ impl Following {
                 Some(answer) => return self.transport.read(answer).and(Err(other())),
                 None if self.resumes < RESUMES => {
                     self.resumes += 1;
+                    if self.since.elapsed() > LASTING {
+                        self.backoff = Backoff::new();
+                    }
+                    self.backoff.pause().await;
+                    self.since = Instant::now();
                     self.answers = self.transport.follow(self.access.clone(), self.from).await?;
                 }
                 None => return Err(self.transport.unreachable("the connection broke off")),
@@ -277,7 +302,8 @@ impl Transport for WebSocketTransport {
 
     async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         let answers = self.follow(access.clone(), from).await?;
-        let following = Following { transport: self.clone(), access, from, answers, resumes: 0 };
+        let (since, backoff) = (Instant::now(), Backoff::new());
+        let following = Following { transport: self.clone(), access, from, answers, resumes: 0, since, backoff };
         let updates = stream::unfold(Some(following), async |following| {
             let mut following = following?;
             match following.next().await {

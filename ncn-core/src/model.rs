@@ -12,6 +12,8 @@ mod io;
 mod spec;
 mod units;
 
+use std::sync::Arc;
+
 use ::bytes::Bytes;
 use alloy_primitives::B256;
 pub use generation::{ChatMessage, ChatRole, GenerationParameters, conversation};
@@ -39,7 +41,7 @@ const MAX_BATCH: u32 = 1_024;
 pub struct Model {
     digest: B256,
     bytes: Bytes,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
 }
 
 /// As its manifest's own text: its digest is that text's.
@@ -64,7 +66,7 @@ impl Model {
         }
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| ManifestError::Syntax(error.to_string()))?;
         manifest.validate()?;
-        Ok(Self { digest: B256::new(Sha256::digest(&bytes).into()), bytes, manifest })
+        Ok(Self { digest: B256::new(Sha256::digest(&bytes).into()), bytes, manifest: Arc::new(manifest) })
     }
 
     /// SHA-256 of the manifest: what requests, results and receipts call the model.
@@ -78,7 +80,7 @@ impl Model {
     }
 
     /// What it says.
-    pub const fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 }
@@ -273,6 +275,7 @@ impl Manifest {
         if batch == 0 || batch > MAX_BATCH || threads == Some(0) || cpu_seconds == Some(0) {
             return field("limits", "batch is 1 to 1024, threads and cpu_seconds at least 1");
         }
+        self.validate_names()?;
         self.validate_inputs()?;
         self.validate_outputs()?;
         self.validate_price()?;
@@ -293,6 +296,17 @@ impl Manifest {
         let is_batch = |dimension: Option<&Dimension>| matches!(dimension, Some(Dimension::Named(name)) if name == batch);
         first.all(is_batch)
             && self.outputs.iter().all(|output| matches!(output, OutputSpec::Tensor(tensor) if is_batch(tensor.shape.first())))
+    }
+
+    /// Names that people are shown, and engines are asked for.
+    fn validate_names(&self) -> Result<(), ManifestError> {
+        let names = self.inputs.iter().map(InputSpec::name).chain(self.outputs.iter().map(OutputSpec::name));
+        for name in names {
+            if name.is_empty() || name.chars().any(char::is_control) {
+                return field("inputs.name, outputs.name", "is some text, without control characters");
+            }
+        }
+        Ok(())
     }
 
     fn validate_inputs(&self) -> Result<(), ManifestError> {

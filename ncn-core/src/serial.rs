@@ -1,5 +1,12 @@
 //! How some types are written where people may read them, as in JSON.
 
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
+
 /// A duration, in microseconds.
 pub(crate) mod micros {
     use std::time::Duration;
@@ -37,4 +44,30 @@ pub(crate) mod bytes {
             Bytes::deserialize(deserializer)
         }
     }
+}
+
+/// A list of at most `N`: what is read has more than its text has.
+pub(crate) fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T, const N: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Bounded<T, N> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {N}")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut read = Vec::new();
+            while let Some(next) = list.next_element()? {
+                if read.len() >= N {
+                    return Err(A::Error::custom(format!("has more than {N} entries")));
+                }
+                read.push(next);
+            }
+            Ok(read)
+        }
+    }
+
+    deserializer.deserialize_seq(Bounded::<T, N>(PhantomData))
 }

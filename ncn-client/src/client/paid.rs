@@ -236,8 +236,9 @@ impl Paid {
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
                     // Who has been given something that counts does not say that there is nothing to pay for.
                     TaskEvent::GivenUp(_) => {
+                        let is_new = listener.given_up.is_none();
                         listener.given_up.get_or_insert_with(Instant::now);
-                        if !listener.parts.were_signed() {
+                        if is_new && !listener.parts.were_signed() {
                             self.agree().await;
                         }
                     }

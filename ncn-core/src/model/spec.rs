@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::DataType;
+use crate::{DataType, tensor::MAX_RANK};
 
 /// Something that the model takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,7 @@ pub struct TensorInput {
     /// Its elements.
     pub dtype: DataType,
     /// Its dimensions.
+    #[serde(deserialize_with = "crate::serial::at_most::<_, _, MAX_RANK>")]
     pub shape: Vec<Dimension>,
     /// What may be sent in the tensor's place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,6 +116,7 @@ pub struct TensorOutput {
     /// Its elements.
     pub dtype: DataType,
     /// Its dimensions.
+    #[serde(deserialize_with = "crate::serial::at_most::<_, _, MAX_RANK>")]
     pub shape: Vec<Dimension>,
     /// What is read off it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -111,6 +111,10 @@ fn bad_manifests_are_refused() {
     assert!(change("\"price\": \"10000000000000000\"", "\"price\": \"0\"").contains("price"));
     assert!(change("\"width\": 8", "\"width\": 9").contains("image"));
     assert!(change("\"name\": \"digits\"", "\"name\": \"digits\", \"nmae\": 1").contains("nmae"));
+    // What a terminal obeys.
+    assert!(change("\"name\": \"scores\"", "\"name\": \"\\u001b[31m\"").contains("control"));
+    let dimensions = format!("\"shape\": [{}", "0, ".repeat(crate::tensor::MAX_RANK));
+    assert!(change("\"shape\": [", &dimensions).contains("entries"));
     assert!(matches!(Model::parse(vec![b' '; MAX_MANIFEST_BYTES + 1]), Err(ManifestError::TooLarge(_))));
 }
 

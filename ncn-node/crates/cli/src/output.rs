@@ -4,7 +4,7 @@ use std::io;
 
 use ncn_core::{Value, Values};
 
-use crate::escaped;
+use crate::{escaped, sanitize};
 
 /// A text of any length and number of lines, as it can be shown on a terminal.
 pub(crate) fn prose(text: &str) -> String {
@@ -14,8 +14,9 @@ pub(crate) fn prose(text: &str) -> String {
 /// Each value by its name.
 pub(crate) fn print_output(out: &mut impl io::Write, output: &Values) -> io::Result<()> {
     for (name, value) in output.iter() {
+        let name = sanitize(name);
         match value {
-            Value::Text(text) => writeln!(out, "  {}: {}", prose(name), prose(text))?,
+            Value::Text(text) => writeln!(out, "  {name}: {}", prose(text))?,
             Value::Tensor(tensor) => match tensor.to_f32() {
                 Ok(values) => {
                     let values: Vec<_> = values.iter().map(|value| format!("{value:.4}")).collect();

@@ -242,13 +242,19 @@ async fn a_deadline_that_the_model_makes_hopeless_is_refused_before_payment() {
     let refused = scene.client.submit(order().timeout(short)).await.map(drop);
     assert_eq!(refused, Err(ClientError::TimeoutTooShort { timeout: short, least }));
     // A client that does not look is refused by the gateway, with the least that it takes.
-    let mut impatient = scene.client.model(quickstart::NAME).await.unwrap();
-    impatient.least_timeout = Duration::ZERO;
-    let transport = Arc::new(crate::tamper::Tampered(Hasty { gateway: scene.network.gateway(), info: impatient }));
-    let payment = Payment::OnChain(scene.network.ledger(scene.signer.clone()));
-    let hasty = Client::builder().transport(transport).payment(payment).build().unwrap();
+    let saying = async |least_timeout| {
+        let info = ncn_core::ModelInfo { least_timeout, ..scene.client.model(quickstart::NAME).await.unwrap() };
+        let transport = Arc::new(crate::tamper::Tampered(Hasty { gateway: scene.network.gateway(), info }));
+        let payment = Payment::OnChain(scene.network.ledger(scene.signer.clone()));
+        Client::builder().transport(transport).payment(payment).build().unwrap()
+    };
+    let hasty = saying(Duration::ZERO).await;
     let refused = hasty.submit(order().timeout(short)).await.map(drop).unwrap_err().to_string();
     assert!(refused.contains("request.deadline") && refused.contains("allow 93 s at least"), "{refused}");
+    // A gateway that says that a day is needed has no payment held for one.
+    let day = Duration::from_hours(24);
+    let refused = saying(day).await.submit(order()).await.map(drop);
+    assert!(matches!(refused, Err(ClientError::TimeoutTooShort { least, .. }) if least == day), "{refused:?}");
     // By default the client waits as long as the model may need.
     let answer = scene.paid().await.finish().await.unwrap();
     let wait = answer.receipt.quote.expiry - answer.receipt.issued_at;
