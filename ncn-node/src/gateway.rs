@@ -235,7 +235,7 @@ impl Gateway {
             let request_id = submission.request.message.digest(&domain);
             let task = Task::recover(request_id, submission, salt, events);
             gateway.tasks().insert(task.clone());
-            driver::spawn(&gateway, task, None);
+            driver::spawn(&gateway, task);
         }
         let following = gateway.clone();
         tokio::spawn(async move {
@@ -366,13 +366,12 @@ impl Gateway {
         }
         let client = submission.request.message.client;
         tasks.room(&client, &self.options)?;
-        let waiting = self.judged.wait_among(self.options.max_judged).ok_or_else(tasks::busy)?;
         self.orders.count(&client)?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());
         self.history.ordered(request_id);
-        driver::spawn(&this, task.clone(), Some(waiting));
+        driver::spawn(&this, task.clone());
         Ok(task)
     }
 }

@@ -327,7 +327,7 @@ impl RegistryNode {
         let asked = self.members(committees, trust);
         let mut waiting: BTreeSet<Address> = asked.iter().map(|validator| validator.address()).collect();
         let began = Instant::now();
-        self.answers.asked(&waiting);
+        let mut took: BTreeMap<Address, Option<Duration>> = waiting.iter().map(|validator| (*validator, None)).collect();
         let mut answers: FuturesUnordered<_> = asked
             .into_iter()
             .map(|validator| {
@@ -349,18 +349,20 @@ impl RegistryNode {
                     reasons.push(format!("{validator}: its approval is not its signature"));
                 }
                 Ok(Ok(approval)) => {
-                    self.answers.approved(validator, began.elapsed());
+                    took.insert(validator, Some(began.elapsed()));
                     approvals.insert(validator, approval);
                 }
                 Ok(Err(error)) => reasons.push(format!("{validator}: {error}")),
                 Err(_) => reasons.push(format!("{validator}: no answer in {timeout:?}")),
             }
             if committees.iter().all(|committee| short(committee, |member| approvals.contains_key(member)).is_none()) {
+                self.answers.count(&took);
                 return (approvals.into_values().collect(), Ok(()));
             }
             let hopes = |member: &Address| approvals.contains_key(member) || waiting.contains(member);
             is_hopeless = committees.iter().any(|committee| short(committee, hopes).is_some());
         }
+        self.answers.count(&took);
         if reasons.is_empty() {
             reasons.push("no validators of the committee are registered".into());
         }

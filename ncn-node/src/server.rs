@@ -4,6 +4,8 @@ mod answer;
 mod begun;
 mod body;
 mod connection;
+#[cfg(feature = "http")]
+mod hosts;
 mod intake;
 mod metrics;
 pub(crate) mod plain;
@@ -24,12 +26,15 @@ use std::{
 use axum::Router;
 use begun::Begun;
 use connection::{Connection, Peer};
+#[cfg(feature = "http")]
+pub use hosts::by_address;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder as Protocols,
     service::TowerToHyperService,
 };
 use intake::Intake;
+pub use intake::TRIAL;
 pub use metrics::{RenderMetrics, metrics_routes};
 use pool::Pool;
 use rates::Counters;

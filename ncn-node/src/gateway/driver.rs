@@ -7,7 +7,7 @@ use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::{Gateway, effects, judged::Waiting, task::Task};
+use super::{Gateway, effects, task::Task};
 use crate::{
     measures::{Journey, name_of_state},
     store::StoreError,
@@ -17,14 +17,14 @@ use crate::{
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Drives a task to its end, and forgets it a while after.
-pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>, waiting: Option<Waiting>) {
+pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
     let gateway = gateway.clone();
     // Boxed: it would be large in whatever holds it.
     let span = tracing::info_span!(parent: None, "gateway", request = %task.request_id);
     let driving = async move {
         let to_its_end = async {
-            drive(&gateway, &task, inbox, waiting).instrument(span).await;
+            drive(&gateway, &task, inbox).instrument(span).await;
             forget(&gateway, &task).await;
         };
         gateway.stopped.clone().run_until_cancelled_owned(Box::pin(to_its_end)).await
@@ -32,18 +32,14 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>, waiting: Option<Wai
     tokio::spawn(driving);
 }
 
-async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>, mut waiting: Option<Waiting>) {
+async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
     // Idempotent: a task that was taken up again has begun already.
     keep(task, || gateway.journal.begin(task.request_id, &task.submission, &task.salt)).await;
     let mut journey = Journey::begin(task.began, task.lifecycle().state(), task.total());
     loop {
         let effect = task.lifecycle().effect();
-        waiting = match effect {
-            Effect::Reserve | Effect::RequestPreprocessing | Effect::RequestCompletion => {
-                Some(waiting.unwrap_or_else(|| gateway.judged.wait()))
-            }
-            _ => None,
-        };
+        let is_judged = matches!(effect, Effect::RequestPreprocessing | Effect::RequestCompletion);
+        let _waiting = is_judged.then(|| gateway.judged.wait());
         let event = if effect == Effect::Finish {
             effects::finish(gateway, task).await;
             match late_payment(gateway, task).await {

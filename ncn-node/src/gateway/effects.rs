@@ -357,9 +357,12 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
         }
         match issued {
             Ok(receipt) => {
-                measures::delivered(&receipt);
-                gateway.history.delivered(&receipt, &task.steps());
-                gateway.served.count(receipt.quote.model_digest, receipt.usage().units());
+                // What had ended before a restart was counted then.
+                if task.took().is_some() {
+                    measures::delivered(&receipt);
+                    gateway.history.delivered(&receipt, &task.steps());
+                    gateway.served.count(receipt.quote.model_digest, receipt.usage().units());
+                }
                 TaskEvent::Delivered { output, receipt: Box::new(receipt) }
             }
             Err(reason) => failed(format!("no receipt could be issued: {reason}")),

@@ -9,8 +9,8 @@ use std::{
 use ncn_core::{Amount, Outcome, PayeeRole, Receipt, RequestId, Step, StepTiming};
 use serde::Serialize;
 
-/// Of how many seconds it is remembered what ended in them.
-const SECONDS: usize = 120;
+/// Of how many seconds before the present one it is remembered what happened in them.
+pub(super) const SECONDS: usize = 120;
 /// How many requests are shown.
 const SHOWN: usize = 48;
 /// How many of those that come in one second are shown: each is there for some seconds, however many come.
@@ -66,10 +66,10 @@ pub struct Second {
     pub refunded: u32,
     /// That ended before they were paid.
     pub unpaid: u32,
-    /// How long half of the delivered ones took at most, in milliseconds, to a tenth.
-    pub p50_ms: Option<f64>,
+    /// How long half of the delivered ones took at most, to a tenth of it.
+    pub p50_micros: Option<u64>,
     /// How long 95 of a hundred took at most.
-    pub p95_ms: Option<f64>,
+    pub p95_micros: Option<u64>,
 }
 
 /// A mean in which newer times count for more.
@@ -115,9 +115,9 @@ fn bucket(took: Duration) -> usize {
     ((milliseconds.log2() * BUCKETS_A_DOUBLING) as usize).min(BUCKETS - 1)
 }
 
-/// The time below which so many of a hundred are.
-#[allow(clippy::cast_precision_loss, reason = "there are few buckets")]
-fn percentile(times: &[u32; BUCKETS], of_hundred: u64) -> Option<f64> {
+/// The time below which so many of a hundred are, in microseconds.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "there are few buckets")]
+fn percentile(times: &[u32; BUCKETS], of_hundred: u64) -> Option<u64> {
     let all: u64 = times.iter().copied().map(u64::from).sum();
     let wanted = (all * of_hundred).div_ceil(100);
     let mut seen = 0;
@@ -126,7 +126,7 @@ fn percentile(times: &[u32; BUCKETS], of_hundred: u64) -> Option<f64> {
         seen >= wanted && seen > 0
     })?;
     // The middle of the bucket.
-    Some(((found as f64 + 0.5) / BUCKETS_A_DOUBLING).exp2())
+    Some((((found as f64 + 0.5) / BUCKETS_A_DOUBLING).exp2() * 1e3) as u64)
 }
 
 impl History {
@@ -209,7 +209,7 @@ impl Inner {
     /// Counts something in this second.
     fn count(&mut self, at: u64, count: impl FnOnce(&mut Counted)) {
         if self.seconds.back().is_none_or(|newest| newest.at < at) {
-            if self.seconds.len() >= SECONDS {
+            if self.seconds.len() > SECONDS {
                 self.seconds.pop_front();
             }
             self.seconds.push_back(Counted { at, ordered: 0, completed: 0, refunded: 0, unpaid: 0, times: [0; BUCKETS] });
@@ -223,8 +223,8 @@ impl Inner {
 impl Counted {
     fn told(&self) -> Second {
         let Self { at, ordered, completed, refunded, unpaid, ref times } = *self;
-        let of = |of_hundred| percentile(times, of_hundred).map(|milliseconds| (milliseconds * 10.0).round() / 10.0);
-        Second { at, ordered, completed, refunded, unpaid, p50_ms: of(50), p95_ms: of(95) }
+        let of = |of_hundred| percentile(times, of_hundred);
+        Second { at, ordered, completed, refunded, unpaid, p50_micros: of(50), p95_micros: of(95) }
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
         }
         (0..1_000).for_each(|_| history.ordered(B256::random()));
         let inner = history.lock();
-        assert!(inner.shown.len() <= SHOWN && inner.seconds.len() <= SECONDS, "{}", inner.seconds.len());
+        assert!(inner.shown.len() <= SHOWN && inner.seconds.len() <= SECONDS + 1, "{}", inner.seconds.len());
     }
 
     #[test]
@@ -261,8 +261,8 @@ mod tests {
         assert_eq!(past.seconds.iter().map(|second| second.completed).sum::<u32>(), 1_000);
         assert_eq!(past.sums.refunded, Amount::TOKEN);
         if past.seconds.len() == 1 {
-            assert!(second.p50_ms.is_some_and(|p50| (450.0..560.0).contains(&p50)), "{second:?}");
-            assert!(second.p95_ms.is_some_and(|p95| (850.0..1_060.0).contains(&p95)), "{second:?}");
+            assert!(second.p50_micros.is_some_and(|p50| (450_000..560_000).contains(&p50)), "{second:?}");
+            assert!(second.p95_micros.is_some_and(|p95| (850_000..1_060_000).contains(&p95)), "{second:?}");
         }
         assert_eq!(bucket(Duration::MAX), BUCKETS - 1);
         assert_eq!(bucket(Duration::ZERO), 0);

@@ -11,7 +11,7 @@ pub struct GatewayOptions {
     pub max_tasks_of_one: usize,
     /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
     pub max_unpaid_of_one: usize,
-    /// How many of all may wait at once for the registry's validators: while there are more, no order is taken. It should be what these judge in a few seconds.
+    /// No order is taken while this many requests wait for the registry's validators. It should be what these judge in a few seconds.
     pub max_judged: usize,
     /// How many orders of one client it takes in a minute. All may come at once.
     pub max_orders_a_minute_of_one: NonZeroU32,
@@ -41,7 +41,7 @@ impl Default for GatewayOptions {
             max_tasks: 10_000,
             max_tasks_of_one: 5_000,
             max_unpaid_of_one: 256,
-            max_judged: 256,
+            max_judged: 512,
             max_orders_a_minute_of_one: NonZeroU32::MIN.saturating_add(9_999),
             least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),
             max_input_bytes: 8 << 20,

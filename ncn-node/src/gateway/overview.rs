@@ -1,28 +1,31 @@
-//! What a gateway does now, for people who watch it. Of a request there is no input and no output in it.
+//! What a gateway does now, for people who watch it. Inputs and outputs of requests are not in it.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, Amount, AnswerTime, B256, Confinement, Price, Receipt, RequestId, State, Step, StepTiming, Subnet, TransportError,
+    Address, Amount, AnswerTime, B256, Confinement, LedgerError, Price, Receipt, RequestId, State, Step, StepTiming, Subnet,
+    TransportError,
 };
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::{
     Gateway,
-    history::{Past, Second, Sums},
+    history::{self, Past, Second, Sums},
     nodes::SeenNode,
     task::Task,
 };
 
 /// How many nodes are listed.
 const MAX_NODES: usize = 100;
-/// For how long validators are as they were last seen, and how many are asked for at once.
+/// For how long validators are as they were last seen, how long it may take to look at them, and how many stakes are asked for at once.
 const VALIDATORS_AGE: Duration = Duration::from_secs(5);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 8;
 
 /// What a gateway does now, and has done lately.
@@ -45,7 +48,7 @@ pub struct Overview {
     pub requests: Vec<RequestOverview>,
     /// What is offered.
     pub models: Vec<ModelOverview>,
-    /// The compute nodes that are attached: at most 100 of them.
+    /// The compute nodes that are attached: some of them, when there are many.
     pub nodes: Vec<NodeOverview>,
     /// How many there are.
     pub attached: usize,
@@ -53,7 +56,9 @@ pub struct Overview {
     pub validators: Vec<ValidatorOverview>,
     /// Tokens.
     pub money: MoneyOverview,
-    /// The last two minutes. Seconds in which nothing happened are missing.
+    /// For how many seconds before the present one it is known what happened.
+    pub span: u64,
+    /// What happened in them. Seconds in which nothing happened are missing.
     pub seconds: Vec<Second>,
 }
 
@@ -65,8 +70,8 @@ pub struct StepOverview {
     pub name: String,
     /// How many requests are in it; in the last one, how many were delivered and are remembered.
     pub requests: usize,
-    /// How long it took on average lately, in microseconds.
-    pub mean_us: Option<u64>,
+    /// How long it took on average lately.
+    pub mean_micros: Option<u64>,
 }
 
 /// A request, in a line.
@@ -77,16 +82,16 @@ pub struct RequestOverview {
     pub id: RequestId,
     /// Its model's name.
     pub model: String,
-    /// In which of the steps it is, counted from 1; in none when it was given up.
-    pub step: Option<u8>,
+    /// How far it has come in the twelve steps, counted from 1.
+    pub step: u8,
     /// Where it is.
     pub state: State,
     /// Which node serves it.
     pub compute: Option<Address>,
     /// The most that it costs.
     pub total: Amount,
-    /// How long it has been there, or took, in milliseconds.
-    pub age_ms: u64,
+    /// How long it has been there, or took. Unknown of what had ended before this gateway was started.
+    pub age_micros: Option<u64>,
 }
 
 /// A request, with all that is known of it.
@@ -167,19 +172,28 @@ pub(super) struct Validators(Mutex<Seen>);
 #[derive(Default)]
 struct Seen {
     at: Option<Instant>,
+    is_looking: bool,
     validators: Vec<ValidatorOverview>,
 }
 
 impl Validators {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// As they were last seen. They are looked for anew, when that is some time ago, for whoever asks next.
     fn seen(&self, gateway: &Arc<Gateway>) -> Vec<ValidatorOverview> {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.at.is_none_or(|at| at.elapsed() > VALIDATORS_AGE) {
-            seen.at = Some(Instant::now());
+        let mut seen = self.lock();
+        if !seen.is_looking && seen.at.is_none_or(|at| at.elapsed() > VALIDATORS_AGE) {
+            seen.is_looking = true;
             let gateway = gateway.clone();
             let looking = async move {
-                let found = look(&gateway).await;
-                gateway.validators.0.lock().unwrap_or_else(PoisonError::into_inner).validators = found;
+                let looking = gateway.stopped.run_until_cancelled(timeout(LOOK_TIMEOUT, look(&gateway))).await;
+                let mut seen = gateway.validators.lock();
+                (seen.at, seen.is_looking) = (Some(Instant::now()), false);
+                if let Some(Ok(Ok(found))) = looking {
+                    seen.validators = found;
+                }
             };
             tokio::spawn(looking);
         }
@@ -188,24 +202,26 @@ impl Validators {
 }
 
 /// What chain and registry say of the validators.
-async fn look(gateway: &Gateway) -> Vec<ValidatorOverview> {
-    let Ok(trust) = gateway.chain.trust_root().await else { return Vec::new() };
+async fn look(gateway: &Gateway) -> Result<Vec<ValidatorOverview>, LedgerError> {
+    let trust = gateway.chain.trust_root().await?;
     let times = gateway.registry.answer_times().await.unwrap_or_default();
     let times: HashMap<Address, AnswerTime> = times.into_iter().map(|time| (time.validator, time)).collect();
     let asked = trust.validators.into_iter().map(|address| {
         let answers = times.get(&address).copied();
         async move { ValidatorOverview { address, stake: gateway.chain.stake(address).await.ok(), answers } }
     });
-    stream::iter(asked).buffered(AT_ONCE).collect().await
+    Ok(stream::iter(asked).buffered(AT_ONCE).collect().await)
 }
 
-fn milliseconds(time: Duration) -> u64 {
-    time.as_millis().try_into().unwrap_or(u64::MAX)
+fn micros(time: Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 impl Gateway {
-    /// What it does now. It takes about a millisecond when there are many requests, and waits for nobody: validators are as they were seen a moment
-    /// ago.
+    /// What it does now. It looks at every request that is remembered, and waits for nobody: validators are as they were seen a moment ago.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
     pub fn overview(self: &Arc<Self>) -> Overview {
         let Past { now, shown, seconds, sums, steps: means } = self.history.past();
         let mut steps: Vec<_> = Step::ALL.into_iter().zip(means).map(|(step, mean)| StepOverview::new(step, mean)).collect();
@@ -249,6 +265,7 @@ impl Gateway {
             attached,
             validators: self.validators.seen(self),
             money: MoneyOverview { held, earned, paid_out, refunded },
+            span: history::SECONDS as u64,
             seconds,
         }
     }
@@ -274,11 +291,11 @@ impl Gateway {
         RequestOverview {
             id: task.request_id,
             model: self.name_of(&task.submission.request.message.model_digest),
-            step: task.step().map(|step| step as u8),
+            step: task.step().or(task.last_step()).map_or(1, |step| step as u8),
             state: task.lifecycle().state(),
             compute: task.compute(),
             total: task.total(),
-            age_ms: milliseconds(task.age()),
+            age_micros: task.age().map(micros),
         }
     }
 
@@ -289,7 +306,6 @@ impl Gateway {
 
 impl StepOverview {
     fn new(step: Step, mean: Option<Duration>) -> Self {
-        let mean_us = mean.map(|mean| mean.as_micros().try_into().unwrap_or(u64::MAX));
-        Self { name: step.to_string(), requests: 0, mean_us }
+        Self { name: step.to_string(), requests: 0, mean_micros: mean.map(micros) }
     }
 }

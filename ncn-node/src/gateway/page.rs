@@ -18,7 +18,7 @@ use ncn_core::{B256, TransportError};
 use tonic::codegen::http::{HeaderValue, header};
 
 use super::Gateway;
-use crate::server::plain;
+use crate::server::{by_address, plain};
 
 /// For how long everyone who asks has the same overview: many who watch cost little more than one.
 const AGE: Duration = Duration::from_millis(250);
@@ -26,8 +26,8 @@ const AGE: Duration = Duration::from_millis(250);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; media-src data:; \
                       frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// The page at `/`, and what it asks for. It shows who ordered what, and receipts, to everyone who reaches it. It can be served before there is a
-/// gateway.
+/// The page at `/`, and what it asks for. It shows who ordered what, and receipts, to everyone who reaches it by its IP address. It can be served
+/// before there is a gateway.
 #[derive(Clone, Default)]
 pub struct Page(Arc<Shown>);
 
@@ -51,13 +51,14 @@ impl Page {
     /// The page's files, `/overview`, and `/overview/ID` for a request.
     pub fn routes(&self) -> Router {
         let asset = |kind: &'static str, text: &'static str| get(move || ready(file(kind, text.into())));
-        Router::new()
+        let routes = Router::new()
             .route("/", asset("text/html; charset=utf-8", include_str!("page/index.html")))
             .route("/page.css", asset("text/css", include_str!("page/page.css")))
             .route("/page.js", asset("text/javascript", include_str!("page/page.js")))
             .route("/overview", get(overview))
             .route("/overview/{request_id}", get(detail))
-            .with_state(self.0.clone())
+            .with_state(self.0.clone());
+        by_address(routes)
     }
 }
 
@@ -77,8 +78,9 @@ fn file(kind: &'static str, data: Bytes) -> Response {
 }
 
 impl Shown {
+    /// Once it has started.
     fn gateway(&self) -> Result<&Arc<Gateway>, TransportError> {
-        self.gateway.get().ok_or_else(|| TransportError::Internal("the gateway has not started yet: ask again".into()))
+        self.gateway.get().ok_or_else(plain::busy)
     }
 
     fn overview(&self) -> Result<Bytes, TransportError> {

@@ -17,7 +17,7 @@ use ncn_core::{
 use ncn_core::{Address, B256};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES,
-    proto::{self, ComputeMessage, GatewayMessage, compute_message, gateway_message},
+    proto::{self, ComputeMessage, GatewayMessage, InferenceRequest, compute_message, gateway_message},
 };
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -41,14 +41,31 @@ const EVENT_BYTES: usize = MAX_MESSAGE_BYTES;
 /// What is sent to a node.
 pub(super) type Sending = mpsc::Receiver<Result<GatewayMessage, Status>>;
 
+/// The tasks of a node that have no end yet.
+#[derive(Clone, Default)]
+pub(super) struct Tasks(Arc<Mutex<Open>>);
+
+impl Tasks {
+    /// Those of a node that may ask for them again.
+    pub(super) fn kept() -> Self {
+        Self(Arc::new(Mutex::new(Open { keeps_tasks: true, ..Open::default() })))
+    }
+
+    /// One of them, as it was sent.
+    pub(super) fn get(&self, request_id: &RequestId) -> Option<InferenceRequest> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.tasks.get(request_id).and_then(|task| task.task.clone())
+    }
+}
+
 /// Serves one node's stream for as long as it lasts. What it is sent comes over the channel.
-pub(super) fn serve<S>(gateway: Arc<Gateway>, messages: S) -> Sending
+pub(super) fn serve<S>(gateway: Arc<Gateway>, messages: S, tasks: Tasks) -> Sending
 where
     S: Stream<Item = Result<ComputeMessage, Status>> + Send + Unpin + 'static,
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        let running = run(&gateway, messages, &sender);
+        let running = run(&gateway, messages, &sender, tasks);
         let stopped = || Err(Status::unavailable("the gateway is stopping"));
         if let Err(error) = gateway.stopped.run_until_cancelled(running).await.unwrap_or_else(stopped) {
             tracing::debug!(error = error.message(), "a compute node's stream ended");
@@ -58,7 +75,12 @@ where
     receiver
 }
 
-async fn run<S>(gateway: &Gateway, mut messages: S, sender: &mpsc::Sender<Result<GatewayMessage, Status>>) -> Result<(), Status>
+async fn run<S>(
+    gateway: &Gateway,
+    mut messages: S,
+    sender: &mpsc::Sender<Result<GatewayMessage, Status>>,
+    Tasks(open): Tasks,
+) -> Result<(), Status>
 where
     S: Stream<Item = Result<ComputeMessage, Status>> + Send + Unpin,
 {
@@ -69,12 +91,7 @@ where
     let first = first.map_err(|_| Status::deadline_exceeded("no answer to the challenge"))?;
     let address = admit(gateway, challenge, wire::required("message", first.transpose()?)?)?;
 
-    let remote = Arc::new(RemoteCompute {
-        address,
-        sender: sender.clone(),
-        open: Arc::default(),
-        room: Arc::new(Semaphore::new(EVENT_BYTES)),
-    });
+    let remote = Arc::new(RemoteCompute { address, sender: sender.clone(), open, room: Arc::new(Semaphore::new(EVENT_BYTES)) });
     let compute: Arc<dyn Compute> = remote.clone();
     gateway.attach(compute.clone());
     tracing::info!(node = %address, "a compute node is attached");
@@ -137,12 +154,15 @@ struct Open {
     tasks: HashMap<RequestId, OpenTask>,
     collections: HashMap<RequestId, oneshot::Sender<Result<Collected, ComputeError>>>,
     closed: bool,
+    keeps_tasks: bool,
 }
 
 /// A task that the node runs.
 struct OpenTask {
     events: EventSender,
     budget: StreamBudget,
+    /// As it was sent, where the node may ask for it again.
+    task: Option<InferenceRequest>,
 }
 
 type EventSender = mpsc::Sender<Waiting>;
@@ -307,16 +327,18 @@ impl Compute for RemoteCompute {
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
         let request_id = task.quote.request_id;
+        let task = InferenceRequest::from(task);
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         {
             let mut open = self.open();
             if open.closed {
                 return Err(self.gone());
             }
-            open.tasks.insert(request_id, OpenTask { events: sender, budget: StreamBudget::default() });
+            let kept = open.keeps_tasks.then(|| task.clone());
+            open.tasks.insert(request_id, OpenTask { events: sender, budget: StreamBudget::default(), task: kept });
         }
         let cancel = Undo::new(self, request_id, gateway_message::Message::Cancel(wire::bytes(request_id)));
-        self.send(gateway_message::Message::Task(task.into())).await?;
+        self.send(gateway_message::Message::Task(task)).await?;
         let state = Some((events, cancel, self.gone()));
         let events = stream::unfold(state, |state| async {
             let (mut events, mut cancel, gone) = state?;
@@ -391,7 +413,7 @@ mod tests {
         let node = RemoteCompute { address: Address::ZERO, sender, open: Arc::default(), room };
         let request_id = B256::repeat_byte(1);
         let (events, mut queue) = mpsc::channel(EVENT_QUEUE);
-        node.open().tasks.insert(request_id, OpenTask { events, budget: StreamBudget::default() });
+        node.open().tasks.insert(request_id, OpenTask { events, budget: StreamBudget::default(), task: None });
         let chunk = proto::TaskChunk {
             request_id: wire::bytes(request_id),
             chunk: Some(OutputChunk { values, usage: ncn_core::Usage::default(), finish: None }.into()),

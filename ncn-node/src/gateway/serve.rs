@@ -124,7 +124,7 @@ impl GatewayComputeService for ComputeAdapter {
     type ReceiveTaskStream = BoxStream<'static, Result<proto::GatewayMessage, Status>>;
 
     async fn attach(&self, request: Request<Streaming<proto::ComputeMessage>>) -> Result<Response<Self::AttachStream>, Status> {
-        let messages = plane::serve(self.gateway.clone(), request.into_inner());
+        let messages = plane::serve(self.gateway.clone(), request.into_inner(), plane::Tasks::default());
         Ok(Response::new(ReceiverStream::new(messages).boxed()))
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use ncn_core::{B256, RequestId};
+use ncn_core::B256;
 use ncn_wire::{
     self as wire,
     proto::{ComputeMessage, GatewayMessage, InferenceRequest, compute_message, gateway_message},
@@ -16,7 +16,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Gateway, plane};
+use super::{
+    Gateway,
+    plane::{self, Tasks},
+};
 
 /// How many calls of one session wait: the others wait where they come from.
 const QUEUE: usize = 1;
@@ -25,18 +28,16 @@ const QUEUE: usize = 1;
 #[derive(Clone, Default)]
 pub(super) struct Sessions(Arc<Mutex<HashMap<B256, Session>>>);
 
+#[derive(Clone)]
 struct Session {
     messages: mpsc::Sender<Result<ComputeMessage, Status>>,
-    /// Those that have no end yet.
-    tasks: HashMap<RequestId, InferenceRequest>,
+    tasks: Tasks,
 }
 
-/// Ends a session with the stream that it came with.
+/// A session while its stream is read.
 struct Open {
     sessions: Sessions,
     challenge: Option<B256>,
-    /// What becomes the session, once there is a challenge.
-    messages: Option<mpsc::Sender<Result<ComputeMessage, Status>>>,
 }
 
 impl Drop for Open {
@@ -47,52 +48,27 @@ impl Drop for Open {
     }
 }
 
-impl Open {
-    /// Looks at what is sent to the node.
-    fn see(&mut self, message: &GatewayMessage) {
-        let mut sessions = self.sessions.lock();
-        match &message.message {
-            Some(gateway_message::Message::Challenge(asked)) => {
-                if let (Ok(challenge), Some(messages)) = (wire::hash("challenge", &asked.challenge), self.messages.take()) {
-                    sessions.insert(challenge, Session { messages, tasks: HashMap::new() });
-                    self.challenge = Some(challenge);
-                }
-            }
-            Some(gateway_message::Message::Task(task)) => {
-                let id = task.quote.as_ref().and_then(|quote| wire::hash("request_id", &quote.request_id).ok());
-                if let (Some(id), Some(session)) = (id, self.challenge.and_then(|challenge| sessions.get_mut(&challenge))) {
-                    session.tasks.insert(id, task.clone());
-                }
-            }
-            Some(gateway_message::Message::Release(id) | gateway_message::Message::Cancel(id)) => {
-                if let (Ok(id), Some(session)) =
-                    (wire::hash("request_id", id), self.challenge.and_then(|challenge| sessions.get_mut(&challenge)))
-                {
-                    session.tasks.remove(&id);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn unknown() -> Status {
-    Status::not_found("session: there is none: begin one with ReceiveTask")
-}
-
 impl Sessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<B256, Session>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a session. It lasts as long as the stream is read.
+    fn get(&self, session: &[u8]) -> Result<Session, Status> {
+        let found = self.lock().get(&wire::hash("session", session)?).cloned();
+        found.ok_or_else(|| Status::not_found("session: there is none: begin one with ReceiveTask"))
+    }
+
+    /// Begins a session, with the gateway's challenge. It lasts as long as the stream is read.
     pub(super) fn begin(&self, gateway: Arc<Gateway>) -> impl Stream<Item = Result<GatewayMessage, Status>> + use<> {
-        let (sender, messages) = mpsc::channel(QUEUE);
-        let sending = plane::serve(gateway, ReceiverStream::new(messages));
-        let mut open = Open { sessions: self.clone(), challenge: None, messages: Some(sender) };
+        let ((messages, received), tasks) = (mpsc::channel(QUEUE), Tasks::kept());
+        let sending = plane::serve(gateway, ReceiverStream::new(received), tasks.clone());
+        let (mut open, mut session) = (Open { sessions: self.clone(), challenge: None }, Some(Session { messages, tasks }));
         ReceiverStream::new(sending).inspect(move |message| {
-            if let Ok(message) = message {
-                open.see(message);
+            if let Ok(GatewayMessage { message: Some(gateway_message::Message::Challenge(asked)) }) = message
+                && let (Ok(challenge), Some(session)) = (wire::hash("challenge", &asked.challenge), session.take())
+            {
+                open.sessions.lock().insert(challenge, session);
+                open.challenge = Some(challenge);
             }
         })
     }
@@ -102,19 +78,9 @@ impl Sessions {
     /// # Errors
     /// `NOT_FOUND` when the session has ended: why, its stream says.
     pub(super) async fn take(&self, session: &[u8], message: compute_message::Message) -> Result<(), Status> {
-        let session = wire::hash("session", session)?;
-        let messages = self.lock().get(&session).map(|session| session.messages.clone()).ok_or_else(unknown)?;
-        let ended = match &message {
-            compute_message::Message::Finished(completion) => Some(&completion.request_id),
-            compute_message::Message::Failed(failed) => Some(&failed.request_id),
-            _ => None,
-        };
-        if let Some(id) = ended.and_then(|id| wire::hash("request_id", id).ok())
-            && let Some(session) = self.lock().get_mut(&session)
-        {
-            session.tasks.remove(&id);
-        }
-        messages.send(Ok(ComputeMessage { message: Some(message) })).await.map_err(|_| unknown())
+        let Session { messages, .. } = self.get(session)?;
+        let taken = messages.send(Ok(ComputeMessage { message: Some(message) })).await;
+        taken.map_err(|_| Status::not_found("session: has ended"))
     }
 
     /// A task of a session that has no end yet.
@@ -122,9 +88,7 @@ impl Sessions {
     /// # Errors
     /// `NOT_FOUND`.
     pub(super) fn task(&self, session: &[u8], request_id: &[u8]) -> Result<InferenceRequest, Status> {
-        let (session, request_id) = (wire::hash("session", session)?, wire::hash("request_id", request_id)?);
-        let sessions = self.lock();
-        let task = sessions.get(&session).ok_or_else(unknown)?.tasks.get(&request_id).cloned();
+        let task = self.get(session)?.tasks.get(&wire::hash("request_id", request_id)?);
         task.ok_or_else(|| Status::not_found("request_id: is no task that runs in this session"))
     }
 }

@@ -362,6 +362,11 @@ impl Task {
         self.news().iter().filter_map(step).collect()
     }
 
+    /// The newest step that was reported.
+    pub(super) fn last_step(&self) -> Option<Step> {
+        Step::from_code(self.step.load(Ordering::Relaxed))
+    }
+
     /// In which of the twelve steps it is; in none when it was given up.
     pub(super) fn step(&self) -> Option<Step> {
         let state = self.lifecycle().state();
@@ -396,10 +401,15 @@ impl Task {
         *self.took.lock().unwrap_or_else(PoisonError::into_inner) = Some(took);
     }
 
+    /// How long it took, once it has ended in this process.
+    pub(super) fn took(&self) -> Option<Duration> {
+        *self.took.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How long it took, once it has ended, or has been there.
-    pub(super) fn age(&self) -> Duration {
-        let took = *self.took.lock().unwrap_or_else(PoisonError::into_inner);
-        took.filter(|_| matches!(self.lifecycle().state(), State::Ended(_))).unwrap_or_else(|| self.began.elapsed())
+    pub(super) fn age(&self) -> Option<Duration> {
+        let has_ended = matches!(self.lifecycle().state(), State::Ended(_));
+        if has_ended { self.took() } else { Some(self.began.elapsed()) }
     }
 
     /// The receipt, once it is delivered.

@@ -1,7 +1,7 @@
 //! How quickly the validators answer that this node asks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,27 +27,23 @@ impl Answers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These validators are asked, all of which are listed.
-    pub(super) fn asked(&self, validators: &BTreeSet<Address>) {
+    /// Validators were asked, all of which are listed, and those have approved in time to be of use that took so long.
+    pub(super) fn count(&self, asked: &BTreeMap<Address, Option<Duration>>) {
         let mut known = self.lock();
         if known.len() > MAX_VALIDATORS {
             // Who has left is still among them.
-            known.retain(|validator, _| validators.contains(validator));
+            known.retain(|validator, _| asked.contains_key(validator));
         }
-        for validator in validators {
+        for (validator, approved) in asked {
             let sums = known.entry(*validator).or_default();
             if sums.asked >= MAX_ASKED {
                 *sums = Sums { asked: sums.asked / 2, approved: sums.approved / 2, took: sums.took / 2 };
             }
             sums.asked += 1;
-        }
-    }
-
-    /// One has approved, in time to be of use.
-    pub(super) fn approved(&self, validator: Address, took: Duration) {
-        if let Some(sums) = self.lock().get_mut(&validator) {
-            sums.approved += 1;
-            sums.took += took;
+            if let Some(took) = approved {
+                sums.approved += 1;
+                sums.took += *took;
+            }
         }
     }
 
@@ -71,8 +67,7 @@ mod tests {
     fn who_is_slow_is_seen_and_who_has_left_is_forgotten() {
         let (answers, fast, slow) = (Answers::default(), Address::repeat_byte(1), Address::repeat_byte(2));
         for _ in 0..5_000 {
-            answers.asked(&[fast, slow].into());
-            answers.approved(fast, Duration::from_millis(20));
+            answers.count(&[(fast, Some(Duration::from_millis(20))), (slow, None)].into());
         }
         let [of_fast, of_slow] = *answers.times() else { panic!() };
         assert_eq!((of_fast.validator, of_fast.mean), (fast, Duration::from_millis(20)));
@@ -80,7 +75,7 @@ mod tests {
         assert!(of_fast.asked == of_slow.asked && of_fast.asked <= MAX_ASKED + 1 && of_fast.approved + 2 >= of_fast.asked);
 
         for number in 0..2 * MAX_VALIDATORS {
-            answers.asked(&[Address::left_padding_from(&number.to_be_bytes())].into());
+            answers.count(&[(Address::left_padding_from(&number.to_be_bytes()), None)].into());
         }
         assert!(answers.times().len() <= MAX_VALIDATORS + 1);
     }

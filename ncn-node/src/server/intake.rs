@@ -50,7 +50,7 @@ pub(super) enum Lengths {
 impl Lengths {
     /// Of a call that is not gRPC.
     fn of_plain(path: &str) -> Self {
-        Self::Plain(if path == INFERENCE { MAX_JSON_BYTES } else { MAX_SMALL_MESSAGE_BYTES })
+        Self::Plain(if [INFERENCE, TRIAL].contains(&path) { MAX_JSON_BYTES } else { MAX_SMALL_MESSAGE_BYTES })
     }
 
     /// Of the call with this path. Unknown paths are the router's to refuse.
@@ -68,6 +68,8 @@ impl Lengths {
     }
 }
 
+/// Where a network for development runs models for whoever asks, who sends inputs as in an order.
+pub const TRIAL: &str = "/trial";
 const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 
 const ATTACH: &str = "/ncn.v1.GatewayComputeService/Attach";

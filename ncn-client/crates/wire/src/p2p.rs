@@ -54,8 +54,8 @@ impl From<proto::RegistryStatus> for RegistryStatus {
 
 impl From<AnswerTime> for proto::AnswerTime {
     fn from(AnswerTime { validator, asked, approved, mean }: AnswerTime) -> Self {
-        let mean_us = mean.as_micros().try_into().unwrap_or(u64::MAX);
-        Self { validator: bytes(validator), asked, approved, mean_us }
+        let mean_micros = mean.as_micros().try_into().unwrap_or(u64::MAX);
+        Self { validator: bytes(validator), asked, approved, mean_micros }
     }
 }
 
@@ -63,9 +63,9 @@ impl TryFrom<proto::AnswerTime> for AnswerTime {
     type Error = WireError;
 
     fn try_from(time: proto::AnswerTime) -> Result<Self, WireError> {
-        let proto::AnswerTime { validator, asked, approved, mean_us } = time;
+        let proto::AnswerTime { validator, asked, approved, mean_micros } = time;
         let validator = address("answer_time.validator", &validator)?;
-        Ok(Self { validator, asked, approved, mean: Duration::from_micros(mean_us) })
+        Ok(Self { validator, asked, approved, mean: Duration::from_micros(mean_micros) })
     }
 }
 

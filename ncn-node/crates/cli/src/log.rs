@@ -7,7 +7,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Where traces go, as every program with OpenTelemetry is told.
-const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 /// Sends what is left when it is dropped.
 pub(crate) struct Log {
@@ -24,13 +24,13 @@ pub(crate) fn init() -> Log {
     let as_json = std::env::var_os("NCN_LOG_FORMAT").is_some_and(|format| format == "json");
     let lines = if as_json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() };
     let log = tracing_subscriber::registry().with(lines);
-    let wants_traces = std::env::var_os(ENDPOINT).is_some_and(|endpoint| !endpoint.is_empty());
+    let endpoint = ENDPOINTS.into_iter().find(|name| std::env::var_os(name).is_some_and(|endpoint| !endpoint.is_empty()));
     #[cfg(feature = "otlp")]
     {
-        let traces = wants_traces.then(traces::Traces::start).and_then(|started| match started {
+        let traces = endpoint.and_then(|endpoint| match traces::Traces::start() {
             Ok(traces) => Some(traces),
             Err(error) => {
-                crate::say(&format!("no traces are sent: {ENDPOINT}: {error}"));
+                crate::say(&format!("no traces are sent: {endpoint}: {error}"));
                 None
             }
         });
@@ -40,8 +40,8 @@ pub(crate) fn init() -> Log {
     #[cfg(not(feature = "otlp"))]
     {
         log.init();
-        if wants_traces {
-            crate::say(&format!("no traces are sent: {ENDPOINT} is set, and this program is built without the feature `otlp`"));
+        if let Some(endpoint) = endpoint {
+            crate::say(&format!("no traces are sent: {endpoint} is set, and this program is built without the feature `otlp`"));
         }
         Log {}
     }
@@ -86,7 +86,12 @@ mod traces {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("traces").enable_all().build()?;
             let exporter: Result<_, ExporterBuildError> = runtime.block_on(async { SpanExporter::builder().with_tonic().build() });
-            let resource = Resource::builder().with_service_name("ncn").build();
+            let resource = Resource::builder();
+            // What the environment says counts.
+            let named = ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"].into_iter().filter_map(|name| std::env::var(name).ok());
+            let is_named =
+                named.into_iter().any(|named| !named.is_empty() && (!named.contains('=') || named.contains("service.name=")));
+            let resource = if is_named { resource.build() } else { resource.with_service_name("ncn").build() };
             let provider = SdkTracerProvider::builder().with_id_generator(Ids::default()).with_resource(resource);
             Ok(Self { provider: provider.with_batch_exporter(exporter?).build(), _runtime: runtime })
         }

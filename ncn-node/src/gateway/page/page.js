@@ -23,9 +23,10 @@ function tokens(units) {
   return part ? `${whole}.${part}` : whole;
 }
 
-function time(milliseconds) {
-  if (milliseconds === null || milliseconds === undefined) return '–';
-  if (milliseconds < 1) return `${Math.round(milliseconds * 1000)} µs`;
+function time(micros) {
+  if (micros === null || micros === undefined) return '–';
+  const milliseconds = micros / 1000;
+  if (milliseconds < 1) return `${Math.round(micros)} µs`;
   if (milliseconds < 1000) return `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
   const seconds = milliseconds / 1000;
   if (seconds < 120) return `${seconds.toFixed(1)} s`;
@@ -60,14 +61,14 @@ function showSteps({ steps, refunding }) {
     const place = steps.indexOf(step);
     name.textContent = `${place + 1} ${step.name}`;
     count.textContent = step.requests;
-    mean.textContent = time(step.meanUs === null ? null : step.meanUs / 1000);
+    mean.textContent = time(step.meanMicros);
     row.classList.toggle('busy', step.requests > 0 && place < 11);
   });
   show('refunding', refunding ? `${refunding} being paid back. ` : '');
 }
 
 function track(request) {
-  const step = request.step ?? 0, ended = inEnd(request.state);
+  const { step } = request, ended = inEnd(request.state);
   const made = element('span', { class: `track ${ended === 'completed' ? 'done' : ended ? 'lost' : ''}`, 'aria-hidden': 'true' });
   for (let place = 1; place <= 12; place += 1) made.append(element('i', place <= step ? { class: 'past' } : {}));
   return made;
@@ -82,12 +83,13 @@ function showRequests({ requests, steps }) {
   };
   rows($('requests'), newest, (request) => request.id, make, (row, request) => {
     const [, , step, age, total] = row.children;
-    const name = inEnd(request.state) || !request.step ? words(request.state) : steps[request.step - 1].name;
+    const isOnItsWay = !inEnd(request.state) && request.state !== 'refunding';
+    const name = isOnItsWay ? steps[request.step - 1].name : words(request.state);
     if (step.dataset.shown !== `${request.step} ${name}`) {
       step.dataset.shown = `${request.step} ${name}`;
       step.replaceChildren(track(request), name);
     }
-    age.textContent = time(request.ageMs);
+    age.textContent = time(request.ageMicros);
     total.textContent = request.total === '0' ? '–' : tokens(request.total);
   });
   $('no-requests').hidden = requests.length > 0;
@@ -109,12 +111,12 @@ function top(value) {
 
 // Points that are no more seconds apart are joined.
 const GAP = 5;
-const WIDTH = 360, LOW = 100, HIGH = 12, LEFT = 4, SPAN = 120;
-function plot(name, series, now, most, format, summary) {
-  const x = (at) => LEFT + (WIDTH - 2 * LEFT) * (1 - (now - at) / SPAN), y = (value) => LOW - (LOW - HIGH) * value / most;
+const WIDTH = 360, LOW = 100, HIGH = 12, LEFT = 4;
+function plot(name, series, { uptime, span }, most, format, summary) {
+  const x = (at) => LEFT + (WIDTH - 2 * LEFT) * (1 - (uptime - at) / span), y = (value) => LOW - (LOW - HIGH) * value / most;
   const parts = [svg('title', {}, summary)];
   for (const share of [0, 0.5, 1]) parts.push(svg('line', { class: 'grid', x1: 0, x2: WIDTH, y1: y(most * share), y2: y(most * share) }));
-  parts.push(svg('text', { x: LEFT, y: y(most) - 3 }, format(most)), svg('text', { x: LEFT, y: LOW + 13 }, '2 min ago'));
+  parts.push(svg('text', { x: LEFT, y: y(most) - 3 }, format(most)), svg('text', { x: LEFT, y: LOW + 13 }, `${time(span * 1e6)} ago`));
   parts.push(svg('text', { x: WIDTH - LEFT, y: LOW + 13, 'text-anchor': 'end' }, 'now'));
   for (const { points, kind } of series) {
     let path = '', drawn = -Infinity;
@@ -129,16 +131,17 @@ function plot(name, series, now, most, format, summary) {
   $(name).replaceChildren(...parts);
 }
 
-function showPlots({ seconds, uptime }) {
+function showPlots(overview) {
+  const { seconds, uptime, span } = overview;
   const known = new Map(seconds.map((second) => [second.at, second]));
   // The present second is not over.
-  const first = Math.max(0, uptime - SPAN), all = Array.from({ length: Math.max(0, uptime - first) }, (_, place) => first + place);
+  const first = Math.max(0, uptime - span), all = Array.from({ length: Math.max(0, uptime - first) }, (_, place) => first + place);
   const of = (field, otherwise) => all.map((at) => [at, known.get(at)?.[field] ?? otherwise]);
   const most = (points) => Math.max(...points.map(([, value]) => value ?? 0));
-  const ordered = of('ordered', 0), completed = of('completed', 0), p50 = of('p50Ms', null), p95 = of('p95Ms', null);
+  const ordered = of('ordered', 0), completed = of('completed', 0), p50 = of('p50Micros', null), p95 = of('p95Micros', null);
   const last = (points) => points.findLast(([, value]) => value !== null)?.[1] ?? null;
-  plot('throughput', [{ points: ordered, kind: 'a' }, { points: completed, kind: 'b' }], uptime, top(Math.max(1, most(ordered), most(completed))), (value) => `${value} a second`, `at the end ${last(completed) ?? 0} a second are delivered, at most ${most(completed)}`);
-  plot('latency', [{ points: p50, kind: 'a' }, { points: p95, kind: 'b' }], uptime, top(Math.max(1, most(p95))), time, `at the end half of the requests took less than ${time(last(p50))}, 95 of 100 less than ${time(last(p95))}`);
+  plot('throughput', [{ points: ordered, kind: 'a' }, { points: completed, kind: 'b' }], overview, top(Math.max(1, most(ordered), most(completed))), (value) => `${value} a second`, `at the end ${last(completed) ?? 0} a second are delivered, at most ${most(completed)}`);
+  plot('latency', [{ points: p50, kind: 'a' }, { points: p95, kind: 'b' }], overview, top(Math.max(1000, most(p95))), time, `at the end half of the requests took less than ${time(last(p50))}, 95 of 100 less than ${time(last(p95))}`);
 }
 
 function showNetwork({ nodes, attached, models, validators }) {
@@ -151,7 +154,7 @@ function showNetwork({ nodes, attached, models, validators }) {
   table('validators', validators, (validator) => validator.address, ({ address: of, stake, answers }) => [
     address(of),
     number(stake === null ? '–' : tokens(stake)),
-    number(answers?.approved ? time(answers.meanMicros / 1000) : '–'),
+    number(answers?.approved ? time(answers.meanMicros) : '–'),
     number(answers?.asked ? `${Math.round(100 * answers.approved / answers.asked)} % of ${answers.asked}` : '–'),
   ]);
 }
@@ -164,18 +167,21 @@ function showDetail(detail) {
   pair('model', detail.model);
   pair('client', detail.client);
   pair('compute node', detail.compute);
-  pair('time', time(detail.ageMs));
+  pair('time', time(detail.ageMicros));
   pair('cost', detail.cost === null ? null : `${tokens(detail.cost)} tokens`);
   pair('at most', detail.total === '0' ? null : `${tokens(detail.total)} tokens`);
   pair('problem', detail.failure);
   for (const payout of detail.receipt?.payments.payouts ?? []) pair(`to ${payout.role.replaceAll('_', ' ')}`, `${tokens(payout.amount)} tokens, ${payout.address}`);
   const longest = Math.max(1, ...detail.steps.map((step) => step.tookMicros));
   const step = ({ step: name, tookMicros, actor }) => element('tr', {},
-    element('td', { text: name }), number(time(tookMicros / 1000)),
+    element('td', { text: name }), number(time(tookMicros)),
     element('td', {}, bar(tookMicros / longest)), element('td', {}, id(actor)));
-  const steps = element('table', {}, element('tbody', {}, ...detail.steps.map(step)));
-  const body = [pairs, element('h2', { text: 'Steps, as the gateway has measured them' }), element('div', { class: 'wide' }, steps)];
-  if (detail.receipt) body.push(element('h2', { text: 'Receipt' }), element('pre', { tabindex: '0', text: JSON.stringify(detail.receipt, null, 2) }));
+  const head = ['step', 'time', '', 'by'].map((text) => element('th', { scope: 'col', text }));
+  head[1].className = 'number';
+  const steps = element('table', {}, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...detail.steps.map(step)));
+  const wide = element('div', { class: 'wide', tabindex: '0', role: 'region', 'aria-label': 'steps' }, steps);
+  const body = [pairs, element('h3', { text: 'Steps, as the gateway has measured them' }), wide];
+  if (detail.receipt) body.push(element('h3', { text: 'Receipt' }), element('pre', { tabindex: '0', text: JSON.stringify(detail.receipt, null, 2) }));
   $('detail-body').replaceChildren(...body);
 }
 
@@ -185,24 +191,38 @@ function bar(share) {
   return made;
 }
 
+// What a call answers, as JSON; an error says why there is none.
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { signal: AbortSignal.timeout(5 * POLL), ...options });
+  const said = await answer.text();
+  if (answer.ok) return JSON.parse(said);
+  let message = `${answer.status} ${answer.statusText}`;
+  try { message = JSON.parse(said).message; } catch { /* It is no problem of the gateway's. */ }
+  throw Object.assign(new Error(message), { status: answer.status });
+}
+
+const ID = /^0x[0-9a-f]{64}$/i;
 let detailed = null;
 async function refreshDetail() {
   const wanted = location.hash.slice(1);
   if (!wanted) return $('detail').close();
   if (!$('detail').open) $('detail').showModal();
   if (detailed === wanted) return;
-  const answer = await fetch(`overview/${encodeURIComponent(wanted)}`);
-  const said = await answer.json();
-  if (wanted !== location.hash.slice(1)) return;
-  if (!answer.ok) return $('detail-body').replaceChildren(element('p', { text: `${said.message ?? 'The request is not known'}. It is remembered for a while after its end.` }));
-  showDetail(said);
-  // What has ended stays as it is.
-  detailed = inEnd(said.state) && (said.receipt || inEnd(said.state) !== 'completed') ? wanted : null;
+  try {
+    if (!ID.test(wanted)) throw new Error('This is no request id: it is 0x and 64 hexadecimal digits.');
+    const said = await ask(`overview/${wanted}`);
+    if (wanted !== location.hash.slice(1)) return;
+    showDetail(said);
+    // What has ended stays as it is.
+    detailed = inEnd(said.state) && (said.receipt || inEnd(said.state) !== 'completed') ? wanted : null;
+  } catch (error) {
+    const forgotten = error.status === 404 ? ' Requests are forgotten a while after their end.' : '';
+    $('detail-body').replaceChildren(element('p', { text: error.message + forgotten }));
+  }
 }
 
-const attempt = (work) => work().catch(() => {});
 $('detail').addEventListener('close', () => { detailed = null; if (location.hash) history.replaceState(null, '', location.pathname); });
-addEventListener('hashchange', () => { detailed = null; attempt(refreshDetail); });
+addEventListener('hashchange', () => { detailed = null; refreshDetail(); });
 $('find').addEventListener('submit', (event) => { event.preventDefault(); if ($('find-id').value) location.hash = $('find-id').value.trim(); });
 
 function showAll(overview) {
@@ -210,7 +230,8 @@ function showAll(overview) {
   show('gateway', overview.gateway);
   show('version', overview.version);
   for (const name of ['held', 'paidOut', 'earned', 'refunded']) show(name, tokens(overview.money[name]));
-  show('uptime', time(overview.uptime * 1000));
+  show('uptime', time(overview.uptime * 1e6));
+  show('span', time(overview.span * 1e6));
   showSteps(overview);
   showRequests(overview);
   showPlots(overview);
@@ -224,12 +245,9 @@ function say(text, kind) {
 
 async function poll() {
   try {
-    const answer = await fetch('overview', { signal: AbortSignal.timeout(5 * POLL) });
-    const said = await answer.json();
-    if (!answer.ok) throw new Error(said.message);
-    showAll(said);
+    showAll(await ask('overview'));
     say('live', 'live');
-    await refreshDetail();
+    if ($('detail').open || location.hash) await refreshDetail();
   } catch (error) {
     say(`no answer: what is shown is old (${error.message})`, 'lost');
   }
@@ -309,7 +327,7 @@ async function run() {
   $('form-output').replaceChildren();
   show('form-state', 'asking for a quote');
   const answer = await fetch('trial', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: model().name, inputs }) });
-  if (!answer.ok) throw new Error((await answer.json()).message);
+  if (!answer.ok) throw new Error(answer.headers.get('content-type') === 'application/json' ? (await answer.json()).message : answer.statusText);
   for await (const said of lines(answer.body)) {
     if (said.quoted) show('form-state', `paying at most ${tokens(said.quoted.total)} tokens`);
     if (said.paid) show('form-state', 'paid: the model runs');
@@ -325,9 +343,13 @@ async function run() {
 }
 
 async function offerTrial() {
-  const answer = await fetch('trial');
-  if (!answer.ok) return;
-  trial = await answer.json();
+  try {
+    trial = await ask('trial');
+  } catch (error) {
+    // Where there is none, there will be none.
+    if (error.status !== 404) setTimeout(offerTrial, POLL);
+    return;
+  }
   $('form-model').replaceChildren(...trial.models.map(({ name }) => element('option', { text: name })));
   showInputs();
   $('trial').hidden = false;
@@ -347,4 +369,4 @@ $('form').addEventListener('submit', async (event) => {
 });
 
 poll();
-attempt(offerTrial);
+offerTrial();

@@ -1417,7 +1417,8 @@ pub mod gateway_compute_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Each of these counts as a call of
+    /// the node's address, so a model that gives its output in many parts needs the stream.
     #[derive(Debug, Clone)]
     pub struct GatewayComputeServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1504,7 +1505,7 @@ pub mod gateway_compute_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "ReceiveTask"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// The answer to the challenge.
+        /// The answer to the challenge. The acknowledgement says that it was taken; if it is wrong, the stream of `ReceiveTask` ends.
         pub async fn register_compute_node(
             &mut self,
             request: impl tonic::IntoRequest<super::Attachment>,
@@ -1578,7 +1579,7 @@ pub mod gateway_compute_service_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<Self::ReceiveTaskStream>, tonic::Status>;
-        /// The answer to the challenge.
+        /// The answer to the challenge. The acknowledgement says that it was taken; if it is wrong, the stream of `ReceiveTask` ends.
         async fn register_compute_node(
             &self,
             request: tonic::Request<super::Attachment>,
@@ -1598,7 +1599,8 @@ pub mod gateway_compute_service_server {
             request: tonic::Request<super::SessionTask>,
         ) -> std::result::Result<tonic::Response<super::InferenceRequest>, tonic::Status>;
     }
-    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Each of these counts as a call of
+    /// the node's address, so a model that gives its output in many parts needs the stream.
     #[derive(Debug)]
     pub struct GatewayComputeServiceServer<T> {
         inner: Arc<T>,
@@ -1883,7 +1885,7 @@ pub struct AnswerTime {
     pub approved: u64,
     /// How long these approvals took on average, in microseconds.
     #[prost(uint64, tag = "4")]
-    pub mean_us: u64,
+    pub mean_micros: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegistryStatus {

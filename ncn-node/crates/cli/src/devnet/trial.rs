@@ -8,9 +8,8 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -21,13 +20,12 @@ use ncn_core::{
     model::{InputSpec, Preprocessing},
 };
 use ncn_devnet::quickstart;
+use ncn_node::server::{TRIAL, by_address};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 /// How many lines of an answer wait for the browser.
 const LINES: usize = 16;
-/// Whom a browser may mean when it comes here. Another name was made to point here by somebody who may not reach this machine.
-const HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 /// Answers before the network is there, too: that it is not.
 #[derive(Clone, Default)]
@@ -49,19 +47,9 @@ impl Trial {
 
     /// `GET /trial` says which models there are; `POST /trial` runs one, and answers with a line of JSON for each thing that happens.
     pub(super) fn routes(&self) -> Router {
-        Router::new().route("/trial", get(offer).post(run)).layer(middleware::from_fn(from_here)).with_state(self.0.clone())
+        // The server bounds bodies by what all of them take.
+        by_address(Router::new().route(TRIAL, get(offer).post(run)).layer(DefaultBodyLimit::disable()).with_state(self.0.clone()))
     }
-}
-
-/// Other pages in this machine's browsers have no business here.
-async fn from_here(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let name =
-        host.map(|host| host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name));
-    if name.is_some_and(|name| HOSTS.contains(&name)) {
-        return next.run(request).await;
-    }
-    refuse(StatusCode::FORBIDDEN, "call this machine localhost")
 }
 
 fn refuse(status: StatusCode, message: &str) -> Response {
@@ -100,12 +88,16 @@ fn field(model: &str, input: &InputSpec) -> Option<Json> {
     Some(json!({ "name": input.name(), "kind": kind, "optional": optional, "sample": sample }))
 }
 
-async fn run(State(client): State<Arc<OnceLock<Client>>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn run(State(client): State<Arc<OnceLock<Client>>>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {
     // A page of another site cannot send this kind of body without having asked first.
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json");
     }
     let Some(client) = client.get() else { return refuse(StatusCode::SERVICE_UNAVAILABLE, "the network is starting: ask again") };
+    let body = match body {
+        Ok(body) => body,
+        Err(error) => return refuse(error.status(), &error.body_text()),
+    };
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),

@@ -22,7 +22,7 @@ use ncn_core::{
     Address, Amount, AnswerTime, Approval, ApprovedSubnet, Attestors, B256, Catalog, ChannelParams, CompletionRequest,
     Deregistration, Directory, DynSigner, Heartbeat, InferenceResult, LedgerError, Message as _, NetworkInfo, NodeChanges,
     NodeQuery, NodeRecord, Outcome, Payer, PaymentLedger, PaymentRef, PaymentStatus, PreprocessingRequest, QuorumCertificate,
-    Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, Subnet, TaskCapability, TaskEvent,
+    Quote, Receipt, Registry, RegistryError, RequestId, Settlement, Signature, Signed, State, Subnet, TaskCapability, TaskEvent,
     Transport, TransportError, TrustHistory, TrustRoot, UnixTime, Update, Value,
     mempool::{Mempool, PendingRequests},
     receipt::Payment,
@@ -30,7 +30,7 @@ use ncn_core::{
 };
 use ncn_devnet::{LocalNetwork, quickstart, well_known_key};
 use ncn_node::{
-    gateway::http_routes,
+    gateway::{GatewayOptions, http_routes},
     server::{LOOPBACK, Server},
     store::MemoryStore,
 };
@@ -40,7 +40,9 @@ use crate::{
     recovery,
     scene::{delivered, digit, key, ncn, network},
     tamper::{Tamper, Tampered},
+    wait::{eventually, in_time},
 };
+use tokio::sync::Semaphore;
 
 /// What a registry, and the validators behind it, lie about.
 enum Lie {
@@ -48,6 +50,8 @@ enum Lie {
     Preprocessing,
     /// It makes up the approvals of the result.
     Completion,
+    /// It counts quotes that it is asked about, and has no answer until there is a permit for each.
+    Late { permits: Arc<Semaphore>, asked: Arc<AtomicUsize> },
     /// It has no place for another watch.
     Watches,
     /// These validators approve this thief's result too, which is settled by the gateway's key before the gateway does.
@@ -153,7 +157,15 @@ impl Mempool for LyingRegistry {
 #[async_trait]
 impl Attestors for LyingRegistry {
     async fn preprocessing(&self, request: PreprocessingRequest) -> Result<QuorumCertificate, RegistryError> {
-        if matches!(self.lie, Lie::Preprocessing) { Ok(made_up().await) } else { self.honest.preprocessing(request).await }
+        match &self.lie {
+            Lie::Preprocessing => Ok(made_up().await),
+            Lie::Late { permits, asked } => {
+                asked.fetch_add(1, Ordering::SeqCst);
+                permits.acquire().await.unwrap().forget();
+                self.honest.preprocessing(request).await
+            }
+            _ => self.honest.preprocessing(request).await,
+        }
     }
 
     async fn completion(&self, request: CompletionRequest) -> Result<QuorumCertificate, RegistryError> {
@@ -189,6 +201,33 @@ async fn a_made_up_approval_of_the_quote_is_not_asked_to_be_paid() {
         "{update:?}"
     );
     assert_eq!(left, Amount::TOKEN);
+}
+
+#[tokio::test]
+async fn no_more_orders_are_taken_than_validators_can_judge() {
+    const MOST: usize = 3;
+    let directory = tempfile::tempdir().unwrap();
+    let scene = recovery::Scene::new(directory.path()).await;
+    let (permits, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let lie = Lie::Late { permits: permits.clone(), asked: asked.clone() };
+    let registry = LyingRegistry { honest: scene.network.registry.clone(), lie };
+    let options = GatewayOptions { max_judged: MOST, ..GatewayOptions::default() };
+    let gateway = scene.start_limited(options, Arc::new(registry)).await;
+    let mut waiting = Vec::new();
+    for number in 1..=MOST {
+        let (client, gateway) = (recovery::Client::new(&scene).await, gateway.gateway().clone());
+        waiting.push(tokio::spawn(async move { client.submit(&*gateway).await }));
+        eventually("it waits for the validators", async || asked.load(Ordering::SeqCst) == number).await;
+    }
+    let another = recovery::Client::new(&scene).await;
+    let refused = in_time("an answer", another.submit(&**gateway.gateway())).await;
+    assert!(matches!(refused, Err(TransportError::Overloaded { .. })), "{refused:?}");
+    permits.add_permits(MOST + 1);
+    for answer in waiting {
+        assert_eq!(in_time("a quote", answer).await.unwrap().unwrap().state, State::AwaitingPayment);
+    }
+    // Those that were judged have made room.
+    assert_eq!(another.submit(&**gateway.gateway()).await.unwrap().state, State::AwaitingPayment);
 }
 
 #[tokio::test]

@@ -155,6 +155,8 @@ async fn the_page_gives_strangers_nothing_to_do() {
             400,
         ),
         (http.request(Method::DELETE, url("/trial")), 405),
+        (http.get(url("/overview")).header("host", "evil.example"), 403),
+        (http.get(url("/")).header("host", "evil.example"), 403),
         (http.post(url("/overview")), 405),
         (http.get(url("/overview/0x12")), 400),
         (http.get(url(&format!("/overview/0x{}", "00".repeat(32)))), 404),
@@ -178,11 +180,19 @@ async fn the_page_gives_strangers_nothing_to_do() {
         let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
         assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{path}: {policy}");
     }
+    // A picture as cameras take it: too large for the model, which says so.
+    let large = json!({ "file": { "media_type": "image/png", "data": "AAAA".repeat(1 << 18) } });
+    let large = json!({ "model": "digits", "inputs": { "image": large } }).to_string();
+    let answer = http.post(url("/trial")).header("content-type", "application/json").body(large).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let said = answer.text().await.unwrap();
+    assert!(said.contains("failed") && said.contains("image"), "{said}");
     // A form that is closed before its answer costs nothing more than its request, and the network goes on.
     drop(http.post(url("/trial")).header("content-type", "application/json").body(wanted).send().await.unwrap());
     eventually("the request has its end", async || {
         let overview: Json = http.get(url("/overview")).send().await.unwrap().json().await.unwrap();
-        overview["requests"].as_array().unwrap().iter().all(|request| request["state"]["ended"].is_string())
+        let requests = overview["requests"].as_array().unwrap();
+        !requests.is_empty() && requests.iter().all(|request| request["state"]["ended"].is_string())
     })
     .await;
 }

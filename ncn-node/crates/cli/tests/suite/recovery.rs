@@ -20,8 +20,8 @@ use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
 use ncn_node::{
     compute::ComputeNode,
-    gateway::Gateway,
-    node::RunningGateway,
+    gateway::{Gateway, GatewayOptions},
+    node::{GatewayBuilder, RunningGateway},
     registration::Registration,
     store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
 };
@@ -124,7 +124,17 @@ impl Scene {
     ) -> RunningGateway {
         let store = SharedStore::new(store).unwrap();
         let account = self.network.chain.ledger(signer.clone());
-        let gateway = Gateway::builder(signer, subnet, account, registry, store);
+        self.run(Gateway::builder(signer, subnet, account, registry, store)).await
+    }
+
+    /// With these options, and this registry.
+    pub(crate) async fn start_limited(&self, options: GatewayOptions, registry: Arc<dyn Registry>) -> RunningGateway {
+        let (store, account) = (SharedStore::new(MemoryStore::default()).unwrap(), self.network.chain.ledger(self.gateway.clone()));
+        let gateway = Gateway::builder(self.gateway.clone(), subnet(&self.gateway), account, registry, store);
+        self.run(gateway.options(options)).await
+    }
+
+    async fn run(&self, gateway: GatewayBuilder) -> RunningGateway {
         let gateway = gateway.manifests(vec![quickstart::MANIFEST.into()]).start().await.unwrap();
         gateway.gateway().attach(self.compute.clone());
         gateway
@@ -195,12 +205,12 @@ impl Client {
     }
 
     /// The order as it was submitted before, or with a ticket of this gateway when it does not know it.
-    async fn submit(&self, gateway: &dyn Transport) -> TaskStatus {
+    pub(crate) async fn submit(&self, gateway: &dyn Transport) -> Result<TaskStatus, TransportError> {
         let before = self.submission.lock().unwrap().clone();
         if let Some(submission) = before {
             match gateway.submit(submission).await {
                 Err(TransportError::InvalidRequest { field, .. }) if field == "request.draw" => {}
-                submitted => return submitted.unwrap(),
+                submitted => return submitted,
             }
         }
         let ticket = gateway.tickets(1).await.unwrap()[0];
@@ -208,11 +218,11 @@ impl Client {
         let request = Signed::sign(order, &self.domain, &*self.key).await.unwrap();
         let submission = Submission { request, inputs: Self::inputs(), ticket: ticket.id };
         *self.submission.lock().unwrap() = Some(submission.clone());
-        gateway.submit(submission).await.unwrap()
+        gateway.submit(submission).await
     }
 
     pub(crate) async fn serve(&self, gateway: &dyn Transport) -> TaskEvent {
-        let status = self.submit(gateway).await;
+        let status = self.submit(gateway).await.unwrap();
         let request_id = status.request_id;
         if let Some(quote) = &status.quote
             && status.outcome().is_none()
@@ -308,7 +318,7 @@ async fn another_gateway_says_who_has_a_request() {
     let shared = Subnet { gateways: vec![member.address()], ..subnet(&scene.gateway) };
     let first = scene.start_as(shared.clone(), MemoryStore::default(), registry.clone()).await;
     let second = scene.start_by(member, shared, MemoryStore::default(), registry).await;
-    let request_id = client.submit(&**first.gateway()).await.request_id;
+    let request_id = client.submit(&**first.gateway()).await.unwrap().request_id;
     let taken = TransportError::TakenElsewhere { request_id, gateway: scene.gateway.address() };
     let asked = async || second.gateway().status(request_id).await.unwrap_err();
     eventually("the other gateway hears of it", async || asked().await == taken).await;

@@ -100,7 +100,7 @@ mod otlp {
             ExportTraceServiceRequest, ExportTraceServiceResponse,
             trace_service_server::{TraceService, TraceServiceServer},
         },
-        trace::v1::Span,
+        trace::v1::{ResourceSpans, Span},
     };
     use tokio::net::TcpListener;
     use tokio_stream::wrappers::TcpListenerStream;
@@ -116,7 +116,7 @@ mod otlp {
 
     /// Keeps what programs send.
     #[derive(Clone, Default)]
-    struct Collector(Arc<Mutex<Vec<Span>>>);
+    struct Collector(Arc<Mutex<Vec<ResourceSpans>>>);
 
     #[async_trait::async_trait]
     impl TraceService for Collector {
@@ -124,8 +124,7 @@ mod otlp {
             &self,
             request: Request<ExportTraceServiceRequest>,
         ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-            let all = request.into_inner().resource_spans.into_iter().flat_map(|of| of.scope_spans).flat_map(|of| of.spans);
-            self.0.lock().unwrap().extend(all);
+            self.0.lock().unwrap().extend(request.into_inner().resource_spans);
             Ok(Response::new(ExportTraceServiceResponse::default()))
         }
     }
@@ -142,7 +141,8 @@ mod otlp {
         let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone()), ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned())];
         let (at, of_network) = (here.clone(), environment.clone());
         let devnet = tokio::task::spawn_blocking(move || {
-            Devnet::start_in(&at, &[], &of_network.each_ref().map(|(name, value)| (*name, value.as_str())))
+            let [endpoint, delay] = of_network.each_ref().map(|(name, value)| (*name, value.as_str()));
+            Devnet::start_in(&at, &[], &[endpoint, delay, ("OTEL_SERVICE_NAME", "a network")])
         });
         let devnet = in_time("the network", devnet).await.unwrap();
         let mut infer = Command::new(ncn());
@@ -153,8 +153,11 @@ mod otlp {
         let receipt: Receipt = serde_json::from_slice(&std::fs::read(here.join("ncn-receipt.json")).unwrap()).unwrap();
         let request = receipt.quote.request_id;
 
-        let of_request =
-            || -> Vec<Span> { collector.0.lock().unwrap().iter().filter(|span| span.trace_id == request[..16]).cloned().collect() };
+        let of_request = || -> Vec<Span> {
+            let all = collector.0.lock().unwrap();
+            let spans = all.iter().flat_map(|of| &of.scope_spans).flat_map(|of| &of.spans);
+            spans.filter(|span| span.trace_id == request[..16]).cloned().collect()
+        };
         let roles = [
             "client.finish",
             "client.pay",
@@ -191,7 +194,8 @@ mod otlp {
             .collect();
         assert!(states.len() >= 6, "{states:?}");
         // Nothing of what is secret, nor of what was asked and answered.
-        let said = format!("{spans:?}");
+        let said = format!("{:?}", collector.0.lock().unwrap());
+        assert!(said.contains("a network") && said.contains("\"ncn\""), "services are named: {said}");
         let key = std::fs::read_to_string(here.join("keys/client-0.key")).unwrap();
         assert!(!said.contains(key.trim().trim_start_matches("0x")) && !said.contains("image/png"), "{said}");
         serving.abort();

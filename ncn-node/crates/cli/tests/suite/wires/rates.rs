@@ -125,25 +125,6 @@ async fn one_client_has_so_many_orders_a_minute_wherever_it_calls_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_orders_are_taken_than_validators_can_judge() {
-    let options = GatewayOptions { max_judged: 2, ..GatewayOptions::default() };
-    // Each order waits a second for a node, and is refused.
-    let scene = Scene::with(network().compute_nodes(0).gateway(move |gateway| gateway.options(options))).await;
-    let submissions = futures::future::join_all((0..6).map(async |_| scene.submission().await)).await;
-    let gateway = scene.network.gateway();
-    let answers = futures::future::join_all(submissions.iter().cloned().map(|submission| gateway.submit(submission))).await;
-    let (taken, busy): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
-    assert_eq!((taken.len(), busy.len()), (2, 4));
-    for refused in busy {
-        wait(&refused.unwrap_err());
-    }
-    // Those that were taken have made room, and may be asked for again.
-    let again = futures::future::join_all(submissions.into_iter().take(2).map(|submission| gateway.submit(submission))).await;
-    assert!(again.iter().all(Result::is_ok), "{again:?}");
-    gateway.submit(scene.submission().await).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn texts_that_nobody_can_read_count_as_well() {
     let scene = scene().await;
     let mut stream = open_socket(&scene).await;
