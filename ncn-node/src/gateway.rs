@@ -389,7 +389,7 @@ impl Transport for Gateway {
             Some(task) => task,
             None => {
                 // Before anything is checked, which takes most of what it takes to refuse it.
-                if self.judged.has(self.options.max_judged) {
+                if self.judged.has_waiting(self.options.max_waiting) {
                     return Err(tasks::busy());
                 }
                 self.check(&submission)?;

@@ -38,8 +38,6 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
     let mut journey = Journey::begin(task.began, task.lifecycle().state(), task.total());
     loop {
         let effect = task.lifecycle().effect();
-        let is_judged = matches!(effect, Effect::RequestPreprocessing | Effect::RequestCompletion);
-        let _waiting = is_judged.then(|| gateway.judged.wait());
         let event = if effect == Effect::Finish {
             effects::finish(gateway, task).await;
             match late_payment(gateway, task).await {

@@ -137,10 +137,13 @@ async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> O
     let quote = progress.quote.clone()?;
     let digest = quote.digest(&gateway.domain);
     let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
+    let committee = progress.committee()?;
+    let turn = gateway.judged.turn().await;
     let started = Instant::now();
     let ask = |_| gateway.registry.preprocessing(request.clone());
     let final_word = |error: &RegistryError| !error.is_retryable();
-    let approved = approved(&progress.committee()?, digest, PREPROCESSING_TRIES, final_word, ask).await;
+    let approved = approved(&committee, digest, PREPROCESSING_TRIES, final_word, ask).await;
+    turn.end();
     task.report(Step::Preprocessing, gateway.address(), started.elapsed());
     Some(approved.map_or_else(Event::Refused, Event::Approved))
 }

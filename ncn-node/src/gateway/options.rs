@@ -11,8 +11,8 @@ pub struct GatewayOptions {
     pub max_tasks_of_one: usize,
     /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
     pub max_unpaid_of_one: usize,
-    /// No order is taken while this many requests wait for the registry's validators. It should be what these judge in a few seconds.
-    pub max_judged: usize,
+    /// No order is taken while this many quotes wait until the registry's validators judge them. It should be what these judge in a few seconds.
+    pub max_waiting: usize,
     /// How many orders of one client it takes in a minute. All may come at once.
     pub max_orders_a_minute_of_one: NonZeroU32,
     /// The least total of a quote whose payment the gateway brings to the chain for its client. It pays the gas of escrow and refund, and earns
@@ -41,7 +41,7 @@ impl Default for GatewayOptions {
             max_tasks: 10_000,
             max_tasks_of_one: 5_000,
             max_unpaid_of_one: 256,
-            max_judged: 512,
+            max_waiting: 256,
             max_orders_a_minute_of_one: NonZeroU32::MIN.saturating_add(9_999),
             least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),
             max_input_bytes: 8 << 20,

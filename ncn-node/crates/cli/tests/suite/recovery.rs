@@ -145,7 +145,7 @@ impl Scene {
 async fn compute(network: &InProcess, gateway: &DynSigner, directory: &Path) -> (DynSigner, Arc<ComputeNode>) {
     let (key, executor) = (key(), Arc::new(EngineExecutor::built_in()));
     let (subnet, ledger) = (subnet(gateway).id(), network.chain.ledger(key.clone()));
-    let mut node = ComputeNode::new(key.clone(), network.trust.domain, subnet, executor, ledger, 4);
+    let mut node = ComputeNode::new(key.clone(), network.trust.domain, subnet, executor, ledger, 64);
     node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
     (key, Arc::new(node))
 }

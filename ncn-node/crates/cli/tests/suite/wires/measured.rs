@@ -2,6 +2,7 @@
 #![allow(clippy::cast_precision_loss, reason = "there are not that many")]
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     fs,
     io::{BufRead as _, BufReader},
@@ -144,12 +145,20 @@ async fn hop() {
     let served = Router::new().route("/", get(move || std::future::ready(Ok::<_, Infallible>(bytes.clone()))));
     tokio::spawn(async move { axum::serve(listener, served).await.unwrap() });
     let http = ncn_client::http().build().unwrap();
+    // A proxy before it that does nothing but pass on.
+    let (forward, behind) = (http.clone(), bare.clone());
+    let passed = Router::new().route("/", get(async move || forward.get(behind).send().await.unwrap().bytes().await.unwrap()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxied = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, passed).await.unwrap() });
     let wires = scene.wires();
-    let (mut of_bare, mut of_wires) = (Vec::new(), vec![Vec::new(); 4]);
+    let (mut of_bare, mut of_proxy, mut of_wires) = (Vec::new(), Vec::new(), vec![Vec::new(); 4]);
     for _ in 0..2_000 {
-        let began = Instant::now();
-        http.get(&bare).send().await.unwrap().bytes().await.unwrap();
-        of_bare.push(began.elapsed());
+        for (times, url) in [(&mut of_bare, &bare), (&mut of_proxy, &proxied)] {
+            let began = Instant::now();
+            http.get(url).send().await.unwrap().bytes().await.unwrap();
+            times.push(began.elapsed());
+        }
         for (times, (_, wire)) in of_wires.iter_mut().zip(&wires) {
             let began = Instant::now();
             wire.status(quoted.request_id).await.unwrap();
@@ -158,6 +167,8 @@ async fn hop() {
     }
     let (p50, p99) = (percentile(&mut of_bare, 50), percentile(&mut of_bare, 99));
     println!("bare hyper server: p50 {p50:?}, p99 {p99:?}");
+    let [behind_50, behind_99] = [50, 99].map(|of_hundred| percentile(&mut of_proxy, of_hundred));
+    println!("bare hyper server behind a bare reverse proxy: p50 {behind_50:?}, p99 {behind_99:?}");
     for (times, (name, _)) in of_wires.iter_mut().zip(scene.wires()) {
         println!("status over {name}: p50 {:?}, p99 {:?}", percentile(times, 50), percentile(times, 99));
     }
@@ -272,9 +283,10 @@ async fn idle() {
 async fn page() {
     let most = usize::MAX >> 1;
     let options = GatewayOptions {
+        max_tasks: most,
         max_tasks_of_one: most,
         max_unpaid_of_one: most,
-        max_judged: most,
+        max_waiting: most,
         max_orders_a_minute_of_one: NonZeroU32::MAX,
         // Of which it remembers as many as it may.
         retention: Duration::from_millis(8_500),
@@ -343,12 +355,27 @@ async fn page() {
     );
 }
 
+/// What becomes of a request that is asked for while too many are.
+async fn fate(client: &Client) -> String {
+    match client.infer(quickstart::NAME, [("image", Value::png(quickstart::SAMPLE))]).await {
+        Ok(answer) if answer.output.text("label") == Some("7") => "served".into(),
+        Ok(_) => "served wrong".into(),
+        // Without what is of this one request.
+        Err(error) => error.to_string().chars().filter(|c| !c.is_ascii_digit()).take(90).collect(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: cargo xtask bench wires"]
 async fn flood() {
-    let scene = scene().await;
-    let clients = clients(&scene).await;
-    let client = &clients[1].1;
+    for wire in 0..3 {
+        let scene = scene().await;
+        let (name, client) = clients(&scene).await.swap_remove(wire);
+        flood_over(name, &client).await;
+    }
+}
+
+async fn flood_over(name: &str, client: &Client) {
     let most = async |at_once: usize| {
         let (began, served) = (Instant::now(), AtomicUsize::new(0));
         join_all((0..at_once).map(async |_| {
@@ -362,32 +389,43 @@ async fn flood() {
         served.into_inner() as f64 / began.elapsed().as_secs_f64()
     };
     let mut maximum = 0.0_f64;
-    for at_once in [8, 16, 32, 64] {
+    for at_once in [8, 16, 32] {
         let rate = most(at_once).await;
-        println!("{at_once} at once: {rate:.1} requests a second, {} MB", resident("self"));
+        println!("{name}, {at_once} at once: {rate:.1} requests a second, {} MB", resident("self"));
         maximum = maximum.max(rate);
     }
-    let (began, served, asked) = (Instant::now(), Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+    let (began, asked) = (Instant::now(), AtomicUsize::new(0));
+    let fates = Arc::new(std::sync::Mutex::new(BTreeMap::<String, (usize, Duration)>::new()));
     let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / (maximum * TIMES)));
     let (mut highest, mut tasks) = (0, tokio::task::JoinSet::new());
+    let before = cpu();
     while began.elapsed() < FLOOD {
         tick.tick().await;
-        let (client, served) = (client.clone(), served.clone());
+        let (client, fates) = (client.clone(), fates.clone());
         asked.fetch_add(1, Ordering::Relaxed);
         tasks.spawn(async move {
-            if infer(&client).await && began.elapsed() < FLOOD {
-                served.fetch_add(1, Ordering::Relaxed);
+            let asked = Instant::now();
+            let fate = fate(&client).await;
+            if began.elapsed() < FLOOD {
+                let mut fates = fates.lock().unwrap();
+                let (count, took) = fates.entry(fate).or_default();
+                (*count, *took) = (*count + 1, *took + asked.elapsed());
             }
         });
         if asked.load(Ordering::Relaxed).is_multiple_of(50) {
             highest = highest.max(resident("self"));
         }
     }
-    let goodput = served.load(Ordering::Relaxed) as f64 / FLOOD.as_secs_f64();
+    let spent = cpu().saturating_sub(before).as_secs_f64() / FLOOD.as_secs_f64();
+    let fates = fates.lock().unwrap();
+    let goodput = fates.get("served").map_or(0.0, |(count, _)| *count as f64) / FLOOD.as_secs_f64();
     println!(
-        "{TIMES} times the maximum for {FLOOD:?}: {} asked, {goodput:.1} a second served, {:.2} of the maximum; at most {highest} MB",
+        "{TIMES} times the maximum over {name} for {FLOOD:?}: {} asked, {goodput:.1} a second served, {:.2} of the maximum; {spent:.2} cores, at most {highest} MB",
         asked.into_inner(),
         goodput / maximum
     );
+    for (fate, (count, took)) in &*fates {
+        println!("  {count} after {:?}: {fate}", *took / u32::try_from(*count).unwrap());
+    }
     tasks.shutdown().await;
 }
