@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -113,6 +113,7 @@ async fn overview(State(shown): State<Arc<Shown>>) -> Response {
     answer(shown.overview())
 }
 
-async fn detail(State(shown): State<Arc<Shown>>, Path(id): Path<String>) -> Response {
-    answer(shown.detail(&id))
+async fn detail(State(shown): State<Arc<Shown>>, id: Result<Path<String>, PathRejection>) -> Response {
+    // What is no text is no id.
+    answer(shown.detail(&id.map(|Path(id)| id).unwrap_or_default()))
 }

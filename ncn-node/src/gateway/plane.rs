@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use ncn_core::{
     Acknowledgement, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, InferenceResult, NodeRole, QuorumCertificate,
@@ -85,7 +86,8 @@ where
     S: Stream<Item = Result<ComputeMessage, Status>> + Send + Unpin,
 {
     let challenge = B256::random();
-    let asked = proto::Challenge { gateway: wire::bytes(gateway.address()), challenge: wire::bytes(challenge) };
+    let (address, asked) = (wire::bytes(gateway.address()), wire::bytes(challenge));
+    let asked = proto::Challenge { gateway: address, challenge: asked, session: Bytes::new() };
     send(sender, gateway_message::Message::Challenge(asked)).await?;
     let first = tokio::time::timeout(ATTACH_TIMEOUT, messages.next()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("no answer to the challenge"))?;

@@ -132,9 +132,9 @@ impl GatewayComputeService for ComputeAdapter {
         Ok(Response::new(self.sessions.begin(self.gateway.clone()).boxed()))
     }
 
-    async fn register_compute_node(&self, request: Request<proto::Attachment>) -> Result<Response<proto::Ack>, Status> {
-        let answer = request.into_inner();
-        let session = answer.challenge.clone();
+    async fn register_compute_node(&self, request: Request<proto::SessionAttachment>) -> Result<Response<proto::Ack>, Status> {
+        let proto::SessionAttachment { session, attachment } = request.into_inner();
+        let answer = wire::required("attachment", attachment)?;
         self.sessions.take(&session, compute_message::Message::Attachment(answer)).await.map(ack)
     }
 

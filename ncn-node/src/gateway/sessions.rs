@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::{Stream, StreamExt as _};
@@ -24,7 +27,7 @@ use super::{
 /// How many calls of one session wait: the others wait where they come from.
 const QUEUE: usize = 1;
 
-/// The sessions that are open, each by its challenge, which its node alone knows.
+/// The sessions that are open, each by its name, which its node alone knows: what it signs, others may have a copy of.
 #[derive(Clone, Default)]
 pub(super) struct Sessions(Arc<Mutex<HashMap<B256, Session>>>);
 
@@ -32,19 +35,18 @@ pub(super) struct Sessions(Arc<Mutex<HashMap<B256, Session>>>);
 struct Session {
     messages: mpsc::Sender<Result<ComputeMessage, Status>>,
     tasks: Tasks,
+    has_answered: Arc<AtomicBool>,
 }
 
 /// A session while its stream is read.
 struct Open {
     sessions: Sessions,
-    challenge: Option<B256>,
+    name: B256,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if let Some(challenge) = &self.challenge {
-            self.sessions.lock().remove(challenge);
-        }
+        self.sessions.lock().remove(&self.name);
     }
 }
 
@@ -62,14 +64,15 @@ impl Sessions {
     pub(super) fn begin(&self, gateway: Arc<Gateway>) -> impl Stream<Item = Result<GatewayMessage, Status>> + use<> {
         let ((messages, received), tasks) = (mpsc::channel(QUEUE), Tasks::kept());
         let sending = plane::serve(gateway, ReceiverStream::new(received), tasks.clone());
-        let (mut open, mut session) = (Open { sessions: self.clone(), challenge: None }, Some(Session { messages, tasks }));
-        ReceiverStream::new(sending).inspect(move |message| {
-            if let Ok(GatewayMessage { message: Some(gateway_message::Message::Challenge(asked)) }) = message
-                && let (Ok(challenge), Some(session)) = (wire::hash("challenge", &asked.challenge), session.take())
-            {
-                open.sessions.lock().insert(challenge, session);
-                open.challenge = Some(challenge);
+        let open = Open { sessions: self.clone(), name: B256::random() };
+        self.lock().insert(open.name, Session { messages, tasks, has_answered: Arc::default() });
+        ReceiverStream::new(sending).map(move |mut message| {
+            // All of it is this closure's, so that it ends with the stream.
+            let Open { name, .. } = &open;
+            if let Ok(GatewayMessage { message: Some(gateway_message::Message::Challenge(asked)) }) = &mut message {
+                asked.session = wire::bytes(*name);
             }
+            message
         })
     }
 
@@ -78,7 +81,11 @@ impl Sessions {
     /// # Errors
     /// `NOT_FOUND` when the session has ended: why, its stream says.
     pub(super) async fn take(&self, session: &[u8], message: compute_message::Message) -> Result<(), Status> {
-        let Session { messages, .. } = self.get(session)?;
+        let Session { messages, has_answered, .. } = self.get(session)?;
+        // The second answer would end the session, and somebody else may bring a copy of the first.
+        if matches!(message, compute_message::Message::Attachment(_)) && has_answered.swap(true, Ordering::Relaxed) {
+            return Err(Status::failed_precondition("attachment: the challenge is answered already"));
+        }
         let taken = messages.send(Ok(ComputeMessage { message: Some(message) })).await;
         taken.map_err(|_| Status::not_found("session: has ended"))
     }

@@ -18,9 +18,13 @@ pub fn by_address(routes: Router) -> Router {
 }
 
 async fn check(request: Request, next: Next) -> Response {
-    let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let named = header.and_then(|host| host.parse::<Authority>().ok()).or_else(|| request.uri().authority().cloned());
-    if named.is_some_and(|named| is_address(named.host())) {
+    let hosts = request.headers().get_all(header::HOST).iter();
+    let hosts = hosts.map(|host| host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()));
+    // HTTP/2 has it in the target, HTTP/1 in the header, or in both.
+    let named: Vec<_> = hosts.chain(request.uri().authority().cloned().map(Some)).collect();
+    let is_good =
+        |named: &Option<Authority>| named.as_ref().is_some_and(|named| !named.as_str().contains('@') && is_address(named.host()));
+    if !named.is_empty() && named.iter().all(is_good) {
         return next.run(request).await;
     }
     plain::answer(TransportError::Unauthorized("host: call this server by its IP address, or as localhost".into()))

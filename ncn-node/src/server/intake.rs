@@ -142,7 +142,8 @@ where
         let path = request.uri().path();
         let is_grpc = is_grpc(path);
         let wire = if is_grpc { Wire::Stream } else { Wire::Http };
-        let is_order = path == SUBMIT || path == INFERENCE && *request.method() == Method::POST;
+        // What is as long as an order costs as much to read, whoever sends it.
+        let is_order = [SUBMIT, RESULT].contains(&path) || path == INFERENCE && *request.method() == Method::POST;
         measures::called(wire.name());
         let left = match self.intake.counters.count(peer.address, wire, is_order) {
             Ok(left) => left.filter(|_| !is_grpc),

@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequest, Multipart, Request, multipart::MultipartError},
 };
 use bytes::Bytes;
-use ncn_core::{Submission, TransportError, Value};
+use ncn_core::{Submission, TransportError, Value, Values, compute::MAX_OUTPUT_VALUES};
 use ncn_wire::MAX_SMALL_MESSAGE_BYTES;
 use serde::de::DeserializeOwned;
 use tonic::{
@@ -18,6 +18,8 @@ use crate::server::plain::busy;
 
 /// The part of an order in parts that is JSON.
 const SUBMISSION: &str = "submission";
+/// How many parts an order may have: as many inputs as JSON may, and itself.
+const MAX_PARTS: usize = MAX_OUTPUT_VALUES + 1;
 /// What is said at most of a body that cannot be read.
 const MAX_PROBLEM_CHARS: usize = 256;
 
@@ -49,28 +51,38 @@ impl<S: Send + Sync> FromRequest<S> for Order {
         let (head, body) = request.into_parts();
         let request = Request::from_parts(head, Body::from(whole(body).await?));
         let mut parts = Multipart::from_request(request, state).await.map_err(|error| refused(&error))?;
-        let (mut submission, mut inputs) = (None, Vec::new());
+        let twice = |name: &str| TransportError::invalid(format!("input {name}"), "is given twice");
+        let (mut submission, mut inputs, mut count) = (None, Values::new(), 0);
         while let Some(part) = parts.next_field().await.map_err(broken)? {
+            count += 1;
+            if count > MAX_PARTS {
+                return Err(TransportError::invalid("body", format!("has more than {MAX_PARTS} parts")).into());
+            }
             let name = part.name().unwrap_or_default().to_owned();
             let media_type = part.content_type().map(str::to_owned);
             let is_file = part.file_name().is_some() || media_type.as_deref().is_some_and(|kind| !kind.starts_with("text/plain"));
             let data = part.bytes().await.map_err(broken)?;
             if name == SUBMISSION {
-                submission = Some(read::<Submission>(data, SUBMISSION).await?);
-            } else if is_file {
-                let media_type = media_type.unwrap_or_else(|| "application/octet-stream".into());
-                inputs.push((name, Value::File { media_type, data }));
+                if submission.replace(read::<Submission>(data, SUBMISSION).await?).is_some() {
+                    return Err(TransportError::invalid(SUBMISSION, "is given twice").into());
+                }
+                continue;
+            }
+            let value = if is_file {
+                Value::File { media_type: media_type.unwrap_or_else(|| "application/octet-stream".into()), data }
             } else {
                 let text = String::from_utf8(data.into());
-                let text = text.map_err(|_| TransportError::invalid(format!("input {name}"), "is no text in UTF-8"))?;
-                inputs.push((name, Value::Text(text)));
+                Value::Text(text.map_err(|_| TransportError::invalid(format!("input {name}"), "is no text in UTF-8"))?)
+            };
+            if inputs.insert(name.clone(), value).is_some() {
+                return Err(twice(&name).into());
             }
         }
         let mut submission =
             submission.ok_or_else(|| TransportError::invalid(SUBMISSION, "is missing: send it as a part in JSON"))?;
         for (name, value) in inputs {
             if submission.inputs.insert(name.clone(), value).is_some() {
-                return Err(TransportError::invalid(format!("input {name}"), "is given twice").into());
+                return Err(twice(&name).into());
             }
         }
         Ok(Self(submission))

@@ -444,6 +444,13 @@ pub struct HeartbeatRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub session: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionAttachment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub attachment: ::core::option::Option<Attachment>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionMessage {
     #[prost(bytes = "bytes", tag = "1")]
@@ -729,6 +736,9 @@ pub struct Challenge {
     pub gateway: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub challenge: ::prost::bytes::Bytes,
+    /// The session that begins with it; empty on a stream, which needs no name.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub session: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attachment {
@@ -1417,8 +1427,8 @@ pub mod gateway_compute_service_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Each of these counts as a call of
-    /// the node's address, so a model that gives its output in many parts needs the stream.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Of these `SubmitResult` counts as an
+    /// order of the node's address, each other one as a call, so a model that gives its output in many parts needs the stream.
     #[derive(Debug, Clone)]
     pub struct GatewayComputeServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1493,7 +1503,8 @@ pub mod gateway_compute_service_client {
             req.extensions_mut().insert(GrpcMethod::new("ncn.v1.GatewayComputeService", "Attach"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Begins a session: what the gateway sends, as on such a stream. The challenge names the session, and is for nobody else to see.
+        /// Begins a session: what the gateway sends, as on such a stream. With the challenge comes the session's name: who knows it speaks for the node, so it
+        /// needs TLS where others may listen.
         pub async fn receive_task(
             &mut self,
             request: impl tonic::IntoRequest<super::Empty>,
@@ -1508,7 +1519,7 @@ pub mod gateway_compute_service_client {
         /// The answer to the challenge. The acknowledgement says that it was taken; if it is wrong, the stream of `ReceiveTask` ends.
         pub async fn register_compute_node(
             &mut self,
-            request: impl tonic::IntoRequest<super::Attachment>,
+            request: impl tonic::IntoRequest<super::SessionAttachment>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = crate::codec::BoundedCodec::default();
@@ -1574,7 +1585,8 @@ pub mod gateway_compute_service_server {
         type ReceiveTaskStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::GatewayMessage, tonic::Status>>
             + std::marker::Send
             + 'static;
-        /// Begins a session: what the gateway sends, as on such a stream. The challenge names the session, and is for nobody else to see.
+        /// Begins a session: what the gateway sends, as on such a stream. With the challenge comes the session's name: who knows it speaks for the node, so it
+        /// needs TLS where others may listen.
         async fn receive_task(
             &self,
             request: tonic::Request<super::Empty>,
@@ -1582,7 +1594,7 @@ pub mod gateway_compute_service_server {
         /// The answer to the challenge. The acknowledgement says that it was taken; if it is wrong, the stream of `ReceiveTask` ends.
         async fn register_compute_node(
             &self,
-            request: tonic::Request<super::Attachment>,
+            request: tonic::Request<super::SessionAttachment>,
         ) -> std::result::Result<tonic::Response<super::Ack>, tonic::Status>;
         async fn update_heartbeat(
             &self,
@@ -1599,8 +1611,8 @@ pub mod gateway_compute_service_server {
             request: tonic::Request<super::SessionTask>,
         ) -> std::result::Result<tonic::Response<super::InferenceRequest>, tonic::Status>;
     }
-    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Each of these counts as a call of
-    /// the node's address, so a model that gives its output in many parts needs the stream.
+    /// A compute node's way to a gateway: one stream for everything, or a session of calls for a node that can send no stream. Of these `SubmitResult` counts as an
+    /// order of the node's address, each other one as a call, so a model that gives its output in many parts needs the stream.
     #[derive(Debug)]
     pub struct GatewayComputeServiceServer<T> {
         inner: Arc<T>,
@@ -1732,10 +1744,10 @@ pub mod gateway_compute_service_server {
                 "/ncn.v1.GatewayComputeService/RegisterComputeNode" => {
                     #[allow(non_camel_case_types)]
                     struct RegisterComputeNodeSvc<T: GatewayComputeService>(pub Arc<T>);
-                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::Attachment> for RegisterComputeNodeSvc<T> {
+                    impl<T: GatewayComputeService> tonic::server::UnaryService<super::SessionAttachment> for RegisterComputeNodeSvc<T> {
                         type Response = super::Ack;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::Attachment>) -> Self::Future {
+                        fn call(&mut self, request: tonic::Request<super::SessionAttachment>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move { <T as GatewayComputeService>::register_compute_node(&inner, request).await };
                             Box::pin(fut)
@@ -3892,6 +3904,9 @@ impl crate::entries::Described for OutputChunk {
 }
 impl crate::entries::Described for HeartbeatRequest {
     const FIELDS: &'static [crate::entries::Field] = &[];
+}
+impl crate::entries::Described for SessionAttachment {
+    const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<Attachment>(2)];
 }
 impl crate::entries::Described for SessionMessage {
     const FIELDS: &'static [crate::entries::Field] = &[crate::entries::Field::message::<ComputeMessage>(2)];

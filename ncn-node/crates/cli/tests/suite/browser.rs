@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -15,6 +16,7 @@ use crate::wait::{PAUSE, in_time};
 /// Ends with the test.
 pub(crate) struct Browser {
     driver: Child,
+    _files: tempfile::TempDir,
     session: String,
     http: reqwest::Client,
 }
@@ -29,8 +31,12 @@ pub(crate) mod keys {
 impl Browser {
     /// A window of this size.
     pub(crate) async fn open((width, height): (u32, u32)) -> Self {
+        let files = tempfile::tempdir().unwrap();
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
+            .env("TMPDIR", files.path())
+            // What it starts ends with it.
+            .process_group(0)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("chromedriver: {error}: run `cargo xtask setup`"));
@@ -40,8 +46,12 @@ impl Browser {
             said.find_map(|line| line.strip_suffix('.')?.rsplit_once("on port ")?.1.parse::<u16>().ok())
         });
         let port = in_time("chromedriver's start", port).await.unwrap().expect("chromedriver says its port");
-        let mut browser =
-            Self { driver, session: format!("http://127.0.0.1:{port}/session"), http: ncn_client::http().build().unwrap() };
+        let mut browser = Self {
+            driver,
+            _files: files,
+            session: format!("http://127.0.0.1:{port}/session"),
+            http: ncn_client::http().build().unwrap(),
+        };
         let mut arguments = vec!["--headless".to_owned(), "--disable-gpu".to_owned(), format!("--window-size={width},{height}")];
         if rustix::process::getuid().is_root() {
             // Chromium's sandbox is for other users.
@@ -119,9 +129,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends the browser, which it has started.
-        let id = rustix::process::Pid::from_child(&self.driver);
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        let group = rustix::process::Pid::from_child(&self.driver);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         let _ = self.driver.wait();
     }
 }

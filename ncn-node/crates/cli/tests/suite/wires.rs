@@ -217,6 +217,10 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
     }
     let access = access_text(&scene.access(B256::repeat_byte(3), CapabilityScope::Follow, &scene.client).await);
     let other = access_text(&scene.access(B256::repeat_byte(4), CapabilityScope::Follow, &scene.client).await);
+    let in_parts = |parts: &str| {
+        let call = scene.call(Method::POST, INFERENCE).header("content-type", "multipart/form-data; boundary=b");
+        call.body(format!("{parts}--b--\r\n"))
+    };
     let calls = [
         (scene.call(Method::GET, "/nowhere"), 404, "unknown"),
         (scene.call(Method::GET, &nobodys), 404, "unknown"),
@@ -229,11 +233,18 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
         (scene.call(Method::POST, &format!("{nobodys}/cancel")).bearer_auth(&access), 404, "unknown"),
         (scene.call(Method::POST, "/api/v1/tickets").body("{\"count\": 1.5}"), 400, "invalid"),
         (scene.call(Method::POST, "/api/v1/tickets").body(" ".repeat(70_000)), 400, "invalid"),
+        // Each part costs little to send and as much as any to read.
+        (in_parts(&"--b\r\n\r\n\r\n".repeat(400_000)), 400, "invalid"),
+        (in_parts(&"--b\r\ncontent-disposition: form-data; name=\"x\"\r\n\r\n\r\n".repeat(2)), 400, "invalid"),
     ];
     for (call, expected, kind) in calls {
         let (status, problem) = problem(call).await;
         assert_eq!((status.as_u16(), &*problem.kind), (expected, kind), "{problem:?}");
     }
+    let parts: String =
+        (0..2_000).map(|number| format!("--b\r\ncontent-disposition: form-data; name=\"{number}\"\r\n\r\n\r\n")).collect();
+    let (_, too_many) = problem(in_parts(&parts)).await;
+    assert!(too_many.message.contains("parts"), "{too_many:?}");
     // It is refused by its length; a client that goes on sending may not read why.
     let long = scene.call(Method::POST, INFERENCE).body(" ".repeat(30 << 20)).send().await;
     assert!(long.is_err() || long.unwrap().status() == StatusCode::BAD_REQUEST);

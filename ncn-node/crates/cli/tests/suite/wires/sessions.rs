@@ -46,13 +46,16 @@ impl GatewayComputeService for Bridge {
         let mut sent = self.gateway.clone().receive_task(proto::Empty {}).await?.into_inner();
         let first = sent.message().await?.unwrap();
         let Some(gateway_message::Message::Challenge(challenge)) = first.message.clone() else { panic!("{first:?}") };
-        let (session, mut calls) = (challenge.challenge, self.gateway.clone());
+        let (session, mut calls) = (challenge.session, self.gateway.clone());
         let in_session = session.clone();
         tokio::spawn(async move {
             while let Ok(Some(message)) = from_node.message().await {
                 let session = in_session.clone();
                 let said = match message.message.unwrap() {
-                    compute_message::Message::Attachment(answer) => calls.register_compute_node(answer).await,
+                    compute_message::Message::Attachment(answer) => {
+                        let attachment = Some(answer);
+                        calls.register_compute_node(proto::SessionAttachment { session, attachment }).await
+                    }
                     compute_message::Message::Heartbeat(_) => calls.update_heartbeat(proto::HeartbeatRequest { session }).await,
                     other => {
                         let message = Some(proto::ComputeMessage { message: Some(other) });
@@ -84,7 +87,7 @@ impl GatewayComputeService for Bridge {
         Err(Status::unimplemented("the gateway has it"))
     }
 
-    async fn register_compute_node(&self, _: Request<proto::Attachment>) -> Result<Response<proto::Ack>, Status> {
+    async fn register_compute_node(&self, _: Request<proto::SessionAttachment>) -> Result<Response<proto::Ack>, Status> {
         Err(Status::unimplemented("the gateway has it"))
     }
 
@@ -158,7 +161,7 @@ async fn sessions_are_their_nodes_alone() {
     };
     // Who does not answer by its key is not attached, and its session ends.
     let (mut sent, challenge) = begin().await;
-    let session = challenge.challenge.clone();
+    let session = challenge.session.clone();
     let mut other = gateway(&network.gateway_url());
     other.update_heartbeat(proto::HeartbeatRequest { session: session.clone() }).await.unwrap();
     let ended = sent.message().await.unwrap_err();
@@ -166,7 +169,7 @@ async fn sessions_are_their_nodes_alone() {
     eventually("the session has ended", async || refused(&session).await[0] == Code::NotFound).await;
 
     let (sent, challenge) = begin().await;
-    let session = challenge.challenge.clone();
+    let session = challenge.session.clone();
     let (signer, domain) = (key(), network.trust_root().await.unwrap().domain);
     let record = ncn_core::NodeRecord {
         node: signer.address(),
@@ -180,25 +183,31 @@ async fn sessions_are_their_nodes_alone() {
     };
     let record = Signed::sign(record, &domain, &*signer).await.unwrap();
     let answer = |challenge: B256, gateway: Address| SessionProof { node: signer.address(), gateway, challenge };
-    let proof = answer(B256::from_slice(&session), network.gateway_address());
+    let proof = answer(B256::from_slice(&challenge.challenge), network.gateway_address());
     let proof = Signed::sign(proof, &domain, &*signer).await.unwrap();
     let attachment = proto::Attachment {
         node: Some(record.into()),
         gateway: bytes::Bytes::copy_from_slice(proof.message.gateway.as_slice()),
-        challenge: session.clone(),
+        challenge: challenge.challenge.clone(),
         signature: bytes::Bytes::copy_from_slice(proof.signature.as_bytes()),
     };
-    other.register_compute_node(attachment.clone()).await.unwrap();
+    let signed =
+        |session: &bytes::Bytes| proto::SessionAttachment { session: session.clone(), attachment: Some(attachment.clone()) };
+    other.register_compute_node(signed(&session)).await.unwrap();
     eventually("it is attached", async || network.gateway_node().attached().contains(&signer.address())).await;
     let unknown =
         other.get_task(proto::SessionTask { session: session.clone(), request_id: vec![7; 32].into() }).await.unwrap_err();
     assert!(unknown.message().contains("request_id"), "{unknown}");
     let nothing = other.submit_result(proto::SessionMessage { session: session.clone(), message: None }).await.unwrap_err();
     assert_eq!(nothing.code(), Code::InvalidArgument, "{nothing}");
-    // Its answer, again in another session, is worth nothing.
+    // A copy of its answer does not say which session is its own, and does not end it.
+    assert_eq!(refused(&challenge.challenge).await, [Code::NotFound; 3]);
+    let again = other.register_compute_node(signed(&session)).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition, "{again}");
+    other.update_heartbeat(proto::HeartbeatRequest { session: session.clone() }).await.unwrap();
+    // In another session it is worth nothing.
     let (mut another, challenge) = begin().await;
-    let replayed = proto::Attachment { challenge: challenge.challenge, ..attachment };
-    other.register_compute_node(replayed).await.unwrap();
+    other.register_compute_node(signed(&challenge.session)).await.unwrap();
     assert_eq!(another.message().await.unwrap_err().code(), Code::PermissionDenied);
     // A session ends with its stream.
     drop(sent);
