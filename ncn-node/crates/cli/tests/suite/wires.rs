@@ -241,9 +241,9 @@ async fn a_stranger_to_http_is_told_what_is_wrong() {
         let (status, problem) = problem(call).await;
         assert_eq!((status.as_u16(), &*problem.kind), (expected, kind), "{problem:?}");
     }
-    let parts: String =
+    let parts: Vec<_> =
         (0..2_000).map(|number| format!("--b\r\ncontent-disposition: form-data; name=\"{number}\"\r\n\r\n\r\n")).collect();
-    let (_, too_many) = problem(in_parts(&parts)).await;
+    let (_, too_many) = problem(in_parts(&parts.concat())).await;
     assert!(too_many.message.contains("parts"), "{too_many:?}");
     // It is refused by its length; a client that goes on sending may not read why.
     let long = scene.call(Method::POST, INFERENCE).body(" ".repeat(30 << 20)).send().await;

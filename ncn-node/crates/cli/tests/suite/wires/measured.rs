@@ -371,61 +371,57 @@ async fn flood() {
     for wire in 0..3 {
         let scene = scene().await;
         let (name, client) = clients(&scene).await.swap_remove(wire);
-        flood_over(name, &client).await;
-    }
-}
-
-async fn flood_over(name: &str, client: &Client) {
-    let most = async |at_once: usize| {
-        let (began, served) = (Instant::now(), AtomicUsize::new(0));
-        join_all((0..at_once).map(async |_| {
-            while began.elapsed() < FLOOD {
-                if infer(client).await {
-                    served.fetch_add(1, Ordering::Relaxed);
+        let most = async |at_once: usize| {
+            let (began, served) = (Instant::now(), AtomicUsize::new(0));
+            join_all((0..at_once).map(async |_| {
+                while began.elapsed() < FLOOD {
+                    if infer(&client).await {
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
+            }))
+            .await;
+            served.into_inner() as f64 / began.elapsed().as_secs_f64()
+        };
+        let mut maximum = 0.0_f64;
+        for at_once in [8, 16, 32] {
+            let rate = most(at_once).await;
+            println!("{name}, {at_once} at once: {rate:.1} requests a second, {} MB", resident("self"));
+            maximum = maximum.max(rate);
+        }
+        let (began, asked) = (Instant::now(), AtomicUsize::new(0));
+        let fates = Arc::new(std::sync::Mutex::new(BTreeMap::<String, (usize, Duration)>::new()));
+        let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / (maximum * TIMES)));
+        let (mut highest, mut tasks) = (0, tokio::task::JoinSet::new());
+        let before = cpu();
+        while began.elapsed() < FLOOD {
+            tick.tick().await;
+            let (client, fates) = (client.clone(), fates.clone());
+            asked.fetch_add(1, Ordering::Relaxed);
+            tasks.spawn(async move {
+                let asked = Instant::now();
+                let fate = fate(&client).await;
+                if began.elapsed() < FLOOD {
+                    let mut fates = fates.lock().unwrap();
+                    let (count, took) = fates.entry(fate).or_default();
+                    (*count, *took) = (*count + 1, *took + asked.elapsed());
+                }
+            });
+            if asked.load(Ordering::Relaxed).is_multiple_of(50) {
+                highest = highest.max(resident("self"));
             }
-        }))
-        .await;
-        served.into_inner() as f64 / began.elapsed().as_secs_f64()
-    };
-    let mut maximum = 0.0_f64;
-    for at_once in [8, 16, 32] {
-        let rate = most(at_once).await;
-        println!("{name}, {at_once} at once: {rate:.1} requests a second, {} MB", resident("self"));
-        maximum = maximum.max(rate);
-    }
-    let (began, asked) = (Instant::now(), AtomicUsize::new(0));
-    let fates = Arc::new(std::sync::Mutex::new(BTreeMap::<String, (usize, Duration)>::new()));
-    let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / (maximum * TIMES)));
-    let (mut highest, mut tasks) = (0, tokio::task::JoinSet::new());
-    let before = cpu();
-    while began.elapsed() < FLOOD {
-        tick.tick().await;
-        let (client, fates) = (client.clone(), fates.clone());
-        asked.fetch_add(1, Ordering::Relaxed);
-        tasks.spawn(async move {
-            let asked = Instant::now();
-            let fate = fate(&client).await;
-            if began.elapsed() < FLOOD {
-                let mut fates = fates.lock().unwrap();
-                let (count, took) = fates.entry(fate).or_default();
-                (*count, *took) = (*count + 1, *took + asked.elapsed());
-            }
-        });
-        if asked.load(Ordering::Relaxed).is_multiple_of(50) {
-            highest = highest.max(resident("self"));
+        }
+        let spent = cpu().saturating_sub(before).as_secs_f64() / FLOOD.as_secs_f64();
+        tasks.shutdown().await;
+        let fates = std::mem::take(&mut *fates.lock().unwrap());
+        let goodput = fates.get("served").map_or(0.0, |(count, _)| *count as f64) / FLOOD.as_secs_f64();
+        println!(
+            "{TIMES} times the maximum over {name} for {FLOOD:?}: {} asked, {goodput:.1} a second served, {:.2} of the maximum; {spent:.2} cores, at most {highest} MB",
+            asked.into_inner(),
+            goodput / maximum
+        );
+        for (fate, (count, took)) in &fates {
+            println!("  {count} after {:?}: {fate}", *took / u32::try_from(*count).unwrap());
         }
     }
-    let spent = cpu().saturating_sub(before).as_secs_f64() / FLOOD.as_secs_f64();
-    let fates = fates.lock().unwrap();
-    let goodput = fates.get("served").map_or(0.0, |(count, _)| *count as f64) / FLOOD.as_secs_f64();
-    println!(
-        "{TIMES} times the maximum over {name} for {FLOOD:?}: {} asked, {goodput:.1} a second served, {:.2} of the maximum; {spent:.2} cores, at most {highest} MB",
-        asked.into_inner(),
-        goodput / maximum
-    );
-    for (fate, (count, took)) in &*fates {
-        println!("  {count} after {:?}: {fate}", *took / u32::try_from(*count).unwrap());
-    }
-    tasks.shutdown().await;
 }
