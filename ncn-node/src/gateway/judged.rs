@@ -13,10 +13,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How many are judged at once: at first, at least, and at most.
 const FIRST: usize = 32;
-const LEAST: usize = 4;
+const LEAST: usize = 32;
 const MOST: usize = 512;
-/// A quote that takes longer says that there are too many. It is a small part of the time after which another registry node is asked besides.
-const LONG: Duration = Duration::from_millis(500);
+/// A quote that takes longer says that there are too many. It is a part of the time after which another registry node is asked besides, and longer than
+/// validators far away need.
+const LONG: Duration = Duration::from_secs(1);
 
 /// The places, and the quotes that wait for one.
 pub(super) struct Judged {
