@@ -181,7 +181,7 @@ impl Validators {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As they were last seen. They are looked for anew, when that is some time ago, for whoever asks next.
+    /// As they were last seen. They are looked for anew, when that is some time ago, for the next caller.
     fn seen(&self, gateway: &Arc<Gateway>) -> Vec<ValidatorOverview> {
         let mut seen = self.lock();
         if !seen.is_looking && seen.at.is_none_or(|at| at.elapsed() > VALIDATORS_AGE) {

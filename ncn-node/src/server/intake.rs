@@ -68,7 +68,7 @@ impl Lengths {
     }
 }
 
-/// Where a network for development runs models for whoever asks, who sends inputs as in an order.
+/// Where a network for development runs models for anyone who asks: inputs come as in an order.
 pub const TRIAL: &str = "/trial";
 const SUBMIT: &str = "/ncn.v1.GatewayClientService/SubmitInferenceTask";
 
@@ -142,7 +142,7 @@ where
         let path = request.uri().path();
         let is_grpc = is_grpc(path);
         let wire = if is_grpc { Wire::Stream } else { Wire::Http };
-        // What is as long as an order costs as much to read, whoever sends it.
+        // What is as long as an order costs as much to read, no matter who sends it.
         let is_order = [SUBMIT, RESULT].contains(&path) || path == INFERENCE && *request.method() == Method::POST;
         measures::called(wire.name());
         let left = match self.intake.counters.count(peer.address, wire, is_order) {

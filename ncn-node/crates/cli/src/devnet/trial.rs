@@ -1,4 +1,4 @@
-//! The page's form: runs a model for whoever sits at this machine, out of an account whose key everybody knows.
+//! The page's form: runs a model for the person at this machine, out of an account whose key everybody knows.
 
 use std::{
     convert::Infallible,
