@@ -235,10 +235,9 @@ impl Paid {
                     TaskEvent::Chunk(chunk) => listener.parts.part(chunk),
                     TaskEvent::Checkpoint(signed) => listener.parts.checkpoint(&signed),
                     // Who has been given something that counts does not say that there is nothing to pay for.
-                    TaskEvent::GivenUp(_) => {
-                        let is_new = listener.given_up.is_none();
-                        listener.given_up.get_or_insert_with(Instant::now);
-                        if is_new && !listener.parts.were_signed() {
+                    TaskEvent::GivenUp(_) if listener.given_up.is_none() => {
+                        listener.given_up = Some(Instant::now());
+                        if !listener.parts.were_signed() {
                             self.agree().await;
                         }
                     }

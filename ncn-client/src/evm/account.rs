@@ -46,12 +46,17 @@ impl EvmLedger {
         Ok(self.transact(self.network.registry, ValidatorRegistry::withdrawStakeCall { account }).await?.hash)
     }
 
+    /// How much an account has staked.
+    pub(super) async fn staked(&self, account: Address) -> Result<Amount, LedgerError> {
+        Ok(amount(self.network.ask(self.network.registry, ValidatorRegistry::stakeOfCall { account }).await?))
+    }
+
     /// What an account has staked.
     pub async fn stake_of(&self, account: Address) -> Result<Stake, LedgerError> {
         let (network, registry) = (&self.network, self.network.registry);
         let withdrawable_at = network.ask(registry, ValidatorRegistry::withdrawableAtCall { account }).await?;
         Ok(Stake {
-            amount: amount(network.ask(registry, ValidatorRegistry::stakeOfCall { account }).await?),
+            amount: self.staked(account).await?,
             active: network.ask(registry, ValidatorRegistry::isActiveCall { account }).await?,
             withdrawable_at: (withdrawable_at != 0).then_some(withdrawable_at),
         })

@@ -395,7 +395,7 @@ impl ChainView for EvmLedger {
     }
 
     async fn stake(&self, validator: Address) -> Result<Amount, LedgerError> {
-        Ok(self.stake_of(validator).await?.amount)
+        self.staked(validator).await
     }
 }
 

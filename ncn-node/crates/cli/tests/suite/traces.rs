@@ -18,6 +18,20 @@ use tracing_subscriber::{Layer, layer::Context, prelude::*, registry::LookupSpan
 
 use crate::scene::network;
 
+/// The spans of a request, one of each role's part or more.
+const ROLES: [&str; 10] = [
+    "client.finish",
+    "client.pay",
+    "client.submit",
+    "compute",
+    "gateway",
+    "registry.completion",
+    "registry.preprocessing",
+    "validator.completion",
+    "validator.preprocessing",
+    "worker",
+];
+
 /// The names of spans, each with the request that it is for.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<BTreeSet<(String, String)>>>);
@@ -75,19 +89,7 @@ async fn each_role_names_the_request() {
 
     let seen = spans.0.lock().unwrap();
     let names: BTreeSet<_> = seen.iter().filter(|(_, id)| *id == request).map(|(name, _)| name.as_str()).collect();
-    let roles = [
-        "client.finish",
-        "client.pay",
-        "client.submit",
-        "compute",
-        "gateway",
-        "registry.completion",
-        "registry.preprocessing",
-        "validator.completion",
-        "validator.preprocessing",
-        "worker",
-    ];
-    assert_eq!(names, BTreeSet::from(roles));
+    assert_eq!(names, BTreeSet::from(ROLES));
 }
 
 #[cfg(feature = "otlp")]
@@ -158,22 +160,10 @@ mod otlp {
             let spans = all.iter().flat_map(|of| &of.scope_spans).flat_map(|of| &of.spans);
             spans.filter(|span| span.trace_id == request[..16]).cloned().collect()
         };
-        let roles = [
-            "client.finish",
-            "client.pay",
-            "client.submit",
-            "compute",
-            "gateway",
-            "registry.completion",
-            "registry.preprocessing",
-            "validator.completion",
-            "validator.preprocessing",
-            "worker",
-        ];
         eventually("every role has sent its spans", async || {
             let names: BTreeSet<_> = of_request().into_iter().map(|span| span.name).collect();
             tokio::time::sleep(Duration::from_millis(50)).await;
-            roles.iter().all(|role| names.contains(*role))
+            ROLES.iter().all(|role| names.contains(*role))
         })
         .await;
         let spans = of_request();
