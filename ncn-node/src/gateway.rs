@@ -365,9 +365,12 @@ impl Gateway {
             return Ok(known);
         }
         let client = submission.request.message.client;
-        tasks.room(&client, &self.options)?;
+        let goes = tasks.room(&client, &self.options)?;
         self.orders.count(&client)?;
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
+        if let Some(old) = goes.and_then(|goes| tasks.remove(goes)) {
+            old.displaced().cancel();
+        }
         let task = Task::new(request_id, submission, salt);
         tasks.insert(task.clone());
         self.history.ordered(request_id);

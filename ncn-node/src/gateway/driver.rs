@@ -40,6 +40,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
             effects::finish(gateway, task).await;
+            gateway.tasks().update(task);
             match late_payment(gateway, task).await {
                 Some(event) => {
                     task.reopen();
@@ -51,6 +52,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
             perform(gateway, task, effect, &mut inbox).await
         };
         record(gateway, task, event).await;
+        gateway.tasks().update(task);
         if let Some((outcome, took)) = journey.see(task.lifecycle().state(), task.total()) {
             task.end(took);
             gateway.history.ended(outcome, took, task.total());
@@ -111,19 +113,21 @@ async fn keep<F: Future<Output = Result<(), StoreError>>>(task: &Task, write: im
     }
 }
 
-/// A request that ended unpaid may be paid all the same, until its quote expires: that money is given back at once.
+/// A request that ended unpaid may be paid all the same, until its quote expires: that money is given back at once, while the request is
+/// remembered.
 async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
     let State::Ended(outcome) = task.lifecycle().state() else { return None };
     // A quote that was never approved was never shown to anyone.
     let quote = task.progress().preprocessing.and(task.quote()).filter(|_| outcome.is_unpaid())?;
     let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now()));
-    tokio::time::timeout(left, effects::paid(gateway, task)).await.ok()
+    let paid = tokio::time::timeout(left, effects::paid(gateway, task));
+    task.displaced().run_until_cancelled(paid).await?.ok()
 }
 
-/// Remembers the end for a while, for those who ask again.
+/// Remembers the end for a while, for those who ask again, or until there is no room.
 async fn forget(gateway: &Gateway, task: &Task) {
-    tokio::time::sleep(gateway.options.retention).await;
-    gateway.tasks().remove(task);
+    task.displaced().run_until_cancelled(tokio::time::sleep(gateway.options.retention)).await;
+    gateway.tasks().remove(task.request_id);
     if let Err(error) = gateway.journal.forget(task.request_id).await {
         tracing::warn!(request = %task.request_id, %error, "the journal does not forget");
     }

@@ -33,8 +33,9 @@ const RESERVE_TIMEOUT: Duration = Duration::from_secs(3);
 const CONSENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is looked whether a request that was given up can be refunded.
 const REFUND_POLL: Duration = Duration::from_secs(15);
-/// How often the chain is looked at without a hint.
+/// How long the chain is not looked at without a hint: at first, and at most.
 const PAYMENT_POLL: Duration = Duration::from_secs(2);
+const PAYMENT_POLL_MOST: Duration = Duration::from_secs(30);
 
 /// Does what a state asks for.
 pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> Event {
@@ -183,6 +184,7 @@ where
 /// Waits until the chain holds the payment.
 pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     let Some(quote) = task.quote() else { return futures::future::pending().await };
+    let mut poll = PAYMENT_POLL;
     loop {
         let started = Instant::now();
         match gateway.ledger.payment_of(&quote).await {
@@ -194,7 +196,8 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
             Err(error) => tracing::warn!(request = %task.request_id, %error, "cannot see whether the request is paid"),
         }
         // A hint, from the client or the chain's events, or a look now and then in case every hint got lost.
-        let _ = tokio::time::timeout(PAYMENT_POLL, task.hinted()).await;
+        let hinted = tokio::time::timeout(poll, task.hinted()).await.is_ok();
+        poll = if hinted { PAYMENT_POLL } else { (2 * poll).min(PAYMENT_POLL_MOST) };
     }
 }
 

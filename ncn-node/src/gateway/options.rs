@@ -5,9 +5,9 @@ use ncn_core::{Amount, Manifest};
 /// What a gateway does.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// How many requests it works on or remembers at once.
+    /// How many requests it works on or remembers at once. What has ended gives way to new ones, first what nobody paid for.
     pub max_tasks: usize,
-    /// How many of these may be one client's.
+    /// How many of these may be one client's, whose oldest that has ended gives way to its newer ones.
     pub max_tasks_of_one: usize,
     /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
     pub max_unpaid_of_one: usize,
@@ -29,7 +29,7 @@ pub struct GatewayOptions {
     /// How long a client may take from its order to its payment. With this, the model's own limit, and the two above, an order has the least
     /// deadline that is taken.
     pub pay_time: Duration,
-    /// How long an ended request is remembered.
+    /// How long an ended request is remembered; less, when a new one needs its place: among all, one that was paid keeps it for a minute.
     pub retention: Duration,
     /// URLs with the files of the subnet's models, for its compute nodes.
     pub model_sources: Vec<String>,

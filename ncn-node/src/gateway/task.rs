@@ -62,6 +62,8 @@ pub(super) struct Task {
     tail: Mutex<Option<Tail>>,
     /// The client wants no more of the output.
     stop: CancellationToken,
+    /// Another request has its place.
+    displaced: CancellationToken,
     /// The gateway has brought the payment to the chain.
     relayed: AtomicBool,
     /// The client's word that its payment may come back at once.
@@ -175,6 +177,7 @@ impl Task {
             anew: AtomicBool::new(false),
             tail: Mutex::default(),
             stop: CancellationToken::new(),
+            displaced: CancellationToken::new(),
             relayed: AtomicBool::new(false),
             consent: watch::Sender::default(),
         })
@@ -300,6 +303,11 @@ impl Task {
     /// Waits until the client wants no more.
     pub(super) async fn stopped(&self) {
         self.stop.cancelled().await;
+    }
+
+    /// Cancelled once another request has its place, which has ended.
+    pub(super) const fn displaced(&self) -> &CancellationToken {
+        &self.displaced
     }
 
     /// The client agrees that its payment comes back.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use ncn_client::{Client, Order, RelayedPayer, grpc::GrpcTransport};
 use ncn_core::{
     B256, Confinement, DynSigner, Execution, Executor, ExecutorError, PaymentAuthorization, PaymentConfirmation, PaymentSubmission,
@@ -141,8 +142,18 @@ async fn one_client_does_not_take_every_place() {
     assert!(busy.to_string().contains("busy") || busy.to_string().contains("again"), "{busy}");
     relayed(&network, &other).await.submit(order()).await.unwrap();
     // One that is paid leaves its place among these, and is remembered.
-    unpaid.pop().unwrap().pay().await.unwrap().finish().await.unwrap();
+    let paid = unpaid.pop().unwrap();
+    let paid_id = paid.quote().request_id;
+    paid.pay().await.unwrap().finish().await.unwrap();
     unpaid.push(client.submit(order()).await.unwrap());
-    unpaid.pop().unwrap().cancel().await.unwrap();
+    client.submit(order()).await.err().unwrap();
+    // Of those that have ended, one gives way to the next.
+    let withdrawn = unpaid.pop().unwrap();
+    let ended = [paid_id, withdrawn.quote().request_id];
+    withdrawn.cancel().await.unwrap();
+    eventually("there is room again", async || client.submit(order()).await.is_ok()).await;
+    let gateway = network.gateway();
+    let known = join_all(ended.map(|request| gateway.status(request))).await;
+    assert_eq!(known.iter().filter(|status| status.is_ok()).count(), 1, "{known:?}");
     client.submit(order()).await.err().unwrap();
 }
