@@ -227,9 +227,6 @@ impl Client {
         let trust = self.trust(0).await?.current().trust.clone();
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
-        let access = TaskCapability { client: self.signer.address(), request_id, scope: CapabilityScope::Follow };
-        let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
-
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone(), ticket: ticket.id };
         let asking = async {
             let (quote, preprocessing) = quoted(self.transport.submit(submission).await?)?;
@@ -241,6 +238,8 @@ impl Client {
         if (quote.price, quote.max_units) != (info.price, max_units) {
             return Err(QuoteProblem::Units { price: Box::new(quote.price), max_units: quote.max_units }.into());
         }
+        let access = TaskCapability { client: self.signer.address(), request_id, scope: CapabilityScope::Follow };
+        let access = Signed::sign(access, &trust.domain, &*self.signer).await?;
         Ok(Quoted { client: self.clone(), request, access, quote, preprocessing, trust, submitting: started.elapsed() })
     }
 
