@@ -6,7 +6,7 @@ use super::{
     Dimension, GenerationParameters, InputError, InputSpec, Manifest, ModelFormat, OutputSpec, Postprocessing, Preprocessing,
     TensorInput, TokenPart, bytes, conversation, generation::object, image,
 };
-use crate::{DataType, Tensor, Value, Values};
+use crate::{DataType, Tensor, Value, Values, compute::MAX_OUTPUT_VALUES};
 
 /// Which parameters a model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,7 @@ impl Manifest {
                 }
             }
         }
+        self.check_rows(&named)?;
         Ok(tensors)
     }
 
@@ -192,6 +193,31 @@ impl Manifest {
             }
             (_, None) => Err(input_error(name, format!("send a tensor of {}", spec.dtype))),
         }
+    }
+
+    /// Whether what is read off the outputs can be delivered: each row of scores gives a label, where the inputs say how many there will be.
+    fn check_rows(&self, named: &BTreeMap<&str, usize>) -> Result<(), InputError> {
+        let sizes = |shape: &[Dimension]| {
+            let size = |dimension: &Dimension| match dimension {
+                Dimension::Fixed(size) => Some(*size),
+                Dimension::Named(name) => named.get(name.as_str()).copied(),
+            };
+            shape.iter().map(size).try_fold(1_usize, |all, size| all.checked_mul(size?))
+        };
+        let rows = |spec: &OutputSpec| match spec {
+            OutputSpec::Tensor(spec) => match &spec.to {
+                Some(Postprocessing::Labels(labels)) => sizes(&spec.shape).map_or(0, |size| size / labels.len().max(1)),
+                _ => 0,
+            },
+            _ => 0,
+        };
+        let values = self.outputs.iter().map(rows).fold(self.outputs.len(), usize::saturating_add);
+        if values <= MAX_OUTPUT_VALUES {
+            return Ok(());
+        }
+        let problem =
+            format!("would give {values} values, of which {MAX_OUTPUT_VALUES} are delivered at most: send fewer rows at once");
+        Err(input_error(&self.names(), problem))
     }
 
     /// Checks the tensors that an engine gave for `inputs` against what the manifest promises, and adds what is read off them.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{Tensor, Value, Values};
+use crate::{Tensor, Value, Values, compute::MAX_OUTPUT_VALUES};
 
 const DIGITS: &[u8] = include_bytes!("../../../ncn-node/models/digits/manifest.json");
 const SEVEN: &[u8] = include_bytes!("../../../examples/data/7.png");
@@ -80,6 +80,16 @@ fn tensors_are_checked() {
     assert!(problem([("image", integers)]).contains("has to hold f32"));
     assert!(problem(Values::new()).contains("missing"));
     assert!(problem([("picture", tensor(vec![1]))]).contains("it takes: image"));
+}
+
+#[test]
+fn rows_are_as_many_as_their_labels_can_be_delivered() {
+    let rows = |rows: usize| Tensor::from_f32(vec![rows, 1, 8, 8], &vec![0.0; rows * 64]).unwrap();
+    // One value more is the scores.
+    let most = MAX_OUTPUT_VALUES - 1;
+    let model = Model::parse(DIGITS).unwrap();
+    assert_eq!(model.manifest().check(&[("image", rows(most))].into()), Ok(()));
+    assert!(problem([("image", rows(most + 1))]).contains("send fewer rows at once"));
 }
 
 #[test]
