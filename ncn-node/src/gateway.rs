@@ -314,7 +314,7 @@ impl Gateway {
     /// The task that an access is for, once it is sure that its client signed it, for this scope.
     fn accessed(&self, access: &Signed<TaskCapability>, scope: CapabilityScope) -> Result<Arc<Task>, TransportError> {
         let task = self.task(access.message.request_id)?;
-        if access.message.client != task.submission.request.message.client {
+        if access.message.client != task.request.message.client {
             return Err(TransportError::Unauthorized("the request is another client's".into()));
         }
         if access.message.scope != scope {
@@ -346,14 +346,16 @@ impl Gateway {
             let problem = format!("this gateway brings {least} or more to the chain: pay by a transaction, or out of a channel");
             return Err(TransportError::invalid("payment", problem));
         }
-        if relayed {
-            if unix_now() >= self.finish_by(&quote) {
-                return Err(TransportError::Refused("the quote leaves no time to run what it pays for".into()));
-            }
-            // Before it is: this call may end before the redemption does.
-            task.relay();
+        if relayed && unix_now() >= self.finish_by(&quote) {
+            return Err(TransportError::Refused("the quote leaves no time to run what it pays for".into()));
         }
-        self.redemptions.redeem(&self.ledger, quote, authorization).await
+        // Before it is on the chain: this call may end before the redemption does.
+        let begins = || {
+            if relayed {
+                task.relay();
+            }
+        };
+        self.redemptions.redeem(&self.ledger, quote, authorization, begins).await
     }
 
     /// Takes a request in, unless somebody else just has.
@@ -365,9 +367,13 @@ impl Gateway {
             return Ok(known);
         }
         let client = submission.request.message.client;
-        let goes = tasks.room(&client, &self.options)?;
-        self.orders.count(&client)?;
+        let goes = tasks.room(&client, submission.inputs.size(), &self.options)?;
+        // A copy of an order, which its ticket shows to be one, is not counted.
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
+        if let Err(error) = self.orders.count(&client) {
+            self.tickets.give_back(&submission.ticket);
+            return Err(error.into());
+        }
         if let Some(old) = goes.and_then(|goes| tasks.remove(goes)) {
             old.displaced().cancel();
         }

@@ -16,6 +16,9 @@ use crate::{
 /// How long to wait before the journal is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(200);
 
+/// Inputs of more bytes are taken out of the journal at a request's end, which costs a commit.
+const LARGE_INPUTS: usize = 4 << 10;
+
 /// Drives a task to its end, and forgets it a while after.
 pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let Some(inbox) = task.inbox() else { return };
@@ -34,13 +37,14 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
 
 async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
     // Idempotent: a task that was taken up again has begun already.
-    keep(task, || gateway.journal.begin(task.request_id, &task.submission, &task.salt)).await;
+    keep(task, || gateway.journal.begin(task.request_id, task.submission(), task.salt)).await;
     let mut journey = Journey::begin(task.began, task.lifecycle().state(), task.total());
     loop {
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
             effects::finish(gateway, task).await;
             gateway.tasks().update(task);
+            forget_inputs(gateway, task).await;
             match late_payment(gateway, task).await {
                 Some(event) => {
                     task.reopen();
@@ -82,7 +86,7 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
 
 /// How long the gateway hopes to finish.
 fn time_left(gateway: &Gateway, task: &Task) -> Duration {
-    let end = task.quote().map_or(task.submission.request.message.deadline, |quote| quote.expiry);
+    let end = task.quote().map_or(task.request.message.deadline, |quote| quote.expiry);
     Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
 }
 
@@ -122,6 +126,14 @@ async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
     let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now()));
     let paid = tokio::time::timeout(left, effects::paid(gateway, task));
     task.displaced().run_until_cancelled(paid).await?.ok()
+}
+
+/// Late money is given back; nothing runs any more.
+async fn forget_inputs(gateway: &Gateway, task: &Task) {
+    task.forget_inputs();
+    if task.input_bytes > LARGE_INPUTS {
+        keep(task, || gateway.journal.begin(task.request_id, task.submission(), task.salt)).await;
+    }
 }
 
 /// Remembers the end for a while, for those who ask again, or until there is no room.

@@ -63,7 +63,7 @@ pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> E
 
 /// Finds a live compute node with the model that has a place, and quotes.
 async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
-    let order = &task.submission.request.message;
+    let order = &task.request.message;
     let Epoch { since: epoch, trust } = match gateway.ledger.trust(0).await {
         Ok(history) => history.current().clone(),
         Err(error) => return Some(Event::Refused(error.to_string())),
@@ -73,7 +73,7 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
         Err(reason) => return Some(Event::Refused(reason)),
     };
     let info = gateway.models.get(&order.model_digest)?;
-    let (max_units, total) = match info.maximum(&task.submission.inputs, &order.parameters) {
+    let (max_units, total) = match info.maximum(&task.inputs(), &order.parameters) {
         Ok(maximum) => maximum,
         Err(error) => return Some(Event::Refused(error.to_string())),
     };
@@ -98,7 +98,7 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
 
 /// Reserves a place with any live node; those that have not been tried yet come first.
 pub(super) async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
-    let model_digest = task.submission.request.message.model_digest;
+    let model_digest = task.request.message.model_digest;
     let started = Instant::now();
     let mut nodes = gateway.nodes.with_model(&model_digest).await;
     let discovering = started.elapsed();
@@ -137,7 +137,7 @@ pub(super) async fn reserve_at(node: &dyn Compute, reservation: Reservation) -> 
 async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let quote = progress.quote.clone()?;
     let digest = quote.digest(&gateway.domain);
-    let request = PreprocessingRequest { request: task.submission.request.clone(), quote };
+    let request = PreprocessingRequest { request: task.request.clone(), quote };
     let committee = progress.committee()?;
     let turn = gateway.judged.turn().await;
     let started = Instant::now();
@@ -216,7 +216,7 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
         Err(error) => return Some(Event::Refused(format!("the gateway's key: {error}"))),
     };
     let dispatches = progress.dispatches.clone();
-    let order = task.submission.request.clone();
+    let order = task.request.clone();
     let request = CompletionRequest {
         request: order,
         quote,
@@ -409,7 +409,7 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
     let mut receipt = Receipt {
         version: receipt::VERSION,
         trust_root,
-        request: task.submission.request.clone(),
+        request: task.request.clone(),
         quote,
         preprocessing,
         payment,
@@ -418,7 +418,7 @@ async fn issue(gateway: &Gateway, task: &Task, progress: Progress) -> Result<Rec
         approvals,
         payments: payments.map_err(|error| error.to_string())?,
         issued_at: unix_now(),
-        seal: task.submission.request.signature,
+        seal: task.request.signature,
     };
     let digest = receipt.sealed().digest(&gateway.domain);
     receipt.seal = Signature::sign(&digest, &*gateway.signer).await.map_err(|error| error.to_string())?;

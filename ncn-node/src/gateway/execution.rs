@@ -253,10 +253,10 @@ impl Received<'_> {
         let task = self.task;
         let finish_by = self.gateway.finish_by(self.quote);
         let job = ComputeTask {
-            request: task.submission.request.clone(),
+            request: task.request.clone(),
             quote: self.quote.clone(),
             voucher: task.progress().voucher(),
-            inputs: task.submission.inputs.clone(),
+            inputs: (*task.inputs()).clone(),
             finish_by,
             preprocessing,
             before: self.before.results.clone(),
@@ -385,7 +385,7 @@ impl Received<'_> {
 
     /// Checks a node's word on what it has given so far.
     fn check(&self, word: &Signed<InferenceResult>, started: Instant) -> Result<(), ComputeError> {
-        let order = &self.task.submission.request.message;
+        let order = &self.task.request.message;
         let result = &word.message;
         let finish = result.finish.unwrap_or(FinishReason::NodeLost);
         let honest = result.compute == self.node

@@ -11,7 +11,7 @@ use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State, rejection::QueryRejection},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -235,8 +235,15 @@ struct Start {
 #[utoipa::path(get, path = "/api/v1/inference/{request_id}/events",
     params(("request_id" = openapi::Hash, Path), ("from" = Option<u64>, Query), ("Last-Event-ID" = Option<u64>, Header)),
     security(("access" = [])), responses((status = 200, description = "Its updates", content_type = "text/event-stream", body = String), Failures, OfRequest))]
-async fn events(State(gateway): Gateway, id: Id, access: Access, headers: HeaderMap, start: Query<Start>) -> Answer {
+async fn events(
+    State(gateway): Gateway,
+    id: Id,
+    access: Access,
+    headers: HeaderMap,
+    start: Result<Query<Start>, QueryRejection>,
+) -> Answer {
     let access = access.of(&id)?;
+    let Query(start) = start.map_err(|error| TransportError::invalid("from", error.body_text()))?;
     let last = headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().parse::<u64>());
     let last = last.transpose().map_err(|_| TransportError::invalid("last-event-id", "is no update's index"))?;
     let from = last.map_or_else(|| start.from, |last| last.saturating_add(1));

@@ -27,7 +27,7 @@ impl Journal {
     }
 
     /// Keeps a new request, and the salt of its ticket.
-    pub(crate) async fn begin(&self, request_id: RequestId, submission: &Submission, salt: &B256) -> Result<(), StoreError> {
+    pub(crate) async fn begin(&self, request_id: RequestId, submission: Submission, salt: B256) -> Result<(), StoreError> {
         self.0.commit(vec![Op::put(SUBMISSIONS, request_id, &(submission, salt))?]).await
     }
 

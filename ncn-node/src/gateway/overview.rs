@@ -290,7 +290,7 @@ impl Gateway {
     fn line(&self, task: &Task) -> RequestOverview {
         RequestOverview {
             id: task.request_id,
-            model: self.name_of(&task.submission.request.message.model_digest),
+            model: self.name_of(&task.request.message.model_digest),
             step: task.step().or(task.last_step()).map_or(1, |step| step as u8),
             state: task.lifecycle().state(),
             compute: task.compute(),

@@ -124,12 +124,13 @@ impl Redemptions {
         REFUNDED_FOR.checked_sub(times.first()?.elapsed())
     }
 
-    /// Takes what pays a quote. The redemption goes on when its caller is dropped.
+    /// Takes what pays a quote; `begins` is called once it is sure that the client has signed it. The redemption goes on when its caller is dropped.
     pub(super) async fn redeem(
         &self,
         ledger: &Arc<dyn PaymentLedger>,
         quote: Quote,
         authorization: &PaymentAuthorization,
+        begins: impl FnOnce() + Send,
     ) -> Result<(), TransportError> {
         let request_id = quote.request_id;
         // Before anything is asked or shared: what somebody else signed neither costs nor delays the client.
@@ -145,6 +146,7 @@ impl Redemptions {
         {
             return Err(refusal.error.clone());
         }
+        begins();
         let (ledger, authorization, refused) = (ledger.clone(), *authorization, self.refused.clone());
         let (client, expiry, underway) = (quote.client, quote.expiry, self.underway.clone());
         let redeeming = async move {

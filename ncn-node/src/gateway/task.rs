@@ -11,9 +11,9 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, Amount, B256, Committee, Delivery, Dispatch, Effect, Event, Lifecycle, Outcome, PaymentRef, QuorumCertificate, Quote,
-    Receipt, RequestId, Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent, TaskStatus, TrustRoot,
-    Update, Values, lifecycle::Unexpected, transport::Updates,
+    Address, Amount, B256, Committee, Delivery, Dispatch, Effect, Event, InferenceRequest, Lifecycle, Outcome, PaymentRef,
+    QuorumCertificate, Quote, Receipt, RequestId, Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent,
+    TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -23,8 +23,8 @@ use super::execution::{Prefix, Tail};
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
 /// How many bytes of a streamed output's parts are remembered for those who follow late; all of it is in the final output. With the
-/// output and the inputs, 8 MiB each, a request is remembered in at most 20 MiB: all of `GatewayOptions::max_tasks` in 200 GB, if as many
-/// are paid for within `GatewayOptions::retention`.
+/// output, 8 MiB, and until it ends with the inputs, 8 MiB, a request is remembered in at most 20 MiB: all of `GatewayOptions::max_tasks` in 200 GB, if as
+/// many are paid for within `GatewayOptions::retention`. What is not paid for is within `GatewayOptions::max_unpaid_bytes`.
 const MAX_CHUNK_BYTES: usize = 4 << 20;
 /// What a part costs beside its values: mostly the map that they are in.
 const CHUNK_OVERHEAD: usize = 1 << 10;
@@ -32,7 +32,12 @@ const CHUNK_OVERHEAD: usize = 1 << 10;
 /// One request. The driver alone changes [`Progress`]; everyone else watches.
 pub(super) struct Task {
     pub(super) request_id: RequestId,
-    pub(super) submission: Submission,
+    /// The order.
+    pub(super) request: Signed<InferenceRequest>,
+    /// Empty once the request has ended.
+    inputs: Mutex<Arc<Values>>,
+    pub(super) input_bytes: usize,
+    ticket: B256,
     /// The gateway's part in the draw of the committee.
     pub(super) salt: B256,
     /// Since when this process knows of it.
@@ -156,9 +161,13 @@ impl Task {
             }
         }
         let (events, inbox) = mpsc::channel(QUEUE);
+        let Submission { request, inputs, ticket } = submission;
         Arc::new(Self {
             request_id,
-            submission,
+            request,
+            input_bytes: inputs.size(),
+            inputs: Mutex::new(Arc::new(inputs)),
+            ticket,
             salt,
             began: Instant::now(),
             progress: Mutex::new(progress),
@@ -195,7 +204,22 @@ impl Task {
 
     /// Who ordered it.
     pub(super) fn client(&self) -> Address {
-        self.submission.request.message.client
+        self.request.message.client
+    }
+
+    /// What the model is asked about.
+    pub(super) fn inputs(&self) -> Arc<Values> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets the inputs, which nobody needs any more.
+    pub(super) fn forget_inputs(&self) {
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+    }
+
+    /// What the client has sent, as far as it is there.
+    pub(super) fn submission(&self) -> Submission {
+        Submission { request: self.request.clone(), inputs: (*self.inputs()).clone(), ticket: self.ticket }
     }
 
     /// The gateway has brought the payment to the chain.

@@ -14,6 +14,9 @@ use super::{GatewayOptions, redemption::RETRY_AFTER, task::Task};
 /// How long a paid request is remembered at least, whatever others order: for a client that has lost its connection to come back for the output.
 const LEAST_RETENTION: Duration = Duration::from_mins(1);
 
+/// Inputs of no more bytes are bounded by the number of requests alone, so that large ones do not take the place of small ones.
+const SMALL_INPUTS: usize = 16 << 10;
+
 /// By request id, and by client. A task has a standing from when it comes until it is removed; its driver says when that may have changed.
 #[derive(Default)]
 pub(super) struct Tasks {
@@ -37,6 +40,8 @@ enum Standing {
 #[derive(Default)]
 struct Standings {
     unpaid: usize,
+    /// Of these, the bytes of the inputs that are not small.
+    unpaid_bytes: usize,
     owed: usize,
     ended: BTreeSet<(Standing, RequestId)>,
 }
@@ -52,22 +57,35 @@ impl Standing {
     }
 }
 
+/// How many bytes of inputs count.
+const fn counted(bytes: usize) -> usize {
+    if bytes > SMALL_INPUTS { bytes } else { 0 }
+}
+
 impl Standings {
     fn len(&self) -> usize {
         self.unpaid + self.owed + self.ended.len()
     }
 
-    fn add(&mut self, standing: Standing, request_id: RequestId) {
+    fn add(&mut self, standing: Standing, task: &Task) {
+        let request_id = task.request_id;
         match standing {
-            Standing::Unpaid => self.unpaid += 1,
+            Standing::Unpaid => {
+                self.unpaid += 1;
+                self.unpaid_bytes += counted(task.input_bytes);
+            }
             Standing::Owed => self.owed += 1,
             Standing::Ended { .. } => drop(self.ended.insert((standing, request_id))),
         }
     }
 
-    fn remove(&mut self, standing: Standing, request_id: RequestId) {
+    fn remove(&mut self, standing: Standing, task: &Task) {
+        let request_id = task.request_id;
         match standing {
-            Standing::Unpaid => self.unpaid -= 1,
+            Standing::Unpaid => {
+                self.unpaid -= 1;
+                self.unpaid_bytes -= counted(task.input_bytes);
+            }
             Standing::Owed => self.owed -= 1,
             Standing::Ended { .. } => drop(self.ended.remove(&(standing, request_id))),
         }
@@ -91,8 +109,8 @@ impl Tasks {
     /// Takes one in that is not there.
     pub(super) fn insert(&mut self, task: Arc<Task>) {
         let standing = Standing::of(&task);
-        self.total.add(standing, task.request_id);
-        self.of_client.entry(task.client()).or_default().add(standing, task.request_id);
+        self.total.add(standing, &task);
+        self.of_client.entry(task.client()).or_default().add(standing, &task);
         self.all.insert(task.request_id, (task, standing));
     }
 
@@ -110,9 +128,9 @@ impl Tasks {
 
     pub(super) fn remove(&mut self, request_id: RequestId) -> Option<Arc<Task>> {
         let (task, standing) = self.all.remove(&request_id)?;
-        self.total.remove(standing, request_id);
+        self.total.remove(standing, &task);
         if let Some(of_client) = self.of_client.get_mut(&task.client()) {
-            of_client.remove(standing, request_id);
+            of_client.remove(standing, &task);
             if of_client.len() == 0 {
                 self.of_client.remove(&task.client());
             }
@@ -140,12 +158,22 @@ impl Tasks {
         self.total.owed
     }
 
-    /// Whether there is room for another request of this client, and which one has to go for it. A client's own one goes when it has too many. When all
+    /// Whether there is room for another request of this client, with inputs of so many bytes, and which one has to go for it. A client's own one goes when it has too many. When all
     /// have, what has ended unpaid goes, since it cost nothing; what was paid, once its client had time to fetch it.
-    pub(super) fn room(&self, client: &Address, options: &GatewayOptions) -> Result<Option<RequestId>, TransportError> {
+    pub(super) fn room(
+        &self,
+        client: &Address,
+        bytes: usize,
+        options: &GatewayOptions,
+    ) -> Result<Option<RequestId>, TransportError> {
         let now = Instant::now();
         let of_client = self.of_client.get(client);
         if of_client.is_some_and(|of_client| of_client.unpaid >= options.max_unpaid_of_one) {
+            return Err(busy());
+        }
+        let (bytes, of_client_bytes) = (counted(bytes), of_client.map_or(0, |of_client| of_client.unpaid_bytes));
+        let most_bytes = options.max_unpaid_bytes;
+        if bytes > 0 && (self.total.unpaid_bytes + bytes > most_bytes || of_client_bytes + bytes > most_bytes / 4) {
             return Err(busy());
         }
         let goes = match of_client {
@@ -177,6 +205,10 @@ mod tests {
     }
 
     fn task(number: u8, client: u8) -> Arc<Task> {
+        task_with(number, client, 0)
+    }
+
+    fn task_with(number: u8, client: u8, bytes: usize) -> Arc<Task> {
         let message = InferenceRequest {
             client: Address::repeat_byte(client),
             subnet: B256::ZERO,
@@ -188,9 +220,10 @@ mod tests {
             nonce: B256::ZERO,
             draw: B256::ZERO,
         };
+        let inputs = if bytes == 0 { Values::new() } else { [("text", "x".repeat(bytes).as_str())].into() };
         let signature = [&[1; 64][..], &[27]].concat();
         let request = Signed { message, signature: Signature::try_from(&signature[..]).unwrap() };
-        Task::new(id(number), Submission { request, inputs: Values::default(), ticket: B256::ZERO }, B256::ZERO)
+        Task::new(id(number), Submission { request, inputs, ticket: B256::ZERO }, B256::ZERO)
     }
 
     /// It ends without a payment, and its client is told.
@@ -204,7 +237,7 @@ mod tests {
     }
 
     fn room(tasks: &Tasks, client: u8) -> Result<Option<RequestId>, TransportError> {
-        tasks.room(&Address::repeat_byte(client), &options())
+        tasks.room(&Address::repeat_byte(client), 0, &options())
     }
 
     #[test]
@@ -235,18 +268,36 @@ mod tests {
     }
 
     #[test]
+    fn large_inputs_that_nobody_has_paid_for_are_bounded_by_their_bytes() {
+        let options = GatewayOptions { max_unpaid_bytes: 4 << 20, ..GatewayOptions::default() };
+        let mut tasks = Tasks::default();
+        let room = |tasks: &Tasks, client, bytes| tasks.room(&Address::repeat_byte(client), bytes, &options);
+        for client in 0..4 {
+            assert_eq!(room(&tasks, client, 1 << 20), Ok(None));
+            tasks.insert(task_with(client, client, (1 << 20) - 200));
+            assert_eq!(room(&tasks, client, SMALL_INPUTS + 1), Err(busy()), "of this client");
+        }
+        assert_eq!(room(&tasks, 5, SMALL_INPUTS + 1), Err(busy()), "of all");
+        assert_eq!(room(&tasks, 0, SMALL_INPUTS), Ok(None), "small ones have their place");
+        refuse(&mut tasks, 0);
+        assert_eq!(room(&tasks, 0, 1 << 20), Ok(None), "what has ended has no inputs any more");
+        (0..4).for_each(|number| drop(tasks.remove(id(number))));
+        assert_eq!(tasks.total.unpaid_bytes, 0);
+    }
+
+    #[test]
     fn what_was_paid_stays_while_its_client_may_come_for_it() {
         let mut standings = Standings::default();
         let (before, at) = (Instant::now(), Instant::now() + Duration::from_millis(1));
-        standings.add(Standing::Ended { paid: true, at }, id(1));
+        standings.add(Standing::Ended { paid: true, at }, &task(1, 0));
         assert_eq!(standings.least(None), None);
         assert_eq!(standings.least(Some(before)), None);
         assert_eq!(standings.least(Some(at)), Some(id(1)));
         let later = at + LEAST_RETENTION;
-        standings.add(Standing::Ended { paid: false, at: later }, id(2));
+        standings.add(Standing::Ended { paid: false, at: later }, &task(2, 0));
         assert_eq!(standings.least(Some(later)), Some(id(2)), "what nobody paid for goes before it");
-        standings.remove(Standing::Ended { paid: false, at: later }, id(2));
-        standings.add(Standing::Ended { paid: true, at: before }, id(3));
+        standings.remove(Standing::Ended { paid: false, at: later }, &task(2, 0));
+        standings.add(Standing::Ended { paid: true, at: before }, &task(3, 0));
         assert_eq!(standings.least(Some(at)), Some(id(3)));
     }
 }

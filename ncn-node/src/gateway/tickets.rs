@@ -77,6 +77,12 @@ impl Tickets {
         drop(used);
         Ok(salt)
     }
+
+    /// A ticket was taken for an order that is not taken in.
+    pub(super) fn give_back(&self, id: &B256) {
+        let until = id.first_chunk().map_or(0, |bytes| UnixTime::from_be_bytes(*bytes));
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&(until, *id));
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +119,8 @@ mod tests {
             let salt = tickets.take(&ticket.id, &order(ticket.draw)).unwrap();
             assert_eq!(draw_of(&salt), ticket.draw);
             assert!(refusal(tickets.take(&ticket.id, &order(ticket.draw))).contains("another order"));
+            tickets.give_back(&ticket.id);
+            assert_eq!(tickets.take(&ticket.id, &order(ticket.draw)).unwrap(), salt);
         }
         assert!(tickets.issue(0).is_err() && tickets.issue(MAX_TICKETS + 1).is_err());
     }

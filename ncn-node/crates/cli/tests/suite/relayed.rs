@@ -129,6 +129,29 @@ async fn who_withdraws_again_and_again_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_signed_is_not_counted_as_the_clients_payment() {
+    let network = network().executor(Arc::new(Stalled(EngineExecutor::built_in()))).start().await.unwrap();
+    let (signer, stranger) = (rich(&network).await, key());
+    let transport = Arc::new(GrpcTransport::new(&network.gateway_url()).unwrap());
+    let client = Client::builder().timeout(TIMEOUT).transport(transport).payer(Arc::new(network.ledger(signer.clone())));
+    let client = client.signer(signer.clone()).max_price(tokens(1)).build().unwrap();
+    let trust = network.trust_root().await.unwrap();
+    for _ in 0..4 {
+        let quoted = client.submit(order()).await.unwrap();
+        let authorization = PaymentAuthorization::transfer(&trust, quoted.quote(), &stranger).await.unwrap();
+        let proof = PaymentSubmission::Authorization(authorization);
+        let confirmation = PaymentConfirmation { request_id: quoted.request_id(), proof };
+        network.gateway().confirm_payment(confirmation).await.unwrap_err();
+        let paid = quoted.pay().await.unwrap();
+        paid.cancel().await.unwrap();
+        paid.finish().await.unwrap_err();
+    }
+    // It has paid for all of its transactions itself: the gateway brings its next payment to the chain.
+    let paid = relayed(&network, &signer).await.submit(order()).await.unwrap().pay().await.unwrap();
+    paid.cancel().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_client_does_not_take_every_place() {
     let options = GatewayOptions { max_unpaid_of_one: 3, max_tasks_of_one: 4, ..GatewayOptions::default() };
     let network = network().gateway(move |gateway| gateway.options(options)).start().await.unwrap();

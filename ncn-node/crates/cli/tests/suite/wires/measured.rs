@@ -1,5 +1,5 @@
 //! What the wires cost: `cargo xtask bench wires`. Ratios are of one run, and everything is in this process.
-#![allow(clippy::cast_precision_loss, reason = "there are not that many")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "there are not that many")]
 
 use std::{
     collections::BTreeMap,
@@ -291,8 +291,8 @@ async fn most(client: &Client, at_once: usize) -> f64 {
     served.into_inner() as f64 / began.elapsed().as_secs_f64()
 }
 
-/// How many requests a second are served, when so many are asked for, and how much memory that takes at most, in MB.
-async fn flooded(name: &str, client: &Client, rate: f64) -> (f64, u64) {
+/// How many requests a second are served, when so many are asked for, how much memory that takes at most, in MB, and what became of them.
+async fn flooded(client: &Client, rate: f64) -> (f64, u64, String) {
     let (began, counted) = (Instant::now(), FILL..FILL + FLOOD);
     let fates = Arc::new(std::sync::Mutex::new(BTreeMap::<String, (usize, Duration)>::new()));
     let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
@@ -321,11 +321,12 @@ async fn flooded(name: &str, client: &Client, rate: f64) -> (f64, u64) {
     // Who is gone in the middle of an order holds a place until its deadline.
     while tasks.join_next().await.is_some() {}
     let fates = std::mem::take(&mut *fates.lock().unwrap());
-    println!("{name}: {:.0} asked a second, {spent:.2} cores", f64::from(asked) / counted.end.as_secs_f64());
-    for (fate, (count, took)) in &fates {
-        println!("  {count} after {:?}: {fate}", *took / u32::try_from(*count).unwrap());
-    }
-    (fates.get("served").map_or(0.0, |(count, _)| *count as f64) / FLOOD.as_secs_f64(), highest)
+    let each = |(fate, (count, took)): (&String, &(usize, Duration))| {
+        format!("\n  {count} after {:?}: {fate}", *took / u32::try_from(*count).unwrap())
+    };
+    let rate = f64::from(asked) / counted.end.as_secs_f64();
+    let report = format!("{rate:.0} asked a second, {spent:.2} cores") + &fates.iter().map(each).collect::<String>();
+    (fates.get("served").map_or(0.0, |(count, _)| *count as f64) / FLOOD.as_secs_f64(), highest, report)
 }
 
 /// In turn with the most that can be served, since that is not the same on a machine that others use as well.
@@ -337,7 +338,8 @@ async fn flood() {
         let (name, client) = clients(&scene).await.swap_remove(wire);
         let (mut ratios, mut before) = (Vec::new(), most(&client, AT_ONCE).await);
         for _ in 0..FLOODS {
-            let (served, highest) = flooded(name, &client, before * TIMES).await;
+            let (served, highest, report) = flooded(&client, before * TIMES).await;
+            println!("{name}: {report}");
             let after = most(&client, AT_ONCE).await;
             let ratio = served / before.midpoint(after);
             println!(
