@@ -25,6 +25,8 @@ mod backoff;
 mod calls;
 mod channel;
 mod client;
+#[cfg(feature = "devnet")]
+pub mod devnet;
 mod endpoint;
 mod error;
 #[cfg(feature = "evm")]

@@ -17,7 +17,7 @@ const DOCUMENT: &str = "CONTRIBUTING.md";
 /// What stands before and after the table.
 const MARKS: [&str; 2] = ["<!-- counted by `cargo xtask features` -->\n", "<!-- end -->\n"];
 /// What nobody depends on and has no features.
-const NO_LIBRARIES: [&str; 2] = ["examples", "xtask"];
+const NO_LIBRARIES: [&str; 4] = ["examples", "ncn-bindgen", "ncn-bindings", "xtask"];
 /// The program. It is checked together with the libraries: checked alone, most dependencies would be compiled again with other features.
 const PROGRAM: &str = "ncn";
 

@@ -115,6 +115,7 @@ fn perform() -> Result<bool> {
             setup::verifier()?;
             setup::schemathesis()?;
             setup::browser()?;
+            setup::wheel()?;
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),

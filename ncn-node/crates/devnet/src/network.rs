@@ -13,7 +13,7 @@ use ncn_core::{
     SubnetModel, Transport, TrustRoot, executor::ModelPackage,
 };
 
-use super::{EmbeddedChain, quickstart};
+use super::{CHAIN_ID, EmbeddedChain, quickstart};
 use ncn_executor::{
     WorkerExecutor, WorkerOptions, WorkerProgram,
     sandbox::{self, SandboxMode},
@@ -29,8 +29,6 @@ use ncn_node::{
 };
 use ncn_p2p::{Keypair, Multiaddr, PeerError, PeerOptions, PeerRegistry, Protocol, RunningPeerRegistry};
 
-/// The chain's id, the one that development chains have by custom.
-pub const CHAIN_ID: u64 = 31_337;
 /// How many registry nodes there are.
 const REGISTRY_NODES: usize = 3;
 /// How many requests a compute node runs or reserves capacity for at once.

@@ -5,6 +5,7 @@
 
 mod anvil;
 mod batches;
+mod bindings;
 mod browser;
 mod bystander;
 mod chain;

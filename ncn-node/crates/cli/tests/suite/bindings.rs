@@ -1,0 +1,36 @@
+//! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use crate::{cli::Devnet, scene::repository};
+
+/// The interpreters that the package is installed for.
+fn interpreters() -> Vec<PathBuf> {
+    let installed = fs::read_dir(repository("target/bindings")).into_iter().flatten().filter_map(Result::ok);
+    let interpreters = installed.map(|environment| environment.path().join("bin/python")).filter(|python| python.exists());
+    interpreters.collect()
+}
+
+#[test]
+fn the_python_package_does_what_programs_need() {
+    let interpreters = interpreters();
+    assert!(!interpreters.is_empty(), "target/bindings: has no Python with the package: run `cargo xtask setup`");
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    for python in interpreters {
+        let files = tempfile::tempdir().unwrap();
+        let tests = Command::new(&python)
+            .arg(repository("ncn-bindings/python/tests/test_ncn.py"))
+            .env("NCN_GATEWAY", &devnet.gateway)
+            .env("NCN_RPC", &devnet.rpc)
+            .env("NCN_ROOT", repository(""))
+            .env("NCN_FILES", files.path())
+            // Not what stands beside the tests.
+            .env("PYTHONSAFEPATH", "1")
+            .current_dir(files.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&tests.stderr);
+        assert!(tests.status.success() && said.contains("\nOK"), "{}: {said}", python.display());
+    }
+}
