@@ -22,6 +22,7 @@ mod page;
 #[cfg(feature = "grpc")]
 mod plane;
 mod redemption;
+mod reserve;
 #[cfg(feature = "grpc")]
 mod serve;
 mod served;

@@ -1,20 +1,18 @@
 //! What a gateway does in each state. Every effect is idempotent, and ends with the event that says how it went.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use ncn_client::Backoff;
 use ncn_core::{
-    B256, Committee, CompletionAuthorization, CompletionRequest, Compute, ComputeError, Effect, Epoch, Event, LedgerError,
-    Message as _, Outcome, PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest,
-    QuorumCertificate, Quote, Receipt, RegistryError, Reservation, Settlement, Signature, Signed, State, Step, TaskEvent,
+    B256, Committee, CompletionAuthorization, CompletionRequest, Effect, Epoch, Event, LedgerError, Message as _, Outcome,
+    PaymentLedgerExt as _, PaymentRef, PaymentStatus, PayoutSchedule, PreprocessingRequest, QuorumCertificate, Quote, Receipt,
+    RegistryError, Settlement, Signature, Signed, State, Step, TaskEvent,
     receipt::{self, Payment},
 };
 
 use super::{
     Gateway, execution,
+    reserve::reserve_node,
     task::{Progress, Task},
 };
 use crate::measures;
@@ -27,8 +25,6 @@ const WHOLE_TRIES: u32 = 8;
 const COMPLETION_TRIES: u32 = 20;
 /// How often sealing a receipt is tried.
 const SEAL_TRIES: u32 = 10;
-/// How long a compute node may take to say whether it has a place.
-const RESERVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a client may take to agree to a refund before the gateway gives its request up without.
 const CONSENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is looked whether a request that was given up can be refunded.
@@ -94,44 +90,6 @@ async fn reserve(gateway: &Gateway, task: &Task) -> Option<Event> {
         committee: trust.committee(&task.salt, &task.request_id).struct_hash(),
     };
     Some(Event::Reserved { quote: Box::new(quote), trust_root: Box::new(trust) })
-}
-
-/// Reserves a place with any live node; those that have not been tried yet come first.
-pub(super) async fn reserve_node(gateway: &Gateway, task: &Task, expires_at: u64) -> Result<Arc<dyn Compute>, String> {
-    let model_digest = task.request.message.model_digest;
-    let started = Instant::now();
-    let mut nodes = gateway.nodes.with_model(&model_digest).await;
-    let discovering = started.elapsed();
-    let started = Instant::now();
-    // Whose turn it is, is decided by the request: load spreads without anyone counting.
-    nodes.sort_unstable_by_key(|node| node.address());
-    let turn = usize::from(task.request_id.as_slice().last().copied().unwrap_or_default());
-    if !nodes.is_empty() {
-        let turn = turn % nodes.len();
-        nodes.rotate_left(turn);
-    }
-    nodes.sort_by_key(|node| task.has_tried(node.address()));
-    let reservation = Reservation { request_id: task.request_id, model_digest, expires_at };
-    let mut reasons = Vec::new();
-    for node in nodes {
-        match reserve_at(&*node, reservation).await {
-            Ok(()) => {
-                task.report(Step::Discover, gateway.address(), discovering);
-                task.report(Step::Reserve, gateway.address(), started.elapsed());
-                return Ok(node);
-            }
-            Err(error) => reasons.push(error.to_string()),
-        }
-    }
-    if reasons.is_empty() {
-        reasons.push("none that has the model is live and attached".into());
-    }
-    Err(format!("no compute node: {}", reasons.join("; ")))
-}
-
-pub(super) async fn reserve_at(node: &dyn Compute, reservation: Reservation) -> Result<(), ComputeError> {
-    let silent = |_| Err(ComputeError::Unavailable(format!("{} does not answer", node.address())));
-    tokio::time::timeout(RESERVE_TIMEOUT, node.reserve(reservation)).await.unwrap_or_else(silent)
 }
 
 async fn preprocessing(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
@@ -201,6 +159,12 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     }
 }
 
+/// Whether there is a node that has not been tried.
+async fn has_others(gateway: &Gateway, task: &Task) -> bool {
+    let nodes = gateway.nodes.with_model(&task.request.message.model_digest).await;
+    nodes.iter().any(|node| !task.has_tried(node.address()))
+}
+
 async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<Event> {
     let (quote, delivery) = (progress.quote.clone()?, progress.delivery.clone()?);
     let completion = match delivery.completion(&quote) {
@@ -233,8 +197,8 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
         let preprocessing = approval.filter(|_| !first).cloned();
         gateway.registry.completion(CompletionRequest { preprocessing, ..request.clone() })
     };
-    // What was signed before the end may be approved without it.
-    let is_last_chance = progress.output.is_some() || task.prefix().is_none();
+    // What was signed before the end may be approved without it; and where nothing was, what another node gives.
+    let is_last_chance = progress.output.is_some() || task.prefix().is_none() && !has_others(gateway, task).await;
     let tries = if is_last_chance { COMPLETION_TRIES } else { WHOLE_TRIES };
     // What was paid and has run is not given back on a word that no validator has signed.
     let approved = approved(&progress.committee()?, digest, tries, |_| false, ask).await;

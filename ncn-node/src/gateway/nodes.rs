@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures::StreamExt as _;
@@ -24,6 +24,9 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// A model's index in the subnet. Strangers can register as many nodes as a registry takes, each with every model of the subnet, so an entry is small.
 type ModelIndex = u16;
 
+/// How long a node that did not answer is asked after those that do.
+const SILENT_FOR: Duration = Duration::from_mins(1);
+
 type Live = HashMap<Address, LiveNode>;
 
 struct LiveNode {
@@ -43,6 +46,8 @@ pub(super) struct SeenNode {
 pub(super) struct Nodes {
     models: HashMap<B256, ModelIndex>,
     known: watch::Sender<Known>,
+    /// Attached nodes that did not answer, and when.
+    silent: Mutex<HashMap<Address, Instant>>,
 }
 
 #[derive(Default)]
@@ -55,7 +60,7 @@ impl Nodes {
     /// None yet.
     pub(super) fn new(subnet: &Subnet) -> Self {
         let models = subnet.models.iter().map(|model| model.digest).zip(0..).collect();
-        Self { models, known: watch::Sender::default() }
+        Self { models, known: watch::Sender::default(), silent: Mutex::default() }
     }
 
     /// Adds a node; one of the same address is replaced.
@@ -73,9 +78,35 @@ impl Nodes {
                 && Arc::ptr_eq(entry.get(), compute)
             {
                 entry.remove();
+                self.silent().remove(&compute.address());
             }
             measures::attached(known.attached.len());
         });
+    }
+
+    fn silent(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node did not answer, or did again.
+    pub(super) fn heard(&self, node: Address, is_silent: bool) {
+        let mut silent = self.silent();
+        // One that is gone has no place here.
+        if is_silent && self.known.borrow().attached.contains_key(&node) {
+            silent.insert(node, Instant::now());
+        } else {
+            silent.remove(&node);
+        }
+    }
+
+    /// Whether a node did not answer lately.
+    pub(super) fn is_silent(&self, node: Address) -> bool {
+        self.silent().get(&node).is_some_and(|at| at.elapsed() < SILENT_FOR)
+    }
+
+    /// How strongly a live node says that its models are confined.
+    pub(super) fn confinement(&self, node: Address) -> Option<Confinement> {
+        self.known.borrow().live.get(&node).map(|live| live.confinement)
     }
 
     /// The addresses of the attached nodes.

@@ -30,6 +30,8 @@ enum NodesLie {
     Keeps,
     /// Takes it, and hands something else over.
     HandsOver(&'static str),
+    /// Says that its model was confined as it never is.
+    Exaggerates,
 }
 
 struct LyingCompute {
@@ -132,6 +134,18 @@ impl Compute for LyingCompute {
             }
             _ => {}
         }
+        if first && matches!(self.lie, NodesLie::Exaggerates) {
+            let (key, domain) = (self.key.clone(), self.domain);
+            let exaggerated = events.then(move |event| {
+                let key = key.clone();
+                async move {
+                    let Ok(ComputeEvent::Finished(result)) = event else { return event };
+                    let result = InferenceResult { confinement: Confinement::Full, ..result.message };
+                    Ok(ComputeEvent::Finished(Signed::sign(result, &domain, &*key).await.unwrap()))
+                }
+            });
+            return Ok(exaggerated.boxed());
+        }
         let lie = if let (NodesLie::Streams(name), true) = (self.lie, first) { Some(name) } else { None };
         let lie = lie.map(|name| {
             Ok(ComputeEvent::Chunk(OutputChunk { values: Values::from([(name, "1")]), usage: Usage::default(), finish: None }))
@@ -150,6 +164,7 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         (NodesLie::Repeats, 1),
         (NodesLie::Keeps, 0),
         (NodesLie::HandsOver("8"), 0),
+        (NodesLie::Exaggerates, 0),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let scene = recovery::Scene::new(directory.path()).await;
