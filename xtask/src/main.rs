@@ -116,6 +116,7 @@ fn perform() -> Result<bool> {
             setup::schemathesis()?;
             setup::browser()?;
             setup::wheel()?;
+            setup::typescript()?;
             models::run()
         }
         Task::Codegen { check } => codegen::run(check),

@@ -43,6 +43,16 @@ pub(crate) fn schemathesis() -> Result<()> {
     environment("schemathesis", "ncn-node/crates/cli/tests/schemathesis/requirements.txt", &["--no-deps"]).map(drop)
 }
 
+/// The package for browsers and Node, built with what its lock file has.
+pub(crate) fn typescript() -> Result<()> {
+    let package = root().join("ncn-bindings/typescript");
+    let npm = |arguments: &[&str]| run("npm", arguments, &package);
+    once(&package.join("node_modules/.installed"), &package.join("package-lock.json"), || {
+        npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
+    })?;
+    npm(&["run", "--silent", "build"])
+}
+
 /// The package for Python, built as one wheel, and installed in a virtual environment for the oldest CPython that it supports and for the newest one that
 /// is here.
 pub(crate) fn wheel() -> Result<()> {

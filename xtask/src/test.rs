@@ -36,7 +36,8 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("schemathesis: set up", |_| setup::schemathesis())?;
     suite.step("browser: set up", |_| setup::browser())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
-    suite.step("bindings: wheel", |_| setup::wheel())?;
+    suite.step("bindings: Python", |_| setup::wheel())?;
+    suite.step("bindings: TypeScript", |_| setup::typescript())?;
     // Most of them wait most of the time; those that do not would be late with more.
     let threads = std::thread::available_parallelism()?.get().saturating_mul(2).to_string();
     // What sends traces is no part of the program by default, and is tested.

@@ -1,8 +1,15 @@
 //! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
 
-use crate::{cli::Devnet, scene::repository};
+use crate::{
+    cli::Devnet,
+    scene::{ncn, repository},
+};
 
 /// The interpreters that the package is installed for.
 fn interpreters() -> Vec<PathBuf> {
@@ -33,4 +40,31 @@ fn the_python_package_does_what_programs_need() {
         let said = String::from_utf8_lossy(&tests.stderr);
         assert!(tests.status.success() && said.contains("\nOK"), "{}: {said}", python.display());
     }
+}
+
+/// Opens a channel of the first client's.
+fn open_channel(devnet: &Devnet, directory: &Path) -> Output {
+    let mut open = Command::new(ncn());
+    open.args(["channel", "open", "--channel", "channel.json", "--key", "keys/client-0.key", "--deposit", "1", "--days", "7"]);
+    open.args(["--rpc", &devnet.rpc, "--gateway", &devnet.gateway]).current_dir(directory).output().unwrap()
+}
+
+#[test]
+fn the_typescript_package_does_what_programs_need() {
+    let package = repository("ncn-bindings/typescript");
+    assert!(package.join("dist/index.js").exists(), "ncn-bindings/typescript: is not built: run `cargo xtask setup`");
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let opened = open_channel(&devnet, directory.path());
+    assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
+    let tests = Command::new("node")
+        .args(["--test", "test/"])
+        .env("NCN_GATEWAY", &devnet.gateway)
+        .env("NCN_KEYS", directory.path().join("keys"))
+        .env("NCN_CHANNEL", directory.path().join("channel.json"))
+        .current_dir(&package)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&tests.stdout);
+    assert!(tests.status.success() && said.contains("# pass 10") && said.contains("# skipped 0"), "{said}");
 }

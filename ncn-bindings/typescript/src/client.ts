@@ -1,0 +1,413 @@
+/** The client: orders, pays, follows, and verifies before anything is handed over. */
+
+import { type Address, type Hex, keccak256, sha256, toBytes } from "viem";
+
+import type { Channel } from "./channel.js";
+import { NcnError } from "./errors.js";
+import { type Certificate, type Order, type Quote, type Receipt, TYPES, type TrustRoot, certified, committeeOf, networkHash, quoteHash, read, separator, verifyReceipt } from "./receipt.js";
+import { type Value, type Values, fromJson, toJson, value, valuesHash } from "./values.js";
+import { call, events } from "./wire.js";
+
+/** The contracts of `ncn devnet`, which everybody knows. */
+export const DEVNET = {
+  chainId: 31_337n,
+  contract: "0x528d8685587b0174a3499df950124f7dcacf2196",
+  channels: "0x484ebce5df59271256ccd372e163dfdaf34eda75",
+} as const;
+
+/** How far the gateway's clock may be off, in seconds. */
+const CLOCK_TOLERANCE = 300n;
+/** How long an escrow may be held, in seconds. */
+const MAX_ESCROW = 180n * 24n * 3600n;
+/** How often a gateway is asked again that was lost, and how long it is waited before. */
+const TRIES = 8;
+const PAUSE = 250;
+/** The most parts of an output. */
+const MAX_PARTS = 1 << 17;
+
+/** Signs typed data: a local account of viem's, or `walletSigner`. */
+export interface Signer {
+  readonly address: Address;
+ 
+  signTypedData(data: any): Promise<Hex>;
+}
+
+/** A wallet in a browser, as a signer. */
+export function walletSigner(client: { signTypedData(data: unknown): Promise<Hex> }, address: Address): Signer {
+  return { address, signTypedData: (data: object) => client.signTypedData({ ...data, account: address }) };
+}
+
+/** What a client is made of. */
+export interface Settings {
+  /** The gateway's URL, `http://` or `https://`. */
+  readonly gateway: string;
+  /** Which network is trusted: the hash of one, or any development network. */
+  readonly network: Hex | "devnet";
+  /** The client's key. */
+  readonly signer: Signer;
+  /** Pays out of this channel; without one, by signatures that the gateway brings to the chain. */
+  readonly channel?: Channel;
+  /** The most that a request may cost, in the token's smallest units. */
+  readonly maxPrice: bigint;
+  /** How long to wait for an answer, in seconds: a minute by default, or longer where the model needs it. */
+  readonly timeout?: number;
+  /** Whether this may be paid; asked before each payment. */
+  readonly agree?: (offer: Offer) => boolean | Promise<boolean>;
+}
+
+/** What is about to be paid. */
+export interface Offer {
+  readonly requestId: Hex;
+  readonly model: string;
+  /** The most that is paid; what is not used comes back. */
+  readonly total: bigint;
+  readonly gateway: Address;
+  readonly compute: Address;
+  /** Until when it can be paid, in seconds since 1970. */
+  readonly expiry: bigint;
+}
+
+/** A model that the gateway offers. */
+export interface Model {
+  readonly name: string;
+  readonly digest: Hex;
+  /** The manifest: what it takes and gives. */
+  readonly manifest: Record<string, unknown>;
+  readonly subnet: Hex;
+  readonly price: Quote["price"];
+  /** The least timeout that is taken, in seconds. */
+  readonly leastTimeout: number;
+}
+
+/** An answer whose receipt is verified. */
+export interface Answer {
+  readonly requestId: Hex;
+  readonly output: Values;
+  /** What it cost, in the token's smallest units. */
+  readonly cost: bigint;
+  readonly finish: string;
+  readonly receipt: Receipt;
+  /** The hash of the network that approved it. */
+  readonly network: Hex;
+}
+
+/** What comes of a request: parts of its output, that the parts so far are void, and the verified answer. */
+export type Event = { readonly part: Values } | { readonly restarted: true } | { readonly answer: Answer };
+
+/** What an order may say besides its inputs. */
+export interface OrderOptions {
+  readonly parameters?: Record<string, unknown>;
+  readonly maxPrice?: bigint;
+  readonly timeout?: number;
+  /** Gives the request up: it is cancelled at the compute node. */
+  readonly signal?: AbortSignal;
+}
+
+const now = (): bigint => BigInt(Math.floor(Date.now() / 1000));
+const pause = (millis: number) => new Promise((resolve) => setTimeout(resolve, millis));
+
+/** A way to a network, by one gateway. */
+export class Client {
+  private constructor(
+    private readonly settings: Settings,
+    private readonly trust: TrustRoot,
+    private readonly gateway: Address,
+  ) {}
+
+  /** Connects: asks the gateway for its network, and makes sure that it is the one to trust. */
+  static async connect(settings: Settings): Promise<Client> {
+    const info = (await call(settings.gateway, "/api/v1/network", undefined)) as { gateway?: unknown; trustRoot?: unknown };
+    const trust = shaped(() => read.trustRoot(info.trustRoot));
+    const gateway = shaped(() => read.address(info.gateway));
+    const { domain, channels } = trust;
+    const isDevnet = domain.chainId === DEVNET.chainId && domain.contract === DEVNET.contract && channels === DEVNET.channels;
+    const stated = networkHash(trust);
+    if (settings.network === "devnet" ? !isDevnet : stated !== settings.network.toLowerCase()) {
+      throw new NcnError("configuration", `network: the gateway is of network ${stated}: nothing was signed`);
+    }
+    const terms = settings.channel?.terms;
+    if (terms && (terms.gateway !== gateway || terms.client !== settings.signer.address.toLowerCase())) {
+      throw new NcnError("configuration", "channel: is another client's, or with another gateway");
+    }
+    return new Client(settings, trust, gateway);
+  }
+
+  /** What the gateway offers now. */
+  async models(signal?: AbortSignal): Promise<Model[]> {
+    const listed = await call(this.settings.gateway, "/api/v1/models", signal);
+    if (!Array.isArray(listed)) throw new NcnError("refused", "models: is no list");
+    return listed.map((entry: Record<string, unknown>) =>
+      shaped(() => {
+        const text = read.text(entry.model);
+        const manifest = JSON.parse(text) as Record<string, unknown>;
+        const leastTimeout = Math.ceil(Number(read.count(entry.leastTimeoutMicros)) / 1e6);
+        const name = read.text(manifest.name);
+        return { name, digest: sha256(toBytes(text)), manifest, subnet: read.hash(entry.subnet), price: read.price(entry.price), leastTimeout };
+      }),
+    );
+  }
+
+  /** Orders, pays and waits for the verified answer. */
+  async infer(model: string, inputs: Record<string, unknown>, options: OrderOptions = {}): Promise<Answer> {
+    for await (const event of this.stream(model, inputs, options)) {
+      if ("answer" in event) return event.answer;
+    }
+    throw new NcnError("internal", "the request has no end");
+  }
+
+  /** Orders and pays; parts come as they are made, before anyone has approved them. Who leaves the loop before the answer cancels the request. */
+  async *stream(model: string, inputs: Record<string, unknown>, options: OrderOptions = {}): AsyncGenerator<Event, void, undefined> {
+    const values = Object.fromEntries(Object.entries(inputs).map(([name, given]) => [name, value(name, given)]));
+    const request = await this.order(model, values, options);
+    let ended = false;
+    try {
+      await this.agree(model, request, options.signal);
+      const pays = await this.pay(request.quote);
+      options.signal?.throwIfAborted();
+      // From here on the client's word is out, and its money with it.
+      for await (const event of this.follow(request, pays, options.signal)) {
+        ended = "answer" in event;
+        yield event;
+      }
+    } catch (error) {
+      ended ||= error instanceof NcnError && error.kind !== "notAllowed";
+      throw error;
+    } finally {
+      if (!ended) await this.withdraw(request).catch(() => undefined);
+    }
+  }
+
+  private async order(name: string, inputs: Values, options: OrderOptions): Promise<Requested> {
+    const { gateway, signer } = this.settings;
+    const models = await this.models(options.signal);
+    const model = models.find((offered) => offered.name === name);
+    if (!model) throw new NcnError("unknownModel", `model \`${name}\` is not offered here; offered: ${models.map((offered) => offered.name).join(", ")}`);
+    const timeout = options.timeout ?? Math.max(this.settings.timeout ?? 60, model.leastTimeout + 2);
+    if (timeout < model.leastTimeout) throw new NcnError("timeoutTooShort", `timeout: ${timeout} s are less than the ${model.leastTimeout} s that the model may take`);
+    const tickets = (await call(gateway, "/api/v1/tickets", options.signal, { count: 1 })) as { id?: unknown; draw?: unknown }[];
+    const ticket = shaped(() => ({ id: read.hash(tickets[0]?.id), draw: read.hash(tickets[0]?.draw) }));
+    const message: Order = {
+      client: signer.address.toLowerCase() as Address,
+      subnet: model.subnet,
+      modelDigest: model.digest,
+      inputHash: valuesHash(inputs),
+      parameters: JSON.stringify(options.parameters ?? {}),
+      maxPrice: options.maxPrice ?? this.settings.maxPrice,
+      deadline: now() + BigInt(Math.floor(timeout)),
+      nonce: random(),
+      draw: ticket.draw,
+    };
+    const signature = await this.sign("InferenceRequest", message);
+    const body = { request: { message: { ...message, maxPrice: message.maxPrice.toString() }, signature }, inputs: toJson(inputs), ticket: ticket.id };
+    const status = (await call(gateway, "/api/v1/inference", options.signal, body)) as Record<string, unknown>;
+    if (status.quote === null || status.quote === undefined) throw new NcnError("refused", `the request was not served, nothing was paid: ${String(status.failure ?? "the gateway gave no reason")}`);
+    const quote = shaped(() => read.quote(status.quote));
+    const approval = shaped(() => read.certificate(status.preprocessing));
+    await this.approved(message, model, quote, approval);
+    return { message, signature, quote };
+  }
+
+  /** Makes sure that a quote is for this order, at the price that was listed, and that those have approved it who were drawn. */
+  private async approved(order: Order, model: Model, quote: Quote, approval: Certificate): Promise<void> {
+    const reject = (problem: string): never => {
+      throw new NcnError("quoteRejected", `the quote was rejected, nothing was paid: ${problem}`);
+    };
+    const { trust } = this;
+    const domain = separator(trust.domain.chainId, trust.domain.contract);
+    const requestId = read.digest(domain, order);
+    if (quote.requestId !== requestId || quote.client !== order.client || quote.modelDigest !== order.modelDigest) reject("it is for another order");
+    if (quote.gateway !== this.gateway) reject("quote.gateway: is another one");
+    if (quote.trustRoot !== networkHash(trust)) reject("quote.trustRoot: is another network");
+    if (keccak256(quote.salt) !== order.draw) reject("quote.salt: is not the one of the draw");
+    if (JSON.stringify(quote.price, units) !== JSON.stringify(model.price, units)) reject("quote.price: is not what the gateway has listed");
+    if (quote.total > order.maxPrice) reject("quote.total: is more than was allowed");
+    if (quote.expiry > order.deadline || quote.expiry <= now()) reject("quote.expiry: is past, or after the deadline");
+    const committee = committeeOf(trust, quote.salt, requestId);
+    if (quote.committee !== committee.hash) reject("quote.committee: was not drawn");
+    try {
+      await certified(approval, domain, quoteHash(quote), trust.threshold, committee.members, "preprocessing");
+    } catch (error) {
+      reject((error as Error).message);
+    }
+  }
+
+  private async agree(model: string, { quote }: Requested, signal: AbortSignal | undefined): Promise<void> {
+    signal?.throwIfAborted();
+    const { requestId, total, gateway, compute, expiry } = quote;
+    const agreed = await (this.settings.agree?.({ requestId, model, total, gateway, compute, expiry }) ?? true);
+    if (!agreed) throw new NcnError("notAllowed", "the spend policy does not allow it");
+  }
+
+  /** What pays a quote: a voucher, or a signature that moves its total into escrow. */
+  private async pay(quote: Quote): Promise<unknown> {
+    const { channel, signer } = this.settings;
+    const { trust } = this;
+    if (channel) return { authorization: { voucher: await channel.pay(quote, trust, signer) } };
+    const domain = { name: "NCN", version: "1", chainId: trust.domain.chainId, verifyingContract: trust.token };
+    const types = { ReceiveWithAuthorization: ERC3009 };
+    const message = { from: quote.client, to: trust.domain.contract, value: quote.total, validAfter: 0n, validBefore: quote.expiry, nonce: quoteHash(quote) };
+    return { authorization: { transfer: await signer.signTypedData({ domain, types, primaryType: "ReceiveWithAuthorization", message }) } };
+  }
+
+  private async *follow(request: Requested, pays: unknown, signal: AbortSignal | undefined): AsyncGenerator<Event, void, undefined> {
+    const { gateway, channel } = this.settings;
+    const { requestId, expiry } = request.quote;
+    const path = `/api/v1/inference/${requestId}`;
+    await this.present(`${path}/payment`, pays, signal);
+    const access = await this.access(request, FOLLOW);
+    const parts: Values[] = [];
+    const stop = AbortSignal.timeout(Math.max(1, Number(expiry - now()) + 1) * 1000);
+    const both = signal ? AbortSignal.any([signal, stop]) : stop;
+    let [last, tries]: [string | undefined, number] = [undefined, 0];
+    for (;;) {
+      try {
+        for await (const { id, name, data } of events(gateway, `${path}/events`, both, access, last)) {
+          // A gateway that was restarted counts from elsewhere, and tells everything again.
+          if (last !== undefined && BigInt(id) !== BigInt(last) + 1n && parts.splice(0).length > 0) yield { restarted: true };
+          [last, tries] = [id, 0];
+          const event = ((data as { event?: Record<string, unknown> }).event ?? {})[name] as Record<string, unknown> | undefined;
+          if (name === "chunk") {
+            if (parts.length === MAX_PARTS) throw new NcnError("partsRejected", "the output has too many parts", false, true);
+            const part = fromJson(event?.values);
+            parts.push(part);
+            yield { part };
+          } else if (name === "attempt" && parts.splice(0).length > 0) {
+            yield { restarted: true };
+          } else if (name === "takeover" && parts.splice(0).length > 0) {
+            yield { restarted: true };
+          } else if (name === "givenUp" && parts.length === 0) {
+            await this.withdraw(request).catch(() => undefined);
+          } else if (name === "delivered") {
+            const answer = await this.accept(request, event ?? {});
+            channel?.end(requestId, answer.cost);
+            if (!beginsWith(answer.output, parts)) {
+              throw new NcnError("partsRejected", "the parts that were streamed are not those of the output: throw them away", false, true);
+            }
+            yield { answer };
+            return;
+          } else if (name === "failed") {
+            throw this.failed(event ?? {});
+          }
+        }
+      } catch (error) {
+        if (error instanceof NcnError && error.kind !== "unavailable") throw error;
+        if (signal?.aborted) throw signal.reason;
+        if (stop.aborted) throw new NcnError("notRefunded", "the gateway delivered nothing in time: the payment can be had back from the chain", false, true);
+        if (!(error instanceof NcnError)) throw error;
+      }
+      tries += 1;
+      if (tries > TRIES) throw new NcnError("unproven", "the gateway is lost, and it is not proven what became of the payment", false, true);
+      await pause(PAUSE * tries);
+    }
+  }
+
+  /** Tells the gateway what pays, again where its answer is lost: paying twice is paying once. */
+  private async present(path: string, pays: unknown, signal: AbortSignal | undefined): Promise<void> {
+    for (let tries = 1; ; tries += 1) {
+      try {
+        await call(this.settings.gateway, path, signal, pays);
+        return;
+      } catch (error) {
+        if (!(error instanceof NcnError)) throw error;
+        // The gateway has the signature, whatever it says.
+        if (!error.retryable) throw new NcnError("unproven", `the payment was refused, and nothing proves that it is not used: ${error.message}`, false, true);
+        if (tries === TRIES) throw new NcnError("unproven", error.message, false, true);
+        await pause(PAUSE * tries);
+      }
+    }
+  }
+
+  private failed({ outcome, reason }: Record<string, unknown>): NcnError {
+    const said = String(reason ?? "");
+    // Neither the chain nor a receipt has been asked: what the gateway says of the money is its word.
+    return new NcnError("unproven", `the request failed (${String(outcome)}: ${said}), and only the gateway says what became of the payment`, false, true);
+  }
+
+  /** Hands an output over only with the proof of it. */
+  private async accept(request: Requested, { output, receipt: given }: Record<string, unknown>): Promise<Answer> {
+    const reject = (problem: string): never => {
+      throw new NcnError("receiptRejected", `the receipt was rejected and the output withheld: ${problem}`, false, true);
+    };
+    const values = fromJson(output);
+    let receipt: Receipt;
+    let network: Hex;
+    try {
+      receipt = read.receipt(given);
+      network = await verifyReceipt(receipt, networkHash(this.trust));
+    } catch (error) {
+      return reject((error as Error).message);
+    }
+    const same = receipt.request.signature === request.signature && quoteHash(receipt.quote) === quoteHash(request.quote) && receipt.quote.requestId === request.quote.requestId;
+    if (!same) reject("it is for another request");
+    if (receipt.delivery.results.at(-1)?.message.outputHash !== valuesHash(values)) reject("the output is not the one that was signed and approved");
+    const at = receipt.issuedAt;
+    if (at > now() + CLOCK_TOLERANCE || at + CLOCK_TOLERANCE + MAX_ESCROW < receipt.quote.expiry) reject(`issuedAt: ${at} is not between the order and now`);
+    return { requestId: receipt.quote.requestId, output: values, cost: receipt.payments.total, finish: receipt.delivery.finish, receipt, network };
+  }
+
+  private async withdraw(request: Requested): Promise<void> {
+    const access = await this.access(request, CANCEL);
+    const signal = AbortSignal.timeout(5_000);
+    await call(this.settings.gateway, `/api/v1/inference/${request.quote.requestId}/cancel`, signal, {}, access);
+  }
+
+  private async access({ message, quote }: Requested, [purpose, scope]: readonly [number, string]): Promise<string> {
+    const signature = await this.sign("TaskAccess", { client: message.client, requestId: quote.requestId, purpose });
+    const said = JSON.stringify({ message: { client: message.client, requestId: quote.requestId, scope }, signature });
+    return btoa(said).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  }
+
+  private sign(primaryType: string, message: object): Promise<Hex> {
+    const { chainId, contract } = this.trust.domain;
+    const domain = { name: "NCN", version: "2", chainId, verifyingContract: contract };
+    return this.settings.signer.signTypedData({ domain, types: TYPES, primaryType, message });
+  }
+}
+
+interface Requested {
+  readonly message: Order;
+  readonly signature: Hex;
+  readonly quote: Quote;
+}
+
+const FOLLOW = [1, "follow"] as const;
+const CANCEL = [2, "cancel"] as const;
+
+const ERC3009 = [
+  { name: "from", type: "address" },
+  { name: "to", type: "address" },
+  { name: "value", type: "uint256" },
+  { name: "validAfter", type: "uint256" },
+  { name: "validBefore", type: "uint256" },
+  { name: "nonce", type: "bytes32" },
+] as const;
+
+const units = (_: string, part: unknown) => (typeof part === "bigint" ? part.toString() : part);
+
+function random(): Hex {
+  const bytes = crypto.getRandomValues(new Uint8Array(32));
+  return `0x${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}
+
+/** What a gateway says, in the form that it has to have. */
+function shaped<T>(read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    throw new NcnError("refused", `gateway: ${(error as Error).message}`, false, false, { cause: error });
+  }
+}
+
+/** Whether the parts are what an output begins with: a later part may have replaced what is no text. */
+function beginsWith(output: Values, parts: readonly Values[]): boolean {
+  const texts = new Map<string, string>();
+  for (const part of parts) {
+    for (const [name, value] of Object.entries(part)) {
+      const whole: Value | undefined = output[name];
+      if (whole === undefined || (typeof value === "string") !== (typeof whole === "string")) return false;
+      if (typeof value === "string") texts.set(name, (texts.get(name) ?? "") + value);
+    }
+  }
+  return [...texts].every(([name, text]) => (output[name] as string).startsWith(text));
+}
+

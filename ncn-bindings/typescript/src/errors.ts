@@ -1,0 +1,34 @@
+/** What kind of error it is: what to do about it. The names are those of the other languages. */
+export type ErrorKind =
+  | "configuration"
+  | "input"
+  | "unknownModel"
+  | "tooExpensive"
+  | "notAllowed"
+  | "timeoutTooShort"
+  | "key"
+  | "unavailable"
+  | "refused"
+  | "payment"
+  | "quoteRejected"
+  | "refunded"
+  | "notRefunded"
+  | "unproven"
+  | "receiptRejected"
+  | "partsRejected"
+  | "internal";
+
+/** Why there is no answer. `paid` is true when the client's money has been paid out or is still held, or nothing proves that it is not. */
+export class NcnError extends Error {
+  override readonly name = "NcnError";
+
+  constructor(
+    readonly kind: ErrorKind,
+    message: string,
+    readonly retryable = false,
+    readonly paid = false,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
