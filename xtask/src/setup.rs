@@ -66,16 +66,9 @@ pub(crate) fn wheel() -> Result<()> {
     let wheel = fs::read_dir(&wheels)?.next().context("target/wheels: maturin has built no wheel")??.path();
     let wheel = wheel.to_string_lossy().into_owned();
     for (version, python) in interpreters() {
-        let environment = root.join("target/bindings").join(version);
-        let requirements = root.join("ncn-bindings/python/tests/requirements.txt");
-        let own = environment.join("bin/python");
-        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-warn-script-location"];
-        once(&environment.join("installed"), &requirements, || {
-            run(&python, &["-m", "venv", "--clear", &environment.to_string_lossy()], &root)?;
-            let requirements = requirements.to_string_lossy().into_owned();
-            run(&own, &[&install[..], &["--only-binary", ":all:", "-r", &requirements]].concat(), &root)
-        })?;
-        run(&own, &[&install[..], &["--force-reinstall", "--no-deps", &wheel]].concat(), &root)?;
+        let (name, options) = (format!("bindings/{version}"), ["--only-binary", ":all:", "--no-warn-script-location"]);
+        let own = environment_of(&python, &name, "ncn-bindings/python/tests/requirements.txt", &options)?;
+        run(&own, &[&INSTALL[..], &["--force-reinstall", "--no-deps", &wheel]].concat(), &root)?;
     }
     Ok(())
 }
@@ -114,16 +107,23 @@ pub(crate) fn browser() -> Result<()> {
     installed.context("install chromium and chromium-driver: the tests open the gateway's page in them")
 }
 
+/// How an interpreter installs packages.
+const INSTALL: [&str; 5] = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+
 /// A virtual environment in target/ with these packages; returns its interpreter.
 fn environment(name: &str, requirements: &str, options: &[&str]) -> Result<PathBuf> {
+    environment_of(Path::new("python3"), name, requirements, options)
+}
+
+/// The same, of this interpreter.
+fn environment_of(base: &Path, name: &str, requirements: &str, options: &[&str]) -> Result<PathBuf> {
     let requirements = root().join(requirements);
     let environment = root().join("target").join(name);
     let python = environment.join("bin/python");
     once(&environment.join("installed"), &requirements, || {
-        run("python3", &["-m", "venv", "--clear", &environment.to_string_lossy()], &root())?;
+        run(base, &["-m", "venv", "--clear", &environment.to_string_lossy()], &root())?;
         let requirements = requirements.to_string_lossy().into_owned();
-        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements];
-        run(&python, &[&install, options].concat(), &root())
+        run(&python, &[&INSTALL[..], &["-r", &requirements], options].concat(), &root())
     })?;
     Ok(python)
 }

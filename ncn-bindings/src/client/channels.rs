@@ -9,7 +9,10 @@ use ncn_client::{
     unix_now,
 };
 
-use super::{Client, Inner, connect::open};
+use super::{
+    Client, Inner,
+    connect::{invalid, open},
+};
 use crate::{ChannelInfo, ErrorKind, NcnError, runtime::run};
 
 const DAY: u64 = 24 * 60 * 60;
@@ -17,10 +20,6 @@ const DAY: u64 = 24 * 60 * 60;
 /// A little less than the longest, because the chain's clock is not this one.
 fn end(days: u32) -> u64 {
     unix_now() + (u64::from(days) * DAY).min(MAX_CHANNEL_SECONDS - 60 * 60)
-}
-
-fn invalid(setting: &str, problem: impl std::fmt::Display) -> NcnError {
-    NcnError::new(ErrorKind::Configuration, format!("{setting}: {problem}"))
 }
 
 impl Inner {

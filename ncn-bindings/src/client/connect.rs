@@ -89,7 +89,7 @@ pub enum Payment {
     },
 }
 
-fn invalid(setting: &str, problem: impl std::fmt::Display) -> NcnError {
+pub(super) fn invalid(setting: &str, problem: impl std::fmt::Display) -> NcnError {
     NcnError::new(ErrorKind::Configuration, format!("{setting}: {problem}"))
 }
 
