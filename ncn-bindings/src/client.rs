@@ -10,7 +10,7 @@ use std::{
 
 pub use connect::{Connection, Contracts, Network, Payment};
 use ncn_client::{
-    PayerChannel,
+    PayerChannel, Quoted,
     core::{Amount, DynSigner, Transport},
     evm::EvmLedger,
 };
@@ -61,30 +61,20 @@ impl Inner {
         receipts.push_back(receipt);
     }
 
-    /// Orders, asks the policy, and pays.
-    async fn start(self: Arc<Self>, order: Order) -> Result<Arc<Running>, NcnError> {
+    /// Orders, and asks the policy.
+    async fn quote(&self, order: Order) -> Result<Quoted, NcnError> {
         let model = order.model.clone();
-        let order = order.read()?;
-        let quoted = self.client.submit(order).await?;
-        if let Some(policy) = self.policy.clone() {
-            let offer = Offer::new(&model, quoted.quote());
-            let problem = match call(move || policy.may_pay(offer)).await? {
-                Ok(true) => None,
-                Ok(false) => Some(NcnError::new(ErrorKind::NotAllowed, "the spend policy does not allow it")),
-                Err(error) => Some(error),
-            };
-            if let Some(problem) = problem {
-                // It would hold a compute node's place until the quote expires.
-                let _ = quoted.cancel().await;
-                return Err(problem);
-            }
-        }
-        // Who gives up while it is being paid leaves a payment behind: this goes on until there is a request to cancel.
-        let paying = tokio::spawn(async move {
-            let paid = quoted.pay().await?;
-            Ok::<_, NcnError>(Running::new(paid, move |answer: &Answer| self.keep(answer.receipt.clone())))
-        });
-        paying.await.map_err(|error| NcnError::new(ErrorKind::Internal, error))?
+        let quoted = self.client.submit(order.read()?).await?;
+        let Some(policy) = self.policy.clone() else { return Ok(quoted) };
+        let offer = Offer::new(&model, quoted.quote());
+        let problem = match call(move || policy.may_pay(offer)).await? {
+            Ok(true) => return Ok(quoted),
+            Ok(false) => NcnError::new(ErrorKind::NotAllowed, "the spend policy does not allow it"),
+            Err(error) => error,
+        };
+        // It would hold a compute node's place until the quote expires.
+        let _ = quoted.cancel().await;
+        Err(problem)
     }
 }
 
@@ -122,13 +112,22 @@ impl Client {
     /// Each says whether money has moved.
     pub async fn infer(&self, order: Order) -> Result<Answer, NcnError> {
         let inner = self.inner.clone();
-        run(async move { inner.start(order).await?.finish().await }).await
+        run(async move {
+            let answer = Answer::of(inner.quote(order).await?.finish().await?)?;
+            inner.keep(answer.receipt.clone());
+            Ok(answer)
+        })
+        .await
     }
 
     /// Orders and pays; the parts of the output come as they are made.
     pub async fn stream(&self, order: Order) -> Result<Arc<Running>, NcnError> {
         let inner = self.inner.clone();
-        run(inner.start(order)).await
+        run(async move {
+            let events = inner.quote(order).await?.events().await?;
+            Ok(Running::new(events, move |answer: &Answer| inner.keep(answer.receipt.clone())))
+        })
+        .await
     }
 
     /// Has a model go on with a conversation: one that takes the input `messages`.

@@ -7,20 +7,14 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use ncn_client::{ClientError, InferenceEvent, Paid};
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
-use tokio_util::task::AbortOnDropHandle;
+use ncn_client::{ClientError, Events, InferenceEvent, Paid};
+use tokio::sync::Mutex as AsyncMutex;
 
 use crate::{
-    Answer, ErrorKind, NcnError, Value,
+    Answer, NcnError, Value,
     runtime::{self, run},
     types::values,
 };
-
-/// How many parts wait for the caller.
-const WAITING: usize = 64;
-/// How long a cancelled request's gateway may take to hear of it.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What comes next of a request.
 #[derive(Clone, Debug, uniffi::Enum)]
@@ -39,78 +33,44 @@ pub enum Event {
     },
 }
 
-type Next = Result<Event, NcnError>;
-
 /// A paid request. Dropping it before its end cancels it: what was delivered until then is paid for, and where nothing was, the payment comes back.
 #[derive(uniffi::Object)]
 pub struct Running {
     paid: Paid,
-    events: Arc<AsyncMutex<mpsc::Receiver<Next>>>,
+    events: AsyncMutex<Events>,
     /// The answer, once it is there: also when the parts before it are void.
-    answer: Arc<Mutex<Option<Answer>>>,
-    ended: Arc<Mutex<bool>>,
-    _following: AbortOnDropHandle<()>,
+    answer: Mutex<Option<Answer>>,
+    kept: Box<dyn Fn(&Answer) + Send + Sync>,
 }
 
 impl Running {
-    /// Follows a paid request. Has to be called on the runtime.
-    pub(crate) fn new(paid: Paid, kept: impl FnOnce(&Answer) + Send + 'static) -> Arc<Self> {
-        let (sender, events) = mpsc::channel(WAITING);
-        let (answer, ended) = (Arc::<Mutex<Option<Answer>>>::default(), Arc::<Mutex<bool>>::default());
-        let (answered, over, mut following) = (answer.clone(), ended.clone(), paid.clone().events());
-        let follow = async move {
-            let mut kept = Some(kept);
-            let mut keep = |given: Answer| {
-                if let Some(kept) = kept.take() {
-                    kept(&given);
-                }
-                *lock(&answered) = Some(given);
-            };
-            while let Some(event) = following.next().await {
-                let next = match event {
-                    Ok(InferenceEvent::Part(part)) => values(part.values).map(|values| Event::Part { values }),
-                    Ok(InferenceEvent::Finished(answer)) => Answer::of(*answer).map(|answer| {
-                        keep(answer.clone());
-                        Event::Finished { answer: Box::new(answer) }
-                    }),
-                    Ok(_) => Ok(Event::Restarted),
-                    Err(error) => {
-                        if let ClientError::PartsRejected { answer, .. } = &error
-                            && let Ok(answer) = Answer::of((**answer).clone())
-                        {
-                            keep(answer);
-                        }
-                        Err(error.into())
-                    }
-                };
-                *lock(&over) = matches!(next, Ok(Event::Finished { .. }) | Err(_));
-                if sender.send(next).await.is_err() {
-                    return;
-                }
-            }
-        };
-        let following = AbortOnDropHandle::new(tokio::spawn(follow));
-        Arc::new(Self { paid, events: Arc::new(AsyncMutex::new(events)), answer, ended, _following: following })
+    pub(crate) fn new(events: Events, kept: impl Fn(&Answer) + Send + Sync + 'static) -> Arc<Self> {
+        let (paid, events, answer) = (events.paid().clone(), AsyncMutex::new(events), Mutex::default());
+        Arc::new(Self { paid, events, answer, kept: Box::new(kept) })
     }
 
-    pub(crate) async fn finish(&self) -> Result<Answer, NcnError> {
-        loop {
-            match self.events.lock().await.recv().await {
-                Some(Ok(Event::Finished { answer })) => return Ok(*answer),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(ended()),
-            }
-        }
+    fn keep(&self, answer: &Answer) {
+        (self.kept)(answer);
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.clone());
     }
-}
 
-fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn ended() -> NcnError {
-    NcnError::new(ErrorKind::Internal, "events: the request has ended already")
+    fn event(&self, event: Result<InferenceEvent, ClientError>) -> Result<Event, NcnError> {
+        Ok(match event {
+            Ok(InferenceEvent::Part(part)) => Event::Part { values: values(part.values)? },
+            Ok(InferenceEvent::Finished(answer)) => {
+                let answer = Answer::of(*answer)?;
+                self.keep(&answer);
+                Event::Finished { answer: Box::new(answer) }
+            }
+            Ok(_) => Event::Restarted,
+            Err(error) => {
+                if let ClientError::PartsRejected { answer, .. } = &error {
+                    self.keep(&Answer::of((**answer).clone())?);
+                }
+                return Err(error.into());
+            }
+        })
+    }
 }
 
 #[uniffi::export]
@@ -125,8 +85,8 @@ impl Running {
     /// # Errors
     /// How the request ended, where that is no answer.
     pub async fn next(&self) -> Result<Option<Event>, NcnError> {
-        let next = self.events.lock().await.recv().await;
-        next.transpose()
+        let next = self.events.lock().await.next().await;
+        next.map(|event| self.event(event)).transpose()
     }
 
     /// The same in a thread that waits, for at most so many milliseconds: a caller that must look up now and then.
@@ -141,7 +101,7 @@ impl Running {
 
     /// The verified answer, once it is there: after the parts were rejected, too.
     pub fn answer(&self) -> Option<Answer> {
-        lock(&self.answer).clone()
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has the request end now: what comes after is its end.
@@ -166,17 +126,4 @@ pub enum Waited {
     Nothing,
     /// Nothing comes any more.
     Over,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if *lock(&self.ended) {
-            return;
-        }
-        let paid = self.paid.clone();
-        runtime::detach(async move {
-            // Where it is not heard, the request goes on to its own end, and its answer is lost.
-            let _ = tokio::time::timeout(CANCEL_TIMEOUT, paid.cancel()).await;
-        });
-    }
 }

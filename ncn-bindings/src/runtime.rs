@@ -1,6 +1,6 @@
 //! The runtime on which everything runs.
 
-use std::{process, sync::OnceLock};
+use std::{process, sync::OnceLock, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::task::AbortOnDropHandle;
@@ -40,10 +40,13 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, NcnError>>) -> Re
     runtime()?.block_on(work)
 }
 
-/// Runs what is to outlive its caller.
-pub(crate) fn detach(work: impl Future<Output = ()> + Send + 'static) {
+/// Waits, for at most so many milliseconds, until the gateways have heard of every request that was given up before its end. For a process that is about to
+/// end.
+#[uniffi::export]
+pub fn wait_for_cancellations(millis: u64) {
     if let Ok(runtime) = runtime() {
-        runtime.spawn(work);
+        // Where it is not heard in time, the request goes on to its own end.
+        let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(millis), ncn_client::cancellations()).await });
     }
 }
 

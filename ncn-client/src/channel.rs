@@ -1,5 +1,7 @@
 //! A client's own channel: what it has promised, what that came to, and the next voucher.
 
+#[cfg(feature = "evm")]
+mod funding;
 mod reconcile;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! A whole request, from input to verified output.
 
 mod builder;
+mod following;
 mod order;
 mod paid;
 mod parts;
@@ -19,6 +20,7 @@ use ncn_core::{
     TransportError, TrustHistory, TrustRoot, Units, UnixTime, Usage, Values,
     validation::{MAX_EPOCH_AGE, MAX_ESCROW_SECONDS},
 };
+pub use following::{Events, cancellations};
 pub use order::Order;
 pub use paid::Paid;
 pub use parts::InferenceEvent;
@@ -145,7 +147,8 @@ impl Client {
         offers.models.iter().find(|info| info.model.manifest().name == name).cloned()
     }
 
-    /// Runs a model on these inputs and pays for it, at most the client's limit: submit, pay, wait, verify.
+    /// Runs a model on these inputs and pays for it, at most the client's limit: submit, pay, wait, verify. Giving this up cancels the request: see
+    /// [`Quoted::finish`].
     ///
     /// # Errors
     /// [`ClientError::PriceUnseen`] when the client has no limit ([`ClientBuilder::max_price`]), because the price would be paid before
@@ -156,7 +159,7 @@ impl Client {
             let price = self.estimate(&order).await?.maximum;
             return Err(ClientError::PriceUnseen { model: model.to_owned(), price });
         }
-        self.submit(order).await?.pay().await?.finish().await
+        self.submit(order).await?.finish().await
     }
 
     /// What an order may cost by what the gateway lists now. Nothing is signed or paid.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alloy_primitives::{B256, keccak256};
 use alloy_signer_local::PrivateKeySigner;
-use ncn_core::DynSigner;
+use ncn_core::{DynSigner, TrustRoot};
 
 use crate::evm::Deployment;
 
@@ -20,6 +20,12 @@ pub fn secret(role: &str, number: usize) -> B256 {
 pub fn key(role: &str, number: usize) -> DynSigner {
     // One hash in 2^128 is no key. None of these is that one; if it were, a key that nobody knows would do.
     Arc::new(PrivateKeySigner::from_bytes(&secret(role, number)).unwrap_or_else(|_| PrivateKeySigner::random()))
+}
+
+/// Whether this is such a network: it has a development chain's id, and the contracts that everybody knows. Who is validator there is not proven by it.
+pub fn is_network(stated: &TrustRoot) -> bool {
+    let known = deployment();
+    (stated.domain.chain_id, stated.domain.contract, stated.channels) == (CHAIN_ID, known.payment, known.channels)
 }
 
 /// Where a network with well-known keys has its contracts.

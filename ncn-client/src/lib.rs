@@ -46,7 +46,7 @@ pub mod ws;
 pub use backoff::Backoff;
 pub use channel::{ChannelBalance, PayerChannel};
 pub use client::{
-    Client, ClientBuilder, ClientConfig, Estimate, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored,
+    Client, ClientBuilder, ClientConfig, Estimate, Events, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored, cancellations,
 };
 pub use endpoint::{EndpointError, transport};
 pub use error::{ClientError, QuoteProblem};

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import threading
+import weakref
 from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import _native
@@ -22,6 +24,8 @@ Key = Union[str, Signer, _native.Key]
 
 # How long a blocking stream waits before it lets Python look for signals.
 _SLICE_MILLIS = 20
+# How long the end of the process is put off, until the gateways have heard of what it gives up.
+_END_MILLIS = 2_000
 
 
 class _Loop:
@@ -49,8 +53,34 @@ class _Loop:
             future.cancel()
             raise
 
+    def end(self) -> None:
+        """Gives up what still runs."""
+        if self._loop is None or self._owner != os.getpid():
+            return
+
+        async def give_up() -> None:
+            calls = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in calls:
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+        ending = asyncio.run_coroutine_threadsafe(give_up(), self._loop)
+        try:
+            ending.result(_END_MILLIS / 1_000)
+        except Exception:
+            ending.cancel()
+
 
 _LOOP = _Loop()
+_STREAMS: "weakref.WeakSet[AsyncStream]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    for stream in list(_STREAMS):
+        stream._running = None
+    _LOOP.end()
+    _native.wait_for_cancellations(_END_MILLIS)
 
 
 def _connection(
@@ -135,6 +165,7 @@ class AsyncStream:
         self._running: Optional[_native.Running] = None
         self._text_only = text_only
         self.answer: Optional[Answer] = None
+        _STREAMS.add(self)
 
     def __aiter__(self) -> AsyncIterator[Part]:
         return self

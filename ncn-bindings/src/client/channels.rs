@@ -1,25 +1,17 @@
 //! Channels: a deposit for many requests.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
-use ncn_client::{
-    PayerChannel,
-    core::{Amount, CapabilityScope, ChainView as _, ChannelParams, Signed, TaskCapability, channel::MAX_CHANNEL_SECONDS},
-    unix_now,
-};
+use ncn_client::{PayerChannel, core::Amount};
 
 use super::{
     Client, Inner,
     connect::{invalid, open},
 };
-use crate::{ChannelInfo, ErrorKind, NcnError, runtime::run};
+use crate::{ChannelInfo, NcnError, runtime::run};
 
-const DAY: u64 = 24 * 60 * 60;
-
-/// A little less than the longest, because the chain's clock is not this one.
-fn end(days: u32) -> u64 {
-    unix_now() + (u64::from(days) * DAY).min(MAX_CHANNEL_SECONDS - 60 * 60)
+const fn days_of(days: u32) -> Duration {
+    Duration::from_hours(days as u64 * 24)
 }
 
 impl Inner {
@@ -39,16 +31,8 @@ impl Client {
     pub async fn channel_open(&self, path: String, deposit: Amount, days: u32) -> Result<ChannelInfo, NcnError> {
         let inner = self.inner.clone();
         run(async move {
-            if deposit.is_zero() {
-                return Err(invalid("deposit", "is zero"));
-            }
-            let (chain, network) = (inner.chain()?, inner.transport.network().await?);
-            let terms = ChannelParams { client: inner.signer.address(), gateway: network.gateway, salt: B256::random() };
-            let expiry = end(days);
-            // Kept before it is paid for, so that nothing is in a channel that nobody knows of.
-            let channel = PayerChannel::create(Path::new(&path), terms, deposit, expiry);
-            let channel = channel.map_err(|error| invalid("path", format!("{path}: {error}")))?;
-            chain.fund_channel(&terms, deposit, expiry).await?;
+            let (path, chain) = (Path::new(&path), inner.chain()?);
+            let (channel, _) = PayerChannel::open_on_chain(path, deposit, days_of(days), chain, &*inner.transport).await?;
             Ok(ChannelInfo::of(&channel))
         })
         .await
@@ -67,12 +51,7 @@ impl Client {
         let inner = self.inner.clone();
         run(async move {
             let (channel, chain) = (inner.channel(path).await?, inner.chain()?);
-            let known = chain.channel(channel.terms().id()).await?;
-            let known = known.ok_or_else(|| NcnError::new(ErrorKind::Payment, "the channel was never opened: open another"))?;
-            let deposit = known.deposit.checked_add(amount).ok_or_else(|| invalid("amount", "is more than an amount can be"))?;
-            let expiry = end(days).max(known.expiry);
-            chain.fund_channel(channel.terms(), deposit, expiry).await?;
-            channel.funded(deposit, expiry)?;
+            channel.top_up(amount, Some(days_of(days)), chain).await?;
             Ok(ChannelInfo::of(&channel))
         })
         .await
@@ -84,15 +63,7 @@ impl Client {
         let inner = self.inner.clone();
         run(async move {
             let (channel, chain) = (inner.channel(path).await?, inner.chain()?);
-            let (terms, trust) = (*channel.terms(), chain.trust_root().await?);
-            let access =
-                TaskCapability { client: inner.signer.address(), request_id: terms.id(), scope: CapabilityScope::CloseChannel };
-            let access = Signed::sign(access, &trust.domain, &*inner.signer).await;
-            let access = access.map_err(|error| NcnError::new(ErrorKind::Key, error))?;
-            let (_, agreement) = inner.transport.close_channel(terms, access).await?;
-            chain.close_channel(&terms, Some(agreement)).await?;
-            let known = chain.channel(terms.id()).await?;
-            Ok(known.and_then(|known| known.deposit.checked_sub(known.settled)).unwrap_or_default())
+            Ok(channel.close(chain, Some(&*inner.transport)).await?.0)
         })
         .await
     }

@@ -55,7 +55,7 @@ pub enum Network {
     Custom {
         /// Where its contracts are; needed with a chain.
         contracts: Option<Contracts>,
-        /// The hash of the network that is trusted; needed without a chain.
+        /// The hash of the network that is trusted; needed without a chain, and compared with what a chain says.
         hash: Option<String>,
         /// How many confirmations a payment waits for.
         confirmations: u64,
@@ -148,32 +148,28 @@ async fn chain(connection: &Connection, signer: &DynSigner) -> Result<Option<Evm
     Ok(Some(EvmLedger::connect(Arc::new(backend), deployment, signer.clone(), SendOptions::default()).await?))
 }
 
-/// The network that the gateway states, when it is the one that is trusted: by the chain, by its hash, or because it is a devnet, on which nothing is worth
-/// anything.
+/// The network that the gateway states, when it is the one that is trusted: by its hash, by the chain, or because it is a devnet, on which nothing is worth
+/// anything. Each of these that is there has to agree.
 async fn trusted(connection: &Connection, stated: TrustRoot, chain: Option<&EvmLedger>) -> Result<TrustRoot, NcnError> {
     stated.validate().map_err(|error| NcnError::new(ErrorKind::Refused, format!("the gateway's network: {error}")))?;
-    let other = |expected: B256| {
-        let problem = format!("the gateway is of network {}, not of {expected}: nothing was signed", stated.hash());
-        Err(invalid("network", problem))
-    };
+    let hash = stated.hash();
+    let mut expected = Vec::new();
+    if let Network::Custom { hash: Some(hash), .. } = &connection.network {
+        expected.push(hash.parse::<B256>().map_err(|error| invalid("network", error))?);
+    }
     if let Some(chain) = chain {
-        let known = chain.trust_root().await?;
-        return if known == stated { Ok(stated) } else { other(known.hash()) };
+        expected.push(chain.trust_root().await?.hash());
+    }
+    if let Some(other) = expected.iter().find(|expected| **expected != hash) {
+        return Err(invalid("network", format!("the gateway is of network {hash}, not of {other}: nothing was signed")));
     }
     match &connection.network {
-        Network::Devnet => {
-            let known = devnet::deployment();
-            let domain = stated.domain;
-            if (domain.chain_id, domain.contract, stated.channels) == (devnet::CHAIN_ID, known.payment, known.channels) {
-                return Ok(stated);
-            }
-            Err(invalid("network", "the gateway is of another network than a devnet: nothing was signed"))
+        Network::Devnet if devnet::is_network(&stated) => Ok(stated),
+        Network::Devnet => Err(invalid("network", "the gateway is of another network than a devnet: nothing was signed")),
+        _ if expected.is_empty() => {
+            Err(invalid("network", format!("is missing: without a chain, say its hash; the gateway states {hash}")))
         }
-        Network::Custom { hash: Some(hash), .. } => {
-            let expected = hash.parse().map_err(|error| invalid("network", error))?;
-            if stated.hash() == expected { Ok(stated) } else { other(expected) }
-        }
-        _ => Err(invalid("network", format!("is missing: without a chain, say its hash; the gateway states {}", stated.hash()))),
+        _ => Ok(stated),
     }
 }
 

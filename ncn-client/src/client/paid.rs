@@ -1,22 +1,14 @@
-use std::{
-    panic,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
+use futures::StreamExt as _;
 use ncn_core::{
     LedgerError, PaymentStatus, Quote, Receipt, RequestId, Step, StepTiming, TaskEvent, TransportError, Update, Values,
     validation::{CLAIM_SECONDS, MAX_ESCROW_SECONDS},
 };
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{InferenceEvent, InferenceOutput, Parts, Quoted, within};
+use super::{Events, InferenceEvent, InferenceOutput, Parts, Quoted, following::Following, within};
 use crate::{Backoff, ClientError, unix_now};
 
 /// How long past expiry a refund is tried for before the caller is told that it is still to come.
@@ -51,7 +43,7 @@ enum Ending {
 }
 
 /// The caller that takes the parts of an output, when there is one.
-struct Listener {
+pub(super) struct Listener {
     parts: Parts,
     out: Option<mpsc::Sender<InferenceEvent>>,
     /// The index of the update that comes next, over all connections; none when they begin anew.
@@ -81,7 +73,7 @@ impl Listener {
         }
     }
 
-    fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
+    pub(super) fn new(paid: &Paid) -> (Self, mpsc::Receiver<InferenceEvent>) {
         let (out, parts) = mpsc::channel(MAX_WAITING);
         (Self { out: Some(out), ..Self::none(paid) }, parts)
     }
@@ -146,33 +138,25 @@ impl Paid {
         self.finish_to(Listener::none(&self)).await
     }
 
-    /// The same, with the parts of a streamed output as they come, before anyone has approved them. The stream ends after
-    /// [`InferenceEvent::Finished`], or after an error.
+    /// The same, with the parts of a streamed output as they come, before anyone has approved them.
     ///
     /// The compute node signs its parts now and then. When that signature is missing or is for other parts, no more parts are handed
     /// out, and the answer is waited for. When the parts that were handed out are not the beginning of the delivered output, the
     /// answer is in [`ClientError::PartsRejected`]. [`InferenceEvent::Restarted`] says that the parts so far are void.
     ///
-    /// Needs a Tokio runtime. A caller that drops the stream ends the following, and has paid all the same: [`super::Client::resume`] goes
-    /// on.
-    pub fn events(self) -> BoxStream<'static, Result<InferenceEvent, ClientError>> {
-        let (listener, parts) = Listener::new(&self);
-        // On its own: what the caller does between two parts is not taken for the compute node's silence.
-        let ending = AbortOnDropHandle::new(tokio::spawn(async move { self.finish_to(listener).await }));
-        let end = async {
-            match ending.await {
-                Ok(ended) => ended.map(|answer| InferenceEvent::Finished(Box::new(answer))),
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => panic::resume_unwind(panic),
-                    Err(error) => Err(ClientError::NotRefunded(format!("the request is not followed any more: {error}"))),
-                },
-            }
-        };
-        ReceiverStream::new(parts).map(Ok).chain(stream::once(end)).boxed()
+    /// Has to be called on a Tokio runtime. Dropping the events before their end cancels the request.
+    pub fn events(self) -> Events {
+        Events::new(self)
+    }
+
+    /// The answer, by a task of its own; dropping this before its end cancels the request.
+    pub(super) fn following(self) -> Following {
+        let listener = Listener::none(&self);
+        Following::new(self, listener)
     }
 
     #[tracing::instrument(name = "client.finish", skip_all, fields(request = %self.request_id()))]
-    async fn finish_to(&self, mut listener: Listener) -> Result<InferenceOutput, ClientError> {
+    pub(super) async fn finish_to(&self, mut listener: Listener) -> Result<InferenceOutput, ClientError> {
         let ended = self.end(&mut listener).await;
         // A verified answer is one, whatever was streamed before it.
         let cost = match &ended {

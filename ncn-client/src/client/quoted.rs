@@ -1,11 +1,15 @@
-use std::time::{Duration, Instant};
+use std::{
+    panic,
+    time::{Duration, Instant},
+};
 
 use ncn_core::{
     CapabilityScope, InferenceRequest, LedgerError, Message as _, PaymentConfirmation, PaymentRef, PaymentStatus,
     PaymentSubmission, QuorumCertificate, Quote, RequestId, Signed, TaskCapability, TrustRoot,
 };
+use tracing::Instrument as _;
 
-use super::{Client, Paid, within};
+use super::{Client, Events, InferenceOutput, Paid, within};
 use crate::{Backoff, ClientError, unix_now};
 
 /// How long the hint that a request is paid may take.
@@ -58,6 +62,29 @@ impl Quoted {
             payer.release(&quote, None).await;
         }
         paid
+    }
+
+    /// Pays, waits for the answer and verifies it. Giving this up at any time cancels the request: what was delivered until then is paid for, and where
+    /// nothing was, the payment comes back. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// Each says what became of the money: see [`ClientError::is_paid`].
+    pub async fn finish(self) -> Result<InferenceOutput, ClientError> {
+        self.pay_and(Paid::following).await?.await
+    }
+
+    /// Pays and follows the request: the same, with the parts of a streamed output as they come. See [`Paid::events`].
+    pub async fn events(self) -> Result<Events, ClientError> {
+        self.pay_and(Paid::events).await
+    }
+
+    /// Who gives up while it is being paid would leave a payment behind: this goes on until there is a request to cancel.
+    async fn pay_and<T: Send + 'static>(self, follow: fn(Paid) -> T) -> Result<T, ClientError> {
+        let paying = tokio::spawn(async move { self.pay().await.map(follow) }.in_current_span());
+        paying.await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => panic::resume_unwind(panic),
+            Err(error) => Err(ClientError::NotRefunded(format!("the payment was broken off: {error}"))),
+        })
     }
 
     async fn try_to_pay(self) -> Result<Paid, ClientError> {

@@ -4,20 +4,17 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use ncn_client::{PayerChannel, unix_now};
-use ncn_core::{
-    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, Signed, TaskCapability, channel::MAX_CHANNEL_SECONDS,
-};
+use ncn_client::{ClientError, PayerChannel};
+use ncn_core::{Amount, ChainView as _};
 
 use crate::{
     Failure,
     account::{self, ChainArguments, KeyArguments, tokens},
     block_on,
 };
-
-const DAY: u64 = 24 * 60 * 60;
 
 #[derive(clap::Args)]
 pub(crate) struct FileArgument {
@@ -93,31 +90,16 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         let mut out = std::io::stdout();
         match command {
             Command::Open { file, chain, key, gateway, deposit, days } => {
-                if file.channel.exists() {
-                    return Err(Failure::Input(format!("--channel {}: exists already", file.channel.display())));
-                }
-                if deposit.is_zero() {
-                    return Err(Failure::Input("--deposit: is zero".into()));
-                }
                 let ledger = chain.ledger(key.open()?).await?;
-                let balance = ledger.balance(ledger.account()).await.map_err(Failure::failed)?;
-                if balance < *deposit {
-                    return Err(Failure::Failed(format!("{} has {balance}, {deposit} are to be deposited", ledger.account())));
-                }
-                let network = account::gateway(gateway)?.network().await.map_err(Failure::failed)?;
-                // Another network's gateway could not be paid out of this chain's channels.
-                if network.trust_root != ledger.trust_root().await.map_err(Failure::failed)? {
-                    return Err(Failure::Failed("--gateway: is of another network than the chain's contracts".into()));
-                }
-                let terms = ChannelParams { client: ledger.account(), gateway: network.gateway, salt: B256::random() };
-                let expiry = end(*days);
-                // Kept before it is paid for, so that nothing is in a channel that nobody knows of.
-                let write = |error| Failure::Input(format!("--channel {}: {error}", file.channel.display()));
-                PayerChannel::create(&file.channel, terms, *deposit, expiry).map_err(write)?;
-                let opened = ledger.fund_channel(&terms, *deposit, expiry).await.map_err(|error| {
-                    Failure::Failed(format!("{error}; the channel's file is kept: `ncn channel show` says whether it was opened"))
+                let gateway = account::gateway(gateway)?;
+                let opened = PayerChannel::open_on_chain(&file.channel, *deposit, days_of(*days), &ledger, &*gateway).await;
+                let (channel, opened) = opened.map_err(|error| match error {
+                    ClientError::Ledger(error) if file.channel.exists() => Failure::Failed(format!(
+                        "{error}; the channel's file is kept: `ncn channel show` says whether it was opened"
+                    )),
+                    error => error.into(),
                 })?;
-                writeln!(out, "opened channel {} with {deposit}: {opened}", terms.id())?;
+                writeln!(out, "opened channel {} with {deposit}: {opened}", channel.terms().id())?;
                 writeln!(out, "keep {}: it takes that file to pay out of the channel and to close it", file.channel.display())?;
             }
             Command::Show { file, chain } => {
@@ -147,42 +129,22 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
                 let channel = open_file(&file.channel)?;
                 let ledger = chain.ledger(key.open()?).await?;
-                let problem = || Failure::Failed("the channel was never opened: open another".into());
-                let known = ledger.channel(channel.terms().id()).await.map_err(Failure::failed)?.ok_or_else(problem)?;
-                let deposit = Amount::checked_sum([known.deposit, *amount])
-                    .ok_or_else(|| Failure::Input("--amount: is more than an amount can be".into()))?;
-                let expiry = days.map_or(known.expiry, end).max(known.expiry);
-                let funded = ledger.fund_channel(channel.terms(), deposit, expiry).await.map_err(Failure::failed)?;
-                channel.funded(deposit, expiry).map_err(Failure::failed)?;
+                let topped_up = channel.top_up(*amount, days.map(days_of), &ledger).await;
+                let (deposit, funded) = topped_up?;
                 writeln!(out, "channel {} has a deposit of {deposit}: {funded}", channel.terms().id())?;
             }
             Command::Close { file, chain, key, gateway } => {
                 let channel = open_file(&file.channel)?;
-                let signer = key.open()?;
-                let ledger = chain.ledger(signer.clone()).await?;
-                let terms = *channel.terms();
-                let agreement = match gateway {
-                    Some(url) => {
-                        let trust = ledger.trust_root().await.map_err(Failure::failed)?;
-                        let scope = CapabilityScope::CloseChannel;
-                        let access = TaskCapability { client: signer.address(), request_id: terms.id(), scope };
-                        let access = Signed::sign(access, &trust.domain, &*signer).await.map_err(Failure::failed)?;
-                        let (_, agreement) = account::gateway(url)?.close_channel(terms, access).await.map_err(Failure::failed)?;
-                        Some(agreement)
-                    }
-                    None => None,
-                };
-                let closed = ledger.close_channel(&terms, agreement).await.map_err(Failure::failed)?;
-                let known = ledger.channel(terms.id()).await.map_err(Failure::failed)?;
-                let back = known.and_then(|known| known.deposit.checked_sub(known.settled)).unwrap_or_default();
-                writeln!(out, "closed channel {}, {back} came back: {closed}", terms.id())?;
+                let ledger = chain.ledger(key.open()?).await?;
+                let gateway = gateway.as_deref().map(account::gateway).transpose()?;
+                let (back, closed) = channel.close(&ledger, gateway.as_deref()).await?;
+                writeln!(out, "closed channel {}, {back} came back: {closed}", channel.terms().id())?;
             }
         }
         Ok(())
     })
 }
 
-fn end(days: u64) -> u64 {
-    // A little less than the longest, because the chain's clock is not this one.
-    unix_now() + (days * DAY).min(MAX_CHANNEL_SECONDS - 60 * 60)
+const fn days_of(days: u64) -> Duration {
+    Duration::from_hours(days * 24)
 }

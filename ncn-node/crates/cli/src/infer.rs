@@ -9,10 +9,9 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_client::{
-    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, evm::EvmLedger,
+    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, devnet, evm::EvmLedger,
 };
 use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
-use ncn_devnet::CHAIN_ID;
 use serde_json::json;
 
 use crate::{
@@ -215,15 +214,12 @@ pub(crate) async fn trusted(network: Option<B256>, transport: &dyn Transport) ->
     let stated = transport.network().await.map_err(Failure::failed)?.trust_root;
     stated.validate().map_err(|error| Failure::Failed(format!("the gateway's network: {error}")))?;
     let hash = stated.hash();
-    let known = ncn_devnet::well_known_deployment();
-    let development =
-        stated.domain.chain_id == CHAIN_ID && (stated.domain.contract, stated.channels) == (known.payment, known.channels);
     match network {
         Some(expected) if expected != hash => {
             Err(Failure::Failed(format!("the gateway is of network {hash}, not of {expected}: nothing was signed")))
         }
         Some(_) => Ok(stated),
-        None if development => {
+        None if devnet::is_network(&stated) => {
             say(&format!("network: a development network, as the gateway states it (pin it: --network {hash})"));
             Ok(stated)
         }

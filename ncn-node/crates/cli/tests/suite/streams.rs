@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -36,6 +36,17 @@ pub(crate) struct Words {
     pause: Pause,
     /// When each was said.
     pub(crate) said: Arc<Mutex<Vec<Instant>>>,
+    /// When each run was over: nobody asks it for more.
+    pub(crate) over: Arc<Mutex<Vec<SystemTime>>>,
+}
+
+/// A run of a model.
+struct Run(Arc<Mutex<Vec<SystemTime>>>);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push(SystemTime::now());
+    }
 }
 
 #[derive(Clone)]
@@ -47,7 +58,7 @@ enum Pause {
 
 impl Words {
     pub(crate) fn new(count: usize, pause: Duration) -> Self {
-        Self { count, pause: Pause::For(pause), said: Arc::default() }
+        Self { count, pause: Pause::For(pause), said: Arc::default(), over: Arc::default() }
     }
 
     async fn say(&self, number: usize) -> Result<OutputChunk, ExecutorError> {
@@ -82,9 +93,9 @@ impl Executor for Words {
     }
 
     async fn run(&self, _execution: Execution) -> Result<Outputs, ExecutorError> {
-        let words = self.clone();
+        let (words, run) = (self.clone(), Run(self.over.clone()));
         let parts = stream::iter(1..=self.count).then(move |number| {
-            let words = words.clone();
+            let (words, _run) = (words.clone(), &run);
             async move { words.say(number).await }
         });
         Ok(parts.boxed())
@@ -306,7 +317,7 @@ async fn a_slow_stream_is_signed_every_quarter_of_a_second() {
 #[tokio::test]
 async fn a_pause_does_not_hold_up_the_signature_of_what_came_before() {
     let signed = Arc::new(Notify::new());
-    let words = Words { count: 4, pause: Pause::UntilSigned(signed.clone()), said: Arc::default() };
+    let words = Words { count: 4, pause: Pause::UntilSigned(signed.clone()), ..Words::new(4, Duration::ZERO) };
     let heard = listen_and_tell(words, Meddling::Nothing, signed).await;
     heard.answer.unwrap();
     assert_eq!(checkpoints(&heard.seen), [1, 2, 3, 4], "each was signed before the next was there");

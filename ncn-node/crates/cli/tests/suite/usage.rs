@@ -191,6 +191,70 @@ async fn a_request_that_is_cancelled_before_anything_came_costs_nothing() {
     assert_eq!(scene.spent().await, Amount::ZERO);
 }
 
+/// Waits until all runs are over, and their gateway has paid for what was delivered.
+async fn is_cancelled(scene: &Scene, words: &Words) {
+    ncn_client::cancellations().await;
+    crate::wait::eventually("the node is idle", async || !words.over.lock().unwrap().is_empty()).await;
+    let said = words.said.lock().unwrap().len() as u64;
+    crate::wait::eventually("the rest is back", async || scene.spent().await < MAXIMUM).await;
+    let spent = scene.spent().await;
+    assert!((0..=said).any(|words| spent == cost(words)) || spent.is_zero(), "{spent} for {said} words");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_dropped_is_cancelled() {
+    let words = Words::new(1_000, Duration::from_millis(50));
+    let scene = Scene::new(&words, 60_000).await;
+    let mut events = scene.client.submit(order()).await.unwrap().events().await.unwrap();
+    for _ in 0..3 {
+        assert!(matches!(events.next().await, Some(Ok(InferenceEvent::Part(_)))));
+    }
+    drop(events);
+    is_cancelled(&scene, &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_waited_for_any_more_is_cancelled() {
+    let words = Words::new(1_000, Duration::from_millis(50));
+    let scene = Scene::new(&words, 60_000).await;
+    let answer = tokio::spawn(scene.client.submit(order()).await.unwrap().finish());
+    crate::wait::eventually("it runs", async || words.said.lock().unwrap().len() > 2).await;
+    answer.abort();
+    is_cancelled(&scene, &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_has_back_what_a_dropped_request_did_not_cost() {
+    let words = Words::new(1_000, Duration::from_millis(50));
+    let scene = Scene::new(&words, 60_000).await;
+    let terms = ChannelParams { client: scene.signer.address(), gateway: scene.network.gateway_address(), salt: B256::random() };
+    let expiry = unix_now() + 7 * 24 * 3_600;
+    scene.network.ledger(scene.signer.clone()).fund_channel(&terms, MAXIMUM, expiry).await.unwrap();
+    let channel = Arc::new(PayerChannel::new(terms, MAXIMUM, expiry));
+    let trust = scene.network.trust_root().await.unwrap();
+    let payer = ncn_client::ChannelPayer::new(scene.network.gateway(), trust, scene.signer.clone(), channel.clone());
+    let client = Client::builder().gateway(scene.network.gateway_url()).payer(Arc::new(payer)).signer(scene.signer.clone());
+    let mut events = client.build().unwrap().submit(order()).await.unwrap().events().await.unwrap();
+    assert!(matches!(events.next().await, Some(Ok(InferenceEvent::Part(_)))));
+    assert_eq!(channel.sums().available(), Amount::ZERO);
+    drop(events);
+    crate::wait::eventually("nothing is reserved", async || channel.sums().reserved.is_zero()).await;
+    let said = words.said.lock().unwrap().len() as u64;
+    assert!((1..=said).any(|words| channel.sums().spent == cost(words)), "{:?} for {said} words", channel.sums());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_detached_goes_on() {
+    let words = Words::new(20, Duration::from_millis(20));
+    let scene = Scene::new(&words, 60_000).await;
+    let mut events = scene.client.submit(order()).await.unwrap().events().await.unwrap();
+    assert!(matches!(events.next().await, Some(Ok(InferenceEvent::Part(_)))));
+    let stored = events.paid().stored();
+    events.detach();
+    let answer = scene.client.resume(stored).await.unwrap().finish().await.unwrap();
+    assert_eq!((answer.cost(), answer.finish()), (cost(20), FinishReason::Stop));
+}
+
 #[tokio::test]
 async fn a_model_that_runs_out_of_time_is_paid_for_what_it_gave() {
     let scene = Scene::new(&Words::new(1_000, Duration::from_millis(50)), 1_500).await;
