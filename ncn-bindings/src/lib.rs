@@ -16,7 +16,7 @@ pub use error::{ErrorKind, NcnError};
 pub use keys::{Key, Signer, SignerError};
 pub use receipt::{Receipt, verify_receipt};
 pub use running::{Event, Running};
-pub use runtime::wait_for_cancellations;
+pub use runtime::shut_down;
 pub use types::{Answer, ChannelInfo, DataType, Estimate, Message, ModelInfo, Offer, Order, StepTiming, Value};
 
 uniffi::setup_scaffolding!("ncn");

@@ -14,13 +14,13 @@ use std::{
 };
 
 pub use builder::{ClientBuilder, ClientConfig, Payment};
+pub use following::{Events, cancellations};
 use ncn_core::{
     Amount, B256, CapabilityScope, DynSigner, FinishReason, InferenceRequest, LedgerError, Message as _, ModelInfo, Payer, Price,
     QuorumCertificate, Quote, Receipt, RequestId, Signed, StepTiming, Submission, TaskCapability, TaskStatus, Ticket, Transport,
     TransportError, TrustHistory, TrustRoot, Units, UnixTime, Usage, Values,
     validation::{MAX_EPOCH_AGE, MAX_ESCROW_SECONDS},
 };
-pub use following::{Events, cancellations};
 pub use order::Order;
 pub use paid::Paid;
 pub use parts::InferenceEvent;

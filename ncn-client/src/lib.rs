@@ -46,7 +46,8 @@ pub mod ws;
 pub use backoff::Backoff;
 pub use channel::{ChannelBalance, PayerChannel};
 pub use client::{
-    Client, ClientBuilder, ClientConfig, Estimate, Events, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored, cancellations,
+    Client, ClientBuilder, ClientConfig, Estimate, Events, InferenceEvent, InferenceOutput, Order, Paid, Payment, Quoted, Stored,
+    cancellations,
 };
 pub use endpoint::{EndpointError, transport};
 pub use error::{ClientError, QuoteProblem};

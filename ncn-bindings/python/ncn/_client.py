@@ -80,7 +80,7 @@ def _end() -> None:
     for stream in list(_STREAMS):
         stream._running = None
     _LOOP.end()
-    _native.wait_for_cancellations(_END_MILLIS)
+    _native.shut_down(_END_MILLIS)
 
 
 def _connection(
@@ -205,6 +205,12 @@ class AsyncStream:
         assert self.answer is not None
         return self.answer
 
+    async def cancel(self) -> None:
+        """Has the request end now: what was delivered until then is paid for, and is the answer."""
+        with translated():
+            if self._running is not None:
+                await self._running.cancel()
+
     async def aclose(self) -> None:
         """Gives the request up, if it has no end yet."""
         if self._start is not None:
@@ -265,6 +271,10 @@ class Stream:
             pass
         assert self.answer is not None
         return self.answer
+
+    def cancel(self) -> None:
+        """Has the request end now: what was delivered until then is paid for, and is the answer."""
+        _LOOP.run(self._stream.cancel())
 
     def close(self) -> None:
         """Gives the request up, if it has no end yet."""

@@ -5,7 +5,7 @@ import { type Address, type Hex, keccak256, sha256, toBytes } from "viem";
 import type { Channel } from "./channel.js";
 import { NcnError } from "./errors.js";
 import { type Certificate, type Order, type Quote, type Receipt, TYPES, type TrustRoot, certified, committeeOf, networkHash, quoteHash, read, separator, verifyReceipt } from "./receipt.js";
-import { type Value, type Values, fromJson, toJson, value, valuesHash } from "./values.js";
+import { type Value, type Values, floats, fromJson, toJson, value, valuesHash } from "./values.js";
 import { call, events } from "./wire.js";
 
 /** The contracts of `ncn devnet`, which everybody knows. */
@@ -19,6 +19,8 @@ export const DEVNET = {
 const CLOCK_TOLERANCE = 300n;
 /** How long an escrow may be held, in seconds. */
 const MAX_ESCROW = 180n * 24n * 3600n;
+/** The longest that an order waits by itself for a model that needs more time than the client usually waits, in seconds. */
+const LONGEST = 15 * 60;
 /** How often a gateway is asked again that was lost, and how long it is waited before. */
 const TRIES = 8;
 const PAUSE = 250;
@@ -103,6 +105,13 @@ export interface OrderOptions {
   readonly signal?: AbortSignal;
 }
 
+/** One message of a conversation. */
+export interface Message {
+  /** Who says it: `system`, `user` or `assistant`. */
+  readonly role: string;
+  readonly content: string;
+}
+
 const now = (): bigint => BigInt(Math.floor(Date.now() / 1000));
 const pause = (millis: number) => new Promise((resolve) => setTimeout(resolve, millis));
 
@@ -177,12 +186,26 @@ export class Client {
     }
   }
 
+  /** Has a model go on with a conversation: one that takes the input `messages`. */
+  chat(model: string, messages: readonly Message[], options: OrderOptions = {}): AsyncGenerator<Event, void, undefined> {
+    return this.stream(model, { messages: JSON.stringify(messages.map(({ role, content }) => ({ role, content }))) }, options);
+  }
+
+  /** The embedding of a text, by a model that takes the input `text` and gives a tensor `embedding` of `f32`. */
+  async embed(model: string, text: string, options: OrderOptions = {}): Promise<Float32Array> {
+    const { embedding } = (await this.infer(model, { text }, options)).output;
+    if (typeof embedding !== "object" || !("dtype" in embedding)) throw new NcnError("input", "model: gives no tensor `embedding`");
+    return floats(embedding);
+  }
+
   private async order(name: string, inputs: Values, options: OrderOptions): Promise<Requested> {
     const { gateway, signer } = this.settings;
     const models = await this.models(options.signal);
     const model = models.find((offered) => offered.name === name);
     if (!model) throw new NcnError("unknownModel", `model \`${name}\` is not offered here; offered: ${models.map((offered) => offered.name).join(", ")}`);
-    const timeout = options.timeout ?? Math.max(this.settings.timeout ?? 60, model.leastTimeout + 2);
+    const usual = this.settings.timeout ?? 60;
+    // A gateway does not have a payment held for a day by saying that its model needs one.
+    const timeout = options.timeout ?? Math.max(usual, Math.min(model.leastTimeout + 2, LONGEST));
     if (timeout < model.leastTimeout) throw new NcnError("timeoutTooShort", `timeout: ${timeout} s are less than the ${model.leastTimeout} s that the model may take`);
     const tickets = (await call(gateway, "/api/v1/tickets", options.signal, { count: 1 })) as { id?: unknown; draw?: unknown }[];
     const ticket = shaped(() => ({ id: read.hash(tickets[0]?.id), draw: read.hash(tickets[0]?.draw) }));

@@ -40,14 +40,15 @@ async function request(url: string, path: string, signal: AbortSignal | undefine
   }
   if (response.ok) return response;
   const said = await response.text();
-  let problem: { kind?: string; message?: string; retryable?: boolean; error?: unknown } = {};
+  let problem: { kind?: string; message?: string; retryable?: boolean; error?: { UnknownModel?: unknown; InvalidRequest?: { field?: string } } } = {};
   try {
     problem = JSON.parse(said);
   } catch {
     // Something between client and gateway has answered.
   }
-  const unknownModel = typeof problem.error === "object" && problem.error !== null && "UnknownModel" in problem.error;
-  const kind = unknownModel ? "unknownModel" : (KINDS[problem.kind ?? ""] ?? "refused");
+  let kind = KINDS[problem.kind ?? ""] ?? "refused";
+  if (problem.error?.UnknownModel !== undefined) kind = "unknownModel";
+  if (problem.error?.InvalidRequest?.field === "request.maxPrice") kind = "tooExpensive";
   throw new NcnError(kind, problem.message ?? `gateway: answers ${response.status}`, problem.retryable ?? response.status >= 500);
 }
 

@@ -42,7 +42,7 @@ test("what is wrong costs nothing", options, async () => {
   await fails("unknownModel", client.infer("nothing", { image: seven }));
   await fails("input", client.infer("digits", { image: "text" }));
   await fails("input", client.infer("digits", { picture: seven }));
-  await fails("input", client.infer("digits", { image: seven }, { maxPrice: 1n }));
+  await fails("tooExpensive", client.infer("digits", { image: seven }, { maxPrice: 1n }));
   await fails("timeoutTooShort", client.infer("digits", { image: seven }, { timeout: 1 }));
   await assert.rejects(client.infer("digits", { image: 7 }), TypeError);
   await fails("configuration", Client.connect(settings({ network: `0x${"07".repeat(32)}` })));

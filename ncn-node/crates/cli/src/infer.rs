@@ -9,7 +9,8 @@ use std::{
 
 use futures::StreamExt as _;
 use ncn_client::{
-    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, devnet, evm::EvmLedger,
+    ChannelPayer, Client, ClientError, InferenceEvent, InferenceOutput, Order, Paid, PayerChannel, RelayedPayer, devnet,
+    evm::EvmLedger,
 };
 use ncn_core::{B256, DynSigner, Payer, Receipt, Transport, TrustRoot, receipt::Payment};
 use serde_json::json;

@@ -1,5 +1,8 @@
 //! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
 
+mod network;
+mod scenario;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,6 +19,33 @@ fn interpreters() -> Vec<PathBuf> {
     let installed = fs::read_dir(repository("target/bindings")).into_iter().flatten().filter_map(Result::ok);
     let interpreters = installed.map(|environment| environment.path().join("bin/python")).filter(|python| python.exists());
     interpreters.collect()
+}
+
+/// Has a program make the scenario's calls.
+async fn makes_the_calls(mut program: Command) {
+    let scene = network::Scene::start().await;
+    program.envs(scene.environment()).env("NCN_ROOT", repository(""));
+    let made = tokio::task::spawn_blocking(move || program.output().unwrap()).await.unwrap();
+    let (said, problems) = (String::from_utf8_lossy(&made.stdout), String::from_utf8_lossy(&made.stderr));
+    let good = said.lines().filter(|line| line.starts_with("ok ")).count();
+    assert!(made.status.success() && good == scenario::calls(), "{said}{problems}");
+    scene.is_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scenario_in_python() {
+    for python in interpreters() {
+        let mut program = Command::new(python);
+        program.arg(repository("ncn-bindings/python/tests/scenario.py")).env("PYTHONSAFEPATH", "1");
+        makes_the_calls(program).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scenario_in_typescript() {
+    let mut program = Command::new("node");
+    program.arg("test/scenario.js").current_dir(repository("ncn-bindings/typescript"));
+    makes_the_calls(program).await;
 }
 
 #[test]
@@ -58,7 +88,7 @@ fn the_typescript_package_does_what_programs_need() {
     let opened = open_channel(&devnet, directory.path());
     assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
     let tests = Command::new("node")
-        .args(["--test", "test/"])
+        .args(["--test", "test/client.test.js", "test/receipts.test.js"])
         .env("NCN_GATEWAY", &devnet.gateway)
         .env("NCN_KEYS", directory.path().join("keys"))
         .env("NCN_CHANNEL", directory.path().join("channel.json"))
