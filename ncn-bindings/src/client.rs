@@ -131,6 +131,7 @@ impl Client {
     }
 
     /// Has a model go on with a conversation: one that takes the input `messages`.
+    #[uniffi::method(default(parameters = None))]
     pub async fn chat(&self, model: String, messages: Vec<Message>, parameters: Option<String>) -> Result<Arc<Running>, NcnError> {
         let parameters = parameters.unwrap_or_else(|| "{}".into());
         let order = Order { model, inputs: conversation(&messages), parameters, max_price: None, timeout: None };

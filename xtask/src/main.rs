@@ -1,5 +1,6 @@
 //! The project's task runner: `cargo xtask <task>`.
 
+mod bindings;
 mod busy;
 mod codegen;
 mod features;
@@ -115,11 +116,12 @@ fn perform() -> Result<bool> {
             setup::verifier()?;
             setup::schemathesis()?;
             setup::browser()?;
-            setup::wheel()?;
-            setup::typescript()?;
+            bindings::python()?;
+            bindings::kotlin()?;
+            bindings::typescript()?;
             models::run()
         }
-        Task::Codegen { check } => codegen::run(check),
+        Task::Codegen { check } => codegen::run(check).and_then(|()| bindings::swift(check)),
         Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),

@@ -5,6 +5,7 @@ use std::{process::Command, time::Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    bindings,
     busy::Busy,
     codegen, features, models, npm, root, setup,
     suite::{Count, Suite, say},
@@ -36,8 +37,10 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     suite.step("schemathesis: set up", |_| setup::schemathesis())?;
     suite.step("browser: set up", |_| setup::browser())?;
     suite.step("python: set up", |_| setup::python().map(drop))?;
-    suite.step("bindings: Python", |_| setup::wheel())?;
-    suite.step("bindings: TypeScript", |_| setup::typescript())?;
+    suite.step("bindings: Python", |_| bindings::python())?;
+    suite.step("bindings: Kotlin", |_| bindings::kotlin())?;
+    suite.step("bindings: Swift", |_| bindings::swift(true))?;
+    suite.step("bindings: TypeScript", |_| bindings::typescript())?;
     // Most of them wait most of the time; those that do not would be late with more.
     let threads = std::thread::available_parallelism()?.get().saturating_mul(2).to_string();
     // What sends traces is no part of the program by default, and is tested.

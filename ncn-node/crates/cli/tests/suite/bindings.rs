@@ -48,6 +48,24 @@ async fn the_scenario_in_typescript() {
     makes_the_calls(program).await;
 }
 
+/// A program in Kotlin.
+fn kotlin(class: &str) -> Command {
+    let compiled = repository("target/bindings/kotlin/ncn.jar");
+    assert!(compiled.exists(), "target/bindings/kotlin: is not built: run `cargo xtask setup`");
+    let library = repository("ncn-bindings/kotlin/node_modules/kotlin-compiler/lib");
+    let classes = [compiled, "/usr/share/java/jna.jar".into(), "/usr/share/java/gson.jar".into()];
+    let coroutines = ["kotlin-stdlib.jar", "kotlinx-coroutines-core-jvm.jar"].map(|name| library.join(name));
+    let mut program = Command::new("java");
+    let native = format!("-Djna.library.path={}", ncn().parent().unwrap().display());
+    program.arg(native).arg("-cp").arg(std::env::join_paths(classes.iter().chain(&coroutines)).unwrap()).arg(class);
+    program
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scenario_in_kotlin() {
+    makes_the_calls(kotlin("ScenarioKt")).await;
+}
+
 #[test]
 fn the_python_package_does_what_programs_need() {
     let interpreters = interpreters();
@@ -97,4 +115,19 @@ fn the_typescript_package_does_what_programs_need() {
         .unwrap();
     let said = String::from_utf8_lossy(&tests.stdout);
     assert!(tests.status.success() && said.contains("# pass 10") && said.contains("# skipped 0"), "{said}");
+}
+
+#[test]
+fn the_example_in_kotlin() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = Devnet::start_with(directory.path(), &[]);
+    let ask = |model: &str| {
+        let seven = repository("examples/data/7.png");
+        kotlin("AskKt").arg(&devnet.gateway).args([model, "image"]).arg(seven).output().unwrap()
+    };
+    let asked = ask("digits");
+    let said = String::from_utf8_lossy(&asked.stdout);
+    assert!(asked.status.success() && said.contains("label: 7") && said.contains("approved by 3 validators"), "{asked:?}");
+    let refused = ask("nothing");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).starts_with("UNKNOWN_MODEL: "), "{refused:?}");
 }
