@@ -37,7 +37,8 @@ pub enum Event {
 #[derive(uniffi::Object)]
 pub struct Running {
     paid: Paid,
-    events: AsyncMutex<Events>,
+    /// None once it was given up.
+    events: AsyncMutex<Option<Events>>,
     /// The answer, once it is there: also when the parts before it are void.
     answer: Mutex<Option<Answer>>,
     kept: Box<dyn Fn(&Answer) + Send + Sync>,
@@ -45,7 +46,7 @@ pub struct Running {
 
 impl Running {
     pub(crate) fn new(events: Events, kept: impl Fn(&Answer) + Send + Sync + 'static) -> Arc<Self> {
-        let (paid, events, answer) = (events.paid().clone(), AsyncMutex::new(events), Mutex::default());
+        let (paid, events, answer) = (events.paid().clone(), AsyncMutex::new(Some(events)), Mutex::default());
         Arc::new(Self { paid, events, answer, kept: Box::new(kept) })
     }
 
@@ -85,8 +86,9 @@ impl Running {
     /// # Errors
     /// How the request ended, where that is no answer.
     pub async fn next(&self) -> Result<Option<Event>, NcnError> {
-        let next = self.events.lock().await.next().await;
-        next.map(|event| self.event(event)).transpose()
+        let mut events = self.events.lock().await;
+        let Some(events) = &mut *events else { return Ok(None) };
+        events.next().await.map(|event| self.event(event)).transpose()
     }
 
     /// The same in a thread that waits, for at most so many milliseconds: a caller that must look up now and then.
@@ -102,6 +104,14 @@ impl Running {
     /// The verified answer, once it is there: after the parts were rejected, too.
     pub fn answer(&self) -> Option<Answer> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the request up, as dropping this does, while somebody may still refer to it. Where an event is waited for, its end comes there.
+    pub fn give_up(&self) {
+        match self.events.try_lock() {
+            Ok(mut events) => drop(events.take()),
+            Err(_) => runtime::enter(|| self.paid.give_up()),
+        }
     }
 
     /// Has the request end now: what comes after is its end.

@@ -65,6 +65,14 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, NcnError>>) -> Re
     handle()?.block_on(work)
 }
 
+/// Calls something that needs the runtime and does not wait.
+pub(crate) fn enter(work: impl FnOnce()) {
+    if let Ok(handle) = handle() {
+        let _entered = handle.enter();
+        work();
+    }
+}
+
 /// Ends this library's threads, for a process that is about to end: what they call then, its language may have taken down already. Before that, it waits, for
 /// at most so many milliseconds, until the gateways have heard of every request that was given up before its end. Every call after it fails.
 #[uniffi::export]

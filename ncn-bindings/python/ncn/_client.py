@@ -78,7 +78,7 @@ _STREAMS: "weakref.WeakSet[AsyncStream]" = weakref.WeakSet()
 @atexit.register
 def _end() -> None:
     for stream in list(_STREAMS):
-        stream._running = None
+        stream._give_up()
     _LOOP.end()
     _native.shut_down(_END_MILLIS)
 
@@ -184,16 +184,20 @@ class AsyncStream:
                     self._keep(self._running.answer())
                     raise
         except BaseException:
-            self._running = None
+            self._give_up()
             raise
-        if event is None:
-            self._running = None
-            raise StopAsyncIteration
-        if event.is_FINISHED():
+        if event is not None and not event.is_FINISHED():
+            return _part(event, self._text_only)
+        if event is not None:
             self._keep(event.answer)
-            self._running = None
-            raise StopAsyncIteration
-        return _part(event, self._text_only)
+        self._running = None
+        raise StopAsyncIteration
+
+    def _give_up(self) -> None:
+        # A traceback may refer to what waits for the next part: that it is not referred to here any more is not enough.
+        if self._running is not None:
+            self._running.give_up()
+        self._running = None
 
     def _keep(self, answer: Optional[_native.Answer]) -> None:
         self.answer = None if answer is None else Answer(answer)
@@ -211,11 +215,15 @@ class AsyncStream:
             if self._running is not None:
                 await self._running.cancel()
 
-    async def aclose(self) -> None:
-        """Gives the request up, if it has no end yet."""
+    def _close(self) -> None:
         if self._start is not None:
             self._start.close()
-        self._start = self._running = None
+            self._start = None
+        self._give_up()
+
+    async def aclose(self) -> None:
+        """Gives the request up, if it has no end yet."""
+        self._close()
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -255,7 +263,7 @@ class Stream:
                         break
                     return _part(waited.event, stream._text_only)
         except BaseException:
-            stream._running = None
+            stream._give_up()
             raise
         stream._running = None
         raise StopIteration
@@ -278,9 +286,7 @@ class Stream:
 
     def close(self) -> None:
         """Gives the request up, if it has no end yet."""
-        if self._stream._start is not None:
-            self._stream._start.close()
-        self._stream._start = self._stream._running = None
+        self._stream._close()
 
     def __enter__(self) -> Stream:
         return self

@@ -31,6 +31,18 @@ pub async fn cancellations() {
     CANCELLATIONS.wait().await;
 }
 
+impl Paid {
+    /// Cancels the request as [`Self::cancel`] does, and waits for nothing: [`cancellations`] does. Has to be called on a Tokio runtime.
+    pub fn give_up(&self) {
+        let paid = self.clone();
+        CANCELLATIONS.spawn(async move {
+            // Where it is not heard, the request goes on to its own end.
+            let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, paid.cancel()).await;
+            tracing::debug!(request = %paid.request_id(), ?cancelled, "a request was given up before its end");
+        });
+    }
+}
+
 /// A paid request that a task of its own follows to its end. Dropping it before the end cancels the request; the task goes on until it knows what that
 /// came to, so that what was set aside for the payment is free again.
 pub(super) struct Following {
@@ -68,13 +80,8 @@ impl Drop for Following {
         if self.is_over {
             return;
         }
-        let paid = self.paid.clone();
-        let cancelling = async move {
-            // Where it is not heard, the request goes on to its own end.
-            let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, paid.cancel()).await;
-            tracing::debug!(request = %paid.request_id(), ?cancelled, "a request was dropped before its end");
-        };
-        CANCELLATIONS.spawn_on(cancelling, &self.runtime);
+        let _runtime = self.runtime.enter();
+        self.paid.give_up();
     }
 }
 

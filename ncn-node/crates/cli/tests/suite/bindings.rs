@@ -1,5 +1,6 @@
 //! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
 
+mod interrupted;
 mod network;
 mod scenario;
 
@@ -64,6 +65,23 @@ fn kotlin(class: &str) -> Command {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scenario_in_kotlin() {
     makes_the_calls(kotlin("ScenarioKt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scenario_in_swift() {
+    let toolchain = Command::new("swift").arg("--version").output();
+    if !toolchain.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("Swift version")) {
+        println!("there is no Swift toolchain: what is in ncn-bindings/swift is parsed alone");
+        return;
+    }
+    let scene = network::Scene::start().await;
+    let library = ncn().parent().unwrap().to_path_buf();
+    let mut program = Command::new("swift");
+    program.arg("test").arg("-Xlinker").arg(format!("-L{}", library.display())).env("LD_LIBRARY_PATH", library);
+    program.envs(scene.environment()).current_dir(repository("ncn-bindings/swift"));
+    let tested = tokio::task::spawn_blocking(move || program.output().unwrap()).await.unwrap();
+    assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+    scene.is_idle().await;
 }
 
 #[test]

@@ -40,6 +40,8 @@ const SLOW: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(super) struct Runs {
     pub(super) running: usize,
+    /// How many words the newest has said.
+    pub(super) words: usize,
     /// When each of those that are over was so: nobody asks it for more.
     pub(super) over: Vec<SystemTime>,
 }
@@ -100,7 +102,7 @@ impl Executor for Scripted {
                 self.slow.lock().unwrap().running += 1;
                 let run = Run(self.slow.clone());
                 let say = move |number| {
-                    let _run = &run;
+                    run.0.lock().unwrap().words = number;
                     async move {
                         tokio::time::sleep(SLOW).await;
                         Ok(word(number, false))
