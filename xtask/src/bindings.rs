@@ -42,7 +42,7 @@ pub(crate) fn swift(check: bool) -> Result<()> {
     for (generated, committed) in SWIFT {
         let generated = fs::read_to_string(directory.join(generated))?;
         // Its lines end as they were made.
-        let generated: String = generated.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        let generated: String = generated.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
         let committed = root.join(committed);
         if check && fs::read_to_string(&committed).ok().as_ref() != Some(&generated) {
             bail!("{} is not what ncn-bindings generates: run `cargo xtask codegen` and commit the result", committed.display());
@@ -58,21 +58,34 @@ pub(crate) fn swift(check: bool) -> Result<()> {
 /// The package for Python, built as one wheel, and installed in a virtual environment for the oldest CPython that it supports and for the newest one that
 /// is here.
 pub(crate) fn python() -> Result<()> {
+    let wheel = wheel("dev")?;
+    interpreters().into_iter().try_for_each(|(version, python)| install(&python, &format!("bindings/{version}"), &wheel))
+}
+
+/// The same as people install it, and what it is compared with: for measurements.
+pub(crate) fn release() -> Result<()> {
+    install(Path::new("python3"), "bench/bindings", &wheel("release")?)?;
+    run("cargo", &["build", "--quiet", "--release", "--locked", "--package", "ncn-bindings", "--example", "measure"], &root())
+}
+
+/// Builds the wheel with one of Cargo's profiles.
+fn wheel(profile: &str) -> Result<String> {
     let maturin = environment("maturin", "ncn-bindings/python/requirements.txt", &["--no-deps"])?.with_file_name("maturin");
-    let (root, wheels) = (root(), root().join("target/wheels"));
-    let build = ["build", "--quiet", "--profile", "dev", "--out", "../../target/wheels"];
+    let wheels = root().join("target/wheels").join(profile);
     if wheels.exists() {
         fs::remove_dir_all(&wheels)?;
     }
-    run(&maturin, &build, &root.join("ncn-bindings/python"))?;
-    let wheel = fs::read_dir(&wheels)?.next().context("target/wheels: maturin has built no wheel")??.path();
-    let wheel = wheel.to_string_lossy().into_owned();
-    for (version, python) in interpreters() {
-        let (name, options) = (format!("bindings/{version}"), ["--only-binary", ":all:", "--no-warn-script-location"]);
-        let own = environment_of(&python, &name, "ncn-bindings/python/tests/requirements.txt", &options)?;
-        run(&own, &[&INSTALL[..], &["--force-reinstall", "--no-deps", &wheel]].concat(), &root)?;
-    }
-    Ok(())
+    let build = ["build", "--quiet", "--profile", profile, "--out", &*wheels.to_string_lossy()];
+    run(&maturin, &build, &root().join("ncn-bindings/python"))?;
+    let built = fs::read_dir(&wheels)?.next().context("target/wheels: maturin has built no wheel")??.path();
+    Ok(built.to_string_lossy().into_owned())
+}
+
+/// Installs a wheel for an interpreter, in an environment of this name with what its tests need.
+fn install(python: &Path, name: &str, wheel: &str) -> Result<()> {
+    let options = ["--only-binary", ":all:", "--no-warn-script-location"];
+    let own = environment_of(python, name, "ncn-bindings/python/tests/requirements.txt", &options)?;
+    run(own, &[&INSTALL[..], &["--force-reinstall", "--no-deps", wheel]].concat(), &root())
 }
 
 /// CPython 3.9, where it is, and the newest one, by version: those that are found by name, and those of pyenv.

@@ -78,6 +78,8 @@ enum Bench {
     Money,
     /// What confinement, workers and engines cost
     Compute,
+    /// What clients in other languages add to Rust: a streamed part, a verified receipt, a dropped request
+    Bindings,
     /// What a request costs over each wire, and what becomes of more than can be served
     Wires,
     /// How fast news travel among 200 registry nodes in one process
@@ -125,6 +127,11 @@ fn perform() -> Result<bool> {
         Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),
+        Task::Bench { what: Bench::Bindings } => {
+            bindings::release()?;
+            bindings::typescript()?;
+            long_test("bindings::measured", &["--release"])
+        }
         Task::Bench { what: Bench::Wires } => long_test("wires::measured", &["--release"]),
         Task::Bench { what: Bench::Registry } => long_test("peers::measured", &["--release"]),
         Task::Bench { what: Bench::Compute } => {

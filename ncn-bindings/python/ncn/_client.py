@@ -179,7 +179,9 @@ class AsyncStream:
                 if self._running is None:
                     raise StopAsyncIteration
                 try:
-                    event = await self._running.next()
+                    # What is there already is had without a turn of the loop.
+                    waited = self._running.next_within(0)
+                    event = waited.event if waited.is_NEXT() else await self._running.next()
                 except _native.NcnError:
                     self._keep(self._running.answer())
                     raise

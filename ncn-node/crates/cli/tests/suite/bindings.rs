@@ -1,6 +1,7 @@
 //! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
 
 mod interrupted;
+mod measured;
 mod network;
 mod scenario;
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -35,6 +35,10 @@ const WORDS: usize = 12;
 const PRICE: &str = "10000000000000000";
 /// What the model `slow` waits before each word.
 const SLOW: Duration = Duration::from_millis(20);
+
+/// How often, and how many times, the model `clock` says what time it is.
+const TICK: Duration = Duration::from_millis(3);
+const TICKS: usize = 300;
 
 /// Runs of a model from their first word on.
 #[derive(Default)]
@@ -97,6 +101,15 @@ impl Executor for Scripted {
                 let tensor = Tensor::new(DataType::F32, vec![1, 3], numbers).unwrap();
                 let usage = Usage { input_units: 1, output_units: 1, duration_micros: 1 };
                 stream::iter([Ok(OutputChunk::last(Values::from([("embedding", tensor)]), usage))]).boxed()
+            }
+            "clock" => {
+                let say = |number| async move {
+                    tokio::time::sleep(TICK).await;
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+                    let values = Values::from([("text", format!("{now} ").as_str())]);
+                    Ok(OutputChunk { values, ..word(number, number == TICKS) })
+                };
+                stream::iter(1..=TICKS).then(say).boxed()
             }
             "slow" => {
                 self.slow.lock().unwrap().running += 1;
@@ -256,6 +269,7 @@ impl Scene {
             quickstart::unpack(files.path()).unwrap(),
             scripted("words", &["prompt", "messages"], &text),
             scripted("slow", &["prompt"], &text),
+            scripted("clock", &["prompt"], &text),
             scripted("embed", &["text"], &embedding),
         ];
         let scripted = Scripted::default();
