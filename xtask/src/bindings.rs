@@ -59,12 +59,19 @@ pub(crate) fn swift(check: bool) -> Result<()> {
 /// is here.
 pub(crate) fn python() -> Result<()> {
     let wheel = wheel("dev")?;
-    interpreters().into_iter().try_for_each(|(version, python)| install(&python, &format!("bindings/{version}"), &wheel))
+    let tests = "ncn-bindings/python/tests/requirements.txt";
+    let interpreters = interpreters();
+    for (version, python) in &interpreters {
+        install(python, &format!("bindings/{version}"), tests, &[], &wheel)?;
+    }
+    let (_, newest) = interpreters.last().context("python3: there is no CPython from 3.9 on")?;
+    install(newest, "examples/python", "examples/python/requirements.txt", &["--no-deps"], &wheel)
 }
 
 /// The same as people install it, and what it is compared with: for measurements.
 pub(crate) fn release() -> Result<()> {
-    install(Path::new("python3"), "bench/bindings", &wheel("release")?)?;
+    let tests = "ncn-bindings/python/tests/requirements.txt";
+    install(Path::new("python3"), "bench/bindings", tests, &[], &wheel("release")?)?;
     run("cargo", &["build", "--quiet", "--release", "--locked", "--package", "ncn-bindings", "--example", "measure"], &root())
 }
 
@@ -81,10 +88,10 @@ fn wheel(profile: &str) -> Result<String> {
     Ok(built.to_string_lossy().into_owned())
 }
 
-/// Installs a wheel for an interpreter, in an environment of this name with what its tests need.
-fn install(python: &Path, name: &str, wheel: &str) -> Result<()> {
-    let options = ["--only-binary", ":all:", "--no-warn-script-location"];
-    let own = environment_of(python, name, "ncn-bindings/python/tests/requirements.txt", &options)?;
+/// Installs a wheel for an interpreter, in an environment of this name with what it needs.
+fn install(python: &Path, name: &str, requirements: &str, options: &[&str], wheel: &str) -> Result<()> {
+    let options = [&["--only-binary", ":all:", "--no-warn-script-location"], options].concat();
+    let own = environment_of(python, name, requirements, &options)?;
     run(own, &[&INSTALL[..], &["--force-reinstall", "--no-deps", wheel]].concat(), &root())
 }
 

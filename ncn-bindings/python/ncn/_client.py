@@ -150,7 +150,8 @@ def _part(event: _native.Event, text_only: bool) -> Part:
         return Restarted()
     values = {name: from_native(value) for name, value in event.values.items()}
     if text_only:
-        return "".join(value for value in values.values() if isinstance(value, str))
+        # Models say more than that, such as why they end.
+        return values.get("text", "")
     return values
 
 

@@ -1,5 +1,6 @@
 //! The SDK in other languages, at a running devnet. `cargo xtask setup` builds and installs what is tested.
 
+mod examples;
 mod interrupted;
 mod measured;
 mod network;
@@ -134,19 +135,4 @@ fn the_typescript_package_does_what_programs_need() {
         .unwrap();
     let said = String::from_utf8_lossy(&tests.stdout);
     assert!(tests.status.success() && said.contains("# pass 10") && said.contains("# skipped 0"), "{said}");
-}
-
-#[test]
-fn the_example_in_kotlin() {
-    let directory = tempfile::tempdir().unwrap();
-    let devnet = Devnet::start_with(directory.path(), &[]);
-    let ask = |model: &str| {
-        let seven = repository("examples/data/7.png");
-        kotlin("AskKt").arg(&devnet.gateway).args([model, "image"]).arg(seven).output().unwrap()
-    };
-    let asked = ask("digits");
-    let said = String::from_utf8_lossy(&asked.stdout);
-    assert!(asked.status.success() && said.contains("label: 7") && said.contains("approved by 3 validators"), "{asked:?}");
-    let refused = ask("nothing");
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).starts_with("UNKNOWN_MODEL: "), "{refused:?}");
 }
