@@ -44,7 +44,7 @@ def main() -> None:
             print(f"{error.kind.name}: {error}")
             said.pop()
             continue
-        answer = words.answer
+        answer = words.finish()
         print(f"\n       ({answer.cost / ncn.TOKEN:.4f} tokens, approved by {answer.receipt.approvals} validators)")
         said.append({"role": "assistant", "content": answer.text()})
         spent += answer.cost

@@ -59,6 +59,10 @@ pub(crate) fn swift(check: bool) -> Result<()> {
 /// is here.
 pub(crate) fn python() -> Result<()> {
     let wheel = wheel("dev")?;
+    let tools = root().join("ncn-bindings/python/tests");
+    once(&tools.join("node_modules/.installed"), &tools.join("package-lock.json"), || {
+        run("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"], &tools)
+    })?;
     let tests = "ncn-bindings/python/tests/requirements.txt";
     let interpreters = interpreters();
     for (version, python) in &interpreters {

@@ -11,6 +11,7 @@ import weakref
 from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import _native
+from ._core import core
 from ._errors import translated
 from ._keys import Signer, SpendPolicy, native_policy, native_signer
 from ._settings import DEVNET, Channel, Network, OnChain, Payment, Relayed, devnet_key
@@ -89,11 +90,11 @@ def _connection(
     if not isinstance(network, Network):
         raise TypeError(f"network: is a {type(network).__name__}: give a Network, such as DEVNET")
     if isinstance(payment, OnChain):
-        pays = _native.Payment.ON_CHAIN()
+        pays = core.Payment.ON_CHAIN()
     elif isinstance(payment, Relayed):
-        pays = _native.Payment.RELAYED()
+        pays = core.Payment.RELAYED()
     elif isinstance(payment, Channel):
-        pays = _native.Payment.CHANNEL(str(payment.path))
+        pays = core.Payment.CHANNEL(str(payment.path))
     else:
         raise TypeError(f"payment: is a {type(payment).__name__}: give OnChain(), Relayed() or Channel(path)")
     preset = network.native()
@@ -145,7 +146,7 @@ def _order(
     )
 
 
-def _part(event: _native.Event, text_only: bool) -> Part:
+def _part(event: Any, text_only: bool) -> Part:
     if event.is_RESTARTED():
         return Restarted()
     values = {name: from_native(value) for name, value in event.values.items()}
@@ -153,6 +154,12 @@ def _part(event: _native.Event, text_only: bool) -> Part:
         # Models say more than that, such as why they end.
         return values.get("text", "")
     return values
+
+
+def _ended(answer: Optional[Answer]) -> Answer:
+    if answer is None:
+        raise ValueError("stream: was closed before its end")
+    return answer
 
 
 class AsyncStream:
@@ -181,9 +188,9 @@ class AsyncStream:
                     raise StopAsyncIteration
                 try:
                     # What is there already is had without a turn of the loop.
-                    waited = self._running.next_within(0)
-                    event = waited.event if waited.is_NEXT() else await self._running.next()
-                except _native.NcnError:
+                    waited: Any = self._running.next_within(0)
+                    event: Any = waited.event if waited.is_NEXT() else await self._running.next()
+                except core.NcnError:
                     self._keep(self._running.answer())
                     raise
         except BaseException:
@@ -209,8 +216,7 @@ class AsyncStream:
         """The verified answer, without the parts that are left."""
         async for _ in self:
             pass
-        assert self.answer is not None
-        return self.answer
+        return _ended(self.answer)
 
     async def cancel(self) -> None:
         """Has the request end now: what was delivered until then is paid for, and is the answer."""
@@ -253,8 +259,8 @@ class Stream:
                     stream._running = _LOOP.run(start)
                 while stream._running is not None:
                     try:
-                        waited = stream._running.next_within(_SLICE_MILLIS)
-                    except _native.NcnError:
+                        waited: Any = stream._running.next_within(_SLICE_MILLIS)
+                    except core.NcnError:
                         stream._keep(stream._running.answer())
                         raise
                     if waited.is_NOTHING():
@@ -280,8 +286,7 @@ class Stream:
         """The verified answer, without the parts that are left."""
         for _ in self:
             pass
-        assert self.answer is not None
-        return self.answer
+        return _ended(self.answer)
 
     def cancel(self) -> None:
         """Has the request end now: what was delivered until then is paid for, and is the answer."""

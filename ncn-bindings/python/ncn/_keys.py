@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Callable, Union
 
 from . import _native
+from ._core import core
 from ._types import Offer
 
 __all__ = ["Signer", "SpendPolicy", "native_policy", "native_signer"]
@@ -58,9 +59,9 @@ class _NativePolicy(_native.SpendPolicy):
 def native_signer(key: Union[str, Signer, _native.Key]) -> _native.Key:
     """A key as the native library takes it."""
     if isinstance(key, str):
-        return _native.Key.SECRET(key)
+        return core.Key.SECRET(key)
     if isinstance(key, Signer):
-        return _native.Key.FOREIGN(_NativeSigner(key))
+        return core.Key.FOREIGN(_NativeSigner(key))
     if isinstance(key, _native.Key):
         return key
     raise TypeError(f"key: is a {type(key).__name__}: give a secret key's hexadecimal digits, a Signer, or devnet_key(n)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Sequence, Union
 
 from . import _native
+from ._core import core
 from ._native import Contracts
 
 __all__ = ["DEVNET", "TOKEN", "Channel", "Contracts", "Network", "OnChain", "Payment", "Relayed", "devnet_key", "key_file"]
@@ -53,19 +54,19 @@ class Network:
     @classmethod
     def devnet(cls, gateway: str = "http://127.0.0.1:50051", rpc: Optional[str] = "http://127.0.0.1:8545") -> Network:
         """`ncn devnet` on this machine. `rpc` is where it was told to serve its chain; None where it does not."""
-        return cls([gateway], [rpc] if rpc else [], preset=_native.Network.DEVNET())
+        return cls([gateway], [rpc] if rpc else [], preset=core.Network.DEVNET())
 
     @classmethod
     def testnet(cls, gateways: Sequence[str], rpc: Sequence[str], contracts: Union[str, Contracts]) -> Network:
         """A network on a public test chain, where payments wait for 3 confirmations. `contracts` may be the JSON that `ncn contracts deploy` prints."""
         where = _contracts(contracts)
-        return cls(gateways, rpc, where, preset=_native.Network.TESTNET(where))
+        return cls(gateways, rpc, where, preset=core.Network.TESTNET(where))
 
     def native(self) -> _native.Network:
         """The same as the native library takes it."""
         if self.preset is not None:
             return self.preset
-        return _native.Network.CUSTOM(self.contracts, self.hash, self.confirmations)
+        return core.Network.CUSTOM(self.contracts, self.hash, self.confirmations)
 
 
 def _contracts(contracts: Union[str, Contracts]) -> Contracts:
@@ -84,9 +85,9 @@ DEVNET = Network.devnet()
 
 def devnet_key(number: int = 0) -> _native.Key:
     """One of the keys of `ncn devnet`, which everybody knows."""
-    return _native.Key.DEVNET(number)
+    return core.Key.DEVNET(number)
 
 
 def key_file(path: str, password: Optional[str] = None) -> _native.Key:
     """A key in a file, as `ncn wallet new` writes it."""
-    return _native.Key.FILE(str(path), password)
+    return core.Key.FILE(str(path), password)

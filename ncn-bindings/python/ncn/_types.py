@@ -8,6 +8,7 @@ import sys
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 from . import _native
+from ._core import core
 from ._errors import translated
 from ._native import ChannelInfo, Estimate, ModelInfo, Offer, Receipt
 
@@ -49,12 +50,12 @@ def _media_type(data: bytes) -> str:
 def to_native(name: str, value: Any) -> _native.Value:
     """A value as the native library takes it: of a str, bytes, a numpy array, or a PIL image."""
     if isinstance(value, str):
-        return _native.Value.TEXT(value)
+        return core.Value.TEXT(value)
     if isinstance(value, File):
-        return _native.Value.FILE(value.media_type, bytes(value))
+        return core.Value.FILE(value.media_type, bytes(value))
     if isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
-        return _native.Value.FILE(_media_type(data), data)
+        return core.Value.FILE(_media_type(data), data)
     # Neither library is needed to send a value of the other, so neither is imported.
     numpy, image = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
@@ -63,15 +64,15 @@ def to_native(name: str, value: Any) -> _native.Value:
         if dtype is None:
             raise TypeError(f"input `{name}`: a tensor of {array.dtype.name}: use one of {', '.join(_DTYPES)}")
         data = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).tobytes()
-        return _native.Value.TENSOR(_native.DataType[dtype], list(array.shape), data)
+        return core.Value.TENSOR(core.DataType[dtype], list(array.shape), data)
     if image is not None and isinstance(value, image.Image):
         png = io.BytesIO()
         value.save(png, "PNG")
-        return _native.Value.FILE("image/png", png.getvalue())
+        return core.Value.FILE("image/png", png.getvalue())
     raise TypeError(f"input `{name}`: is a {type(value).__name__}: give a str, bytes, a numpy array or a PIL image")
 
 
-def from_native(value: _native.Value) -> Any:
+def from_native(value: Any) -> Any:
     """A value as programs use it: a str, a File, or a numpy array where numpy is installed, and a nested list where it is not."""
     if value.is_TEXT():
         return value.text

@@ -86,6 +86,25 @@ async fn the_scenario_in_swift() {
     scene.is_idle().await;
 }
 
+/// The package's types hold in itself, in the examples, and in programs as strict as can be.
+#[test]
+fn the_python_package_is_typed() {
+    let environment = repository("target/examples/python");
+    let libraries = fs::read_dir(environment.join("lib")).unwrap().map(|entry| entry.unwrap().path().join("site-packages/ncn"));
+    let package = libraries.filter(|package| package.join("py.typed").exists()).next().expect("the package is not installed");
+    let sources = |directory: &Path| {
+        let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "py")).collect::<Vec<_>>()
+    };
+    let mut check = Command::new("node");
+    check.arg(repository("ncn-bindings/python/tests/node_modules/pyright/index.js"));
+    check.arg("--pythonpath").arg(environment.join("bin/python")).args(sources(&package));
+    check.args(sources(&repository("examples/python"))).arg(repository("ncn-bindings/python/tests/typed.py"));
+    let checked = check.output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success() && said.contains("0 errors, 0 warnings"), "{said}");
+}
+
 #[test]
 fn the_python_package_does_what_programs_need() {
     let interpreters = interpreters();
