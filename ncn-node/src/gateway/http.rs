@@ -29,7 +29,8 @@ use ncn_core::{
 use ncn_wire::json::{ChannelClosing, CloseChannel, Problem, TicketRequest, read_access};
 use openapi::{Failures, OfRequest};
 use serde::{Deserialize, Serialize};
-use tonic::codegen::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use tower_http::cors::{self, CorsLayer};
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -83,9 +84,22 @@ pub fn http_routes(transport: Arc<dyn Transport>) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             plain::nothing(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is no call of {}", uri.path()))
         })
+        .layer(any_page())
         // The server bounds bodies by what all of them take.
         .layer(DefaultBodyLimit::disable())
         .with_state(transport)
+}
+
+/// Lets pages from anywhere call, in any browser (Fetch, section 3.2): a call is worth what its client has signed, and a browser adds nothing to that by
+/// itself, since there are no cookies.
+fn any_page() -> CorsLayer {
+    let told = ["retry-after", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(cors::Any)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")])
+        .expose_headers(told)
+        .max_age(Duration::from_hours(2))
 }
 
 fn json(value: &impl Serialize) -> Answer {

@@ -90,8 +90,9 @@ async fn the_scenario_in_swift() {
 #[test]
 fn the_python_package_is_typed() {
     let environment = repository("target/examples/python");
-    let libraries = fs::read_dir(environment.join("lib")).unwrap().map(|entry| entry.unwrap().path().join("site-packages/ncn"));
-    let package = libraries.filter(|package| package.join("py.typed").exists()).next().expect("the package is not installed");
+    let mut libraries = fs::read_dir(environment.join("lib")).unwrap().map(|entry| entry.unwrap().path());
+    let package = libraries.find_map(|library| Some(library.join("site-packages/ncn")).filter(|package| package.exists()));
+    let package = package.expect("the package is not installed: run `cargo xtask setup`");
     let sources = |directory: &Path| {
         let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
         files.filter(|file| file.extension().is_some_and(|extension| extension == "py")).collect::<Vec<_>>()

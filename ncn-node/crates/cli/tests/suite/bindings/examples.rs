@@ -1,13 +1,13 @@
 //! The examples in other languages, as people run them.
 
 use std::{
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use super::kotlin;
-use crate::{cli::Devnet, real_models, scene::repository};
+use crate::{browser::Browser, cli::Devnet, real_models, scene::repository};
 
 fn python(example: &str) -> Command {
     let mut program = Command::new(repository("target/examples/python/bin/python"));
@@ -104,4 +104,72 @@ fn a_question_in_kotlin() {
     assert!(asked.status.success() && said.contains("label: 7") && said.contains("approved by 3 validators"), "{asked:?}");
     let refused = ask("nothing");
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).starts_with("UNKNOWN_MODEL: "), "{refused:?}");
+}
+
+/// Ends with the test.
+struct Served(Child, String);
+
+impl Served {
+    fn start() -> Self {
+        let mut server = Command::new("node");
+        server.arg(repository("examples/browser/serve.js")).arg("0").stdout(Stdio::piped());
+        let mut server = server.spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        Self(server, url.trim().into())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A wallet that a page finds, as EIP-1193 says, with this key.
+fn wallet(secret: &str) -> String {
+    format!(
+        "import('viem/accounts').then(({{ privateKeyToAccount }}) => {{
+            const account = privateKeyToAccount('{secret}');
+            const calls = {{
+                eth_requestAccounts: () => [account.address],
+                eth_signTypedData_v4: ([, data]) => account.signTypedData(JSON.parse(data)),
+            }};
+            window.ethereum = {{ request: async ({{ method, params }}) => calls[method](params) }};
+        }})"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_pays_by_a_wallets_signature() {
+    let directory = tempfile::tempdir().unwrap();
+    let devnet = devnet(directory.path(), &[]);
+    let served = Served::start();
+    let browser = Browser::open((900, 700)).await;
+    browser.go(&format!("{}?gateway={}", served.1, devnet.gateway)).await;
+    browser.wait_for("document.querySelectorAll('button').length === 10").await;
+    let ask = async |digit: u8, says: &str| {
+        browser.run(&format!("document.querySelectorAll('button')[{digit}].click()")).await;
+        let said = "document.getElementById('says').textContent";
+        browser.wait_for(&format!("{said} && {said} !== 'Asking...'")).await;
+        let said = browser.run(&format!("return {said}")).await;
+        assert!(said.as_str().unwrap().contains(says), "{said}");
+        said.as_str().unwrap().to_owned()
+    };
+    ask(7, "No answer: There is no wallet in this browser.").await;
+    let secret = std::fs::read_to_string(directory.path().join("keys/client-2.key")).unwrap();
+    browser.run(&wallet(secret.trim())).await;
+    browser.wait_for("window.ethereum").await;
+    browser.run("window.asked = []; window.confirm = (what) => (window.asked.push(what), false)").await;
+    ask(7, "No answer: the spend policy does not allow it").await;
+    assert_eq!(browser.run("return window.asked").await, serde_json::json!(["Pay at most 0.01 tokens for digits?"]));
+    browser.run("window.confirm = () => true").await;
+    let said = ask(7, "It is a 7.").await;
+    assert!(said.contains("Paid 0.01 tokens.") && said.contains("approved by 3 validators"), "{said}");
+    if let Some(path) = std::env::var_os("NCN_PICTURES") {
+        browser.picture(&Path::new(&path).join("wallet.png")).await;
+    }
+    browser.run("document.getElementById('gateway').value = 'http://127.0.0.1:1'").await;
+    ask(7, "cannot be reached").await;
 }

@@ -44,7 +44,7 @@ async fn what_other_languages_add() {
             let idle = scene.slow().over[before].duration_since(UNIX_EPOCH).unwrap();
             for line in String::from_utf8_lossy(&ran.stdout).lines() {
                 let (what, nanos) = line.split_once(' ').unwrap();
-                let mut nanos = Duration::from_nanos(nanos.parse::<f64>().unwrap() as u64);
+                let mut nanos = Duration::from_secs_f64(nanos.parse::<f64>().unwrap() / 1e9);
                 if what == "dropped" {
                     nanos = idle.saturating_sub(nanos);
                 }

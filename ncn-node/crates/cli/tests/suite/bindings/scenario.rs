@@ -170,7 +170,10 @@ impl Call {
             (Ok(given), None) => {
                 for (name, expected) in self.gives.iter().filter_map(Json::as_object).flatten() {
                     let same = match (name.as_str(), expected) {
-                        ("embedding", Json::Array(_)) => given[name].to_string().replace(".0", "") == expected.to_string(),
+                        ("embedding", Json::Array(numbers)) => {
+                            let given = given[name].as_array().unwrap();
+                            given.iter().map(Json::as_f64).eq(numbers.iter().map(Json::as_f64))
+                        }
                         ("output", Json::Object(outputs)) => outputs.iter().all(|(output, value)| given[name][output] == *value),
                         _ => given[name] == *expected,
                     };
