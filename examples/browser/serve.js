@@ -12,7 +12,8 @@ const folders = { "/ncn/": sdk, "/data/": join(here, "../data") };
 const kinds = { ".js": "text/javascript", ".png": "image/png" };
 const map = execFileSync(process.execPath, [join(sdk, "importmap.js"), "/ncn"], { encoding: "utf8" });
 
-async function found(path) {
+async function found(url) {
+  const path = new URL(url, "http://localhost").pathname;
   if (path === "/") return [(await readFile(join(here, "index.html"), "utf8")).replace("{}", map), "text/html; charset=utf-8"];
   const [prefix, folder] = Object.entries(folders).find(([name]) => path.startsWith(name)) ?? [];
   const kind = kinds[extname(path)];
@@ -21,7 +22,7 @@ async function found(path) {
 }
 
 const server = createServer(async ({ url }, response) => {
-  const answer = await found(new URL(url, "http://localhost").pathname).catch(() => undefined);
+  const answer = await found(url).catch(() => undefined);
   response.writeHead(answer ? 200 : 404, { "content-type": answer?.[1] ?? "text/plain" }).end(answer?.[0] ?? "nothing is here");
 });
 server.listen(Number(process.argv[2] ?? 8000), "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));

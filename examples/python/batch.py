@@ -10,7 +10,6 @@ import asyncio
 import collections
 import itertools
 import pathlib
-import tempfile
 
 import ncn
 from tqdm import tqdm
@@ -20,6 +19,7 @@ parser.add_argument("folder", type=pathlib.Path, help="PNG files of 8x8 pixels")
 parser.add_argument("--gateway", default="http://127.0.0.1:50051")
 parser.add_argument("--rpc", default="http://127.0.0.1:8545")
 parser.add_argument("--count", type=int, default=1_000, help="how many requests; images are sent again and again")
+parser.add_argument("--channel", default="channel.json", metavar="FILE", help="where the channel is kept; it must not exist yet")
 parser.add_argument("--at-once", type=int, default=32, metavar="N")
 
 
@@ -49,16 +49,16 @@ async def main() -> None:
     arguments = parser.parse_args()
     images = [file.read_bytes() for file in sorted(arguments.folder.glob("*.png"))]
     network = ncn.Network.devnet(arguments.gateway, arguments.rpc)
-    with tempfile.TemporaryDirectory() as directory:
-        path = str(pathlib.Path(directory, "channel.json"))
-        opener = await ncn.aconnect(network)
-        # What they cost, and room for the requests in flight; what is left comes back.
-        price = (await opener.estimate("digits", image=images[0])).maximum
-        await opener.channel_open(path, price * (arguments.count + arguments.at_once), days=7)
-        client = await ncn.aconnect(network, payment=ncn.Channel(path))
-        read = await read_all(client, images, arguments.count, arguments.at_once)
-        spent = (await client.channel_show()).spent
-        back = await client.channel_close()
+    opener = await ncn.aconnect(network)
+    # What they cost, and room for the requests in flight; what is left comes back.
+    price = (await opener.estimate("digits", image=images[0])).maximum
+    await opener.channel_open(arguments.channel, price * (arguments.count + arguments.at_once), days=7)
+    # Whatever happens from here on, the deposit can be had back with that file: `ncn channel close`.
+    client = await ncn.aconnect(network, payment=ncn.Channel(arguments.channel))
+    read = await read_all(client, images, arguments.count, arguments.at_once)
+    spent = (await client.channel_show()).spent
+    back = await client.channel_close()
+    pathlib.Path(arguments.channel).unlink()
     print(" ".join(f"{digit}:{times}" for digit, times in sorted(read.items())))
     print(f"{sum(read.values())} answers for {spent / ncn.TOKEN:.2f} tokens; {back / ncn.TOKEN:.2f} came back")
 

@@ -36,6 +36,26 @@ fn relayed() {
 }
 
 #[test]
+fn executor() {
+    assert_eq!(run("executor"), "PAY! FOR! WHAT! IS! SAID! (stop, 0.02 NCN)\n");
+}
+
+#[test]
+fn payer() {
+    assert_eq!(run("payer"), "paid 0.01 NCN\npaid 0.01 NCN\npayment: the budget of 0.025 NCN does not bear 0.01 NCN more\n");
+}
+
+#[test]
+fn directory() {
+    assert_eq!(run("directory"), "1 of 2 nodes are listed\n");
+}
+
+#[test]
+fn gateway() {
+    assert_eq!(run("gateway"), "7 by my node: true\n");
+}
+
+#[test]
 fn the_readme_shows_the_quickstart() {
     let program = std::fs::read_to_string(root().join("examples/examples/quickstart.rs")).unwrap();
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
@@ -50,7 +70,7 @@ fn every_example_is_short_and_tested() {
     for entry in std::fs::read_dir(root().join("examples/examples")).unwrap() {
         let path = entry.unwrap().path();
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-        assert!(lines < 100, "{} has {lines} lines", path.display());
+        assert!(lines < 80, "{} has {lines} lines", path.display());
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(include_str!("run.rs").contains(&format!("run(\"{name}\")")), "{name} is not run");
     }

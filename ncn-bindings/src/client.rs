@@ -5,12 +5,13 @@ mod connect;
 
 use std::{
     collections::VecDeque,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 pub use connect::{Connection, Contracts, Network, Payment};
 use ncn_client::{
-    PayerChannel, Quoted,
+    ClientError, PayerChannel, Quoted,
     core::{Amount, DynSigner, Transport},
     evm::EvmLedger,
 };
@@ -43,7 +44,9 @@ struct Inner {
     transport: Arc<dyn Transport>,
     /// The chain that the client reads and pays on, where it has one.
     chain: Option<EvmLedger>,
-    channel: Option<Arc<PayerChannel>>,
+    /// The channel that pays, and its file.
+    channel: Option<(PathBuf, Arc<PayerChannel>)>,
+    max_price: Option<Amount>,
     policy: Option<Arc<dyn SpendPolicy>>,
     receipts: Mutex<VecDeque<Receipt>>,
 }
@@ -64,7 +67,14 @@ impl Inner {
     /// Orders, and asks the policy.
     async fn quote(&self, order: Order) -> Result<Quoted, NcnError> {
         let model = order.model.clone();
-        let quoted = self.client.submit(order.read()?).await?;
+        let limit = order.max_price.or(self.max_price);
+        let order = order.read()?;
+        if limit.is_none() && self.policy.is_none() {
+            // A price that nobody has seen is not paid.
+            let price = self.client.estimate(&order).await?.maximum;
+            return Err(ClientError::PriceUnseen { model, price }.into());
+        }
+        let quoted = self.client.submit(order).await?;
         let Some(policy) = self.policy.clone() else { return Ok(quoted) };
         let offer = Offer::new(&model, quoted.quote());
         let problem = match call(move || policy.may_pay(offer)).await? {

@@ -78,7 +78,7 @@ impl Key {
             }
             Self::File { path, password } => {
                 let password = password.map(Zeroizing::new);
-                let open = move || keystore::open(Path::new(&path), || password.map(|password| password.to_string()));
+                let open = move || keystore::open(Path::new(&path), || password.map(|password| String::clone(&password)));
                 runtime::call(open).await?.map_err(|error| invalid(error.to_string()))
             }
             Self::Foreign { signer } => {

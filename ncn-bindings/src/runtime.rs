@@ -2,12 +2,12 @@
 
 use std::{
     process,
-    sync::{PoisonError, RwLock},
+    sync::{LazyLock, PoisonError, RwLock},
     time::Duration,
 };
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{ErrorKind, NcnError};
 
@@ -16,6 +16,14 @@ const WORKERS: usize = 2;
 
 /// The runtime, from the first call on.
 static STATE: RwLock<State> = RwLock::new(State::Unused);
+
+/// The calls that run, and those that were given up and still end.
+static RUNNING: LazyLock<TaskTracker> = LazyLock::new(|| {
+    let tracker = TaskTracker::new();
+    // What is closed can be waited for; it takes more all the same.
+    tracker.close();
+    tracker
+});
 
 enum State {
     Unused,
@@ -56,7 +64,11 @@ fn handle() -> Result<Handle, NcnError> {
 pub(crate) async fn run<T: Send + 'static>(
     work: impl Future<Output = Result<T, NcnError>> + Send + 'static,
 ) -> Result<T, NcnError> {
-    let task = AbortOnDropHandle::new(handle()?.spawn(work));
+    let running = RUNNING.token();
+    let task = AbortOnDropHandle::new(handle()?.spawn(async move {
+        let _running = running;
+        work.await
+    }));
     task.await.unwrap_or_else(|error| Err(NcnError::new(ErrorKind::Internal, error)))
 }
 
@@ -80,8 +92,13 @@ pub fn shut_down(millis: u64) {
     let timeout = Duration::from_millis(millis);
     let running = STATE.read().unwrap_or_else(PoisonError::into_inner).handle();
     if let Ok(running) = running {
+        let heard = async {
+            // What is given up only now is cancelled only now.
+            RUNNING.wait().await;
+            ncn_client::cancellations().await;
+        };
         // Where it is not heard in time, the request goes on to its own end.
-        let _ = running.block_on(async { tokio::time::timeout(timeout, ncn_client::cancellations()).await });
+        let _ = running.block_on(async { tokio::time::timeout(timeout, heard).await });
     }
     let mut state = STATE.write().unwrap_or_else(PoisonError::into_inner);
     match std::mem::replace(&mut *state, State::ShutDown) {

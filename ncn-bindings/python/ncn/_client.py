@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import weakref
-from typing import Any, AsyncIterator, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, AsyncIterator, Callable, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import _native
 from ._core import core
@@ -78,10 +78,13 @@ _STREAMS: "weakref.WeakSet[AsyncStream]" = weakref.WeakSet()
 
 @atexit.register
 def _end() -> None:
-    for stream in list(_STREAMS):
-        stream._give_up()
-    _LOOP.end()
-    _native.shut_down(_END_MILLIS)
+    try:
+        for stream in list(_STREAMS):
+            stream._give_up()
+        _LOOP.end()
+    finally:
+        # Whatever happens before it: a thread that calls an interpreter which has ended takes the process down.
+        _native.shut_down(_END_MILLIS)
 
 
 def _connection(
@@ -168,9 +171,10 @@ class AsyncStream:
     It starts with the first part that is asked for. Closing it before its end cancels the request.
     """
 
-    def __init__(self, start: Coroutine[Any, Any, _native.Running], text_only: bool) -> None:
-        self._start: Optional[Coroutine[Any, Any, _native.Running]] = start
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, _native.Running]], text_only: bool) -> None:
+        self._start: Optional[Callable[[], Coroutine[Any, Any, _native.Running]]] = start
         self._running: Optional[_native.Running] = None
+        self._is_starting = self._is_closed = False
         self._text_only = text_only
         self.answer: Optional[Answer] = None
         _STREAMS.add(self)
@@ -178,20 +182,34 @@ class AsyncStream:
     def __aiter__(self) -> AsyncIterator[Part]:
         return self
 
+    async def _begun(self) -> Optional[_native.Running]:
+        if self._is_starting:
+            raise RuntimeError("stream: is iterated over elsewhere")
+        if self._start is not None:
+            start, self._start = self._start, None
+            self._is_starting = True
+            try:
+                running = await start()
+            finally:
+                self._is_starting = False
+            if self._is_closed:
+                running.give_up()
+            else:
+                self._running = running
+        return self._running
+
     async def __anext__(self) -> Part:
         try:
             with translated():
-                if self._start is not None:
-                    start, self._start = self._start, None
-                    self._running = await start
-                if self._running is None:
+                running = await self._begun()
+                if running is None:
                     raise StopAsyncIteration
                 try:
                     # What is there already is had without a turn of the loop.
-                    waited: Any = self._running.next_within(0)
-                    event: Any = waited.event if waited.is_NEXT() else await self._running.next()
+                    waited: Any = running.next_within(0)
+                    event: Any = waited.event if waited.is_NEXT() else await running.next()
                 except core.NcnError:
-                    self._keep(self._running.answer())
+                    self._keep(running.answer())
                     raise
         except BaseException:
             self._give_up()
@@ -205,9 +223,9 @@ class AsyncStream:
 
     def _give_up(self) -> None:
         # A traceback may refer to what waits for the next part: that it is not referred to here any more is not enough.
-        if self._running is not None:
-            self._running.give_up()
-        self._running = None
+        running, self._running = self._running, None
+        if running is not None:
+            running.give_up()
 
     def _keep(self, answer: Optional[_native.Answer]) -> None:
         self.answer = None if answer is None else Answer(answer)
@@ -220,14 +238,16 @@ class AsyncStream:
 
     async def cancel(self) -> None:
         """Has the request end now: what was delivered until then is paid for, and is the answer."""
+        running = self._running
         with translated():
-            if self._running is not None:
-                await self._running.cancel()
+            if running is not None:
+                await running.cancel()
+            elif self._is_starting:
+                # Nothing was delivered yet.
+                self._close()
 
     def _close(self) -> None:
-        if self._start is not None:
-            self._start.close()
-            self._start = None
+        self._start, self._is_closed = None, True
         self._give_up()
 
     async def aclose(self) -> None:
@@ -254,14 +274,12 @@ class Stream:
         stream = self._stream
         try:
             with translated():
-                if stream._start is not None:
-                    start, stream._start = stream._start, None
-                    stream._running = _LOOP.run(start)
-                while stream._running is not None:
+                running = _LOOP.run(stream._begun()) if stream._start is not None or stream._is_starting else stream._running
+                while running is not None:
                     try:
-                        waited: Any = stream._running.next_within(_SLICE_MILLIS)
+                        waited: Any = running.next_within(_SLICE_MILLIS)
                     except core.NcnError:
-                        stream._keep(stream._running.answer())
+                        stream._keep(running.answer())
                         raise
                     if waited.is_NOTHING():
                         continue
@@ -350,14 +368,24 @@ class AsyncClient:
         **named: Any,
     ) -> AsyncStream:
         """Orders and pays; the parts of the output come as they are made, each as values by name."""
-        return AsyncStream(self._native.stream(_order(model, inputs, named, parameters, max_price, timeout)), False)
+        order = _order(model, inputs, named, parameters, max_price, timeout)
+        return AsyncStream(lambda: self._native.stream(order), False)
 
-    def chat(self, model: str, messages: Union[str, Sequence[Mapping[str, str]]], parameters: Optional[Mapping[str, Any]] = None) -> AsyncStream:
+    def chat(
+        self,
+        model: str,
+        messages: Union[str, Sequence[Mapping[str, str]]],
+        parameters: Optional[Mapping[str, Any]] = None,
+        *,
+        max_price: Optional[int] = None,
+        timeout: Optional[int] = None,
+    ) -> AsyncStream:
         """Has a model go on with a conversation: a text, or messages with `role` and `content`. The parts are texts."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        said = [_native.Message(role=message["role"], content=message["content"]) for message in messages]
-        return AsyncStream(self._native.chat(model, said, json.dumps(parameters or {})), True)
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        order = _order(model, {"messages": json.dumps(said)}, {}, parameters, max_price, timeout)
+        return AsyncStream(lambda: self._native.stream(order), True)
 
     async def embed(self, model: str, text: str) -> List[float]:
         """The embedding of a text."""
@@ -440,9 +468,17 @@ class Client:
         """Orders and pays; the parts of the output come as they are made, each as values by name."""
         return Stream(self._async.stream(model, inputs, parameters=parameters, max_price=max_price, timeout=timeout, **named))
 
-    def chat(self, model: str, messages: Union[str, Sequence[Mapping[str, str]]], parameters: Optional[Mapping[str, Any]] = None) -> Stream:
+    def chat(
+        self,
+        model: str,
+        messages: Union[str, Sequence[Mapping[str, str]]],
+        parameters: Optional[Mapping[str, Any]] = None,
+        *,
+        max_price: Optional[int] = None,
+        timeout: Optional[int] = None,
+    ) -> Stream:
         """Has a model go on with a conversation: a text, or messages with `role` and `content`. The parts are texts."""
-        return Stream(self._async.chat(model, messages, parameters))
+        return Stream(self._async.chat(model, messages, parameters, max_price=max_price, timeout=timeout))
 
     def embed(self, model: str, text: str) -> List[float]:
         """The embedding of a text."""

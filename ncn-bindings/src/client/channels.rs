@@ -17,9 +17,12 @@ const fn days_of(days: u32) -> Duration {
 impl Inner {
     /// The client's own channel, or the one in a file.
     async fn channel(&self, path: Option<String>) -> Result<Arc<PayerChannel>, NcnError> {
+        let is_own = |own: &Path, path: &str| Path::new(path).canonicalize().is_ok_and(|path| path == own);
         match (path, &self.channel) {
+            // A channel is open once.
+            (Some(path), Some((own, channel))) if is_own(own, &path) => Ok(channel.clone()),
             (Some(path), _) => open(&path).await,
-            (None, Some(channel)) => Ok(channel.clone()),
+            (None, Some((_, channel))) => Ok(channel.clone()),
             (None, None) => Err(invalid("path", "is missing: the client does not pay out of a channel")),
         }
     }

@@ -173,8 +173,10 @@ async fn trusted(connection: &Connection, stated: TrustRoot, chain: Option<&EvmL
     }
 }
 
-pub(super) async fn connect(connection: Connection) -> Result<Inner, NcnError> {
-    let signer = connection.key.clone().open().await?;
+pub(super) async fn connect(mut connection: Connection) -> Result<Inner, NcnError> {
+    // Taken out, so that no other copy of a secret is left.
+    let key = std::mem::replace(&mut connection.key, Key::Devnet { number: 0 });
+    let (max_price, signer) = (connection.max_price, key.open().await?);
     let (transport, info) = gateway(&connection.gateways).await?;
     let chain = chain(&connection, &signer).await?;
     let trust = trusted(&connection, info.trust_root, chain.as_ref()).await?;
@@ -191,11 +193,15 @@ pub(super) async fn connect(connection: Connection) -> Result<Inner, NcnError> {
             if opened.terms().client != signer.address() {
                 return Err(invalid("key", format!("is not that of {}, whose channel it is", opened.terms().client)));
             }
-            channel = Some(opened.clone());
-            Arc::new(
-                ChannelPayer::new(transport.clone(), trust, signer.clone(), opened)
-                    .with_chain(chain.clone().map(|chain| Arc::new(chain) as _)),
-            )
+            let path = Path::new(path).canonicalize().map_err(|error| invalid("payment", error))?;
+            channel = Some((path, opened.clone()));
+            let payer = ChannelPayer::new(transport.clone(), trust, signer.clone(), opened);
+            let payer = payer.with_chain(chain.clone().map(|chain| Arc::new(chain) as _));
+            // What processes before this one have left reserved, and the chain has not seen charged. Without a chain nothing proves that.
+            if chain.is_some() {
+                payer.reconcile().await?;
+            }
+            Arc::new(payer)
         }
     };
     let mut client = Client::builder().transport(transport.clone()).payer(payer).signer(signer.clone());
@@ -206,7 +212,16 @@ pub(super) async fn connect(connection: Connection) -> Result<Inner, NcnError> {
         client = client.timeout(Duration::from_secs(seconds));
     }
     let client = client.build()?;
-    Ok(Inner { client, signer, transport, chain, channel, policy: connection.policy, receipts: std::sync::Mutex::default() })
+    Ok(Inner {
+        client,
+        signer,
+        transport,
+        chain,
+        channel,
+        max_price,
+        policy: connection.policy,
+        receipts: std::sync::Mutex::default(),
+    })
 }
 
 /// The channel in a file.

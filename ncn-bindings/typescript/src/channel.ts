@@ -111,10 +111,21 @@ export class Channel {
       cumulative: this.spent + this.reserved,
     };
     this.next += 1n;
-    await this.keep(this.toJSON());
     const domain = { name: "NCN", version: "2", chainId: trust.domain.chainId, verifyingContract: trust.channels };
-    const signature = await signer.signTypedData({ domain, types: TYPES, primaryType: "Voucher", message: voucher });
+    let signature: Hex;
+    try {
+      await this.keep(this.toJSON());
+      signature = await signer.signTypedData({ domain, types: TYPES, primaryType: "Voucher", message: voucher });
+    } catch (error) {
+      this.forget(quote.requestId);
+      throw error;
+    }
     return { terms: this.terms, voucher: { ...voucher, amount: `${voucher.amount}`, cumulative: `${voucher.cumulative}` }, signature };
+  }
+
+  /** No voucher of a request has left: its amount is free again. */
+  forget(requestId: Hex): void {
+    this.held.delete(requestId);
   }
 
   /** A request has its verified receipt: what it cost is spent, and the rest of its amount is free again. */

@@ -4,7 +4,7 @@ import { type Address, type Hex, keccak256, sha256, toBytes } from "viem";
 
 import type { Channel } from "./channel.js";
 import { NcnError } from "./errors.js";
-import { type Certificate, type Order, type Quote, type Receipt, TYPES, type TrustRoot, certified, committeeOf, networkHash, quoteHash, read, separator, verifyReceipt } from "./receipt.js";
+import { type Certificate, type Order, type Quote, type Receipt, TYPES, type TrustRoot, certified, committeeOf, costOf, networkHash, quoteHash, read, separator, verifyReceipt } from "./receipt.js";
 import { type Value, type Values, floats, fromJson, toJson, value, valuesHash } from "./values.js";
 import { call, events } from "./wire.js";
 
@@ -21,9 +21,11 @@ const CLOCK_TOLERANCE = 300n;
 const MAX_ESCROW = 180n * 24n * 3600n;
 /** The longest that an order waits by itself for a model that needs more time than the client usually waits, in seconds. */
 const LONGEST = 15 * 60;
-/** How often a gateway is asked again that was lost, and how long it is waited before. */
-const TRIES = 8;
+/** How long is waited before a gateway is asked again that was lost: longer each time, up to this, in milliseconds. */
 const PAUSE = 250;
+const LONGEST_PAUSE = 5_000;
+/** How long a gateway may take to hear that a request is cancelled, and a wallet to sign it, in milliseconds. */
+const CANCEL_TIME = 5_000;
 /** The most parts of an output. */
 const MAX_PARTS = 1 << 17;
 
@@ -158,8 +160,14 @@ export class Client {
 
   /** Orders, pays and waits for the verified answer. */
   async infer(model: string, inputs: Record<string, unknown>, options: OrderOptions = {}): Promise<Answer> {
-    for await (const event of this.stream(model, inputs, options)) {
-      if ("answer" in event) return event.answer;
+    try {
+      for await (const event of this.stream(model, inputs, options)) {
+        if ("answer" in event) return event.answer;
+      }
+    } catch (error) {
+      // Nobody has been given the parts.
+      if (error instanceof NcnError && error.answer) return error.answer;
+      throw error;
     }
     throw new NcnError("internal", "the request has no end");
   }
@@ -168,21 +176,37 @@ export class Client {
   async *stream(model: string, inputs: Record<string, unknown>, options: OrderOptions = {}): AsyncGenerator<Event, void, undefined> {
     const values = Object.fromEntries(Object.entries(inputs).map(([name, given]) => [name, value(name, given)]));
     const request = await this.order(model, values, options);
-    let ended = false;
+    let [isOver, isPaid] = [false, false];
     try {
       await this.agree(model, request, options.signal);
       const pays = await this.pay(request.quote);
-      options.signal?.throwIfAborted();
       // From here on the client's word is out, and its money with it.
-      for await (const event of this.follow(request, pays, options.signal)) {
-        ended = "answer" in event;
-        yield event;
-      }
+      isPaid = true;
+      await this.present(request, pays, options.signal);
+      yield* this.follow(request, options.signal, () => (isOver = true));
     } catch (error) {
-      ended ||= error instanceof NcnError && error.kind !== "notAllowed";
-      throw error;
+      if (!isPaid && !(error instanceof NcnError && error.kind === "notAllowed")) {
+        // A wallet that refused is not asked to sign that, too: an order that is not paid ends by itself.
+        this.settings.channel?.forget(request.quote.requestId);
+        isOver ||= !options.signal?.aborted;
+      }
+      if (!isPaid || options.signal?.aborted || (error instanceof NcnError && error.paid)) throw error;
+      throw new NcnError("unproven", (error as Error).message, false, true, { cause: error });
     } finally {
-      if (!ended) await this.withdraw(request).catch(() => undefined);
+      if (!isOver) {
+        // It may take a wallet's owner; nobody waits for that for ever.
+        await Promise.race([this.withdraw(request).catch(() => undefined), pause(CANCEL_TIME)]);
+        if (isPaid && this.settings.channel) void this.conclude(request);
+      }
+    }
+  }
+
+  /** Waits for the end of a request that was given up, so that what its voucher promised and it did not cost is free again. */
+  private async conclude(request: Requested): Promise<void> {
+    try {
+      for await (const _ of this.follow(request, undefined, () => undefined));
+    } catch {
+      // Nothing proves what it has cost: the amount stays promised.
     }
   }
 
@@ -227,7 +251,9 @@ export class Client {
     const quote = shaped(() => read.quote(status.quote));
     const approval = shaped(() => read.certificate(status.preprocessing));
     await this.approved(message, model, quote, approval);
-    return { message, signature, quote };
+    const requested = { message, signature, quote };
+    // Before anything is paid: who cannot follow is not charged.
+    return { ...requested, follow: await this.access(requested, FOLLOW) };
   }
 
   /** Makes sure that a quote is for this order, at the price that was listed, and that those have approved it who were drawn. */
@@ -243,6 +269,7 @@ export class Client {
     if (quote.trustRoot !== networkHash(trust)) reject("quote.trustRoot: is another network");
     if (keccak256(quote.salt) !== order.draw) reject("quote.salt: is not the one of the draw");
     if (JSON.stringify(quote.price, units) !== JSON.stringify(model.price, units)) reject("quote.price: is not what the gateway has listed");
+    if (quote.total !== costOf(quote.price, quote.maxUnits.input, quote.maxUnits.output)) reject("quote.total: is not what its units cost");
     if (quote.total > order.maxPrice) reject("quote.total: is more than was allowed");
     if (quote.expiry > order.deadline || quote.expiry <= now()) reject("quote.expiry: is past, or after the deadline");
     const committee = committeeOf(trust, quote.salt, requestId);
@@ -259,6 +286,7 @@ export class Client {
     const { requestId, total, gateway, compute, expiry } = quote;
     const agreed = await (this.settings.agree?.({ requestId, model, total, gateway, compute, expiry }) ?? true);
     if (!agreed) throw new NcnError("notAllowed", "the spend policy does not allow it");
+    signal?.throwIfAborted();
   }
 
   /** What pays a quote: a voucher, or a signature that moves its total into escrow. */
@@ -272,21 +300,32 @@ export class Client {
     return { authorization: { transfer: await signer.signTypedData({ domain, types, primaryType: "ReceiveWithAuthorization", message }) } };
   }
 
-  private async *follow(request: Requested, pays: unknown, signal: AbortSignal | undefined): AsyncGenerator<Event, void, undefined> {
+  /** Follows a paid request; `over` is called once the gateway has said how it ended. */
+  private async *follow(request: Requested, signal: AbortSignal | undefined, over: () => void): AsyncGenerator<Event, void, undefined> {
     const { gateway, channel } = this.settings;
     const { requestId, expiry } = request.quote;
     const path = `/api/v1/inference/${requestId}`;
-    await this.present(`${path}/payment`, pays, signal);
-    const access = await this.access(request, FOLLOW);
+    /** What was handed out, and how many of these parts their node has signed. */
     const parts: Values[] = [];
+    let signed = 0;
+    function* voided(keep: number): Generator<Event> {
+      if (parts.length <= keep) return;
+      parts.length = keep;
+      yield { restarted: true };
+      for (const part of parts) yield { part };
+    }
     const stop = AbortSignal.timeout(Math.max(1, Number(expiry - now()) + 1) * 1000);
     const both = signal ? AbortSignal.any([signal, stop]) : stop;
     let [last, tries]: [string | undefined, number] = [undefined, 0];
     for (;;) {
       try {
-        for await (const { id, name, data } of events(gateway, `${path}/events`, both, access, last)) {
+        for await (const { id, name, data } of events(gateway, `${path}/events`, both, request.follow, last)) {
+          if (id === "") throw new NcnError("unavailable", "the gateway tells of an error", true);
           // A gateway that was restarted counts from elsewhere, and tells everything again.
-          if (last !== undefined && BigInt(id) !== BigInt(last) + 1n && parts.splice(0).length > 0) yield { restarted: true };
+          if (last !== undefined && BigInt(id) !== BigInt(last) + 1n) {
+            yield* voided(0);
+            signed = 0;
+          }
           [last, tries] = [id, 0];
           const event = ((data as { event?: Record<string, unknown> }).event ?? {})[name] as Record<string, unknown> | undefined;
           if (name === "chunk") {
@@ -294,21 +333,28 @@ export class Client {
             const part = fromJson(event?.values);
             parts.push(part);
             yield { part };
-          } else if (name === "attempt" && parts.splice(0).length > 0) {
-            yield { restarted: true };
-          } else if (name === "takeover" && parts.splice(0).length > 0) {
-            yield { restarted: true };
+          } else if (name === "checkpoint") {
+            signed = parts.length;
+          } else if (name === "attempt") {
+            yield* voided(0);
+            signed = 0;
+          } else if (name === "takeover") {
+            yield* voided(signed);
           } else if (name === "givenUp" && parts.length === 0) {
             await this.withdraw(request).catch(() => undefined);
           } else if (name === "delivered") {
+            over();
             const answer = await this.accept(request, event ?? {});
             channel?.end(requestId, answer.cost);
+            // What its node has not signed in the end is no part of it.
+            yield* voided(Number(answer.receipt.delivery.results.at(-1)?.message.parts ?? 0));
             if (!beginsWith(answer.output, parts)) {
-              throw new NcnError("partsRejected", "the parts that were streamed are not those of the output: throw them away", false, true);
+              throw new NcnError("partsRejected", "the parts that were streamed are not those of the output: throw them away", false, true, { answer });
             }
             yield { answer };
             return;
           } else if (name === "failed") {
+            over();
             throw this.failed(event ?? {});
           }
         }
@@ -318,14 +364,16 @@ export class Client {
         if (stop.aborted) throw new NcnError("notRefunded", "the gateway delivered nothing in time: the payment can be had back from the chain", false, true);
         if (!(error instanceof NcnError)) throw error;
       }
+      // As long as the request may still be served.
+      if (now() > expiry) throw new NcnError("unproven", "the gateway is lost, and it is not proven what became of the payment", false, true);
       tries += 1;
-      if (tries > TRIES) throw new NcnError("unproven", "the gateway is lost, and it is not proven what became of the payment", false, true);
-      await pause(PAUSE * tries);
+      await pause(Math.min(PAUSE * tries, LONGEST_PAUSE));
     }
   }
 
   /** Tells the gateway what pays, again where its answer is lost: paying twice is paying once. */
-  private async present(path: string, pays: unknown, signal: AbortSignal | undefined): Promise<void> {
+  private async present({ quote }: Requested, pays: unknown, signal: AbortSignal | undefined): Promise<void> {
+    const path = `/api/v1/inference/${quote.requestId}/payment`;
     for (let tries = 1; ; tries += 1) {
       try {
         await call(this.settings.gateway, path, signal, pays);
@@ -334,8 +382,8 @@ export class Client {
         if (!(error instanceof NcnError)) throw error;
         // The gateway has the signature, whatever it says.
         if (!error.retryable) throw new NcnError("unproven", `the payment was refused, and nothing proves that it is not used: ${error.message}`, false, true);
-        if (tries === TRIES) throw new NcnError("unproven", error.message, false, true);
-        await pause(PAUSE * tries);
+        if (now() > quote.expiry) throw new NcnError("unproven", error.message, false, true);
+        await pause(Math.min(PAUSE * tries, LONGEST_PAUSE));
       }
     }
   }
@@ -351,10 +399,11 @@ export class Client {
     const reject = (problem: string): never => {
       throw new NcnError("receiptRejected", `the receipt was rejected and the output withheld: ${problem}`, false, true);
     };
-    const values = fromJson(output);
+    let values: Values;
     let receipt: Receipt;
     let network: Hex;
     try {
+      values = fromJson(output);
       receipt = read.receipt(given);
       network = await verifyReceipt(receipt, networkHash(this.trust));
     } catch (error) {
@@ -362,6 +411,9 @@ export class Client {
     }
     const same = receipt.request.signature === request.signature && quoteHash(receipt.quote) === quoteHash(request.quote) && receipt.quote.requestId === request.quote.requestId;
     if (!same) reject("it is for another request");
+    const { channel } = this.settings;
+    const isOwn = channel ? "channel" in receipt.payment && receipt.payment.channel.voucher.channel === channel.id : "escrow" in receipt.payment;
+    if (!isOwn) reject("payment: is another one than was made");
     if (receipt.delivery.results.at(-1)?.message.outputHash !== valuesHash(values)) reject("the output is not the one that was signed and approved");
     const at = receipt.issuedAt;
     if (at > now() + CLOCK_TOLERANCE || at + CLOCK_TOLERANCE + MAX_ESCROW < receipt.quote.expiry) reject(`issuedAt: ${at} is not between the order and now`);
@@ -370,11 +422,11 @@ export class Client {
 
   private async withdraw(request: Requested): Promise<void> {
     const access = await this.access(request, CANCEL);
-    const signal = AbortSignal.timeout(5_000);
+    const signal = AbortSignal.timeout(CANCEL_TIME);
     await call(this.settings.gateway, `/api/v1/inference/${request.quote.requestId}/cancel`, signal, {}, access);
   }
 
-  private async access({ message, quote }: Requested, [purpose, scope]: readonly [number, string]): Promise<string> {
+  private async access({ message, quote }: Omit<Requested, "follow">, [purpose, scope]: readonly [number, string]): Promise<string> {
     const signature = await this.sign("TaskAccess", { client: message.client, requestId: quote.requestId, purpose });
     const said = JSON.stringify({ message: { client: message.client, requestId: quote.requestId, scope }, signature });
     return btoa(said).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
@@ -391,6 +443,8 @@ interface Requested {
   readonly message: Order;
   readonly signature: Hex;
   readonly quote: Quote;
+  /** What lets its client follow it. */
+  readonly follow: string;
 }
 
 const FOLLOW = [1, "follow"] as const;

@@ -1,3 +1,5 @@
+import type { Answer } from "./client.js";
+
 /** What kind of error it is: what to do about it. The names are those of the other languages. */
 export type ErrorKind =
   | "configuration"
@@ -21,14 +23,17 @@ export type ErrorKind =
 /** Why there is no answer. `paid` is true when the client's money has been paid out or is still held, or nothing proves that it is not. */
 export class NcnError extends Error {
   override readonly name = "NcnError";
+  /** The verified answer, where only the parts before it are wrong. */
+  readonly answer?: Answer;
 
   constructor(
     readonly kind: ErrorKind,
     message: string,
     readonly retryable = false,
     readonly paid = false,
-    options?: ErrorOptions,
+    options: ErrorOptions & { readonly answer?: Answer } = {},
   ) {
     super(message, options);
+    if (options.answer) this.answer = options.answer;
   }
 }

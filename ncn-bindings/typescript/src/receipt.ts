@@ -239,7 +239,8 @@ const ascend = (addresses: readonly Address[]): boolean => addresses.every((one,
 
 type Price = Quote["price"];
 
-function costOf(price: Pick<Price, "input" | "output"> & { base: bigint }, input: bigint, output: bigint): bigint {
+/** What units cost. */
+export function costOf(price: Pick<Price, "input" | "output"> & { base: bigint }, input: bigint, output: bigint): bigint {
   const cost = price.base + price.input.price * input + price.output.price * output;
   check(cost < 1n << 128n, "price: overflows");
   return cost;

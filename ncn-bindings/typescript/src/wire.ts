@@ -11,9 +11,25 @@ const KINDS: Record<string, ErrorKind> = { invalid: "input", denied: "key", unkn
 /** Calls a gateway. What is answered is JSON with whole numbers as bigint. */
 export async function call(url: string, path: string, signal: AbortSignal | undefined, body?: unknown, access?: string): Promise<unknown> {
   const response = await request(url, path, signal, body, access);
-  const text = await response.text();
-  if (text.length > MAX_TEXT) throw new NcnError("refused", `gateway: answers more than ${MAX_TEXT} bytes`);
+  const text = await whole(response);
   return text === "" ? undefined : json(text);
+}
+
+/** A body's text, as far as it is read. */
+async function whole(response: Response): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = "";
+  const reader = response.body?.getReader();
+  while (reader) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    text += decoder.decode(value, { stream: true });
+    if (text.length > MAX_TEXT) {
+      await reader.cancel().catch(() => undefined);
+      throw new NcnError("refused", `gateway: answers more than ${MAX_TEXT} bytes`);
+    }
+  }
+  return text + decoder.decode();
 }
 
 function json(text: string): unknown {
@@ -39,7 +55,7 @@ async function request(url: string, path: string, signal: AbortSignal | undefine
     throw new NcnError("unavailable", `gateway ${url}: cannot be reached`, true, false, { cause: error });
   }
   if (response.ok) return response;
-  const said = await response.text();
+  const said = await whole(response);
   let problem: { kind?: string; message?: string; retryable?: boolean; error?: { UnknownModel?: unknown; InvalidRequest?: { field?: string } } } = {};
   try {
     problem = JSON.parse(said);
@@ -80,7 +96,7 @@ export async function* events(url: string, path: string, signal: AbortSignal, ac
       const { done, value } = await reader.read();
       if (done) return;
       waiting += decoder.decode(value, { stream: true });
-      if (waiting.length > MAX_TEXT) throw new NcnError("refused", `gateway: sends an event of more than ${MAX_TEXT} bytes`);
+      if (waiting.length + data.length > MAX_TEXT) throw new NcnError("refused", `gateway: sends an event of more than ${MAX_TEXT} bytes`);
       const lines = waiting.split("\n");
       waiting = lines.pop() ?? "";
       for (const line of lines) {

@@ -8,7 +8,7 @@ use std::{
 
 use futures::Stream;
 use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tracing::Instrument as _;
 
 use super::{InferenceEvent, InferenceOutput, Paid, paid::Listener};
@@ -25,8 +25,14 @@ static CANCELLATIONS: LazyLock<TaskTracker> = LazyLock::new(|| {
     tracker
 });
 
-/// Waits until the gateways have heard of every request that this process has dropped before its end, or until it is clear that one cannot be told. For a
-/// process that is about to end: what its runtime has not done by then is not done.
+/// Runs what a process that is about to end should wait for. What it gives may be dropped by nobody but this: whatever that does is waited for as well.
+pub(super) fn awaited<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<(T, TaskTrackerToken)> {
+    let token = CANCELLATIONS.token();
+    tokio::spawn(async move { (work.await, token) }.in_current_span())
+}
+
+/// Waits until the payments that are being made are made, and the gateways have heard of every request that this process has dropped before its end, or it is
+/// clear that one cannot be told. For a process that is about to end: what its runtime has not done by then is not done.
 pub async fn cancellations() {
     CANCELLATIONS.wait().await;
 }
@@ -48,8 +54,10 @@ impl Paid {
 pub(super) struct Following {
     paid: Paid,
     ending: JoinHandle<Result<InferenceOutput, ClientError>>,
-    /// Whether the end has been handed out, or is to go on without anyone.
+    /// Whether the end has been handed out, or the gateway was told of the cancellation.
     is_over: bool,
+    /// Whether the request goes on without this.
+    is_resumable: bool,
     runtime: Handle,
 }
 
@@ -58,7 +66,7 @@ impl Following {
         let followed = paid.clone();
         let runtime = Handle::current();
         let ending = runtime.spawn(async move { followed.finish_to(listener).await }.in_current_span());
-        Self { paid, ending, is_over: false, runtime }
+        Self { paid, ending, is_over: false, is_resumable: false, runtime }
     }
 }
 
@@ -80,6 +88,9 @@ impl Drop for Following {
         if self.is_over {
             return;
         }
+        if self.is_resumable {
+            return self.ending.abort();
+        }
         let _runtime = self.runtime.enter();
         self.paid.give_up();
     }
@@ -89,7 +100,7 @@ impl Drop for Following {
 /// [`InferenceEvent::Finished`] or an error.
 ///
 /// Dropping it before the end cancels the request, as [`Paid::cancel`] does: what was delivered until then is paid for, and where nothing was, the payment
-/// comes back. [`Self::detach`] leaves the request to itself instead. A part that is not waited for any more is not lost.
+/// comes back. Those that are [`resumable`](Self::resumable) leave the request as it is instead. A part that is not waited for any more is not lost.
 #[must_use = "dropping it cancels the request"]
 pub struct Events {
     parts: mpsc::Receiver<InferenceEvent>,
@@ -121,10 +132,10 @@ impl Events {
         cancelled
     }
 
-    /// Follows the request no further, and leaves it as it is: [`super::Client::resume`] goes on.
-    pub fn detach(mut self) {
-        self.following.is_over = true;
-        self.following.ending.abort();
+    /// Has the request go on when these events are dropped, without anyone who follows it: [`super::Client::resume`] does.
+    pub const fn resumable(mut self) -> Self {
+        self.following.is_resumable = true;
+        self
     }
 }
 

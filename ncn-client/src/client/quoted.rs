@@ -7,9 +7,8 @@ use ncn_core::{
     CapabilityScope, InferenceRequest, LedgerError, Message as _, PaymentConfirmation, PaymentRef, PaymentStatus,
     PaymentSubmission, QuorumCertificate, Quote, RequestId, Signed, TaskCapability, TrustRoot,
 };
-use tracing::Instrument as _;
 
-use super::{Client, Events, InferenceOutput, Paid, within};
+use super::{Client, Events, InferenceOutput, Paid, following::awaited, within};
 use crate::{Backoff, ClientError, unix_now};
 
 /// How long the hint that a request is paid may take.
@@ -80,11 +79,12 @@ impl Quoted {
 
     /// Who gives up while it is being paid would leave a payment behind: this goes on until there is a request to cancel.
     async fn pay_and<T: Send + 'static>(self, follow: fn(Paid) -> T) -> Result<T, ClientError> {
-        let paying = tokio::spawn(async move { self.pay().await.map(follow) }.in_current_span());
-        paying.await.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => panic::resume_unwind(panic),
-            Err(error) => Err(ClientError::NotRefunded(format!("the payment was broken off: {error}"))),
-        })
+        let paying = awaited(async move { self.pay().await.map(follow) });
+        match paying.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok((paid, _)) => paid,
+            Err(Ok(panic)) => panic::resume_unwind(panic),
+            Err(Err(error)) => Err(ClientError::NotRefunded(format!("the payment was broken off: {error}"))),
+        }
     }
 
     async fn try_to_pay(self) -> Result<Paid, ClientError> {

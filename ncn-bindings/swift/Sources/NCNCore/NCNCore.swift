@@ -1063,6 +1063,11 @@ public protocol RunningProtocol: AnyObject, Sendable {
     func cancel() async throws
 
     /**
+     * Gives the request up, as dropping this does, while somebody may still refer to it. Where an event is waited for, its end comes there.
+     */
+    func giveUp()
+
+    /**
      * The next event; none after the end. One that is not waited for any more is not lost.
      *
      * # Errors
@@ -1169,6 +1174,17 @@ open func cancel()async throws   {
             liftFunc: { $0 },
             errorHandler: FfiConverterTypeNcnError_lift
         )
+}
+
+    /**
+     * Gives the request up, as dropping this does, while somebody may still refer to it. Where an event is waited for, its end comes there.
+     */
+open func giveUp()  {try! rustCall() {
+        uniffiCallStatus in
+    uniffi_ncn_bindings_fn_method_running_give_up(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+}
 }
 
     /**
@@ -4630,6 +4646,9 @@ private let initializationResult: InitializationResult = {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_ncn_bindings_checksum_method_running_cancel() != 20048) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_ncn_bindings_checksum_method_running_give_up() != 26199) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_ncn_bindings_checksum_method_running_next() != 50180) {

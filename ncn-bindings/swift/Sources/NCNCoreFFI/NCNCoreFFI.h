@@ -428,6 +428,11 @@ RustBuffer uniffi_ncn_bindings_fn_method_running_answer(uint64_t ptr, RustCallSt
 uint64_t uniffi_ncn_bindings_fn_method_running_cancel(uint64_t ptr
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_GIVE_UP
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_GIVE_UP
+void uniffi_ncn_bindings_fn_method_running_give_up(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_NEXT
 #define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_NEXT
 uint64_t uniffi_ncn_bindings_fn_method_running_next(uint64_t ptr
@@ -830,6 +835,12 @@ uint16_t uniffi_ncn_bindings_checksum_method_running_answer(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_CANCEL
 #define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_CANCEL
 uint16_t uniffi_ncn_bindings_checksum_method_running_cancel(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_GIVE_UP
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_GIVE_UP
+uint16_t uniffi_ncn_bindings_checksum_method_running_give_up(void
 
 );
 #endif

@@ -131,7 +131,8 @@ fn means(arguments: &Arguments) -> Means {
 /// Follows a request to its end, and shows what is streamed. A verified answer is one, whatever was streamed before it.
 pub(crate) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceOutput, ClientError> {
     stream.wait("the answer, and the validators' approval of it");
-    let mut events = paid.events();
+    // Who interrupts the program is told how to go on.
+    let mut events = paid.events().resumable();
     let ended = loop {
         match events.next().await {
             Some(Ok(InferenceEvent::Finished(answer))) => break Ok(*answer),

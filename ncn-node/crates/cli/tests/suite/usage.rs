@@ -244,13 +244,13 @@ async fn a_channel_has_back_what_a_dropped_request_did_not_cost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_detached_goes_on() {
+async fn a_request_that_is_resumable_goes_on() {
     let words = Words::new(20, Duration::from_millis(20));
     let scene = Scene::new(&words, 60_000).await;
-    let mut events = scene.client.submit(order()).await.unwrap().events().await.unwrap();
+    let mut events = scene.client.submit(order()).await.unwrap().events().await.unwrap().resumable();
     assert!(matches!(events.next().await, Some(Ok(InferenceEvent::Part(_)))));
     let stored = events.paid().stored();
-    events.detach();
+    drop(events);
     let answer = scene.client.resume(stored).await.unwrap().finish().await.unwrap();
     assert_eq!((answer.cost(), answer.finish()), (cost(20), FinishReason::Stop));
 }

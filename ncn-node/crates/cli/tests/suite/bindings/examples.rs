@@ -61,7 +61,7 @@ fn a_batch_in_python() {
     let devnet = devnet(directory.path(), &[]);
     let mut batch = python("batch.py");
     batch.arg(repository("examples/data")).args(["--gateway", &devnet.gateway, "--rpc", &devnet.rpc]);
-    let said = good(batch.args(["--count", "60", "--at-once", "16"]));
+    let said = good(batch.args(["--count", "60", "--at-once", "16"]).current_dir(directory.path()));
     assert!(said.contains("0:6 1:6 2:6 3:6 4:6 5:6 6:6 7:6 8:6 9:6"), "{said}");
     assert!(said.contains("60 answers for 0.60 tokens; 0.16 came back"), "{said}");
 }
