@@ -35,12 +35,17 @@ private fun what(answer: Answer) = JsonObject().apply {
 
 private suspend fun followed(events: Flow<Event>, call: JsonObject): JsonObject {
     val parts = mutableListOf<String>()
+    var restarts = 0
     var given = JsonObject()
     events.takeWhile { event ->
         if (event is Event.Part) parts.add(event.text()!!)
+        if (event is Event.Restarted) {
+            parts.clear()
+            restarts += 1
+        }
         if (event is Event.Finished) {
             check(event.text() == parts.joinToString("")) { "the parts are $parts" }
-            given = what(event.answer).apply { addProperty("parts", parts.size) }
+            given = what(event.answer).apply { addProperty("parts", parts.size); addProperty("restarts", restarts) }
         }
         parts.size != call["after"]?.asInt
     }.collect {}

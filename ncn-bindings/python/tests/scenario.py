@@ -22,16 +22,19 @@ def what(answer):
 
 
 async def followed(stream, call):
-    parts = []
+    parts, restarts = [], 0
     async with stream:
         async for part in stream:
+            if isinstance(part, ncn.Restarted):
+                parts, restarts = [], restarts + 1
+                continue
             parts.append(part if isinstance(part, str) else part["text"])
             if len(parts) == call.get("after"):
                 return {}
     answer = stream.answer
     if answer.output["text"] != "".join(parts):
         raise AssertionError(f"the parts are {parts}")
-    return {**what(answer), "parts": len(parts)}
+    return {**what(answer), "parts": len(parts), "restarts": restarts}
 
 
 async def perform(call):

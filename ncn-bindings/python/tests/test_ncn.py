@@ -110,7 +110,7 @@ class Calls(unittest.TestCase):
         payer = ncn.connect(NETWORK, ncn.devnet_key(1), ncn.Channel(path))
         costs = sum(payer.infer("digits", image=SEVEN).cost for _ in range(3))
         self.assertEqual(payer.channel_show().spent, costs)
-        self.assertEqual(payer.channel_topup(10**17, days=8).deposit, 11 * 10**17)
+        self.assertEqual(payer.channel_topup(10**17, days=8, path=path).deposit, 11 * 10**17)
         self.fails(ncn.ErrorKind.CONFIGURATION, ncn.connect, NETWORK, ncn.devnet_key(2), ncn.Channel(path))
         self.assertEqual(payer.channel_close(), 11 * 10**17 - costs)
 
@@ -151,6 +151,38 @@ class Calls(unittest.TestCase):
             pass
         self.assertIsNone(unused.answer)
         self.assertEqual(self.client.stream("digits", image=SEVEN).finish().text("label"), "7")
+
+    def test_a_price_that_nobody_has_seen_is_not_paid(self):
+        network = ncn.Network([os.environ["NCN_GATEWAY"]], hash=self.client.infer("digits", image=SEVEN).receipt.network)
+        careless = ncn.connect(network, ncn.devnet_key(1), ncn.Relayed())
+        self.fails(ncn.ErrorKind.TOO_EXPENSIVE, careless.infer, "digits", image=SEVEN)
+        self.fails(ncn.ErrorKind.TOO_EXPENSIVE, list, careless.stream("digits", image=SEVEN))
+        self.assertEqual(careless.infer("digits", image=SEVEN, max_price=ncn.TOKEN).text("label"), "7")
+        seen = ncn.connect(network, ncn.devnet_key(1), ncn.Relayed(), policy=lambda offer: True)
+        self.assertEqual(seen.infer("digits", image=SEVEN).text("label"), "7")
+
+    def test_a_forked_process_is_told(self):
+        child = os.fork()
+        if child == 0:
+            try:
+                self.client.infer("digits", image=SEVEN)
+            except ncn.NcnError as error:
+                os._exit(0 if "spawn" in str(error) else 2)
+            os._exit(3)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.assertEqual(self.client.infer("digits", image=SEVEN).text("label"), "7")
+
+    def test_streams_that_are_closed_early(self):
+        unused = self.client.stream("digits", image=SEVEN)
+        unused.close()
+        self.assertEqual(list(unused), [])
+        with self.assertRaises(ValueError):
+            unused.finish()
+        starting = self.client.stream("digits", image=SEVEN)
+        closing = threading.Timer(0.01, starting.close)
+        closing.start()
+        self.assertEqual(list(starting), [])
+        closing.join()
 
     def test_receipts_without_a_network(self):
         for line in (ROOT / "docs/receipts.jsonl").read_text().splitlines():

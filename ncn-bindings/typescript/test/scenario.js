@@ -16,11 +16,15 @@ const values = ({ inputs }) =>
 const what = ({ output, finish, cost }) => ({ output, text: output.text, finish, cost: cost.toString() });
 
 async function followed(events, { after }) {
-  const parts = [];
+  let [parts, restarts] = [[], 0];
   for await (const event of events) {
     if ("answer" in event) {
       if (event.answer.output.text !== parts.join("")) throw new Error(`the parts are ${parts}`);
-      return { ...what(event.answer), parts: parts.length };
+      return { ...what(event.answer), parts: parts.length, restarts };
+    }
+    if ("restarted" in event) {
+      [parts, restarts] = [[], restarts + 1];
+      continue;
     }
     parts.push(event.part.text);
     if (parts.length === after) return {};

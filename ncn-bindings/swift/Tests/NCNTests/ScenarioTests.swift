@@ -40,12 +40,18 @@ final class ScenarioTests: XCTestCase {
 
     private func followed(_ events: AsyncThrowingStream<Event, Error>, _ call: JSON) async throws -> JSON {
         var parts: [String] = []
+        var restarts = 0
         for try await event in events {
             if case .finished(let answer) = event {
                 XCTAssertEqual(event.text(), parts.joined())
                 var given = texts(answer)
                 given["parts"] = parts.count
+                given["restarts"] = restarts
                 return given
+            }
+            if case .restarted = event {
+                parts = []
+                restarts += 1
             }
             if let part = event.text() { parts.append(part) }
             if parts.count == call["after"] as? Int { return [:] }

@@ -150,8 +150,8 @@ async fn a_page_that_pays_by_a_wallets_signature() {
     browser.go(&format!("{}?gateway={}", served.1, devnet.gateway)).await;
     browser.wait_for("document.querySelectorAll('button').length === 10").await;
     let ask = async |digit: u8, says: &str| {
-        browser.run(&format!("document.querySelectorAll('button')[{digit}].click()")).await;
         let said = "document.getElementById('says').textContent";
+        browser.run(&format!("{said} = ''; document.querySelectorAll('button')[{digit}].click()")).await;
         browser.wait_for(&format!("{said} && {said} !== 'Asking...'")).await;
         let said = browser.run(&format!("return {said}")).await;
         assert!(said.as_str().unwrap().contains(says), "{said}");

@@ -33,6 +33,8 @@ use crate::{
 /// How many words the model `words` says, and what is paid for a request of any of these models.
 const WORDS: usize = 12;
 const PRICE: &str = "10000000000000000";
+/// What it waits before each, so that its node signs some of them before the last.
+const PAUSE: Duration = Duration::from_millis(50);
 /// What the model `slow` waits before each word.
 const SLOW: Duration = Duration::from_millis(20);
 
@@ -123,7 +125,13 @@ impl Executor for Scripted {
                 };
                 stream::iter(1..).then(say).boxed()
             }
-            _ => stream::iter((1..=WORDS).map(|number| Ok(word(number, number == WORDS)))).boxed(),
+            _ => {
+                let say = |number| async move {
+                    tokio::time::sleep(PAUSE).await;
+                    Ok(word(number, number == WORDS))
+                };
+                stream::iter(1..=WORDS).then(say).boxed()
+            }
         })
     }
 }
@@ -158,9 +166,12 @@ enum Lie {
     Output,
     /// The receipt states a lower payment, and is sealed again.
     Receipt,
+    /// It is no lie: a node is lost that has given a part more than it has signed, and the next one goes on after those.
+    Takeover,
 }
 
-const LIES: [(&str, Lie); 8] = [
+const LIES: [(&str, Lie); 9] = [
+    ("a takeover", Lie::Takeover),
     ("another network", Lie::Network),
     ("another price", Lie::Price),
     ("a day", Lie::Deadline),
@@ -181,6 +192,30 @@ async fn forged(mut receipt: Box<Receipt>) -> Box<Receipt> {
     let digest = receipt.sealed().digest(&receipt.trust_root.domain);
     receipt.seal = Signature::sign(&digest, &*well_known_key("gateway", 0)).await.unwrap();
     receipt
+}
+
+/// After the first checkpoint, one more part, and that another node takes over.
+fn with_a_takeover(updates: Updates, from: u64) -> Updates {
+    let (mut index, mut is_over) = (from, false);
+    let more = move |update: Result<Update, TransportError>| {
+        let mut events = Vec::new();
+        match update {
+            Ok(Update { event: TaskEvent::Checkpoint(signed), .. }) if !is_over => {
+                is_over = true;
+                let node = signed.message.compute;
+                events.push(Ok(TaskEvent::Checkpoint(signed)));
+                events.push(Ok(TaskEvent::Chunk(word(0, false))));
+                events.push(Ok(TaskEvent::Takeover(node)));
+            }
+            update => events.push(update.map(|update| update.event)),
+        }
+        let number = |event: Result<TaskEvent, TransportError>| {
+            index += 1;
+            event.map(|event| Update { index: index - 1, event })
+        };
+        stream::iter(events.into_iter().map(number).collect::<Vec<_>>())
+    };
+    updates.flat_map(more).boxed()
 }
 
 #[async_trait]
@@ -227,6 +262,9 @@ impl Tamper for Liar {
 
     async fn updates(&self, access: Signed<TaskCapability>, from: u64) -> Result<Updates, TransportError> {
         let lie = self.lie;
+        if lie == Lie::Takeover {
+            return Ok(with_a_takeover(self.honest.updates(access, from).await?, from));
+        }
         let change = move |update: Result<Update, TransportError>| async move {
             let Update { index, event } = update?;
             let event = match (lie, event) {

@@ -143,7 +143,7 @@ impl Call {
             _ => {}
         }
         let mut events = client.submit(self.order()).await?.events().await?;
-        let (mut parts, mut text) = (0, String::new());
+        let (mut parts, mut restarts, mut text) = (0, 0, String::new());
         while let Some(event) = events.next().await {
             match event? {
                 InferenceEvent::Part(part) => {
@@ -156,9 +156,10 @@ impl Call {
                 InferenceEvent::Finished(answer) => {
                     let mut gives = given(&answer);
                     assert_eq!(gives["text"], text);
-                    gives["parts"] = parts.into();
+                    (gives["parts"], gives["restarts"]) = (parts.into(), restarts.into());
                     return Ok(gives);
                 }
+                InferenceEvent::Restarted => (parts, restarts, text) = (0, restarts + 1, String::new()),
                 event => panic!("{event:?}"),
             }
         }
