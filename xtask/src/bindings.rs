@@ -17,7 +17,7 @@ use crate::{
 
 /// The library that what is generated calls, as [`python`] builds it.
 const LIBRARY: &str = "target/debug/libncn_bindings.so";
-/// What is generated for Swift, and where it is kept: what is written by hand cannot do without it, and whoever uses it has no Rust.
+/// What is generated for Swift, and where it is kept: what is written by hand cannot do without it, and those who use it need no Rust.
 const SWIFT: [(&str, &str); 3] = [
     ("NCNCore.swift", "ncn-bindings/swift/Sources/NCNCore/NCNCore.swift"),
     ("NCNCoreFFI.h", "ncn-bindings/swift/Sources/NCNCoreFFI/NCNCoreFFI.h"),
