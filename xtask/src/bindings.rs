@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     root,
-    setup::{INSTALL, answers, apt, environment, environment_of, once},
+    setup::{INSTALL, answers, apt, environment, environment_of, npm_ci, once},
     watch::run,
 };
 
@@ -44,10 +44,11 @@ pub(crate) fn swift(check: bool) -> Result<()> {
         // Its lines end as they were made.
         let generated: String = generated.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
         let committed = root.join(committed);
-        if check && fs::read_to_string(&committed).ok().as_ref() != Some(&generated) {
+        if !check {
+            fs::write(committed, generated)?;
+        } else if fs::read_to_string(&committed).ok().as_ref() != Some(&generated) {
             bail!("{} is not what ncn-bindings generates: run `cargo xtask codegen` and commit the result", committed.display());
         }
-        fs::write(committed, generated)?;
     }
     let header = root.join(SWIFT[1].1).to_string_lossy().into_owned();
     run("cc", &["-fsyntax-only", "-w", "-D_Nonnull=", "-D_Nullable=", "-x", "c", &header], &root)?;
@@ -60,9 +61,7 @@ pub(crate) fn swift(check: bool) -> Result<()> {
 pub(crate) fn python() -> Result<()> {
     let wheel = wheel("dev")?;
     let tools = root().join("ncn-bindings/python/tests");
-    once(&tools.join("node_modules/.installed"), &tools.join("package-lock.json"), || {
-        run("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"], &tools)
-    })?;
+    npm_ci(&tools)?;
     let tests = "ncn-bindings/python/tests/requirements.txt";
     let interpreters = interpreters();
     for (version, python) in &interpreters {
@@ -133,9 +132,7 @@ pub(crate) fn kotlin() -> Result<()> {
     if !(there("/usr/share/java/jna.jar") && there("/usr/share/java/gson.jar") && answers("java")) {
         apt(&["libjna-java", "libjna-jni", "libgoogle-gson-java", "default-jre-headless"])?;
     }
-    once(&package.join("node_modules/.installed"), &package.join("package-lock.json"), || {
-        run("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"], &package)
-    })?;
+    npm_ci(&package)?;
     let output = root.join(KOTLIN);
     let generated = output.join("generated");
     generate("kotlin", &generated)?;
@@ -173,9 +170,6 @@ fn text_of(path: &Path) -> Result<String> {
 /// The package for browsers and Node, built with what its lock file has.
 pub(crate) fn typescript() -> Result<()> {
     let package = root().join("ncn-bindings/typescript");
-    let npm = |arguments: &[&str]| run("npm", arguments, &package);
-    once(&package.join("node_modules/.installed"), &package.join("package-lock.json"), || {
-        npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
-    })?;
-    npm(&["run", "--silent", "build"])
+    npm_ci(&package)?;
+    run("npm", &["run", "--silent", "build"], &package)
 }

@@ -8,13 +8,18 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{npm, root, watch::run};
+use crate::{root, watch::run};
 
 /// The contracts' compiler and libraries, as their lock file has them.
 pub(crate) fn contracts() -> Result<()> {
-    let directory = root().join("contracts");
-    let lock = directory.join("package-lock.json");
-    once(&directory.join("node_modules/.installed"), &lock, || npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"]))
+    npm_ci(&root().join("contracts"))
+}
+
+/// The packages of a directory, as its lock file has them.
+pub(crate) fn npm_ci(directory: &Path) -> Result<()> {
+    once(&directory.join("node_modules/.installed"), &directory.join("package-lock.json"), || {
+        run("npm", &["ci", "--no-audit", "--no-fund", "--ignore-scripts"], directory)
+    })
 }
 
 /// The Python packages that models in Python and the quickstart model's check need, in a virtual environment; returns its

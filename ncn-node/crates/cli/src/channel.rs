@@ -129,8 +129,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
                 let channel = open_file(&file.channel)?;
                 let ledger = chain.ledger(key.open()?).await?;
-                let topped_up = channel.top_up(*amount, days.map(days_of), &ledger).await;
-                let (deposit, funded) = topped_up?;
+                let (deposit, funded) = channel.top_up(*amount, days.map(days_of), &ledger).await?;
                 writeln!(out, "channel {} has a deposit of {deposit}: {funded}", channel.terms().id())?;
             }
             Command::Close { file, chain, key, gateway } => {

@@ -82,7 +82,8 @@ impl LyingRegistry {
     }
 }
 
-async fn made_up() -> QuorumCertificate {
+/// Approvals by strangers, of nothing.
+pub(crate) async fn made_up() -> QuorumCertificate {
     let mut approvals = Vec::new();
     for _ in 0..3 {
         approvals.push(Approval::sign(&B256::ZERO, &*key()).await.unwrap());
@@ -370,6 +371,12 @@ async fn a_gateway_that_flickers_still_delivers() {
     assert_eq!(answer.unwrap().output.text("label"), Some("7"));
 }
 
+/// Has a gateway's key sign what a receipt says now.
+pub(crate) async fn seal(receipt: &mut Receipt, signer: &DynSigner) {
+    let digest = receipt.sealed().digest(&receipt.trust_root.domain);
+    receipt.seal = Signature::sign(&digest, &**signer).await.unwrap();
+}
+
 /// A gateway that says something else in its receipts than what happened, and signs that; or that states another network.
 struct Forging {
     gateway: GrpcTransport,
@@ -394,8 +401,7 @@ impl Tamper for Forging {
                     other => return other,
                 };
                 lie(&mut receipt);
-                let digest = receipt.sealed().digest(&receipt.trust_root.domain);
-                receipt.seal = Signature::sign(&digest, &*signer).await.unwrap();
+                seal(&mut receipt, &signer).await;
                 Ok(Update { index, event: TaskEvent::Delivered { output, receipt } })
             }
         };

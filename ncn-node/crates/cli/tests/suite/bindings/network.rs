@@ -9,9 +9,9 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Approval, B256, Confinement, DataType, DynSigner, Execution, Executor, ExecutorError, FinishReason, Message as _, Model,
-    ModelInfo, NetworkInfo, OutputChunk, QuorumCertificate, Receipt, Signature, Signed, Submission, TaskCapability, TaskEvent,
-    TaskStatus, Tensor, Transport, TransportError, Update, Usage, Values,
+    B256, Confinement, DataType, DynSigner, Execution, Executor, ExecutorError, FinishReason, Model, ModelInfo, NetworkInfo,
+    OutputChunk, Signed, Submission, TaskCapability, TaskEvent, TaskStatus, Tensor, Transport, TransportError, Update, Usage,
+    Values,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
     transport::Updates,
@@ -25,6 +25,7 @@ use ncn_node::{
 use serde_json::{Value as Json, json};
 
 use crate::{
+    liars::{made_up, seal},
     scene::{key, tokens},
     tamper::{Tamper, Tampered},
     wait::eventually,
@@ -187,13 +188,6 @@ struct Liar {
     lie: Lie,
 }
 
-async fn forged(mut receipt: Box<Receipt>) -> Box<Receipt> {
-    receipt.payments.total = ncn_core::Amount::new(1);
-    let digest = receipt.sealed().digest(&receipt.trust_root.domain);
-    receipt.seal = Signature::sign(&digest, &*well_known_key("gateway", 0)).await.unwrap();
-    receipt
-}
-
 /// After the first checkpoint, one more part, and that another node takes over.
 fn with_a_takeover(updates: Updates, from: u64) -> Updates {
     let (mut index, mut is_over) = (from, false);
@@ -248,11 +242,7 @@ impl Tamper for Liar {
     async fn submit(&self, submission: Submission) -> Result<TaskStatus, TransportError> {
         let mut status = self.honest.submit(submission).await?;
         if self.lie == Lie::Approvals {
-            let mut approvals = Vec::new();
-            for _ in 0..3 {
-                approvals.push(Approval::sign(&B256::ZERO, &*key()).await.unwrap());
-            }
-            status.preprocessing = Some(QuorumCertificate::new(approvals));
+            status.preprocessing = Some(made_up().await);
         }
         if let (Lie::Total, Some(quote)) = (self.lie, &mut status.quote) {
             quote.total = ncn_core::Amount::new(quote.total.units() - 1);
@@ -276,8 +266,10 @@ impl Tamper for Liar {
                     output.insert("text", "forged");
                     TaskEvent::Delivered { output, receipt }
                 }
-                (Lie::Receipt, TaskEvent::Delivered { output, receipt }) => {
-                    TaskEvent::Delivered { output, receipt: forged(receipt).await }
+                (Lie::Receipt, TaskEvent::Delivered { output, mut receipt }) => {
+                    receipt.payments.total = ncn_core::Amount::new(1);
+                    seal(&mut receipt, &well_known_key("gateway", 0)).await;
+                    TaskEvent::Delivered { output, receipt }
                 }
                 (_, event) => event,
             };
