@@ -6,7 +6,9 @@
 mod channel;
 mod sol;
 
-use alloy_primitives::{Address, B256, keccak256};
+use std::cell::Cell;
+
+use alloy_primitives::{Address, B256, Keccak256, keccak256};
 use alloy_sol_types::{SolStruct, SolValue, eip712_domain};
 pub use channel::{
     ChannelCharge, ChannelClose, ChannelPayout, ChannelSettlement, DowntimeReport, SettlementLeaf, SettlementRequest, Voucher,
@@ -20,6 +22,11 @@ use crate::{
 
 /// The version of every domain under which messages are signed: what is signed under another one counts for nothing.
 const PROTOCOL_VERSION: &str = "2";
+
+thread_local! {
+    /// The newest domain and its separator: a process signs and checks in one or two of them, thousands of messages in each.
+    static SEPARATOR: Cell<Option<(Domain, B256)>> = const { Cell::new(None) };
+}
 
 /// Which network a signature is good for: a chain, and the payment contract on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,7 +45,14 @@ impl Domain {
 
     /// The EIP-712 domain separator.
     pub fn separator(&self) -> B256 {
-        self.eip712().separator()
+        if let Some((domain, separator)) = SEPARATOR.get()
+            && domain == *self
+        {
+            return separator;
+        }
+        let separator = self.eip712().separator();
+        SEPARATOR.set(Some((*self, separator)));
+        separator
     }
 }
 
@@ -52,11 +66,14 @@ pub trait Message: sol::ToSol {
 
 impl<T: sol::ToSol> Message for T {
     fn struct_hash(&self) -> B256 {
-        self.to_sol().eip712_hash_struct()
+        let mut hasher = Keccak256::new();
+        hasher.update(Self::type_hash());
+        hasher.update(self.to_sol().eip712_encode_data());
+        hasher.finalize()
     }
 
     fn digest(&self, domain: &Domain) -> B256 {
-        self.to_sol().eip712_signing_hash(&domain.eip712())
+        keccak256([b"\x19\x01".as_slice(), domain.separator().as_slice(), self.struct_hash().as_slice()].concat())
     }
 }
 

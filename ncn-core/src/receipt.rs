@@ -88,12 +88,6 @@ pub struct Receipt {
     pub seal: Signature,
 }
 
-/// What is read of a receipt first.
-#[derive(Deserialize)]
-struct Stated {
-    version: u64,
-}
-
 /// Which check a receipt failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -161,16 +155,17 @@ impl Receipt {
             return Err(ReceiptError::Format(format!("{} bytes, a receipt has at most {MAX_RECEIPT_BYTES}", json.len())));
         }
         let format = |error: serde_json::Error| ReceiptError::Format(error.to_string());
+        let receipt: Result<Self, _> = serde_json::from_slice(json);
+        let given: serde_json::Value = serde_json::from_slice(json).map_err(format)?;
         // One of another version has other fields: say so rather than which of them is unknown.
-        let stated: Stated = serde_json::from_slice(json).map_err(format)?;
-        if stated.version != u64::from(VERSION) {
-            return Err(ReceiptError::Version(stated.version));
+        if let Some(version) = given.get("version").and_then(serde_json::Value::as_u64)
+            && version != u64::from(VERSION)
+        {
+            return Err(ReceiptError::Version(version));
         }
-        let receipt: Self = serde_json::from_slice(json).map_err(format)?;
+        let receipt = receipt.map_err(format)?;
         // One spelling per receipt: hexadecimal digits could otherwise be written in either case, and a changed text would pass.
-        let (given, canonical): (serde_json::Value, _) =
-            (serde_json::from_slice(json).map_err(format)?, serde_json::to_value(&receipt).map_err(format)?);
-        if given != canonical {
+        if given != serde_json::to_value(&receipt).map_err(format)? {
             return Err(ReceiptError::Format("hashes, addresses and signatures are written in lower case, with 0x".into()));
         }
         Ok(receipt)

@@ -1,5 +1,8 @@
 //! The structs as Solidity defines them, and how each Rust message becomes one.
 
+use std::sync::LazyLock;
+
+use alloy_primitives::{B256, keccak256};
 use alloy_sol_types::SolStruct;
 
 /// Generated from the contracts' own source, so that the two sides cannot disagree about a field.
@@ -13,12 +16,27 @@ mod generated {
 pub trait ToSol {
     #[doc(hidden)]
     type Sol: SolStruct;
+    /// The hash of the struct's EIP-712 type.
+    #[doc(hidden)]
+    fn type_hash() -> B256;
     #[doc(hidden)]
     fn to_sol(&self) -> Self::Sol;
 }
 
+/// The Solidity face of a message, and the hash of its type: for a large struct, that takes as long as the hash of its fields.
+macro_rules! sol_type {
+    ($name:ident) => {
+        type Sol = generated::$name;
+
+        fn type_hash() -> B256 {
+            static HASH: LazyLock<B256> = LazyLock::new(|| keccak256(generated::$name::eip712_encode_type().as_bytes()));
+            *HASH
+        }
+    };
+}
+
 impl ToSol for super::InferenceRequest {
-    type Sol = generated::InferenceRequest;
+    sol_type!(InferenceRequest);
 
     fn to_sol(&self) -> Self::Sol {
         generated::InferenceRequest {
@@ -36,7 +54,7 @@ impl ToSol for super::InferenceRequest {
 }
 
 impl ToSol for super::Quote {
-    type Sol = generated::Quote;
+    sol_type!(Quote);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Quote {
@@ -66,7 +84,7 @@ impl ToSol for super::Quote {
 }
 
 impl ToSol for super::Committee {
-    type Sol = generated::Committee;
+    sol_type!(Committee);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Committee { threshold: self.threshold, members: self.members.clone() }
@@ -74,7 +92,7 @@ impl ToSol for super::Committee {
 }
 
 impl ToSol for super::InferenceResult {
-    type Sol = generated::InferenceResult;
+    sol_type!(InferenceResult);
 
     fn to_sol(&self) -> Self::Sol {
         generated::InferenceResult {
@@ -98,7 +116,7 @@ impl ToSol for super::InferenceResult {
 }
 
 impl ToSol for super::Contribution {
-    type Sol = generated::Contribution;
+    sol_type!(Contribution);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Contribution { compute: self.compute, result: self.result, cost: self.cost.units() }
@@ -106,7 +124,7 @@ impl ToSol for super::Contribution {
 }
 
 impl ToSol for super::Completion {
-    type Sol = generated::Completion;
+    sol_type!(Completion);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Completion {
@@ -119,7 +137,7 @@ impl ToSol for super::Completion {
 }
 
 impl ToSol for super::CompletionAuthorization {
-    type Sol = generated::CompletionAuthorization;
+    sol_type!(CompletionAuthorization);
 
     fn to_sol(&self) -> Self::Sol {
         generated::CompletionAuthorization { author: self.author, completion: self.completion }
@@ -127,7 +145,7 @@ impl ToSol for super::CompletionAuthorization {
 }
 
 impl ToSol for super::Dispatch {
-    type Sol = generated::Dispatch;
+    sol_type!(Dispatch);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Dispatch {
@@ -141,7 +159,7 @@ impl ToSol for super::Dispatch {
 }
 
 impl ToSol for super::Acknowledgement {
-    type Sol = generated::Acknowledgement;
+    sol_type!(Acknowledgement);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Acknowledgement { gateway: self.gateway, result: self.result }
@@ -149,7 +167,7 @@ impl ToSol for super::Acknowledgement {
 }
 
 impl ToSol for super::ReceiptSeal {
-    type Sol = generated::ReceiptSeal;
+    sol_type!(ReceiptSeal);
 
     fn to_sol(&self) -> Self::Sol {
         generated::ReceiptSeal {
@@ -168,7 +186,7 @@ impl ToSol for super::ReceiptSeal {
 }
 
 impl ToSol for super::TaskCapability {
-    type Sol = generated::TaskAccess;
+    sol_type!(TaskAccess);
 
     fn to_sol(&self) -> Self::Sol {
         generated::TaskAccess { client: self.client, requestId: self.request_id, purpose: self.scope as u8 }
@@ -176,7 +194,7 @@ impl ToSol for super::TaskCapability {
 }
 
 impl ToSol for super::NodeRecord {
-    type Sol = generated::NodeRecord;
+    sol_type!(NodeRecord);
 
     fn to_sol(&self) -> Self::Sol {
         generated::NodeRecord {
@@ -193,7 +211,7 @@ impl ToSol for super::NodeRecord {
 }
 
 impl ToSol for super::Heartbeat {
-    type Sol = generated::Heartbeat;
+    sol_type!(Heartbeat);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Heartbeat { node: self.node, sequence: self.sequence, sentAt: self.sent_at }
@@ -201,7 +219,7 @@ impl ToSol for super::Heartbeat {
 }
 
 impl ToSol for crate::mempool::PendingRequests {
-    type Sol = generated::PendingRequests;
+    sol_type!(PendingRequests);
 
     fn to_sol(&self) -> Self::Sol {
         generated::PendingRequests {
@@ -215,7 +233,7 @@ impl ToSol for crate::mempool::PendingRequests {
 }
 
 impl ToSol for super::Deregistration {
-    type Sol = generated::Departure;
+    sol_type!(Departure);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Departure { node: self.node, sequence: self.sequence }
@@ -223,7 +241,7 @@ impl ToSol for super::Deregistration {
 }
 
 impl ToSol for super::SessionProof {
-    type Sol = generated::Attachment;
+    sol_type!(Attachment);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Attachment { node: self.node, gateway: self.gateway, challenge: self.challenge }
@@ -231,7 +249,7 @@ impl ToSol for super::SessionProof {
 }
 
 impl ToSol for super::SubnetModel {
-    type Sol = generated::SubnetModel;
+    sol_type!(SubnetModel);
 
     fn to_sol(&self) -> Self::Sol {
         generated::SubnetModel {
@@ -247,7 +265,7 @@ impl ToSol for super::SubnetModel {
 }
 
 impl ToSol for super::Subnet {
-    type Sol = generated::Subnet;
+    sol_type!(Subnet);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Subnet {
@@ -264,7 +282,7 @@ impl ToSol for super::Subnet {
 }
 
 impl ToSol for super::Voucher {
-    type Sol = generated::Voucher;
+    sol_type!(Voucher);
 
     fn to_sol(&self) -> Self::Sol {
         generated::Voucher {
@@ -280,7 +298,7 @@ impl ToSol for super::Voucher {
 }
 
 impl ToSol for super::SettlementLeaf {
-    type Sol = generated::SettledCompletion;
+    sol_type!(SettledCompletion);
 
     fn to_sol(&self) -> Self::Sol {
         generated::SettledCompletion {
@@ -293,7 +311,7 @@ impl ToSol for super::SettlementLeaf {
 }
 
 impl ToSol for super::ChannelSettlement {
-    type Sol = generated::ChannelSettlement;
+    sol_type!(ChannelSettlement);
 
     fn to_sol(&self) -> Self::Sol {
         let charge = |charge: &super::ChannelCharge| generated::ChannelCharge {
@@ -315,7 +333,7 @@ impl ToSol for super::ChannelSettlement {
 }
 
 impl ToSol for super::SettlementRequest {
-    type Sol = generated::SettlementRequest;
+    sol_type!(SettlementRequest);
 
     fn to_sol(&self) -> Self::Sol {
         generated::SettlementRequest { gateway: self.gateway, settlement: self.settlement }
@@ -323,7 +341,7 @@ impl ToSol for super::SettlementRequest {
 }
 
 impl ToSol for super::ChannelClose {
-    type Sol = generated::ChannelClose;
+    sol_type!(ChannelClose);
 
     fn to_sol(&self) -> Self::Sol {
         generated::ChannelClose { channel: self.channel, settled: self.settled.units() }
@@ -331,9 +349,61 @@ impl ToSol for super::ChannelClose {
 }
 
 impl ToSol for super::DowntimeReport {
-    type Sol = generated::DowntimeReport;
+    sol_type!(DowntimeReport);
 
     fn to_sol(&self) -> Self::Sol {
         generated::DowntimeReport { validator: self.validator, since: self.since, until: self.until }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::{Address, B256, U256};
+    use alloy_sol_types::SolStruct as _;
+
+    use super::*;
+    use crate::{
+        Completion, Contribution, Domain, FinishReason, Message as _,
+        message::{Dispatch, Heartbeat},
+    };
+
+    fn library<T: ToSol>(message: &T, domain: &Domain) -> B256 {
+        let domain = alloy_sol_types::Eip712Domain {
+            name: Some("NCN".into()),
+            version: Some("2".into()),
+            chain_id: Some(U256::from(domain.chain_id)),
+            verifying_contract: Some(domain.contract),
+            salt: None,
+        };
+        message.to_sol().eip712_signing_hash(&domain)
+    }
+
+    #[test]
+    fn digests_are_the_librarys_whatever_was_hashed_before() {
+        let contribution =
+            Contribution { compute: Address::repeat_byte(1), result: B256::repeat_byte(2), cost: crate::Amount::new(3) };
+        let completion = Completion {
+            request_id: B256::repeat_byte(4),
+            quote: B256::repeat_byte(5),
+            finish: FinishReason::Stop,
+            contributions: vec![contribution; 2],
+        };
+        let heartbeat = Heartbeat { node: Address::repeat_byte(6), sequence: 7, sent_at: 8 };
+        let dispatch = Dispatch {
+            gateway: Address::repeat_byte(1),
+            compute: Address::repeat_byte(2),
+            quote: B256::repeat_byte(3),
+            attempt: 1,
+            resumed_from: B256::ZERO,
+        };
+        let one = Domain { chain_id: 1, contract: Address::repeat_byte(1) };
+        let other_chain = Domain { chain_id: 2, ..one };
+        let other_contract = Domain { contract: Address::repeat_byte(2), ..one };
+        for domain in [one, one, other_chain, one, other_contract, other_contract] {
+            assert_eq!(completion.digest(&domain), library(&completion, &domain));
+            assert_eq!(heartbeat.digest(&domain), library(&heartbeat, &domain));
+            assert_eq!(dispatch.digest(&domain), library(&dispatch, &domain));
+        }
+        assert_eq!(completion.struct_hash(), completion.to_sol().eip712_hash_struct());
     }
 }
