@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -39,6 +40,8 @@ pub struct Running {
     paid: Paid,
     /// None once it was given up.
     events: AsyncMutex<Option<Events>>,
+    /// What [`Self::try_next`] tells that there is something.
+    waker: Mutex<Waker>,
     /// The answer, once it is there: also when the parts before it are void.
     answer: Mutex<Option<Answer>>,
     kept: Box<dyn Fn(&Answer) + Send + Sync>,
@@ -47,7 +50,12 @@ pub struct Running {
 impl Running {
     pub(crate) fn new(events: Events, kept: impl Fn(&Answer) + Send + Sync + 'static) -> Arc<Self> {
         let (paid, events, answer) = (events.paid().clone(), AsyncMutex::new(Some(events)), Mutex::default());
-        Arc::new(Self { paid, events, answer, kept: Box::new(kept) })
+        let waker = Mutex::new(Waker::noop().clone());
+        Arc::new(Self { paid, events, waker, answer, kept: Box::new(kept) })
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn keep(&self, answer: &Answer) {
@@ -101,6 +109,33 @@ impl Running {
         })
     }
 
+    /// The same without waiting. Where there is nothing yet, a byte comes to [`Self::wakeups`] as soon as this should be called again.
+    pub fn try_next(&self) -> Result<Waited, NcnError> {
+        let Ok(mut events) = self.events.try_lock() else { return Ok(Waited::Nothing) };
+        let Some(events) = &mut *events else { return Ok(Waited::Over) };
+        match events.poll_next_unpin(&mut Context::from_waker(&self.waker())) {
+            Poll::Ready(Some(event)) => Ok(Waited::Next { event: self.event(event)? }),
+            Poll::Ready(None) => Ok(Waited::Over),
+            Poll::Pending => Ok(Waited::Nothing),
+        }
+    }
+
+    /// The file descriptor of a socket for one event loop that waits for [`Self::try_next`]; the caller closes it. None where the system has none such:
+    /// [`Self::next`] is there for that.
+    ///
+    /// # Errors
+    /// When this process has too many descriptors.
+    pub fn wakeups(&self) -> Result<Option<i32>, NcnError> {
+        #[cfg(unix)]
+        {
+            let (waker, descriptor) = wakeups::pair().map_err(|error| NcnError::new(crate::ErrorKind::Internal, error))?;
+            *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = waker;
+            Ok(Some(descriptor))
+        }
+        #[cfg(not(unix))]
+        Ok(None)
+    }
+
     /// The verified answer, once it is there: after the parts were rejected, too.
     pub fn answer(&self) -> Option<Answer> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -112,6 +147,7 @@ impl Running {
             Ok(mut events) => drop(events.take()),
             Err(_) => runtime::enter(|| self.paid.give_up()),
         }
+        self.waker().wake();
     }
 
     /// Has the request end now: what comes after is its end.
@@ -136,4 +172,31 @@ pub enum Waited {
     Nothing,
     /// Nothing comes any more.
     Over,
+}
+
+/// A waker that writes to a socket: event loops of all languages wait for those, and no thread of this library calls into one.
+#[cfg(unix)]
+mod wakeups {
+    use std::{
+        io::{self, Write as _},
+        os::{fd::IntoRawFd as _, unix::net::UnixStream},
+        sync::Arc,
+        task::{Wake, Waker},
+    };
+
+    struct Wakeup(UnixStream);
+
+    impl Wake for Wakeup {
+        fn wake(self: Arc<Self>) {
+            // Where it takes no more, there is a byte to read already.
+            let _ = (&self.0).write(&[0]);
+        }
+    }
+
+    pub(super) fn pair() -> io::Result<(Waker, i32)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        Ok((Arc::new(Wakeup(ours)).into(), theirs.into_raw_fd()))
+    }
 }

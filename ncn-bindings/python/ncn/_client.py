@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import json
 import os
+import socket
 import threading
 import weakref
 from typing import Any, AsyncIterator, Callable, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
@@ -174,7 +175,9 @@ class AsyncStream:
     def __init__(self, start: Callable[[], Coroutine[Any, Any, _native.Running]], text_only: bool) -> None:
         self._start: Optional[Callable[[], Coroutine[Any, Any, _native.Running]]] = start
         self._running: Optional[_native.Running] = None
-        self._is_starting = self._is_closed = False
+        self._is_starting = self._is_waiting = self._is_closed = False
+        # A byte comes to it when there may be another part.
+        self._wakeups: Optional[socket.socket] = None
         self._text_only = text_only
         self.answer: Optional[Answer] = None
         _STREAMS.add(self)
@@ -194,20 +197,47 @@ class AsyncStream:
                 self._is_starting = False
             if self._is_closed:
                 running.give_up()
-            else:
-                self._running = running
+                return None
+            self._running = running
         return self._running
 
+    async def _next(self, running: _native.Running) -> Any:
+        """The next event; None after the end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            waited: Any = running.try_next()
+            if waited.is_NEXT():
+                return waited.event
+            if waited.is_OVER():
+                return None
+            if self._wakeups is not None:
+                await loop.sock_recv(self._wakeups, 64)
+                continue
+            descriptor = running.wakeups()
+            if descriptor is None:
+                return await running.next()
+            self._wakeups = socket.socket(fileno=descriptor)
+            self._wakeups.setblocking(False)
+
     async def __anext__(self) -> Part:
+        if self._is_waiting:
+            raise RuntimeError("stream: is iterated over elsewhere")
+        self._is_waiting = True
+        try:
+            return await self._advance()
+        finally:
+            self._is_waiting = False
+            if self._running is None:
+                self._close_wakeups()
+
+    async def _advance(self) -> Part:
         try:
             with translated():
                 running = await self._begun()
                 if running is None:
                     raise StopAsyncIteration
                 try:
-                    # What is there already is had without a turn of the loop.
-                    waited: Any = running.next_within(0)
-                    event: Any = waited.event if waited.is_NEXT() else await running.next()
+                    event = await self._next(running)
                 except core.NcnError:
                     self._keep(running.answer())
                     raise
@@ -226,6 +256,17 @@ class AsyncStream:
         running, self._running = self._running, None
         if running is not None:
             running.give_up()
+        if not self._is_waiting:
+            # What waits has heard of it, and closes it.
+            self._close_wakeups()
+
+    def _close_wakeups(self) -> None:
+        wakeups, self._wakeups = self._wakeups, None
+        if wakeups is not None:
+            wakeups.close()
+
+    def __del__(self) -> None:
+        self._close_wakeups()
 
     def _keep(self, answer: Optional[_native.Answer]) -> None:
         self.answer = None if answer is None else Answer(answer)

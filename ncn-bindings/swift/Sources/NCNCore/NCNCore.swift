@@ -487,6 +487,22 @@ fileprivate struct FfiConverterUInt32: FfiConverterPrimitive {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterInt32: FfiConverterPrimitive {
+    typealias FfiType = Int32
+    typealias SwiftType = Int32
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> Int32 {
+        return try lift(readInt(&buf))
+    }
+
+    public static func write(_ value: Int32, into buf: inout [UInt8]) {
+        writeInt(&buf, lower(value))
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterUInt64: FfiConverterPrimitive {
     typealias FfiType = UInt64
     typealias SwiftType = UInt64
@@ -1085,6 +1101,20 @@ public protocol RunningProtocol: AnyObject, Sendable {
      */
     func requestId()  -> String
 
+    /**
+     * The same without waiting. Where there is nothing yet, a byte comes to [`Self::wakeups`] as soon as this should be called again.
+     */
+    func tryNext() throws  -> Waited
+
+    /**
+     * The file descriptor of a socket for one event loop that waits for [`Self::try_next`]; the caller closes it. None where the system has none such:
+     * [`Self::next`] is there for that.
+     *
+     * # Errors
+     * When this process has too many descriptors.
+     */
+    func wakeups() throws  -> Int32?
+
 }
 /**
  * A paid request. Dropping it before its end cancels it: what was delivered until then is paid for, and where nothing was, the payment comes back.
@@ -1229,6 +1259,34 @@ open func requestId() -> String  {
     return try!  FfiConverterString.lift(try! rustCall() {
         uniffiCallStatus in
     uniffi_ncn_bindings_fn_method_running_request_id(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * The same without waiting. Where there is nothing yet, a byte comes to [`Self::wakeups`] as soon as this should be called again.
+     */
+open func tryNext()throws  -> Waited  {
+    return try  FfiConverterTypeWaited_lift(try rustCallWithError(FfiConverterTypeNcnError_lift) {
+        uniffiCallStatus in
+    uniffi_ncn_bindings_fn_method_running_try_next(
+            self.uniffiCloneHandle(),uniffiCallStatus
+    )
+})
+}
+
+    /**
+     * The file descriptor of a socket for one event loop that waits for [`Self::try_next`]; the caller closes it. None where the system has none such:
+     * [`Self::next`] is there for that.
+     *
+     * # Errors
+     * When this process has too many descriptors.
+     */
+open func wakeups()throws  -> Int32?  {
+    return try  FfiConverterOptionInt32.lift(try rustCallWithError(FfiConverterTypeNcnError_lift) {
+        uniffiCallStatus in
+    uniffi_ncn_bindings_fn_method_running_wakeups(
             self.uniffiCloneHandle(),uniffiCallStatus
     )
 })
@@ -4092,6 +4150,30 @@ public func FfiConverterTypeWaited_lower(_ value: Waited) -> RustBuffer {
 #if swift(>=5.8)
 @_documentation(visibility: private)
 #endif
+fileprivate struct FfiConverterOptionInt32: FfiConverterRustBuffer {
+    typealias SwiftType = Int32?
+
+    public static func write(_ value: SwiftType, into buf: inout [UInt8]) {
+        guard let value = value else {
+            writeInt(&buf, Int8(0))
+            return
+        }
+        writeInt(&buf, Int8(1))
+        FfiConverterInt32.write(value, into: &buf)
+    }
+
+    public static func read(from buf: inout (data: Data, offset: Data.Index)) throws -> SwiftType {
+        switch try readInt(&buf) as Int8 {
+        case 0: return nil
+        case 1: return try FfiConverterInt32.read(from: &buf)
+        default: throw UniffiInternalError.unexpectedOptionalTag
+        }
+    }
+}
+
+#if swift(>=5.8)
+@_documentation(visibility: private)
+#endif
 fileprivate struct FfiConverterOptionUInt64: FfiConverterRustBuffer {
     typealias SwiftType = UInt64?
 
@@ -4658,6 +4740,12 @@ private let initializationResult: InitializationResult = {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_ncn_bindings_checksum_method_running_request_id() != 27331) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_ncn_bindings_checksum_method_running_try_next() != 2411) {
+        return InitializationResult.apiChecksumMismatch
+    }
+    if (uniffi_ncn_bindings_checksum_method_running_wakeups() != 54839) {
         return InitializationResult.apiChecksumMismatch
     }
     if (uniffi_ncn_bindings_checksum_constructor_client_connect() != 13393) {

@@ -448,6 +448,16 @@ RustBuffer uniffi_ncn_bindings_fn_method_running_next_within(uint64_t ptr, uint6
 RustBuffer uniffi_ncn_bindings_fn_method_running_request_id(uint64_t ptr, RustCallStatus *_Nonnull out_status
 );
 #endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_TRY_NEXT
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_TRY_NEXT
+RustBuffer uniffi_ncn_bindings_fn_method_running_try_next(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_WAKEUPS
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_METHOD_RUNNING_WAKEUPS
+RustBuffer uniffi_ncn_bindings_fn_method_running_wakeups(uint64_t ptr, RustCallStatus *_Nonnull out_status
+);
+#endif
 #ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_FUNC_VERIFY_RECEIPT
 #define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_FN_FUNC_VERIFY_RECEIPT
 RustBuffer uniffi_ncn_bindings_fn_func_verify_receipt(RustBuffer json, RustBuffer network, RustCallStatus *_Nonnull out_status
@@ -859,6 +869,18 @@ uint16_t uniffi_ncn_bindings_checksum_method_running_next_within(void
 #ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_REQUEST_ID
 #define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_REQUEST_ID
 uint16_t uniffi_ncn_bindings_checksum_method_running_request_id(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_TRY_NEXT
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_TRY_NEXT
+uint16_t uniffi_ncn_bindings_checksum_method_running_try_next(void
+
+);
+#endif
+#ifndef UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_WAKEUPS
+#define UNIFFI_FFIDEF_UNIFFI_NCN_BINDINGS_CHECKSUM_METHOD_RUNNING_WAKEUPS
+uint16_t uniffi_ncn_bindings_checksum_method_running_wakeups(void
 
 );
 #endif
