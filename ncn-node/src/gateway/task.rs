@@ -11,14 +11,16 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use ncn_core::{
-    Address, Amount, B256, Committee, Delivery, Dispatch, Effect, Event, InferenceRequest, Lifecycle, Outcome, PaymentRef,
-    QuorumCertificate, Quote, Receipt, RequestId, Signature, Signed, SignedVoucher, State, Step, StepTiming, Submission, TaskEvent,
-    TaskStatus, TrustRoot, Update, Values, lifecycle::Unexpected, transport::Updates,
+    Address, Amount, B256, Effect, Event, InferenceRequest, Lifecycle, Outcome, Quote, Receipt, RequestId, Signature, Signed,
+    State, Step, StepTiming, Submission, TaskEvent, TaskStatus, Update, Values, lifecycle::Unexpected, transport::Updates,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+mod progress;
+
 use super::execution::{Prefix, Tail};
+pub(super) use progress::Progress;
 
 /// How many events from outside wait for the driver.
 const QUEUE: usize = 16;
@@ -73,70 +75,6 @@ pub(super) struct Task {
     relayed: AtomicBool,
     /// The client's word that its payment may come back at once.
     consent: watch::Sender<Option<Signature>>,
-}
-
-/// What the events so far lead to.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Progress {
-    pub(super) lifecycle: Lifecycle,
-    pub(super) quote: Option<Quote>,
-    pub(super) trust_root: Option<TrustRoot>,
-    pub(super) preprocessing: Option<QuorumCertificate>,
-    pub(super) payment: Option<PaymentRef>,
-    pub(super) output: Option<Values>,
-    pub(super) delivery: Option<Delivery>,
-    /// This gateway's word that the delivery's nodes were to serve.
-    pub(super) dispatches: Vec<Signed<Dispatch>>,
-    /// Its newest word, that another node than the quote's is to serve.
-    pub(super) dispatch: Option<Signed<Dispatch>>,
-    pub(super) approvals: Option<QuorumCertificate>,
-    pub(super) settlement: Option<PaymentRef>,
-    pub(super) failure: Option<String>,
-}
-
-impl Progress {
-    /// Who judges the request.
-    pub(super) fn committee(&self) -> Option<Committee> {
-        self.quote.as_ref()?.committee_of(self.trust_root.as_ref()?).ok()
-    }
-
-    /// The voucher that pays, when one does.
-    pub(super) fn voucher(&self) -> Option<SignedVoucher> {
-        self.payment.as_ref().and_then(PaymentRef::voucher)
-    }
-
-    /// Takes an event in, when it means something.
-    fn apply(&mut self, event: Event) -> Result<Effect, Unexpected> {
-        let (lifecycle, effect) = self.lifecycle.step(&event)?;
-        self.lifecycle = lifecycle;
-        match event {
-            Event::Reserved { quote, trust_root } => (self.quote, self.trust_root) = (Some(*quote), Some(*trust_root)),
-            Event::Approved(certificate) => self.preprocessing = Some(certificate),
-            Event::Paid(by) => self.payment = Some(by),
-            Event::Dispatched(dispatch) => self.dispatch = Some(*dispatch),
-            Event::Executed { output, delivery, dispatches } => {
-                (self.output, self.delivery, self.dispatches) = (output, Some(*delivery), dispatches);
-                self.failure = None;
-            }
-            Event::Completed { certificate, output } => {
-                self.approvals = Some(certificate);
-                self.output = output.or_else(|| self.output.take());
-            }
-            Event::Settled(by) => self.settlement = Some(by),
-            Event::Refused(reason) | Event::SettlementImpossible(reason) | Event::ExecutionFailed { reason, .. } => {
-                self.failure = Some(reason);
-            }
-            Event::PaidElsewhere(completion) => {
-                self.failure =
-                    Some(format!("the validators let the chain pay for the completion {completion}, which was not asked for"));
-            }
-            Event::PaymentLost => self.failure = Some("the chain has taken the payment back".into()),
-            Event::Cancelled => self.failure = Some("the client withdrew it".into()),
-            Event::Expired => self.failure = Some("it was not done in time".into()),
-            _ => {}
-        }
-        Ok(effect)
-    }
 }
 
 impl Task {
