@@ -7,6 +7,9 @@ use ncn_core::TransportError;
 use ncn_wire::json::Problem;
 use tonic::codegen::http::{HeaderValue, StatusCode, header};
 
+/// Which headers of an answer a page from elsewhere may read.
+pub(crate) const TOLD: &str = "retry-after, ratelimit-limit, ratelimit-remaining, ratelimit-reset";
+
 /// The error where there is no room or place.
 pub(crate) const fn busy() -> TransportError {
     TransportError::Overloaded { retry_after: Duration::from_secs(1) }
@@ -40,6 +43,6 @@ fn problem(status: StatusCode, problem: &Problem) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // So that a page in a browser is told of it, wherever the page is from.
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(TOLD));
     response
 }
