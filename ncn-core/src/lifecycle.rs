@@ -9,7 +9,7 @@
 //! | Reserving | Reserved | Preprocessing |
 //! | Preprocessing | Approved | AwaitingPayment |
 //! | AwaitingPayment | Paid | Executing |
-//! | Executing | Dispatched | Executing |
+//! | Executing | Dispatched, Streamed | Executing |
 //! | Executing | Executed | Completing |
 //! | Executing | ExecutionFailed, another attempt may succeed | Executing, next attempt |
 //! | Executing | ExecutionFailed, none may | Refunding |
@@ -59,6 +59,11 @@ pub enum State {
 }
 
 impl State {
+    /// Whether the client is yet to pay.
+    pub const fn is_unpaid(self) -> bool {
+        matches!(self, Self::Reserving | Self::Preprocessing | Self::AwaitingPayment)
+    }
+
     /// Whether the client has paid, and has neither its answer nor its money.
     pub const fn is_owed(self) -> bool {
         matches!(self, Self::Executing | Self::Completing | Self::Settling | Self::Refunding)
@@ -109,6 +114,8 @@ pub enum Event {
     Paid(PaymentRef),
     /// Another node than the quote's is to serve, by this gateway's word.
     Dispatched(Box<Signed<Dispatch>>),
+    /// A part of the output is about to be given to the client.
+    Streamed,
     /// A compute node gave a result.
     Executed {
         /// What the client gets, of an output that was cut short. The node that has signed the end of its output keeps that until there
@@ -229,7 +236,7 @@ impl Lifecycle {
             (Reserving | Preprocessing | AwaitingPayment, Event::Expired) | (Settling | Refunding, Event::PaymentLost) => {
                 Ended(Expired)
             }
-            (AwaitingPayment, Event::Paid(_)) | (Executing, Event::Dispatched(_)) => Executing,
+            (AwaitingPayment, Event::Paid(_)) | (Executing, Event::Dispatched(_) | Event::Streamed) => Executing,
             (Executing, Event::Executed { .. }) => Completing,
             (Executing, Event::ExecutionFailed { retryable: true, .. }) if attempt + 1 < MAX_ATTEMPTS => {
                 attempt += 1;

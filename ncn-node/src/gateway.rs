@@ -440,10 +440,12 @@ impl Transport for Gateway {
 
     async fn cancel(&self, access: Signed<TaskCapability>) -> Result<(), TransportError> {
         let task = self.accessed(&access, CapabilityScope::Cancel)?;
+        let is_refunding = task.lifecycle().state() == State::Refunding;
         // What was given is paid for: the node ends it, and the request is completed over it.
-        if task.has_streamed() && task.lifecycle().state() != State::Refunding {
+        if task.has_streamed() && !is_refunding {
             task.stop();
-        } else {
+        } else if !(is_refunding && task.has_forgotten()) {
+            // Else the payment comes back when the time is over in which the node can claim what it has given.
             task.agree(access.signature);
             task.tell(Event::Cancelled);
         }

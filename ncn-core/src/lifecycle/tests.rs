@@ -22,6 +22,7 @@ fn events() -> impl Strategy<Value = Event> {
         Event::Cancelled,
         Event::Expired,
         dispatched(),
+        Event::Streamed,
         executed(),
         completed(),
     ])

@@ -75,7 +75,15 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
             event = &mut working => return event,
             Some(event) = inbox.recv() => event,
             // In a state where it means nothing, the chain has the last word: it is not waited for again.
-            () = &mut expiry, if lifecycle.step(&Event::Expired).is_ok() => Event::Expired,
+            () = &mut expiry, if lifecycle.step(&Event::Expired).is_ok() => {
+                let left = time_left(gateway, task);
+                if task.is_relayed() && !left.is_zero() {
+                    // What is on its way to the chain is worth waiting for.
+                    expiry.set(tokio::time::sleep(left));
+                    continue;
+                }
+                Event::Expired
+            }
         };
         // What means nothing now must not interrupt the work.
         if lifecycle.step(&event).is_ok() {
@@ -84,10 +92,11 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
     }
 }
 
-/// How long the gateway hopes to finish.
+/// How long the gateway hopes to finish, or waits for the payment.
 fn time_left(gateway: &Gateway, task: &Task) -> Duration {
     let end = task.quote().map_or(task.request.message.deadline, |quote| quote.expiry);
-    Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
+    let left = Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin);
+    if task.lifecycle().state().is_unpaid() && !task.is_relayed() { left.min(gateway.options.payment_window) } else { left }
 }
 
 /// Keeps an event, then takes it in. An event that cannot be kept is not acted upon; nor does it stop the clock.
@@ -106,6 +115,19 @@ async fn record(gateway: &Gateway, task: &Task, event: Event) {
     task.record();
     if let Err(error) = task.apply(event) {
         tracing::debug!(request = %task.request_id, %error, "an event came too late");
+    }
+}
+
+/// Keeps that a part of the output is about to be given away: whoever has got one cannot withdraw as if it had got none.
+pub(super) async fn stream(gateway: &Gateway, task: &Task) {
+    if task.has_streamed() {
+        return;
+    }
+    let number = task.recorded();
+    keep(task, || gateway.journal.append(task.request_id, number, &Event::Streamed)).await;
+    task.record();
+    if let Err(error) = task.apply(Event::Streamed) {
+        tracing::debug!(request = %task.request_id, %error, "a part came too late");
     }
 }
 

@@ -17,7 +17,7 @@ use ncn_core::{
 };
 
 use super::{
-    Gateway,
+    Gateway, driver,
     reserve::{reserve_at, reserve_node},
     task::{Progress, Task},
 };
@@ -292,6 +292,9 @@ impl Received<'_> {
             match event {
                 Some(event) => {
                     let event = event?;
+                    if matches!(event, ComputeEvent::Chunk(_)) {
+                        driver::stream(self.gateway, task).await;
+                    }
                     let checkpoint =
                         if let ComputeEvent::Checkpoint(word) = &event { Some(word.message.struct_hash()) } else { None };
                     if let Some(event) = self.take(event, started)? {

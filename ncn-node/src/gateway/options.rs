@@ -5,7 +5,8 @@ use ncn_core::{Amount, Manifest};
 /// What a gateway does.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// How many requests it works on or remembers at once. What has ended gives way to new ones, first what nobody paid for.
+    /// How many requests it works on or remembers at once. What has ended gives way to new ones, first what nobody paid for. Half of them may wait for their
+    /// quote or their payment: what is paid has the other half.
     pub max_tasks: usize,
     /// How many of these may be one client's, whose oldest that has ended gives way to its newer ones.
     pub max_tasks_of_one: usize,
@@ -29,7 +30,10 @@ pub struct GatewayOptions {
     pub finish_margin: Duration,
     /// How long before that an output has to be at its end: for the validators' approval, and for the chain to pay it out.
     pub settle_time: Duration,
-    /// How long a client may take from its order to its payment. With this, the model's own limit, and the two above, an order has the least
+    /// How long an order may wait for its quote, and then for its payment, until it is over: a payment that the ledger shows only later comes back. It
+    /// should be longer than a ledger takes to confirm one.
+    pub payment_window: Duration,
+    /// How long a client may be expected to take from its order to its payment. With this, the model's own limit, and the two above, an order has the least
     /// deadline that is taken.
     pub pay_time: Duration,
     /// How long an ended request is remembered; less, when a new one needs its place: among all, one that was paid keeps it for a minute.
@@ -52,6 +56,7 @@ impl Default for GatewayOptions {
             max_timeout: Duration::from_hours(24),
             finish_margin: Duration::from_secs(3),
             settle_time: Duration::from_secs(10),
+            payment_window: Duration::from_mins(1),
             pay_time: Duration::from_secs(15),
             retention: Duration::from_mins(10),
             model_sources: Vec::new(),

@@ -45,6 +45,7 @@ pub(super) struct Task {
     /// Since when this process knows of it.
     pub(super) began: Instant,
     progress: Mutex<Progress>,
+    has_forgotten: bool,
     /// How many events the journal has.
     recorded: AtomicU32,
     /// The index of the first news.
@@ -108,6 +109,7 @@ impl Task {
             ticket,
             salt,
             began: Instant::now(),
+            has_forgotten: progress.streamed,
             progress: Mutex::new(progress),
             recorded,
             first,
@@ -395,9 +397,14 @@ impl Task {
         self.news().last().is_some_and(TaskEvent::is_last)
     }
 
-    /// Whether a part of the output has been given away.
+    /// Whether a part of the output may have been given away.
     pub(super) fn has_streamed(&self) -> bool {
-        self.chunk_bytes.load(Ordering::Relaxed) > 0
+        self.lock().streamed
+    }
+
+    /// Whether what was given away, and what its node can claim for it, is no longer known: a restart has forgotten it.
+    pub(super) const fn has_forgotten(&self) -> bool {
+        self.has_forgotten
     }
 
     /// Forgets the end that was told: late money has come, and another end will follow.

@@ -50,7 +50,7 @@ impl Standing {
     fn of(task: &Task) -> Self {
         let (state, is_told) = (task.lifecycle().state(), task.is_told());
         match state {
-            State::Reserving | State::Preprocessing | State::AwaitingPayment => Self::Unpaid,
+            state if state.is_unpaid() => Self::Unpaid,
             State::Ended(outcome) if is_told => Self::Ended { paid: !outcome.is_unpaid(), at: Instant::now() },
             _ => Self::Owed,
         }
@@ -168,7 +168,8 @@ impl Tasks {
     ) -> Result<Option<RequestId>, TransportError> {
         let now = Instant::now();
         let of_client = self.of_client.get(client);
-        if of_client.is_some_and(|of_client| of_client.unpaid >= options.max_unpaid_of_one) {
+        let of_client_unpaid = of_client.map_or(0, |of_client| of_client.unpaid);
+        if of_client_unpaid >= options.max_unpaid_of_one || self.total.unpaid >= options.max_tasks.div_ceil(2) {
             return Err(busy());
         }
         let (bytes, of_client_bytes) = (counted(bytes), of_client.map_or(0, |of_client| of_client.unpaid_bytes));

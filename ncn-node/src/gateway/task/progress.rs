@@ -17,6 +17,8 @@ pub(in crate::gateway) struct Progress {
     pub(in crate::gateway) dispatches: Vec<Signed<Dispatch>>,
     /// Its newest word, that another node than the quote's is to serve.
     pub(in crate::gateway) dispatch: Option<Signed<Dispatch>>,
+    /// Whether a part of the output may have been given to the client.
+    pub(in crate::gateway) streamed: bool,
     pub(in crate::gateway) approvals: Option<QuorumCertificate>,
     pub(in crate::gateway) settlement: Option<PaymentRef>,
     pub(in crate::gateway) failure: Option<String>,
@@ -42,6 +44,7 @@ impl Progress {
             Event::Approved(certificate) => self.preprocessing = Some(certificate),
             Event::Paid(by) => self.payment = Some(by),
             Event::Dispatched(dispatch) => self.dispatch = Some(*dispatch),
+            Event::Streamed => self.streamed = true,
             Event::Executed { output, delivery, dispatches } => {
                 (self.output, self.delivery, self.dispatches) = (output, Some(*delivery), dispatches);
                 self.failure = None;

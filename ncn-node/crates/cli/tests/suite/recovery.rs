@@ -7,14 +7,15 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures::StreamExt as _;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation, PaymentSubmission,
-    Registry, Signed, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Value,
-    Values,
+    Amount, B256, CapabilityScope, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation, PaymentLedger as _,
+    PaymentStatus, PaymentSubmission, Registry, Signed, State, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent,
+    TaskStatus, Transport, TransportError, Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -25,11 +26,14 @@ use ncn_node::{
     registration::Registration,
     store::{MemoryStore, Op, Row, SharedStore, Store, StoreError, Table},
 };
+use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::{
+    harmful::changed,
     money::Contracts as _,
     scene::{Behavior, InProcess, key, tokens},
+    streams::Words,
     wait::{TIMEOUT, eventually, in_time},
 };
 
@@ -354,4 +358,69 @@ async fn an_event_that_cannot_be_kept_does_not_stop_the_clock() {
     assert!(matches!(&update, TaskEvent::Failed { outcome: Outcome::Refunded, .. }), "{update:?}");
     let left = client.ledger.balance(client.ledger.account()).await.unwrap();
     assert_eq!(left, Amount::TOKEN, "its payment is back");
+}
+
+/// The gateway's memory of what it has passed on goes with it; that it did stays.
+#[tokio::test]
+async fn what_was_streamed_before_a_crash_is_not_given_back_at_the_clients_word() {
+    let directory = tempfile::tempdir().unwrap();
+    let package = changed(directory.path(), |manifest| manifest["outputs"] = json!([{ "type": "text", "name": "text" }]));
+    let network = InProcess::new(&[Behavior::Honest; 5]).await;
+    let (owner, node_key, signer, domain) = (key(), key(), key(), network.trust.domain);
+    let subnet = Subnet { models: vec![SubnetModel::of(&package.model)], ..subnet(&owner) };
+    network.chain.create_subnet(&owner, &subnet.name).await;
+    let words = Arc::new(Words::new(1_000, Duration::from_millis(20)));
+    let mut node = ComputeNode::new(node_key.clone(), domain, subnet.id(), words, network.chain.ledger(node_key.clone()), 4);
+    node.add_model(package.clone()).await.unwrap();
+    let node = Arc::new(node);
+    let _registration = register(&network, &node_key, &node).await;
+    let kept = Arc::<MemoryStore>::default();
+    let start = async || {
+        let (account, store) = (network.chain.ledger(owner.clone()), SharedStore::new(kept.clone()).unwrap());
+        let gateway = Gateway::builder(owner.clone(), subnet.clone(), account, network.registry.clone(), store);
+        gateway.manifests(vec![package.model.bytes().clone()]).start().await.unwrap()
+    };
+
+    let before = start().await;
+    before.gateway().attach(node.clone());
+    let ledger = network.chain.account(signer.clone(), Amount::TOKEN).await;
+    let client = ncn_client::Client::builder().transport(before.gateway().clone()).payer(ledger.clone()).signer(signer.clone());
+    let order = ncn_client::Order::new(quickstart::NAME, Client::inputs()).timeout(TIMEOUT * 2);
+    let mut events = client.build().unwrap().submit(order).await.unwrap().events().await.unwrap().resumable();
+    let part = in_time("a part", events.next()).await;
+    assert!(matches!(part, Some(Ok(ncn_client::InferenceEvent::Part(_)))), "{part:?}");
+    let request_id = events.paid().request_id();
+    drop((events, before));
+
+    // Its node does not come back.
+    let after = start().await;
+    let cancel = async || {
+        let capability = TaskCapability { client: signer.address(), request_id, scope: CapabilityScope::Cancel };
+        after.gateway().cancel(Signed::sign(capability, &domain, &*signer).await.unwrap()).await.unwrap();
+    };
+    cancel().await;
+    eventually("it is given up", async || after.gateway().status(request_id).await.unwrap().state == State::Refunding).await;
+    cancel().await;
+    let status = async || ledger.status(signer.address(), request_id).await.unwrap();
+    eventually("the chain knows", async || !matches!(status().await, PaymentStatus::Held { .. })).await;
+    assert!(matches!(status().await, PaymentStatus::GivenUp { .. }), "its node has time to claim: {}", status().await);
+}
+
+#[tokio::test]
+async fn who_does_not_pay_in_time_has_no_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = Scene::new(directory.path()).await;
+    let client = Client::new(&scene).await;
+    let options = GatewayOptions { payment_window: Duration::from_secs(1), max_tasks: 2, ..GatewayOptions::default() };
+    let gateway = scene.start_limited(options, scene.network.registry.clone()).await;
+    let status = client.submit(&**gateway.gateway()).await.unwrap();
+    let other = Client::new(&scene).await;
+    assert!(matches!(other.submit(&**gateway.gateway()).await, Err(TransportError::Overloaded { .. })), "half of all wait");
+    let asked = async || gateway.gateway().status(status.request_id).await.unwrap();
+    eventually("it is over", async || asked().await.outcome() == Some(Outcome::Expired)).await;
+    let quote = asked().await.quote.unwrap();
+    assert!(quote.expiry > unix_now() + 60, "long before its deadline");
+    in_time("the other one is served", other.serve(&**gateway.gateway())).await;
+    client.ledger.escrow(&quote).await.unwrap();
+    eventually("late money is given back", async || asked().await.state == State::Refunding).await;
 }
