@@ -208,8 +208,9 @@ impl Client {
     /// Submits an order for a model as it was offered.
     async fn submit_as(&self, order: &Order, info: ModelInfo) -> Result<Quoted, ClientError> {
         let started = Instant::now();
-        // The gateway checks the same; here it costs nobody anything.
+        // The gateway checks the same, but for the pixels of images; here it costs nobody anything.
         info.model.manifest().check(&order.inputs)?;
+        info.model.manifest().prepare(&order.inputs, None)?;
         info.model.manifest().check_parameters(&order.parameters)?;
         let (max_units, maximum) = info.maximum(&order.inputs, &order.parameters)?;
         if let Some(limit) = order.max_price.or(self.config.max_price).filter(|limit| maximum > *limit) {

@@ -326,8 +326,11 @@ impl Manifest {
                         }
                         _ => false,
                     };
-                    if !fits || input.dtype != DataType::F32 || *width > image::MAX_SIDE || *height > image::MAX_SIDE {
-                        return field("inputs.from.image", "takes an f32 tensor [batch, 1, height, width], sides up to 16384");
+                    if !fits || input.dtype != DataType::F32 || !image::is_size(*width, *height) {
+                        return field(
+                            "inputs.from.image",
+                            "takes an f32 tensor [batch, 1, height, width] of up to 16777216 pixels",
+                        );
                     }
                 }
                 (Some(Preprocessing::Bytes { begin, end, block, .. }), shape) => {

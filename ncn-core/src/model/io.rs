@@ -59,7 +59,7 @@ impl Manifest {
                 conversation(messages)?;
             }
         }
-        self.prepare(inputs, None).map(drop)
+        self.read(inputs, None, false).map(drop)
     }
 
     /// Which parameters a request may have.
@@ -98,6 +98,11 @@ impl Manifest {
     /// Turns a user's inputs into an engine's tensors, or says which input is wrong and what to do. Without a tokenizer, tensors that
     /// are made of tokens are left out.
     pub fn prepare(&self, inputs: &Values, tokenizer: Option<&dyn Tokenize>) -> Result<Tensors, InputError> {
+        self.read(inputs, tokenizer, true)
+    }
+
+    /// The same, and without tensors that are made of pixels where these are not to be decoded.
+    fn read(&self, inputs: &Values, tokenizer: Option<&dyn Tokenize>, decodes: bool) -> Result<Tensors, InputError> {
         if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|input| input.name() == *name)) {
             return Err(input_error(name, format!("the model `{}` has no such input; it takes: {}", self.name, self.names())));
         }
@@ -143,6 +148,15 @@ impl Manifest {
                         tensors.insert(name.into(), tensor.map_err(|error| input_error(text, error.to_string()))?);
                         continue;
                     }
+                    if let (false, Some(Preprocessing::Image { width, height, .. })) = (decodes, &spec.from)
+                        && let Some(Value::File { media_type, data }) = value
+                    {
+                        let checked = png(media_type).and_then(|()| image::check(data, (*width, *height)));
+                        checked.map_err(|problem| input_error(name, problem))?;
+                        let shape = image::shape((*width, *height));
+                        check_shape(name, &shape, &spec.shape, 1, &mut named)?;
+                        continue;
+                    }
                     let tensor = self.tensor(spec, value)?;
                     check_tensor(name, &tensor, spec.dtype, &spec.shape, 1, &mut named)?;
                     tensors.insert(name.into(), tensor);
@@ -176,10 +190,7 @@ impl Manifest {
         match (value, &spec.from) {
             (Value::Tensor(tensor), _) => Ok(tensor.clone()),
             (Value::File { media_type, data }, Some(Preprocessing::Image { width, height, mode, scale, offset })) => {
-                if media_type != "image/png" {
-                    return Err(input_error(name, format!("is `{media_type}`; send it as image/png")));
-                }
-                image::to_tensor(data, (*width, *height), *mode, *scale, *offset).map_err(problem)
+                png(media_type).and_then(|()| image::to_tensor(data, (*width, *height), *mode, *scale, *offset)).map_err(problem)
             }
             (_, Some(Preprocessing::Image { width, height, .. })) => {
                 Err(input_error(name, format!("send a PNG of {width}x{height} pixels, or the tensor itself")))
@@ -278,8 +289,22 @@ pub(super) fn check_tensor<'a>(
     if tensor.data_type() != dtype {
         return Err(input_error(name, format!("holds {}, it has to hold {dtype}", tensor.data_type())));
     }
-    let fits = tensor.shape().len() == shape.len()
-        && shape.iter().zip(tensor.shape()).all(|(expected, actual)| match expected {
+    check_shape(name, tensor.shape(), shape, least, named)
+}
+
+fn png(media_type: &str) -> Result<(), String> {
+    if media_type == "image/png" { Ok(()) } else { Err(format!("is `{media_type}`; send it as image/png")) }
+}
+
+fn check_shape<'a>(
+    name: &str,
+    given: &[usize],
+    shape: &'a [Dimension],
+    least: usize,
+    named: &mut BTreeMap<&'a str, usize>,
+) -> Result<(), InputError> {
+    let fits = given.len() == shape.len()
+        && shape.iter().zip(given).all(|(expected, actual)| match expected {
             Dimension::Fixed(size) => size == actual,
             Dimension::Named(size) => *actual >= least && named.entry(size).or_insert(*actual) == actual,
         });
@@ -293,15 +318,19 @@ pub(super) fn check_tensor<'a>(
                 Dimension::Named(size) => size.clone(),
             })
             .collect();
-        Err(input_error(name, format!("has the shape {:?}, it has to be [{}]", tensor.shape(), wanted.join(", "))))
+        Err(input_error(name, format!("has the shape {given:?}, it has to be [{}]", wanted.join(", "))))
     }
 }
 
+/// The label of the largest score of each row; of equal ones, the first.
 fn read_labels(name: &str, tensor: &Tensor, labels: &[String], values: &mut Values) -> Result<(), InputError> {
     let scores = tensor.to_f32().map_err(|error| input_error(name, error.to_string()))?;
     let rows: Vec<_> = scores.chunks_exact(labels.len().max(1)).collect();
     for (index, row) in rows.iter().enumerate() {
-        let best = row.iter().zip(labels).max_by(|(a, _), (b, _)| a.total_cmp(b));
+        if row.iter().any(|score| score.is_nan()) {
+            return Err(input_error(name, "has scores that are no numbers (NaN)"));
+        }
+        let best = row.iter().zip(labels).reduce(|best, other| if other.0 > best.0 { other } else { best });
         let (_, label) = best.ok_or_else(|| input_error(name, "has no scores"))?;
         let key = if rows.len() == 1 { "label".into() } else { format!("label.{index}") };
         values.insert(key, label.as_str());

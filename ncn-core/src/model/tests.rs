@@ -59,12 +59,17 @@ fn bad_images_are_refused_with_a_remedy() {
 fn every_truncation_and_every_flipped_byte_is_safe() {
     let model = Model::parse(DIGITS).unwrap();
     for cut in 0..SEVEN.len() {
-        assert!(model.manifest().prepare(&Values::from([("image", Value::png(&SEVEN[..cut]))]), None).is_err(), "cut at {cut}");
+        let image = Values::from([("image", Value::png(&SEVEN[..cut]))]);
+        assert!(model.manifest().prepare(&image, None).is_err(), "cut at {cut}");
+        // What is looked at without decoding: the end's checksum is not.
+        assert!(cut + 4 >= SEVEN.len() || model.manifest().check(&image).is_err(), "cut at {cut}");
     }
+    model.manifest().check(&Values::from([("image", Value::png(SEVEN))])).unwrap();
     for position in 0..SEVEN.len() {
         let mut bytes = SEVEN.to_vec();
         bytes[position] ^= 0x55;
-        let _ = model.manifest().prepare(&Values::from([("image", Value::png(bytes))]), None);
+        let image = Values::from([("image", Value::png(bytes))]);
+        let _ = (model.manifest().prepare(&image, None), model.manifest().check(&image));
     }
 }
 
@@ -201,4 +206,41 @@ fn outputs_may_be_empty_and_inputs_may_not() {
     assert_eq!(values.get("scores").and_then(Value::as_tensor), Some(&nothing));
     let image = Tensor::from_f32(vec![0, 1, 8, 8], &[]).unwrap();
     assert!(problem([("image", Value::Tensor(image))]).contains("has the shape [0, 1, 8, 8]"));
+}
+
+#[test]
+fn pixels_are_not_decoded_to_look_at_an_order() {
+    let side = 4_096;
+    let of = |side: u32| {
+        let mut manifest: serde_json::Value = serde_json::from_slice(DIGITS).unwrap();
+        let input = &mut manifest["inputs"][0];
+        input["shape"] = serde_json::json!(["batch", 1, side, side]);
+        (input["from"]["image"]["width"], input["from"]["image"]["height"]) = (side.into(), side.into());
+        Model::parse(manifest.to_string())
+    };
+    let model = of(side).unwrap();
+    // All of its data is missing but for the header and the end: the pixels' own errors are found where they are decoded.
+    let whole = png(side, side, png::ColorType::Grayscale, &vec![0; (side * side) as usize]);
+    let header: Vec<u8> = whole[..33].iter().chain(&whole[whole.len() - 12..]).copied().collect();
+    let image = Values::from([("image", Value::png(header))]);
+    model.manifest().check(&image).unwrap();
+    model.manifest().prepare(&image, None).unwrap_err();
+    let refused = of(side + 1).unwrap_err().to_string();
+    assert!(refused.contains("16777216 pixels"), "{refused}");
+}
+
+#[test]
+fn the_first_of_the_largest_scores_names_the_label() {
+    let model = Model::parse(DIGITS).unwrap();
+    let label = |scores: [f32; 10]| {
+        let tensors = Tensors::from([("scores".to_owned(), Tensor::from_f32(vec![1, 10], &scores).unwrap())]);
+        model.manifest().finish(tensors, &Tensors::new()).map(|values| values.text("label").unwrap().to_owned())
+    };
+    assert_eq!(label([0.0, 2.0, 1.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap(), "1");
+    assert_eq!(label([-0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap(), "0");
+    for position in [0, 5, 9] {
+        let mut scores = [1.0; 10];
+        scores[position] = f32::NAN;
+        assert!(label(scores).unwrap_err().to_string().contains("NaN"));
+    }
 }
