@@ -156,6 +156,10 @@ pub fn claimable_from(quote: &Quote, attempt: u8, status: &PaymentStatus) -> Res
 pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) -> Result<(), RegistryError> {
     let CompletionRequest { request: order, quote, delivery, voucher, preprocessing, .. } = request;
     let order = &order.message;
+    // Approvals are remembered until then, those of a voucher's quotes as well, which the chain does not bound.
+    if quote.expiry.saturating_sub(context.now) > MAX_ESCROW_SECONDS {
+        return refuse("quote.expiry: is more than a week away");
+    }
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.
     let network = &context.trust.current().trust;
     quote.fits(order, &order.digest(&network.domain))?;

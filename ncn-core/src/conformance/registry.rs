@@ -91,7 +91,12 @@ impl Scene<'_> {
     }
 
     async fn request(&self, client: &DynSigner) -> PreprocessingRequest {
-        let order = order(client.address(), self.subnet.id(), MODEL.into(), PRICE, self.fixture.now() + 600);
+        self.request_within(client, 600).await
+    }
+
+    /// With so many seconds left.
+    async fn request_within(&self, client: &DynSigner, seconds: u64) -> PreprocessingRequest {
+        let order = order(client.address(), self.subnet.id(), MODEL.into(), PRICE, self.fixture.now() + seconds);
         let quote = quote(&order, &self.epoch, self.gateway.address(), self.compute.address(), PRICE);
         PreprocessingRequest { request: self.sign(order, client).await, quote }
     }
@@ -351,6 +356,11 @@ async fn judges_results(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), Viol
         let refused = registry.completion(request).await;
         rules.check(rule, refused.is_err(), refused)?;
     }
+    let endless = brought(rules, scene, scene.request_within(&key(), 8 * 24 * 3_600).await).await?;
+    match registry.completion(endless).await {
+        Err(RegistryError::Refused(reason)) if reason.starts_with("quote.expiry") => {}
+        refused => rules.check("a request lasts a week at most", false, refused)?,
+    }
     let mut other_end = good.clone();
     other_end.delivery.finish = FinishReason::Length;
     other_end.authorization = scene.authorize(&other_end).await;
@@ -435,8 +445,14 @@ async fn who_serves(rules: &mut Rules, scene: &Scene<'_>, good: &CompletionReque
 async fn served(rules: &mut Rules, scene: &Scene<'_>) -> Result<CompletionRequest, Violation> {
     scene.beat().await;
     let client = key();
-    let PreprocessingRequest { request, quote } = scene.request(&client).await;
-    scene.fixture.pay(&client, &quote).await;
+    let quoted = scene.request(&client).await;
+    scene.fixture.pay(&client, &quoted.quote).await;
+    brought(rules, scene, quoted).await
+}
+
+/// A request that was served.
+async fn brought(rules: &mut Rules, scene: &Scene<'_>, quoted: PreprocessingRequest) -> Result<CompletionRequest, Violation> {
+    let PreprocessingRequest { request, quote } = quoted;
     let delivery = delivery(&request.message, &quote, &scene.trust, &scene.compute).await;
     let completion = rules.ok("a delivery leads to a completion", delivery.completion(&quote))?;
     let authorized = CompletionAuthorization { author: quote.gateway, completion: completion.struct_hash() };

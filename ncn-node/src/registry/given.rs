@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::{Op, SharedStore, StoreError, Table, decode};
 
 const COMPLETIONS: Table = "validator.completions";
-/// How many approvals are remembered, about 200 bytes each. Each was of a request that was paid; of too many, those are forgotten first whose
+/// How many approvals are remembered, about 200 bytes each. Each was of a request that was paid; of too many, the gateway that has most loses those whose
 /// requests end first.
 const MAX_GIVEN: usize = 1 << 19;
 
@@ -25,6 +25,9 @@ struct Given {
     completion: B256,
     /// Until when it has to be remembered.
     until: UnixTime,
+    /// Whose request it is.
+    #[serde(default)]
+    gateway: Address,
 }
 
 type Writing = Shared<BoxFuture<'static, Result<(), StoreError>>>;
@@ -76,9 +79,15 @@ impl Approvals {
     ///
     /// # Errors
     /// [`RegistryError::Refused`] when another one was approved; [`RegistryError::Unreachable`] when it is not kept.
-    pub(super) async fn give(&self, completion: &Completion, author: Address, until: UnixTime) -> Result<(), RegistryError> {
+    pub(super) async fn give(
+        &self,
+        completion: &Completion,
+        author: Address,
+        gateway: Address,
+        until: UnixTime,
+    ) -> Result<(), RegistryError> {
         let (key, completion) = (ApprovalKey::of(completion, author), completion.struct_hash());
-        let writing = self.note(key, Given { completion, until })?;
+        let writing = self.note(key, Given { completion, until, gateway })?;
         let Some(writing) = writing else { return Ok(()) };
         let kept = writing.await;
         if let (Ok(()), Some(known)) = (&kept, self.lock().get_mut(&key)) {
@@ -114,16 +123,25 @@ impl Approvals {
     }
 }
 
-/// Forgets what nobody can approve any more, and, where that is not enough, half of the rest. Returns what is to be deleted.
+/// Forgets what nobody can approve any more, and, where that is not enough, half of what one gateway has, which has most: no other one is the worse for
+/// it. Returns what is to be deleted.
 fn make_room(given: &mut HashMap<ApprovalKey, Known>) -> Vec<Op> {
     if given.len() < MAX_GIVEN {
         return Vec::new();
     }
-    let mut ends: Vec<_> = given.values().map(|known| known.given.until).collect();
-    let middle = ends.len() / 2;
-    let (_, median, _) = ends.select_nth_unstable(middle);
-    let forgotten = unix_now().max(*median);
-    let old: Vec<_> = given.extract_if(|_, known| known.given.until <= forgotten).collect();
+    let now = unix_now();
+    let mut old: Vec<_> = given.extract_if(|_, known| known.given.until <= now).collect();
+    if old.len() < MAX_GIVEN / 8 {
+        let mut of_gateways: HashMap<Address, Vec<UnixTime>> = HashMap::new();
+        for Given { until, gateway, .. } in given.values().map(|known| known.given) {
+            of_gateways.entry(gateway).or_default().push(until);
+        }
+        if let Some((most, mut ends)) = of_gateways.into_iter().max_by_key(|(_, ends)| ends.len()) {
+            let middle = ends.len() / 2;
+            let (_, median, _) = ends.select_nth_unstable(middle);
+            old.extend(given.extract_if(|_, known| known.given.gateway == most && known.given.until <= *median));
+        }
+    }
     old.iter().map(|(key, _)| Op::delete(COMPLETIONS, row_key(key))).collect()
 }
 
@@ -178,15 +196,15 @@ mod tests {
         let until = unix_now() + 600;
         let open = async || Approvals::open(SharedStore::new(disk.clone()).unwrap()).await.unwrap();
         let mut approvals = open().await;
-        approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
+        approvals.give(&completion(1, 1, STOP), GATEWAY, GATEWAY, until).await.unwrap();
         for _ in 0..2 {
-            approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
-            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, until).await));
+            approvals.give(&completion(1, 1, STOP), GATEWAY, GATEWAY, until).await.unwrap();
+            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, GATEWAY, until).await));
             approvals = open().await;
         }
-        approvals.give(&completion(2, 2, STOP), GATEWAY, until).await.unwrap();
-        approvals.give(&completion(2, 1, STOP), Address::repeat_byte(1), until).await.unwrap();
-        approvals.give(&completion(2, 1, FinishReason::NodeLost), GATEWAY, until).await.unwrap();
+        approvals.give(&completion(2, 2, STOP), GATEWAY, GATEWAY, until).await.unwrap();
+        approvals.give(&completion(2, 1, STOP), Address::repeat_byte(1), GATEWAY, until).await.unwrap();
+        approvals.give(&completion(2, 1, FinishReason::NodeLost), GATEWAY, GATEWAY, until).await.unwrap();
     }
 
     #[tokio::test]
@@ -196,40 +214,56 @@ mod tests {
         let until = unix_now() + 600;
         disk.is_full.store(true, Ordering::SeqCst);
         for _ in 0..2 {
-            let given = approvals.give(&completion(1, 1, STOP), GATEWAY, until).await;
+            let given = approvals.give(&completion(1, 1, STOP), GATEWAY, GATEWAY, until).await;
             assert!(matches!(given, Err(RegistryError::Unreachable(_))), "{given:?}");
-            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, until).await));
+            assert!(is_refused(&approvals.give(&completion(2, 1, STOP), GATEWAY, GATEWAY, until).await));
         }
         disk.is_full.store(false, Ordering::SeqCst);
-        approvals.give(&completion(1, 1, STOP), GATEWAY, until).await.unwrap();
+        approvals.give(&completion(1, 1, STOP), GATEWAY, GATEWAY, until).await.unwrap();
 
         // Nobody waits for it, and it is kept all the same: then another one is not approved after a restart.
         let dropped = completion(3, 3, STOP);
-        assert!(approvals.give(&dropped, GATEWAY, until).now_or_never().is_none(), "it is not kept at once");
-        approvals.give(&dropped, GATEWAY, until).await.unwrap();
+        assert!(approvals.give(&dropped, GATEWAY, GATEWAY, until).now_or_never().is_none(), "it is not kept at once");
+        approvals.give(&dropped, GATEWAY, GATEWAY, until).await.unwrap();
         let restarted = Approvals::open(SharedStore::new(disk).unwrap()).await.unwrap();
-        assert!(is_refused(&restarted.give(&completion(4, 3, STOP), GATEWAY, until).await));
+        assert!(is_refused(&restarted.give(&completion(4, 3, STOP), GATEWAY, GATEWAY, until).await));
     }
 
-    #[test]
-    fn the_oldest_are_forgotten_when_there_are_too_many() {
+    /// A full table, where every `over`th is over, and a quarter belongs to others, whose requests end first.
+    fn full(over: u64) -> HashMap<ApprovalKey, Known> {
         let now = unix_now();
-        let mut given = HashMap::new();
-        for number in 0..MAX_GIVEN as u64 {
+        let of = |number: u64| {
             let mut request_id = B256::ZERO;
             request_id.0[..8].copy_from_slice(&number.to_be_bytes());
             let key = ApprovalKey { request_id, author: GATEWAY, node: GATEWAY, is_lost: false };
-            let until = if number % 4 == 0 { now - 1 } else { now + number };
-            given.insert(key, Known { given: Given { completion: B256::ZERO, until }, writing: None });
-        }
-        let newest = given.iter().max_by_key(|(_, known)| known.given.until).map(|(key, _)| *key).unwrap();
-        let deleted = make_room(&mut given);
-        assert!(given.len() < MAX_GIVEN && given.len() > MAX_GIVEN / 3, "{}", given.len());
-        assert_eq!(deleted.len() + given.len(), MAX_GIVEN);
-        assert!(given.contains_key(&newest) && given.values().all(|known| known.given.until > now));
-        for op in &deleted {
-            let Op::Delete { key, .. } = op else { panic!("{op:?}") };
-            assert!(key_of(key).is_some_and(|key| !given.contains_key(&key)));
+            let (gateway, until) = match number {
+                _ if number % over == 1 => (GATEWAY, now - 1),
+                _ if number % 4 == 0 => (Address::repeat_byte(number as u8), now + 100),
+                _ => (GATEWAY, now + 1_000 + number),
+            };
+            (key, Known { given: Given { completion: B256::ZERO, until, gateway }, writing: None })
+        };
+        (0..MAX_GIVEN as u64).map(of).collect()
+    }
+
+    #[test]
+    fn who_has_most_loses_the_oldest_when_there_are_too_many() {
+        let now = unix_now();
+        for over in [2, 1 << 10] {
+            let mut given = full(over);
+            let others =
+                |given: &HashMap<ApprovalKey, Known>| given.values().filter(|known| known.given.gateway != GATEWAY).count();
+            let (newest, before) =
+                (given.iter().max_by_key(|(_, known)| known.given.until).map(|(key, _)| *key).unwrap(), others(&given));
+            let deleted = make_room(&mut given);
+            assert!(given.len() < MAX_GIVEN && given.len() > MAX_GIVEN / 3, "{}", given.len());
+            assert_eq!(deleted.len() + given.len(), MAX_GIVEN);
+            assert!(given.contains_key(&newest) && given.values().all(|known| known.given.until > now));
+            assert_eq!(others(&given), before);
+            for op in &deleted {
+                let Op::Delete { key, .. } = op else { panic!("{op:?}") };
+                assert!(key_of(key).is_some_and(|key| !given.contains_key(&key)));
+            }
         }
     }
 }

@@ -130,7 +130,7 @@ impl ValidatorNode {
         })?;
         // Later, the chain has settled or refunded it.
         let until = quote.expiry.saturating_add(2 * CLAIM_SECONDS);
-        self.given.give(&completion, request.authorization.message.author, until).await?;
+        self.given.give(&completion, request.authorization.message.author, quote.gateway, until).await?;
         Ok(Approval::sign(&completion.digest(&domain), &*self.signer).await?)
     }
 
