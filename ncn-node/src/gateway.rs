@@ -22,6 +22,7 @@ mod page;
 #[cfg(feature = "grpc")]
 mod plane;
 mod redemption;
+mod reputation;
 mod reserve;
 #[cfg(feature = "grpc")]
 mod serve;

@@ -203,18 +203,26 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     // What was paid and has run is not given back on a word that no validator has signed.
     let approved = approved(&progress.committee()?, digest, tries, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
+    let last = delivery.last().map(|result| result.compute);
+    let failed = || last.into_iter().for_each(|node| gateway.nodes.reputation().failed(node));
     let certificate = match approved {
         Ok(certificate) => certificate,
-        Err(reason) if !is_last_chance => return Some(Event::ExecutionFailed { reason, retryable: true }),
-        Err(problem) => return Some(Event::Refused(problem)),
+        Err(reason) => {
+            failed();
+            return Some(if is_last_chance { Event::Refused(reason) } else { Event::ExecutionFailed { reason, retryable: true } });
+        }
     };
     if progress.output.is_some() {
         return Some(Event::Completed { certificate, output: None });
     }
     Some(match execution::collect(gateway, task, &delivery, &certificate).await {
-        Ok(output) => Event::Completed { certificate, output: Some(output) },
+        Ok(output) => {
+            last.into_iter().for_each(|node| gateway.nodes.reputation().served(node));
+            Event::Completed { certificate, output: Some(output) }
+        }
         Err(error) => {
             tracing::warn!(request = %task.request_id, %error, "a node does not hand its output over");
+            failed();
             Event::ExecutionFailed { reason: error.to_string(), retryable: true }
         }
     })

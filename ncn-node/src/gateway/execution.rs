@@ -178,6 +178,9 @@ async fn attempt_at(
         task.keep_prefix(prefix);
     }
     if let Err(error) = &executed {
+        if matches!(error, ComputeError::Unavailable(_) | ComputeError::Failed(_)) && !task.is_stopped() {
+            gateway.nodes.reputation().failed(node);
+        }
         compute.release(task.request_id).await;
         if matches!(error, ComputeError::CannotResume(_)) {
             task.begin_anew();

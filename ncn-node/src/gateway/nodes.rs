@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::StreamExt as _;
@@ -13,6 +13,7 @@ use ncn_core::{
 };
 use tokio::{sync::watch, task::coop::consume_budget};
 
+use super::reputation::Reputation;
 use crate::measures;
 
 /// How long a request waits for the first node that can run it: the registry may not have reported a new node yet.
@@ -23,9 +24,6 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A model's index in the subnet. Strangers can register as many nodes as a registry takes, each with every model of the subnet, so an entry is small.
 type ModelIndex = u16;
-
-/// How long a node that did not answer is asked after those that do.
-const SILENT_FOR: Duration = Duration::from_mins(1);
 
 type Live = HashMap<Address, LiveNode>;
 
@@ -46,8 +44,7 @@ pub(super) struct SeenNode {
 pub(super) struct Nodes {
     models: HashMap<B256, ModelIndex>,
     known: watch::Sender<Known>,
-    /// Attached nodes that did not answer, and when.
-    silent: Mutex<HashMap<Address, Instant>>,
+    reputation: Mutex<Reputation>,
 }
 
 #[derive(Default)]
@@ -60,7 +57,7 @@ impl Nodes {
     /// None yet.
     pub(super) fn new(subnet: &Subnet) -> Self {
         let models = subnet.models.iter().map(|model| model.digest).zip(0..).collect();
-        Self { models, known: watch::Sender::default(), silent: Mutex::default() }
+        Self { models, known: watch::Sender::default(), reputation: Mutex::default() }
     }
 
     /// Adds a node; one of the same address is replaced.
@@ -78,30 +75,14 @@ impl Nodes {
                 && Arc::ptr_eq(entry.get(), compute)
             {
                 entry.remove();
-                self.silent().remove(&compute.address());
             }
             measures::attached(known.attached.len());
         });
     }
 
-    fn silent(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A node did not answer, or did again.
-    pub(super) fn heard(&self, node: Address, is_silent: bool) {
-        let mut silent = self.silent();
-        // One that is gone has no place here.
-        if is_silent && self.known.borrow().attached.contains_key(&node) {
-            silent.insert(node, Instant::now());
-        } else {
-            silent.remove(&node);
-        }
-    }
-
-    /// Whether a node did not answer lately.
-    pub(super) fn is_silent(&self, node: Address) -> bool {
-        self.silent().get(&node).is_some_and(|at| at.elapsed() < SILENT_FOR)
+    /// How nodes have served lately.
+    pub(super) fn reputation(&self) -> MutexGuard<'_, Reputation> {
+        self.reputation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How strongly a live node says that its models are confined.

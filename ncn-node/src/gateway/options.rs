@@ -1,13 +1,14 @@
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
-use ncn_core::{Amount, Manifest};
+use ncn_core::{Address, Amount, Manifest};
 
 /// What a gateway does.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// How many requests it works on or remembers at once. What has ended gives way to new ones, first what nobody paid for. Half of them may wait for their
-    /// quote or their payment: what is paid has the other half.
+    /// How many requests it works on or remembers at once. What has ended gives way to new ones, first what nobody paid for.
     pub max_tasks: usize,
+    /// How many of these may wait for their quote or their payment: those that are paid have the rest.
+    pub max_unpaid: usize,
     /// How many of these may be one client's, whose oldest that has ended gives way to its newer ones.
     pub max_tasks_of_one: usize,
     /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
@@ -38,6 +39,8 @@ pub struct GatewayOptions {
     pub pay_time: Duration,
     /// How long an ended request is remembered; less, when a new one needs its place: among all, one that was paid keeps it for a minute.
     pub retention: Duration,
+    /// The compute nodes that may attach themselves, where not every one of the subnet may: to register costs nothing.
+    pub admitted: Option<BTreeSet<Address>>,
     /// URLs with the files of the subnet's models, for its compute nodes.
     pub model_sources: Vec<String>,
 }
@@ -46,6 +49,7 @@ impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
             max_tasks: 10_000,
+            max_unpaid: 5_000,
             max_tasks_of_one: 5_000,
             max_unpaid_of_one: 256,
             max_unpaid_bytes: 256 << 20,
@@ -59,6 +63,7 @@ impl Default for GatewayOptions {
             payment_window: Duration::from_mins(1),
             pay_time: Duration::from_secs(15),
             retention: Duration::from_mins(10),
+            admitted: None,
             model_sources: Vec::new(),
         }
     }

@@ -124,6 +124,9 @@ fn admit(gateway: &Gateway, challenge: B256, answer: ComputeMessage) -> Result<A
     if record.message.role != NodeRole::Compute || record.message.subnet != gateway.subnet_id() {
         return Err(denied("node: is no compute node of this subnet"));
     }
+    if gateway.options.admitted.as_ref().is_some_and(|admitted| !admitted.contains(&record.message.node)) {
+        return Err(denied("node: is none of those that this gateway's operator has named"));
+    }
     record.verify(&gateway.domain).map_err(|error| denied(&format!("node.signature: {error}")))?;
     proof.verify(&gateway.domain).map_err(|error| denied(&format!("attachment.signature: {error}")))?;
     Ok(record.message.node)

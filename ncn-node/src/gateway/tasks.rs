@@ -169,7 +169,7 @@ impl Tasks {
         let now = Instant::now();
         let of_client = self.of_client.get(client);
         let of_client_unpaid = of_client.map_or(0, |of_client| of_client.unpaid);
-        if of_client_unpaid >= options.max_unpaid_of_one || self.total.unpaid >= options.max_tasks.div_ceil(2) {
+        if of_client_unpaid >= options.max_unpaid_of_one || self.total.unpaid >= options.max_unpaid {
             return Err(busy());
         }
         let (bytes, of_client_bytes) = (counted(bytes), of_client.map_or(0, |of_client| of_client.unpaid_bytes));

@@ -2,7 +2,7 @@
 
 mod listen;
 
-use std::{fs, io::Write as _, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, io::Write as _, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use listen::{ListenArguments, Listening};
@@ -52,6 +52,12 @@ pub(crate) struct Arguments {
     /// Where compute nodes find the files of its models, as for `ncn model pull --from`; several may be given
     #[arg(long, value_name = "URL")]
     model_source: Vec<String>,
+    /// Take this compute node, and no others but those that are named so; several may be given. Without, every node may serve that registers for the subnet
+    #[arg(long, value_name = "ADDRESS")]
+    admit: Vec<Address>,
+    /// How long an order may wait for its payment, in seconds: longer than the chain takes to confirm one
+    #[arg(long, value_name = "SECONDS", default_value_t = GatewayOptions::default().payment_window.as_secs())]
+    payment_window: u64,
     /// The least total of a quote whose payment it brings to the chain for the client, in tokens: more than the gas of escrow and refund
     #[arg(long, value_name = "TOKENS", value_parser = tokens, default_value = "0.001")]
     least_relayed: Amount,
@@ -133,6 +139,8 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
         model_sources: arguments.model_source.clone(),
         least_relayed: arguments.least_relayed,
         max_orders_a_minute_of_one: arguments.client_orders,
+        payment_window: Duration::from_secs(arguments.payment_window),
+        admitted: Some(arguments.admit.iter().copied().collect()).filter(|admitted: &BTreeSet<_>| !admitted.is_empty()),
         ..GatewayOptions::default()
     };
     let builder = Gateway::builder(signer, subnet, Arc::new(account), registry, store).manifests(manifests).batch_policy(settle);

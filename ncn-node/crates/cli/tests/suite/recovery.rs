@@ -13,9 +13,9 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Domain, DynSigner, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation, PaymentLedger as _,
-    PaymentStatus, PaymentSubmission, Registry, Signed, State, Submission, Subnet, SubnetModel, TaskCapability, TaskEvent,
-    TaskStatus, Transport, TransportError, Value, Values,
+    Amount, B256, CapabilityScope, Domain, DynSigner, Executor, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation,
+    PaymentLedger as _, PaymentStatus, PaymentSubmission, Registry, Signed, State, Submission, Subnet, SubnetModel, TaskCapability,
+    TaskEvent, TaskStatus, Transport, TransportError, Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -88,7 +88,7 @@ impl Scene {
         let network = InProcess::new(&[Behavior::Honest; 5]).await;
         let gateway = key();
         network.chain.create_subnet(&gateway, &subnet(&gateway).name).await;
-        let (compute_key, compute) = compute(&network, &gateway, directory).await;
+        let (compute_key, compute) = compute(&network, &gateway, directory, Arc::new(EngineExecutor::built_in())).await;
         let registration = register(&network, &compute_key, &compute).await;
         Self { network, gateway, compute, compute_key, _registration: registration }
     }
@@ -99,12 +99,19 @@ impl Scene {
         directory: &Path,
         so_far: impl Future<Output = ()>,
     ) -> (Arc<ComputeNode>, impl Future<Output = Registration>) {
-        let (key, node) = compute(&self.network, &self.gateway, directory).await;
+        let (key, node) = compute(&self.network, &self.gateway, directory, Arc::new(EngineExecutor::built_in())).await;
         let registered = node.clone();
         (node, async move {
             so_far.await;
             register(&self.network, &key, &registered).await
         })
+    }
+
+    /// Another compute node, which runs its models so.
+    pub(crate) async fn with(&self, directory: &Path, executor: Arc<dyn Executor>) -> (Arc<ComputeNode>, Registration) {
+        let (key, node) = compute(&self.network, &self.gateway, directory, executor).await;
+        let registration = register(&self.network, &key, &node).await;
+        (node, registration)
     }
 
     async fn start(&self, store: impl Store + 'static) -> RunningGateway {
@@ -146,8 +153,13 @@ impl Scene {
 }
 
 /// A compute node of the gateway's subnet, and its key.
-async fn compute(network: &InProcess, gateway: &DynSigner, directory: &Path) -> (DynSigner, Arc<ComputeNode>) {
-    let (key, executor) = (key(), Arc::new(EngineExecutor::built_in()));
+async fn compute(
+    network: &InProcess,
+    gateway: &DynSigner,
+    directory: &Path,
+    executor: Arc<dyn Executor>,
+) -> (DynSigner, Arc<ComputeNode>) {
+    let key = key();
     let (subnet, ledger) = (subnet(gateway).id(), network.chain.ledger(key.clone()));
     let mut node = ComputeNode::new(key.clone(), network.trust.domain, subnet, executor, ledger, 64);
     node.add_model(quickstart::unpack(directory).unwrap()).await.unwrap();
@@ -411,11 +423,11 @@ async fn who_does_not_pay_in_time_has_no_place() {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(directory.path()).await;
     let client = Client::new(&scene).await;
-    let options = GatewayOptions { payment_window: Duration::from_secs(1), max_tasks: 2, ..GatewayOptions::default() };
+    let options = GatewayOptions { payment_window: Duration::from_secs(1), max_unpaid: 1, ..GatewayOptions::default() };
     let gateway = scene.start_limited(options, scene.network.registry.clone()).await;
     let status = client.submit(&**gateway.gateway()).await.unwrap();
     let other = Client::new(&scene).await;
-    assert!(matches!(other.submit(&**gateway.gateway()).await, Err(TransportError::Overloaded { .. })), "half of all wait");
+    assert!(matches!(other.submit(&**gateway.gateway()).await, Err(TransportError::Overloaded { .. })), "one waits");
     let asked = async || gateway.gateway().status(status.request_id).await.unwrap();
     eventually("it is over", async || asked().await.outcome() == Some(Outcome::Expired)).await;
     let quote = asked().await.quote.unwrap();

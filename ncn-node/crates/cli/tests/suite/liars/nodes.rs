@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use ncn_core::{
     Acknowledgement, Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Confinement, Domain, DynSigner,
-    InferenceResult, OutputChunk, QuorumCertificate, RequestId, Reservation, Signed, StreamChain, TaskEvent, Usage, Values,
-    compute::ComputeEvents,
+    ExecutorError, InferenceResult, OutputChunk, QuorumCertificate, RequestId, Reservation, Signed, StreamChain, TaskEvent, Usage,
+    Values, compute::ComputeEvents,
 };
 use ncn_node::store::MemoryStore;
 use tokio::sync::Notify;
 
-use crate::recovery;
+use crate::{executor::failing, recovery, wait::in_time};
 
 /// What a node does the first time.
 #[derive(Clone, Copy, Debug)]
@@ -189,4 +189,31 @@ async fn a_node_that_streams_something_else_than_it_gives_is_not_paid_for_it() {
         assert_eq!(lying.tries.load(Ordering::SeqCst), tries, "{lie:?} did not count");
         assert_eq!(lying.acknowledged.load(Ordering::SeqCst), acknowledged, "{lie:?}");
     }
+}
+
+/// Ten of twelve nodes take places and give nothing. To register cost them nothing.
+#[tokio::test]
+async fn nodes_that_fail_are_not_asked_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let scene = recovery::Scene::new(directory.path()).await;
+    let gateway = scene.start_with(MemoryStore::default(), scene.network.registry.clone()).await;
+    let mut others = Vec::new();
+    for failures in [&[0][..], &[usize::MAX; 10]].concat() {
+        let files = tempfile::tempdir().unwrap();
+        let executor = failing(ExecutorError::Worker("for the test".into()), failures);
+        let (node, registration) = scene.with(files.path(), executor.clone()).await;
+        gateway.gateway().attach(node);
+        others.push((executor, registration, files));
+    }
+    let mut served = Vec::new();
+    for _ in 0..24 {
+        let client = recovery::Client::new(&scene).await;
+        let end = in_time("the end", client.serve(&**gateway.gateway())).await;
+        served.push(matches!(end, TaskEvent::Delivered { .. }));
+    }
+    let failed = served.iter().filter(|served| !**served).count();
+    assert!(failed <= 4, "each of three that failed was known then: {served:?}");
+    assert!(served[12..].iter().all(|served| *served), "{served:?}");
+    let asked: Vec<_> = others.iter().skip(1).map(|(executor, ..)| executor.runs.load(Ordering::SeqCst)).collect();
+    assert!(asked.iter().all(|runs| *runs <= 2), "{asked:?}");
 }

@@ -197,6 +197,7 @@ async fn page() {
     let options = GatewayOptions {
         max_tasks: most,
         max_tasks_of_one: most,
+        max_unpaid: most,
         max_unpaid_of_one: most,
         max_waiting: most,
         max_orders_a_minute_of_one: NonZeroU32::MAX,
