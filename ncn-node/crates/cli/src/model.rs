@@ -10,7 +10,8 @@ use std::{
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use ncn_core::{B256, Model, Registry, Transport};
-use ncn_models::{MANIFEST_FILE, ModelServer, ModelStore, ModelStoreError, Progress, Source, StoredModel};
+use ncn_models::{MANIFEST_FILE, ModelStore, ModelStoreError, Progress, Source, StoredModel};
+use ncn_node::server::Server;
 use serde_json::json;
 
 use crate::{
@@ -309,8 +310,8 @@ async fn remove(store: &ModelStore, reference: &str) -> Result<(), Failure> {
     Ok(writeln!(std::io::stdout(), "removed {}, {} freed", title(&model), DecimalBytes(freed))?)
 }
 
-async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<ModelServer, Failure> {
-    let server = ModelServer::start(store, listen).await.map_err(|error| Failure::Input(format!("--listen {listen}: {error}")))?;
+async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<Server, Failure> {
+    let server = Server::start(listen.into(), store.routes()).await.map_err(|error| Failure::Input(format!("--listen {error}")))?;
     let mut out = std::io::stdout();
     writeln!(out, "serving {} at {}", sanitize(&store.directory().display().to_string()), server.url())?;
     out.flush()?;

@@ -38,7 +38,6 @@ use ncn_core::{Model, executor::ModelPackage, model::ModelFile};
 pub use error::ModelStoreError;
 use layout::{Layout, blocking, read_manifest};
 pub use pack::{MANIFEST_FILE, pack};
-pub use serve::ModelServer;
 pub use source::Source;
 
 /// How many files of a model are fetched or sent at once.

@@ -1,6 +1,6 @@
-//! Serving a store to other nodes, over plain HTTP: the files of a source, ranges of them included, and nothing else.
+//! A store for other nodes, over HTTP: the files of a source, ranges of them included, and nothing else.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::path::PathBuf;
 
 use axum::{
     Router,
@@ -10,12 +10,6 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_http::services::ServeFile;
 
 use super::{
@@ -24,67 +18,14 @@ use super::{
     source::{digest, is_name},
 };
 
-/// How many connections are served at once; more wait.
-const CONNECTIONS: usize = 64;
-/// How long a request may take to arrive.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may last. Whoever needs longer goes on where it was.
-const CONNECTION_LIFE: Duration = Duration::from_hours(1);
-
-/// A store that is served, read-only; it stops when this is dropped.
-pub struct ModelServer {
-    address: SocketAddr,
-    _stop: DropGuard,
-}
-
-impl ModelServer {
-    /// Serves the store on this address; port 0 takes a free one.
-    pub async fn start(store: &ModelStore, address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        let routes = Router::new()
+impl ModelStore {
+    /// The store as a [`Source`](crate::Source), read-only, for a server that bounds connections and calls.
+    pub fn routes(&self) -> Router {
+        Router::new()
             .route("/manifests/{file}", get(manifest))
             .route("/blobs/sha256/{hash}", get(blob))
             .route("/names/{name}", get(name))
-            .with_state(store.layout.clone());
-        let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, routes)));
-        Ok(Self { address, _stop: stop.drop_guard() })
-    }
-
-    /// Where it listens.
-    pub const fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its URL as a source.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
-
-async fn accept(listener: TcpListener, routes: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        drop(stream.set_nodelay(true));
-        let service = TowerToHyperService::new(routes.clone());
-        connections.spawn(async move {
-            let _place = place;
-            let mut http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-            http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-            drop(timeout(CONNECTION_LIFE, http.serve_connection(TokioIo::new(stream), service)).await);
-        });
+            .with_state(self.layout.clone())
     }
 }
 

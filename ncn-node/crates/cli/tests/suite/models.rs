@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use ncn_core::{Executor as _, Model};
 use ncn_executor::EngineExecutor;
-use ncn_models::{ModelServer, ModelStore, ModelStoreError, Progress, Source};
+use ncn_models::{ModelStore, ModelStoreError, Progress, Source};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,6 +1,13 @@
 //! Sources that fail, lag and lie.
 
+use ncn_node::server::{LOOPBACK, Server as NodeServer};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
+
 use super::*;
+use crate::wait::in_time;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_lies_is_caught_and_the_next_one_asked() {
@@ -139,7 +146,7 @@ async fn a_model_removed_while_it_comes_is_not_there_afterwards() {
 async fn a_peer_serves_its_store_and_nothing_else() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("dir/a", &a), ("b", b"b")]).await;
-    let server = ModelServer::start(&origin.store, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).await.unwrap();
     let source = Source::new(&server.url()).unwrap();
     let digest = hex::encode(model.digest());
     for reference in ["model", "model@1", &digest] {
@@ -173,6 +180,29 @@ async fn a_peer_serves_its_store_and_nothing_else() {
     assert_eq!((range.status().as_u16(), range.bytes().await.unwrap().as_ref()), (206, &model.bytes()[1..4]));
     let put = http.put(format!("{}/names/model", server.url())).body("x").send().await.unwrap();
     assert_eq!(put.status().as_u16(), 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_do_not_read_hold_up_nobody() {
+    let a = content(8 << 20, 1);
+    let (origin, model) = with(&[("a", &a)]).await;
+    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).await.unwrap();
+    let path = origin.store.directory().join("blobs/sha256");
+    let name = fs::read_dir(path).unwrap().next().unwrap().unwrap().file_name();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        let mut stream = socket.connect(server.address()).await.unwrap();
+        let request = format!("GET /blobs/sha256/{} HTTP/1.1\r\nhost: x\r\n\r\n", name.display());
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 16]).await.unwrap();
+        silent.push(stream);
+    }
+    let scene = empty();
+    in_time("the file", pull(&scene, &model, &[Source::new(&server.url()).unwrap()])).await.unwrap();
+    drop(silent);
 }
 
 #[tokio::test]
