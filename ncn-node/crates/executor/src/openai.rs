@@ -16,9 +16,10 @@ use async_trait::async_trait;
 use events::Events;
 use futures::{StreamExt as _, stream};
 pub use http::{ApiKey, OpenAiError, OpenAiOptions};
-use http::{Http, broken, refused};
+use http::{Http, broken, broken_off, refused};
 use ncn_core::{
     B256, Confinement, Execution, Executor, ExecutorError, FinishReason, Model, OutputChunk, Tensor, Usage, Values,
+    compute::MAX_OUTPUT_BYTES,
     executor::{ModelPackage, Outputs},
     model::ModelFormat,
 };
@@ -29,8 +30,6 @@ use tokio::time::{Instant, timeout_at};
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of the list of models that an engine has is repeated in an error.
 const MAX_KNOWN_CHARS: usize = 1_000;
-/// The text of one answer.
-const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// Runs models through an engine's HTTP interface. The manifest's `entry` is what the engine calls the model.
 ///
@@ -142,17 +141,18 @@ impl Generation {
     async fn next(&mut self) -> Result<OutputChunk, ExecutorError> {
         loop {
             let event = self.clock.within(self.events.next()).await?;
-            let event = event.map_err(broken)?;
-            if event == "[DONE]" {
-                return self.last();
-            }
+            let event = match event.map_err(broken)? {
+                Some(event) if event != "[DONE]" => event,
+                None if !self.answer.has_end() => return Err(broken_off(self.events.other())),
+                _ => return self.last(),
+            };
             let chunk: Chunk = serde_json::from_str(&event).map_err(|error| broken(format_args!("an event: {error}")))?;
             if let Some(error) = chunk.error {
                 return Err(refused(error));
             }
             let text = self.answer.add(chunk);
-            if self.answer.bytes > MAX_TEXT_BYTES {
-                return Err(ExecutorError::InvalidOutput(format!("`text`: has more than {MAX_TEXT_BYTES} bytes")));
+            if self.answer.bytes > MAX_OUTPUT_BYTES {
+                return Err(ExecutorError::InvalidOutput(format!("`text`: has more than {MAX_OUTPUT_BYTES} bytes")));
             }
             if !text.is_empty() {
                 let values = Values::from([("text", text.as_str())]);

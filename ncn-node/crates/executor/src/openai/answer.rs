@@ -3,21 +3,21 @@ use serde::Deserialize;
 /// A chunk of a streamed answer.
 #[derive(Debug, Deserialize)]
 pub(super) struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    usage: Option<Counted>,
+    choices: Option<Vec<Choice>>,
+    usage: Option<Usage>,
     /// In place of everything else.
     pub(super) error: Option<Refusal>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Choice {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     /// Of a completion.
     text: Option<String>,
     /// Of a chat completion.
     delta: Option<Delta>,
+    /// The same, of an engine that does not stream.
+    message: Option<Delta>,
     finish_reason: Option<String>,
 }
 
@@ -26,12 +26,24 @@ struct Delta {
     content: Option<String>,
 }
 
-/// How many tokens the engine counted.
+/// How many tokens the engine says that it counted; some say it in each chunk, and know nothing until the last.
 #[derive(Clone, Copy, Debug, Deserialize)]
+struct Usage {
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+}
+
+/// How many tokens the engine counted.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Counted {
     pub(super) prompt_tokens: u64,
-    #[serde(default)]
     pub(super) completion_tokens: u64,
+}
+
+impl Usage {
+    fn counted(self) -> Option<Counted> {
+        Some(Counted { prompt_tokens: self.prompt_tokens?, completion_tokens: self.completion_tokens.unwrap_or(0) })
+    }
 }
 
 /// Why an engine does not do what it was asked to. Engines differ in where they put it.
@@ -71,7 +83,7 @@ pub(super) struct ModelEntry {
 #[derive(Debug, Deserialize)]
 pub(super) struct Embeddings {
     data: Vec<Embedded>,
-    usage: Option<Counted>,
+    usage: Option<Usage>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,7 +96,7 @@ const NOT_COUNTED: &str = "it counted no tokens (`usage`), and payment follows t
 impl Embeddings {
     /// The one vector, and how many tokens went into it.
     pub(super) fn first(self) -> Result<(Vec<f32>, Counted), &'static str> {
-        let counted = self.usage.filter(|counted| counted.prompt_tokens > 0).ok_or(NOT_COUNTED)?;
+        let counted = self.usage.and_then(Usage::counted).filter(|counted| counted.prompt_tokens > 0).ok_or(NOT_COUNTED)?;
         match <[Embedded; 1]>::try_from(self.data) {
             Ok([Embedded { embedding }]) => Ok((embedding, counted)),
             Err(_) => Err("for one text it gave another number of vectors"),
@@ -111,11 +123,11 @@ impl Answer {
 
     /// Takes a chunk in and returns its text.
     pub(super) fn add(&mut self, chunk: Chunk) -> String {
-        self.counted = chunk.usage.or(self.counted);
+        self.counted = chunk.usage.and_then(Usage::counted).or(self.counted);
         let mut text = String::new();
-        for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+        for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index.is_none_or(|index| index == 0)) {
             text.extend(choice.text);
-            text.extend(choice.delta.and_then(|delta| delta.content));
+            text.extend(choice.delta.or(choice.message).and_then(|delta| delta.content));
             self.reason = choice.finish_reason.or(self.reason.take());
         }
         self.bytes += text.len();
@@ -123,11 +135,20 @@ impl Answer {
         text
     }
 
+    /// Whether the engine has said that the text ends.
+    pub(super) const fn has_end(&self) -> bool {
+        self.reason.is_some()
+    }
+
     /// Why the text ends, and what it took; or what is missing.
     pub(super) fn end(&self) -> Result<(&str, Counted), &'static str> {
         let reason = self.reason.as_deref().ok_or("it did not say why the text ends (`finish_reason`)")?;
         let plausible = |counted: &Counted| counted.prompt_tokens > 0 && (counted.completion_tokens > 0 || self.bytes == 0);
         let counted = self.counted.filter(plausible).ok_or(NOT_COUNTED)?;
+        // A text may be at its end at once, which is one token.
+        if self.bytes == 0 && counted.completion_tokens > 1 {
+            return Err("it counted tokens and gave no text");
+        }
         Ok((reason, counted))
     }
 }

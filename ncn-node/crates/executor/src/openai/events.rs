@@ -5,28 +5,42 @@ use tokio_util::codec::{Decoder as _, LinesCodec, LinesCodecError};
 /// The longest line, and the longest event, of a stream.
 const MAX_BYTES: usize = 1 << 20;
 
+/// Comments keep the connection alive; the other fields of events have no meaning here.
+const FIELDS: [&str; 4] = [":", "event:", "id:", "retry:"];
+/// How much is kept of what is no event.
+const MAX_OTHER_BYTES: usize = 4 << 10;
+
 /// The events of a response in the format of server-sent events.
 pub(super) struct Events {
     response: Response,
     received: BytesMut,
     lines: LinesCodec,
+    has_begun: bool,
+    has_ended: bool,
+    other: String,
 }
 
 impl Events {
     pub(super) fn new(response: Response) -> Self {
-        Self { response, received: BytesMut::new(), lines: LinesCodec::new_with_max_length(MAX_BYTES) }
+        let (received, lines) = (BytesMut::new(), LinesCodec::new_with_max_length(MAX_BYTES));
+        Self { response, received, lines, has_begun: false, has_ended: false, other: String::new() }
     }
 
-    /// The next event's data, or why there is none.
-    pub(super) async fn next(&mut self) -> Result<String, String> {
+    /// What came that is no event, such as an error in another format: its beginning.
+    pub(super) fn other(&self) -> &str {
+        &self.other
+    }
+
+    /// The next event's data; none at the response's end, where the last one needs no empty line after it.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, String> {
         let mut event = String::new();
         loop {
             let line = self.line().await?;
-            if line.is_empty() {
-                if !event.is_empty() {
-                    return Ok(event);
-                }
-            } else if let Some(data) = line.strip_prefix("data:") {
+            if line.as_ref().is_none_or(String::is_empty) && !event.is_empty() {
+                return Ok(Some(event));
+            }
+            let Some(line) = line else { return Ok(None) };
+            if let Some(data) = line.strip_prefix("data:") {
                 if event.len() + data.len() > MAX_BYTES {
                     return Err(format!("it sent an event of more than {MAX_BYTES} bytes"));
                 }
@@ -34,15 +48,24 @@ impl Events {
                     event.push('\n');
                 }
                 event.push_str(data.strip_prefix(' ').unwrap_or(data));
+            } else if !FIELDS.iter().any(|field| line.starts_with(field)) && self.other.len() + line.len() < MAX_OTHER_BYTES {
+                self.other.push_str(&line);
+                self.other.push('\n');
             }
-            // Comments keep the connection alive; the other fields have no meaning here.
         }
     }
 
-    async fn line(&mut self) -> Result<String, String> {
+    /// The next line; none at the response's end.
+    async fn line(&mut self) -> Result<Option<String>, String> {
         loop {
-            match self.lines.decode(&mut self.received) {
-                Ok(Some(line)) => return Ok(line),
+            let decoded =
+                if self.has_ended { self.lines.decode_eof(&mut self.received) } else { self.lines.decode(&mut self.received) };
+            match decoded {
+                Ok(Some(line)) => {
+                    let is_first = !std::mem::replace(&mut self.has_begun, true);
+                    return Ok(Some(line.strip_prefix('\u{feff}').filter(|_| is_first).map_or(line.clone(), str::to_owned)));
+                }
+                Ok(None) if self.has_ended => return Ok(None),
                 Ok(None) => {}
                 Err(LinesCodecError::MaxLineLengthExceeded) => {
                     return Err(format!("it sent a line of more than {MAX_BYTES} bytes"));
@@ -51,7 +74,7 @@ impl Events {
             }
             match self.response.chunk().await {
                 Ok(Some(bytes)) => self.received.extend_from_slice(&bytes),
-                Ok(None) => return Err("its answer ended before it was done".into()),
+                Ok(None) => self.has_ended = true,
                 Err(error) => return Err(format!("its answer broke off: {}", super::http::causes(error))),
             }
         }

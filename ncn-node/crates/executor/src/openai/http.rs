@@ -135,6 +135,16 @@ pub(super) fn refused(refusal: Refusal) -> ExecutorError {
     }
 }
 
+/// An answer that has ended without an end, with what the engine said in place of events.
+pub(super) fn broken_off(said: &str) -> ExecutorError {
+    if let Ok(Refused { error }) = serde_json::from_str(said) {
+        return refused(error);
+    }
+    let said: String = said.trim().chars().take(MAX_MESSAGE_CHARS).collect();
+    let said = if said.is_empty() { said } else { format!(": {said}") };
+    broken(format_args!("its answer ended before it was done{said}"))
+}
+
 fn judge(status: StatusCode, message: &str) -> ExecutorError {
     let message: String = message.trim().chars().take(MAX_MESSAGE_CHARS).collect();
     match status {
