@@ -16,8 +16,26 @@ use crate::{GgufError, header::Header};
 /// How a token is stored: as the text that stands for its bytes, control and user-defined ones as they are.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
-/// Tokens that end a text in models whose header names only one of several.
-const ENDS: [&str; 5] = ["<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>"];
+/// Tokens that end a text or a turn, in models whose header names only one of several, whatever kind it says that they are of.
+const ENDS: [&str; 15] = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end_of_turn|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<EOT>",
+    "_<EOT>",
+    "<｜end▁of▁sentence｜>",
+];
+/// The same, where it is a control token: it is a word of HTML, too.
+const STRUCK: &str = "</s>";
 
 /// Where words begin and end, by the header's name for it: the expressions of the models' own tokenizers.
 mod words {
@@ -65,7 +83,7 @@ impl Tokenizer {
             id => Ok(id.and_then(|id| u32::try_from(id).ok())),
         };
         let mut ends = HashSet::new();
-        for name in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+        for name in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
             ends.extend(id(name)?);
         }
         let mut engine = Engine::new(merges(header, &tokens, whole_words)?);
@@ -78,16 +96,19 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         let mut whole = Vec::new();
         for ((token, kind), id) in tokens.iter().zip(kinds).zip(0..) {
+            let is_end = ENDS.contains(token) || kind == CONTROL && *token == STRUCK;
+            if is_end {
+                ends.insert(id);
+            }
             bytes.push(match kind {
+                // What ends a text is never part of it.
+                _ if ends.contains(&id) => Box::default(),
                 CONTROL => Box::default(),
                 USER_DEFINED => token.as_bytes().into(),
                 _ => token.chars().filter_map(byte).collect(),
             });
-            if matches!(kind, CONTROL | USER_DEFINED) && !token.is_empty() {
+            if (is_end || matches!(kind, CONTROL | USER_DEFINED)) && !token.is_empty() {
                 whole.push(AddedToken::from(*token, true).normalized(false));
-            }
-            if kind == CONTROL && ENDS.contains(token) {
-                ends.insert(id);
             }
         }
         engine.add_special_tokens(whole).map_err(|error| GgufError::field(TOKENS, error.to_string()))?;

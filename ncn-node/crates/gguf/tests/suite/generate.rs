@@ -76,6 +76,38 @@ fn the_token_that_ends_a_text_is_counted_and_not_given() {
     assert_eq!(ended[0].1.finish, Finish::Stop);
 }
 
+/// Files name one end of several, and call the others what they like: a text ends there all the same, and none of them is part of it.
+#[test]
+fn texts_end_where_models_end_them() {
+    let made = Made::model();
+    let ended = |made: &Made| {
+        let generator = open(made, 1);
+        generate(&generator, &prompt(&generator, "a"), &Settings { max_tokens: 2, ..Settings::default() })
+    };
+    let count = tokens().len() as u32;
+    let first =
+        (0..count).find(|id| ended(&made.clone().with("tokenizer.ggml.eos_token_id", Field::U32(*id))).1.tokens == 1).unwrap();
+    let named = made.clone().with("tokenizer.ggml.eom_token_id", Field::U32(first));
+    assert_eq!((ended(&named).0.as_str(), ended(&named).1.tokens), ("", 1), "by its number");
+    // A normal one, a control token, and a word of the user's.
+    for kind in [1, 3, 4] {
+        for (end, ends) in [("<|eom_id|>", true), ("<end_of_turn>", true), ("<|end|>", true), ("<EOT>", true), ("</s>", kind == 3)]
+        {
+            let mut texts = tokens();
+            texts[first as usize] = end.into();
+            let mut kinds = vec![1; texts.len()];
+            kinds[texts.len() - 2..].fill(3);
+            kinds[first as usize] = kind;
+            let made = made
+                .clone()
+                .with("tokenizer.ggml.tokens", Field::Texts(texts))
+                .with("tokenizer.ggml.token_type", Field::Integers(kinds));
+            let (text, generated) = ended(&made);
+            assert_eq!((generated.tokens == 1, text.contains(end)), (ends, !ends && kind != 3), "{end} of kind {kind}: {text}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_computed_once_the_caller_breaks() {
     let generator = open(&Made::model(), 1);
