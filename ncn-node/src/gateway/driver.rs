@@ -1,6 +1,10 @@
 //! Moves one request through its life: journal an event, let the lifecycle say what follows, do it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ncn_client::unix_now;
 use ncn_core::{Effect, Event, State};
@@ -27,15 +31,16 @@ pub(super) fn spawn(gateway: &Arc<Gateway>, task: Arc<Task>) {
     let span = tracing::info_span!(parent: None, "gateway", request = %task.request_id);
     let driving = async move {
         let to_its_end = async {
-            drive(&gateway, &task, inbox).instrument(span).await;
-            forget(&gateway, &task).await;
+            let ended = drive(&gateway, &task, inbox).instrument(span).await;
+            forget(&gateway, &task, ended).await;
         };
         gateway.stopped.clone().run_until_cancelled_owned(Box::pin(to_its_end)).await
     };
     tokio::spawn(driving);
 }
 
-async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) {
+/// Returns when it ended.
+async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>) -> Instant {
     // Idempotent: a task that was taken up again has begun already.
     keep(task, || gateway.journal.begin(task.request_id, task.submission(), task.salt)).await;
     let mut journey = Journey::begin(task.began, task.lifecycle().state(), task.total());
@@ -43,6 +48,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
         let effect = task.lifecycle().effect();
         let event = if effect == Effect::Finish {
             effects::finish(gateway, task).await;
+            let ended = Instant::now();
             gateway.tasks().update(task);
             forget_inputs(gateway, task).await;
             match late_payment(gateway, task).await {
@@ -50,7 +56,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
                     task.reopen();
                     event
                 }
-                None => return,
+                None => return ended,
             }
         } else {
             perform(gateway, task, effect, &mut inbox).await
@@ -76,10 +82,9 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
             Some(event) = inbox.recv() => event,
             // In a state where it means nothing, the chain has the last word: it is not waited for again.
             () = &mut expiry, if lifecycle.step(&Event::Expired).is_ok() => {
-                let left = time_left(gateway, task);
-                if task.is_relayed() && !left.is_zero() {
-                    // What is on its way to the chain is worth waiting for.
-                    expiry.set(tokio::time::sleep(left));
+                // What is on its way to the chain is worth waiting for.
+                if gateway.redemptions.is_underway(task.request_id) && !hope(gateway, task).is_zero() {
+                    expiry.set(tokio::time::sleep(time_left(gateway, task)));
                     continue;
                 }
                 Event::Expired
@@ -92,11 +97,16 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
     }
 }
 
-/// How long the gateway hopes to finish, or waits for the payment.
-fn time_left(gateway: &Gateway, task: &Task) -> Duration {
+/// How long the gateway hopes to finish.
+fn hope(gateway: &Gateway, task: &Task) -> Duration {
     let end = task.quote().map_or(task.request.message.deadline, |quote| quote.expiry);
-    let left = Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin);
-    if task.lifecycle().state().is_unpaid() && !task.is_relayed() { left.min(gateway.options.payment_window) } else { left }
+    Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
+}
+
+/// The same, or how long it waits for the payment.
+fn time_left(gateway: &Gateway, task: &Task) -> Duration {
+    let hope = hope(gateway, task);
+    if task.lifecycle().state().is_unpaid() { hope.min(gateway.options.payment_window) } else { hope }
 }
 
 /// Keeps an event, then takes it in. An event that cannot be kept is not acted upon; nor does it stop the clock.
@@ -140,12 +150,12 @@ async fn keep<F: Future<Output = Result<(), StoreError>>>(task: &Task, write: im
 }
 
 /// A request that ended unpaid may be paid all the same, until its quote expires: that money is given back at once, while the request is
-/// remembered.
+/// remembered. After that, its client has it back from the chain.
 async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
     let State::Ended(outcome) = task.lifecycle().state() else { return None };
     // A quote that was never approved was never shown to anyone.
     let quote = task.progress().preprocessing.and(task.quote()).filter(|_| outcome.is_unpaid())?;
-    let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now()));
+    let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now())).min(gateway.options.retention);
     let paid = tokio::time::timeout(left, effects::paid(gateway, task));
     task.displaced().run_until_cancelled(paid).await?.ok()
 }
@@ -159,8 +169,9 @@ async fn forget_inputs(gateway: &Gateway, task: &Task) {
 }
 
 /// Remembers the end for a while, for those who ask again, or until there is no room.
-async fn forget(gateway: &Gateway, task: &Task) {
-    task.displaced().run_until_cancelled(tokio::time::sleep(gateway.options.retention)).await;
+async fn forget(gateway: &Gateway, task: &Task, ended: Instant) {
+    let left = gateway.options.retention.saturating_sub(ended.elapsed());
+    task.displaced().run_until_cancelled(tokio::time::sleep(left)).await;
     gateway.tasks().remove(task.request_id);
     if let Err(error) = gateway.journal.forget(task.request_id).await {
         tracing::warn!(request = %task.request_id, %error, "the journal does not forget");

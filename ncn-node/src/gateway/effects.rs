@@ -32,6 +32,9 @@ const REFUND_POLL: Duration = Duration::from_secs(15);
 /// How long the chain is not looked at without a hint: at first, and at most.
 const PAYMENT_POLL: Duration = Duration::from_secs(2);
 const PAYMENT_POLL_MOST: Duration = Duration::from_secs(30);
+/// How often a hint has it look at once; anyone may give one. After that, it looks once a second at most.
+const PROMPT_LOOKS: u32 = 8;
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Does what a state asks for.
 pub(super) async fn perform(gateway: &Gateway, task: &Task, effect: Effect) -> Event {
@@ -142,9 +145,10 @@ where
 /// Waits until the chain holds the payment.
 pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
     let Some(quote) = task.quote() else { return futures::future::pending().await };
-    let mut poll = PAYMENT_POLL;
+    let (mut poll, mut looks) = (PAYMENT_POLL, 0_u32);
     loop {
         let started = Instant::now();
+        looks = looks.saturating_add(1);
         match gateway.ledger.payment_of(&quote).await {
             Ok(Some(by)) => {
                 task.report(Step::Confirm, gateway.address(), started.elapsed());
@@ -155,7 +159,10 @@ pub(super) async fn paid(gateway: &Gateway, task: &Task) -> Event {
         }
         // A hint, from the client or the chain's events, or a look now and then in case every hint got lost.
         let hinted = tokio::time::timeout(poll, task.hinted()).await.is_ok();
-        poll = if hinted { PAYMENT_POLL } else { (2 * poll).min(PAYMENT_POLL_MOST) };
+        if hinted && looks > PROMPT_LOOKS {
+            tokio::time::sleep_until((started + LOOK_PAUSE).into()).await;
+        }
+        poll = if hinted && looks <= PROMPT_LOOKS { PAYMENT_POLL } else { (2 * poll).min(PAYMENT_POLL_MOST) };
     }
 }
 
@@ -204,7 +211,11 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     let approved = approved(&progress.committee()?, digest, tries, |_| false, ask).await;
     task.report(Step::Completion, gateway.address(), started.elapsed());
     let last = delivery.last().map(|result| result.compute);
-    let failed = || last.into_iter().for_each(|node| gateway.nodes.reputation().failed(node));
+    let failed = || {
+        if let Some(node) = last {
+            gateway.nodes.reputation().failed(node);
+        }
+    };
     let certificate = match approved {
         Ok(certificate) => certificate,
         Err(reason) => {
@@ -217,7 +228,9 @@ async fn completion(gateway: &Gateway, task: &Task, progress: &Progress) -> Opti
     }
     Some(match execution::collect(gateway, task, &delivery, &certificate).await {
         Ok(output) => {
-            last.into_iter().for_each(|node| gateway.nodes.reputation().served(node));
+            if let Some(node) = last {
+                gateway.nodes.reputation().served(node);
+            }
             Event::Completed { certificate, output: Some(output) }
         }
         Err(error) => {

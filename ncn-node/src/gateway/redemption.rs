@@ -117,6 +117,11 @@ impl Redemptions {
         }
     }
 
+    /// Whether a request's payment is being brought to the chain.
+    pub(super) fn is_underway(&self, request_id: RequestId) -> bool {
+        lock(&self.payments.running).contains_key(&request_id)
+    }
+
     /// How long this client waits for its next one.
     fn waits(&self, client: &Address) -> Option<Duration> {
         let refunded = lock(&self.refunded);

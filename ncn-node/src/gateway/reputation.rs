@@ -112,9 +112,9 @@ mod tests {
     fn new_keys_displace_nobody_who_has_served() {
         let mut reputation = Reputation::default();
         (0..3).for_each(|_| reputation.served(node(1)));
-        for number in 0..3 * MOST as u32 {
+        for number in 0..3 * MOST {
             let mut address = [7; 20];
-            address[..4].copy_from_slice(&number.to_be_bytes());
+            address[..8].copy_from_slice(&number.to_be_bytes());
             reputation.failed(address.into());
             assert!(reputation.0.len() <= MOST);
         }

@@ -166,10 +166,10 @@ mod tests {
         let silent = Mutex::<BTreeSet<Address>>::default();
         let reservation = Reservation { request_id: B256::ZERO, model_digest: B256::ZERO, expires_at: 0 };
         let nodes = nodes.iter().map(|node| node.clone() as Arc<dyn Compute>).collect();
-        let found = first(nodes, reservation, Duration::from_millis(1), |node| drop(silent.lock().unwrap().insert(node)))
-            .await
-            .ok()
-            .map(|node| node.address());
+        let note = |node| {
+            silent.lock().unwrap().insert(node);
+        };
+        let found = first(nodes, reservation, Duration::from_millis(1), note).await.ok().map(|node| node.address());
         (found, silent.into_inner().unwrap())
     }
 

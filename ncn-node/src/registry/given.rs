@@ -238,7 +238,7 @@ mod tests {
             let key = ApprovalKey { request_id, author: GATEWAY, node: GATEWAY, is_lost: false };
             let (gateway, until) = match number {
                 _ if number % over == 1 => (GATEWAY, now - 1),
-                _ if number % 4 == 0 => (Address::repeat_byte(number as u8), now + 100),
+                _ if number.is_multiple_of(4) => (Address::repeat_byte(number.to_le_bytes()[0]), now + 100),
                 _ => (GATEWAY, now + 1_000 + number),
             };
             (key, Known { given: Given { completion: B256::ZERO, until, gateway }, writing: None })

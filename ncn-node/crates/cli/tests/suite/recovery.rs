@@ -13,9 +13,9 @@ use std::{
 use futures::StreamExt as _;
 use ncn_client::unix_now;
 use ncn_core::{
-    Amount, B256, CapabilityScope, Domain, DynSigner, Executor, FeeSplit, InferenceRequest, Outcome, PaymentConfirmation,
-    PaymentLedger as _, PaymentStatus, PaymentSubmission, Registry, Signed, State, Submission, Subnet, SubnetModel, TaskCapability,
-    TaskEvent, TaskStatus, Transport, TransportError, Value, Values,
+    Amount, B256, CapabilityScope, Domain, DynSigner, Executor, FeeSplit, InferenceRequest, Outcome, PaymentAuthorization,
+    PaymentConfirmation, PaymentLedger as _, PaymentStatus, PaymentSubmission, Registry, Signed, State, Submission, Subnet,
+    SubnetModel, TaskCapability, TaskEvent, TaskStatus, Transport, TransportError, Value, Values,
 };
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
@@ -425,6 +425,16 @@ async fn who_does_not_pay_in_time_has_no_place() {
     let client = Client::new(&scene).await;
     let options = GatewayOptions { payment_window: Duration::from_secs(1), max_unpaid: 1, ..GatewayOptions::default() };
     let gateway = scene.start_limited(options, scene.network.registry.clone()).await;
+    // Whose word is worth nothing waits no longer for it.
+    let poor = Client::new(&scene).await;
+    poor.ledger.transfer(client.key.address(), Amount::TOKEN).await.unwrap();
+    let status = poor.submit(&**gateway.gateway()).await.unwrap();
+    let word = PaymentAuthorization::transfer(&scene.network.trust, &status.quote.unwrap(), &poor.key).await.unwrap();
+    let confirmation = PaymentConfirmation { request_id: status.request_id, proof: PaymentSubmission::Authorization(word) };
+    gateway.gateway().confirm_payment(confirmation).await.unwrap_err();
+    let asked = async || gateway.gateway().status(status.request_id).await.unwrap();
+    eventually("it is over", async || asked().await.outcome() == Some(Outcome::Expired)).await;
+
     let status = client.submit(&**gateway.gateway()).await.unwrap();
     let other = Client::new(&scene).await;
     assert!(matches!(other.submit(&**gateway.gateway()).await, Err(TransportError::Overloaded { .. })), "one waits");
