@@ -12,7 +12,7 @@ import weakref
 from typing import Any, AsyncIterator, Callable, Coroutine, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from . import _native
-from ._core import core
+from ._core import core, is_there
 from ._errors import translated
 from ._keys import Signer, SpendPolicy, native_policy, native_signer
 from ._settings import DEVNET, Channel, Network, OnChain, Payment, Relayed, devnet_key
@@ -254,7 +254,7 @@ class AsyncStream:
     def _give_up(self) -> None:
         # A traceback may refer to what waits for the next part: that it is not referred to here any more is not enough.
         running, self._running = self._running, None
-        if running is not None:
+        if running is not None and is_there(running):
             running.give_up()
         if not self._is_waiting:
             # What waits has heard of it, and closes it.
@@ -323,6 +323,9 @@ class Stream:
                         stream._keep(running.answer())
                         raise
                     if waited.is_NOTHING():
+                        if stream._running is not running:
+                            # Another thread has closed it.
+                            break
                         continue
                     if waited.is_OVER():
                         break

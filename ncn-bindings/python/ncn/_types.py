@@ -99,9 +99,10 @@ def _tensor(value: Any) -> Any:
 def _nested(flat: List[Any], shape: List[int]) -> Any:
     if not shape:
         return flat[0]
-    if len(shape) == 1:
+    # Without a number in it, a list of a thousand million empty ones says no more than an empty one.
+    if len(shape) == 1 or not flat:
         return flat
-    step = len(flat) // shape[0] if shape[0] else 0
+    step = len(flat) // shape[0]
     return [_nested(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
 
 

@@ -236,6 +236,57 @@ class Asyncio(unittest.TestCase):
 
         asyncio.run(main())
 
+    def test_a_stream_whose_loop_is_gone_is_collected(self):
+        for paid in (False, True, True, True):
+            loop = asyncio.new_event_loop()
+            client = loop.run_until_complete(ncn.aconnect(NETWORK, ncn.devnet_key(1)))
+            stream = client.stream("digits", image=SEVEN)
+
+            async def start():
+                # What is made first is collected first.
+                if paid:
+                    await stream._begun()
+                # Neither is referred to by anything but the other.
+                stream.waiting = asyncio.ensure_future(stream.__anext__())
+                await asyncio.sleep(0.001)
+
+            loop.run_until_complete(start())
+            loop.set_exception_handler(lambda *_: None)
+            loop.close()
+            del loop, client, stream, start
+            gc.collect()
+
+    def test_streams_leave_no_descriptors(self):
+        async def main():
+            client = await ncn.aconnect(NETWORK, ncn.devnet_key(1))
+            for _ in range(3):
+                before = len(os.listdir("/proc/self/fd"))
+                for _ in range(8):
+                    await client.stream("digits", image=SEVEN).finish()
+                    async with client.stream("digits", image=SEVEN) as stream:
+                        task = asyncio.ensure_future(stream.__anext__())
+                        await asyncio.sleep(0.05)
+                        task.cancel()
+            gc.collect()
+            self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 4)
+
+        asyncio.run(main())
+
+    def test_one_stream_is_one_loops(self):
+        async def main():
+            client = await ncn.aconnect(NETWORK, ncn.devnet_key(1))
+            stream = client.stream("digits", image=SEVEN)
+            both = await asyncio.gather(stream.__anext__(), stream.__anext__(), return_exceptions=True)
+            self.assertEqual([type(ended) for ended in both], [StopAsyncIteration, RuntimeError])
+
+        asyncio.run(main())
+
+    def test_tensors_without_numbers_are_no_lists_of_lists(self):
+        from ncn import _types
+
+        self.assertEqual(_types._nested([], [1 << 40, 0]), [])
+        self.assertEqual(_types._nested([1, 2], [2, 1]), [[1], [2]])
+
     def test_a_call_that_is_cancelled_ends(self):
         async def main():
             client = await ncn.aconnect(NETWORK, ncn.devnet_key(0))

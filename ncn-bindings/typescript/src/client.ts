@@ -5,7 +5,7 @@ import { type Address, type Hex, keccak256, sha256, toBytes } from "viem";
 import type { Channel } from "./channel.js";
 import { NcnError } from "./errors.js";
 import { type Certificate, type Order, type Quote, type Receipt, TYPES, type TrustRoot, certified, committeeOf, costOf, networkHash, quoteHash, read, separator, verifyReceipt } from "./receipt.js";
-import { type Value, type Values, floats, fromJson, toJson, value, valuesHash } from "./values.js";
+import { type Value, type Values, floats, fromJson, isSame, sizeOf, toJson, value, valuesHash } from "./values.js";
 import { call, events } from "./wire.js";
 
 /** The contracts of `ncn devnet`, which everybody knows. */
@@ -26,8 +26,11 @@ const PAUSE = 250;
 const LONGEST_PAUSE = 5_000;
 /** How long a gateway may take to hear that a request is cancelled, and a wallet to sign it, in milliseconds. */
 const CANCEL_TIME = 5_000;
-/** The most parts of an output. */
+/** The most parts of an output, and how many bytes they have together: more than the output has, since a part may replace one before. */
 const MAX_PARTS = 1 << 17;
+const MAX_BYTES = 32 << 20;
+/** The longest time that a timer takes, in milliseconds. */
+const LONGEST_TIMER = 2 ** 31 - 1;
 
 /** Signs typed data: a local account of viem's, or `walletSigner`. */
 export interface Signer {
@@ -115,7 +118,20 @@ export interface Message {
 }
 
 const now = (): bigint => BigInt(Math.floor(Date.now() / 1000));
-const pause = (millis: number) => new Promise((resolve) => setTimeout(resolve, millis));
+/** Waits, unless the signal comes. */
+const pause = (millis: number, signal?: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, millis);
+    if (signal?.aborted) done();
+    signal?.addEventListener("abort", done);
+  });
+const timer = (millis: number): AbortSignal => AbortSignal.timeout(Math.min(Math.max(1, millis), LONGEST_TIMER));
+const any = (signal: AbortSignal | undefined, other: AbortSignal): AbortSignal => (signal ? AbortSignal.any([signal, other]) : other);
 
 /** A way to a network, by one gateway. */
 export class Client {
@@ -231,8 +247,10 @@ export class Client {
     // A gateway does not have a payment held for a day by saying that its model needs one.
     const timeout = options.timeout ?? Math.max(usual, Math.min(model.leastTimeout + 2, LONGEST));
     if (timeout < model.leastTimeout) throw new NcnError("timeoutTooShort", `timeout: ${timeout} s are less than the ${model.leastTimeout} s that the model may take`);
-    const tickets = (await call(gateway, "/api/v1/tickets", options.signal, { count: 1 })) as { id?: unknown; draw?: unknown }[];
-    const ticket = shaped(() => ({ id: read.hash(tickets[0]?.id), draw: read.hash(tickets[0]?.draw) }));
+    const late = timer(timeout * 1000);
+    const signal = any(options.signal, late);
+    const tickets = (await call(gateway, "/api/v1/tickets", signal, { count: 1 })) as { id?: unknown; draw?: unknown }[] | undefined;
+    const ticket = shaped(() => ({ id: read.hash(tickets?.[0]?.id), draw: read.hash(tickets?.[0]?.draw) }));
     const message: Order = {
       client: signer.address.toLowerCase() as Address,
       subnet: model.subnet,
@@ -246,7 +264,13 @@ export class Client {
     };
     const signature = await this.sign("InferenceRequest", message);
     const body = { request: { message: { ...message, maxPrice: message.maxPrice.toString() }, signature }, inputs: toJson(inputs), ticket: ticket.id };
-    const status = (await call(gateway, "/api/v1/inference", options.signal, body)) as Record<string, unknown>;
+    let status: Record<string, unknown>;
+    try {
+      status = ((await call(gateway, "/api/v1/inference", signal, body)) ?? {}) as Record<string, unknown>;
+    } catch (error) {
+      if (options.signal?.aborted || !late.aborted) throw error;
+      throw new NcnError("unavailable", `gateway ${gateway}: gave no quote in time, nothing was paid`, true, false, { cause: error });
+    }
     if (status.quote === null || status.quote === undefined) throw new NcnError("refused", `the request was not served, nothing was paid: ${String(status.failure ?? "the gateway gave no reason")}`);
     const quote = shaped(() => read.quote(status.quote));
     const approval = shaped(() => read.certificate(status.preprocessing));
@@ -307,20 +331,21 @@ export class Client {
     const path = `/api/v1/inference/${requestId}`;
     /** What was handed out, and how many of these parts their node has signed. */
     const parts: Values[] = [];
-    let signed = 0;
+    let [signed, bytes, isAgreed, wasSigned] = [0, 0, false, false];
     function* voided(keep: number): Generator<Event> {
       if (parts.length <= keep) return;
       parts.length = keep;
       yield { restarted: true };
       for (const part of parts) yield { part };
     }
-    const stop = AbortSignal.timeout(Math.max(1, Number(expiry - now()) + 1) * 1000);
-    const both = signal ? AbortSignal.any([signal, stop]) : stop;
+    const stop = timer((Number(expiry - now()) + 1) * 1000);
+    const both = any(signal, stop);
     let [last, tries]: [string | undefined, number] = [undefined, 0];
     for (;;) {
       try {
         for await (const { id, name, data } of events(gateway, `${path}/events`, both, request.follow, last)) {
           if (id === "") throw new NcnError("unavailable", "the gateway tells of an error", true);
+          if (!/^[0-9]{1,20}$/.test(id)) throw new NcnError("refused", "gateway: an event's id is no number", false, true);
           // A gateway that was restarted counts from elsewhere, and tells everything again.
           if (last !== undefined && BigInt(id) !== BigInt(last) + 1n) {
             yield* voided(0);
@@ -331,16 +356,19 @@ export class Client {
           if (name === "chunk") {
             if (parts.length === MAX_PARTS) throw new NcnError("partsRejected", "the output has too many parts", false, true);
             const part = fromJson(event?.values);
+            bytes += Object.values(part).reduce((sum, value) => sum + sizeOf(value), 0);
+            if (bytes > MAX_BYTES) throw new NcnError("partsRejected", "the output's parts have too many bytes", false, true);
             parts.push(part);
             yield { part };
           } else if (name === "checkpoint") {
-            signed = parts.length;
+            [signed, wasSigned] = [parts.length, true];
           } else if (name === "attempt") {
             yield* voided(0);
             signed = 0;
           } else if (name === "takeover") {
             yield* voided(signed);
-          } else if (name === "givenUp" && parts.length === 0) {
+          } else if (name === "givenUp" && parts.length === 0 && !wasSigned && !isAgreed) {
+            isAgreed = true;
             await this.withdraw(request).catch(() => undefined);
           } else if (name === "delivered") {
             over();
@@ -367,7 +395,7 @@ export class Client {
       // As long as the request may still be served.
       if (now() > expiry) throw new NcnError("unproven", "the gateway is lost, and it is not proven what became of the payment", false, true);
       tries += 1;
-      await pause(Math.min(PAUSE * tries, LONGEST_PAUSE));
+      await pause(Math.min(PAUSE * tries, LONGEST_PAUSE), both);
     }
   }
 
@@ -383,7 +411,7 @@ export class Client {
         // The gateway has the signature, whatever it says.
         if (!error.retryable) throw new NcnError("unproven", `the payment was refused, and nothing proves that it is not used: ${error.message}`, false, true);
         if (now() > quote.expiry) throw new NcnError("unproven", error.message, false, true);
-        await pause(Math.min(PAUSE * tries, LONGEST_PAUSE));
+        await pause(Math.min(PAUSE * tries, LONGEST_PAUSE), signal);
       }
     }
   }
@@ -475,16 +503,19 @@ function shaped<T>(read: () => T): T {
   }
 }
 
-/** Whether the parts are what an output begins with: a later part may have replaced what is no text. */
+/** Whether the parts are what an output begins with: a text goes on, and what is no text is what the last part had of it. */
 function beginsWith(output: Values, parts: readonly Values[]): boolean {
-  const texts = new Map<string, string>();
+  const begun = new Map<string, Value>();
   for (const part of parts) {
     for (const [name, value] of Object.entries(part)) {
-      const whole: Value | undefined = output[name];
-      if (whole === undefined || (typeof value === "string") !== (typeof whole === "string")) return false;
-      if (typeof value === "string") texts.set(name, (texts.get(name) ?? "") + value);
+      const before = begun.get(name);
+      begun.set(name, typeof value === "string" && typeof before === "string" ? before + value : value);
     }
   }
-  return [...texts].every(([name, text]) => (output[name] as string).startsWith(text));
+  return [...begun].every(([name, value]) => {
+    const whole = Object.hasOwn(output, name) ? (output[name] as Value) : undefined;
+    if (whole === undefined) return false;
+    return typeof value === "string" ? typeof whole === "string" && whole.startsWith(value) : isSame(value, whole);
+  });
 }
 

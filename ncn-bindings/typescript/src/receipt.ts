@@ -372,6 +372,7 @@ const text_of = (value: unknown): string => JSON.stringify(value, (_, part: unkn
  */
 export async function verifyReceipt(receipt: Receipt | string, network?: Hex): Promise<Hex> {
   const read = typeof receipt === "string" ? parseReceipt(receipt) : receipt;
+  check(BigInt(read.version) === 2n, "version: is not 2");
   const { trustRoot: root, quote, delivery, completion, approvals } = read;
   const order = read.request.message;
   const { threshold, committeeSize, validators } = root;

@@ -23,6 +23,9 @@ export type Value = string | Tensor | File;
 export type Values = Readonly<Record<string, Value>>;
 
 const CODES = { bool: 1, u8: 2, i8: 3, i32: 4, i64: 5, f32: 6 } as const;
+const SIZES = { bool: 1, u8: 1, i8: 1, i32: 4, i64: 8, f32: 4 } as const;
+/** The most dimensions of a tensor. */
+const MAX_RANK = 8;
 /** What a tensor's elements are. */
 export type DataType = keyof typeof CODES;
 
@@ -121,20 +124,41 @@ export function toJson(values: Values): unknown {
   return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, json(value)]));
 }
 
-/** Values off the wire. */
+/** Values off the wire. Of two that have one hash, one is refused. */
 export function fromJson(json: unknown): Record<string, Value> {
   const wrong = () => new NcnError("refused", "values: are none");
+  const text = (given: unknown): string => {
+    // Half of a pair has no bytes of its own in UTF-8.
+    if (typeof given !== "string" || /\p{Surrogate}/u.test(given)) throw wrong();
+    return given;
+  };
+  const dimension = (given: unknown): number => {
+    if (typeof given !== "bigint" || given < 0n || given > Number.MAX_SAFE_INTEGER) throw wrong();
+    return Number(given);
+  };
   const read = (item: unknown): Value => {
-    const { text, tensor, file } = (item ?? {}) as { text?: unknown; tensor?: Record<string, unknown>; file?: Record<string, unknown> };
-    if (typeof text === "string") return text;
-    if (tensor && Array.isArray(tensor.shape) && typeof tensor.data === "string" && Object.hasOwn(CODES, String(tensor.data_type))) {
-      return { dtype: tensor.data_type as DataType, shape: tensor.shape.map(Number), data: fromBase64(tensor.data) };
+    const { text: said, tensor, file } = (item ?? {}) as { text?: unknown; tensor?: Record<string, unknown>; file?: Record<string, unknown> };
+    if (said !== undefined) return text(said);
+    if (tensor && Array.isArray(tensor.shape) && tensor.shape.length <= MAX_RANK) {
+      const dtype = text(tensor.data_type);
+      if (!Object.hasOwn(CODES, dtype)) throw wrong();
+      const [shape, data] = [tensor.shape.map(dimension), fromBase64(text(tensor.data))];
+      if (shape.reduce((size, length) => size * length, SIZES[dtype as DataType]) !== data.length) throw wrong();
+      return { dtype: dtype as DataType, shape, data };
     }
-    if (file && typeof file.media_type === "string" && typeof file.data === "string") return { mediaType: file.media_type, data: fromBase64(file.data) };
+    if (file) return { mediaType: text(file.media_type), data: fromBase64(text(file.data)) };
     throw wrong();
   };
-  if (typeof json !== "object" || json === null) throw wrong();
-  return Object.fromEntries(Object.entries(json).map(([name, item]) => [name, read(item)]));
+  if (typeof json !== "object" || json === null || Array.isArray(json)) throw wrong();
+  return Object.fromEntries(Object.entries(json).map(([name, item]) => [text(name), read(item)]));
+}
+
+/** How many bytes a value has. */
+export const sizeOf = (value: Value): number => (typeof value === "string" ? value.length : value.data.length);
+
+/** Whether two values are the same. */
+export function isSame(one: Value, other: Value): boolean {
+  return valuesHash({ value: one }) === valuesHash({ value: other });
 }
 
 /** The numbers of an `f32` tensor. */

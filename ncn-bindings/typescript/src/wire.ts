@@ -6,13 +6,26 @@ import { parse } from "./form.js";
 /** The longest answer that is read, in bytes of text: an output of 8 MiB in base64, and its receipt. */
 const MAX_TEXT = 32 << 20;
 
+/** How long a gateway may take for one answer, in milliseconds. */
+const ANSWER_TIME = 60_000;
+
 const KINDS: Record<string, ErrorKind> = { invalid: "input", denied: "key", unknown: "refused", busy: "unavailable", unavailable: "unavailable" };
 
 /** Calls a gateway. What is answered is JSON with whole numbers as bigint. */
 export async function call(url: string, path: string, signal: AbortSignal | undefined, body?: unknown, access?: string): Promise<unknown> {
-  const response = await request(url, path, signal, body, access);
-  const text = await whole(response);
+  const limit = AbortSignal.timeout(ANSWER_TIME);
+  const text = await reached(url, signal, async () => request(url, path, signal ? AbortSignal.any([signal, limit]) : limit, body, access));
   return text === "" ? undefined : json(text);
+}
+
+/** Does what takes a connection. One that breaks off, or that nothing comes on, is worth another try. */
+async function reached<T>(url: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (signal?.aborted) throw signal.reason;
+    throw error instanceof NcnError ? error : new NcnError("unavailable", `gateway ${url}: cannot be reached`, true, false, { cause: error });
+  }
 }
 
 /** A body's text, as far as it is read. */
@@ -40,32 +53,40 @@ function json(text: string): unknown {
   }
 }
 
-async function request(url: string, path: string, signal: AbortSignal | undefined, body: unknown, access: string | undefined): Promise<Response> {
+async function request(url: string, path: string, signal: AbortSignal, body: unknown, access: string | undefined): Promise<string> {
   const headers: Record<string, string> = {};
   if (access !== undefined) headers.authorization = `Bearer ${access}`;
   if (body !== undefined) headers["content-type"] = "application/json";
-  const init: RequestInit = { method: body === undefined ? "GET" : "POST", headers };
+  // What was signed and sent is for this gateway alone.
+  const init: RequestInit = { method: body === undefined ? "GET" : "POST", headers, signal, redirect: "error" };
   if (body !== undefined) init.body = JSON.stringify(body, (_, part: unknown) => (typeof part === "bigint" ? Number(part) : part));
-  if (signal) init.signal = signal;
-  let response: Response;
-  try {
-    response = await fetch(new URL(path, url), init);
-  } catch (error) {
-    if (signal?.aborted) throw signal.reason;
-    throw new NcnError("unavailable", `gateway ${url}: cannot be reached`, true, false, { cause: error });
-  }
-  if (response.ok) return response;
+  const response = await fetch(new URL(path, url), init);
   const said = await whole(response);
-  let problem: { kind?: string; message?: string; retryable?: boolean; error?: { UnknownModel?: unknown; InvalidRequest?: { field?: string } } } = {};
-  try {
-    problem = JSON.parse(said);
-  } catch {
-    // Something between client and gateway has answered.
-  }
-  let kind = KINDS[problem.kind ?? ""] ?? "refused";
+  if (response.ok) return said;
+  const problem = problemOf(said);
+  let kind = Object.hasOwn(KINDS, String(problem.kind)) ? (KINDS[String(problem.kind)] as ErrorKind) : "refused";
   if (problem.error?.UnknownModel !== undefined) kind = "unknownModel";
   if (problem.error?.InvalidRequest?.field === "request.maxPrice") kind = "tooExpensive";
-  throw new NcnError(kind, problem.message ?? `gateway: answers ${response.status}`, problem.retryable ?? response.status >= 500);
+  const message = typeof problem.message === "string" ? problem.message : `gateway: answers ${response.status}`;
+  throw new NcnError(kind, message, typeof problem.retryable === "boolean" ? problem.retryable : passes(response.status));
+}
+
+/** Whether it may be otherwise a moment later, by a status that something between client and gateway has answered. */
+const passes = (status: number): boolean => status >= 500 || status === 429 || status === 408;
+
+interface Problem {
+  readonly kind?: unknown;
+  readonly message?: unknown;
+  readonly retryable?: unknown;
+  readonly error?: { UnknownModel?: unknown; InvalidRequest?: { field?: unknown } } | null;
+}
+
+function problemOf(said: string): Problem {
+  try {
+    return (JSON.parse(said) as Problem | null) ?? {};
+  } catch {
+    return {};
+  }
 }
 
 /** One event of a stream, its index, and what it says. */
@@ -79,21 +100,17 @@ export interface ServerEvent {
 export async function* events(url: string, path: string, signal: AbortSignal, access: string, last?: string): AsyncGenerator<ServerEvent> {
   const headers: Record<string, string> = { authorization: `Bearer ${access}`, accept: "text/event-stream" };
   if (last !== undefined) headers["last-event-id"] = last;
-  let body: ReadableStream<Uint8Array>;
-  try {
-    const response = await fetch(new URL(path, url), { headers, signal });
-    if (!response.ok || !response.body) throw new NcnError("unavailable", `gateway: answers ${response.status} to who follows`, response.status >= 500 || response.status === 429);
-    body = response.body;
-  } catch (error) {
-    if (signal.aborted) throw signal.reason;
-    throw error instanceof NcnError ? error : new NcnError("unavailable", `gateway ${url}: cannot be reached`, true, false, { cause: error });
-  }
+  const body = await reached(url, signal, async () => {
+    const response = await fetch(new URL(path, url), { headers, signal, redirect: "error" });
+    if (!response.ok || !response.body) throw new NcnError("unavailable", `gateway: answers ${response.status} to who follows`, passes(response.status));
+    return response.body;
+  });
   const decoder = new TextDecoder();
   const reader = body.getReader();
   let [waiting, id, name, data] = ["", "", "", ""];
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reached(url, signal, () => reader.read());
       if (done) return;
       waiting += decoder.decode(value, { stream: true });
       if (waiting.length + data.length > MAX_TEXT) throw new NcnError("refused", `gateway: sends an event of more than ${MAX_TEXT} bytes`);
