@@ -143,7 +143,7 @@ impl EmbeddedChain {
         let transaction = self.decode(raw)?;
         let hash = *transaction.tx_hash();
         let mut core = self.lock();
-        if core.mempool.get(hash).is_some() || core.blocks.transaction(hash).is_some() {
+        if core.mempool.get(hash).is_some() {
             return Err(Refusal::AlreadyKnown);
         }
         let next = core.state.nonce(transaction.signer());

@@ -1,6 +1,6 @@
 //! The chain as ledgers in the same process reach it.
 
-use alloy_primitives::{Address, B256, Bytes};
+use alloy_primitives::{Address, B256, Bytes, keccak256};
 use async_trait::async_trait;
 use ncn_client::evm::{Call, EvmBackend, EvmError, EvmReader, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt};
 
@@ -105,6 +105,8 @@ impl EvmBackend for EmbeddedChain {
     async fn send_raw_transaction(&self, transaction: Bytes) -> Result<(), EvmError> {
         match self.send(&transaction) {
             Ok(_) | Err(Refusal::AlreadyKnown) => Ok(()),
+            // It is this one that has the nonce.
+            Err(Refusal::NonceTooLow { .. }) if self.mined(keccak256(&transaction)).is_some() => Ok(()),
             Err(refusal) => Err(refusal.into()),
         }
     }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use alloy_consensus::{Transaction as _, TxEnvelope, TxType, transaction::Recovered};
+use alloy_eips::eip2930::AccessList;
 use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use ncn_core::UnixTime;
 use revm::{
@@ -32,6 +33,7 @@ pub(crate) struct Request {
     pub(crate) value: U256,
     /// All that a block holds, when it is not said.
     pub(crate) gas: Option<u64>,
+    pub(crate) access_list: AccessList,
 }
 
 /// The block that something runs in, on top of (or back at) a view of the accounts.
@@ -80,6 +82,9 @@ impl<'a> Environment<'a> {
         // A call has no nonce, and contracts may be asked to call.
         (evm.ctx.cfg.disable_nonce_check, evm.ctx.cfg.disable_eip3607) = (true, true);
         let transaction = TxEnv {
+            // Of the first type that has a list: an older one has none that counts.
+            tx_type: TxType::Eip2930.into(),
+            access_list: request.access_list.clone(),
             caller: request.from,
             gas_limit: request.gas.unwrap_or(BLOCK_GAS_LIMIT).min(BLOCK_GAS_LIMIT),
             kind: request.to,
@@ -91,7 +96,7 @@ impl<'a> Environment<'a> {
         let done = evm.transact(transaction).map_err(Refusal::from_evm)?;
         match done.result {
             ExecutionResult::Revert { output, .. } => Err(CallError::Reverted(output)),
-            ExecutionResult::Halt { reason, .. } => Err(CallError::Halted(format!("halted: {reason:?}"))),
+            ExecutionResult::Halt { reason, .. } => Err(CallError::Halted(format!("halted: {reason}"))),
             success @ ExecutionResult::Success { .. } => Ok(success),
         }
     }

@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     Malformed(String),
     #[error("transaction type not supported: send a legacy, EIP-2930 or EIP-1559 transaction")]
     Type,
-    #[error("invalid chain id for signer: have {given:?} want {ours}")]
+    #[error("invalid chain id for signer: have {} want {ours}", given.map_or_else(|| "none".into(), |given| given.to_string()))]
     ChainId { given: Option<u64>, ours: u64 },
     #[error("already known")]
     AlreadyKnown,

@@ -38,7 +38,7 @@ pub(super) fn transaction(block: &Block, index: usize) -> Option<Transaction> {
 /// A transaction that waits.
 pub(super) fn waiting(inner: Recovered<TxEnvelope>) -> Transaction {
     Transaction {
-        effective_gas_price: None,
+        effective_gas_price: Some(inner.max_fee_per_gas()),
         inner,
         block_hash: None,
         block_number: None,

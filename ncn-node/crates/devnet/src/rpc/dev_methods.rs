@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, U64, U256};
 use jsonrpsee::{RpcModule, core::RegisterMethodError, types::params::ParamsSequence};
+use ncn_client::unix_now;
 
 use super::{Answer, Api, errors::invalid_params, method};
 use crate::Mining;
@@ -17,7 +18,12 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
         api.chain.advance(seconds.to());
         Ok(api.chain.advanced())
     })?;
-    method(module, "evm_mine", |api, _| {
+    method(module, "evm_mine", |api, params| {
+        if let Some(at) = params.optional_next::<U64>()? {
+            let now = api.chain.newest().header.timestamp.max(unix_now() + api.chain.advanced());
+            let seconds = at.to::<u64>().checked_sub(now);
+            api.chain.advance(seconds.ok_or_else(|| invalid_params(format!("timestamp: {at} is before the chain's time, {now}")))?);
+        }
         api.chain.mine();
         Ok("0x0")
     })?;
@@ -26,7 +32,11 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
         if blocks > MAX_BLOCKS {
             return Err(invalid_params(format!("blocks: at most {MAX_BLOCKS} can be made at once, not {blocks}")));
         }
-        (0..blocks).for_each(|_| api.chain.mine());
+        let interval: u64 = params.optional_next()?.unwrap_or(U64::ZERO).to();
+        for block in 0..blocks {
+            api.chain.advance(if block == 0 { 0 } else { interval });
+            api.chain.mine();
+        }
         Ok(())
     })?;
     method(module, "evm_setAutomine", |api, params| {

@@ -1,5 +1,6 @@
 //! Errors as other nodes spell them: clients take them apart.
 
+use alloy_sol_types::{Revert, SolError as _};
 use jsonrpsee::types::{ErrorCode, ErrorObjectOwned};
 
 use crate::chain::{CallError, Refusal};
@@ -29,7 +30,10 @@ pub(super) fn refused(refusal: &Refusal) -> ErrorObjectOwned {
 
 pub(super) fn call_failed(error: CallError) -> ErrorObjectOwned {
     match error {
-        CallError::Reverted(data) => ErrorObjectOwned::owned(REVERTED, "execution reverted", Some(data)),
+        CallError::Reverted(data) => {
+            let reason = Revert::abi_decode(&data).map(|revert| format!(": {}", revert.reason)).unwrap_or_default();
+            ErrorObjectOwned::owned(REVERTED, format!("execution reverted{reason}"), Some(data))
+        }
         other => server_error(other.to_string()),
     }
 }

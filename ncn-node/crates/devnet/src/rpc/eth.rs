@@ -19,6 +19,8 @@ use crate::chain::{BLOCK_GAS_LIMIT, Block, Request};
 
 /// The most blocks whose fees are told at once.
 const MAX_FEE_HISTORY: u64 = 1_024;
+/// The most percentiles of its rewards.
+const MAX_PERCENTILES: usize = 100;
 
 pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethodError> {
     method(module, "web3_clientVersion", |_, _| Ok(concat!("ncn-embedded/", env!("CARGO_PKG_VERSION"))))?;
@@ -117,6 +119,10 @@ fn request(params: &mut ParamsSequence<'_>) -> Answer<(Request, Option<BlockId>)
     if overrides.is_some_and(|overrides| overrides.as_object().is_none_or(|overrides| !overrides.is_empty())) {
         return Err(invalid_params("state overrides are not supported: change the state itself, it is a development chain"));
     }
+    let of_block: Option<Value> = params.optional_next()?;
+    if of_block.is_some_and(|overrides| overrides.as_object().is_none_or(|overrides| !overrides.is_empty())) {
+        return Err(invalid_params("block overrides are not supported: mine the block, it is a development chain"));
+    }
     let input = given.input.try_into_unique_input().map_err(|error| invalid_params(error.to_string()))?.unwrap_or_default();
     let request = Request {
         from: given.from.unwrap_or_default(),
@@ -124,6 +130,7 @@ fn request(params: &mut ParamsSequence<'_>) -> Answer<(Request, Option<BlockId>)
         input,
         value: given.value.unwrap_or_default(),
         gas: given.gas,
+        access_list: given.access_list.unwrap_or_default(),
     };
     Ok((request, block))
 }
@@ -168,6 +175,10 @@ fn block_receipts(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<Option<V
 fn fee_history(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<FeeHistory> {
     let (count, newest): (U64, BlockNumberOrTag) = (params.next()?, params.next()?);
     let percentiles: Vec<f64> = params.optional_next()?.unwrap_or_default();
+    if percentiles.len() > MAX_PERCENTILES || !percentiles.is_sorted() || percentiles.iter().any(|one| !(0.0..=100.0).contains(one))
+    {
+        return Err(invalid_params(format!("percentiles: give up to {MAX_PERCENTILES} numbers from 0 to 100, ascending")));
+    }
     let newest = api.number(newest).min(api.chain.number());
     let oldest = (newest + 1).saturating_sub(count.to::<u64>().min(MAX_FEE_HISTORY));
     #[allow(clippy::cast_precision_loss, reason = "a ratio for charts")]

@@ -12,7 +12,7 @@ use jsonrpsee::{
         server::{BatchResponseBuilder, ResponsePayload},
     },
     server::{HttpBody, HttpResponse},
-    types::{ErrorCode, Request},
+    types::{ErrorCode, Id, Request},
 };
 use serde::Deserialize;
 use tonic::codegen::http::StatusCode;
@@ -144,6 +144,9 @@ where
     fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = Response> + Send + 'a {
         let service = self.clone();
         async move {
+            if batch.is_empty() {
+                return Response::error(Id::Null, ErrorCode::InvalidRequest);
+            }
             let mut responses = BatchResponseBuilder::new_with_limit(MAX_RESPONSE_BYTES as usize);
             let mut lost = false;
             for entry in batch {
@@ -160,7 +163,7 @@ where
                     return too_large;
                 }
             }
-            // Nothing but notifications has no answer. The server has refused an empty batch before.
+            // Nothing but notifications has no answer.
             let mut response =
                 if responses.is_empty() { Response::notification() } else { Response::from_batch(responses.finish()) };
             if lost {
