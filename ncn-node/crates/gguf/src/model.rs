@@ -101,6 +101,12 @@ impl Shape {
                 "is not as long as a key, which this engine does not run",
             ));
         }
+        if header.optional("llama.attention.causal", Header::flag)? == Some(false) {
+            return Err(GgufError::field(
+                "llama.attention.causal",
+                "is false: this engine runs models whose tokens see those before them",
+            ));
+        }
         if header.optional("llama.expert_count", Header::count)?.unwrap_or(0) != 0 {
             return Err(GgufError::field("llama.expert_count", "this engine does not run mixtures of experts"));
         }
@@ -123,10 +129,21 @@ impl Shape {
         if turned > self.head_width || !turned.is_multiple_of(2) {
             return Err(GgufError::field("llama.rope.dimension_count", format!("is {turned}, heads have {}", self.head_width)));
         }
+        if header
+            .optional("llama.rope.scaling.attn_factor", Header::float)?
+            .is_some_and(|factor| (factor - 1.0).abs() > f32::EPSILON)
+        {
+            return Err(GgufError::field("llama.rope.scaling.attn_factor", "is not 1, which this engine does not run"));
+        }
         let base = header.optional("llama.rope.freq_base", Header::float)?.unwrap_or(10_000.0);
+        // The older name of the same, as llama.cpp reads them; zero is none.
+        let factor = match header.optional("llama.rope.scaling.factor", Header::float)? {
+            None => header.optional("llama.rope.scale_linear", Header::float)?,
+            factor => factor,
+        };
         let slowed = match header.optional("llama.rope.scaling.type", Header::text)? {
-            None | Some("none") => 1.0,
-            Some("linear") => header.float("llama.rope.scaling.factor")?,
+            Some("none") => 1.0,
+            None | Some("linear") => factor.filter(|factor| *factor != 0.0).unwrap_or(1.0),
             Some(other) => {
                 return Err(GgufError::field("llama.rope.scaling.type", format!("is `{other}`, which this engine does not run")));
             }

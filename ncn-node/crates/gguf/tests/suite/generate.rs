@@ -76,6 +76,25 @@ fn the_token_that_ends_a_text_is_counted_and_not_given() {
     assert_eq!(ended[0].1.finish, Finish::Stop);
 }
 
+#[test]
+fn positions_are_scaled_by_whichever_field_says_so() {
+    let text = |fields: &[(&str, Field)]| {
+        let made = fields.iter().fold(Made::model(), |made, (name, field)| made.with(name, field.clone()));
+        let generator = open(&made, 1);
+        let settings = Settings { max_tokens: 24, temperature: 2.0, seed: 1, ..Settings::default() };
+        generate(&generator, &prompt(&generator, "the cat sat on the mat, and the dog"), &settings).0
+    };
+    let (factor, linear) = ("llama.rope.scaling.factor", "llama.rope.scale_linear");
+    let (kind, of) = ("llama.rope.scaling.type", |kind: &str| Field::Text(kind.into()));
+    let scaled = text(&[(kind, of("linear")), (factor, Field::F32(8.0))]);
+    let plain = text(&[]);
+    assert_ne!(scaled, plain);
+    assert_eq!(text(&[(factor, Field::F32(8.0))]), scaled);
+    assert_eq!(text(&[(linear, Field::F32(8.0))]), scaled);
+    assert_eq!(text(&[(kind, of("none")), (factor, Field::F32(8.0))]), plain);
+    assert_eq!(text(&[(factor, Field::F32(0.0))]), plain);
+}
+
 /// Files name one end of several, and call the others what they like: a text ends there all the same, and none of them is part of it.
 #[test]
 fn texts_end_where_models_end_them() {
