@@ -17,7 +17,7 @@ use ncn_core::{
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{MANIFEST_FILE, ModelStoreError, Result, source};
+use super::{MANIFEST_FILE, ModelStoreError, Result, pack::LINK, source};
 
 /// How long others may hold the store's lock. They hold it to write a few small files, or to delete.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -171,8 +171,14 @@ impl Layout {
         Ok(false)
     }
 
-    /// Copies a package's file in, and compares it on the way.
-    pub(super) fn copy_in(&self, file: &ModelFile, from: &Path) -> Result<()> {
+    /// Copies a file in from a package's directory, and compares it on the way.
+    pub(super) fn copy_in(&self, file: &ModelFile, package: &Path) -> Result<()> {
+        let from = &package.join(&file.path);
+        for path in from.ancestors().take_while(|path| *path != package) {
+            if fs::symlink_metadata(path).map_err(ModelStoreError::file(path))?.is_symlink() {
+                return Err(ModelStoreError::package(path, LINK));
+            }
+        }
         // Opening what is no file may wait for ever.
         if !fs::metadata(from).map_err(ModelStoreError::file(from))?.is_file() {
             return Err(ModelStoreError::package(from, "is no file"));

@@ -169,8 +169,8 @@ impl ModelStore {
 
     async fn copy_files(&self, model: &Model, directory: &Path) -> Result<()> {
         for file in model.manifest().files.clone() {
-            let (layout, from) = (self.layout.clone(), directory.join(&file.path));
-            blocking(move || layout.copy_in(&file, &from)).await?;
+            let (layout, directory) = (self.layout.clone(), directory.to_owned());
+            blocking(move || layout.copy_in(&file, &directory)).await?;
         }
         Ok(())
     }

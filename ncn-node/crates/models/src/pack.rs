@@ -17,6 +17,9 @@ use super::{ModelStoreError, Result, layout};
 /// The manifest's name in a package's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
+/// Whoever made the package may have pointed it at what is not theirs to give away.
+pub(super) const LINK: &str = "is a link: put the file itself there";
+
 /// The most files that a manifest may list.
 const MAX_FILES: usize = 256;
 
@@ -40,9 +43,12 @@ pub fn pack(directory: &Path, draft: Option<&Path>) -> Result<Model> {
             if entry.file_name().as_encoded_bytes().starts_with(b".") || path == target {
                 continue;
             }
+            if kind.is_symlink() {
+                return Err(ModelStoreError::package(path, LINK));
+            }
             if kind.is_dir() {
                 directories.push(relative);
-            } else if fs::metadata(&path).map_err(ModelStoreError::file(&path))?.is_file() {
+            } else if kind.is_file() {
                 paths.insert(relative);
             } else {
                 return Err(ModelStoreError::package(path, "is no file: a package has files and directories"));

@@ -162,10 +162,27 @@ fn packing_lists_the_files_and_says_what_is_wrong() {
     fails("with space: rename it", None);
     fs::remove_file(directory.path().join("with space")).unwrap();
     std::os::unix::fs::symlink("..", directory.path().join("a/loop")).unwrap();
-    fails("a/loop: is no file", None);
+    fails("a/loop: is a link", None);
     fs::remove_file(directory.path().join("a/loop")).unwrap();
     (0..256).for_each(|n| fs::write(directory.path().join(format!("{n}")), "").unwrap());
     fails("more than 256 files", None);
+}
+
+/// What a link leads to may be somebody's secret, whose size and digest the package knows.
+#[tokio::test]
+async fn links_lead_nowhere() {
+    for linked in ["b", "dir"] {
+        let package = package("model", "1", &[("a", b"first"), ("b", b"second"), ("dir/c", b"third")]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let (path, target) = (package.path().join(linked), elsewhere.path().join("moved"));
+        fs::rename(&path, &target).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        let refused = ncn_models::pack(package.path(), None).unwrap_err().to_string();
+        assert!(refused.contains("is a link"), "{refused}");
+        let scene = empty();
+        let refused = scene.store.add(package.path()).await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("{linked}: is a link")), "{refused}");
+    }
 }
 
 #[tokio::test]
