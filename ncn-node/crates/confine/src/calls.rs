@@ -38,7 +38,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_lseek,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -136,7 +135,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_futex_waitv,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_getparam,
     libc::SYS_sched_getattr,
@@ -192,7 +190,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
 ];
 
 /// Those that only this architecture has.
@@ -244,8 +241,19 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET)
     .cast_unsigned();
 
+const ASYNC: u32 = libc::O_ASYNC.cast_unsigned();
+
 const CONDITIONAL: &[(c_long, Test)] = &[
-    (libc::SYS_openat, Test::Any(&[Test::Bits(2, MAKES, 0), no_owner_bits(3)])),
+    (libc::SYS_openat, Test::All(&[Test::Bits(2, ASYNC, 0), Test::Any(&[Test::Bits(2, MAKES, 0), no_owner_bits(3)])])),
+    // What a file has sent to another process is a signal; a lease holds up whoever opens the file; pipes and sockets hold memory that no limit counts.
+    (
+        libc::SYS_fcntl,
+        Test::All(&[
+            Test::Not(1, &[F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ]),
+            Test::Any(&[Test::Not(1, &[libc::F_SETFL.cast_unsigned()]), Test::Bits(2, ASYNC, 0)]),
+        ]),
+    ),
+    (libc::SYS_setsockopt, Test::Not(2, &[SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE])),
     (libc::SYS_mkdirat, no_owner_bits(2)),
     (libc::SYS_fchmod, no_owner_bits(1)),
     (libc::SYS_fchmodat, no_owner_bits(2)),
@@ -264,6 +272,7 @@ const CONDITIONAL: &[(c_long, Test)] = &[
     (libc::SYS_clone, Test::Bits(0, NAMESPACES | libc::CLONE_PARENT.cast_unsigned(), 0)),
     // Only a process's own: limits and priorities of others are not Landlock's concern.
     (libc::SYS_prlimit64, Test::Bits(0, u32::MAX, 0)),
+    (libc::SYS_sched_setaffinity, Test::Bits(0, u32::MAX, 0)),
     (libc::SYS_sched_setscheduler, Test::Bits(0, u32::MAX, 0)),
     (libc::SYS_sched_setparam, Test::Bits(0, u32::MAX, 0)),
     (libc::SYS_sched_setattr, Test::Bits(0, u32::MAX, 0)),
@@ -274,13 +283,13 @@ const CONDITIONAL: &[(c_long, Test)] = &[
         Test::All(&[Test::Bits(0, u32::MAX, libc::AF_UNIX.cast_unsigned()), Test::Bits(1, 0xf, libc::SOCK_STREAM.cast_unsigned())]),
     ),
     (libc::SYS_sendto, Test::NoPointer(4)),
-    // Standard error may be the operator's terminal: nothing may be typed into it.
-    (libc::SYS_ioctl, Test::Not(1, &[TIOCSTI, TIOCLINUX, TIOCSETD, TIOCCONS, TIOCSCTTY])),
+    // Standard error may be the operator's terminal: nothing may be typed into it. The last three are what `fcntl` is refused.
+    (libc::SYS_ioctl, Test::Not(1, &[TIOCSTI, TIOCLINUX, TIOCSETD, TIOCCONS, TIOCSCTTY, FIOASYNC, FIOSETOWN, SIOCSPGRP])),
 ];
 
 #[cfg(target_arch = "x86_64")]
 const CONDITIONAL_HERE: &[(c_long, Test)] = &[
-    (libc::SYS_open, Test::Any(&[Test::Bits(1, MAKES, 0), no_owner_bits(2)])),
+    (libc::SYS_open, Test::All(&[Test::Bits(1, ASYNC, 0), Test::Any(&[Test::Bits(1, MAKES, 0), no_owner_bits(2)])])),
     (libc::SYS_creat, no_owner_bits(1)),
     (libc::SYS_mkdir, no_owner_bits(1)),
     (libc::SYS_chmod, no_owner_bits(1)),
@@ -293,3 +302,16 @@ const TIOCLINUX: u32 = 0x541c;
 const TIOCSETD: u32 = 0x5423;
 const TIOCCONS: u32 = 0x541d;
 const TIOCSCTTY: u32 = 0x540e;
+const FIOASYNC: u32 = 0x5452;
+const FIOSETOWN: u32 = 0x8901;
+const SIOCSPGRP: u32 = 0x8902;
+const F_SETOWN: u32 = 8;
+const F_SETSIG: u32 = 10;
+const F_SETOWN_EX: u32 = 15;
+const F_SETLEASE: u32 = 1_024;
+const F_NOTIFY: u32 = 1_026;
+const F_SETPIPE_SZ: u32 = 1_031;
+const SO_SNDBUF: u32 = 7;
+const SO_RCVBUF: u32 = 8;
+const SO_SNDBUFFORCE: u32 = 32;
+const SO_RCVBUFFORCE: u32 = 33;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, error::Error, path::Path};
 
-use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, path_beneath_rules};
+use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope, path_beneath_rules};
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, set_parent_process_death_signal, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
@@ -21,6 +21,7 @@ pub(crate) fn request(directory: &Path) -> Result<(), Box<dyn Error>> {
     let write = AccessFs::from_write(ABI::V5) & !AccessFs::IoctlDev;
     Ruleset::default()
         .handle_access(write)?
+        .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules([directory], write))?
         .add_rules(path_beneath_rules(["/dev/null"], AccessFs::WriteFile))?

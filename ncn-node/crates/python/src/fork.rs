@@ -1,10 +1,11 @@
 //! The forks that requests run in, as the interpreter sees them that they were forked from.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
-    os::fd::OwnedFd,
-    path::PathBuf,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use bytes::Bytes;
@@ -148,8 +149,9 @@ impl Fork {
                 status => break status.ok().flatten().map(|(_, status)| status),
             }
         };
-        // What is left costs space, no more: the sandbox bounds that.
-        let _ = fs::remove_dir_all(&self.directory);
+        if clear(&self.directory).is_err() {
+            LEFT.store(true, Ordering::Relaxed);
+        }
         match self.state {
             State::Answered => None,
             State::Stopped(error) => Some(error),
@@ -159,6 +161,35 @@ impl Fork {
             }
         }
     }
+}
+
+/// Whether a request has left something that could not be removed: it would be there for the next ones.
+static LEFT: AtomicBool = AtomicBool::new(false);
+
+/// Whether a request has left something that could not be removed.
+pub(crate) fn has_left_something() -> bool {
+    LEFT.load(Ordering::Relaxed)
+}
+
+/// Removes a directory, whatever modes what is in it has.
+fn clear(directory: &Path) -> io::Result<()> {
+    let remove = || match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    remove().or_else(|_| {
+        let mut closed = vec![directory.to_owned()];
+        while let Some(path) = closed.pop() {
+            fs::set_permissions(&path, Permissions::from_mode(0o700))?;
+            for entry in fs::read_dir(&path)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    closed.push(entry.path());
+                }
+            }
+        }
+        remove()
+    })
 }
 
 /// How a process ended.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_core::{ExecutorError, Model, executor::ModelPackage};
+use ncn_core::{B256, ExecutorError, Model, executor::ModelPackage};
 use ncn_wire::{
     self as wire,
     proto::{self, FromWorker, RunModel, ToWorker, from_worker, to_worker},
@@ -27,7 +27,7 @@ use rustix::{
 
 use crate::{
     child::{Job, error_message},
-    fork::Fork,
+    fork::{self, Fork},
     frames::{Incoming, Outgoing},
     model::Loaded,
 };
@@ -76,7 +76,6 @@ struct Worker<'py> {
     spare: Option<Fork>,
     /// False once one has died without a request: then the next waits for one, lest they die for ever.
     keep_spare: bool,
-    forks: u64,
     at_once: usize,
 }
 
@@ -103,7 +102,6 @@ pub(crate) fn serve(py: Python<'_>) -> PyResult<End> {
         running: Vec::new(),
         spare: None,
         keep_spare: true,
-        forks: 0,
         at_once: available_parallelism().map_or(1, usize::from).min(MAX_RUNNING),
     };
     worker.answer(0, from_worker::Message::Ready(proto::Ready { version: wire::WORKER_VERSION }));
@@ -123,7 +121,13 @@ impl Worker<'_> {
             {
                 self.obey(message)?;
             }
-            while self.running.len() < self.at_once
+            let is_spoilt = fork::has_left_something();
+            if is_spoilt && self.running.is_empty() {
+                // Another worker begins with nothing in its directory.
+                return Ok(End::Closed);
+            }
+            while !is_spoilt
+                && self.running.len() < self.at_once
                 && let Some(request) = self.waiting.pop_front()
             {
                 if let Some(job) = self.start(request) {
@@ -251,8 +255,8 @@ impl Worker<'_> {
     }
 
     fn fork(&mut self) -> PyResult<Result<Fork, Box<Job>>> {
-        self.forks += 1;
-        let directory = self.directory.join(format!("request-{}", self.forks));
+        // A name that no other request can guess.
+        let directory = self.directory.join(format!("{:x}", B256::random()));
         let forked = Fork::new(self.py, directory.clone())?;
         Ok(forked.map_err(|ends| Box::new(Job { model: self.model.take(), directory, ends })))
     }
