@@ -52,6 +52,9 @@ pub(crate) struct TensorBytes<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// Into how many files a model is split.
+const SPLIT: &str = "split.count";
+
 impl<'a> Header<'a> {
     pub(crate) fn parse(file: &'a [u8]) -> Result<Self, GgufError> {
         let mut reader = Reader { file, at: 0 };
@@ -59,6 +62,9 @@ impl<'a> Header<'a> {
             return Err(GgufError::Header("does not start with GGUF: name a GGUF file".into()));
         }
         let version = reader.u32()?;
+        if (2..=3).contains(&version.swap_bytes()) {
+            return Err(GgufError::Header("is big-endian: convert the model for little-endian machines".into()));
+        }
         if !(2..=3).contains(&version) {
             return Err(GgufError::Header(format!("version {version}: convert it to version 3")));
         }
@@ -76,6 +82,9 @@ impl<'a> Header<'a> {
             if header.fields.insert(name, value).is_some() {
                 return Err(GgufError::field(name, "is there twice"));
             }
+        }
+        if let Some(parts) = header.optional(SPLIT, Header::count)?.filter(|parts| *parts > 1) {
+            return Err(GgufError::field(SPLIT, format!("is {parts}: join the parts, as by `llama-gguf-split --merge`")));
         }
         let mut places = Vec::new();
         for _ in 0..tensors {
@@ -182,7 +191,10 @@ struct Place {
 
 impl Place {
     fn within(self, data: &[u8]) -> Result<TensorBytes<'_>, String> {
-        let kind = element_kind(self.kind).ok_or_else(|| format!("its elements are of the unknown type {}", self.kind))?;
+        let kind = element_kind(self.kind).ok_or_else(|| match other_kind(self.kind) {
+            Some(name) => format!("its elements are {name}, which this engine does not run: quantize the model to Q4_K_M or Q8_0, or serve it with another engine"),
+            None => format!("its elements are of the unknown type {}", self.kind),
+        })?;
         let (block, size) = (kind.block_size() as u64, kind.type_size() as u64);
         if self.columns == 0 || self.rows == 0 || !self.columns.is_multiple_of(block) {
             return Err(format!("its rows of {} elements are no whole blocks of {block}", self.columns));
@@ -214,6 +226,27 @@ fn element_kind(number: u32) -> Option<GgmlDType> {
         13 => GgmlDType::Q5K,
         14 => GgmlDType::Q6K,
         30 => GgmlDType::BF16,
+        _ => return None,
+    })
+}
+
+/// The names of types of elements that only other engines run.
+fn other_kind(number: u32) -> Option<&'static str> {
+    Some(match number {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
         _ => return None,
     })
 }

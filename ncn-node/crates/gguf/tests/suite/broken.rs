@@ -101,6 +101,19 @@ fn fields_that_lie_are_refused_by_name() {
 }
 
 #[test]
+fn what_other_engines_run_is_named_with_its_remedy() {
+    let split = refused(&Made::model().with("split.count", Field::U32(3))).to_string();
+    assert!(split.contains("split.count") && split.contains("join the parts"), "{split}");
+    open(&Made::model().with("split.count", Field::U32(1)).write().0).unwrap();
+    for (kind, name) in [(20, "IQ4_NL"), (23, "IQ4_XS"), (39, "MXFP4")] {
+        let mut made = Made::model();
+        made.part("blk.0.attn_q.weight").kind = kind;
+        let said = refused(&made).to_string();
+        assert!(said.contains(name) && said.contains("another engine"), "{said}");
+    }
+}
+
+#[test]
 fn headers_that_claim_too_much_are_refused() {
     let file = Made::model().write().0;
     let with = |at: usize, bytes: &[u8]| {
@@ -128,6 +141,8 @@ fn headers_that_claim_too_much_are_refused() {
         made.fields.insert(0, ("claims.too.much".into(), field));
         assert!(matches!(refused(&made), GgufError::Header(_)));
     }
+    let said = with(4, &3_u32.to_be_bytes()).to_string();
+    assert!(said.contains("big-endian"), "{said}");
     let long = Made::model().with(&"x".repeat(300), Field::U32(1));
     assert!(matches!(refused(&long), GgufError::Header(_)));
 }
