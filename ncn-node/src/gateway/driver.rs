@@ -128,7 +128,7 @@ async fn record(gateway: &Gateway, task: &Task, event: Event) {
     }
 }
 
-/// Keeps that a part of the output is about to be given away: whoever has got one cannot withdraw as if it had got none.
+/// Keeps that a part of the output is about to be given away: who has got one cannot withdraw as if it had got none.
 pub(super) async fn stream(gateway: &Gateway, task: &Task) {
     if task.has_streamed() {
         return;

@@ -245,7 +245,7 @@ const ASYNC: u32 = libc::O_ASYNC.cast_unsigned();
 
 const CONDITIONAL: &[(c_long, Test)] = &[
     (libc::SYS_openat, Test::All(&[Test::Bits(2, ASYNC, 0), Test::Any(&[Test::Bits(2, MAKES, 0), no_owner_bits(3)])])),
-    // What a file has sent to another process is a signal; a lease holds up whoever opens the file; pipes and sockets hold memory that no limit counts.
+    // What a file has sent to another process is a signal; a lease holds up those who open the file; pipes and sockets hold memory that no limit counts.
     (
         libc::SYS_fcntl,
         Test::All(&[

@@ -17,7 +17,7 @@ use super::{ModelStoreError, Result, layout};
 /// The manifest's name in a package's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// Whoever made the package may have pointed it at what is not theirs to give away.
+/// Who made the package may have pointed it at what is not theirs to give away.
 pub(super) const LINK: &str = "is a link: put the file itself there";
 
 /// The most files that a manifest may list.

@@ -1,0 +1,64 @@
+//! What tools send beside the usual, and what they look for in answers.
+
+use alloy_sol_types::SolError as _;
+
+use super::*;
+
+#[tokio::test]
+async fn options_are_done_or_refused() {
+    let node = Node::start().await;
+    let to = Address::repeat_byte(7);
+    // 2,400 for the address and 1,900 for each of its slots.
+    let gas =
+        async |list: Value| parse::<U64>(&node.get("eth_estimateGas", json!([{ "to": to, "accessList": list }])).await).to::<u64>();
+    let listed = json!([{ "address": to, "storageKeys": [B256::ZERO, B256::repeat_byte(1)] }]);
+    assert_eq!(gas(listed).await, gas(json!([])).await + 2_400 + 2 * 1_900);
+    let (_, said) = node.refused("eth_call", json!([{ "to": to }, "latest", null, { "number": "0x1" }])).await;
+    assert!(said.contains("block overrides"), "{said}");
+
+    let newest = async || node.get("eth_getBlockByNumber", json!(["latest", false])).await;
+    let time = async || parse::<U64>(&newest().await["timestamp"]).to::<u64>();
+    let before = time().await;
+    node.get("evm_mine", json!([U64::from(before + 5_000)])).await;
+    assert!((before + 5_000..before + 5_010).contains(&time().await));
+    let (_, said) = node.refused("evm_mine", json!([U64::from(before)])).await;
+    assert!(said.contains("before the chain's time"), "{said}");
+    let (before, number) = (time().await, node.number().await);
+    node.get("anvil_mine", json!(["0x3", "0x3e8"])).await;
+    assert_eq!(node.number().await, number + 3);
+    assert!((before + 2_000..before + 2_010).contains(&time().await));
+
+    for percentiles in [json!([-1.0]), json!([101.0]), json!([50.0, 25.0]), json!(vec![1.0; 101])] {
+        let (code, said) = node.refused("eth_feeHistory", json!(["0x1", "latest", percentiles])).await;
+        assert!(code == -32602 && said.contains("percentiles"), "{said}");
+    }
+    let empty = node.post(&json!([])).await.json::<Value>().await.unwrap();
+    assert_eq!(empty["error"]["code"], -32600, "{empty}");
+}
+
+#[tokio::test]
+async fn errors_say_what_tools_look_for() {
+    let node = Node::start().await;
+    let signer = key();
+    node.chain.fund(signer.address(), U256::from(ETHER));
+    // PUSH7 code PUSH0 MSTORE PUSH1 7 PUSH1 25 RETURN
+    let creation = [&[0x66][..], &REVERTS, &[0x5f, 0x52, 0x60, 7, 0x60, 25, 0xf3]].concat();
+    let deployed = node.receipt(node.send(&signed(&signer, TxEip1559 { input: creation.into(), ..free(0) }).await).await).await;
+    let revert = alloy_sol_types::Revert::from("not today").abi_encode();
+    let (code, said) = node.refused("eth_call", json!([{ "to": deployed["contractAddress"], "input": Bytes::from(revert) }])).await;
+    assert_eq!((code, said.as_str()), (3, "execution reverted: not today"));
+
+    let raw = signed(&signer, pays(1, Address::ZERO, 1)).await;
+    node.send(&raw).await;
+    let (_, said) = node.refused("eth_sendRawTransaction", json!([raw])).await;
+    assert!(said.starts_with("nonce too low"), "{said}");
+    // In the same process, one that is there has been sent.
+    node.chain.send_raw_transaction(raw).await.unwrap();
+    let other = signed(&signer, TxEip1559 { chain_id: 1, ..pays(2, Address::ZERO, 1) }).await;
+    let (_, said) = node.refused("eth_sendRawTransaction", json!([other])).await;
+    assert!(said.contains("have 1 want 4242"), "{said}");
+
+    node.get("evm_setAutomine", json!([false])).await;
+    let hash = node.send(&signed(&signer, TxEip1559 { max_fee_per_gas: 9, ..pays(2, Address::ZERO, 1) }).await).await;
+    assert_eq!(node.get("eth_getTransactionByHash", json!([hash])).await["gasPrice"], "0x9");
+}
