@@ -122,10 +122,7 @@ async fn record(gateway: &Gateway, task: &Task, event: Event) {
             Event::Expired
         }
     };
-    task.record();
-    if let Err(error) = task.apply(event) {
-        tracing::debug!(request = %task.request_id, %error, "an event came too late");
-    }
+    take_in(task, event);
 }
 
 /// Keeps that a part of the output is about to be given away: who has got one cannot withdraw as if it had got none.
@@ -135,9 +132,14 @@ pub(super) async fn stream(gateway: &Gateway, task: &Task) {
     }
     let number = task.recorded();
     keep(task, || gateway.journal.append(task.request_id, number, &Event::Streamed)).await;
+    take_in(task, Event::Streamed);
+}
+
+/// Takes an event in that is kept.
+fn take_in(task: &Task, event: Event) {
     task.record();
-    if let Err(error) = task.apply(Event::Streamed) {
-        tracing::debug!(request = %task.request_id, %error, "a part came too late");
+    if let Err(error) = task.apply(event) {
+        tracing::debug!(request = %task.request_id, %error, "an event came too late");
     }
 }
 

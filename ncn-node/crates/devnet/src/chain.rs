@@ -181,6 +181,11 @@ impl EmbeddedChain {
         core.state.adjust_balance(account, |balance| balance.saturating_add(more).saturating_sub(less));
     }
 
+    /// The time of a block that is made now.
+    pub(crate) fn now(&self) -> ncn_core::UnixTime {
+        self.lock().now()
+    }
+
     /// How far the chain's clock is ahead.
     pub(crate) fn advanced(&self) -> u64 {
         self.lock().advanced

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use alloy_primitives::{Address, B256, U64, U256};
 use jsonrpsee::{RpcModule, core::RegisterMethodError, types::params::ParamsSequence};
-use ncn_client::unix_now;
 
 use super::{Answer, Api, errors::invalid_params, method};
 use crate::Mining;
@@ -20,7 +19,7 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
     })?;
     method(module, "evm_mine", |api, params| {
         if let Some(at) = params.optional_next::<U64>()? {
-            let now = api.chain.newest().header.timestamp.max(unix_now() + api.chain.advanced());
+            let now = api.chain.now();
             let seconds = at.to::<u64>().checked_sub(now);
             api.chain.advance(seconds.ok_or_else(|| invalid_params(format!("timestamp: {at} is before the chain's time, {now}")))?);
         }

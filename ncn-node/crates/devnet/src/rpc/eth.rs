@@ -115,13 +115,11 @@ fn transaction_count(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<U64> 
 fn request(params: &mut ParamsSequence<'_>) -> Answer<(Request, Option<BlockId>)> {
     let given: TransactionRequest = params.next()?;
     let block = params.optional_next()?;
-    let overrides: Option<Value> = params.optional_next()?;
-    if overrides.is_some_and(|overrides| overrides.as_object().is_none_or(|overrides| !overrides.is_empty())) {
-        return Err(invalid_params("state overrides are not supported: change the state itself, it is a development chain"));
-    }
-    let of_block: Option<Value> = params.optional_next()?;
-    if of_block.is_some_and(|overrides| overrides.as_object().is_none_or(|overrides| !overrides.is_empty())) {
-        return Err(invalid_params("block overrides are not supported: mine the block, it is a development chain"));
+    for (of, instead) in [("state", "change the state itself"), ("block", "mine the block")] {
+        let overrides: Option<Value> = params.optional_next()?;
+        if overrides.is_some_and(|overrides| overrides.as_object().is_none_or(|overrides| !overrides.is_empty())) {
+            return Err(invalid_params(format!("{of} overrides are not supported: {instead}, it is a development chain")));
+        }
     }
     let input = given.input.try_into_unique_input().map_err(|error| invalid_params(error.to_string()))?.unwrap_or_default();
     let request = Request {

@@ -7,6 +7,8 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// Comments keep the connection alive; the other fields of events have no meaning here.
 const FIELDS: [&str; 4] = [":", "event:", "id:", "retry:"];
+/// What a stream may begin with, and counts for nothing.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 /// How much is kept of what is no event.
 const MAX_OTHER_BYTES: usize = 4 << 10;
 
@@ -61,9 +63,12 @@ impl Events {
             let decoded =
                 if self.has_ended { self.lines.decode_eof(&mut self.received) } else { self.lines.decode(&mut self.received) };
             match decoded {
-                Ok(Some(line)) => {
+                Ok(Some(mut line)) => {
                     let is_first = !std::mem::replace(&mut self.has_begun, true);
-                    return Ok(Some(line.strip_prefix('\u{feff}').filter(|_| is_first).map_or(line.clone(), str::to_owned)));
+                    if is_first && line.starts_with(BYTE_ORDER_MARK) {
+                        line.remove(0);
+                    }
+                    return Ok(Some(line));
                 }
                 Ok(None) if self.has_ended => return Ok(None),
                 Ok(None) => {}
