@@ -17,7 +17,12 @@ impl Backoff {
 
     /// Waits, and will wait longer the next time.
     pub async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
+        self.pause_at_least(Duration::ZERO).await;
+    }
+
+    /// The same, and no shorter than this.
+    pub async fn pause_at_least(&mut self, least: Duration) {
+        tokio::time::sleep(self.0.max(least)).await;
         self.0 = (self.0 * 2).min(Self::LONGEST);
     }
 }

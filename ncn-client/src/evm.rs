@@ -212,6 +212,9 @@ pub enum EvmError {
         /// What is wrong with the answer.
         problem: String,
     },
+    /// The chain's endpoint does not know the question, or does not allow it.
+    #[error("{0}: use an endpoint that answers it")]
+    Unsupported(String),
     /// The chain does not answer.
     #[error("{0}")]
     Unreachable(String),

@@ -31,6 +31,7 @@ mod endpoint;
 mod error;
 #[cfg(feature = "evm")]
 pub mod evm;
+pub mod foreign;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 #[cfg(feature = "http")]

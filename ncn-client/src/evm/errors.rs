@@ -19,7 +19,9 @@ impl From<EvmError> for LedgerError {
     fn from(error: EvmError) -> Self {
         match error {
             EvmError::Reverted(data) => reverted(&data),
-            EvmError::Nonce(_) | EvmError::Unreachable(_) | EvmError::FeeCapExceeded { .. } => Self::Unreachable(error.to_string()),
+            EvmError::Nonce(_) | EvmError::Unreachable(_) | EvmError::Unsupported(_) | EvmError::FeeCapExceeded { .. } => {
+                Self::Unreachable(error.to_string())
+            }
             EvmError::Malformed { .. } => Self::Malformed(error.to_string()),
             EvmError::InsufficientGasFunds(_) | EvmError::WrongChain { .. } | EvmError::InvalidEndpoint(_) => {
                 Self::NotAllowed(error.to_string())

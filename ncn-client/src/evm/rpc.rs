@@ -2,15 +2,19 @@
 
 mod answers;
 mod endpoints;
+mod refusal;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use alloy_consensus::{Transaction as _, TxEnvelope};
 use alloy_eips::eip2718::Decodable2718 as _;
 use alloy_primitives::{Address, B256, Bytes, U64, U128, keccak256};
 use answers::{Block, Receipt, logs, submitted};
 use async_trait::async_trait;
-use endpoints::Endpoints;
+use endpoints::{Asked, Endpoints};
 use serde_json::{Value, json};
 
 use super::{
@@ -50,6 +54,8 @@ pub struct JsonRpc {
     options: RpcOptions,
     /// The newest block's number and when it was seen. Held while it is asked for: those who wait want the same answer.
     latest: tokio::sync::Mutex<Option<(Instant, u64)>>,
+    /// How many blocks of logs were answered at once last.
+    log_range: AtomicU64,
 }
 
 impl JsonRpc {
@@ -58,7 +64,7 @@ impl JsonRpc {
     pub async fn connect(urls: &[String], chain_id: Option<u64>, options: RpcOptions) -> Result<Self, EvmError> {
         let options = RpcOptions { confirmations: options.confirmations.max(1), log_range: options.log_range.max(1), ..options };
         let endpoints = Endpoints::connect(urls, chain_id, options.timeout).await?;
-        Ok(Self { endpoints, options, latest: tokio::sync::Mutex::default() })
+        Ok(Self { endpoints, options, latest: tokio::sync::Mutex::default(), log_range: options.log_range.into() })
     }
 
     /// The newest block's number, at most half a poll old: for those who wait.
@@ -100,14 +106,21 @@ impl JsonRpc {
         self.endpoints.read("eth_getBlockByNumber", params, |answer| Block::read(answer, number)).await.answer
     }
 
-    async fn logs_within(&self, filter: &LogFilter, from: u64, to: u64) -> Result<Vec<LogEntry>, EvmError> {
+    async fn logs_within(&self, filter: &LogFilter, from: u64, to: u64) -> Asked<Vec<LogEntry>> {
         let topics = match (filter.topic1, filter.topic2) {
             (None, None) => json!([]),
             (first, None) => json!([null, first]),
             (first, second) => json!([null, first, second]),
         };
         let ask = json!([{ "address": filter.address, "topics": topics, "fromBlock": U64::from(from), "toBlock": U64::from(to) }]);
-        self.endpoints.read("eth_getLogs", ask, |answer| logs(answer, filter, from, to)).await.answer
+        self.endpoints.read("eth_getLogs", ask, |answer| logs(answer, filter, from, to)).await
+    }
+
+    /// Remembers how many blocks of logs are answered at once, and says so when they are fewer.
+    fn note_log_range(&self, range: u64) {
+        if self.log_range.swap(range, Ordering::Relaxed) > range {
+            tracing::warn!(blocks = range, "the chain's endpoint answers logs of no more blocks at once");
+        }
     }
 }
 
@@ -176,7 +189,9 @@ impl EvmReader for JsonRpc {
         if last > newest {
             return Err(EvmError::Unreachable(format!("the endpoint has blocks up to {newest}, not {last}")));
         }
-        let mut range = self.options.log_range;
+        // Twice what was answered last: what made it less may have passed.
+        let mut range = self.log_range.load(Ordering::Relaxed).saturating_mul(2).min(self.options.log_range);
+        let mut narrowed = false;
         let mut found = Vec::new();
         let (mut low, mut high) = (first, last);
         while low <= high {
@@ -185,14 +200,18 @@ impl EvmReader for JsonRpc {
             } else {
                 (low, low.saturating_add(range - 1).min(high))
             };
-            match self.logs_within(&filter, from, to).await {
+            let Asked { answer, narrower, .. } = self.logs_within(&filter, from, to).await;
+            match answer {
                 Ok(logs) => found.extend(logs),
                 // Endpoints limit how much they look through, each in its own words.
-                Err(EvmError::InvalidTransaction(_)) if range > 1 => {
-                    range /= 2;
+                Err(_) if narrower && to > from => {
+                    (range, narrowed) = ((to - from).div_ceil(2), true);
                     continue;
                 }
                 Err(error) => return Err(error),
+            }
+            if narrowed {
+                self.note_log_range(range);
             }
             if filter.newest {
                 match from.checked_sub(1) {
@@ -236,7 +255,7 @@ impl EvmBackend for JsonRpc {
         // Chains without a market for priority do not know the question.
         let priority = match self.endpoints.ask::<U128>("eth_maxPriorityFeePerGas", json!([])).await {
             Ok(priority) => priority.to(),
-            Err(EvmError::InvalidTransaction(_)) => 0,
+            Err(EvmError::Unsupported(_)) => 0,
             Err(error) => return Err(error),
         };
         Ok(Fees { base, priority })

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use ncn_core::TransportError;
 use ncn_wire::json::Problem;
-use reqwest::{
-    StatusCode,
-    header::{self, HeaderMap},
-};
+use reqwest::{StatusCode, header::HeaderMap};
 
-use crate::calls::unreachable;
+use crate::{
+    calls::unreachable,
+    foreign::{self, Meaning},
+};
 
 /// What the answer's body says; or else what its status says, since proxies answer too.
 pub(crate) fn refusal(endpoint: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> TransportError {
@@ -21,15 +21,15 @@ pub(crate) fn refusal(endpoint: &str, status: StatusCode, headers: &HeaderMap, b
 }
 
 fn by_status(endpoint: &str, status: StatusCode, headers: &HeaderMap) -> TransportError {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS => {
-            let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            TransportError::Overloaded { retry_after: Duration::from_secs(seconds.unwrap_or(1)) }
+    match foreign::of_status(status, headers) {
+        Meaning::Again { after } if status == StatusCode::TOO_MANY_REQUESTS => {
+            TransportError::Overloaded { retry_after: after.unwrap_or(Duration::from_secs(1)) }
         }
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+        // What the gateway itself says has a reason: it is a proxy that fails.
+        Meaning::Again { .. } if status != StatusCode::INTERNAL_SERVER_ERROR => {
             unreachable(endpoint, &format!("the answer is {status}"))
         }
-        status if status.is_server_error() => TransportError::Internal(format!("the answer is {status}")),
-        status => TransportError::Malformed(format!("{status} without a reason: is there a gateway at this address?")),
+        _ if status.is_server_error() => TransportError::Internal(format!("the answer is {status}")),
+        _ => TransportError::Malformed(format!("{status} without a reason: is there a gateway at this address?")),
     }
 }

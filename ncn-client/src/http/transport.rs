@@ -40,14 +40,15 @@ impl HttpTransport {
     /// The gateway at this URL, `http://HOST:PORT` or `https://HOST:PORT`. It is called when it is first used.
     ///
     /// # Errors
-    /// The URL is none, or this system has no certificates of authorities for `https`.
+    /// The URL is none, that of the [proxy](crate::http::PROXY) is none, or this system has no certificates of authorities for `https`.
     pub fn new(url: &str) -> Result<Self, EndpointError> {
         let no_url = || EndpointError::new(url, "is not a URL to call: write http://HOST:PORT or https://HOST:PORT");
         let parsed = url.parse::<Url>().ok().filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
         let mut parsed = parsed.ok_or_else(no_url)?;
         parsed.set_path("");
-        let client = http().connect_timeout(CONNECT_TIMEOUT).build();
+        let builder = http().map_err(|_| EndpointError::new(url, "is not called: NCN_PROXY is no URL of a proxy"))?;
         let untrusted = "cannot be trusted: this system has no certificates of authorities; SSL_CERT_FILE may name some";
+        let client = builder.connect_timeout(CONNECT_TIMEOUT).build();
         Ok(Self { url: parsed, client: client.map_err(|_| EndpointError::new(url, untrusted))? })
     }
 

@@ -18,8 +18,6 @@ pub(crate) struct Log {
 /// From here on it is said.
 pub(crate) fn init() -> Log {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    // It would say whole URLs, which may hold secrets.
-    let filter = "alloy_transport_http=off".parse().map_or(filter.clone(), |directive| filter.add_directive(directive));
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let as_json = std::env::var_os("NCN_LOG_FORMAT").is_some_and(|format| format == "json");
     let lines = if as_json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() };

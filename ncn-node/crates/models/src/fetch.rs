@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use ncn_client::Backoff;
+use ncn_client::{Backoff, foreign::LONGEST_WAIT};
 use ncn_core::B256;
 use ncn_core::model::ModelFile;
 use sha2::{Digest as _, Sha256};
@@ -66,7 +66,7 @@ async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Re
                 all_from_here = true;
             }
             Err(Problem::Final(problem)) => return Ok(Err(problem)),
-            Err(Problem::Passing(problem)) => {
+            Err(Problem::Passing { problem, after }) => {
                 if partial.bytes >= before.saturating_add(SLOWEST) {
                     (failures, backoff, timeout, since) = (0, Backoff::new(), source.timeout, Instant::now());
                 }
@@ -75,7 +75,7 @@ async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Re
                     return Ok(Err(problem));
                 }
                 tracing::info!(source = source.url(), problem, "trying again");
-                backoff.pause().await;
+                backoff.pause_at_least(after.unwrap_or_default().min(LONGEST_WAIT)).await;
             }
         }
     }
@@ -101,9 +101,9 @@ async fn read_on(source: &Source, partial: &mut Partial, progress: &Progress) ->
         while partial.bytes < enough {
             let part = match tokio::time::timeout_at(until, parts.next()).await {
                 Ok(Some(Ok(part))) => part,
-                Ok(Some(Err(error))) => return Ok(Err(super::source::problem(&key, &error))),
-                Ok(None) => return Ok(Err(Problem::Passing(format!("{key}: ended after {} bytes", partial.bytes)))),
-                Err(_) => return Ok(Err(Problem::Passing(format!("{key}: too little came in {:?}", source.timeout)))),
+                Ok(Some(Err(problem))) => return Ok(Err(problem)),
+                Ok(None) => return Ok(Err(Problem::passing(format!("{key}: ended after {} bytes", partial.bytes)))),
+                Err(_) => return Ok(Err(Problem::passing(format!("{key}: too little came in {:?}", source.timeout)))),
             };
             if part.len() as u64 > partial.wanted - partial.bytes {
                 partial.restart(progress).await?;

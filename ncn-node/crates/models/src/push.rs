@@ -19,6 +19,7 @@ impl ModelStore {
     pub async fn push(&self, reference: &str, target: &Source, progress: &Progress) -> Result<()> {
         let package = self.package(reference).await?;
         let (model, manifest) = (&package.model, package.model.manifest());
+        let objects = target.objects()?;
         let files = distinct(model);
         progress.begin(&files);
         let sending = stream::iter(&files).map(|file| async move {
@@ -29,7 +30,7 @@ impl ModelStore {
             let path = self.layout.blob(&file.sha256);
             let mut from = tokio::fs::File::open(&path).await.map_err(ModelStoreError::file(&path))?;
             let key = target.blob_key(&file.sha256);
-            let mut to = BufWriter::new(target.store.clone(), key.clone()).with_max_concurrency(2);
+            let mut to = BufWriter::new(objects.clone(), key.clone()).with_max_concurrency(2);
             let mut part = vec![0; PART];
             loop {
                 let read = from.read(&mut part).await.map_err(ModelStoreError::file(&path))?;
@@ -56,7 +57,7 @@ impl ModelStore {
     }
 
     async fn put(&self, target: &Source, key: Path, bytes: Bytes) -> Result<()> {
-        within(target, &key, target.store.put(&key, bytes.into())).await.map(drop)
+        within(target, &key, target.objects()?.put(&key, bytes.into())).await.map(drop)
     }
 }
 

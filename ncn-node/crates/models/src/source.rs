@@ -1,14 +1,17 @@
 //! Where models can be fetched from.
 
-#[cfg(any(feature = "http", feature = "s3"))]
-mod remote;
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "s3")]
+mod s3;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
+use ncn_client::foreign::Meaning;
 use ncn_core::{B256, Model, model::MAX_MANIFEST_BYTES};
-use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt as _, local::LocalFileSystem, path::Path};
+use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, local::LocalFileSystem, path::Path};
 use url::Url;
 
 use super::{ModelStoreError, Result};
@@ -24,9 +27,16 @@ const MAX_URL: usize = 2_048;
 #[derive(Clone, Debug)]
 pub struct Source {
     url: String,
-    pub(super) store: Arc<dyn ObjectStore>,
-    prefix: Path,
+    origin: Origin,
     pub(super) timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Origin {
+    /// A directory or a bucket, and where in it.
+    Objects(Arc<dyn ObjectStore>, Path),
+    #[cfg(feature = "http")]
+    Server(http::Server),
 }
 
 /// Why a source did not give something.
@@ -35,19 +45,36 @@ pub(super) enum Problem {
     /// It would say the same again.
     Final(String),
     /// Another try may help.
-    Passing(String),
+    Passing {
+        problem: String,
+        /// How long the source asks to wait.
+        after: Option<Duration>,
+    },
 }
 
 impl Problem {
+    pub(super) const fn passing(problem: String) -> Self {
+        Self::Passing { problem, after: None }
+    }
+
     pub(super) fn text(self) -> String {
         match self {
-            Self::Final(text) | Self::Passing(text) => text,
+            Self::Final(problem) | Self::Passing { problem, .. } => problem,
         }
     }
 }
 
 /// A stream of an object's bytes.
-pub(super) type Parts = BoxStream<'static, object_store::Result<Bytes>>;
+pub(super) type Parts = BoxStream<'static, std::result::Result<Bytes, Problem>>;
+
+/// What a source gives.
+struct Object {
+    /// The byte that it begins with.
+    start: u64,
+    /// How many bytes the whole has, where the source says so.
+    size: Option<u64>,
+    parts: Parts,
+}
 
 impl Source {
     /// The source at this URL: `file:///DIRECTORY`, `http://` or `https://`, or `s3://BUCKET/PREFIX`. Keys and endpoint of the last
@@ -67,32 +94,34 @@ impl Source {
             return Err(ModelStoreError::InvalidSource { url: shown, problem });
         }
         let refuse = |error: Error| ModelStoreError::InvalidSource { url: url.into(), problem: cause(&error) };
-        let (store, prefix): (Arc<dyn ObjectStore>, _) = match parsed.scheme() {
+        let origin = match parsed.scheme() {
             "file" => {
                 let directory =
                     parsed.to_file_path().map_err(|()| invalid("names no directory of this machine: write file:///DIRECTORY"))?;
-                (Arc::new(LocalFileSystem::new_with_prefix(directory).map_err(refuse)?), Path::default())
+                Origin::Objects(Arc::new(LocalFileSystem::new_with_prefix(directory).map_err(refuse)?), Path::default())
             }
             #[cfg(feature = "http")]
-            "http" | "https" => (Arc::new(remote::http(url).map_err(refuse)?), Path::default()),
+            "http" | "https" => Origin::Server(http::Server::new(parsed.as_str()).map_err(|problem| invalid(&problem))?),
             #[cfg(feature = "s3")]
             "s3" => {
                 let prefix = Path::from_url_path(parsed.path()).map_err(|error| refuse(error.into()))?;
-                (Arc::new(remote::s3(url).map_err(refuse)?), prefix)
+                Origin::Objects(Arc::new(s3::s3(url).map_err(refuse)?), prefix)
             }
             _ => {
                 return Err(invalid("is of no known kind: write file:///DIRECTORY, http://.., https://.. or s3://BUCKET/PREFIX"));
             }
         };
-        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix, timeout: TIMEOUT })
+        Ok(Self { url: url.trim_end_matches('/').into(), origin, timeout: TIMEOUT })
     }
 
-    /// The source at this URL, to push to: a directory is made if it is not there.
+    /// The source at this URL, to push to: a bucket, or a directory, which is made if it is not there.
     pub fn to_push_to(url: &str) -> Result<Self> {
         if let Some(directory) = Url::parse(url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok()) {
             std::fs::create_dir_all(&directory).map_err(ModelStoreError::file(directory))?;
         }
-        Self::new(url)
+        let source = Self::new(url)?;
+        source.objects()?;
+        Ok(source)
     }
 
     /// The source that somebody else names, such as a gateway: the same, but for what is on this very machine.
@@ -122,13 +151,13 @@ impl Source {
         let (wanted, named) = match digest(reference) {
             Some(digest) => (digest, false),
             None if is_name(reference) => {
-                let text = self.small(&self.name_key(reference), 256).await.map_err(|problem| failed(problem.text()))?;
+                let text = self.small(&self.name_key(reference), 256).await.map_err(failed)?;
                 let text = String::from_utf8_lossy(&text).trim().to_owned();
                 (digest(&text).ok_or_else(|| failed(format!("names/{reference}: is not a digest")))?, true)
             }
             None => return Err(ModelStoreError::Unknown(reference.into())),
         };
-        let bytes = self.small(&self.manifest_key(&wanted), MAX_MANIFEST_BYTES).await.map_err(|problem| failed(problem.text()))?;
+        let bytes = self.small(&self.manifest_key(&wanted), MAX_MANIFEST_BYTES).await.map_err(failed)?;
         let model = Model::parse(bytes).map_err(|error| failed(format!("manifests/{}.json: {error}", hex::encode(wanted))))?;
         if model.digest() != wanted {
             return Err(failed(format!("manifests/{}.json: is another manifest than its name says", hex::encode(wanted))));
@@ -143,37 +172,59 @@ impl Source {
     /// A blob of so many bytes in all, from byte `start` on where the source can do that, else from the beginning; says which.
     pub(super) async fn blob(&self, sha256: &B256, start: u64, bytes: u64) -> std::result::Result<(u64, Parts), Problem> {
         let key = self.blob_key(sha256);
-        let sized = |got: GetResult| match got.meta.size {
-            size if size == bytes => Ok(got.into_stream()),
-            size => Err(Problem::Final(format!("{key}: has {size} bytes, the manifest says {bytes}"))),
-        };
-        if start == 0 {
-            return Ok((0, sized(self.get(&key, None).await?)?));
-        }
-        match self.get(&key, Some(start..bytes)).await {
-            Ok(got) => Ok((start, sized(got)?)),
-            Err(Problem::Final(problem)) => Err(Problem::Final(problem)),
+        let object = match self.get(&key, start).await {
             // Some servers know no ranges: they say so in many ways, or answer with the whole.
-            Err(Problem::Passing(problem)) => match self.get(&key, None).await {
-                Ok(got) => Ok((0, sized(got)?)),
-                Err(_) => Err(Problem::Passing(problem)),
-            },
+            Err(problem @ Problem::Passing { .. }) if start > 0 => self.get(&key, 0).await.map_err(|_| problem)?,
+            got => got?,
+        };
+        match object.size {
+            Some(size) if size != bytes => Err(Problem::Final(format!("{key}: has {size} bytes, the manifest says {bytes}"))),
+            _ => Ok((object.start, object.parts)),
         }
     }
 
     /// Whether there is a blob of this size.
     pub(super) async fn has(&self, sha256: &B256, bytes: u64) -> bool {
-        let head = tokio::time::timeout(self.timeout, self.store.head(&self.blob_key(sha256))).await;
+        let Ok(objects) = self.objects() else { return false };
+        let head = tokio::time::timeout(self.timeout, objects.head(&self.blob_key(sha256))).await;
         head.is_ok_and(|head| head.is_ok_and(|meta| meta.size == bytes))
     }
 
-    /// A whole small object.
-    async fn small(&self, key: &Path, limit: usize) -> std::result::Result<Vec<u8>, Problem> {
-        let mut parts = self.get(key, None).await?.into_stream();
+    /// Where something can be put.
+    pub(super) fn objects(&self) -> Result<&Arc<dyn ObjectStore>> {
+        match &self.origin {
+            Origin::Objects(store, _) => Ok(store),
+            #[cfg(feature = "http")]
+            Origin::Server(_) => {
+                let problem = "is read only: models are pushed to file:///DIRECTORY or s3://BUCKET/PREFIX".into();
+                Err(ModelStoreError::InvalidSource { url: self.url.clone(), problem })
+            }
+        }
+    }
+
+    /// A whole small object, which is asked for a few times if need be.
+    async fn small(&self, key: &Path, limit: usize) -> std::result::Result<Vec<u8>, String> {
+        for next in 1.. {
+            let problem = match self.read(key, limit).await {
+                Ok(all) => return Ok(all),
+                Err(problem) => problem,
+            };
+            match problem {
+                Problem::Passing { after, .. } if let Some(pause) = (Meaning::Again { after }).pause(next) => {
+                    tokio::time::sleep(pause).await;
+                }
+                problem => return Err(problem.text()),
+            }
+        }
+        unreachable!("the tries end")
+    }
+
+    async fn read(&self, key: &Path, limit: usize) -> std::result::Result<Vec<u8>, Problem> {
+        let mut parts = self.get(key, 0).await?.parts;
         let mut all = Vec::new();
         let reading = async {
             while let Some(part) = parts.next().await {
-                all.extend_from_slice(&part.map_err(|error| problem(key, &error))?);
+                all.extend_from_slice(&part?);
                 if all.len() > limit {
                     return Err(Problem::Final(format!("{key}: has more than {limit} bytes")));
                 }
@@ -184,27 +235,48 @@ impl Source {
         Ok(all)
     }
 
-    async fn get(&self, key: &Path, range: Option<std::ops::Range<u64>>) -> std::result::Result<GetResult, Problem> {
-        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        let got = tokio::time::timeout(self.timeout, self.store.get_opts(key, options)).await;
-        got.map_err(|_| self.still(key))?.map_err(|error| problem(key, &error))
+    async fn get(&self, key: &Path, start: u64) -> std::result::Result<Object, Problem> {
+        let asking = async {
+            match &self.origin {
+                Origin::Objects(store, _) => from_store(store, key, start).await,
+                #[cfg(feature = "http")]
+                Origin::Server(server) => server.get(key.as_ref(), start).await,
+            }
+        };
+        tokio::time::timeout(self.timeout, asking).await.map_err(|_| self.still(key))?
     }
 
     pub(super) fn still(&self, key: impl std::fmt::Display) -> Problem {
-        Problem::Passing(format!("{key}: nothing has come for {} s", self.timeout.as_secs_f32()))
+        Problem::passing(format!("{key}: nothing has come for {} s", self.timeout.as_secs_f32()))
     }
 
     pub(super) fn manifest_key(&self, digest: &B256) -> Path {
-        self.prefix.clone().join("manifests").join(format!("{}.json", hex::encode(digest)))
+        self.prefix().join("manifests").join(format!("{}.json", hex::encode(digest)))
     }
 
     pub(super) fn blob_key(&self, sha256: &B256) -> Path {
-        self.prefix.clone().join("blobs").join("sha256").join(hex::encode(sha256))
+        self.prefix().join("blobs").join("sha256").join(hex::encode(sha256))
     }
 
     pub(super) fn name_key(&self, name: &str) -> Path {
-        self.prefix.clone().join("names").join(name)
+        self.prefix().join("names").join(name)
     }
+
+    fn prefix(&self) -> Path {
+        match &self.origin {
+            Origin::Objects(_, prefix) => prefix.clone(),
+            #[cfg(feature = "http")]
+            Origin::Server(_) => Path::default(),
+        }
+    }
+}
+
+async fn from_store(store: &Arc<dyn ObjectStore>, key: &Path, start: u64) -> std::result::Result<Object, Problem> {
+    let range = (start > 0).then_some(GetRange::Offset(start));
+    let got = store.get_opts(key, GetOptions { range, ..GetOptions::default() }).await.map_err(|error| problem(key, &error))?;
+    let (start, size, key) = (got.range.start, got.meta.size, key.clone());
+    let parts = got.into_stream().map(move |part| part.map_err(|error| problem(&key, &error)));
+    Ok(Object { start, size: Some(size), parts: parts.boxed() })
 }
 
 /// A digest as people and file names have it: 64 hexadecimal digits, with or without `0x`.
@@ -226,7 +298,7 @@ pub(super) fn problem(key: &Path, error: &Error) -> Problem {
             Problem::Final(format!("{key}: access is denied; for s3, check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"))
         }
         // The second is what some say when a server knows no ranges.
-        Error::Generic { .. } | Error::NotSupported { .. } => Problem::Passing(format!("{key}: {}", cause(error))),
+        Error::Generic { .. } | Error::NotSupported { .. } => Problem::passing(format!("{key}: {}", cause(error))),
         _ => Problem::Final(format!("{key}: {}", cause(error))),
     }
 }

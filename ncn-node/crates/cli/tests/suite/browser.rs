@@ -50,7 +50,7 @@ impl Browser {
             driver,
             _files: files,
             session: format!("http://127.0.0.1:{port}/session"),
-            http: ncn_client::http().build().unwrap(),
+            http: ncn_client::http().unwrap().build().unwrap(),
         };
         let mut arguments = vec!["--headless".to_owned(), "--disable-gpu".to_owned(), format!("--window-size={width},{height}")];
         if rustix::process::getuid().is_root() {

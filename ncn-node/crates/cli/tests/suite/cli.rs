@@ -1,8 +1,11 @@
 //! The program as people run it.
 
 use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
     path::Path,
     process::{Command, Output},
+    sync::{Arc, Mutex},
 };
 
 use serde_json::Value;
@@ -173,7 +176,7 @@ impl Devnet {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = std::io::BufReader::new(process.stdout.take().unwrap());
+        let lines = BufReader::new(process.stdout.take().unwrap());
         let (mut gateway, mut registries, mut rpc) = (String::new(), String::new(), String::new());
         for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
             let second = || line.split_whitespace().nth(1).unwrap_or_default().to_owned();
@@ -247,4 +250,58 @@ fn three_ways_to_pay_from_another_process() {
     assert_eq!(status.matches(" active").count(), 5, "{status}");
     let deployed = good(&["contracts", "deploy", "--rpc", rpc, "--key", key]);
     assert!(serde_json::from_str::<Value>(&deployed).unwrap()["payment"].is_string());
+}
+
+/// A proxy that keeps count of what it is asked, and says that it cannot.
+fn proxy() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let all = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let _ = BufReader::new(&mut stream).read_line(&mut line);
+            all.lock().unwrap().push(line);
+            let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn only_the_proxy_that_is_meant_for_it_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let (digest, account) = ("0".repeat(64), format!("0x{}", "1".repeat(40)));
+    let calls = |host: &str| {
+        [
+            vec!["models".to_owned(), "--gateway".into(), format!("http://{host}")],
+            vec!["model".into(), "pull".into(), digest.clone(), "--from".into(), format!("http://{host}/store")],
+            ["wallet", "balance", "--account", &account, "--rpc", &format!("http://{host}")].map(str::to_owned).to_vec(),
+        ]
+    };
+    let asked = |variables: &[&str], host: &str| {
+        let (url, asked) = proxy();
+        for arguments in calls(host) {
+            let mut command = Command::new(ncn());
+            command.args(&arguments).current_dir(directory.path()).env("NCN_MODELS", directory.path());
+            command.envs(variables.iter().map(|name| (*name, &url)));
+            assert!(!command.output().unwrap().status.success());
+        }
+        let all = asked.lock().unwrap();
+        all.clone()
+    };
+    let others = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    for host in ["127.0.0.1:1", "localhost:1", "nowhere.invalid"] {
+        assert_eq!(asked(&others, host), [""; 0], "{host}");
+    }
+    for host in ["127.0.0.1:1", "localhost:1", "[::1]:1"] {
+        assert_eq!(asked(&["NCN_PROXY"], host), [""; 0], "{host}");
+    }
+    let through = asked(&["NCN_PROXY"], "nowhere.invalid");
+    for begin in ["GET http://nowhere.invalid/api/v1/models", "GET http://nowhere.invalid/store/", "POST http://nowhere.invalid/ "]
+    {
+        assert!(through.iter().any(|line| line.starts_with(begin)), "{begin}: {through:?}");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod finality;
+mod foreign;
 mod proxy;
 mod refusals;
 mod sending;

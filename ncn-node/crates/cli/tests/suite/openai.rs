@@ -260,6 +260,20 @@ async fn what_makes_no_sense_is_refused() {
 }
 
 #[tokio::test]
+async fn an_engine_that_is_busy_is_asked_again() {
+    for busy in ["429 Too Many Requests", "503 Service Unavailable"] {
+        let asked = AtomicUsize::new(0);
+        let engine = Engine::start(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => Reply { bytes: status(busy, r#"{"error":"Loading model"}"#), stays: false },
+            _ => Reply { bytes: stream(&good()), stays: false },
+        })
+        .await;
+        is_good(prompt(&engine).await);
+        assert_eq!(engine.asked.lock().unwrap().len(), 3);
+    }
+}
+
+#[tokio::test]
 async fn what_has_no_end_is_not_kept() {
     let line = ["data: ", &"x".repeat(2 << 20)].concat();
     let event = format!("data: {}\n", "x".repeat(1_000)).repeat(2_000);

@@ -132,7 +132,7 @@ async fn the_page_is_read_on_a_phone_and_in_the_dark() {
 async fn the_page_gives_strangers_nothing_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let devnet = Devnet::start_with(directory.path(), &[]);
-    let http = ncn_client::http().build().unwrap();
+    let http = ncn_client::http().unwrap().build().unwrap();
     let url = |path: &str| format!("{}{path}", devnet.gateway.trim_end_matches('/'));
     let offered: Json = http.get(url("/trial")).send().await.unwrap().json().await.unwrap();
     let sample = &offered["models"][0]["inputs"][0]["sample"];

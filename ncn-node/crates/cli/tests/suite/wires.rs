@@ -101,7 +101,7 @@ impl Scene {
     }
 
     fn call(&self, method: Method, path: &str) -> RequestBuilder {
-        ncn_client::http().build().unwrap().request(method, format!("{}{path}", self.network.gateway_url()))
+        ncn_client::http().unwrap().build().unwrap().request(method, format!("{}{path}", self.network.gateway_url()))
     }
 }
 

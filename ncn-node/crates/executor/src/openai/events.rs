@@ -80,7 +80,7 @@ impl Events {
             match self.response.chunk().await {
                 Ok(Some(bytes)) => self.received.extend_from_slice(&bytes),
                 Ok(None) => self.has_ended = true,
-                Err(error) => return Err(format!("its answer broke off: {}", super::http::causes(error))),
+                Err(error) => return Err(format!("its answer broke off: {}", ncn_client::foreign::cause(error))),
             }
         }
     }

@@ -1,9 +1,10 @@
-use std::{error::Error, fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
+use ncn_client::foreign::{self, Meaning};
 use ncn_core::ExecutorError;
 use reqwest::{
     Client, RequestBuilder, Response, StatusCode, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -84,7 +85,7 @@ impl Http {
             base.set_path(&format!("{}/", base.path()));
         }
         // A connection that is kept may be closed by the engine just as it is used again; that request would fail.
-        let client = ncn_client::http().connect_timeout(CONNECT_TIMEOUT).pool_max_idle_per_host(0).build()?;
+        let client = ncn_client::http()?.connect_timeout(CONNECT_TIMEOUT).pool_max_idle_per_host(0).build()?;
         let key = options.api_key.as_ref().map(ApiKey::header).transpose()?;
         Ok(Self { client, base, key })
     }
@@ -108,11 +109,23 @@ impl Http {
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, key.clone());
         }
-        let response = request.send().await.map_err(|error| broken(causes(error)))?;
+        let mut next = 1;
+        let response = loop {
+            // Bodies here are no streams: they can be sent twice.
+            let again = request.try_clone();
+            let response = request.send().await.map_err(|error| broken(foreign::cause(error)))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
+            }
+            // It is busy and has done nothing yet. What else may pass, such as a failure in mid-work, is better done by another node.
+            let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+            let pause = if is_busy { foreign::of_status(status, response.headers()).pause(next) } else { None };
+            let (Some(pause), Some(again)) = (pause, again) else { break response };
+            tokio::time::sleep(pause).await;
+            (request, next) = (again, next + 1);
+        };
         let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
         let said = body(response).await.unwrap_or_default();
         let message = serde_json::from_slice::<Refused>(&said).map_or_else(
             |_| String::from_utf8_lossy(&said).into_owned(),
@@ -147,12 +160,10 @@ pub(super) fn broken_off(said: &str) -> ExecutorError {
 
 fn judge(status: StatusCode, message: &str) -> ExecutorError {
     let message: String = message.trim().chars().take(MAX_MESSAGE_CHARS).collect();
-    match status {
-        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-            ExecutorError::InvalidInput(format!("was refused by the engine: {message}"))
-        }
+    match foreign::of_status(status, &HeaderMap::new()) {
+        Meaning::Final | Meaning::Narrower => ExecutorError::InvalidInput(format!("was refused by the engine: {message}")),
         // The key, the model's name, or the engine itself: not what the client sent.
-        status => broken(format_args!("{status}: {message}")),
+        Meaning::Again { .. } | Meaning::Elsewhere => broken(format_args!("{status}: {message}")),
     }
 }
 
@@ -163,7 +174,7 @@ pub(super) async fn json<T: DeserializeOwned>(response: Response) -> Result<T, E
 
 async fn body(mut response: Response) -> Result<Vec<u8>, ExecutorError> {
     let mut body = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(|error| broken(causes(error)))? {
+    while let Some(part) = response.chunk().await.map_err(|error| broken(foreign::cause(error)))? {
         if body.len() + part.len() > MAX_BODY_BYTES {
             return Err(broken(format_args!("its answer has more than {MAX_BODY_BYTES} bytes")));
         }
@@ -175,16 +186,4 @@ async fn body(mut response: Response) -> Result<Vec<u8>, ExecutorError> {
 /// An engine that does not do its part: another node's may. Where it is, clients need not know.
 pub(super) fn broken(problem: impl fmt::Display) -> ExecutorError {
     ExecutorError::Worker(format!("the engine: {problem}"))
-}
-
-/// What went wrong, down to the cause: the outermost error only says that something did.
-pub(super) fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        said = format!("{said}: {error}");
-        cause = error.source();
-    }
-    said
 }

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 type Refuses = dyn Fn(&str) -> bool + Send + Sync;
 type Changes = dyn Fn(&str, &mut Value) + Send + Sync;
+type Says = dyn Fn(&Value, usize) -> Option<String> + Send + Sync;
 
 /// A proxy that counts what is asked, and fails or changes answers.
 pub(super) struct Proxy {
@@ -33,8 +34,18 @@ impl Proxy {
         Self::start(node, Arc::new(|_: &str| false), Arc::new(changes)).await
     }
 
-    /// Both.
+    /// Hands calls on unless it has something to say to this question, which is the so manieth of its method: a whole answer over HTTP,
+    /// or nothing, and the connection is closed.
+    pub(super) async fn saying(node: &str, says: impl Fn(&Value, usize) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::with(node, Arc::new(|_: &str| false), Arc::new(|_: &str, _: &mut Value| ()), Arc::new(says)).await
+    }
+
+    /// Refuses some, and changes answers to others.
     pub(super) async fn start(node: &str, refuses: Arc<Refuses>, changes: Arc<Changes>) -> Self {
+        Self::with(node, refuses, changes, Arc::new(|_: &Value, _| None)).await
+    }
+
+    async fn with(node: &str, refuses: Arc<Refuses>, changes: Arc<Changes>, says: Arc<Says>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let counts = Arc::<Mutex<HashMap<String, usize>>>::default();
@@ -42,12 +53,23 @@ impl Proxy {
         let serving = AbortOnDropHandle::new(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (counts, node, http) = (counted.clone(), node.clone(), http.clone());
-                let (refuses, changes) = (refuses.clone(), changes.clone());
+                let (refuses, changes, says) = (refuses.clone(), changes.clone(), says.clone());
                 tokio::spawn(async move {
                     let mut stream = BufReader::new(stream);
                     while let Some((path, question)) = read(&mut stream).await {
                         let method = question["method"].as_str().unwrap_or_default().to_owned();
-                        *counts.lock().unwrap().entry(method.clone()).or_default() += 1;
+                        let count = {
+                            let mut counts = counts.lock().unwrap();
+                            let count = counts.entry(method.clone()).or_default();
+                            *count += 1;
+                            *count
+                        };
+                        if let Some(said) = says(&question, count) {
+                            if said.is_empty() || stream.write_all(said.as_bytes()).await.is_err() {
+                                return;
+                            }
+                            continue;
+                        }
                         let mut answer = Value::Null;
                         if !refuses(&method) {
                             answer = http.post(&node).json(&question).send().await.unwrap().json().await.unwrap();

@@ -20,6 +20,12 @@ use tokio::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Behavior {
     Honest,
+    /// Without saying how long the answer is.
+    NoLength,
+    /// With a header that is no date.
+    OddDate,
+    /// Asks to wait for a second, at first.
+    Busy,
     /// Right in size, wrong in content.
     Wrong,
     TooLong,
@@ -120,6 +126,11 @@ async fn answer(mut stream: TcpStream, directory: PathBuf, behavior: Behavior, s
             let _ = stream.write_all(b"\x15\x03\x01\x00\x02\x02\x50 not HTTP at all\r\n\r\n").await;
             return None;
         }
+        Behavior::Busy if state.asked.lock().unwrap().iter().filter(|(asked, _)| *asked == path).count() == 1 => {
+            let busy = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(busy).await.ok()?;
+            return None;
+        }
         _ => {}
     }
     let Some(mut body) = body else {
@@ -143,7 +154,12 @@ async fn answer(mut stream: TcpStream, directory: PathBuf, behavior: Behavior, s
     } else {
         "200 OK".into()
     };
-    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", rest.len());
+    let length = match behavior {
+        Behavior::NoLength => String::new(),
+        Behavior::OddDate => format!("content-length: {}\r\nlast-modified: the day before yesterday\r\n", rest.len()),
+        _ => format!("content-length: {}\r\n", rest.len()),
+    };
+    let head = format!("HTTP/1.1 {status}\r\n{length}connection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.ok()?;
     let mut send = async |bytes: &[u8]| {
         stream.write_all(bytes).await.ok()?;

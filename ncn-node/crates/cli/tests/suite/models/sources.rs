@@ -111,6 +111,25 @@ async fn a_source_without_ranges_is_read_from_the_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn servers_of_other_makes_are_sources() {
+    let a = content(300_000, 1);
+    let (origin, model) = with(&[("a", &a), ("empty", b"")]).await;
+    for behavior in [Behavior::NoLength, Behavior::OddDate, Behavior::Busy] {
+        let server = Server::start(origin.store.directory(), behavior).await;
+        for begun in [0, 100_000] {
+            let scene = empty();
+            if begun > 0 {
+                fs::write(blob(&scene.store, &model, "a").with_extension("partial"), &a[..begun]).unwrap();
+            }
+            pull(&scene, &model, &[server.source()]).await.unwrap_or_else(|error| panic!("{behavior:?}: {error}"));
+            assert_eq!(fs::read(scene.store.package("model").await.unwrap().directory.join("a")).unwrap(), a, "{behavior:?}");
+        }
+    }
+    let refused = Source::to_push_to("http://127.0.0.1:1/").unwrap_err();
+    assert!(refused.to_string().contains("is read only"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_who_fetch_the_same_file_fetch_it_once() {
     let a = content(2_000_000, 1);
     let (origin, model) = with(&[("a", &a), ("b", &a[1..])]).await;

@@ -139,7 +139,7 @@ async fn hop() {
     let bare = format!("http://{}/", listener.local_addr().unwrap());
     let served = Router::new().route("/", get(move || std::future::ready(Ok::<_, Infallible>(bytes.clone()))));
     tokio::spawn(async move { axum::serve(listener, served).await.unwrap() });
-    let http = ncn_client::http().build().unwrap();
+    let http = ncn_client::http().unwrap().build().unwrap();
     // A proxy before it that does nothing but pass on.
     let (forward, behind) = (http.clone(), bare.clone());
     let passed = Router::new().route("/", get(async move || forward.get(behind).send().await.unwrap().bytes().await.unwrap()));
@@ -227,7 +227,7 @@ async fn page() {
         }
     });
     let url = format!("{}/overview", scene.network.gateway_url());
-    let http = ncn_client::http().build().unwrap();
+    let http = ncn_client::http().unwrap().build().unwrap();
     let (mut with, mut without, mut took, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
     tokio::time::sleep(2 * WINDOW).await;
     let (first, began) = (refused.load(Ordering::Relaxed), Instant::now());

@@ -84,7 +84,7 @@ async fn headers_say_what_is_left_and_other_addresses_have_their_own() {
     let scene = scene().await;
     let from = |last: u8| {
         let address = IpAddr::from(Ipv4Addr::new(127, 0, 0, last));
-        let client = ncn_client::http().local_address(address).build().unwrap();
+        let client = ncn_client::http().unwrap().local_address(address).build().unwrap();
         let url = scene.network.gateway_url();
         async move |method: Method, path: &str, body: &'static str| {
             client.request(method, format!("{url}{path}")).body(body).send().await.unwrap()
