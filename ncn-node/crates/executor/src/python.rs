@@ -23,6 +23,12 @@ pub const WORKER_VARIABLE: &str = "NCN_PYTHON_WORKER";
 const OLDEST: (u32, u32) = (3, 9);
 /// Where Debian's systems say which of several libraries it is, such as for BLAS: links into /usr.
 const ALTERNATIVES: &str = "/etc/alternatives";
+/// Processes and threads of a worker besides those that requests run in: the worker, the template, what `load` starts for a while.
+const PROCESSES: u32 = 64;
+/// Threads of each request that runs.
+const THREADS: u32 = 64;
+/// As many requests run at once, as the worker has it.
+const MAX_AT_ONCE: usize = 8;
 /// How long an interpreter may take to tell what it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most characters of an interpreter's complaint that are passed on.
@@ -56,7 +62,7 @@ from importlib.util import module_from_spec, spec_from_loader
 loader = ExtensionFileLoader('ncn_python', sys.argv[1])
 worker = sys.modules['ncn_python'] = module_from_spec(spec_from_loader('ncn_python', loader))
 loader.exec_module(worker)
-worker.serve()
+worker.serve(sys.argv[2:])
 ";
 
 /// An interpreter that can be a worker.
@@ -149,6 +155,8 @@ impl Python {
             paths,
             readable: Vec::new(),
             devices: Vec::new(),
+            is_told_paths: true,
+            processes: Some(PROCESSES + threads_at_once()),
             formats: vec![ModelFormat::Python],
         }
     }
@@ -160,6 +168,13 @@ impl fmt::Display for Python {
         write!(f, "Python {} ({})", self.version, self.interpreter.display())?;
         self.packages.iter().try_for_each(|(name, version)| write!(f, ", {name} {version}"))
     }
+}
+
+/// As many as all requests together may have that run at once.
+fn threads_at_once() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // A spare, too.
+    u32::try_from(processors.min(MAX_AT_ONCE) + 1).unwrap_or(1) * THREADS
 }
 
 async fn ask(interpreter: &Path) -> Result<Answer, String> {

@@ -1,12 +1,11 @@
 //! A fork of the interpreter: runs `infer` once and ends.
 
 use std::{
-    env, fs,
+    fs::File,
     io::{self, Write as _},
     os::fd::AsRawFd as _,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
-    time::Instant,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ncn_core::{
@@ -19,30 +18,29 @@ use ncn_wire::{
 };
 use prost::Message as _;
 use pyo3::prelude::*;
+use rustix::{
+    event::{Timespec, poll},
+    process::getppid,
+};
 
 use crate::{
-    descriptors, failure,
-    fork::Ends,
+    confine, descriptors, failure,
     frames::{Incoming, frame},
     model::Loaded,
+    template::{Ends, Place},
     values,
 };
 
+/// How long a fork may take to become the worker's child.
+const PARENT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// What a fork begins with.
 pub(crate) struct Job {
-    pub(crate) model: Option<Loaded>,
-    /// The request's private directory, to be made.
-    pub(crate) directory: PathBuf,
+    pub(crate) model: Loaded,
     pub(crate) ends: Ends,
-}
-
-/// Takes one request, answers it, and ends the process.
-pub(crate) fn run(py: Python<'_>, job: &Job) -> PyResult<()> {
-    // A panic must not unwind into what was the parent's.
-    let done = catch_unwind(AssertUnwindSafe(|| job.serve(py)));
-    // Nothing of the parent's is finished or flushed twice.
-    py.import("os")?.call_method1("_exit", (i32::from(!matches!(done, Ok(Ok(())))),))?;
-    Ok(())
+    pub(crate) place: Place,
+    /// The request's directory, where it is, or why it is not.
+    pub(crate) directory: Result<PathBuf, String>,
 }
 
 /// An error, as the protocol has it.
@@ -51,10 +49,11 @@ pub(crate) fn error_message(error: &ExecutorError) -> from_worker::Message {
 }
 
 impl Job {
-    fn serve(&self, py: Python<'_>) -> io::Result<()> {
+    /// Takes one request and answers it.
+    pub(crate) fn serve(&self, py: Python<'_>) -> io::Result<()> {
         // All that can be done before the request comes.
         let prepared = self.prepare(py);
-        let mut messages = Incoming::new(self.ends.request.try_clone()?, MAX_MESSAGE_BYTES);
+        let mut messages = Incoming::new(self.ends.request.try_clone()?.into(), MAX_MESSAGE_BYTES);
         let message = loop {
             match messages.next::<ToWorker>()? {
                 Some(ToWorker { message, .. }) => break message,
@@ -65,7 +64,7 @@ impl Job {
         };
         let Some(to_worker::Message::Run(run)) = message else { return Err(io::Error::other("not a request")) };
         let prepared = prepared.map_err(|problem| ExecutorError::Worker(format!("a fork could not be made ready: {problem}")));
-        let answer = match prepared.and_then(|()| self.run(py, run)) {
+        let answer = match prepared.and_then(|directory| self.run(py, run, &directory)) {
             Ok(chunk) => from_worker::Message::Chunk(chunk.into()),
             Err(error) => error_message(&error),
         };
@@ -73,17 +72,15 @@ impl Job {
     }
 
     /// Sends all parts of the output but the last, which is returned.
-    fn run(&self, py: Python<'_>, run: RunModel) -> Result<OutputChunk, ExecutorError> {
+    fn run(&self, py: Python<'_>, run: RunModel, directory: &Path) -> Result<OutputChunk, ExecutorError> {
         let started = Instant::now();
-        let Some(Loaded { model, infer, takes_parameters }) = &self.model else {
-            return Err(ExecutorError::Worker("a fork without a model".into()));
-        };
+        let Loaded { model, infer, takes_parameters } = &self.model;
         let manifest = model.manifest();
         let sent = wire::values_from_proto(run.inputs).map_err(|error| ExecutorError::Worker(error.to_string()))?;
         // Tensors of tokens are left out: a module in Python makes its own.
         let tensors = manifest.prepare(&sent, None).map_err(|error| ExecutorError::InvalidInput(error.to_string()))?;
         seed(py, &run.parameters)?;
-        let inputs = values::inputs(py, manifest, &tensors, &sent, &self.directory)?;
+        let inputs = values::inputs(py, manifest, &tensors, &sent, directory)?;
         let raised = |error: PyErr| failure::of_infer(py, &error);
         let infer = infer.bind(py);
         let given = if *takes_parameters {
@@ -150,21 +147,27 @@ impl Job {
         Ok((all, parts))
     }
 
-    /// Makes the private directory, confines the process to it, and gives it random numbers of its own.
-    fn prepare(&self, py: Python<'_>) -> Result<(), String> {
-        fs::create_dir(&self.directory).map_err(|error| format!("{}: {error}", self.directory.display()))?;
-        env::set_current_dir(&self.directory).map_err(|error| error.to_string())?;
-        #[cfg(target_os = "linux")]
-        crate::confine::request(&self.directory).map_err(|error| error.to_string())?;
+    /// Confines the process further, and gives it random numbers of its own.
+    fn prepare(&self, py: Python<'_>) -> Result<PathBuf, String> {
+        let directory = self.directory.clone()?;
+        let until = Instant::now() + PARENT_TIMEOUT;
+        while getppid() != Some(self.place.worker) {
+            if Instant::now() > until {
+                return Err("it is not the worker's child".into());
+            }
+            let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 50_000 }));
+        }
+        confine::request(&self.place).map_err(|error| error.to_string())?;
         let own = [self.ends.request.as_raw_fd(), self.ends.answers.as_raw_fd()];
         descriptors::close_channels(py, &own).map_err(|error| error.to_string())?;
         let environment = py.import("os").and_then(|os| os.getattr("environ"));
         let set = environment.and_then(|environment| {
-            ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, self.directory.as_os_str()))
+            ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, directory.as_os_str()))
         });
         set.map_err(|error| error.to_string())?;
         seed(py, "{}").map_err(|error| error.to_string())?;
-        values::rehearse(py)
+        values::rehearse(py)?;
+        Ok(directory)
     }
 
     fn send(&self, message: from_worker::Message) -> io::Result<()> {
@@ -173,7 +176,7 @@ impl Job {
             let error = ExecutorError::InvalidOutput(format!("has more than {MAX_ANSWER_BYTES} bytes"));
             message.message = Some(error_message(&error));
         }
-        (&self.ends.answers).write_all(&frame(&message))
+        File::from(self.ends.answers.try_clone()?).write_all(&frame(&message))
     }
 }
 

@@ -1,32 +1,75 @@
 //! What a request's process may do less than the interpreter that it was forked from, whatever the sandbox around both allows:
 //! no request may harm another's.
 
-use std::{collections::BTreeMap, error::Error, path::Path};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    path::{Path, PathBuf},
+};
 
 use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope, path_beneath_rules};
-use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, set_parent_process_death_signal, setrlimit};
+use ncn_confine::{HARMLESS, NULL, SYSTEM};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
 };
 
+use crate::template::Place;
+
 /// The largest file that a request may write.
 const MAX_FILE_BYTES: u64 = 256 << 20;
+/// How many files a request may have open: what watches them uses up something that all processes of a user share.
+const MAX_FILES: u64 = 128;
 
-/// Confines this process to its own directory, its own threads and its own signals.
-pub(crate) fn request(directory: &Path) -> Result<(), Box<dyn Error>> {
+/// What a template may do less than the worker that it was forked from: it cannot outlive it.
+pub(crate) fn template() -> Result<(), Box<dyn Error>> {
+    let argument = |index, operator, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
+    let (death, subreaper) = (libc::PR_SET_PDEATHSIG.unsigned_abs(), libc::PR_SET_CHILD_SUBREAPER.unsigned_abs());
+    let prctl = vec![
+        SeccompRule::new(vec![
+            argument(0, SeccompCmpOp::Eq, death.into())?,
+            argument(1, SeccompCmpOp::Ne, libc::SIGKILL.unsigned_abs().into())?,
+        ])?,
+        // Its forks' forks would be its own children in place of the worker's.
+        SeccompRule::new(vec![argument(0, SeccompCmpOp::Eq, subreaper.into())?])?,
+    ];
+    apply(BTreeMap::from([(libc::SYS_prctl, prctl)]), libc::EPERM)
+}
+
+/// Confines this process to its own threads and its own signals. It ends with the worker.
+pub(crate) fn request(place: &Place) -> Result<(), Box<dyn Error>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let most = getrlimit(Resource::Fsize).maximum.map_or(MAX_FILE_BYTES, |hard| hard.min(MAX_FILE_BYTES));
-    setrlimit(Resource::Fsize, Rlimit { current: Some(most), maximum: Some(most) })?;
+    if getppid() != Some(place.worker) {
+        return Err("the worker has ended".into());
+    }
+    limit_system_calls()
+}
+
+/// Confines this process to its own directory and to what every request may read, and to its own signals.
+pub(crate) fn files(directory: &Path, place: &Place) -> Result<(), Box<dyn Error>> {
+    limit(Resource::Fsize, MAX_FILE_BYTES)?;
+    limit(Resource::Nofile, MAX_FILES)?;
     // As much of it as the kernel has.
     let write = AccessFs::from_write(ABI::V5) & !AccessFs::IoctlDev;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let readable = SYSTEM.iter().chain(&HARMLESS).map(PathBuf::from).chain(place.readable.iter().cloned());
+    let readable: Vec<_> = readable.chain([place.directory.clone()]).filter(|path| path.exists()).collect();
     Ruleset::default()
-        .handle_access(write)?
+        .handle_access(write | read)?
         .scope(Scope::Signal)?
         .create()?
-        .add_rules(path_beneath_rules([directory], write))?
-        .add_rules(path_beneath_rules(["/dev/null"], AccessFs::WriteFile))?
+        .add_rules(path_beneath_rules([directory], write | read))?
+        .add_rules(path_beneath_rules([NULL], AccessFs::WriteFile | AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(readable, read))?
         .restrict_self()?;
-    limit_system_calls()
+    Ok(())
+}
+
+/// A limit that is stricter already stays.
+fn limit(resource: Resource, wanted: u64) -> Result<(), Errno> {
+    let most = getrlimit(resource).maximum.map_or(wanted, |hard| hard.min(wanted));
+    setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
 }
 
 /// No other processes: none are started, and none get signals or limits from here. What a request started could outlive it.

@@ -1,9 +1,9 @@
-//! The forks that requests run in, as the interpreter sees them that they were forked from.
+//! The forks that requests run in, as the worker sees them.
 
 use std::{
     fs::{self, File, Permissions},
     io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -17,22 +17,19 @@ use ncn_wire::{
     self as wire, MAX_ANSWER_BYTES,
     proto::{FromWorker, from_worker},
 };
-use pyo3::prelude::*;
-use rustix::{
-    io::Errno,
-    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid},
-};
+use rustix::process::{Pid, Signal, WaitStatus, kill_process};
 
 use crate::{
     child::error_message,
     frames::{Incoming, Outgoing},
+    system,
 };
 
 const NONSENSE: &str = "its process says something that makes no sense";
 
-/// A fork of the interpreter, which takes one request.
+/// A fork of the template, which takes one request.
 pub(crate) struct Fork {
-    process: Pid,
+    pub(crate) process: Pid,
     directory: PathBuf,
     pub(crate) request: Outgoing,
     pub(crate) answers: Incoming,
@@ -51,32 +48,11 @@ enum State {
     Stopped(ExecutorError),
 }
 
-/// What a fork has of the interpreter that it was forked from: where its request comes from and its answers go.
-pub(crate) struct Ends {
-    pub(crate) request: File,
-    pub(crate) answers: File,
-}
-
 impl Fork {
-    /// Forks. The fork itself gets its ends in place of a [`Fork`].
-    pub(crate) fn new(py: Python<'_>, directory: PathBuf) -> PyResult<Result<Self, Ends>> {
-        let file = |end: OwnedFd| File::from(end);
-        let (request, to_fork) = io::pipe()?;
-        let (from_fork, answers) = io::pipe()?;
-        // Python's own, which tells the libraries that want to know of it.
-        let process: i32 = py.import("os")?.call_method0("fork")?.extract()?;
-        Ok(match Pid::from_raw(process) {
-            None => Err(Ends { request: file(request.into()), answers: file(answers.into()) }),
-            Some(process) => Ok(Self {
-                process,
-                directory,
-                request: Outgoing::new(file(to_fork.into()))?,
-                answers: Incoming::new(file(from_fork.into()), MAX_ANSWER_BYTES),
-                parts: 0,
-                bytes: 0,
-                state: State::Open,
-            }),
-        })
+    /// This process, a child of this one, with its directory and the other ends of its pipes.
+    pub(crate) fn new(process: Pid, directory: PathBuf, request: File, answers: File) -> io::Result<Self> {
+        let answers = Incoming::new(answers, MAX_ANSWER_BYTES);
+        Ok(Self { process, directory, request: Outgoing::new(request)?, answers, parts: 0, bytes: 0, state: State::Open })
     }
 
     /// True until it has given its last answer or was stopped.
@@ -143,12 +119,7 @@ impl Fork {
     pub(crate) fn end(self) -> Option<ExecutorError> {
         // It may have closed its pipe and live on. If it is about to end, this changes nothing of how.
         self.kill();
-        let status = loop {
-            match waitpid(Some(self.process), WaitOptions::empty()) {
-                Err(Errno::INTR) => {}
-                status => break status.ok().flatten().map(|(_, status)| status),
-            }
-        };
+        let status = system::wait(self.process);
         if clear(&self.directory).is_err() {
             LEFT.store(true, Ordering::Relaxed);
         }
@@ -172,7 +143,7 @@ pub(crate) fn has_left_something() -> bool {
 }
 
 /// Removes a directory, whatever modes what is in it has.
-fn clear(directory: &Path) -> io::Result<()> {
+pub(crate) fn clear(directory: &Path) -> io::Result<()> {
     let remove = || match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -1,10 +1,6 @@
 //! The model package's module, loaded.
 
-use std::{
-    ffi::CString,
-    fs::{self, File},
-    sync::Arc,
-};
+use std::{ffi::CString, fs::File, sync::Arc};
 
 use ncn_core::{
     ExecutorError, Model,
@@ -13,7 +9,7 @@ use ncn_core::{
 };
 use pyo3::{prelude::*, types::PyModule};
 
-use crate::failure;
+use crate::{failure, system};
 
 /// The largest module that is read.
 const MAX_MODULE_BYTES: u64 = 16 << 20;
@@ -64,9 +60,10 @@ impl Loaded {
         };
         let infer = function("infer")?;
         // Libraries have threads for themselves; those that a load adds are there to compute.
-        let before = threads();
+        let threads = || system::threads().map_err(|error| ExecutorError::Worker(error.to_string()));
+        let before = threads()?;
         function("load")?.call1((directory,)).map_err(python)?;
-        let started = threads().saturating_sub(before);
+        let started = threads()?.saturating_sub(before);
         if started > 0 {
             let problem = format!(
                 "load started {started} threads, which the forks that run requests do not have: load with one thread, as by \
@@ -80,9 +77,4 @@ impl Loaded {
         py.import("gc").and_then(|gc| gc.call_method0("freeze")).map_err(python)?;
         Ok(Self { infer: infer.unbind(), takes_parameters: takes > 1, model: package.model.clone() })
     }
-}
-
-/// How many threads this process has; 0 where that cannot be seen.
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }

@@ -1,9 +1,9 @@
-//! The interpreter that requests are forked from.
+//! The worker: takes requests from the node and hands each to a fork of the model's template.
 
 use std::{
     collections::VecDeque,
     env,
-    fs::OpenOptions,
+    fs::{self, File, OpenOptions},
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -21,15 +21,16 @@ use pyo3::prelude::*;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{DumpableBehavior, set_dumpable_behavior},
+    process::{DumpableBehavior, Pid, Signal, getpid, kill_process, set_child_subreaper, set_dumpable_behavior},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stdin, stdout},
 };
 
 use crate::{
-    child::{Job, error_message},
+    child::error_message,
     fork::{self, Fork},
     frames::{Incoming, Outgoing},
-    model::Loaded,
+    system,
+    template::{self, Ends, Start, Template},
 };
 
 /// The most requests that run at once, where there are that many processors.
@@ -38,14 +39,6 @@ const MAX_RUNNING: usize = 8;
 const QUEUE: usize = 64;
 /// While the node has not read this many bytes, nothing more is read, from it or from forks.
 const MAX_UNREAD: usize = 1 << 20;
-
-/// How serving ended.
-pub(crate) enum End {
-    /// The node has closed the connection.
-    Closed,
-    /// This process is a fork.
-    Forked(Box<Job>),
-}
 
 /// An inference that the node asks for.
 struct Request {
@@ -66,10 +59,17 @@ struct Running {
 struct Worker<'py> {
     py: Python<'py>,
     directory: PathBuf,
+    readable: Vec<PathBuf>,
     nothing: OwnedFd,
     messages: Incoming,
     answers: Outgoing,
-    model: Option<Loaded>,
+    template: Option<Template>,
+    /// The children that this process was born with: what watches over it.
+    watching: Vec<Pid>,
+    /// Whether there was a model: the memory of this process may have what its requests were.
+    has_served: bool,
+    /// Whether there is something here that was not to be: another worker is needed.
+    is_spoilt: bool,
     waiting: VecDeque<Request>,
     running: Vec<Running>,
     /// A fork in reserve: made while there is nothing else to do, so that a request need not wait for it.
@@ -79,25 +79,27 @@ struct Worker<'py> {
     at_once: usize,
 }
 
-/// Serves until the node closes the connection. Returns in every fork, too.
-pub(crate) fn serve(py: Python<'_>) -> PyResult<End> {
+/// Serves until the node closes the connection. Returns in the fork that is to be a template, too.
+pub(crate) fn serve(py: Python<'_>, readable: Vec<PathBuf>) -> PyResult<Option<Start>> {
+    // Forks whose parents end become this process's children. And none of them looks into its memory.
+    set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from)?;
     let nothing: OwnedFd = OpenOptions::new().read(true).write(true).open("/dev/null")?.into();
     // The connection gets numbers of its own: what a model prints must not get between the messages.
     let (messages, answers) = (stdin().try_clone_to_owned()?, stdout().try_clone_to_owned()?);
     dup2_stdin(&nothing).map_err(io::Error::from)?;
     dup2_stdout(&nothing).map_err(io::Error::from)?;
-    let directory = env::current_dir()?;
-    let environment = py.import("os")?.getattr("environ")?;
-    for name in ["HOME", "TMPDIR"] {
-        environment.set_item(name, directory.as_os_str())?;
-    }
     let mut worker = Worker {
         py,
-        directory,
+        directory: env::current_dir()?,
+        readable,
         nothing,
         messages: Incoming::new(messages.into(), wire::MAX_MESSAGE_BYTES),
         answers: Outgoing::new(answers.into())?,
-        model: None,
+        template: None,
+        watching: system::children().unwrap_or_default(),
+        has_served: false,
+        is_spoilt: false,
         waiting: VecDeque::new(),
         running: Vec::new(),
         spare: None,
@@ -105,50 +107,65 @@ pub(crate) fn serve(py: Python<'_>) -> PyResult<End> {
         at_once: available_parallelism().map_or(1, usize::from).min(MAX_RUNNING),
     };
     worker.answer(0, from_worker::Message::Ready(proto::Ready { version: wire::WORKER_VERSION }));
-    let end = worker.serve()?;
-    if matches!(end, End::Closed) {
+    let start = worker.serve()?;
+    if start.is_none() {
         let forks = worker.running.into_iter().map(|running| running.fork).chain(worker.spare);
         forks.for_each(|fork| drop(fork.end()));
+        drop(worker.template);
+        end_all_but(&worker.watching);
     }
-    Ok(end)
+    Ok(start.map(|start| *start))
+}
+
+/// Ends the children of this process, and theirs, which become its own.
+fn end_all_but(these: &[Pid]) {
+    loop {
+        let mut others = system::children().unwrap_or_default();
+        others.retain(|child| !these.contains(child));
+        if others.is_empty() {
+            return;
+        }
+        for child in others {
+            // It fails only when the process has ended by itself.
+            let _ = kill_process(child, Signal::KILL);
+            system::wait(child);
+        }
+    }
 }
 
 impl Worker<'_> {
-    fn serve(&mut self) -> PyResult<End> {
+    /// Until the node closes the connection; what the fork needs that is to be a template, in that one.
+    fn serve(&mut self) -> PyResult<Option<Box<Start>>> {
         loop {
             while self.waiting.len() < QUEUE
                 && let Some(message) = self.messages.next()?
             {
-                self.obey(message)?;
+                if let Some(start) = self.obey(message)? {
+                    return Ok(Some(start));
+                }
             }
-            let is_spoilt = fork::has_left_something();
+            let is_spoilt = self.is_spoilt || fork::has_left_something();
             if is_spoilt && self.running.is_empty() {
                 // Another worker begins with nothing in its directory.
-                return Ok(End::Closed);
+                return Ok(None);
             }
             while !is_spoilt
                 && self.running.len() < self.at_once
                 && let Some(request) = self.waiting.pop_front()
             {
-                if let Some(job) = self.start(request) {
-                    return Ok(End::Forked(job));
-                }
+                self.start(request);
             }
             self.answers.write()?;
             for Running { fork, .. } in &mut self.running {
                 fork.request.write_or_forget();
             }
             let idle = self.answers.waiting() == 0 && !self.running.iter().any(|running| running.fork.is_open());
-            if idle && self.keep_spare && self.model.is_some() && self.spare.is_none() {
-                match self.fork() {
-                    Ok(Ok(fork)) => self.spare = Some(fork),
-                    Ok(Err(job)) => return Ok(End::Forked(job)),
-                    // Whoever needs one will be told.
-                    Err(_) => {}
-                }
+            if idle && !is_spoilt && self.keep_spare && self.template.is_some() && self.spare.is_none() {
+                // Whoever needs one will be told that there is none.
+                self.spare = self.fork().ok();
             }
             if self.wait()? && !self.messages.read()? {
-                return Ok(End::Closed);
+                return Ok(None);
             }
             self.expire();
         }
@@ -195,49 +212,78 @@ impl Worker<'_> {
         self.answer(id, error_message(error));
     }
 
-    fn obey(&mut self, ToWorker { id, message }: ToWorker) -> io::Result<()> {
+    /// Does what the node says. In the fork that is to be a template, gives what it needs.
+    fn obey(&mut self, ToWorker { id, message }: ToWorker) -> PyResult<Option<Box<Start>>> {
         let done = match message.ok_or_else(|| io::Error::other("an empty message"))? {
-            to_worker::Message::Load(load) => self.load(load),
+            to_worker::Message::Load(load) => match self.load(load)? {
+                Ok(done) => done,
+                Err(start) => return Ok(Some(start)),
+            },
             to_worker::Message::Unload(digest) => self.unload(&digest),
             to_worker::Message::Run(run) => match self.request(id, run) {
                 Ok(request) => {
                     self.waiting.push_back(request);
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(error) => Err(error),
             },
             to_worker::Message::Cancel(_) => {
                 self.stop(|other| (other == id).then_some(ExecutorError::Cancelled));
-                return Ok(());
+                return Ok(None);
             }
         };
         match done {
             Ok(()) => self.answer(id, from_worker::Message::Done(proto::Empty {})),
             Err(error) => self.refuse(id, &error),
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn load(&mut self, load: proto::LoadModel) -> Result<(), ExecutorError> {
-        let model = Model::parse(load.manifest).map_err(|error| ExecutorError::InvalidModel(error.to_string()))?;
-        let package = ModelPackage { model: Arc::new(model), directory: load.directory.into() };
-        match &self.model {
-            Some(loaded) if loaded.model.digest() == package.model.digest() => return Ok(()),
-            Some(_) => return Err(ExecutorError::Worker("has loaded another model: Python takes one in each worker".into())),
-            None => {}
+    fn load(&mut self, load: proto::LoadModel) -> PyResult<Result<Result<(), ExecutorError>, Box<Start>>> {
+        let model = match Model::parse(load.manifest) {
+            Ok(model) => Arc::new(model),
+            Err(error) => return Ok(Ok(Err(ExecutorError::InvalidModel(error.to_string())))),
+        };
+        let one = "has loaded another model: Python takes one in each worker";
+        match &self.template {
+            Some(template) if template.model.digest() == model.digest() => return Ok(Ok(Ok(()))),
+            None if !self.has_served => {}
+            _ => return Ok(Ok(Err(ExecutorError::Worker(one.into())))),
         }
-        let failed = |error: Errno| ExecutorError::Worker(error.to_string());
         // From here on a model's code runs, which could fill the node's log.
-        dup2_stderr(&self.nothing).map_err(failed)?;
-        self.model = Some(Loaded::load(self.py, &package)?);
-        // No fork looks into the memory of another, or of this process.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed)
+        dup2_stderr(&self.nothing).map_err(io::Error::from)?;
+        let package = ModelPackage { model, directory: load.directory.into() };
+        let started = match Template::start(self.py, package, self.directory.join("model"), self.readable.clone())? {
+            Ok(started) => started,
+            Err(start) => return Ok(Err(start)),
+        };
+        let loaded = started.and_then(|template| {
+            self.template = Some(template);
+            self.has_served = true;
+            // One whose own parent has ended.
+            if self.newcomers().is_empty() { Ok(()) } else { Err(template::left()) }
+        });
+        if loaded.is_err() {
+            self.template = None;
+            end_all_but(&self.watching);
+            // What is left may be in the way of another try, which is told then.
+            let _ = fork::clear(&self.directory.join("model"));
+        }
+        Ok(Ok(loaded))
+    }
+
+    /// The children of this process that it does not know.
+    fn newcomers(&self) -> Vec<Pid> {
+        let forks = self.running.iter().map(|running| &running.fork).chain(&self.spare).map(|fork| fork.process);
+        let template = self.template.as_ref().map(|template| template.process);
+        let known: Vec<Pid> = forks.chain(template).chain(self.watching.iter().copied()).collect();
+        system::children().unwrap_or_default().into_iter().filter(|child| !known.contains(child)).collect()
     }
 
     fn unload(&mut self, digest: &[u8]) -> Result<(), ExecutorError> {
         let digest = wire::hash("unload", digest).map_err(malformed)?;
-        if self.model.as_ref().is_some_and(|loaded| loaded.model.digest() == digest) {
-            self.model = None;
+        if self.template.as_ref().is_some_and(|template| template.model.digest() == digest) {
+            self.template = None;
             self.spare.take().and_then(Fork::end);
             self.stop(|_| Some(ExecutorError::NotLoaded(digest)));
         }
@@ -246,7 +292,7 @@ impl Worker<'_> {
 
     fn request(&self, id: u64, run: RunModel) -> Result<Request, ExecutorError> {
         let digest = wire::hash("run.model_digest", &run.model_digest).map_err(malformed)?;
-        if self.model.as_ref().is_none_or(|loaded| loaded.model.digest() != digest) {
+        if self.template.as_ref().is_none_or(|template| template.model.digest() != digest) {
             return Err(ExecutorError::NotLoaded(digest));
         }
         let limit = Duration::from_micros(run.time_limit_micros);
@@ -254,30 +300,40 @@ impl Worker<'_> {
         Ok(Request { id, run, limit, deadline })
     }
 
-    fn fork(&mut self) -> PyResult<Result<Fork, Box<Job>>> {
-        // A name that no other request can guess.
+    /// A fork of the template, with a directory that no other request can find.
+    fn fork(&mut self) -> io::Result<Fork> {
+        let template = self.template.as_mut().ok_or_else(|| io::Error::other("there is no model"))?;
         let directory = self.directory.join(format!("{:x}", B256::random()));
-        let forked = Fork::new(self.py, directory.clone())?;
-        Ok(forked.map_err(|ends| Box::new(Job { model: self.model.take(), directory, ends })))
+        fs::create_dir(&directory)?;
+        let (request, to_fork) = io::pipe()?;
+        let (from_fork, answers) = io::pipe()?;
+        let ends = Ends { request: request.into(), answers: answers.into(), directory: File::open(&directory)?.into() };
+        let forked = template.fork(&ends);
+        let newcomers = self.newcomers();
+        match (forked, newcomers.as_slice()) {
+            (Ok(()), [process]) => Fork::new(*process, directory, OwnedFd::from(to_fork).into(), OwnedFd::from(from_fork).into()),
+            (forked, _) => {
+                // Whatever that is, it is not what was asked for.
+                self.is_spoilt = true;
+                Err(forked.err().unwrap_or_else(|| io::Error::other("there are processes that nobody asked for")))
+            }
+        }
     }
 
-    /// Hands a request to a fork. In the fork, gives what it is to do.
-    fn start(&mut self, Request { id, run, limit, deadline }: Request) -> Option<Box<Job>> {
+    /// Hands a request to a fork.
+    fn start(&mut self, Request { id, run, limit, deadline }: Request) {
         self.keep_spare = true;
-        let mut fork = match self.spare.take() {
-            Some(spare) => spare,
-            None => match self.fork() {
-                Ok(Ok(fork)) => fork,
-                Ok(Err(job)) => return Some(job),
-                Err(error) => {
-                    self.refuse(id, &ExecutorError::Worker(format!("cannot fork: {error}")));
-                    return None;
-                }
-            },
+        let fork = match self.spare.take() {
+            Some(spare) => Ok(spare),
+            None => self.fork(),
         };
-        fork.request.push(&ToWorker { id, message: Some(to_worker::Message::Run(run)) });
-        self.running.push(Running { id, limit, deadline, fork });
-        None
+        match fork {
+            Ok(mut fork) => {
+                fork.request.push(&ToWorker { id, message: Some(to_worker::Message::Run(run)) });
+                self.running.push(Running { id, limit, deadline, fork });
+            }
+            Err(error) => self.refuse(id, &ExecutorError::Worker(format!("cannot fork: {error}"))),
+        }
     }
 
     /// Passes on what a fork says.

@@ -21,24 +21,24 @@ use crate::{
 };
 
 /// A model that puts answers together by hand, and writes them to every pipe that it finds: in its fork, to its worker; and past it,
-/// to the node, since `load` runs in the worker itself.
+/// to whatever `load` could find.
 const FORGER: &str = r#"import fcntl, os, stat, time
 
-def pipes():
+def pipes(sockets=False):
     found = []
     for fd in range(3, 256):
         try:
             mode, flags = os.fstat(fd).st_mode, fcntl.fcntl(fd, fcntl.F_GETFL)
         except OSError:
             continue
-        if stat.S_ISFIFO(mode) and flags & os.O_ACCMODE == os.O_WRONLY:
+        if stat.S_ISFIFO(mode) and flags & os.O_ACCMODE == os.O_WRONLY or sockets and stat.S_ISSOCK(mode):
             found.append(fd)
     return found
 
 NODE = []
 
 def load(model_dir):
-    NODE.extend(os.dup(fd) for fd in pipes())
+    NODE.extend(os.dup(fd) for fd in pipes(sockets=True))
 
 def varint(number):
     bytes_ = b''
@@ -117,7 +117,7 @@ const FORGED: &[(&str, &str)] = &[
     ("giant", "the model failed: its process says something"),
     ("large", "the model failed: its process says something"),
     ("error", "the model failed: its error has"),
-    // The worker's own connection is closed to its requests.
+    // What leads to the worker is closed in its requests.
     ("node", "the model failed: OSError: [Errno 9] Bad file descriptor"),
     ("node-giant", "the model failed: OSError: [Errno 9] Bad file descriptor"),
 ];

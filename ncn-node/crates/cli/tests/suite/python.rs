@@ -1,5 +1,6 @@
 //! Models in Python, in confined interpreters.
 
+mod neighbours;
 mod runs;
 pub(crate) mod trouble;
 

@@ -60,6 +60,10 @@ pub(crate) fn escape() -> PathBuf {
 }
 
 fn build(what: &[&str]) {
+    // By the test that has started this one as a user who can build nothing.
+    if std::env::var_os("NCN_TESTS_ARE_BUILT").is_some() {
+        return;
+    }
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let target = ncn().ancestors().nth(2).unwrap().to_path_buf();
     let mut command = Command::new(env!("CARGO"));

@@ -234,9 +234,13 @@ impl ModelPool {
     async fn start_with(&self, memory: MemoryPermit) -> Result<Worker, ExecutorError> {
         let failed = |problem: String| ExecutorError::Worker(problem);
         let work_directory = tempfile::tempdir().map_err(|error| failed(format!("no work directory: {error}")))?;
-        let WorkerProgram { path, arguments, environment, .. } = self.program.clone();
-        let command = SandboxCommand { program: path, arguments, environment };
+        let WorkerProgram { path, mut arguments, environment, is_told_paths, .. } = self.program.clone();
         let policy = self.policy(work_directory.path());
+        if is_told_paths {
+            let paths = policy.readable.iter().chain(&policy.executable).chain(&policy.devices);
+            arguments.extend(paths.map(|path| path.to_string_lossy().into_owned()));
+        }
+        let command = SandboxCommand { program: path, arguments, environment };
         let child = self.starter.sandbox.start(&command, &policy).map_err(|error| failed(error.to_string()))?;
         let process = Arc::new(Process::start(child, self.starter.options.cancel_grace).await?);
         let load = proto::LoadModel {
@@ -251,14 +255,14 @@ impl ModelPool {
     }
 
     fn policy(&self, work_directory: &Path) -> Policy {
-        let WorkerProgram { paths, readable, devices, .. } = self.program.clone();
+        let WorkerProgram { paths, readable, devices, processes, .. } = self.program.clone();
         let limits = self.package.model.manifest().limits;
-        let (memory_bytes, cpu_seconds) = (Some(limits.memory_bytes), limits.cpu_seconds);
+        let (memory_bytes, cpu_seconds, default) = (Some(limits.memory_bytes), limits.cpu_seconds, ResourceLimits::default());
         Policy {
             readable: readable.into_iter().chain([self.package.directory.clone()]).collect(),
             executable: paths,
             devices,
-            limits: ResourceLimits { memory_bytes, cpu_seconds, ..ResourceLimits::default() },
+            limits: ResourceLimits { memory_bytes, cpu_seconds, processes: processes.or(default.processes), ..default },
             at_least: self.starter.options.at_least,
             ..Policy::new(work_directory)
         }

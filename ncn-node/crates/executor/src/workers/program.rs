@@ -26,6 +26,10 @@ pub struct WorkerProgram {
     pub readable: Vec<PathBuf>,
     /// Device files that it reads, writes and commands.
     pub devices: Vec<PathBuf>,
+    /// Whether all of these, and the package's directory, are told to it as further arguments.
+    pub is_told_paths: bool,
+    /// How many processes and threads it may have at once, if not as many as by default.
+    pub processes: Option<u32>,
     /// What it runs.
     pub formats: Vec<ModelFormat>,
 }
@@ -65,6 +69,8 @@ impl WorkerProgram {
             paths: Vec::new(),
             readable: Vec::new(),
             devices: Vec::new(),
+            is_told_paths: false,
+            processes: None,
             formats: EngineExecutor::built_in().formats(),
         }
     }
