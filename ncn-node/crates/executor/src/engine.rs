@@ -1,6 +1,7 @@
 //! Running models in this process.
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -110,6 +111,11 @@ impl EngineExecutor {
     }
 }
 
+/// What a panic said.
+fn said(panicked: &(dyn Any + Send)) -> &str {
+    panicked.downcast_ref::<String>().map(String::as_str).or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or_default()
+}
+
 #[async_trait]
 impl Executor for EngineExecutor {
     fn formats(&self) -> Vec<ModelFormat> {
@@ -136,8 +142,11 @@ impl Executor for EngineExecutor {
             let package = Verified::read(&package)?;
             engines.get(index).ok_or(ExecutorError::UnsupportedFormat(format))?.open(package)
         });
-        let session =
-            opening.await.map_err(|_| ExecutorError::InvalidModel("the engine panicked while it read the model".into()))??;
+        let session = opening.await.map_err(|panicked| {
+            let words = panicked.try_into_panic().ok();
+            let words = words.as_ref().map_or("", |words| said(words.as_ref()));
+            ExecutorError::InvalidModel(format!("the engine panicked while it read the model: {words}"))
+        })??;
         self.loaded().insert(digest, session.into());
         Ok(())
     }

@@ -46,8 +46,10 @@ impl Engine for GgufEngine {
         let threads = manifest.limits.threads.and_then(|threads| NonZero::new(threads as usize)).unwrap_or(self.threads);
         let generator = Generator::open(&entry, threads).map_err(|error| invalid(format!("{}: {error}", manifest.entry)))?;
         drop(entry);
-        if !generator.has_template() && manifest.inputs.iter().any(|input| input.name() == "messages") {
-            return Err(invalid("inputs.messages: the file has no chat template: offer `prompt` alone".into()));
+        if let Some(problem) = generator.template_problem()
+            && manifest.inputs.iter().any(|input| input.name() == "messages")
+        {
+            return Err(invalid(format!("inputs.messages: {problem}: offer `prompt` alone")));
         }
         let needed = generator.weight_bytes() as u64 + RESERVED;
         let memory = manifest.limits.memory_bytes.saturating_sub(needed) / MIB;

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Instant};
 use batch::Batches;
 use ncn_core::{
     DataType, ExecutorError, Model, OutputChunk, Tensor, Usage, Values,
-    model::{InputSpec, Manifest, ModelFormat, OutputSpec, Tensors, Tokenize},
+    model::{Dimension, InputSpec, Manifest, ModelFormat, OutputSpec, Tensors, Tokenize},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -78,8 +78,38 @@ impl Engine for OnnxEngine {
             (Some(file), Some(spec)) => Some(Tokenizer::new(&file, spec)?),
             _ => None,
         };
+        try_out(&*graph, model.manifest())?;
         let batches = Batches::new(graph, model.manifest().limits.batch as usize);
         Ok(Box::new(Loaded { model, tokenizer, batches }))
+    }
+}
+
+/// How many values each of a trial's inputs may have.
+const MAX_TRIAL_VALUES: usize = 1 << 24;
+
+/// Runs a graph on zeros, so that the operator sees that it does not run, not the first user. Left alone are graphs with inputs of any size,
+/// which need not run with each, with single integers, which choose what is done, and with inputs that are made of something else.
+fn try_out(graph: &dyn Graph, manifest: &Manifest) -> Result<(), ExecutorError> {
+    let zeros = |input: &InputSpec| {
+        let InputSpec::Tensor(input) = input else { return None };
+        let size = |dimension: &Dimension| match dimension {
+            Dimension::Fixed(size) => Some(*size),
+            Dimension::Named(_) => None,
+        };
+        let shape: Vec<usize> = input.shape.iter().map(size).collect::<Option<_>>()?;
+        let values = shape.iter().try_fold(1_usize, |values, size| values.checked_mul(*size))?;
+        let is_choice = values == 1 && input.dtype != DataType::F32;
+        if values > MAX_TRIAL_VALUES || is_choice {
+            return None;
+        }
+        Some((input.name.clone(), Tensor::new(input.dtype, shape, vec![0; values.checked_mul(input.dtype.size())?]).ok()?))
+    };
+    let Some(inputs) = manifest.inputs.iter().map(zeros).collect::<Option<Tensors>>() else { return Ok(()) };
+    match graph.run(&inputs, &CancellationToken::new()) {
+        Err(ExecutorError::Failed(said)) => {
+            Err(ExecutorError::InvalidModel(format!("{}: does not run, tried with zeros: {said}", manifest.entry)))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,8 @@ use crate::{
 pub struct Generator {
     model: Model,
     tokenizer: Tokenizer,
-    template: Option<Template>,
+    /// The inner error is why it cannot be used.
+    template: Option<Result<Template, String>>,
     threads: ThreadPool,
 }
 
@@ -67,9 +68,13 @@ impl Generator {
         self.model.sequence_bytes(tokens)
     }
 
-    /// True when it takes conversations.
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
+    /// Why it takes no conversations, if it does not.
+    pub fn template_problem(&self) -> Option<String> {
+        match &self.template {
+            None => Some("the file has no chat template".into()),
+            Some(Err(problem)) => Some(format!("the file's chat template {problem}")),
+            Some(Ok(_)) => None,
+        }
     }
 
     /// The tokens of a prompt: at least one, and fewer than the context.
@@ -80,10 +85,10 @@ impl Generator {
         let (name, text) = match prompt {
             Prompt::Text(text) => ("prompt", text.clone()),
             Prompt::Messages(messages) => {
-                let template = self.template.as_ref();
-                let template = template.ok_or_else(|| {
-                    GenerateError::refused("messages", "need a chat template, which this model has not: send `prompt`")
-                })?;
+                let Some(Ok(template)) = &self.template else {
+                    let problem = self.template_problem().unwrap_or_default();
+                    return Err(GenerateError::refused("messages", format!("cannot be put into words: {problem}: send `prompt`")));
+                };
                 ("messages", template.render(messages, most).map_err(|problem| GenerateError::refused("messages", problem))?)
             }
         };

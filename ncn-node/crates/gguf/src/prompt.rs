@@ -1,12 +1,14 @@
+mod functions;
+
 use std::io;
 
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
+use minijinja::{Environment, context};
 use serde::Serialize;
 
 use crate::{GgufError, header::Header};
 
-/// How many steps a chat template may take.
-const MAX_STEPS: u64 = 1_000_000;
+/// The longest that a short conversation may become.
+const MAX_TRIAL_BYTES: usize = 1 << 20;
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// What a text is generated from.
@@ -35,28 +37,27 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The file's template, when it has one.
-    pub(crate) fn load(header: &Header<'_>) -> Result<Option<Self>, GgufError> {
+    /// The file's template, when it has one; the inner error is why it cannot be used. It is tried on a conversation, so that this is known
+    /// before somebody wants to have one.
+    pub(crate) fn load(header: &Header<'_>) -> Result<Option<Result<Self, String>>, GgufError> {
         let Some(source) = header.optional(TEMPLATE, Header::text)? else { return Ok(None) };
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_fuel(Some(MAX_STEPS));
-        // Templates are written for Python, whose texts and lists have methods.
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |reason: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
-        });
-        let refused = |error: minijinja::Error| GgufError::field(TEMPLATE, format!("cannot be read: {error}"));
-        environment.add_template_owned(TEMPLATE, source.to_owned()).map_err(refused)?;
         let token = |name: &str| -> Result<String, GgufError> {
             let id = header.optional(name, Header::count)?;
             let tokens = header.texts("tokenizer.ggml.tokens")?;
             Ok(id.and_then(|id| tokens.get(id)).map(ToString::to_string).unwrap_or_default())
         };
         let (begin, end) = (token("tokenizer.ggml.bos_token_id")?, token("tokenizer.ggml.eos_token_id")?);
-        Ok(Some(Self { environment, begin, end }))
+        let mut environment = functions::environment();
+        let added = environment.add_template_owned(TEMPLATE, functions::without_marks(source));
+        let template = Self { environment, begin, end };
+        Ok(Some(added.map_err(|error| format!("cannot be read: {error}")).and_then(|()| template.try_out().map(|()| template))))
+    }
+
+    /// Not every template takes a system's message; an answer and another question it takes if it is for conversations.
+    fn try_out(&self) -> Result<(), String> {
+        let said = ["system", "user", "assistant", "user"].map(|role| Message { role: role.into(), content: "Say hello.".into() });
+        let rendered = self.render(&said, MAX_TRIAL_BYTES);
+        rendered.or_else(|_| self.render(said.get(1..).unwrap_or_default(), MAX_TRIAL_BYTES)).map(drop)
     }
 
     /// The conversation as a text of at most so many bytes, up to where the answer begins.

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::{
     graphs::{
-        BOOL, DOUBLE, FLOAT, FLOAT16, INT64, UINT8, constant, floats, graph, integer, integers, model_of, node, numbers, text,
-        value,
+        BOOL, DOUBLE, FLOAT, FLOAT16, INT64, UINT8, body, constant, floats, graph, integer, integers, model_of, node, numbers,
+        text, value,
     },
     integers::{Package, any, built_in, of_integers, package, refused, run, tensor},
 };
@@ -179,4 +179,85 @@ async fn a_named_size_has_its_own_bound() {
     let rows = |rows: usize| Tensor::new(DataType::U8, vec![rows, 1100, 1], vec![255; rows * 1100]).unwrap();
     assert_eq!(run(&engine, &package, rows(1000)).await.unwrap().to_i64().unwrap().first(), Some(&2_088_960_000));
     assert!(matches!(run(&engine, &package, rows(1100)).await, Err(ExecutorError::InvalidInput(_))));
+}
+
+/// The operator sees it, not the first user.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graph_that_does_not_run_is_refused_when_it_is_loaded() {
+    // Six values are no four; the graph says nothing of what it gives.
+    let reshape = node("Reshape", &["x", "to"], &["y"], &[]);
+    let constants = [integers("to", &[1], &[4])];
+    let refused = load(&of_floats(17, &[2, 3], (FLOAT, 1), &[reshape], &constants)).await.unwrap_err();
+    assert!(matches!(&refused, ExecutorError::InvalidModel(said) if said.contains("does not run")), "{refused}");
+    // Of named sizes one has to do: here six values, in three rows.
+    let reshape = node("Reshape", &["x", "to"], &["y"], &[]);
+    load(&of_floats(17, &[0, 2], (FLOAT, 1), &[reshape], &[integers("to", &[1], &[6])])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_that_draw_random_numbers_are_there() {
+    let random = node("RandomUniformLike", &["x"], &["y"], &[]);
+    load(&of_floats(17, &[0], (FLOAT, 1), &[random], &[])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_have_the_shape_that_the_graph_states() {
+    let onnx = model_of(
+        &graph(&[node("Neg", &["x"], &["y"], &[])], &[], &[value("x", FLOAT, &[2, 3])], &[value("y", FLOAT, &[2, 3])]),
+        17,
+    );
+    for (sizes, fits) in
+        [(json!([2, 3]), true), (json!(["n", 3]), true), (json!([2, 4]), false), (json!([6]), false), (json!([2, 3, 1]), false)]
+    {
+        let package = package(&onnx, &tensor("x", "f32", &json!([2, 3])), &tensor("y", "f32", &sizes));
+        let loaded = load(&package).await;
+        let says = |said: &str| said.contains("gives `y` in the shape [2, 3], which is not the manifest's");
+        match loaded {
+            Ok(()) => assert!(fits, "{sizes}"),
+            Err(error) => assert!(!fits && says(&error.to_string()), "{sizes}: {error}"),
+        }
+    }
+}
+
+/// `If`s within one another are run; a branch that hands on what is outside of it is refused by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn branches_within_branches_are_run_or_refused_by_name() {
+    let floats_of = |name: &str| value(name, FLOAT, &[0]);
+    let choose = |then: &[u8], otherwise: &[u8], output: &str| {
+        node("If", &["is_large"], &[output], &[body("then_branch", then), body("else_branch", otherwise)])
+    };
+    let plain = |operator: &str, output: &str| graph(&[node(operator, &["x"], &[output], &[])], &[], &[], &[floats_of(output)]);
+    let condition =
+        [node("ReduceSum", &["x"], &["sum"], &[integer("keepdims", 0)]), node("Greater", &["sum", "ten"], &["is_large"], &[])];
+    let package_of = |last: Vec<u8>| {
+        let nodes: Vec<_> = condition.iter().cloned().chain([last]).collect();
+        of_floats(17, &[0], (FLOAT, 1), &nodes, &[floats("ten", &[], &[10.0])])
+    };
+    let inner = choose(&plain("Neg", "inner"), &plain("Abs", "inner"), "nested");
+    let nested = graph(&[inner], &[], &[], &[floats_of("nested")]);
+    let package = package_of(choose(&nested, &plain("Abs", "other"), "y"));
+    let engine = EngineExecutor::built_in();
+    engine.load(&package.package).await.unwrap();
+    let x = Tensor::from_f32(vec![2], &[20.0, -3.0]).unwrap();
+    let y = run(&engine, &package, x).await.unwrap();
+    assert_eq!(y.to_f32().unwrap(), [-20.0, 3.0]);
+
+    let outside = graph(&[], &[], &[], &[floats_of("x")]);
+    let refused = load(&package_of(choose(&outside, &plain("Abs", "other"), "y"))).await.unwrap_err().to_string();
+    assert!(refused.contains("the operator If ") && refused.contains("`x`, which is outside of it"), "{refused}");
+}
+
+/// What a manifest calls floats is not something else in the graph.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graph_of_other_types_is_not_taken_for_one_of_floats() {
+    const STRING: u64 = 8;
+    for (element, name) in [(FLOAT16, "f16"), (DOUBLE, "f64"), (STRING, "text")] {
+        let same = node("Identity", &["x"], &["y"], &[]);
+        for (x, y) in [(element, element), (FLOAT, element), (element, FLOAT)] {
+            let onnx = model_of(&graph(std::slice::from_ref(&same), &[], &[value("x", x, &[2])], &[value("y", y, &[2])]), 17);
+            let floats = || tensor("x", "f32", &json!([2]));
+            let refused = load(&package(&onnx, &floats(), &tensor("y", "f32", &json!([2])))).await.unwrap_err();
+            assert!(matches!(refused, ExecutorError::InvalidModel(_)), "{name} {x} {y}: {refused}");
+        }
+    }
 }

@@ -258,6 +258,7 @@ async fn a_manifest_that_does_not_fit_the_graph_is_refused() {
         (vec![count.clone(), tensor("x", "f32", &[1, 1])], y.clone(), "takes `x` in the shape [1]"),
         (vec![count.clone()], y.clone(), "needs `x`"),
         (vec![count.clone(), x.clone()], tensor("z", "f32", &[1]), "gives no `z`"),
+        (vec![count.clone(), x.clone()], tensor("y", "f32", &[1, 1]), "gives `y` in the shape [1]"),
         (vec![count, x], tensor("y", "i64", &[1]), "has `y` as f32"),
     ];
     for (inputs, output, problem) in wrong {

@@ -99,6 +99,21 @@ pub(super) struct TypeProto {
 pub(super) struct TensorTypeProto {
     #[prost(int32, tag = "1")]
     pub(super) elem_type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(super) shape: Option<TensorShapeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorShapeProto {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) dim: Vec<DimensionProto>,
+}
+
+/// A size: none where it is a name's, or any.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DimensionProto {
+    #[prost(int64, optional, tag = "1")]
+    pub(super) dim_value: Option<i64>,
 }
 
 impl ModelProto {
@@ -106,6 +121,16 @@ impl ModelProto {
     pub(super) fn opset(&self) -> i64 {
         let own = self.opset_import.iter().filter(|set| set.domain.is_empty() || set.domain == "ai.onnx");
         own.map(|set| set.version).min().unwrap_or(1)
+    }
+}
+
+impl GraphProto {
+    /// Whether one of these operators is in it, however deep.
+    pub(super) fn has_operator(&self, names: &[&str]) -> bool {
+        let within = |node: &NodeProto| {
+            node.attribute.iter().filter_map(|attribute| attribute.g.as_ref()).any(|graph| graph.has_operator(names))
+        };
+        self.node.iter().any(|node| names.contains(&node.op_type.as_str()) || within(node))
     }
 }
 
@@ -120,5 +145,13 @@ impl ValueInfoProto {
     pub(super) fn element(&self) -> Option<i32> {
         let tensor = self.r#type.as_ref()?.tensor_type.as_ref()?;
         (tensor.elem_type != 0).then_some(tensor.elem_type)
+    }
+
+    /// The tensor's shape as far as the graph states it; none when it does not.
+    pub(super) fn shape(&self) -> Option<Vec<Option<usize>>> {
+        let shape = self.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        // Some exporters write 0 or -1 for any size.
+        let size = |dimension: &DimensionProto| usize::try_from(dimension.dim_value?).ok().filter(|size| *size > 0);
+        Some(shape.dim.iter().map(size).collect())
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn check(manifest: &Manifest, inputs: &[Outlet<'_>], outputs: &[Outle
         let output = outputs.iter().find(|output| output.name == spec.name);
         let output = output.ok_or_else(|| format!("the graph gives no `{}`, which the manifest names", spec.name))?;
         output.check_type(spec.dtype)?;
+        output.check_given(&spec.shape)?;
     }
     Ok(())
 }
@@ -58,8 +59,24 @@ impl Outlet<'_> {
         if shape.len() == promised.len() && promised.iter().zip(shape).all(fits) {
             return Ok(());
         }
-        let sizes = shape.iter().map(|size| size.map_or_else(|| "any".into(), |size| size.to_string()));
-        let shape = sizes.collect::<Vec<_>>().join(", ");
-        Err(format!("the graph takes `{}` in the shape [{shape}], which does not fit the manifest's", self.name))
+        Err(format!("the graph takes `{}` in the shape {}, which does not fit the manifest's", self.name, sizes(shape)))
     }
+
+    /// What is given may have the sizes that are promised: where both say one, it is the same.
+    fn check_given(&self, promised: &[Dimension]) -> Result<(), String> {
+        let Some(shape) = &self.shape else { return Ok(()) };
+        let fits = |(promised, actual): (&Dimension, &Option<usize>)| match (promised, actual) {
+            (Dimension::Fixed(size), Some(actual)) => size == actual,
+            _ => true,
+        };
+        if shape.len() == promised.len() && promised.iter().zip(shape).all(fits) {
+            return Ok(());
+        }
+        Err(format!("the graph gives `{}` in the shape {}, which is not the manifest's", self.name, sizes(shape)))
+    }
+}
+
+fn sizes(shape: &[Option<usize>]) -> String {
+    let sizes = shape.iter().map(|size| size.map_or_else(|| "any".into(), |size| size.to_string()));
+    format!("[{}]", sizes.collect::<Vec<_>>().join(", "))
 }

@@ -4,7 +4,7 @@ use ncn_core::{
     model::{Manifest, Tensors},
 };
 use prost::Message as _;
-use rten::{Model, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueType};
+use rten::{Model, ModelOptions, NodeId, RunOptions, ShapeInferenceMode, ThreadPool, Value, ValueOrView, ValueType};
 use rten_tensor::{AsView as _, Layout as _};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,9 @@ use super::{
     outlet::{self, Outlet},
 };
 use crate::Verified;
+
+/// Operators whose output's shape the engine infers wrongly; then it plans with what is not so.
+const MISJUDGED: [&str; 1] = ["DynamicQuantizeLSTM"];
 
 /// The built-in runtime, all in Rust. A run cannot be interrupted.
 pub(super) struct Rten;
@@ -39,13 +42,22 @@ impl Runtime for Rten {
         let bounds = Bounds::find(&described, opset, manifest).map_err(|problem| invalid(format!("{problem}{ADVICE}")))?;
         let inputs =
             described.input.iter().filter_map(|input| Some((input.name.clone(), Kind::of(input.element()?.into())))).collect();
+        // As the graph states them: what the engine infers may be wrong.
+        let given: BTreeMap<String, _> = described.output.iter().map(|output| (output.name.clone(), output.shape())).collect();
+        let mut options = ModelOptions::with_all_ops();
+        if described.has_operator(&MISJUDGED) {
+            options.shape_inference(ShapeInferenceMode::Off);
+        }
         drop(described);
         // Nothing else has the bytes now, so that they are not copied.
-        let engine = Model::load(bytes.into()).map_err(|error| invalid(error.to_string()))?;
+        let engine = options.load(bytes.into()).map_err(|error| invalid(error.to_string()))?;
         let outlets = |ids: &[NodeId], kinds: &BTreeMap<String, Kind>| {
             ids.iter().filter_map(|id| describe(&engine, *id, kinds)).collect::<Vec<_>>()
         };
-        let (inputs, outputs) = (outlets(engine.input_ids(), &inputs), outlets(engine.output_ids(), &bounds.outputs));
+        let (inputs, mut outputs) = (outlets(engine.input_ids(), &inputs), outlets(engine.output_ids(), &bounds.outputs));
+        for output in &mut outputs {
+            output.shape = given.get(output.name).cloned().flatten();
+        }
         outlet::check(manifest, &inputs, &outputs).map_err(invalid)?;
         drop((inputs, outputs));
         let outputs = super::outputs(manifest);

@@ -66,7 +66,6 @@ fn fields_that_lie_are_refused_by_name() {
         ("tokenizer.ggml.eos_token_id", Field::U32(count)),
         ("tokenizer.ggml.bos_token_id", Field::U64(u64::MAX)),
         ("tokenizer.ggml.add_bos_token", Field::U32(1)),
-        ("tokenizer.chat_template", text("{% for %}")),
         ("tokenizer.chat_template", Field::U32(1)),
         ("of.an.unknown.type", Field::Raw(13, vec![0; 8])),
         ("a.list.of.lists", list(9, 1, &[0; 12])),

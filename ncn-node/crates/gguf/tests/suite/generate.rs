@@ -166,6 +166,50 @@ fn the_chat_template_puts_messages_into_words() {
     assert!(error.to_string().contains("send `prompt`"), "{error}");
 }
 
+/// What templates in use are written with; what they make of one message is what Python's Jinja makes of it.
+#[test]
+fn chat_templates_may_use_what_pythons_have() {
+    let made = Made::model();
+    let messages = Prompt::Messages(vec![Message { role: "user".into(), content: "a b/c <é>".into() }]);
+    for (template, expected) in [
+        (
+            "{% for m in messages %}{% if m.role != 'user' %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",
+            "a b/c <é>",
+        ),
+        ("{% generation %}{{ messages[0].content }}{%- endgeneration -%} x", "a b/c <é>x"),
+        ("{{ messages[0].content.rsplit(' ', 1)[0] }}|{{ 'a.b.c'.rsplit('.', 1) | join(',') }}", "a b/c|a.b,c"),
+        ("{{ messages[0].content.removeprefix('a ').removesuffix('>') }}", "b/c <é"),
+        ("{{ messages[0].content | tojson }}", "\"a b/c <é>\""),
+        (
+            "{{ {'k': [1, messages[0].content, true, none]} | tojson(ensure_ascii=true) }}",
+            "{\"k\": [1, \"a b/c <\\u00e9>\", true, null]}",
+        ),
+        ("{{ {'k': [1, {}]} | tojson(indent=2) }}", "{\n  \"k\": [\n    1,\n    {}\n  ]\n}"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}ok", "ok"),
+    ] {
+        let made = made.clone().with("tokenizer.chat_template", Field::Text(template.into()));
+        let generator = open(&made, 1);
+        assert_eq!(generator.template_problem(), None, "{template}");
+        let expected = generator.tokens(&Prompt::Text(expected.into())).unwrap();
+        assert_eq!(generator.tokens(&messages).unwrap(), expected, "{template}");
+    }
+    // What cannot be used is known when the file is opened; other prompts are taken.
+    for (template, problem) in [
+        ("{% for %}", "cannot be read"),
+        ("{{ '%02d' % 7 }}", "tried to use"),
+        ("{{ messages[0].content.swapcase() }}", "swapcase"),
+        ("{{ strftime_now('%!') }}", "strftime"),
+    ] {
+        let generator = open(&made.clone().with("tokenizer.chat_template", Field::Text(template.into())), 1);
+        let said = generator.template_problem().unwrap();
+        assert!(said.contains(problem), "{template}: {said}");
+        assert!(generator.tokens(&Prompt::Text("the cat".into())).is_ok());
+        let refused = generator.tokens(&messages).unwrap_err().to_string();
+        assert!(refused.contains("send `prompt`"), "{refused}");
+    }
+}
+
 #[test]
 fn prompts_that_make_no_sense_are_refused_by_name() {
     let generator = open(&Made::model(), 1);

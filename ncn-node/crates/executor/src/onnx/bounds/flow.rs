@@ -98,6 +98,13 @@ impl Analysis {
     fn branch(&mut self, node: &NodeProto, name: &str, scope: &Scope<'_>) -> Result<Vec<Fact>, Refusal> {
         let graph = node.attribute(name).and_then(|attribute| attribute.g.as_ref());
         let graph = graph.ok_or_else(|| refusal(node, &format!("has no `{name}`")))?;
+        // The engine looks for it in the branch alone.
+        let makes = |name: &String| {
+            graph.node.iter().any(|node| node.output.contains(name)) || graph.initializer.iter().any(|made| made.name == *name)
+        };
+        if let Some(outside) = graph.output.iter().find(|output| !makes(&output.name)) {
+            return Err(refusal(node, &format!("has a branch that gives `{}`, which is outside of it", outside.name)));
+        }
         self.graph(graph, &mut Scope::new(Some(scope), Scope::constants(graph)))
     }
 
