@@ -76,8 +76,32 @@ impl fmt::Display for Amount {
 
 /// Why a text is no amount.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an amount: write base units as a decimal integer without sign, spaces or leading zeros")]
-pub struct AmountError(String);
+#[non_exhaustive]
+pub enum AmountError {
+    /// It is no number of base units.
+    #[error("`{0}` is not an amount: write base units as a decimal integer without sign, spaces or leading zeros")]
+    Units(String),
+    /// It is no number of tokens.
+    #[error("`{0}` is no amount of tokens: write for example 1.5")]
+    Tokens(String),
+}
+
+impl Amount {
+    /// An amount in whole tokens, as people write it and as it is shown: `1.5`, or `1.5 NCN`. All of its digits count.
+    ///
+    /// # Errors
+    /// It is no decimal number, or has more than 18 digits after the point, or is too large.
+    pub fn from_tokens(text: &str) -> Result<Self, AmountError> {
+        let problem = || AmountError::Tokens(text.chars().take(48).collect());
+        let number = text.strip_suffix(" NCN").unwrap_or(text);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(fraction) || fraction.len() > 18 {
+            return Err(problem());
+        }
+        format!("{whole}{fraction:0<18}").parse().map(Self).map_err(|_| problem())
+    }
+}
 
 impl FromStr for Amount {
     type Err = AmountError;
@@ -85,7 +109,7 @@ impl FromStr for Amount {
     fn from_str(text: &str) -> Result<Self, AmountError> {
         // One spelling per amount, so that a changed text is always a changed amount.
         let canonical = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-        let shown = || AmountError(text.chars().take(48).collect());
+        let shown = || AmountError::Units(text.chars().take(48).collect());
         if !canonical {
             return Err(shown());
         }
@@ -115,6 +139,32 @@ impl Sum for Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_are_read_as_they_are_shown() {
+        assert_eq!(Amount::from_tokens("0.000000000000000001").unwrap(), Amount::new(1));
+        assert_eq!(Amount::from_tokens("12.5").unwrap(), Amount::new(12_500_000_000_000_000_000));
+        for amount in [Amount::ZERO, Amount::TOKEN, Amount::new(1), Amount::new(12_500_000_000_000_000_000), Amount::new(u128::MAX)]
+        {
+            assert_eq!(Amount::from_tokens(&amount.to_string()), Ok(amount));
+        }
+        for bad in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "-1",
+            "1e3",
+            "1,5",
+            "0.0000000000000000001",
+            "999999999999999999999999",
+            "1 ncn",
+            " 1",
+            "1.0 NCN NCN",
+        ] {
+            assert!(matches!(Amount::from_tokens(bad), Err(AmountError::Tokens(_))), "{bad}");
+        }
+    }
 
     #[test]
     fn one_spelling_per_amount() {

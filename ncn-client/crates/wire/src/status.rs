@@ -67,6 +67,8 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
     }
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => E::invalid("message", status.message().to_owned()),
+        // The answer of a server of something else.
+        Code::Unimplemented => E::unreachable("has no such service: is it another node's port?".into()),
         _ => {
             // tonic's own errors keep what happened in their sources.
             let mut problem = status.message().to_owned();
@@ -75,7 +77,7 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
                 problem = error.to_string();
                 source = error.source();
             }
-            E::unreachable(problem)
+            E::unreachable(if problem.is_empty() { status.code().description().into() } else { problem })
         }
     }
 }
@@ -83,5 +85,18 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
 impl From<WireError> for Status {
     fn from(error: WireError) -> Self {
         to_status(&TransportError::invalid(error.field, error.problem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_something_else_is_told_as_such() {
+        for (status, says) in [(Status::unimplemented(""), "another node's port"), (Status::unavailable(""), "unavailable")] {
+            let error: TransportError = from_status(&status);
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 }

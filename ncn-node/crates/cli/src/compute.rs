@@ -60,10 +60,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.config.check {
         return Ok(());
     }
-    serving(start(arguments), async |(node, metrics)| {
-        node.shutdown().await;
-        drop(metrics);
-    })
+    serving(
+        start(arguments),
+        async |(node, metrics)| {
+            node.shutdown().await;
+            drop(metrics);
+        },
+        true,
+    )
 }
 
 async fn start(arguments: &Arguments) -> Result<(RunningComputeNode, Option<Server>), Failure> {

@@ -2,7 +2,15 @@
 
 mod trial;
 
-use std::{fs, io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use alloy_primitives::U256;
 use ncn_client::{Client, Payment};
@@ -26,13 +34,13 @@ const TOKENS: Amount = Amount::new(1_000 * Amount::TOKEN.units());
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Serve the chain's JSON-RPC there, on this machine only; the chain is for development
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = crate::listen_address)]
     rpc: Option<SocketAddr>,
     /// Where the gateway listens
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051", value_parser = crate::listen_address)]
     gateway: SocketAddr,
     /// Where the first of three registry nodes listens
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050", value_parser = crate::listen_address)]
     registry: SocketAddr,
     /// Seconds between blocks; by default each transaction has its own block at once
     #[arg(long, value_name = "SECONDS")]
@@ -50,10 +58,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    serving(start(arguments), |Devnet { network, rpc, quickstart }| async move {
-        network.shutdown().await;
-        drop((rpc, quickstart));
-    })
+    serving(
+        start(arguments),
+        |Devnet { network, rpc, quickstart }| async move {
+            network.shutdown().await;
+            drop((rpc, quickstart));
+        },
+        true,
+    )
 }
 
 /// What runs until it is interrupted.
@@ -64,6 +76,9 @@ struct Devnet {
 }
 
 async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
+    for (option, address) in [("--gateway", arguments.gateway), ("--registry", arguments.registry)] {
+        drop(TcpListener::bind(address).map_err(|error| Failure::Input(format!("{option} {address}: {error}")))?);
+    }
     let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
     let rpc = match arguments.rpc {
         Some(address) => {

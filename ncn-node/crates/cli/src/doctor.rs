@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let (level, refused, confinement) = confinement(&program.path);
         let machine = arguments.search.detect(&program).await;
         let sections = [confinement, engines(&machine), formats(&machine)];
-        print(arguments, level, &sections)?;
+        print(arguments, level, refused.as_deref(), &sections)?;
         refused.map_or(Ok(()), |why| Err(Failure::Failed(format!("models cannot be confined by every layer here: {why}"))))
     })
 }
@@ -72,7 +72,14 @@ fn confinement(program: &Path) -> (Confinement, Option<String>, Section) {
         }),
         found: helper.ok_or_else(|| "not found; no layer can be tried without it".into()),
     }];
-    items.extend(examined.layers.into_iter().map(|layer| Item {
+    let layers = examined.layers.unwrap_or_else(|why| {
+        // Said already, where it is for want of the helper.
+        if items.iter().all(|item| item.found.is_ok()) {
+            items.push(Item { name: "layers".into(), found: Err(why), remedy: None });
+        }
+        Vec::new()
+    });
+    items.extend(layers.into_iter().map(|layer| Item {
         name: layer.name.into(),
         remedy: layer.missing.is_some().then(|| layer.remedy.into()),
         found: layer.missing.map_or_else(|| Ok(String::new()), Err),
@@ -100,10 +107,10 @@ fn formats(machine: &EngineCatalog) -> Section {
     Section { title: "models", items: items.collect() }
 }
 
-fn print(arguments: &Arguments, level: Confinement, sections: &[Section]) -> io::Result<()> {
+fn print(arguments: &Arguments, level: Confinement, refused: Option<&str>, sections: &[Section]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if arguments.json {
-        let mut all = json!({ "level": level, "strict": level == Confinement::Full });
+        let mut all = json!({ "level": level, "strict": level == Confinement::Full, "refused": refused });
         for section in sections {
             if let Some(all) = all.as_object_mut() {
                 all.insert(section.title.into(), section.items.iter().map(Item::json).collect());

@@ -28,7 +28,10 @@ impl ReceiptFile {
         if inputs.any(|input| here(path).is_some_and(|path| here(input) == Some(path))) {
             return Err(refuse("is the input file: name another".into()));
         }
-        let this = |replace| Self { path: path.into(), replace };
+        // What a link leads to is replaced, not the link.
+        let is_link = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
+        let target = if is_link { here(path).ok_or_else(|| refuse("is a link that leads nowhere".into()))? } else { path.into() };
+        let this = |replace| Self { path: target.clone(), replace };
         match fs::metadata(path) {
             Ok(there) if there.is_dir() => return Err(refuse("is a directory: name a file in it".into())),
             Ok(there) if !there.is_file() => return Ok(this(false)),
@@ -38,7 +41,8 @@ impl ReceiptFile {
             }
             // What could not be opened for writing must not be replaced either.
             Ok(_) => drop(File::options().append(true).open(path).map_err(|error| refuse(format!("cannot write it: {error}")))?),
-            Err(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(refuse(error.to_string())),
         }
         drop(this(true).beside().map_err(|error| refuse(format!("cannot write there: {error}")))?);
         Ok(this(true))

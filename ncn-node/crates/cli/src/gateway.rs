@@ -92,7 +92,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.config.check {
         return Ok(());
     }
-    serving(start(arguments, manifests, listening), |running| stop(running, Duration::from_secs(arguments.drain)))
+    // With a certificate, it is read again then.
+    let hangup = !arguments.listen.has_certificate();
+    serving(start(arguments, manifests, listening), |running| stop(running, Duration::from_secs(arguments.drain)), hangup)
 }
 
 /// What runs until it is interrupted.

@@ -1,6 +1,10 @@
 //! What a model is run on, from the command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 use ncn_core::{
     Model, Tensor, Value, Values,
@@ -13,7 +17,7 @@ use crate::{Failure, files::read_input, sanitize};
 pub(crate) struct InputArguments {
     /// A file to run it on; NAME says for which of the model's inputs, the next one by default
     #[arg(long = "input", value_name = "[NAME=]FILE", required_unless_present = "text")]
-    files: Vec<String>,
+    files: Vec<OsString>,
     /// A text to run it on; NAME says for which of the model's inputs, the next one by default
     #[arg(long, value_name = "[NAME=]TEXT")]
     text: Vec<String>,
@@ -30,8 +34,12 @@ impl InputArguments {
         let mut files = Vec::new();
         for file in &self.files {
             // A path may have `=` in it: what exists is a path.
-            let (name, path) = match file.split_once('=') {
-                Some((name, path)) if !Path::new(file).exists() => (Some(name.to_owned()), PathBuf::from(path)),
+            let bytes = file.as_bytes();
+            let split = bytes.iter().position(|byte| *byte == b'=').and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
+            let (name, path) = match split {
+                Some((name, path)) if !Path::new(file).exists() => {
+                    (Some(String::from_utf8_lossy(name).into_owned()), PathBuf::from(OsStr::from_bytes(path)))
+                }
                 _ => (None, PathBuf::from(file)),
             };
             let bytes = read_input(&path)?;

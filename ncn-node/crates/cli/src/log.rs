@@ -15,10 +15,16 @@ pub(crate) struct Log {
     _traces: Option<traces::Traces>,
 }
 
+/// Whether it is a terminal that shows colours, and somebody wants to see them: <https://no-color.org>.
+fn takes_colours() -> bool {
+    let is_set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    io::stderr().is_terminal() && is_set("NO_COLOR").is_none() && is_set("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// From here on it is said.
 pub(crate) fn init() -> Log {
     let filter = EnvFilter::try_from_env("NCN_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(takes_colours());
     let as_json = std::env::var_os("NCN_LOG_FORMAT").is_some_and(|format| format == "json");
     let lines = if as_json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() };
     let log = tracing_subscriber::registry().with(lines);

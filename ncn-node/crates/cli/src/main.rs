@@ -34,6 +34,7 @@ mod wallet;
 use std::{
     fmt,
     io::{self, Write as _},
+    net::{SocketAddr, ToSocketAddrs as _},
     pin::pin,
     process::ExitCode,
 };
@@ -45,7 +46,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Paid, validated, receipted AI inference.
 #[derive(Parser)]
-#[command(name = "ncn", version, disable_help_subcommand = true)]
+#[command(name = "ncn", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -108,6 +109,8 @@ enum Failure {
     Input(String),
     /// It did not work. Status 1.
     Failed(String),
+    /// A signal ended it. The status is what a shell shows for that: 128 and the signal's number.
+    Interrupted(String, u8),
     /// Whoever read the output has seen enough. Status 0.
     Unread,
 }
@@ -120,7 +123,7 @@ impl Failure {
     /// What went wrong.
     fn problem(self) -> String {
         match self {
-            Self::Input(problem) | Self::Failed(problem) => problem,
+            Self::Input(problem) | Self::Failed(problem) | Self::Interrupted(problem, _) => problem,
             Self::Unread => String::new(),
         }
     }
@@ -155,6 +158,13 @@ fn sanitize(text: &str) -> String {
     all
 }
 
+/// Where something listens: an address or a name, and a port.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let no_address = |problem: &str| format!("{problem}: write ADDRESS:PORT, such as 127.0.0.1:50051");
+    let mut found = text.to_socket_addrs().map_err(|error| no_address(&error.to_string()))?;
+    found.next().ok_or_else(|| no_address("the name has no address"))
+}
+
 /// A path as it can be typed into a shell.
 fn typed(path: &std::path::Path) -> String {
     let text = path.to_string_lossy();
@@ -164,52 +174,66 @@ fn typed(path: &std::path::Path) -> String {
 
 /// Does something until it is done, or interrupted: what was started is then ended in order, and leaves nothing behind.
 fn block_on(doing: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    run_until(doing, Failure::Failed("interrupted".into()))
+    run_until(doing, "interrupted")
 }
 
 /// The same, with something else to say when it is interrupted.
-fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: Failure) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+fn run_until(doing: impl Future<Output = Result<(), Failure>>, interruption: &str) -> Result<(), Failure> {
+    let runtime = runtime()?;
     runtime.block_on(async {
         tokio::select! {
             done = doing => done,
-            () = interrupted() => Err(interruption),
+            signal = interrupted(true) => Err(Failure::Interrupted(interruption.into(), 128_u8.saturating_add(signal))),
         }
     })
 }
 
-/// Starts what serves until it is interrupted, and then shuts it down; a second interruption ends it at once.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Some parents have it ignored: then nobody is told that a child has ended, and who waits for one waits for ever.
+    runtime.block_on(async { signal(SignalKind::child()).map(drop) })?;
+    Ok(runtime)
+}
+
+/// Starts what serves until it is interrupted, and then shuts it down; a second interruption ends it at once. `hangup` says whether the end
+/// of its terminal is one, too.
 fn serving<N, S: Future<Output = ()>>(
     start: impl Future<Output = Result<N, Failure>>,
     shutdown: impl FnOnce(N) -> S,
+    hangup: bool,
 ) -> Result<(), Failure> {
     // Each connection takes a file, and the usual limit is a small one for what serves many.
     let files = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         // One for all of it: a signal that comes as soon as the node says where it listens counts.
-        let mut stop = pin!(interrupted());
+        let mut stop = pin!(interrupted(hangup));
         let node = tokio::select! {
             started = start => started?,
-            () = &mut stop => return Ok(()),
+            _ = &mut stop => return Ok(()),
         };
         stop.await;
         tokio::select! {
             () = shutdown(node) => {}
-            () = interrupted() => {}
+            _ = interrupted(hangup) => {}
         }
         Ok(())
     })
 }
 
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+/// The number of the signal that is to end this program, once there is one.
+async fn interrupted(hangup: bool) -> u8 {
+    let heard = async |kind: SignalKind| match signal(kind) {
+        Ok(mut signals) => drop(signals.recv().await),
+        Err(_) => std::future::pending().await,
+    };
     tokio::select! {
-        interrupt = tokio::signal::ctrl_c() => if interrupt.is_err() { std::future::pending().await },
-        _ = terminate.recv() => {}
+        () = heard(SignalKind::hangup()), if hangup => 1,
+        () = heard(SignalKind::interrupt()) => 2,
+        () = heard(SignalKind::terminate()) => 15,
     }
 }
 
@@ -256,6 +280,7 @@ fn main() -> ExitCode {
         Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,
         Err(Failure::Input(problem)) => (problem, 2),
         Err(Failure::Failed(problem)) => (problem, 1),
+        Err(Failure::Interrupted(problem, status)) => (problem, status),
     };
     say(&format!("error: {}", sanitize(&problem)));
     ExitCode::from(status)

@@ -17,7 +17,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 #[derive(clap::Args)]
 pub(crate) struct MetricsArguments {
     /// Serve metrics for Prometheus there, as http://ADDRESS:PORT/metrics. A gateway has a page for people there, too, as http://ADDRESS:PORT/
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = crate::listen_address)]
     metrics: Option<SocketAddr>,
 }
 

@@ -1,7 +1,9 @@
 //! `ncn model`: packages, and the store of this machine.
 
 use std::{
-    env, fmt,
+    env,
+    ffi::OsString,
+    fmt,
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -95,7 +97,7 @@ pub(crate) enum Command {
     /// Serve the store to other nodes, which pull from it as from any http:// source
     Serve {
         /// Where
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50060")]
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50060", value_parser = crate::listen_address)]
         listen: SocketAddr,
         #[command(flatten)]
         store: StoreArguments,
@@ -109,12 +111,14 @@ const STORE_VARIABLE: &str = "NCN_MODELS";
 pub(crate) struct StoreArguments {
     /// The store's directory; ncn/models in the user's data directory by default
     #[arg(long, value_name = "DIRECTORY", env = STORE_VARIABLE)]
-    store: Option<PathBuf>,
+    store: Option<OsString>,
 }
 
 impl StoreArguments {
     pub(crate) fn open(&self) -> Result<ModelStore, Failure> {
-        let directory = self.store.clone().or_else(ModelStore::default_directory);
+        // A variable that is set to nothing is not set.
+        let named = self.store.clone().filter(|named| !named.is_empty()).map(PathBuf::from);
+        let directory = named.or_else(ModelStore::default_directory);
         let directory = directory.ok_or_else(|| Failure::Input("--store is missing, and there is no home directory".into()))?;
         ModelStore::open(directory).map_err(|error| Failure::Input(format!("--store {error}")))
     }
@@ -136,7 +140,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::List { store, json } => list(&store.open()?, *json),
         Command::Pull { model, from, gateway, registry, store } => {
             let store = store.open()?;
-            let interrupted = Failure::Failed("interrupted; what was fetched is kept: the same command goes on with it".into());
+            let interrupted = "interrupted; what was fetched is kept: the same command goes on with it";
             let pulling = async {
                 let registry = if registry.is_empty() { None } else { Some(RegistryArguments::of(registry.clone()).open()?) };
                 let who = match (gateway, &registry) {
@@ -153,7 +157,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Push { model, to, store } => block_on(push(&store.open()?, model, to)),
         Command::Serve { listen, store } => {
             let store = store.open()?;
-            serving(serve(&store, *listen), |server| async move { drop(server) })
+            serving(serve(&store, *listen), |server| async move { drop(server) }, true)
         }
     }
 }

@@ -40,10 +40,10 @@ pub(crate) struct Arguments {
 #[derive(clap::Args)]
 struct Run {
     /// Where gateways, compute nodes and validators call it, over gRPC
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050", value_parser = crate::listen_address)]
     listen: SocketAddr,
     /// Where other registry nodes call it, over libp2p: TCP and QUIC
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8828")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8828", value_parser = crate::listen_address)]
     p2p: SocketAddr,
     /// How other registry nodes call it from outside, for example /ip4/192.0.2.1/tcp/8828; where it listens by default
     #[arg(long, value_name = "MULTIADDRESS")]
@@ -89,10 +89,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(Show::Nodes(asked)) => show(asked, None),
         Some(Show::Validators(asked)) => show(asked, Some(NodeRole::Validator)),
         None if arguments.run.config.check => Ok(()),
-        None => serving(start(&arguments.run), async |(node, metrics)| {
-            node.shutdown().await;
-            drop(metrics);
-        }),
+        None => serving(
+            start(&arguments.run),
+            async |(node, metrics)| {
+                node.shutdown().await;
+                drop(metrics);
+            },
+            true,
+        ),
     }
 }
 

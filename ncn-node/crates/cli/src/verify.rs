@@ -95,5 +95,10 @@ pub(crate) fn usage(receipt: &Receipt) -> String {
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let refuse = |problem: String| Failure::Input(format!("cannot read {}: {problem}", path.display()));
     let read = read_within(path, MAX_RECEIPT_BYTES).map_err(|error| refuse(error.to_string()))?;
-    read.ok_or_else(|| refuse(format!("it has more than {MAX_RECEIPT_BYTES} bytes")))
+    let mut bytes = read.ok_or_else(|| refuse(format!("it has more than {MAX_RECEIPT_BYTES} bytes")))?;
+    // Some editors put a mark before what they save.
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
 }

@@ -19,7 +19,7 @@ const MAX_PEM_BYTES: usize = 256 << 10;
 #[derive(clap::Args)]
 pub(super) struct ListenArguments {
     /// Where clients and compute nodes reach it: over gRPC, HTTP and WebSocket, at each address that is given. It is registered with the first
-    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080", "127.0.0.1:9000"])]
+    #[arg(long, value_name = "ADDRESS:PORT[,..]", value_delimiter = ',', default_values = ["127.0.0.1:50051", "127.0.0.1:8080", "127.0.0.1:9000"], value_parser = crate::listen_address)]
     listen: Vec<SocketAddr>,
     /// Serve with TLS, by this certificate (PEM, with those that lead to its root after it)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -61,6 +61,10 @@ pub(super) struct Certificate {
 }
 
 impl ListenArguments {
+    pub(super) const fn has_certificate(&self) -> bool {
+        self.tls_certificate.is_some()
+    }
+
     pub(super) const fn rates(&self) -> Rates {
         Rates {
             http: PerMinute { orders: self.http_orders, calls: self.http_calls },

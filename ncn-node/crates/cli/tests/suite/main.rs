@@ -32,6 +32,7 @@ mod gas;
 #[cfg(feature = "gguf")]
 mod gguf;
 mod graphs;
+mod habits;
 mod harmful;
 mod hostile;
 mod integers;

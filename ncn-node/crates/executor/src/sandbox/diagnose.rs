@@ -1,6 +1,6 @@
 use std::{
     fs,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
@@ -34,8 +34,8 @@ pub struct LayerState {
 pub struct SandboxReport {
     /// The helper program, if it was found.
     pub helper: Option<PathBuf>,
-    /// Each layer, tried by itself. Empty when nothing could be tried, for want of the helper.
-    pub layers: Vec<LayerState>,
+    /// Each layer, tried by itself; or why none could be tried.
+    pub layers: Result<Vec<LayerState>, String>,
     /// The level that is reached here in [`SandboxMode::Permissive`].
     pub level: Confinement,
     /// Why [`SandboxMode::Strict`] does not work; none when it does.
@@ -45,7 +45,7 @@ pub struct SandboxReport {
 /// Tries what this machine can confine models by. `program` is as for [`open`].
 pub fn diagnose(program: &Path) -> SandboxReport {
     let helper = NamespaceSandbox::helper(program).filter(|helper| helper.is_file());
-    let layers = helper.as_ref().map(layers).unwrap_or_default();
+    let layers = helper.as_ref().map_or_else(|| Err("there is no helper program".into()), layers);
     let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());
     let level = match (&refused, LandlockSandbox::new(program)) {
         (None, _) => Confinement::Full,
@@ -67,8 +67,10 @@ fn said_in_time(mut output: impl Read + Send + 'static, timeout: Duration) -> St
 }
 
 /// What the helper says of each layer.
-fn layers(helper: &PathBuf) -> Vec<LayerState> {
-    let tried = tempfile::tempdir().and_then(|directory| {
+fn layers(helper: &PathBuf) -> Result<Vec<LayerState>, String> {
+    let directory = tempfile::tempdir()
+        .map_err(|error| format!("no temporary directory: {error}: have TMPDIR name one that can be written"))?;
+    let tried = (|| {
         // The work directory of a worker is its user's, whoever that is.
         #[cfg(unix)]
         fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -79,13 +81,18 @@ fn layers(helper: &PathBuf) -> Vec<LayerState> {
         // What is stuck ends now; what has ended already does not mind.
         let _ = child.kill();
         child.wait().map(|_| said)
-    });
-    let said = tried.unwrap_or_default();
-    said.lines()
+    })();
+    let said = tried.map_err(|error: io::Error| format!("{}: {error}", helper.display()))?;
+    let layers: Vec<_> = said
+        .lines()
         .filter_map(|line| {
             let missing = line.parse::<Missing>().ok();
             let layer = missing.as_ref().map_or_else(|| line.parse::<Layer>().ok(), |missing| Some(missing.layer))?;
             Some(LayerState { name: layer.name(), missing: missing.map(|missing| missing.reason), remedy: layer.remedy() })
         })
-        .collect()
+        .collect();
+    if layers.is_empty() {
+        return Err(format!("{} says nothing of layers: build it again with this program", helper.display()));
+    }
+    Ok(layers)
 }
