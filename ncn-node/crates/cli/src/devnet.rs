@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Serve the chain's JSON-RPC there, on this machine only; the chain is for development
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = crate::listen_address)]
     rpc: Option<SocketAddr>,
+    /// Let pages of this origin ask the chain's JSON-RPC, such as http://localhost:3000; may be given several times
+    #[arg(long, value_name = "URL", requires = "rpc")]
+    origin: Vec<String>,
     /// Where the gateway listens
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051", value_parser = crate::listen_address)]
     gateway: SocketAddr,
@@ -82,7 +85,8 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
     let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
     let rpc = match arguments.rpc {
         Some(address) => {
-            let server = RpcServer::start(chain.clone(), address).await;
+            let origins = arguments.origin.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect();
+            let server = RpcServer::start_for(chain.clone(), address, origins).await;
             Some(server.map_err(|error| Failure::Input(format!("--rpc {address}: {error}")))?)
         }
         None => None,

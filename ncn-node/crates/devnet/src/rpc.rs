@@ -6,6 +6,7 @@ mod errors;
 mod eth;
 mod faults;
 mod filters;
+mod origins;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -16,11 +17,15 @@ use jsonrpsee::{
     types::{ErrorObjectOwned, params::ParamsSequence},
 };
 use serde::Serialize;
-use tower_http::cors::CorsLayer;
+use tower_http::{
+    cors::{Any, CorsLayer},
+    validate_request::ValidateRequestHeaderLayer,
+};
 
 use self::{
     faults::{FaultLayer, Faults},
     filters::Filters,
+    origins::Origins,
 };
 use super::EmbeddedChain;
 
@@ -55,8 +60,13 @@ struct Api {
 }
 
 impl RpcServer {
-    /// Serves a chain on this loopback address, over HTTP and WebSocket; port 0 takes a free one.
+    /// Serves a chain on this loopback address, over HTTP and WebSocket; port 0 takes a free one. No page in a browser may ask.
     pub async fn start(chain: Arc<EmbeddedChain>, address: SocketAddr) -> io::Result<Self> {
+        Self::start_for(chain, address, Vec::new()).await
+    }
+
+    /// The same, for pages of these origins, such as `http://localhost:3000`, too.
+    pub async fn start_for(chain: Arc<EmbeddedChain>, address: SocketAddr, origins: Vec<String>) -> io::Result<Self> {
         if !address.ip().is_loopback() {
             let problem =
                 format!("address: {address} can be reached from outside, and this is for development only: use 127.0.0.1");
@@ -71,9 +81,12 @@ impl RpcServer {
             .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
             .set_tcp_no_delay(true)
             .build();
+        let named = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<_>, _>>();
+        let named = named.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("origins: {error}")))?;
         let http = tower::ServiceBuilder::new()
             .layer(HostFilterLayer::new(HOSTS).map_err(io::Error::other)?)
-            .layer(CorsLayer::permissive())
+            .layer(ValidateRequestHeaderLayer::custom(Origins(origins.into())))
+            .layer(CorsLayer::new().allow_origin(named).allow_methods(Any).allow_headers(Any))
             .map_response(|response: HttpResponse| faults::lose(response));
         let server = Server::builder()
             .set_config(config)

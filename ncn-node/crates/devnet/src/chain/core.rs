@@ -31,7 +31,7 @@ impl Core {
     pub(super) fn new(chain_id: u64) -> Self {
         Self {
             chain_id,
-            state: State::default(),
+            state: State::genesis(),
             blocks: Blocks::new(ncn_client::unix_now()),
             mempool: Mempool::default(),
             advanced: 0,

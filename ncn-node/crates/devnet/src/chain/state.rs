@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
 };
 
-use alloy_primitives::{Address, B256, U256};
+use alloy_primitives::{Address, B256, Bytes, U256, address, hex};
 use revm::{
     Database,
     bytecode::Bytecode,
@@ -16,6 +16,12 @@ use super::block::Blocks;
 
 /// How many of the newest blocks can be taken back, and how far back calls can be made.
 pub(crate) const KEPT_BLOCKS: usize = 256;
+
+/// The deterministic deployment proxy, which forges, Hardhat and others use: <https://github.com/Arachnid/deterministic-deployment-proxy>.
+const DEPLOYER: Address = address!("4e59b44847b379578588920ca78fbf26c0b4956c");
+const DEPLOYER_CODE: [u8; 69] = hex!(
+    "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffe03601600081602082378035828234f58015156039578182fd5b8082525050506014600cf3"
+);
 
 /// All accounts after the newest block.
 #[derive(Default)]
@@ -41,6 +47,13 @@ struct Before {
 }
 
 impl State {
+    /// With what tools take for granted: the contract by which they deploy others to addresses that are known before.
+    pub(super) fn genesis() -> Self {
+        let code = Bytecode::new_raw(Bytes::from_static(&DEPLOYER_CODE));
+        let info = AccountInfo { code_hash: code.hash_slow(), code: Some(code), nonce: 1, ..AccountInfo::default() };
+        Self { accounts: [(DEPLOYER, Stored { info, storage: HashMap::new() })].into(), undo: VecDeque::new() }
+    }
+
     /// How an account's balance, nonce and code are now.
     pub(super) fn account(&self, address: Address) -> Option<&AccountInfo> {
         self.accounts.get(&address).map(|account| &account.info)

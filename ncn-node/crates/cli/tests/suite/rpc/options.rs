@@ -1,8 +1,10 @@
 //! What tools send beside the usual, and what they look for in answers.
 
+use alloy_primitives::{hex, keccak256};
 use alloy_sol_types::SolError as _;
 
 use super::*;
+use crate::anvil::{Anvil, ask};
 
 #[tokio::test]
 async fn options_are_done_or_refused() {
@@ -61,4 +63,56 @@ async fn errors_say_what_tools_look_for() {
     node.get("evm_setAutomine", json!([false])).await;
     let hash = node.send(&signed(&signer, TxEip1559 { max_fee_per_gas: 9, ..pays(2, Address::ZERO, 1) }).await).await;
     assert_eq!(node.get("eth_getTransactionByHash", json!([hash])).await["gasPrice"], "0x9");
+}
+
+/// Pages could undo payments, or take the chain away, whoever's they are.
+#[tokio::test]
+async fn pages_ask_when_they_are_named() {
+    let named = "http://localhost:3000";
+    let start = |origins: Vec<String>| RpcServer::start_for(Arc::new(EmbeddedChain::new(31_337)), loopback(), origins);
+    let (closed, open) = (start(Vec::new()).await.unwrap(), start(vec![named.into()]).await.unwrap());
+    let http = reqwest::Client::new();
+    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "eth_chainId" });
+    for (server, origin, status) in [
+        (&closed, None, 200),
+        (&closed, Some("chrome-extension://abcdef"), 200),
+        (&closed, Some(named), 403),
+        (&closed, Some("https://example.com"), 403),
+        (&closed, Some("null"), 403),
+        (&open, Some(named), 200),
+        (&open, Some("http://localhost:3001"), 403),
+        (&open, Some("https://example.com"), 403),
+    ] {
+        let request = |request: reqwest::RequestBuilder| match origin {
+            Some(origin) => request.header("origin", origin),
+            None => request,
+        };
+        let answer = request(http.post(server.url())).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{origin:?}");
+        let shown = answer.headers().get("access-control-allow-origin").map(|origin| origin.to_str().unwrap());
+        assert_eq!(shown, (origin == Some(named) && status == 200).then_some(named));
+        // No page is asked before a WebSocket is opened.
+        let upgrade = request(http.get(server.url()))
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(upgrade.send().await.unwrap().status(), if status == 200 { 101 } else { 403 }, "{origin:?}");
+    }
+    assert!(start(vec!["no\norigin".into()]).await.is_err());
+}
+
+/// What `forge script` and others deploy by is where anvil has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn contracts_can_be_deployed_to_addresses_that_are_known_before() {
+    let (anvil, node) = (Anvil::start(&[]), Node::start().await);
+    let deployer: Address = "0x4e59b44847b379578588920ca78fbf26c0b4956c".parse().unwrap();
+    let code = node.get("eth_getCode", json!([deployer, "latest"])).await;
+    assert_eq!(code, ask(&anvil.url, "eth_getCode", json!([deployer, "latest"])).await);
+    // Salt 0, and a program that makes a contract of one byte, STOP.
+    let made = Bytes::from_static(&hex!("60016000f3"));
+    let input = Bytes::from([&[0; 32][..], &made].concat());
+    let expected = deployer.create2(B256::ZERO, keccak256(&made));
+    let answer = node.get("eth_call", json!([{ "to": deployer, "input": input }])).await;
+    assert_eq!(serde_json::from_value::<Address>(answer).unwrap(), expected);
 }
