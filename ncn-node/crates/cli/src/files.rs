@@ -11,7 +11,7 @@ use ncn_core::{Receipt, receipt::MAX_RECEIPT_BYTES};
 use crate::Failure;
 
 /// The largest input file that is read.
-const MAX_INPUT_BYTES: usize = 8 << 20;
+pub(crate) const MAX_INPUT_BYTES: usize = 8 << 20;
 
 /// Where the receipt goes. A file is replaced in one step, so that there is a whole receipt at any time, the old one or the new; what
 /// is no file, such as a device or a pipe, is written to.
@@ -74,9 +74,14 @@ impl ReceiptFile {
 
 /// A whole file; none when it has more than `limit` bytes.
 pub(crate) fn read_within(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    within(&mut File::open(path)?, limit)
+}
+
+/// All that can be read; none when it has more than `limit` bytes.
+pub(crate) fn within(from: &mut impl io::Read, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     // One byte more than it may have is enough to see that it has too many.
-    File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    from.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() <= limit).then_some(bytes))
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -11,14 +12,19 @@ use ncn_core::{
     model::{Dimension, InputSpec, Preprocessing, TensorInput},
 };
 
-use crate::{Failure, files::read_input, sanitize};
+use crate::{
+    Failure,
+    files::{MAX_INPUT_BYTES, read_input, read_within, within},
+    sanitize,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct InputArguments {
     /// A file to run it on; NAME says for which of the model's inputs, the next one by default
     #[arg(long = "input", value_name = "[NAME=]FILE", required_unless_present = "text")]
     files: Vec<OsString>,
-    /// A text to run it on; NAME says for which of the model's inputs, the next one by default
+    /// A text to run it on; NAME says for which of the model's inputs, the next one by default. @FILE is what is in a file, - what comes on
+    /// standard input, and =TEXT a text that is none of these
     #[arg(long, value_name = "[NAME=]TEXT")]
     text: Vec<String>,
 }
@@ -26,7 +32,15 @@ pub(crate) struct InputArguments {
 /// What was given, read before anybody is asked anything.
 pub(crate) struct ParsedInputs {
     files: Vec<(Option<String>, PathBuf, Vec<u8>)>,
-    texts: Vec<String>,
+    texts: Vec<Text>,
+}
+
+/// A text, and which input it is for as far as that is known before the model is.
+enum Text {
+    /// As it was typed: it may begin with an input's name.
+    Typed(String),
+    /// From a file or standard input, or typed to be taken as it is.
+    Whole(Option<String>, String),
 }
 
 impl InputArguments {
@@ -45,7 +59,8 @@ impl InputArguments {
             let bytes = read_input(&path)?;
             files.push((name, path, bytes));
         }
-        Ok(ParsedInputs { files, texts: self.text.clone() })
+        let texts = self.text.iter().map(|text| Text::read(text)).collect::<Result<_, _>>()?;
+        Ok(ParsedInputs { files, texts })
     }
 }
 
@@ -69,16 +84,63 @@ impl ParsedInputs {
         }
         for text in self.texts {
             let is_free = |input: &&InputSpec| matches!(input, InputSpec::Text(_)) && values.get(input.name()).is_none();
-            // A text may have `=` in it: only an input's name is one.
-            let named = text.split_once('=').filter(|(name, _)| manifest.inputs.iter().any(|input| input.name() == *name));
-            let (name, text) = named.map_or((None, text.as_str()), |(name, text)| (Some(name), text));
-            let input = manifest.inputs.iter().filter(is_free).find(|input| name.is_none_or(|name| input.name() == name));
+            let (name, text) = text.split(model)?;
+            let input = manifest.inputs.iter().filter(is_free).find(|input| name.as_ref().is_none_or(|name| input.name() == name));
             let refuse = || Failure::Input(format!("--text: the model takes no such text; it takes: {}", names(model)));
             values.insert(input.ok_or_else(refuse)?.name(), text);
         }
         manifest.check(&values).map_err(|error| Failure::Input(format!("input {}: {}", error.name, error.problem)))?;
         Ok(values)
     }
+}
+
+impl Text {
+    fn read(text: &str) -> Result<Self, Failure> {
+        let (name, rest) = match text.split_once('=') {
+            Some((name, rest)) if is_name(name) => (Some(name.to_owned()), rest),
+            _ => (None, text),
+        };
+        let refuse = |problem: &str| Failure::Input(format!("--text {}: {problem}; a text as it is begins with =", sanitize(text)));
+        let bytes = match rest.strip_prefix('@') {
+            Some(path) => read_within(Path::new(path), MAX_INPUT_BYTES).map_err(|error| refuse(&error.to_string()))?,
+            None if rest == "-" => within(&mut io::stdin().lock(), MAX_INPUT_BYTES)?,
+            None => {
+                return Ok(match text.strip_prefix('=') {
+                    Some(whole) => Self::Whole(None, whole.to_owned()),
+                    None => Self::Typed(text.to_owned()),
+                });
+            }
+        };
+        let bytes = bytes.ok_or_else(|| refuse(&format!("has more than {MAX_INPUT_BYTES} bytes")))?;
+        Ok(Self::Whole(name, String::from_utf8(bytes).map_err(|_| refuse("is no UTF-8 text"))?))
+    }
+
+    /// The name of the input that it is for, and the text.
+    fn split(self, model: &Model) -> Result<(Option<String>, String), Failure> {
+        let inputs = || model.manifest().inputs.iter();
+        let text = match self {
+            Self::Whole(name, text) => return Ok((name, text)),
+            Self::Typed(text) => text,
+        };
+        let Some((name, rest)) = text.split_once('=').filter(|(name, _)| is_name(name)) else { return Ok((None, text)) };
+        // A text may have `=` in it: only an input's name is one. What is nearly one was mistyped, and would be paid for as a text.
+        if inputs().any(|input| input.name() == name) {
+            return Ok((Some(name.to_owned()), rest.to_owned()));
+        }
+        let is_near = |input: &InputSpec| strsim::damerau_levenshtein(input.name(), name) <= (input.name().len() / 3).max(1);
+        let texts = inputs().filter(|input| matches!(input, InputSpec::Text(_))).count();
+        if inputs().any(is_near) || (texts > 1 && !name.contains(' ')) {
+            let problem = format!("the model has no input `{name}`; it takes: {}; a text as it is begins with =", names(model));
+            return Err(Failure::Input(format!("--text {}: {problem}", sanitize(&text))));
+        }
+        Ok((None, text))
+    }
+}
+
+/// Whether this may be an input's name.
+fn is_name(text: &str) -> bool {
+    let begins = |c: char| c.is_ascii_alphabetic() || c == '_';
+    text.starts_with(begins) && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | ':' | '/'))
 }
 
 fn names(model: &Model) -> String {
@@ -113,5 +175,51 @@ fn media_type(path: &Path) -> &'static str {
         Some("txt" | "md") => "text/plain",
         Some("json") => "application/json",
         _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(texts: &[&str], inputs: &[&str]) -> Result<Vec<(String, String)>, String> {
+        let inputs: Vec<_> = inputs.iter().map(|name| format!(r#"{{"type":"text","name":"{name}","optional":true}}"#)).collect();
+        let model = Model::parse(format!(
+            r#"{{"name":"m","version":"1","task":"t","description":"d","licence":"MIT","format":"openai","entry":"m","files":[],
+            "inputs":[{}],"outputs":[{{"type":"text","name":"text"}}],"limits":{{"memory_bytes":0,"deadline_ms":1000}},"price":"1"}}"#,
+            inputs.join(",")
+        ));
+        let text = texts.iter().map(|text| (*text).to_owned()).collect();
+        let read = InputArguments { files: Vec::new(), text }.read().and_then(|read| read.inputs(&model.unwrap()));
+        let values = read.map_err(Failure::problem)?;
+        Ok(values.iter().map(|(name, value)| (name.to_owned(), value.as_text().unwrap().to_owned())).collect())
+    }
+
+    #[test]
+    fn texts_are_typed_or_read_and_mistyped_names_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "of a file").unwrap();
+        let at = format!("@{}", file.path().display());
+        let named = format!("prompt={at}");
+        let chat = ["prompt", "note"];
+        for (text, inputs, name, expected) in [
+            ("hello", &chat[..], "prompt", "hello"),
+            ("note=a=b", &chat, "note", "a=b"),
+            ("1 + 1 = 2", &chat, "prompt", "1 + 1 = 2"),
+            ("x=1", &chat[..1], "prompt", "x=1"),
+            ("=x=1", &chat, "prompt", "x=1"),
+            ("=@home", &chat, "prompt", "@home"),
+            ("https://a.b/?c=d", &chat[..1], "prompt", "https://a.b/?c=d"),
+            (&at, &chat, "prompt", "of a file"),
+            (&named, &chat, "prompt", "of a file"),
+        ] {
+            assert_eq!(given(&[text], inputs).unwrap(), [(name.to_owned(), expected.to_owned())], "{text}");
+        }
+        for (text, inputs) in
+            [("notte=b", &chat[..]), ("promt=hello", &chat[..1]), ("system=be brief", &chat), ("prompt=@/no/such/file", &chat)]
+        {
+            let refused = given(&[text], inputs).unwrap_err();
+            assert!(refused.contains("begins with ="), "{text}: {refused}");
+        }
     }
 }
