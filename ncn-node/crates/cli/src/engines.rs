@@ -95,7 +95,9 @@ impl EngineArguments {
             say(&sanitize(&format!("{} {} runs on {choice}", manifest.name, manifest.version)));
         }
         let sandbox = sandbox::open(self.sandbox, &program.path).map_err(Failure::failed)?;
-        Ok(machine.executor(sandbox, WorkerOptions::default()))
+        // What this node announces holds for each worker, whatever happens later.
+        let options = WorkerOptions { at_least: sandbox.confinement(), ..WorkerOptions::default() };
+        Ok(machine.executor(sandbox, options))
     }
 }
 

@@ -93,7 +93,9 @@ pub enum PythonError {
         problem: String,
     },
     /// The extension module is nowhere.
-    #[error("python: there is no {name} in {tried}: build it with `cargo build -p ncn-python`, or name it in {WORKER_VARIABLE}")]
+    #[error(
+        "python: there is no {name} in {tried}: build it with `cargo build --release -p ncn-python`, or name it in {WORKER_VARIABLE}"
+    )]
     NoWorker {
         /// The file's name.
         name: String,

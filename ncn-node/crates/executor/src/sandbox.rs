@@ -60,12 +60,12 @@ impl FromStr for SandboxMode {
 /// The sandbox for this mode. `program` is one that calls [`crate::worker::init`]: at the reduced level, it confines itself before it
 /// becomes what is to be started.
 ///
-/// Each sandbox is tried before it is chosen. Says loudly, and exactly, what is missing when it is not the full one; in
+/// Each sandbox is tried before it is chosen; what keeps one from being tried is an error in both modes. Says loudly, and exactly, what is missing when it is not the full one; in
 /// [`SandboxMode::Strict`] that is an error instead.
 pub fn open(mode: SandboxMode, program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     match mode {
         SandboxMode::Strict => strict(program),
-        SandboxMode::Permissive => Ok(permissive(program)),
+        SandboxMode::Permissive => permissive(program),
         SandboxMode::Disabled => {
             tracing::error!("MODELS RUN UNCONFINED: the sandbox is disabled. For development only");
             Ok(Arc::new(NoSandbox))
@@ -79,16 +79,19 @@ fn strict(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
 }
 
 #[cfg(target_os = "linux")]
-fn permissive(program: &Path) -> Arc<dyn Sandbox> {
+fn permissive(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     match NamespaceSandbox::find(program) {
-        Ok(full) => return Arc::new(full),
+        Ok(full) => return Ok(Arc::new(full)),
+        // That may pass, and models would be less confined for as long as this program runs.
+        Err(error @ SandboxError::Start { .. }) => return Err(error),
         Err(error) => tracing::error!(%error, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
     }
     match LandlockSandbox::new(program) {
-        Ok(reduced) => return Arc::new(reduced),
+        Ok(reduced) => return Ok(Arc::new(reduced)),
+        Err(error @ SandboxError::Start { .. }) => return Err(error),
         Err(error) => tracing::error!(%error, "MODELS RUN UNCONFINED: this system cannot confine them"),
     }
-    Arc::new(NoSandbox)
+    Ok(Arc::new(NoSandbox))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -97,7 +100,7 @@ fn strict(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn permissive(_program: &Path) -> Arc<dyn Sandbox> {
+fn permissive(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     tracing::error!("MODELS RUN UNCONFINED: there is no sandbox for this system but for Linux");
-    Arc::new(NoSandbox)
+    Ok(Arc::new(NoSandbox))
 }

@@ -137,3 +137,15 @@ fn it_listens_where_a_name_leads_and_ends_with_its_terminal() {
         assert!(refused.status.code() == Some(2) && text(&refused.stderr).contains(says), "{}", text(&refused.stderr));
     }
 }
+
+/// One variable names the Python of everything that is looked for in one.
+#[test]
+fn what_python_has_is_looked_for_in_the_one_that_is_named() {
+    let here = tempfile::tempdir().unwrap();
+    let python = repository("target/venv/bin/python");
+    let output = run(here.path(), &["doctor", "--json"], &[("NCN_PYTHON", python.to_str().unwrap())]);
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = all["engines"].as_array().unwrap().iter().filter_map(|engine| engine["found"].as_str());
+    let libraries: Vec<_> = found.filter(|found| found.contains("libonnxruntime")).collect();
+    assert!(libraries.iter().any(|found| found.contains("target/venv")), "{all}");
+}

@@ -340,3 +340,20 @@ fn bench_sandbox_start() {
     });
     println!("{:.2} times bubblewrap's (goal: at most 1)", median[0] / median[1]);
 }
+
+/// What keeps a sandbox from being tried may pass; without it models would run unconfined for as long as the node runs.
+#[test]
+fn a_failure_that_may_pass_takes_no_layer_away() {
+    const AGAIN: &str = "NCN_TEST_OF_PASSING_FAILURES";
+    if std::env::var_os(AGAIN).is_some() {
+        let opened = open(SandboxMode::Permissive, &ncn());
+        assert!(matches!(opened, Err(SandboxError::Start { .. })), "{:?}", opened.map(|sandbox| sandbox.confinement()));
+        return;
+    }
+    helper();
+    // In a process of its own, in which no temporary directory can be made.
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "sandbox::a_failure_that_may_pass_takes_no_layer_away"]).env(AGAIN, "1").env("TMPDIR", "/nonexistent");
+    let again = again.output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+}

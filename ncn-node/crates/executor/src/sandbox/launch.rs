@@ -63,13 +63,18 @@ pub(super) fn launch(command: &SandboxCommand, policy: &Policy) -> Result<Launch
 /// Has a process confine itself by way of `program` with these first arguments, and report what is in force for it.
 pub(super) fn try_out(program: &Path, first: &[&str]) -> Result<Report, SandboxError> {
     let unsupported = |problem: String| SandboxError::Unsupported(format!("{}: {problem}", program.display()));
-    let directory = tempfile::tempdir().map_err(|error| unsupported(error.to_string()))?;
+    let failed = |source| SandboxError::Start { program: program.to_path_buf(), source };
+    let directory = tempfile::tempdir().map_err(failed)?;
     // The default limits, each of which has to work.
     let any = SandboxCommand { program: program.to_path_buf(), arguments: Vec::new(), environment: [].into() };
     let launch = Launch { report: true, ..launch(&any, &Policy::new(directory.path()))? };
     let mut command = Command::new(program);
     command.args(first).args(launch.to_arguments()).env_clear().stdin(Stdio::null());
-    let output = command.output().map_err(|error| unsupported(error.to_string()))?;
+    let output = command.output().map_err(|error| match error.kind() {
+        // What is no program never will be one; other failures may pass.
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => unsupported(error.to_string()),
+        _ => failed(error),
+    })?;
     let report = std::str::from_utf8(&output.stdout).ok().filter(|report| output.status.success() && !report.is_empty());
     report.and_then(|report| report.parse().ok()).ok_or_else(|| {
         let said = String::from_utf8_lossy(&output.stderr);

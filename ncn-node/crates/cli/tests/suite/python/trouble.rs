@@ -220,7 +220,7 @@ async fn what_is_missing_is_said_with_its_remedy() {
     let other = Python::find(Some(Path::new("/bin/true")), Some(&worker())).await.unwrap_err();
     assert!(other.to_string().contains("does not tell what it is"), "{other}");
     let nowhere = Python::find(None, Some(Path::new("/nonexistent/worker"))).await.unwrap_err();
-    assert!(nowhere.to_string().contains("cargo build -p ncn-python"), "{nowhere}");
+    assert!(nowhere.to_string().contains("cargo build --release -p ncn-python"), "{nowhere}");
 }
 
 /// Until the first part of an answer.

@@ -119,7 +119,8 @@ async fn find_with(search: &Search, variable: impl Fn(&str) -> Option<OsString>)
         let library = at(&named).ok_or(Unusable::Missing { path: named })?;
         return Ok(vec![Library::new(library, source)]);
     }
-    let interpreter = search.python.clone().unwrap_or_else(|| "python3".into());
+    let interpreter = search.python.clone().or_else(|| variable(crate::INTERPRETER_VARIABLE).map(PathBuf::from));
+    let interpreter = interpreter.unwrap_or_else(|| "python3".into());
     let mut found = python(&interpreter).await;
     let paths = variable("LD_LIBRARY_PATH").unwrap_or_default();
     let directories = std::env::split_paths(&paths).filter(|path| path.is_absolute()).chain(SYSTEM.iter().map(PathBuf::from));
