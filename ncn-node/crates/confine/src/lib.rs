@@ -8,6 +8,7 @@
 
 mod access;
 mod calls;
+mod clear;
 mod launch;
 mod layer;
 mod limits;
@@ -16,6 +17,7 @@ mod report;
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 
 pub use access::{HARMLESS, NULL, REQUIRED_LANDLOCK, SYSTEM, landlock_abi};
+pub use clear::clear;
 pub use launch::{Grants, Launch, Limits};
 pub use layer::{Layer, Missing};
 pub use report::{NAMESPACES, Report};

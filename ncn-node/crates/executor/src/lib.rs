@@ -30,9 +30,13 @@ pub use onnx::{Graph, OnnxEngine, Runtime};
 pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;
 #[cfg(feature = "python")]
-pub use python::{INTERPRETER_VARIABLE, Python, PythonError, WORKER_VARIABLE};
+pub use python::{Python, PythonError, WORKER_VARIABLE};
 pub use router::ExecutorRouter;
 pub use workers::{WORKER_ARGUMENT, WorkerExecutor, WorkerOptions, WorkerProgram};
+
+/// Names the operator's own Python.
+#[cfg(any(feature = "ort", feature = "python"))]
+pub const INTERPRETER_VARIABLE: &str = "NCN_PYTHON";
 
 impl EngineExecutor {
     /// With every engine that this program has built in.

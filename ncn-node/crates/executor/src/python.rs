@@ -12,10 +12,8 @@ use ncn_core::model::ModelFormat;
 use serde::Deserialize;
 use tokio::process::Command;
 
-use super::WorkerProgram;
+use super::{INTERPRETER_VARIABLE, WorkerProgram};
 
-/// Names the interpreter.
-pub const INTERPRETER_VARIABLE: &str = "NCN_PYTHON";
 /// Names the worker's extension module.
 pub const WORKER_VARIABLE: &str = "NCN_PYTHON_WORKER";
 

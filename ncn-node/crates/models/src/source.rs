@@ -191,6 +191,7 @@ impl Source {
     }
 
     /// Where something can be put.
+    #[cfg_attr(not(feature = "http"), allow(clippy::unnecessary_wraps, reason = "servers take nothing"))]
     pub(super) fn objects(&self) -> Result<&Arc<dyn ObjectStore>> {
         match &self.origin {
             Origin::Objects(store, _) => Ok(store),

@@ -27,7 +27,7 @@ use crate::{
     confine, descriptors, failure,
     frames::{Incoming, frame},
     model::Loaded,
-    template::{Ends, Place},
+    template::Place,
     values,
 };
 
@@ -37,10 +37,14 @@ const PARENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a fork begins with.
 pub(crate) struct Job {
     pub(crate) model: Loaded,
-    pub(crate) ends: Ends,
+    /// Where its request comes from, and where its answers go.
+    pub(crate) request: File,
+    pub(crate) answers: File,
     pub(crate) place: Place,
     /// The request's directory, where it is, or why it is not.
     pub(crate) directory: Result<PathBuf, String>,
+    /// What the package has registered to run in forks, a list.
+    pub(crate) hooks: Py<PyAny>,
 }
 
 /// An error, as the protocol has it.
@@ -53,7 +57,7 @@ impl Job {
     pub(crate) fn serve(&self, py: Python<'_>) -> io::Result<()> {
         // All that can be done before the request comes.
         let prepared = self.prepare(py);
-        let mut messages = Incoming::new(self.ends.request.try_clone()?.into(), MAX_MESSAGE_BYTES);
+        let mut messages = Incoming::new(&self.request, MAX_MESSAGE_BYTES);
         let message = loop {
             match messages.next::<ToWorker>()? {
                 Some(ToWorker { message, .. }) => break message,
@@ -157,14 +161,23 @@ impl Job {
             }
             let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 50_000 }));
         }
-        confine::request(&self.place).map_err(|error| error.to_string())?;
-        let own = [self.ends.request.as_raw_fd(), self.ends.answers.as_raw_fd()];
-        descriptors::close_channels(py, &own).map_err(|error| error.to_string())?;
+        let highest = descriptors::close_channels(&[self.request.as_raw_fd(), self.answers.as_raw_fd()]);
+        let highest = highest.map_err(|error| error.to_string())?;
+        confine::request(&self.place, u64::try_from(highest).unwrap_or_default()).map_err(|error| error.to_string())?;
+        // As Python does: the newest last, and what fails is left.
+        if let Ok(hooks) = self.hooks.bind(py).try_iter() {
+            hooks.flatten().for_each(|hook| drop(hook.call0()));
+        }
         let environment = py.import("os").and_then(|os| os.getattr("environ"));
         let set = environment.and_then(|environment| {
             ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, directory.as_os_str()))
         });
         set.map_err(|error| error.to_string())?;
+        // It remembers where temporary files were to be.
+        let modules = py.import("sys").and_then(|sys| sys.getattr("modules"));
+        let tempfile = modules.and_then(|modules| modules.get_item("tempfile"));
+        let forgotten = tempfile.map_or(Ok(()), |tempfile| tempfile.setattr("tempdir", py.None()));
+        forgotten.map_err(|error| error.to_string())?;
         seed(py, "{}").map_err(|error| error.to_string())?;
         values::rehearse(py)?;
         Ok(directory)
@@ -176,7 +189,7 @@ impl Job {
             let error = ExecutorError::InvalidOutput(format!("has more than {MAX_ANSWER_BYTES} bytes"));
             message.message = Some(error_message(&error));
         }
-        File::from(self.ends.answers.try_clone()?).write_all(&frame(&message))
+        (&self.answers).write_all(&frame(&message))
     }
 }
 

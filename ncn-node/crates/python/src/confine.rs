@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope, path_beneath_rules};
+use landlock::{ABI, AccessFs, BitFlags, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope, path_beneath_rules};
 use ncn_confine::{HARMLESS, NULL, SYSTEM};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
@@ -19,11 +19,24 @@ use crate::template::Place;
 
 /// The largest file that a request may write.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-/// How many files a request may have open: what watches them uses up something that all processes of a user share.
+/// How many files a request may have open, and how many more than it has from the template: what watches them uses up something that all
+/// processes of a user share.
 const MAX_FILES: u64 = 128;
+const MORE_FILES: u64 = 64;
 
-/// What a template may do less than the worker that it was forked from: it cannot outlive it.
-pub(crate) fn template() -> Result<(), Box<dyn Error>> {
+/// What a template may do less than the worker that it was forked from: it cannot outlive it, nor look into it, and it shares no memory
+/// that its forks could write.
+pub(crate) fn template(place: &Place) -> Result<(), Box<dyn Error>> {
+    if !place.readable.is_empty() {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let beneath = place.directory.parent().map(PathBuf::from);
+        Ruleset::default()
+            .handle_access(read)?
+            .create()?
+            .add_rules(path_beneath_rules(readable(place).chain(beneath), read))?
+            .add_rules(path_beneath_rules([NULL], AccessFs::ReadFile))?
+            .restrict_self()?;
+    }
     let argument = |index, operator, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
     let (death, subreaper) = (libc::PR_SET_PDEATHSIG.unsigned_abs(), libc::PR_SET_CHILD_SUBREAPER.unsigned_abs());
     let prctl = vec![
@@ -34,34 +47,47 @@ pub(crate) fn template() -> Result<(), Box<dyn Error>> {
         // Its forks' forks would be its own children in place of the worker's.
         SeccompRule::new(vec![argument(0, SeccompCmpOp::Eq, subreaper.into())?])?,
     ];
-    apply(BTreeMap::from([(libc::SYS_prctl, prctl)]), libc::EPERM)
+    let bits = |mask: i32| SeccompCmpOp::MaskedEq(u64::from(mask.unsigned_abs()));
+    let shared = |kind: i32| {
+        let writable = argument(2, bits(libc::PROT_WRITE), u64::from(libc::PROT_WRITE.unsigned_abs()))?;
+        SeccompRule::new(vec![writable, argument(3, bits(libc::MAP_TYPE), u64::from(kind.unsigned_abs()))?])
+    };
+    let mmap = vec![shared(libc::MAP_SHARED)?, shared(libc::MAP_SHARED_VALIDATE)?];
+    apply(BTreeMap::from([(libc::SYS_prctl, prctl), (libc::SYS_mmap, mmap)]), libc::EPERM)
 }
 
-/// Confines this process to its own threads and its own signals. It ends with the worker.
-pub(crate) fn request(place: &Place) -> Result<(), Box<dyn Error>> {
+/// What models may read, but what is the worker's own.
+fn readable(place: &Place) -> impl Iterator<Item = PathBuf> {
+    let harmless = HARMLESS.iter().filter(|path| !path.starts_with("/proc/self"));
+    let system = SYSTEM.iter().chain(harmless).map(PathBuf::from);
+    system.chain(place.readable.iter().cloned()).filter(|path| path.exists())
+}
+
+/// Confines this process to its own threads and its own signals. It ends with the worker. `highest` is its open file with the highest number.
+pub(crate) fn request(place: &Place, highest: u64) -> Result<(), Box<dyn Error>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(place.worker) {
         return Err("the worker has ended".into());
     }
+    limit(Resource::Nofile, MAX_FILES.max(highest + MORE_FILES))?;
     limit_system_calls()
 }
 
 /// Confines this process to its own directory and to what every request may read, and to its own signals.
 pub(crate) fn files(directory: &Path, place: &Place) -> Result<(), Box<dyn Error>> {
     limit(Resource::Fsize, MAX_FILE_BYTES)?;
-    limit(Resource::Nofile, MAX_FILES)?;
     // As much of it as the kernel has.
     let write = AccessFs::from_write(ABI::V5) & !AccessFs::IoctlDev;
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let readable = SYSTEM.iter().chain(&HARMLESS).map(PathBuf::from).chain(place.readable.iter().cloned());
-    let readable: Vec<_> = readable.chain([place.directory.clone()]).filter(|path| path.exists()).collect();
+    // Without a sandbox, everything can be read.
+    let read = if place.readable.is_empty() { BitFlags::EMPTY } else { AccessFs::ReadFile | AccessFs::ReadDir };
+    let rules = if read.is_empty() { Vec::new() } else { readable(place).chain([place.directory.clone()]).collect() };
     Ruleset::default()
         .handle_access(write | read)?
         .scope(Scope::Signal)?
         .create()?
         .add_rules(path_beneath_rules([directory], write | read))?
-        .add_rules(path_beneath_rules([NULL], AccessFs::WriteFile | AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(readable, read))?
+        .add_rules(path_beneath_rules([NULL], (read & AccessFs::ReadFile) | AccessFs::WriteFile))?
+        .add_rules(path_beneath_rules(rules, read))?
         .restrict_self()?;
     Ok(())
 }
@@ -90,6 +116,17 @@ fn limit_system_calls() -> Result<(), Box<dyn Error>> {
     #[cfg(target_arch = "x86_64")]
     calls.extend([(libc::SYS_fork, Vec::new()), (libc::SYS_vfork, Vec::new())]);
     apply(calls, libc::EPERM)?;
+    // The directories of others, and what they share, are this user's too, and Landlock knows no right to change modes and times. What copies
+    // files does so as well: it is told that it is done.
+    let mut modes = BTreeMap::from([
+        (libc::SYS_fchmod, Vec::new()),
+        (libc::SYS_fchmodat, Vec::new()),
+        (libc::SYS_fchmodat2, Vec::new()),
+        (libc::SYS_utimensat, Vec::new()),
+    ]);
+    #[cfg(target_arch = "x86_64")]
+    modes.extend([libc::SYS_chmod, libc::SYS_utime, libc::SYS_utimes, libc::SYS_futimesat].map(|call| (call, Vec::new())));
+    apply(modes, 0)?;
     // Its flags are behind a pointer, where no filter can look. Said to be unknown, libraries use `clone` instead.
     apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
 }

@@ -1,10 +1,9 @@
 //! The forks that requests run in, as the worker sees them.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::File,
     io,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -120,7 +119,7 @@ impl Fork {
         // It may have closed its pipe and live on. If it is about to end, this changes nothing of how.
         self.kill();
         let status = system::wait(self.process);
-        if clear(&self.directory).is_err() {
+        if ncn_confine::clear(&self.directory).is_err() {
             LEFT.store(true, Ordering::Relaxed);
         }
         match self.state {
@@ -140,27 +139,6 @@ static LEFT: AtomicBool = AtomicBool::new(false);
 /// Whether a request has left something that could not be removed.
 pub(crate) fn has_left_something() -> bool {
     LEFT.load(Ordering::Relaxed)
-}
-
-/// Removes a directory, whatever modes what is in it has.
-pub(crate) fn clear(directory: &Path) -> io::Result<()> {
-    let remove = || match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    remove().or_else(|_| {
-        let mut closed = vec![directory.to_owned()];
-        while let Some(path) = closed.pop() {
-            fs::set_permissions(&path, Permissions::from_mode(0o700))?;
-            for entry in fs::read_dir(&path)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    closed.push(entry.path());
-                }
-            }
-        }
-        remove()
-    })
 }
 
 /// How a process ended.

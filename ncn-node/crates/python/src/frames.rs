@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -17,16 +17,16 @@ const READ: usize = 64 << 10;
 const HEAD: usize = 4;
 
 /// Messages that come out of a pipe.
-pub(crate) struct Incoming {
-    pipe: File,
+pub(crate) struct Incoming<P = File> {
+    pipe: P,
     most: usize,
     read: Box<[u8]>,
     buffer: BytesMut,
 }
 
-impl Incoming {
+impl<P: io::Read> Incoming<P> {
     /// Messages of at most so many bytes.
-    pub(crate) fn new(pipe: File, most: usize) -> Self {
+    pub(crate) fn new(pipe: P, most: usize) -> Self {
         Self { pipe, most, read: vec![0; READ].into(), buffer: BytesMut::new() }
     }
 
@@ -62,7 +62,7 @@ impl Incoming {
     }
 }
 
-impl AsFd for Incoming {
+impl<P: AsFd> AsFd for Incoming<P> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }

@@ -1,8 +1,12 @@
 //! What only the system says or does: forks, and whose children there are.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    os::fd::{BorrowedFd, RawFd},
+};
 
 use rustix::{
+    fs::{FileType, OFlags, fcntl_getfl, fstat},
     io::Errno,
     process::{Pid, WaitOptions, WaitStatus, getpid, waitpid},
 };
@@ -41,6 +45,21 @@ fn is_thread(process: i32, thread: i32) -> bool {
 fn exit() -> ! {
     // SAFETY: it runs nothing that was registered, and does not return.
     unsafe { libc::_exit(0) }
+}
+
+/// What an open file is, and how it was opened; none if there is none of this number.
+#[allow(unsafe_code, reason = "there is no safe form of it")]
+pub(crate) fn describe(descriptor: RawFd) -> Option<(FileType, OFlags)> {
+    // SAFETY: it is not -1, and is only asked about: where nothing is open, the system says so.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    Some((FileType::from_raw_mode(fstat(descriptor).ok()?.st_mode), fcntl_getfl(descriptor).ok()?))
+}
+
+/// Closes an open file that nobody here uses any more: what the package has opened, in a fork of its process.
+#[allow(unsafe_code, reason = "there is no safe form of it")]
+pub(crate) fn close(descriptor: RawFd) {
+    // SAFETY: the caller has left out those that this program uses.
+    unsafe { libc::close(descriptor) };
 }
 
 /// Waits for the end of a child; none if it is no child.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use ncn_core::{ExecutorError, Model, executor::ModelPackage};
-use pyo3::prelude::*;
+use pyo3::{prelude::*, types::PyDict};
 use rustix::{
     io::Errno,
     net::{
@@ -107,7 +107,11 @@ impl Template {
         self.control.set_read_timeout(Some(FORK_TIMEOUT))?;
         let mut answer = [0];
         self.control.read_exact(&mut answer)?;
-        if answer == [DONE] { Ok(()) } else { Err(io::Error::other("the model's process has no room for another one")) }
+        if answer == [DONE] {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, "there is no room for another process"))
+        }
     }
 }
 
@@ -122,8 +126,14 @@ impl Drop for Template {
 /// Loads the model and forks as often as the worker asks. Returns in every fork, with what it is to do, and when the worker has ended.
 pub(crate) fn serve(py: Python<'_>, start: Start) -> PyResult<Option<Job>> {
     let Start { package, mut control, place } = start;
-    let loaded = prepare(py, &place).map_err(|error| ExecutorError::Worker(error.to_string()));
-    let loaded = loaded.and_then(|()| Loaded::load(py, &package)).and_then(|loaded| without_children().map(|()| loaded));
+    let prepared = prepare(py, &place).map_err(|error| ExecutorError::Worker(error.to_string()));
+    let loaded = prepared.and_then(|hooks| {
+        let model = Loaded::load(py, &package)?;
+        without_children()?;
+        // Ignored, the ends of forks would be nobody's to wait for.
+        let signal = py.import("signal").and_then(|signal| signal.call_method1("signal", (libc::SIGCHLD, 0)));
+        signal.map(|_| (model, hooks)).map_err(|error| ExecutorError::Worker(error.to_string()))
+    });
     let (model, reason) = match loaded {
         Ok(model) => (Some(model), Vec::new()),
         Err(error) => (None, serde_json::to_vec(&error).unwrap_or_default()),
@@ -132,21 +142,24 @@ pub(crate) fn serve(py: Python<'_>, start: Start) -> PyResult<Option<Job>> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from)?;
     let length = u32::try_from(reason.len()).unwrap_or_default().to_be_bytes();
     control.write_all(&[&length[..], &reason].concat())?;
-    let Some(model) = model else { return Ok(None) };
+    let Some((model, hooks)) = model else { return Ok(None) };
     while let Some(ends) = asked(&control)? {
-        // Nothing of Python's runs in this process any more: what a package has registered to run at a fork, does so in the forks.
+        // Nothing of Python's runs in this process any more.
         match system::fork() {
             Err(_) => control.write_all(&[0])?,
             Ok(Some(between)) => {
                 let done = system::wait(between).is_some_and(|status| status.exit_status() == Some(0));
                 control.write_all(&[if done { DONE } else { 0 }])?;
             }
-            // Its own parent ends, and so it becomes a child of the worker's. What a package has registered runs within its request's bounds.
+            // Its own parent ends, and so it becomes a child of the worker's.
             Ok(None) => {
-                let directory = enter(&ends, &place);
+                let Ends { request, answers, directory } = ends;
+                let entered = enter(&directory, &place);
+                drop(directory);
+                let directory = entered;
                 let forked = fork(py);
                 if matches!(forked, Ok(None)) {
-                    return Ok(Some(Job { model, ends, place, directory }));
+                    return Ok(Some(Job { model, request: request.into(), answers: answers.into(), place, directory, hooks }));
                 }
                 exit(py, i32::from(forked.is_err()))?;
             }
@@ -155,14 +168,28 @@ pub(crate) fn serve(py: Python<'_>, start: Start) -> PyResult<Option<Job>> {
     Ok(None)
 }
 
-/// What there is before the package's code runs.
-fn prepare(py: Python<'_>, place: &Place) -> PyResult<()> {
+/// Takes down what is to run in forks, in place of running it in them before they are confined; what is to run in their parent is left out.
+const REGISTER: &std::ffi::CStr = c"
+import os, posix
+hooks = []
+def register_at_fork(*, before=None, after_in_parent=None, after_in_child=None):
+    if after_in_child is not None: hooks.append(after_in_child)
+os.register_at_fork = posix.register_at_fork = register_at_fork
+";
+
+/// What there is before the package's code runs. Gives the list of what it will have registered to run in forks.
+fn prepare(py: Python<'_>, place: &Place) -> PyResult<Py<PyAny>> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
     set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(io::Error::from)?;
-    confine::template().map_err(|error| io::Error::other(error.to_string()))?;
+    confine::template(place).map_err(|error| io::Error::other(error.to_string()))?;
     std::env::set_current_dir(&place.directory)?;
     let environment = py.import("os")?.getattr("environ")?;
-    ["HOME", "TMPDIR"].into_iter().try_for_each(|name| environment.set_item(name, place.directory.as_os_str()))
+    for name in ["HOME", "TMPDIR"] {
+        environment.set_item(name, place.directory.as_os_str())?;
+    }
+    let names = PyDict::new(py);
+    py.run(REGISTER, Some(&names), None)?;
+    Ok(names.as_any().get_item("hooks")?.unbind())
 }
 
 /// A process that `load` leaves would live beside the requests of everybody.
@@ -182,8 +209,8 @@ pub(crate) fn left() -> ExecutorError {
 }
 
 /// Goes to the request's directory, whose path no other request knows, and leaves the others out of reach.
-fn enter(ends: &Ends, place: &Place) -> Result<PathBuf, String> {
-    fchdir(&ends.directory).map_err(|error| error.to_string())?;
+fn enter(directory: &OwnedFd, place: &Place) -> Result<PathBuf, String> {
+    fchdir(directory).map_err(|error| error.to_string())?;
     let directory = std::env::current_dir().map_err(|error| error.to_string())?;
     confine::files(&directory, place).map_err(|error| error.to_string())?;
     Ok(directory)

@@ -145,7 +145,13 @@ impl Worker<'_> {
                 }
             }
             let is_spoilt = self.is_spoilt || fork::has_left_something();
-            if is_spoilt && self.running.is_empty() {
+            if is_spoilt {
+                // Whoever waits need not wait for the others to end.
+                for request in std::mem::take(&mut self.waiting) {
+                    self.refuse(request.id, &ExecutorError::Worker("ends: what a request has left cannot be removed".into()));
+                }
+            }
+            if is_spoilt && self.running.is_empty() && self.answers.waiting() == 0 {
                 // Another worker begins with nothing in its directory.
                 return Ok(None);
             }
@@ -168,6 +174,9 @@ impl Worker<'_> {
                 return Ok(None);
             }
             self.expire();
+            while let Some(stopped) = self.running.iter().position(|running| !running.fork.is_open()) {
+                self.see_off(stopped);
+            }
         }
     }
 
@@ -267,7 +276,7 @@ impl Worker<'_> {
             self.template = None;
             end_all_but(&self.watching);
             // What is left may be in the way of another try, which is told then.
-            let _ = fork::clear(&self.directory.join("model"));
+            let _ = ncn_confine::clear(&self.directory.join("model"));
         }
         Ok(Ok(loaded))
     }
@@ -312,6 +321,8 @@ impl Worker<'_> {
         let newcomers = self.newcomers();
         match (forked, newcomers.as_slice()) {
             (Ok(()), [process]) => Fork::new(*process, directory, OwnedFd::from(to_fork).into(), OwnedFd::from(from_fork).into()),
+            // There is no room for another process now.
+            (Err(error), []) if error.kind() == io::ErrorKind::ResourceBusy => Err(error),
             (forked, _) => {
                 // Whatever that is, it is not what was asked for.
                 self.is_spoilt = true;
@@ -346,16 +357,25 @@ impl Worker<'_> {
         }
         // At once: seeing the fork off takes time that nobody should wait for.
         self.answers.write()?;
-        if !fork.is_open() {
-            fork.kill();
-        }
-        if !open {
-            let ended = self.running.swap_remove(index);
-            if let Some(error) = ended.fork.end() {
-                self.refuse(id, &error);
-            }
+        if !fork.is_open() || !open {
+            self.see_off(index);
         }
         Ok(())
+    }
+
+    /// Ends a fork that has answered, was stopped, or says nothing any more. Whoever else holds its pipe is not waited for.
+    fn see_off(&mut self, index: usize) {
+        let Running { id, fork, .. } = self.running.swap_remove(index);
+        if let Some(error) = fork.end() {
+            self.refuse(id, &error);
+        }
+        // What it has started is nobody's now, and so this process's.
+        let left = self.newcomers();
+        for process in &left {
+            let _ = kill_process(*process, Signal::KILL);
+            system::wait(*process);
+        }
+        self.is_spoilt |= !left.is_empty();
     }
 
     /// Stops every request that there is an error for.

@@ -3,12 +3,16 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use ncn_client::{Client, ClientError, Order};
-use ncn_core::{Amount, Confinement, Executor, ExecutorError, ExecutorExt as _, Model, Value, Values, executor::ModelPackage};
+use ncn_core::{
+    Amount, Confinement, DataType, Executor, ExecutorError, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage,
+};
 use ncn_devnet::{LocalNetwork, quickstart};
 use ncn_executor::{EngineCatalog, EngineExecutor, MachineOptions, WorkerOptions, WorkerProgram, sandbox::NamespaceSandbox};
 use serde_json::{Value as Json, json};
 
 use crate::{
+    graphs::node,
+    integers::{of_integers, package, tensor},
     python::{
         python, talker,
         trouble::{TROUBLE, troubles},
@@ -70,25 +74,25 @@ impl Customer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn harm_is_paid_back_and_others_are_served() {
-    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let digits = quickstart::unpack(directories[0].path()).unwrap();
-    let wrong = changed(directories[1].path(), |manifest| {
-        manifest["name"] = "wrong-shape".into();
-        manifest["outputs"] = json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": ["batch", 11] }]);
-    });
+    let directory = tempfile::tempdir().unwrap();
+    let digits = quickstart::unpack(directory.path()).unwrap();
+    // Promises three numbers whatever it gets, which its graph does not deny.
+    let same = of_integers(&[node("Identity", &["x"], &["y"], &[])], &[]);
+    let wrong = package(&same, &tensor("x", "i64", &json!(["n"])), &tensor("y", "i64", &json!([3])));
     // Trouble may take its time before it shows; only what never ends is given little of it.
     let (harmful, endless) = (talker(&troubles()), talker("while True: pass"));
     let mut manifest: Json = serde_json::from_slice(endless.package.model.bytes()).unwrap();
     (manifest["name"], manifest["limits"]["deadline_ms"]) = ("endless".into(), 5_000.into());
     let model = Arc::new(Model::parse(manifest.to_string()).unwrap());
     let never_ends = ModelPackage { model, ..endless.package.clone() };
-    let packages = vec![digits, wrong, harmful.package.clone(), never_ends];
+    let packages = vec![digits, wrong.package.clone(), harmful.package.clone(), never_ends];
     let network = network().executor(executor(WorkerOptions::default()).await).models(packages).start().await.unwrap();
     assert_eq!(network.confinement(), Confinement::Full);
 
     let (customer, other) = (Customer::of(&network).await, network.client().await.unwrap().build().unwrap());
-    let reason = customer.fails("wrong-shape", seven()).await;
-    assert!(reason.contains("has the shape [1, 10], it has to be [batch, 11]"), "{reason}");
+    let two = Tensor::new(DataType::I64, vec![2], vec![0; 16]).unwrap();
+    let reason = customer.fails("model", [("x", two)].into()).await;
+    assert!(reason.contains("has the shape [2], it has to be [3]"), "{reason}");
     let anything = [("say", "")].into();
     let (reason, good) = tokio::join!(customer.fails("endless", anything), other.infer(quickstart::NAME, seven()));
     assert!(reason.contains("deadline"), "{reason}");

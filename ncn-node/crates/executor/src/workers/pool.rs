@@ -1,7 +1,8 @@
 //! Each model's workers: started when needed, kept while used.
 
 use std::{
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -88,11 +89,32 @@ struct Workers {
     spares: Vec<Worker>,
 }
 
+/// A worker's private directory, which goes with the last use of it: however deep what models have made in it is.
+struct WorkDirectory(PathBuf);
+
+impl WorkDirectory {
+    fn new() -> io::Result<Self> {
+        tempfile::tempdir().map(|directory| Self(directory.keep()))
+    }
+}
+
+impl Drop for WorkDirectory {
+    fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        let removed = ncn_confine::clear(&self.0);
+        #[cfg(not(target_os = "linux"))]
+        let removed = std::fs::remove_dir_all(&self.0);
+        if let Err(error) = removed {
+            tracing::warn!(directory = %self.0.display(), %error, "a worker's directory is left");
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Worker {
     process: Arc<Process>,
     /// Given up with the last use of the worker: its private directory, and its memory.
-    _work_directory: Arc<tempfile::TempDir>,
+    _work_directory: Arc<WorkDirectory>,
     _memory: Arc<MemoryPermit>,
 }
 
@@ -233,10 +255,11 @@ impl ModelPool {
 
     async fn start_with(&self, memory: MemoryPermit) -> Result<Worker, ExecutorError> {
         let failed = |problem: String| ExecutorError::Worker(problem);
-        let work_directory = tempfile::tempdir().map_err(|error| failed(format!("no work directory: {error}")))?;
+        let work_directory = WorkDirectory::new().map_err(|error| failed(format!("no work directory: {error}")))?;
         let WorkerProgram { path, mut arguments, environment, is_told_paths, .. } = self.program.clone();
-        let policy = self.policy(work_directory.path());
-        if is_told_paths {
+        let policy = self.policy(&work_directory.0);
+        // Without a sandbox, all of it is read.
+        if is_told_paths && self.starter.confinement() > Confinement::None {
             let paths = policy.readable.iter().chain(&policy.executable).chain(&policy.devices);
             arguments.extend(paths.map(|path| path.to_string_lossy().into_owned()));
         }

@@ -23,6 +23,13 @@ const INTO_THE_NEIGHBOUR: &[(&str, &str)] = &[
     ("its priority can be lowered", "os.setpriority(os.PRIO_USER, os.getuid(), 19)"),
     ("it can be traced", "trace(os.getppid())"),
     ("its death can be missed", "death(0)"),
+    ("it can be listed by what load has opened", "os.listdir(parent)"),
+    ("its directory can be closed", "changed('../model', lambda path: os.chmod(path, 0))"),
+    ("its times can tell something", "changed('../model', lambda path: os.utime(path, ns=(7, 7)))"),
+    ("the worker's directory can be closed", "changed('..', lambda path: os.chmod(path, 0))"),
+    ("a counter of load's can be read", "os.read(counter, 8)"),
+    ("memory of load's can be shared", "shared[0]"),
+    ("what runs at a fork may fork", "forked[0]"),
     ("what it has can be shared", "__import__('mmap').mmap(-1, 4096)"),
     ("a semaphore can be shared", "__import__('multiprocessing').Lock()"),
     ("a process can be started", "os.fork()"),
@@ -34,12 +41,29 @@ fn prober() -> Package {
         .iter()
         .fold(String::new(), |attempts, (what, attempt)| attempts + &format!("        ({what:?}, lambda: {attempt}),\n"));
     let module = format!(
-        "import ctypes, os, time
+        "import ctypes, mmap, os, time
 def load(model_dir):
     # Is there for every request, and may be read.
     open('kept', 'w').write('kept')
-    global kept
+    global kept, parent, counter, shared, forked
     kept = os.path.abspath('kept')
+    parent = os.open('..', os.O_RDONLY)
+    counter = os.eventfd(7) if hasattr(os, 'eventfd') else -1
+    shared, forked = [], []
+    try: shared.append(mmap.mmap(os.open('kept', os.O_RDWR), 4))
+    except OSError: pass
+    os.register_at_fork(before=hook, after_in_child=hook)
+    for _ in range(150): os.open('kept', os.O_RDONLY)
+    import signal
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def hook():
+    try: forked.append(os.posix_spawn('/bin/true', ['/bin/true'], {{}}))
+    except OSError: pass
+def changed(path, change):
+    before = os.stat(path)
+    change(path)
+    after = os.stat(path)
+    if (before.st_mode, before.st_mtime_ns) == (after.st_mode, after.st_mtime_ns): raise OSError('refused')
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
     if libc.syscall(*arguments) < 0: raise OSError(ctypes.get_errno(), 'refused')
@@ -99,7 +123,7 @@ async fn plain_python() -> Python {
 }
 
 fn sandboxes() -> Vec<Arc<dyn Sandbox>> {
-    vec![Arc::new(NamespaceSandbox::new(helper()).unwrap()), Arc::new(LandlockSandbox::new(ncn()).unwrap()), Arc::new(NoSandbox)]
+    vec![Arc::new(NamespaceSandbox::new(helper()).unwrap()), Arc::new(LandlockSandbox::new(ncn()).unwrap())]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,18 +142,7 @@ async fn requests_keep_to_themselves() {
         let (beside, worked) = tokio::join!(beside, probing);
         assert_eq!(beside.unwrap().0.text("said"), Some("mine"), "{level:?}");
         let worked = worked.unwrap();
-        // Without a sandbox, what the worker is for those outside of it holds alone.
-        let allowed: &[&str] = match level {
-            ncn_core::Confinement::None => &[
-                "its processors can be taken",
-                "its priority can be lowered",
-                "what it has can be shared",
-                "a semaphore can be shared",
-            ],
-            _ => &[],
-        };
-        let escaped: Vec<_> = worked.split(", ").filter(|what| !what.is_empty() && !allowed.contains(what)).collect();
-        assert_eq!(escaped, [""; 0], "{level:?}");
+        assert_eq!(worked, "", "{level:?}");
     }
 }
 
@@ -149,6 +162,29 @@ async fn nothing_outlasts_the_load_of_a_package() {
         executor.load(&package.package).await.unwrap();
         for _ in 0..3 {
             assert_eq!(said(&executor, &package, "x").await.as_deref(), Ok(""), "{level:?}");
+        }
+    }
+}
+
+/// Deeper than there are descriptors, and than a path can say.
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_directories_cost_nobody_anything() {
+    let python = plain_python().await;
+    for sandbox in sandboxes() {
+        let level = sandbox.confinement();
+        let executor = executor_in(&python, sandbox);
+        let package = talker(
+            "if say == 'deep':
+    for _ in range(3000):
+        os.mkdir('d')
+        os.chdir('d')
+return {'said': str(os.getppid())}",
+        );
+        executor.load(&package.package).await.unwrap();
+        let worker = said(&executor, &package, "x").await.unwrap();
+        said(&executor, &package, "deep").await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(said(&executor, &package, "x").await.as_deref(), Ok(&*worker), "{level:?}");
         }
     }
 }
