@@ -233,8 +233,8 @@ async fn no_voucher_is_taken_whose_number_ends_with_a_batch() {
     ledger.settle(&served).await.unwrap();
     ledger.flush();
     // Nobody approves the batch: its numbers are over for new vouchers all the same.
+    setup.numbers.store(7, Ordering::SeqCst);
     eventually("a low number is refused", async || {
-        setup.numbers.store(7, Ordering::SeqCst);
         let (quote, payment) = setup.voucher(100, 300).await;
         match ledger.redeem(&quote, &payment).await {
             Err(error) => error.to_string().contains("is over"),
