@@ -79,9 +79,6 @@ struct Devnet {
 }
 
 async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
-    for (option, address) in [("--gateway", arguments.gateway), ("--registry", arguments.registry)] {
-        drop(TcpListener::bind(address).map_err(|error| Failure::Input(format!("{option} {address}: {error}")))?);
-    }
     let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
     let rpc = match arguments.rpc {
         Some(address) => {
@@ -96,13 +93,18 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
     if packages.is_empty() {
         packages.push(quickstart::unpack(quickstart.path())?);
     }
+    let executor = arguments.engines.executor(&packages).await?;
+    // Said as the options that they are of, once all others are right.
+    for (option, address) in [("--gateway", arguments.gateway), ("--registry", arguments.registry)] {
+        drop(TcpListener::bind(address).map_err(|error| Failure::Input(format!("{option} {address}: {error}")))?);
+    }
     let settle = BatchPolicy { max_age: Duration::from_secs(arguments.settle_after), ..BatchPolicy::default() };
     let (metrics, page, trial) = (recorder()?, Page::new(), Trial::default());
     let routes = metrics_routes(metrics).merge(page.routes()).merge(trial.routes());
     let network = LocalNetwork::builder()
         .chain(chain.clone())
         .well_known_keys()
-        .executor(arguments.engines.executor(&packages).await?)
+        .executor(executor)
         .models(packages)
         .gateway(move |gateway| gateway.batch_policy(settle).routes(routes))
         .listen(arguments.gateway, arguments.registry)
