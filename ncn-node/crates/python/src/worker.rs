@@ -146,7 +146,7 @@ impl Worker<'_> {
             }
             let is_spoilt = self.is_spoilt || fork::has_left_something();
             if is_spoilt {
-                // Whoever waits need not wait for the others to end.
+                // Waiting requests need not wait for the others to end.
                 for request in std::mem::take(&mut self.waiting) {
                     self.refuse(request.id, &ExecutorError::Worker("ends: what a request has left cannot be removed".into()));
                 }
@@ -167,7 +167,7 @@ impl Worker<'_> {
             }
             let idle = self.answers.waiting() == 0 && !self.running.iter().any(|running| running.fork.is_open());
             if idle && !is_spoilt && self.keep_spare && self.template.is_some() && self.spare.is_none() {
-                // Whoever needs one will be told that there is none.
+                // A request that needs one will be told that there is none.
                 self.spare = self.fork().ok();
             }
             if self.wait()? && !self.messages.read()? {
@@ -363,7 +363,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Ends a fork that has answered, was stopped, or says nothing any more. Whoever else holds its pipe is not waited for.
+    /// Ends a fork that has answered, was stopped, or says nothing any more. Other holders of its pipe are not waited for.
     fn see_off(&mut self, index: usize) {
         let Running { id, fork, .. } = self.running.swap_remove(index);
         if let Some(error) = fork.end() {

@@ -16,7 +16,7 @@ use super::TIMEOUT;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn s3(url: &str) -> Result<AmazonS3> {
-    // Whoever fetches tries again, and goes on where it was.
+    // The fetching side tries again, and goes on where it was.
     let retries = RetryConfig { max_retries: 1, retry_timeout: TIMEOUT, ..RetryConfig::default() };
     let builder = AmazonS3Builder::from_env().with_url(url).with_retry(retries);
     let endpoints = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];

@@ -65,7 +65,7 @@ async fn errors_say_what_tools_look_for() {
     assert_eq!(node.get("eth_getTransactionByHash", json!([hash])).await["gasPrice"], "0x9");
 }
 
-/// Pages could undo payments, or take the chain away, whoever's they are.
+/// Pages could undo payments, or take the chain away, from any site.
 #[tokio::test]
 async fn pages_ask_when_they_are_named() {
     let named = "http://localhost:3000";
