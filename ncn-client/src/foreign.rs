@@ -23,6 +23,11 @@ pub enum Meaning {
         /// The time that it asked for.
         after: Option<Duration>,
     },
+    /// This one was asked too often: it may answer later, but less at once is not what it wants.
+    TooOften {
+        /// The time that it asked for.
+        after: Option<Duration>,
+    },
     /// Another one may answer it, this one does not.
     Elsewhere,
     /// A smaller question may be answered.
@@ -32,13 +37,13 @@ pub enum Meaning {
 /// The longest time that is waited because a foreign program says so: it is not to hold a request up at will.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The waits before the second and the third try of something that may be answered [again](Meaning::Again).
+/// The waits before the second and the third try of something that may be answered later.
 pub const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 impl Meaning {
     /// How long to wait before try `next`, counted from 1; none if there is none. More than [`LONGEST_WAIT`] is not waited.
     pub fn pause(self, next: usize) -> Option<Duration> {
-        let Self::Again { after } = self else { return None };
+        let (Self::Again { after } | Self::TooOften { after }) = self else { return None };
         let pause = *PAUSES.get(next.checked_sub(1)?)?;
         Some(after.map_or(pause, |after| after.max(pause))).filter(|pause| *pause <= LONGEST_WAIT)
     }

@@ -21,6 +21,11 @@ use super::{
     Call, EvmBackend, EvmError, EvmReader, Fees, Head, LogEntry, LogFilter, Nonces, TransactionReceipt, errors::awaits_time,
 };
 
+/// After how many answers in a row more blocks of logs are asked for at once.
+const WIDEN_AFTER: u32 = 8;
+/// The most that is kept of the logs that one question finds.
+const MAX_LOG_BYTES: usize = 256 << 20;
+
 /// How an endpoint is used.
 #[derive(Clone, Copy, Debug)]
 pub struct RpcOptions {
@@ -124,6 +129,10 @@ impl JsonRpc {
     }
 }
 
+fn kept_bytes(entry: &LogEntry) -> usize {
+    size_of::<LogEntry>() + entry.log.data.data.len() + size_of_val(entry.log.data.topics())
+}
+
 fn tag(number: Option<u64>) -> Value {
     number.map_or_else(|| json!("latest"), |number| json!(U64::from(number)))
 }
@@ -191,8 +200,8 @@ impl EvmReader for JsonRpc {
         }
         // Twice what was answered last: what made it less may have passed.
         let mut range = self.log_range.load(Ordering::Relaxed).saturating_mul(2).min(self.options.log_range);
-        let mut narrowed = false;
-        let mut found = Vec::new();
+        let (mut narrowed, mut answered) = (false, 0);
+        let (mut found, mut kept) = (Vec::new(), 0);
         let (mut low, mut high) = (first, last);
         while low <= high {
             let (from, to) = if filter.newest {
@@ -202,16 +211,26 @@ impl EvmReader for JsonRpc {
             };
             let Asked { answer, narrower, .. } = self.logs_within(&filter, from, to).await;
             match answer {
-                Ok(logs) => found.extend(logs),
+                Ok(logs) => {
+                    kept += logs.iter().map(kept_bytes).sum::<usize>();
+                    if kept > MAX_LOG_BYTES {
+                        return Err(EvmError::Unreachable(format!("logs of blocks {first} to {last}: are more than can be kept")));
+                    }
+                    found.extend(logs);
+                }
                 // Endpoints limit how much they look through, each in its own words.
                 Err(_) if narrower && to > from => {
-                    (range, narrowed) = ((to - from).div_ceil(2), true);
+                    (range, narrowed, answered) = ((to - from).div_ceil(2), true, 0);
                     continue;
                 }
                 Err(error) => return Err(error),
             }
             if narrowed {
                 self.note_log_range(range);
+            }
+            answered += 1;
+            if answered % WIDEN_AFTER == 0 {
+                range = range.saturating_mul(2).min(self.options.log_range);
             }
             if filter.newest {
                 match from.checked_sub(1) {
@@ -264,9 +283,14 @@ impl EvmBackend for JsonRpc {
     async fn send_raw_transaction(&self, raw: Bytes) -> Result<(), EvmError> {
         let hash = keccak256(&raw);
         let sent = self.endpoints.read("eth_sendRawTransaction", json!([raw]), |answer| submitted(answer, hash)).await;
+        // One that seemed to fail may have taken this very transaction, whatever the next one thinks of it.
+        let refused = |error: EvmError| match sent.doubtful {
+            true => EvmError::Unreachable(format!("it may have been taken without an answer: {error}")),
+            false => error,
+        };
         let problem = match sent.answer {
             Err(EvmError::InvalidTransaction(problem)) => problem,
-            done => return done,
+            done => return done.map_err(refused),
         };
         let says = problem.to_lowercase();
         let any = |phrases: &[&str]| phrases.iter().any(|phrase| says.contains(phrase));
@@ -274,17 +298,13 @@ impl EvmBackend for JsonRpc {
             return Ok(());
         }
         if any(&["nonce too low", "nonce is too low", "oldnonce", "invalid nonce", "replacement"]) {
-            // One that seemed to fail may have taken this very transaction.
-            if sent.doubtful {
-                return Err(EvmError::Unreachable(format!("it may have been taken without an answer: {problem}")));
-            }
             let nonce = TxEnvelope::decode_2718_exact(&raw).map(|envelope| envelope.nonce()).unwrap_or_default();
-            return Err(EvmError::Nonce(nonce));
+            return Err(refused(EvmError::Nonce(nonce)));
         }
         // It can be taken once gas is cheaper, or with a higher offer.
         if any(&["underpriced", "block base fee", "feetoolow"]) {
             return Err(EvmError::Unreachable(format!("gas: the offer is too low: {problem}")));
         }
-        Err(EvmError::InvalidTransaction(problem))
+        Err(refused(EvmError::InvalidTransaction(problem)))
     }
 }

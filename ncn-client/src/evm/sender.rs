@@ -14,18 +14,14 @@ use ncn_core::DynSigner;
 
 use super::{Call, EvmBackend, EvmError, Fees, SentTransaction, TransactionReceipt};
 
-/// How often a transaction is made anew because its nonce was taken by one that somebody else sent from the same account.
-const MAX_NONCE_RETRIES: u32 = 64;
-/// How much longer to wait each time before that.
-const NONCE_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait for a block before the transaction is looked for again.
 const LOOK: Duration = Duration::from_secs(2);
 /// The least of that, however soon a fee is to rise.
 const SHORTEST_LOOK: Duration = Duration::from_millis(10);
 /// How long to wait for a chain that does not answer.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a used nonce may come without a receipt of ours before it counts as another transaction's: behind one address there may be
-/// several nodes, not all of which have the newest block.
+/// How long a used nonce may come without a receipt of ours before it counts as another transaction's, and the same call is sent with
+/// another nonce: behind one address there may be several nodes, not all of which have the newest block.
 const DOUBT: Duration = LOOK;
 /// A replacement has to offer at least a tenth more than what it replaces, by the rule that nodes agree on; this is an eighth.
 const BUMP_DIVISOR: u128 = 8;
@@ -68,8 +64,21 @@ struct Pending<'a> {
     nonce: Nonce<'a>,
     fees: Fees,
     raw: Bytes,
-    /// Of every version that was handed in: any of them may be taken.
+    /// Of every version that was handed in, whatever came of that: any of them may be taken.
     hashes: Vec<B256>,
+    /// Whether a version was ever taken; false when all that was heard is that another transaction has the nonce.
+    taken: Option<bool>,
+}
+
+impl Pending<'_> {
+    /// What the chain said to a version of it.
+    fn heard(&mut self, said: &Result<(), EvmError>) {
+        match said {
+            Ok(()) => self.taken = Some(true),
+            Err(EvmError::Nonce(_)) => self.taken = self.taken.or(Some(false)),
+            Err(_) => {}
+        }
+    }
 }
 
 impl Sender {
@@ -89,31 +98,38 @@ impl Sender {
     pub(crate) async fn send(&self, to: TxKind, input: Bytes) -> Result<SentTransaction, EvmError> {
         let call = Call { from: self.address(), to, input };
         let started = Instant::now();
-        for retry in 1..=MAX_NONCE_RETRIES {
-            let gas = self.backend.estimate(&call).await?;
-            // A quarter more, for what other transactions may change until this one's turn, and a little that tells it from the same
-            // call of another process: sent with the same nonce, the two would be one transaction, and both would think it theirs.
-            let [salt, salter, ..] = B256::random().0;
-            let gas_limit = gas.saturating_add(gas / 4).saturating_add(u16::from_be_bytes([salt, salter]).into());
-            match self.attempt(call.clone(), gas_limit, started).await {
-                // The other one's transactions may come in a row, and the chain's count of them late.
-                Err(EvmError::Nonce(_)) => tokio::time::sleep(NONCE_PAUSE * retry).await,
+        loop {
+            let left = self.options.timeout.saturating_sub(started.elapsed());
+            // Nothing has been signed yet: this can end at any time, what comes after it cannot.
+            let prepared = tokio::time::timeout(left, self.prepare(call.clone())).await;
+            let (turn, mut pending) = prepared.map_err(|_| {
+                let waited = self.options.timeout;
+                EvmError::Unreachable(format!("the chain did not say within {waited:?} what to offer: nothing was sent"))
+            })??;
+            let fees = pending.fees;
+            match self.offer(&mut pending, fees).await {
+                // That another transaction has the nonce is believed once it is in a block.
+                Ok(()) | Err(EvmError::Nonce(_)) => drop(turn),
+                Err(error) => return Err(error),
+            }
+            match self.watch(pending, started).await {
+                Err(EvmError::Nonce(_)) if started.elapsed() < self.options.timeout => {}
                 done => return done,
             }
         }
-        Err(EvmError::Unreachable(format!("the nonces of {} are taken by other transactions again and again", self.address())))
     }
 
-    async fn attempt(&self, call: Call, gas_limit: u64, started: Instant) -> Result<SentTransaction, EvmError> {
+    /// A transaction that can be handed in, and the turn to do it.
+    async fn prepare(&self, call: Call) -> Result<(tokio::sync::MutexGuard<'_, ()>, Pending<'_>), EvmError> {
+        let gas = self.backend.estimate(&call).await?;
+        // A quarter more, for what other transactions may change until this one's turn, and a little that tells it from the same
+        // call of another process: sent with the same nonce, the two would be one transaction, and both would think it theirs.
+        let [salt, salter, ..] = B256::random().0;
+        let gas_limit = gas.saturating_add(gas / 4).saturating_add(u16::from_be_bytes([salt, salter]).into());
         let fees = self.backend.fees().await?;
-        let pending = {
-            let _turn = self.turn.lock().await;
-            let nonce = Nonce::take(&self.nonces, self.backend.nonces(self.address()).await?.pending);
-            let mut pending = Pending { call, gas_limit, nonce, fees, raw: Bytes::new(), hashes: Vec::new() };
-            self.offer(&mut pending, fees).await?;
-            pending
-        };
-        self.watch(pending, started).await
+        let turn = self.turn.lock().await;
+        let nonce = Nonce::take(&self.nonces, self.backend.nonces(self.address()).await?.pending);
+        Ok((turn, Pending { call, gas_limit, nonce, fees, raw: Bytes::new(), hashes: Vec::new(), taken: None }))
     }
 
     /// Waits for a transaction, and sends it again when it is not taken or has gone from the chain.
@@ -130,20 +146,21 @@ impl Sender {
                 Ok(Some((hash, inclusion))) if inclusion.confirmed => return self.outcome(&pending.call, hash, inclusion).await,
                 // In a block that is not final yet: a reorganization may take it out again, and then it is handed in again below.
                 Ok(Some(_)) => (offered, problem) = (Instant::now(), None),
-                Ok(None) if offered.elapsed() >= self.options.bump_after => {
+                // Another account's user is not outbid by us: only what is ours is replaced.
+                Ok(None) if offered.elapsed() >= self.options.bump_after && pending.taken != Some(false) => {
                     offered = Instant::now();
                     problem = self.bump(&mut pending).await.err().or(problem);
                 }
-                Ok(None) => match self.backend.send_raw_transaction(pending.raw.clone()).await {
-                    // Told apart by the next look: this one may have been taken, or another one with its nonce.
-                    Ok(()) | Err(EvmError::Nonce(_)) => {}
-                    Err(error @ (EvmError::Unreachable(_) | EvmError::Malformed { .. })) => problem = Some(error),
-                    // Refused for good, unless it has been taken just now.
-                    Err(error) => match self.find(&pending).await {
-                        Ok(None) => return Err(error),
-                        _ => problem = Some(error),
-                    },
-                },
+                Ok(None) => {
+                    let said = self.backend.send_raw_transaction(pending.raw.clone()).await;
+                    pending.heard(&said);
+                    match said {
+                        // Told apart by the next look: this one may have been taken, or another one with its nonce.
+                        Ok(()) | Err(EvmError::Nonce(_)) => {}
+                        // What is refused now may have been taken before, by another node behind the same address.
+                        Err(error) => problem = Some(error),
+                    }
+                }
                 Err(error @ EvmError::Nonce(_)) => {
                     if doubt.get_or_insert_with(Instant::now).elapsed() >= DOUBT {
                         return Err(error);
@@ -216,15 +233,19 @@ impl Sender {
     /// Hands a transaction in at this price.
     async fn offer(&self, pending: &mut Pending<'_>, fees: Fees) -> Result<(), EvmError> {
         let (hash, raw) = self.sign(pending, fees).await?;
-        match self.backend.send_raw_transaction(raw.clone()).await {
-            // Without an answer that makes sense it may have been taken: it is watched, and handed in again.
-            Ok(()) | Err(EvmError::Unreachable(_) | EvmError::Malformed { .. }) => {
-                pending.hashes.push(hash);
-                (pending.fees, pending.raw) = (fees, raw);
-                Ok(())
-            }
-            Err(error) => Err(error),
+        pending.hashes.push(hash);
+        let said = self.backend.send_raw_transaction(raw.clone()).await;
+        pending.heard(&said);
+        // Without an answer that can be read it may have been taken: it is watched, and handed in again.
+        let said = said.or_else(|error| match error {
+            EvmError::Unreachable(_) | EvmError::Malformed { .. } => Ok(()),
+            refusal => Err(refusal),
+        });
+        // A higher offer that is refused leaves the one before as it is.
+        if said.is_ok() || pending.raw.is_empty() {
+            (pending.fees, pending.raw) = (fees, raw);
         }
+        said
     }
 
     async fn sign(&self, pending: &Pending<'_>, Fees { base, priority }: Fees) -> Result<(B256, Bytes), EvmError> {

@@ -18,7 +18,8 @@ pub fn of_status(status: StatusCode, headers: &HeaderMap) -> Meaning {
         400 | 422 => Meaning::Final,
         413 | 414 | 431 => Meaning::Narrower,
         // From 520 on: what a well-known proxy says of the server behind it.
-        408 | 425 | 429 | 500 | 502..=504 | 520..=524 | 529 => Meaning::Again { after: retry_after(headers) },
+        429 => Meaning::TooOften { after: retry_after(headers) },
+        408 | 425 | 500 | 502..=504 | 520..=524 | 529 => Meaning::Again { after: retry_after(headers) },
         // A key that is not taken, a path that is not there, a redirect, which is not followed.
         _ => Meaning::Elsewhere,
     }
@@ -70,7 +71,7 @@ mod tests {
             (403, Meaning::Elsewhere),
             (404, Meaning::Elsewhere),
             (501, Meaning::Elsewhere),
-            (429, NOW),
+            (429, Meaning::TooOften { after: None }),
             (500, NOW),
             (502, NOW),
             (503, NOW),

@@ -26,7 +26,7 @@ pub(crate) fn of_rpc(question: Question, code: i64, message: &str, data: Option<
         matches!(code, 429 | -32_007 | -32_029 | -32_097) || (code == -32_005 && question != Question::Logs) || any(TOO_OFTEN);
     if often {
         let seconds = data.and_then(|data| data.pointer("/rate/backoff_seconds")?.as_f64());
-        return Meaning::Again { after: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) };
+        return Meaning::TooOften { after: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) };
     }
     if is_unknown_method(code, message) {
         return Meaning::Elsewhere;
@@ -93,6 +93,7 @@ mod tests {
     use super::*;
 
     const NOW: Meaning = Meaning::Again { after: None };
+    const OFTEN: Meaning = Meaning::TooOften { after: None };
 
     /// Words of nodes and providers as they were reported by people who met them.
     #[test]
@@ -100,11 +101,11 @@ mod tests {
         use Meaning::{Elsewhere, Final, Narrower};
         use Question::{Logs, Read, Send};
         for (question, code, message, meaning) in [
-            (Read, -32_007, "50/second request limit reached - reduce calls per second or upgrade your account", NOW),
-            (Read, -32_097, "Rate limit exceeded", NOW),
-            (Read, -32_005, "daily request count exceeded, request rate limited", NOW),
-            (Read, 429, "Your app has exceeded its compute units per second capacity.", NOW),
-            (Read, -32_016, "over rate limit", NOW),
+            (Read, -32_007, "50/second request limit reached - reduce calls per second or upgrade your account", OFTEN),
+            (Read, -32_097, "Rate limit exceeded", OFTEN),
+            (Read, -32_005, "daily request count exceeded, request rate limited", OFTEN),
+            (Read, 429, "Your app has exceeded its compute units per second capacity.", OFTEN),
+            (Read, -32_016, "over rate limit", OFTEN),
             (Read, -32_000, "header not found", NOW),
             (Read, -32_603, "Internal error", NOW),
             (Read, -32_002, "request timed out", NOW),
@@ -128,7 +129,7 @@ mod tests {
             (Logs, -32_000, "exceed maximum block range: 5000", Narrower),
             (Logs, -32_614, "eth_getLogs is limited to a 10 block range", Narrower),
             (Logs, -32_000, "Log response size exceeded. You can make eth_getLogs requests with up to a 2K block range", Narrower),
-            (Logs, -32_097, "too many requests", NOW),
+            (Logs, -32_097, "too many requests", OFTEN),
             (Logs, -32_601, "the method eth_getLogs does not exist/is not available", Elsewhere),
             (Send, -32_000, "nonce too low: next nonce 5, tx nonce 4", Final),
             (Send, -32_000, "transaction underpriced", Final),
@@ -137,12 +138,12 @@ mod tests {
             (Send, -32_000, "txpool is full", Elsewhere),
             (Send, -32_603, "Internal error", Elsewhere),
             (Send, -32_601, "Method not found", Elsewhere),
-            (Send, -32_005, "limit exceeded", NOW),
+            (Send, -32_005, "limit exceeded", OFTEN),
         ] {
             assert_eq!(of_rpc(question, code, message, None), meaning, "{question:?} {code} {message}");
         }
         let wait = Duration::from_millis(2_500);
         let data = json!({ "rate": { "allowed_rps": 1, "backoff_seconds": 2.5, "current_rps": 1.4 } });
-        assert_eq!(of_rpc(Read, -32_005, "project ID request rate exceeded", Some(&data)), Meaning::Again { after: Some(wait) });
+        assert_eq!(of_rpc(Read, -32_005, "project ID request rate exceeded", Some(&data)), Meaning::TooOften { after: Some(wait) });
     }
 }

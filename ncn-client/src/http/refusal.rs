@@ -22,9 +22,7 @@ pub(crate) fn refusal(endpoint: &str, status: StatusCode, headers: &HeaderMap, b
 
 fn by_status(endpoint: &str, status: StatusCode, headers: &HeaderMap) -> TransportError {
     match foreign::of_status(status, headers) {
-        Meaning::Again { after } if status == StatusCode::TOO_MANY_REQUESTS => {
-            TransportError::Overloaded { retry_after: after.unwrap_or(Duration::from_secs(1)) }
-        }
+        Meaning::TooOften { after } => TransportError::Overloaded { retry_after: after.unwrap_or(Duration::from_secs(1)) },
         // What the gateway itself says has a reason: it is a proxy that fails.
         Meaning::Again { .. } if status != StatusCode::INTERNAL_SERVER_ERROR => {
             unreachable(endpoint, &format!("the answer is {status}"))

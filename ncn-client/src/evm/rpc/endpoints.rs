@@ -44,7 +44,7 @@ struct Endpoint {
 /// What came of a question.
 pub(super) struct Asked<T> {
     pub(super) answer: Result<T, EvmError>,
-    /// Whether an endpoint failed before the one that this is of: it may have done what it was asked.
+    /// Whether an endpoint that failed before the one that this is of may have done what it was asked.
     pub(super) doubtful: bool,
     /// Whether less may be answered.
     pub(super) narrower: bool,
@@ -111,10 +111,11 @@ impl Endpoints {
                 let (Some(endpoint), Some(problem)) = (self.all.get(*index), problems.get_mut(*index)) else { continue };
                 let answer = match endpoint.checked(self.chain_id, ask, &read).await {
                     Ok(answer) => Ok(answer),
-                    Err(Refusal { error, meaning: Meaning::Final }) => Err(error),
+                    Err(Refusal { error, meaning: Meaning::Final, .. }) => Err(error),
                     Err(refusal) => {
                         tracing::debug!(error = %refusal.error, method, "an endpoint fails; asking the next one");
-                        (*problem, doubtful) = (Some(refusal), true);
+                        doubtful |= !refusal.is_unheard;
+                        *problem = Some(refusal);
                         continue;
                     }
                 };
@@ -133,7 +134,7 @@ impl Endpoints {
         let smaller = |refusal: &Refusal| matches!(refusal.meaning, Meaning::Narrower | Meaning::Again { .. });
         let narrower = question(method) == Question::Logs && problems.iter().any(smaller);
         let answer = Err(together(problems.into_iter().map(|refusal| refusal.error).collect(), question(method)));
-        Asked { answer, doubtful: true, narrower }
+        Asked { answer, doubtful, narrower }
     }
 }
 
@@ -177,7 +178,9 @@ impl Endpoint {
     /// Asks, once it is sure that this is the right chain, and reads the answer.
     async fn checked<T>(&self, chain_id: u64, ask: Ask<'_>, read: impl Fn(&Value) -> Read<T>) -> Result<T, Refusal> {
         if !self.checked.load(Ordering::Relaxed) {
-            self.expect(self.chain_id(ask.timeout).await?, chain_id).map_err(Refusal::elsewhere)?;
+            let chain = self.chain_id(ask.timeout).await;
+            let expected = chain.and_then(|actual| self.expect(actual, chain_id).map_err(Refusal::elsewhere));
+            expected.map_err(|refusal| Refusal { is_unheard: true, ..refusal })?;
         }
         let answer = self.ask(ask).await;
         let answer = answer.and_then(|answer| read(&answer).map_err(|problem| self.malformed(ask.method, &problem)));
@@ -222,7 +225,7 @@ impl Endpoint {
     }
 
     fn unreachable(&self, problem: &str, meaning: Meaning) -> Refusal {
-        Refusal { error: EvmError::Unreachable(format!("{}: {problem}", self.name)), meaning }
+        Refusal { error: EvmError::Unreachable(format!("{}: {problem}", self.name)), meaning, is_unheard: false }
     }
 
     async fn ask(&self, ask: Ask<'_>) -> Result<Value, Refusal> {
@@ -238,8 +241,8 @@ impl Endpoint {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
         let request = self.client.post(self.url.clone()).header(header::CONTENT_TYPE, "application/json").body(body);
         let failed = |error: reqwest::Error| {
-            let meaning = foreign::of_failure(&error);
-            self.unreachable(&words(&foreign::cause(error)), meaning)
+            let (meaning, is_unheard) = (foreign::of_failure(&error), error.is_connect());
+            Refusal { is_unheard, ..self.unreachable(&words(&foreign::cause(error)), meaning) }
         };
         let mut response = request.send().await.map_err(failed)?;
         let mut body = Vec::new();

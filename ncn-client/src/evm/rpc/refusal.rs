@@ -20,15 +20,17 @@ const MAX_WORDS: usize = 300;
 pub(super) struct Refusal {
     pub(super) error: EvmError,
     pub(super) meaning: Meaning,
+    /// Whether the endpoint certainly did nothing.
+    pub(super) is_unheard: bool,
 }
 
 impl Refusal {
     pub(super) const fn elsewhere(error: EvmError) -> Self {
-        Self { error, meaning: Meaning::Elsewhere }
+        Self { error, meaning: Meaning::Elsewhere, is_unheard: false }
     }
 
     const fn is_final(error: EvmError) -> Self {
-        Self { error, meaning: Meaning::Final }
+        Self { error, meaning: Meaning::Final, is_unheard: true }
     }
 }
 
@@ -78,13 +80,16 @@ impl RpcError {
             _ if foreign::is_unknown_method(*code, message) => EvmError::Unsupported(said),
             _ => EvmError::Unreachable(said),
         };
-        Refusal { error, meaning }
+        let is_unheard = matches!(error, EvmError::InvalidTransaction(_) | EvmError::Unsupported(_));
+        Refusal { error, meaning, is_unheard }
     }
 
     /// The data of a contract's refusal, if it is one: by its code, by the word, or because it has such data.
     fn revert(&self) -> Option<Bytes> {
         let reverted = |word: &str| matches!(word, "revert" | "reverted" | "reverts");
-        let is_said = self.code == 3 || self.message.to_lowercase().split(|c: char| !c.is_ascii_alphanumeric()).any(reverted);
+        let mut says = self.message.to_lowercase();
+        says.extend(self.data.as_ref().and_then(Value::as_str).map(str::to_lowercase));
+        let is_said = self.code == 3 || says.split(|c: char| !c.is_ascii_alphanumeric()).any(reverted);
         let data = self.data.as_ref().and_then(find);
         // A selector, and its values.
         let is_shown = self.code != -32_602 && data.as_ref().is_some_and(|data| data.len() % 32 == 4);
@@ -96,7 +101,8 @@ impl RpcError {
 fn find(data: &Value) -> Option<Bytes> {
     match data {
         Value::String(text) => {
-            let digits = text.trim().strip_prefix("Reverted ").unwrap_or_else(|| text.trim());
+            let digits = text.trim();
+            let digits = digits.strip_prefix("Reverted ").unwrap_or(digits);
             hex::decode(digits.strip_prefix("0x")?).ok().map(Bytes::from)
         }
         Value::Object(fields) => ["data", "result", "originalError"].iter().find_map(|name| find(fields.get(*name)?)),
@@ -125,6 +131,7 @@ mod tests {
             (json!({ "code": 3, "message": "execution reverted: no", "data": "0x08c379a0" }), "0x08c379a0"),
             (json!({ "code": -32_000, "message": "execution reverted" }), "0x"),
             (json!({ "code": -32_015, "message": "VM execution error.", "data": "Reverted 0x08c379a0" }), "0x08c379a0"),
+            (json!({ "code": -32_015, "message": "VM execution error.", "data": "Reverted 0x" }), "0x"),
             (
                 json!({
                     "code": -32_603,

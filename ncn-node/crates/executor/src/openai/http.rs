@@ -163,7 +163,7 @@ fn judge(status: StatusCode, message: &str) -> ExecutorError {
     match foreign::of_status(status, &HeaderMap::new()) {
         Meaning::Final | Meaning::Narrower => ExecutorError::InvalidInput(format!("was refused by the engine: {message}")),
         // The key, the model's name, or the engine itself: not what the client sent.
-        Meaning::Again { .. } | Meaning::Elsewhere => broken(format_args!("{status}: {message}")),
+        Meaning::Again { .. } | Meaning::TooOften { .. } | Meaning::Elsewhere => broken(format_args!("{status}: {message}")),
     }
 }
 

@@ -66,7 +66,9 @@ fn refusal(key: &str, status: StatusCode, response: &Response) -> Problem {
     match (status, foreign::of_status(status, response.headers())) {
         (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Problem::Final(format!("{key}: is not there")),
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Problem::Final(format!("{key}: access is denied")),
-        (_, Meaning::Again { after }) => Problem::Passing { problem: format!("{key}: the answer is {status}"), after },
+        (_, Meaning::Again { after } | Meaning::TooOften { after }) => {
+            Problem::Passing { problem: format!("{key}: the answer is {status}"), after }
+        }
         // What some say when they know no ranges, too.
         _ => Problem::passing(format!("{key}: the answer is {status}")),
     }

@@ -147,3 +147,82 @@ async fn a_transaction_waits_at_its_price_when_there_is_no_coin_for_more() {
     transfer.await.unwrap().unwrap();
     assert_eq!(scene.balance(to).await, tokens(1));
 }
+
+/// What an endpoint may think of a transaction that another one has taken.
+const OTHER_WORDS: [&str; 6] = [
+    "insufficient funds for gas * price + value: balance 0, tx cost 1",
+    "execution reverted",
+    "tx fee (1.10 ether) exceeds the configured cap (1.00 ether)",
+    "exceeds block gas limit",
+    "nonce too low: next nonce 5, tx nonce 4",
+    "no such luck",
+];
+
+fn says(problem: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "id": 1, "error": { "code": -32_000, "message": problem } })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_endpoint_took_without_an_answer_is_not_sent_again_whatever_the_next_one_says() {
+    let scene = Scene::embedded().await;
+    let takes = Proxy::answering(&scene.url, |method, answer| {
+        if method == "eth_sendRawTransaction" {
+            *answer = Value::Null;
+        }
+    })
+    .await;
+    for said in OTHER_WORDS {
+        let account = scene.account(tokens(9)).await;
+        let body = says(said).to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let second =
+            Proxy::saying(&scene.url, move |question, _| (question["method"] == "eth_sendRawTransaction").then(|| answer.clone()))
+                .await;
+        let ledger = scene.connect_by(&[takes.url(), second.url()], &account, POLLS, hasty()).await;
+        let to = Address::random();
+        ledger.transfer(to, tokens(1)).await.unwrap_or_else(|error| panic!("{said}: {error}"));
+        assert_eq!((scene.nonces(account.address()).await, scene.balance(to).await), ((1, 1), tokens(1)), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_taken_and_refused_is_sent_once() {
+    let scene = Scene::embedded().await;
+    let mut miner = None;
+    for (said, mines_at_once) in [
+        ("nonce too low", true),
+        ("replacement transaction underpriced", true),
+        ("nonce too low", false),
+        ("replacement transaction underpriced", false),
+    ] {
+        let keeps = Proxy::answering(&scene.url, move |method, answer| {
+            if method == "eth_sendRawTransaction" {
+                *answer = says(said);
+            }
+        })
+        .await;
+        let account = scene.account(tokens(9)).await;
+        if !mines_at_once && miner.is_none() {
+            miner = Some(scene.mines_regularly().await);
+        }
+        let ledger = scene.connect_by(&[keeps.url()], &account, POLLS, hasty()).await;
+        let to = Address::random();
+        ledger.transfer(to, tokens(1)).await.unwrap_or_else(|error| panic!("{said}: {error}"));
+        assert_eq!((scene.nonces(account.address()).await, scene.balance(to).await), ((1, 1), tokens(1)), "{said}");
+    }
+    drop(miner);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_does_not_say_what_to_offer_is_not_waited_for_longer_than_asked() {
+    let scene = Scene::embedded().await;
+    let account = scene.account(tokens(9)).await;
+    let short = SendOptions { timeout: Duration::from_millis(200), ..hasty() };
+    let ledger = scene.connect(&account, POLLS, short).await;
+    for method in ["eth_estimateGas", "eth_getTransactionCount"] {
+        scene.fault("timeout", 1, method).await;
+        let refused = ledger.transfer(Address::random(), tokens(1)).await.unwrap_err().to_string();
+        assert!(refused.contains("nothing was sent"), "{method}: {refused}");
+    }
+    assert_eq!(scene.nonces(account.address()).await, (0, 0));
+}
