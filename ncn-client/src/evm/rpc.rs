@@ -284,9 +284,8 @@ impl EvmBackend for JsonRpc {
         let hash = keccak256(&raw);
         let sent = self.endpoints.read("eth_sendRawTransaction", json!([raw]), |answer| submitted(answer, hash)).await;
         // One that seemed to fail may have taken this very transaction, whatever the next one thinks of it.
-        let refused = |error: EvmError| match sent.doubtful {
-            true => EvmError::Unreachable(format!("it may have been taken without an answer: {error}")),
-            false => error,
+        let refused = |error: EvmError| {
+            if sent.doubtful { EvmError::Unreachable(format!("it may have been taken without an answer: {error}")) } else { error }
         };
         let problem = match sent.answer {
             Err(EvmError::InvalidTransaction(problem)) => problem,

@@ -20,8 +20,10 @@ use crate::{
     foreign::{self, Meaning, Question},
 };
 
-/// The largest answer.
-const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// The largest answer with logs.
+const MAX_LOGS_BYTES: usize = 32 << 20;
+/// The largest answer to anything else: the names of a large block's transactions, say.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// Endpoints of one chain, at least one.
 pub(super) struct Endpoints {
@@ -245,12 +247,11 @@ impl Endpoint {
             Refusal { is_unheard, ..self.unreachable(&words(&foreign::cause(error)), meaning) }
         };
         let mut response = request.send().await.map_err(failed)?;
+        let most = if question(method) == Question::Logs { MAX_LOGS_BYTES } else { MAX_ANSWER_BYTES };
         let mut body = Vec::new();
         while let Some(part) = response.chunk().await.map_err(failed)? {
-            if body.len() + part.len() > MAX_ANSWER_BYTES {
-                return Err(
-                    self.unreachable(&format!("its answer to {method} has more than {MAX_ANSWER_BYTES} bytes"), Meaning::Narrower)
-                );
+            if body.len() + part.len() > most {
+                return Err(self.unreachable(&format!("its answer to {method} has more than {most} bytes"), Meaning::Narrower));
             }
             body.extend_from_slice(&part);
         }

@@ -82,8 +82,7 @@ async fn start(arguments: &Arguments) -> Result<Devnet, Failure> {
     let chain = Arc::new(EmbeddedChain::new(CHAIN_ID));
     let rpc = match arguments.rpc {
         Some(address) => {
-            let origins = arguments.origin.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect();
-            let server = RpcServer::start_for(chain.clone(), address, origins).await;
+            let server = RpcServer::start_for(chain.clone(), address, arguments.origin.clone()).await;
             Some(server.map_err(|error| Failure::Input(format!("--rpc {address}: {error}")))?)
         }
         None => None,

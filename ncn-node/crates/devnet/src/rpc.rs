@@ -81,8 +81,8 @@ impl RpcServer {
             .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
             .set_tcp_no_delay(true)
             .build();
-        let named = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<_>, _>>();
-        let named = named.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("origins: {error}")))?;
+        let origins = origins.iter().map(|origin| origins::origin(origin)).collect::<io::Result<Vec<_>>>()?;
+        let named = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
         let http = tower::ServiceBuilder::new()
             .layer(HostFilterLayer::new(HOSTS).map_err(io::Error::other)?)
             .layer(ValidateRequestHeaderLayer::custom(Origins(origins.into())))

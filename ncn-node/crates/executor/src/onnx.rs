@@ -8,7 +8,11 @@ pub mod onnxruntime;
 mod outlet;
 mod rten;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
 use batch::Batches;
 use ncn_core::{
@@ -78,7 +82,8 @@ impl Engine for OnnxEngine {
             (Some(file), Some(spec)) => Some(Tokenizer::new(&file, spec)?),
             _ => None,
         };
-        try_out(&*graph, model.manifest())?;
+        let graph: Arc<dyn Graph> = graph.into();
+        try_out(&graph, model.manifest())?;
         let batches = Batches::new(graph, model.manifest().limits.batch as usize);
         Ok(Box::new(Loaded { model, tokenizer, batches }))
     }
@@ -86,10 +91,13 @@ impl Engine for OnnxEngine {
 
 /// How many values each of a trial's inputs may have.
 const MAX_TRIAL_VALUES: usize = 1 << 24;
+/// How long a trial is waited for: a graph that takes longer is believed to run.
+const LONGEST_TRIAL: Duration = Duration::from_secs(10);
 
-/// Runs a graph on zeros, so that the operator sees that it does not run, not the first user. Left alone are graphs with inputs of any size,
-/// which need not run with each, with single integers, which choose what is done, and with inputs that are made of something else.
-fn try_out(graph: &dyn Graph, manifest: &Manifest) -> Result<(), ExecutorError> {
+/// Runs a graph on zeros, so that the operator sees that it does not run, not the first user. Tried are graphs all of whose inputs are
+/// tables of fixed sizes and of numbers with a fraction, such as images and sound: whole numbers and short lists may be sizes, places or
+/// choices, for which zero need not be allowed.
+fn try_out(graph: &Arc<dyn Graph>, manifest: &Manifest) -> Result<(), ExecutorError> {
     let zeros = |input: &InputSpec| {
         let InputSpec::Tensor(input) = input else { return None };
         let size = |dimension: &Dimension| match dimension {
@@ -98,15 +106,22 @@ fn try_out(graph: &dyn Graph, manifest: &Manifest) -> Result<(), ExecutorError> 
         };
         let shape: Vec<usize> = input.shape.iter().map(size).collect::<Option<_>>()?;
         let values = shape.iter().try_fold(1_usize, |values, size| values.checked_mul(*size))?;
-        let is_choice = values == 1 && input.dtype != DataType::F32;
-        if values > MAX_TRIAL_VALUES || is_choice {
+        if values > MAX_TRIAL_VALUES || input.dtype != DataType::F32 || shape.len() < 2 {
             return None;
         }
         Some((input.name.clone(), Tensor::new(input.dtype, shape, vec![0; values.checked_mul(input.dtype.size())?]).ok()?))
     };
     let Some(inputs) = manifest.inputs.iter().map(zeros).collect::<Option<Tensors>>() else { return Ok(()) };
-    match graph.run(&inputs, &CancellationToken::new()) {
-        Err(ExecutorError::Failed(said)) => {
+    let cancel = CancellationToken::new();
+    let (tell, told) = mpsc::sync_channel(1);
+    let (tried, until) = (graph.clone(), cancel.clone());
+    // A thread that panics tells nothing: on other values it may run.
+    let thread = thread::Builder::new().name("trial".into()).spawn(move || tell.send(tried.run(&inputs, &until)));
+    thread.map_err(|error| ExecutorError::Failed(format!("a trial: {error}")))?;
+    let tried = told.recv_timeout(LONGEST_TRIAL);
+    cancel.cancel();
+    match tried {
+        Ok(Err(ExecutorError::Failed(said))) => {
             Err(ExecutorError::InvalidModel(format!("{}: does not run, tried with zeros: {said}", manifest.entry)))
         }
         _ => Ok(()),

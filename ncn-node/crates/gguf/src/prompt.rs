@@ -53,11 +53,14 @@ impl Template {
         Ok(Some(added.map_err(|error| format!("cannot be read: {error}")).and_then(|()| template.try_out().map(|()| template))))
     }
 
-    /// Not every template takes a system's message; an answer and another question it takes if it is for conversations.
+    /// Not every template takes a system's message, nor more than one question; one question each of them takes.
     fn try_out(&self) -> Result<(), String> {
-        let said = ["system", "user", "assistant", "user"].map(|role| Message { role: role.into(), content: "Say hello.".into() });
-        let rendered = self.render(&said, MAX_TRIAL_BYTES);
-        rendered.or_else(|_| self.render(said.get(1..).unwrap_or_default(), MAX_TRIAL_BYTES)).map(drop)
+        let said = |roles: &[&str]| -> Vec<_> {
+            roles.iter().map(|role| Message { role: (*role).into(), content: "Say hello.".into() }).collect()
+        };
+        let render = |roles: &[&str]| self.render(&said(roles), MAX_TRIAL_BYTES);
+        let rendered = render(&["system", "user", "assistant", "user"]).or_else(|_| render(&["user", "assistant", "user"]));
+        rendered.or_else(|_| render(&["user"])).map(drop)
     }
 
     /// The conversation as a text of at most so many bytes, up to where the answer begins.

@@ -54,6 +54,8 @@ async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Re
     let mut all_from_here = partial.bytes == 0;
     let (mut failures, mut backoff, mut timeout) = (0, Backoff::new(), source.timeout / UNPROVEN);
     let mut since = Instant::now();
+    // A source that gives the same beginning again and again gets nowhere.
+    let mut most = partial.bytes;
     loop {
         let before = partial.bytes;
         match read_on(source, partial, progress).await? {
@@ -65,9 +67,10 @@ async fn from(source: &Source, partial: &mut Partial, progress: &Progress) -> Re
                 }
                 all_from_here = true;
             }
-            Err(Problem::Final(problem)) => return Ok(Err(problem)),
+            Err(Problem::Final(problem) | Problem::Ranges(problem)) => return Ok(Err(problem)),
             Err(Problem::Passing { problem, after }) => {
-                if partial.bytes >= before.saturating_add(SLOWEST) {
+                if partial.bytes >= before.saturating_add(SLOWEST) && partial.bytes > most {
+                    most = partial.bytes;
                     (failures, backoff, timeout, since) = (0, Backoff::new(), source.timeout, Instant::now());
                 }
                 failures += 1;

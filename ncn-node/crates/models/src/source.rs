@@ -44,6 +44,8 @@ enum Origin {
 pub(super) enum Problem {
     /// It would say the same again.
     Final(String),
+    /// It gives the whole, or nothing.
+    Ranges(String),
     /// Another try may help.
     Passing {
         problem: String,
@@ -59,7 +61,7 @@ impl Problem {
 
     pub(super) fn text(self) -> String {
         match self {
-            Self::Final(problem) | Self::Passing { problem, .. } => problem,
+            Self::Final(problem) | Self::Ranges(problem) | Self::Passing { problem, .. } => problem,
         }
     }
 }
@@ -174,7 +176,7 @@ impl Source {
         let key = self.blob_key(sha256);
         let object = match self.get(&key, start).await {
             // Some servers know no ranges: they say so in many ways, or answer with the whole.
-            Err(problem @ Problem::Passing { .. }) if start > 0 => self.get(&key, 0).await.map_err(|_| problem)?,
+            Err(problem @ Problem::Ranges(_)) => self.get(&key, 0).await.map_err(|_| problem)?,
             got => got?,
         };
         match object.size {
@@ -298,8 +300,9 @@ pub(super) fn problem(key: &Path, error: &Error) -> Problem {
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             Problem::Final(format!("{key}: access is denied; for s3, check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"))
         }
-        // The second is what some say when a server knows no ranges.
-        Error::Generic { .. } | Error::NotSupported { .. } => Problem::passing(format!("{key}: {}", cause(error))),
+        // What some say when a server knows no ranges.
+        Error::NotSupported { .. } => Problem::Ranges(format!("{key}: {}", cause(error))),
+        Error::Generic { .. } => Problem::passing(format!("{key}: {}", cause(error))),
         _ => Problem::Final(format!("{key}: {}", cause(error))),
     }
 }

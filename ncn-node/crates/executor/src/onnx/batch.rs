@@ -18,7 +18,7 @@ use super::Graph;
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) struct Batches {
-    graph: Box<dyn Graph>,
+    graph: Arc<dyn Graph>,
     most: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -42,7 +42,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Batches {
     /// Up to `most` requests a batch.
-    pub(super) fn new(graph: Box<dyn Graph>, most: usize) -> Self {
+    pub(super) fn new(graph: Arc<dyn Graph>, most: usize) -> Self {
         Self { graph, most, state: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -193,7 +193,7 @@ mod tests {
         rows: AtomicUsize,
     }
 
-    impl Graph for Arc<Doubling> {
+    impl Graph for Doubling {
         fn run(&self, inputs: &Tensors, _cancel: &CancellationToken) -> Result<Tensors, ExecutorError> {
             let numbers = inputs["x"].to_f32().unwrap();
             self.runs.fetch_add(1, Ordering::SeqCst);
@@ -212,7 +212,7 @@ mod tests {
 
     /// Runs all of them at once; returns the numbers that each got, or its error.
     fn run(graph: &Arc<Doubling>, most: usize, requests: &[Tensors]) -> Vec<Result<Vec<f32>, ExecutorError>> {
-        let batches = Batches::new(Box::new(graph.clone()), most);
+        let batches = Batches::new(graph.clone(), most);
         let never = CancellationToken::new();
         let run = |request| batches.run(request, &never).map(|outputs| outputs["y"].to_f32().unwrap());
         let run = &run;
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_request_does_not_wait() {
-        let batches = Batches::new(Box::new(Arc::new(Doubling::default())), 8);
+        let batches = Batches::new(Arc::new(Doubling::default()), 8);
         let cancelled = CancellationToken::new();
         cancelled.cancel();
         assert_eq!(batches.run(&x(1, 1, 1.0), &cancelled), Err(ExecutorError::Cancelled));

@@ -56,7 +56,8 @@ impl Runtime for Rten {
         };
         let (inputs, mut outputs) = (outlets(engine.input_ids(), &inputs), outlets(engine.output_ids(), &bounds.outputs));
         for output in &mut outputs {
-            output.shape = given.get(output.name).cloned().flatten();
+            // Some exporters write no dimension where they know none.
+            output.shape = given.get(output.name).cloned().flatten().filter(|shape| !shape.is_empty());
         }
         outlet::check(manifest, &inputs, &outputs).map_err(invalid)?;
         drop((inputs, outputs));

@@ -31,13 +31,16 @@ fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 pub(super) fn without_marks(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some((before, after)) = rest.split_once("{%") {
+    while let Some(place) = ["{%", "{#"].iter().filter_map(|open| rest.find(open)).min() {
+        let (before, tag) = rest.split_at(place);
         text.push_str(before);
-        let Some((tag, after)) = after.split_once("%}") else {
-            text.push_str("{%");
+        let end = if tag.starts_with("{#") { "#}" } else { "%}" };
+        let Some((tag, after)) = tag.split_at(2).1.split_once(end) else { return text + tag };
+        if end == "#}" {
+            text.extend(["{#", tag, end]);
             rest = after;
             continue;
-        };
+        }
         let name = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         let (open, close) = if matches!(name, "generation" | "endgeneration") { ("{#", "#}") } else { ("{%", "%}") };
         text.extend([open, tag, close]);
@@ -73,10 +76,14 @@ fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value])
     }
 }
 
+/// How many spaces JSON is indented by at most, and how deep a value may be: a template is not to use up memory or stack by a number.
+const MAX_INDENT: usize = 32;
+const MAX_DEPTH: usize = 64;
+
 /// JSON as Python's `json.dumps` writes it, which is what models have seen. The order of keys is that of the value.
 #[allow(clippy::needless_pass_by_value, reason = "filters take them so")]
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
+    let indent = options.get::<Option<usize>>("indent")?.map(|indent| indent.min(MAX_INDENT));
     let is_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     // Understood, and without effect: pairs of separators other than Python's own, and sorted keys, are in no template that is known.
     let (_, _) = (options.get::<Option<Value>>("separators")?, options.get::<Option<bool>>("sort_keys")?);
@@ -105,6 +112,9 @@ fn write(text: &mut String, value: &Value, indent: Option<usize>, depth: usize) 
     if !is_map && value.kind() != ValueKind::Seq || value.len() == Some(0) {
         text.push_str(&serde_json::to_string(value).map_err(|error| invalid(error.to_string()))?);
         return Ok(());
+    }
+    if depth >= MAX_DEPTH {
+        return Err(invalid(format!("tojson: the value is deeper than {MAX_DEPTH}")));
     }
     text.push(if is_map { '{' } else { '[' });
     for (place, item) in value.try_iter()?.enumerate() {

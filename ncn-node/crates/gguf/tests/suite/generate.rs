@@ -185,7 +185,10 @@ fn chat_templates_may_use_what_pythons_have() {
             "{\"k\": [1, \"a b/c <\\u00e9>\", true, null]}",
         ),
         ("{{ {'k': [1, {}]} | tojson(indent=2) }}", "{\n  \"k\": [\n    1,\n    {}\n  ]\n}"),
+        ("{{ [1] | tojson(indent=1000000000) | length }}", "37"),
+        ("{# {% generation %} once {% endgeneration %} #}x{% generation %} y{% endgeneration %}", "x y"),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{% if messages | length > 1 %}{{ raise_exception('one question only') }}{% endif %}ok", "ok"),
         ("{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}ok", "ok"),
     ] {
         let made = made.clone().with("tokenizer.chat_template", Field::Text(template.into()));
@@ -200,6 +203,10 @@ fn chat_templates_may_use_what_pythons_have() {
         ("{{ '%02d' % 7 }}", "tried to use"),
         ("{{ messages[0].content.swapcase() }}", "swapcase"),
         ("{{ strftime_now('%!') }}", "strftime"),
+        (
+            "{% set n = namespace(v=[]) %}{% for _ in range(100) %}{% set n.v = [n.v] %}{% endfor %}{{ n.v | tojson }}",
+            "deeper than",
+        ),
     ] {
         let generator = open(&made.clone().with("tokenizer.chat_template", Field::Text(template.into())), 1);
         let said = generator.template_problem().unwrap();

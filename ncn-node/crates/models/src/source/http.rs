@@ -39,8 +39,17 @@ impl Server {
             StatusCode::OK => (0, response.content_length()),
             StatusCode::PARTIAL_CONTENT => match range(&response).filter(|(first, _)| *first == start) {
                 Some((_, size)) => (start, size),
-                None => return Err(Problem::passing(format!("{key}: gave another range than it was asked for"))),
+                None => return Err(Problem::Ranges(format!("{key}: gave another range than it was asked for"))),
             },
+            // How servers without ranges say it.
+            StatusCode::BAD_REQUEST
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::RANGE_NOT_SATISFIABLE
+            | StatusCode::NOT_IMPLEMENTED
+                if start > 0 =>
+            {
+                return Err(Problem::Ranges(format!("{key}: the answer is {}", response.status())));
+            }
             status => return Err(refusal(key, status, &response)),
         };
         let key = key.to_owned();
@@ -69,7 +78,6 @@ fn refusal(key: &str, status: StatusCode, response: &Response) -> Problem {
         (_, Meaning::Again { after } | Meaning::TooOften { after }) => {
             Problem::Passing { problem: format!("{key}: the answer is {status}"), after }
         }
-        // What some say when they know no ranges, too.
         _ => Problem::passing(format!("{key}: the answer is {status}")),
     }
 }

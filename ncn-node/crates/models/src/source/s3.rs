@@ -20,23 +20,23 @@ pub(super) fn s3(url: &str) -> Result<AmazonS3> {
     let retries = RetryConfig { max_retries: 1, retry_timeout: TIMEOUT, ..RetryConfig::default() };
     let builder = AmazonS3Builder::from_env().with_url(url).with_retry(retries);
     let endpoints = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
-    let is_allowed =
-        builder.get_config_value(&AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp)).is_some_and(|says| says == "true");
-    let plain = is_allowed || endpoints.iter().any(|key| is_loopback(builder.get_config_value(key)));
-    builder.with_allow_http(plain).with_http_connector(Connector { plain }).build()
+    let is_here = endpoints.iter().any(|key| is_loopback(builder.get_config_value(key)));
+    let builder = if is_here { builder.with_allow_http(true) } else { builder };
+    builder.with_http_connector(Connector).build()
 }
 
 /// Connects as everything here does: with TLS by ring, and without other programs' proxies.
 #[derive(Debug)]
-struct Connector {
-    plain: bool,
-}
+struct Connector;
 
 impl HttpConnector for Connector {
-    fn connect(&self, _: &ClientOptions) -> Result<HttpClient> {
+    /// The options are not the same for every purpose: what a machine's own role gives access to is asked for by plain HTTP.
+    fn connect(&self, options: &ClientOptions) -> Result<HttpClient> {
+        let says = options.get_config_value(&ClientConfigKey::AllowHttp).unwrap_or_default().to_ascii_lowercase();
+        let is_plain = matches!(says.as_str(), "1" | "true" | "on" | "yes" | "y");
         // The whole of a large file may take long; that it goes on is seen to elsewhere.
         let client = ncn_client::http()
-            .and_then(|builder| builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(TIMEOUT).https_only(!self.plain).build());
+            .and_then(|builder| builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(TIMEOUT).https_only(!is_plain).build());
         client.map(HttpClient::new).map_err(|error| Error::Generic { store: "s3", source: foreign::cause(error).into() })
     }
 }
