@@ -11,6 +11,7 @@ mod registry;
 mod shares;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod streams;
 mod swarm;
 mod task;
 mod validator;

@@ -326,7 +326,7 @@ impl Catalog for PeerRegistry {
         }
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         self.node.subnets(after).await
     }
 

@@ -22,7 +22,7 @@ use ncn_core::membership::Source;
 /// How many connections others make to this node, in all and from one network's addresses; and how many of these are being made at once. This
 /// machine's users can do worse, and have more.
 const MAX_INBOUND: usize = 384;
-const MAX_OF_SOURCE: usize = 64;
+const MAX_OF_SOURCE: usize = 16;
 const MAX_PENDING: usize = 16;
 const MAX_PENDING_OWN: usize = 64;
 
@@ -238,17 +238,17 @@ mod tests {
             number += 1;
             connect(shares, number, from)
         };
-        for network in 0..6 {
+        for network in 0..24 {
             for _ in 0..MAX_OF_SOURCE {
                 assert!(connects(&mut shares, &format!("/ip4/203.0.{network}.1/tcp/4001")));
             }
         }
-        for network in 0..60 {
+        for network in 0..48 {
             assert!(connects(&mut shares, &format!("/ip4/198.51.{network}.1/tcp/4001")), "{network}");
         }
         assert_eq!(shares.inbound.values().map(Vec::len).sum::<usize>(), MAX_INBOUND);
-        let counts: Vec<_> = (0..6).map(|network| shares.count(Source::of([203, 0, network, 1].into()))).collect();
-        assert!(counts.iter().all(|count| *count == MAX_OF_SOURCE - 10), "{counts:?}");
+        let counts: Vec<_> = (0..24).map(|network| shares.count(Source::of([203, 0, network, 1].into()))).collect();
+        assert!(counts.iter().all(|count| *count == MAX_OF_SOURCE - 2), "{counts:?}");
         assert_eq!(shares.connections.len(), MAX_INBOUND);
     }
 

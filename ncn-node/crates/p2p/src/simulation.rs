@@ -111,7 +111,7 @@ impl SimulatedNetwork {
             through(channel, link)
         });
         let secure = delayed.upgrade(Version::V1Lazy).authenticate(noise::Config::new(key)?);
-        Ok(secure.multiplex(crate::swarm::streams()).boxed())
+        Ok(secure.multiplex(crate::streams::Streams).boxed())
     }
 }
 

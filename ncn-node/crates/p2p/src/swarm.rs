@@ -4,13 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, connection_limits, gossipsub, identify, identity::Keypair, kad, noise, ping,
-    request_response, swarm::NetworkBehaviour, tcp, yamux,
+    request_response, swarm::NetworkBehaviour, tcp,
 };
 use ncn_core::Domain;
 use ncn_wire::MAX_SUBNET_BYTES;
 use sha2::{Digest as _, Sha256};
 
-use crate::{PeerError, frames::Frames, peer::Refused, records::Records, shares::Shares};
+use crate::{
+    PeerError,
+    frames::Frames,
+    peer::Refused,
+    records::Records,
+    shares::Shares,
+    streams::{MAX_STREAMS, Streams},
+};
 
 /// What nodes of any network of this protocol speak; which network it is, the topic and the signatures say.
 const IDENTIFY: &str = "/ncn/1";
@@ -21,8 +28,7 @@ pub(crate) const ASK: StreamProtocol = StreamProtocol::new("/ncn/ask/1");
 const MAX_CONNECTIONS: u32 = 512;
 const MAX_PENDING: u32 = 256;
 const MAX_OF_ONE: u32 = 2;
-/// Streams at once on one connection, and what one of them, or twice that all of a QUIC connection's, may have sent that nobody has read.
-const MAX_STREAMS: u32 = 128;
+/// What a stream of a QUIC connection, or twice that all of its streams, may have sent that nobody has read.
 const MAX_UNREAD: u32 = 1 << 20;
 /// Questions at once on one connection. What they have in memory, all connections together, [`Frames`] bounds.
 const MAX_QUESTIONS: usize = 64;
@@ -131,7 +137,7 @@ pub(crate) fn build(
         Ways::Internet => {}
     }
     let builder = builder
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, streams)
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, || Streams)
         .map_err(|error| setup(error.to_string()))?
         .with_quic_config(|mut config| {
             config.max_concurrent_stream_limit = MAX_STREAMS;
@@ -142,12 +148,6 @@ pub(crate) fn build(
         .map_err(|error| setup(error.to_string()))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE));
     Ok(builder.with_connection_timeout(HANDSHAKE).build())
-}
-
-pub(crate) fn streams() -> yamux::Config {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(MAX_STREAMS as usize);
-    config
 }
 
 fn behaviour(
