@@ -143,7 +143,7 @@ impl Catalog for Registries {
         ask!(self, HEDGE_AFTER, subnet(id))
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         ask!(self, HEDGE_AFTER, subnets(after))
     }
 

@@ -9,6 +9,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     ops::Bound,
+    sync::Arc,
 };
 
 use alloy_primitives::{Address, B256};
@@ -36,6 +37,9 @@ pub const MAX_RECORD_SECONDS: u64 = 24 * 60 * 60;
 /// How far a node's clock may be off.
 pub const CLOCK_SKEW_SECONDS: u64 = 60;
 
+/// Up to how many bytes a subnet's definition counts as small.
+pub const SMALL_SUBNET_BYTES: usize = 8 << 10;
+
 /// How much a membership takes in.
 #[derive(Clone, Copy, Debug)]
 pub struct MembershipLimits {
@@ -45,6 +49,8 @@ pub struct MembershipLimits {
     pub bytes: usize,
     /// Subnets.
     pub subnets: usize,
+    /// Bytes of all those whose definition has more than [`SMALL_SUBNET_BYTES`]: what they take leaves room for the small ones.
+    pub subnet_bytes: usize,
     /// Models in one record or subnet.
     pub models: usize,
     /// Gateways of a subnet besides its owner.
@@ -55,7 +61,7 @@ pub struct MembershipLimits {
 
 impl Default for MembershipLimits {
     fn default() -> Self {
-        Self { nodes: 65_536, bytes: 64 << 20, subnets: 4_096, models: 1_024, gateways: 64, text: 256 }
+        Self { nodes: 65_536, bytes: 64 << 20, subnets: 4_096, subnet_bytes: 32 << 20, models: 1_024, gateways: 64, text: 256 }
     }
 }
 
@@ -118,7 +124,9 @@ pub struct Membership {
     domain: Domain,
     bounds: MembershipLimits,
     members: BTreeMap<Address, Member>,
-    subnets: BTreeMap<B256, ApprovedSubnet>,
+    subnets: BTreeMap<B256, Arc<ApprovedSubnet>>,
+    /// Bytes of those that are not small.
+    subnet_bytes: usize,
     /// How many subnets offer each model.
     models: HashMap<B256, usize>,
     pending: PendingTable,
@@ -131,6 +139,11 @@ pub struct Membership {
     /// When members were last checked for silence and expiry.
     swept_at: UnixTime,
     room: Room,
+}
+
+/// The bytes of a subnet that is not small.
+fn large(approved: &ApprovedSubnet) -> usize {
+    Some(approved.subnet().kept_bytes()).filter(|bytes| *bytes > SMALL_SUBNET_BYTES).unwrap_or_default()
 }
 
 /// A sequence is at most the clock's milliseconds: there is none newer than the largest number, and a node that was made to sign that would
@@ -153,6 +166,7 @@ impl Membership {
             bounds,
             members: BTreeMap::new(),
             subnets: BTreeMap::new(),
+            subnet_bytes: 0,
             models: HashMap::new(),
             pending: PendingTable::default(),
             changes: 0,
@@ -288,7 +302,9 @@ impl Membership {
         for model in &approved.subnet().models {
             *self.models.entry(model.digest).or_default() += 1;
         }
-        let before = self.subnets.insert(id, approved);
+        self.subnet_bytes += large(&approved);
+        let before = self.subnets.insert(id, Arc::new(approved));
+        self.subnet_bytes -= before.as_deref().map_or(0, large);
         let named = self.subnets.get(&id).map(|approved| &approved.subnet().gateways);
         for gateway in before.iter().flat_map(|before| &before.subnet().gateways) {
             if named.is_none_or(|named| named.binary_search(gateway).is_err()) {
@@ -325,7 +341,14 @@ impl Membership {
             None if self.subnets.len() >= self.bounds.subnets => {
                 Err(RegistryError::Overloaded(format!("{} subnets are known", self.subnets.len())))
             }
-            _ => Ok(Some(id)),
+            known => {
+                let (bytes, before) = (definition.kept_bytes(), known.map_or(0, |known| large(known)));
+                if bytes > SMALL_SUBNET_BYTES && self.subnet_bytes - before + bytes > self.bounds.subnet_bytes {
+                    let problem = format!("no room for a subnet of {bytes} bytes: one of {SMALL_SUBNET_BYTES} may have some");
+                    return Err(RegistryError::Overloaded(problem));
+                }
+                Ok(Some(id))
+            }
         }
     }
 
@@ -354,11 +377,11 @@ impl Membership {
 
     /// A subnet's definition.
     pub fn subnet(&self, id: &B256) -> Result<&ApprovedSubnet, RegistryError> {
-        self.subnets.get(id).ok_or(RegistryError::UnknownSubnet(*id))
+        self.subnets.get(id).map(|subnet| &**subnet).ok_or(RegistryError::UnknownSubnet(*id))
     }
 
     /// The subnets after this id, in the order of their ids: at most so many.
-    pub fn subnets(&self, after: B256, most: usize) -> Vec<ApprovedSubnet> {
+    pub fn subnets(&self, after: B256, most: usize) -> Vec<Arc<ApprovedSubnet>> {
         let after = self.subnets.range((Bound::Excluded(after), Bound::Unbounded));
         after.take(most).map(|(_, subnet)| subnet.clone()).collect()
     }

@@ -435,6 +435,12 @@ pub fn subnet_id(owner: Address, name: &str) -> B256 {
 }
 
 impl Subnet {
+    /// The bytes that it takes in memory.
+    pub fn kept_bytes(&self) -> usize {
+        let models: usize = self.models.iter().map(|model| size_of::<SubnetModel>() + model.name.len()).sum();
+        size_of::<Self>() + self.name.len() + size_of_val(&*self.gateways) + models
+    }
+
     /// The subnet's id.
     pub fn id(&self) -> B256 {
         subnet_id(self.owner, &self.name)

@@ -337,7 +337,7 @@ pub trait Catalog: Send + Sync {
     async fn subnet(&self, id: B256) -> Result<ApprovedSubnet, RegistryError>;
 
     /// The subnets after this id in the order of their ids, at most [`SUBNETS_PAGE`] of them; none at the end.
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError>;
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError>;
 
     /// Keeps the manifest of a model that this subnet offers, up to [`MAX_REGISTERED_MANIFEST`] bytes.
     async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError>;

@@ -108,10 +108,10 @@ impl Catalog for GrpcRegistry {
             .try_into()?)
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         let after = proto::SubnetId { id: wire::bytes(after) };
         let page = self.call(async |mut client| list(client.list_subnets(after).await?.into_inner(), SUBNETS_PAGE).await);
-        Ok(page.await??)
+        Ok(page.await??.into_iter().map(Arc::new).collect())
     }
 
     async fn register_manifest(&self, subnet: B256, manifest: Bytes) -> Result<(), RegistryError> {

@@ -61,6 +61,6 @@ impl Membership {
 
     /// Every subnet that is known.
     pub fn all_subnets(&self) -> impl Iterator<Item = &ApprovedSubnet> {
-        self.subnets.values()
+        self.subnets.values().map(|subnet| &**subnet)
     }
 }

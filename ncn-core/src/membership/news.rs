@@ -1,6 +1,6 @@
 //! What registry nodes tell each other.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::Arc};
 
 use alloy_primitives::{Address, B256};
 
@@ -63,7 +63,7 @@ impl Membership {
     ) -> (Vec<Signed<NodeRecord>>, Vec<ApprovedSubnet>) {
         let live = self.members.range((Bound::Excluded(node), Bound::Unbounded)).filter(|(_, member)| member.is_live(now));
         let live = live.take(nodes).map(|(_, member)| member.record.clone());
-        (live.collect(), self.subnets(subnet, subnets))
+        (live.collect(), self.subnets(subnet, subnets).into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     /// Takes news in, by the same rules wherever they come from. False when they are no news.

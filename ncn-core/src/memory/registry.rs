@@ -140,7 +140,7 @@ impl Catalog for MemoryRegistry {
         self.membership.read(|membership| membership.subnet(&id).cloned())
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
     }
 

@@ -3,7 +3,7 @@
 use ncn_core::{
     Address, Approval, ApprovedSubnet, B256, DynSigner, FeeSplit, Message as _, Price, QuorumCertificate, RegistryError, Signed,
     Subnet, SubnetModel, TrustHistory,
-    membership::{Membership, MembershipLimits},
+    membership::{Membership, MembershipLimits, SMALL_SUBNET_BYTES},
     mempool::{MAX_PENDING, MAX_PENDING_SECONDS, PendingRequests, PendingTable},
 };
 
@@ -85,6 +85,35 @@ async fn a_subnet_is_defined_anew_by_newer_versions_only() {
     assert!(!members.lists(&digest), "the newest version offers nothing");
     let stale = members.register_subnet(first, NOW);
     assert_eq!(stale, Err(RegistryError::Stale { given: 1, known: 2 }));
+}
+
+#[tokio::test]
+async fn large_subnets_leave_room_for_small_ones() {
+    let scene = Scene::new();
+    let model = |number: u16| {
+        let mut digest = B256::ZERO;
+        digest[..2].copy_from_slice(&number.to_be_bytes());
+        SubnetModel { name: "m".repeat(256), digest, price: Price::flat(ncn_core::Amount::new(1)) }
+    };
+    let with = |owner: &DynSigner, version, models| Subnet { models: (0..models).map(model).collect(), ..subnet(owner, version) };
+    let one = with(&key(), 1, 512).kept_bytes();
+    assert!(with(&key(), 1, 8).kept_bytes() < SMALL_SUBNET_BYTES && one > 128 << 10);
+    let bounds = MembershipLimits { subnet_bytes: 3 * one, subnets: 8, ..MembershipLimits::default() };
+    let mut members = Membership::new(scene.trust.domain, bounds);
+    let owners: Vec<_> = (0..4).map(|_| key()).collect();
+    let mut takes = async |owner, version, models| {
+        members.register_subnet(approved(&scene, with(owner, version, models), owner, &[]).await, NOW)
+    };
+    for owner in &owners[..3] {
+        assert_eq!(takes(owner, 1, 512).await, Ok(true));
+    }
+    assert!(matches!(takes(&owners[3], 1, 512).await, Err(RegistryError::Overloaded(_))));
+    assert_eq!(takes(&owners[3], 1, 8).await, Ok(true), "a small one has room");
+    // A newer definition takes the room of the older one.
+    assert!(matches!(takes(&owners[0], 2, 513).await, Err(RegistryError::Overloaded(_))));
+    assert_eq!(takes(&owners[0], 2, 511).await, Ok(true));
+    assert_eq!(takes(&owners[1], 2, 8).await, Ok(true));
+    assert_eq!(takes(&owners[3], 2, 512).await, Ok(true), "there is room again");
 }
 
 #[tokio::test]

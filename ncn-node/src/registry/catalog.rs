@@ -86,7 +86,7 @@ impl Catalog for RegistryNode {
         self.membership.read(|membership| membership.subnet(&id).cloned())
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         Ok(self.membership.read(|membership| membership.subnets(after, SUBNETS_PAGE)))
     }
 

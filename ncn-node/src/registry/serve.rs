@@ -7,7 +7,9 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use ncn_core::{B256, NodeChange, NodeQuery, Registry, RegistryError, RegistryStatus, Validator, membership::Source};
+use ncn_core::{
+    ApprovedSubnet, B256, NodeChange, NodeQuery, Registry, RegistryError, RegistryStatus, Validator, membership::Source,
+};
 use ncn_wire::{
     self as wire, MAX_MESSAGE_BYTES, WireError,
     proto::{
@@ -130,7 +132,7 @@ impl P2pRegistryService for RegistryAdapter {
             Some((stream::iter(page.unwrap_or_default()), (registry, last)))
         };
         let subnets = stream::unfold((self.0.clone(), Some(after)), page).flatten();
-        Ok(Response::new(subnets.map(|subnet| Ok(subnet.into())).boxed()))
+        Ok(Response::new(subnets.map(|subnet: Arc<ApprovedSubnet>| Ok(Arc::unwrap_or_clone(subnet).into())).boxed()))
     }
 
     async fn register_manifest(&self, request: Request<proto::ManifestRequest>) -> Result<Response<proto::Ack>, Status> {

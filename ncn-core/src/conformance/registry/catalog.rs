@@ -1,5 +1,7 @@
 //! Subnets, manifests, and pending requests.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::{RequestId, TrustHistory, mempool::PendingRequests, registry::ApprovedSubnet};
 
@@ -30,7 +32,7 @@ pub(super) async fn subnets(rules: &mut Rules, scene: &Scene<'_>) -> Result<(), 
         if page.is_empty() {
             break;
         }
-        listed.extend(page);
+        listed.extend(page.into_iter().map(Arc::unwrap_or_clone));
     }
     rules.check("every subnet is listed", listed.contains(&found), listed)?;
     manifests(rules, registry, &scene.subnet).await?;

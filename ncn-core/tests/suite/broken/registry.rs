@@ -60,7 +60,7 @@ impl Catalog for BrokenRegistry {
         self.scene.registry.subnet(id).await
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         self.scene.registry.subnets(after).await
     }
 

@@ -217,7 +217,7 @@ async fn all(registry: &dyn Registry) -> Result<Vec<Subnet>, Failure> {
         if page.is_empty() || all.len() > MAX_SUBNETS || !ids.is_sorted_by(|one, next| one < next) {
             return Ok(all);
         }
-        all.extend(page.into_iter().map(|subnet| subnet.definition.message));
+        all.extend(page.into_iter().map(|subnet| std::sync::Arc::unwrap_or_clone(subnet).definition.message));
     }
 }
 

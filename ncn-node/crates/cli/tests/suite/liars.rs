@@ -127,7 +127,7 @@ impl Catalog for LyingRegistry {
         self.honest.subnet(id).await
     }
 
-    async fn subnets(&self, after: B256) -> Result<Vec<ApprovedSubnet>, RegistryError> {
+    async fn subnets(&self, after: B256) -> Result<Vec<Arc<ApprovedSubnet>>, RegistryError> {
         self.honest.subnets(after).await
     }
 
