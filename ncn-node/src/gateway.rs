@@ -369,7 +369,8 @@ impl Gateway {
             return Ok(known);
         }
         let client = submission.request.message.client;
-        let goes = tasks.room(&client, submission.inputs.size(), &self.options)?;
+        let bytes = submission.inputs.size() + submission.request.message.parameters.len();
+        let goes = tasks.room(&client, bytes, &self.options)?;
         // A copy of an order, which its ticket shows to be one, is not counted.
         let salt = self.tickets.take(&submission.ticket, &submission.request.message)?;
         if let Err(error) = self.orders.count(&client) {

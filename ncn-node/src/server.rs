@@ -3,6 +3,7 @@
 mod answer;
 mod begun;
 mod body;
+mod bounds;
 mod connection;
 #[cfg(feature = "http")]
 mod hosts;
@@ -25,6 +26,7 @@ use std::{
 
 use axum::Router;
 use begun::Begun;
+use bounds::Bounds;
 use connection::{Connection, Peer};
 #[cfg(feature = "http")]
 pub use hosts::by_address;
@@ -39,7 +41,6 @@ pub use metrics::{RenderMetrics, metrics_routes};
 use pool::Pool;
 use rates::Counters;
 pub use rates::{PerMinute, Rates};
-use rustix::process::{Resource, getrlimit};
 pub use services::Services;
 pub use tls::Identity;
 use tokio::{
@@ -52,20 +53,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-// What strangers can make a server hold in memory is the sum of these products:
-//
-//   unread      CONNECTIONS x CONNECTION_WINDOW x 1.5    384 MiB   h2 allows half as much for its records of small frames
-//   messages    MESSAGE_BYTES x 5                        320 MiB   the message, and entries of twice its length that grow
-//   streams     STREAM_BYTES x 5                         320 MiB   at a gateway, from nodes that it has admitted
-//   answers     ANSWER_BYTES x 1                         128 MiB   as they are sent
-//   calls       CALLS x (64 + 128) KiB                   384 MiB   headers of 8 KiB as a map, buffers, a frame; short entries
-//   watches     WATCHES x (64 + 128) KiB                  96 MiB   the same
-//   sockets     SOCKETS x 32 KiB                          16 MiB   buffers each way, and what is free of the pool of messages
-//   TLS         CONNECTIONS x (64 + 32) KiB               96 MiB   where it is used: what waits to be sent, and a record each way
-//
-// together 1,424 MiB without the streams, of which one address alone gets half: 712 MiB. What the kernel holds of unsent bytes is not in it:
-// up to 4 MiB of a connection by Linux's defaults, for 30 s.
-
 /// From which address a call comes.
 pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
     request.extensions().get::<Peer>().map(|peer| peer.address)
@@ -73,29 +60,10 @@ pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
 
 /// Any free port of this machine.
 pub const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0));
-/// How many connections are open at once, where the process may have so many files open.
-const CONNECTIONS: usize = 1_024;
-/// How many files are left to everything else of the process: its store, its own connections, its workers.
-const OTHER_FILES: u64 = 256;
 /// After an error that is no connection's own, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How many bytes of a connection have been received and not been read. On a way of 100 ms it lets 2.5 MB/s through.
-const CONNECTION_WINDOW: u32 = 256 << 10;
-/// How many calls are open at once, answers that are being sent included.
-const CALLS: usize = 2_048;
-/// How many watches are open at once. Each is woken by every change.
-const WATCHES: usize = 512;
-/// How many WebSockets are open at once.
-#[cfg(feature = "http")]
-const SOCKETS: usize = 512;
 /// How many calls of one connection are open at once; a client keeps more waiting.
 const CALLS_PER_CONNECTION: u32 = 256;
-/// How many bytes of messages are arriving or being answered at once.
-const MESSAGE_BYTES: usize = 64 << 20;
-/// The same of compute nodes' streams, once they are admitted. The registry has none.
-const STREAM_BYTES: usize = 64 << 20;
-/// How many bytes of answers' messages are being sent at once.
-const ANSWER_BYTES: usize = 128 << 20;
 /// The most bytes of a call's headers. Ours have less than 1 KiB.
 const HEADER_BYTES: u32 = 8 << 10;
 
@@ -168,6 +136,14 @@ impl Server {
         Self::start_at(listen, Vec::new(), services, None).await
     }
 
+    /// The same within smaller bounds, for what takes no messages: figures, pages, files.
+    ///
+    /// # Errors
+    /// The address is not free.
+    pub async fn start_small(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
+        Self::start_within(Bounds::FILES, listen, Vec::new(), services, None).await
+    }
+
     /// The same at several addresses, within the bounds of one, and of so many calls a minute.
     ///
     /// # Errors
@@ -178,30 +154,37 @@ impl Server {
         services: impl Into<Services>,
         rates: Option<Rates>,
     ) -> io::Result<Self> {
-        let (calls, watches, messages) = (Pool::new(CALLS), Pool::new(WATCHES), Pool::new(MESSAGE_BYTES));
-        let (streams, answers) = (Pool::new(STREAM_BYTES), Pool::new(ANSWER_BYTES));
-        #[cfg(feature = "http")]
-        let sockets = Pool::with_most(SOCKETS, rates.map_or(SOCKETS, |rates| rates.sockets));
+        Self::start_within(Bounds::NODE, first, others, services, rates).await
+    }
+
+    async fn start_within(
+        bounds: Bounds,
+        first: Listen,
+        others: Vec<Listen>,
+        services: impl Into<Services>,
+        rates: Option<Rates>,
+    ) -> io::Result<Self> {
         let intake = Intake {
             counters: Counters::new(rates),
-            calls,
-            watches,
+            calls: Pool::new(bounds.calls),
+            watches: Pool::new(bounds.watches),
             #[cfg(feature = "http")]
-            sockets,
-            messages,
-            streams,
-            answers,
+            sockets: Pool::with_most(bounds.sockets, rates.map_or(bounds.sockets, |rates| rates.sockets)),
+            messages: Pool::new(bounds.messages),
+            streams: Pool::new(bounds.streams),
+            answers: Pool::new(bounds.answers),
         };
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let (health, routes) = services.into().described();
-        let serving = Serving { intake, routes, protocols: protocols(), stop: stop.clone(), end: end.clone() };
-        let (serving, connections) = (Arc::new(serving), Pool::new(connections()?));
+        let places = [Pool::new(bounds.connections), bounds::files()?];
+        let serving = Serving { intake, routes, protocols: protocols(bounds), places, stop: stop.clone(), end: end.clone() };
+        let serving = Arc::new(serving);
         // What listens already ends with the guard, when another one cannot.
         let (stopping, stop) = (stop.clone(), stop.drop_guard());
         let mut listening = Vec::new();
-        let first = Port::open(first, connections.clone(), serving.clone()).await?;
+        let first = Port::open(first, bounds, serving.clone())?;
         for listen in others {
-            listening.push(Port::open(listen, connections.clone(), serving.clone()).await?);
+            listening.push(Port::open(listen, bounds, serving.clone())?);
         }
         tokio::spawn(async move {
             stopping.cancelled().await;
@@ -238,20 +221,20 @@ impl Server {
 }
 
 impl Port {
-    async fn open(listen: Listen, connections: Arc<Pool>, serving: Arc<Serving>) -> io::Result<Self> {
+    fn open(listen: Listen, bounds: Bounds, serving: Arc<Serving>) -> io::Result<Self> {
         let Listen { address, identity, url } = listen;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let listener = TcpListener::bind(address).await.map_err(named)?;
+        let listener = bounds.listen(address).map_err(named)?;
         let address = listener.local_addr()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
         let stop = serving.stop.clone();
-        let accepting = tokio::spawn(stop.run_until_cancelled_owned(accept(listener, connections, identity, serving)));
+        let accepting = tokio::spawn(stop.run_until_cancelled_owned(accept(listener, identity, serving)));
         Ok(Self { address, url: url.unwrap_or_else(|| format!("{scheme}://{address}")), accepting })
     }
 }
 
 /// HTTP/1 and HTTP/2, within our bounds.
-fn protocols() -> Protocols<TokioExecutor> {
+fn protocols(bounds: Bounds) -> Protocols<TokioExecutor> {
     let mut protocols = Protocols::new(TokioExecutor::new());
     protocols
         .http1()
@@ -263,8 +246,8 @@ fn protocols() -> Protocols<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(CALLS_PER_CONNECTION)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_stream_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(bounds.unread)
+        .initial_stream_window_size(bounds.unread)
         .max_header_list_size(HEADER_BYTES)
         .keep_alive_interval(Some(Duration::from_secs(15)))
         .keep_alive_timeout(Duration::from_secs(10));
@@ -276,6 +259,8 @@ struct Serving {
     intake: Intake,
     routes: Router,
     protocols: Protocols<TokioExecutor>,
+    /// For connections: the server's, and the process's.
+    places: [Arc<Pool>; 2],
     /// Ends accepting, and calls once they are answered.
     stop: CancellationToken,
     /// Ends connections.
@@ -313,11 +298,11 @@ impl Serving {
 }
 
 /// Accepts connections.
-async fn accept(listener: TcpListener, connections: Arc<Pool>, identity: Option<Identity>, serving: Arc<Serving>) {
+async fn accept(listener: TcpListener, identity: Option<Identity>, serving: Arc<Serving>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                if let Some(connection) = Connection::admit(stream, serving.end.child_token(), &connections) {
+                if let Some(connection) = Connection::admit(stream, serving.end.child_token(), &serving.places) {
                     let (serving, tls) = (serving.clone(), identity.as_ref().map(Identity::acceptor));
                     tokio::spawn(async move { serving.connection(connection, tls).await });
                 }
@@ -329,15 +314,4 @@ async fn accept(listener: TcpListener, connections: Arc<Pool>, identity: Option<
             }
         }
     }
-}
-
-/// How many connections the process can have open.
-fn connections() -> io::Result<usize> {
-    let Some(files) = getrlimit(Resource::Nofile).current else { return Ok(CONNECTIONS) };
-    let room = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(CONNECTIONS).min(CONNECTIONS);
-    if room == 0 {
-        let problem = format!("only {files} files may be open, at least {} are needed: raise `ulimit -n`", OTHER_FILES + 1);
-        return Err(io::Error::other(problem));
-    }
-    Ok(room)
 }

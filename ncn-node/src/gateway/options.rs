@@ -13,8 +13,8 @@ pub struct GatewayOptions {
     pub max_tasks_of_one: usize,
     /// How many of one client's may wait for their quote or their payment: each holds a compute node's place, for nothing.
     pub max_unpaid_of_one: usize,
-    /// How many bytes the inputs of requests that wait for their quote or their payment may have together; a quarter of it, those of one client. Inputs of
-    /// 16 KiB and less do not count.
+    /// How many bytes the inputs and parameters of requests that wait for their quote or their payment may have together; a quarter of it, those of one
+    /// client. Requests of 8 KiB and less do not count.
     pub max_unpaid_bytes: usize,
     /// No order is taken while this many quotes wait until the registry's validators judge them. It should be what these judge in a few seconds.
     pub max_waiting: usize,
@@ -52,7 +52,7 @@ impl Default for GatewayOptions {
             max_unpaid: 5_000,
             max_tasks_of_one: 5_000,
             max_unpaid_of_one: 256,
-            max_unpaid_bytes: 256 << 20,
+            max_unpaid_bytes: 128 << 20,
             max_waiting: 256,
             max_orders_a_minute_of_one: NonZeroU32::MIN.saturating_add(9_999),
             least_relayed: Amount::new(Amount::TOKEN.units() / 1_000),

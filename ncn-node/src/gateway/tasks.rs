@@ -14,8 +14,10 @@ use super::{GatewayOptions, redemption::RETRY_AFTER, task::Task};
 /// How long a paid request is remembered at least, whatever others order: for a client that has lost its connection to come back for the output.
 const LEAST_RETENTION: Duration = Duration::from_mins(1);
 
-/// Inputs of no more bytes are bounded by the number of requests alone, so that large ones do not take the place of small ones.
-const SMALL_INPUTS: usize = 16 << 10;
+/// Orders of no more bytes are bounded by the number of requests alone, so that large ones do not take the place of small ones.
+const SMALL_ORDER: usize = 8 << 10;
+/// The most bytes of parameters of ended requests: their inputs are dropped, what was signed is not.
+const MAX_ENDED_BYTES: usize = 32 << 20;
 
 /// By request id, and by client. A task has a standing from when it comes until it is removed; its driver says when that may have changed.
 #[derive(Default)]
@@ -40,10 +42,12 @@ enum Standing {
 #[derive(Default)]
 struct Standings {
     unpaid: usize,
-    /// Of these, the bytes of the inputs that are not small.
+    /// Of these, the bytes of the orders that are not small.
     unpaid_bytes: usize,
     owed: usize,
     ended: BTreeSet<(Standing, RequestId)>,
+    /// Of these, the bytes of their parameters.
+    ended_bytes: usize,
 }
 
 impl Standing {
@@ -57,9 +61,13 @@ impl Standing {
     }
 }
 
-/// How many bytes of inputs count.
+/// How many bytes of an order count.
 const fn counted(bytes: usize) -> usize {
-    if bytes > SMALL_INPUTS { bytes } else { 0 }
+    if bytes > SMALL_ORDER { bytes } else { 0 }
+}
+
+fn bytes(task: &Task) -> usize {
+    counted(task.input_bytes + task.request.message.parameters.len())
 }
 
 impl Standings {
@@ -72,10 +80,13 @@ impl Standings {
         match standing {
             Standing::Unpaid => {
                 self.unpaid += 1;
-                self.unpaid_bytes += counted(task.input_bytes);
+                self.unpaid_bytes += bytes(task);
             }
             Standing::Owed => self.owed += 1,
-            Standing::Ended { .. } => drop(self.ended.insert((standing, request_id))),
+            Standing::Ended { .. } => {
+                self.ended_bytes += task.request.message.parameters.len();
+                self.ended.insert((standing, request_id));
+            }
         }
     }
 
@@ -84,10 +95,13 @@ impl Standings {
         match standing {
             Standing::Unpaid => {
                 self.unpaid -= 1;
-                self.unpaid_bytes -= counted(task.input_bytes);
+                self.unpaid_bytes -= bytes(task);
             }
             Standing::Owed => self.owed -= 1,
-            Standing::Ended { .. } => drop(self.ended.remove(&(standing, request_id))),
+            Standing::Ended { .. } => {
+                self.ended_bytes -= task.request.message.parameters.len();
+                self.ended.remove(&(standing, request_id));
+            }
         }
     }
 
@@ -158,7 +172,7 @@ impl Tasks {
         self.total.owed
     }
 
-    /// Whether there is room for another request of this client, with inputs of so many bytes, and which one has to go for it. A client's own one goes when it has too many. When all
+    /// Whether there is room for another request of this client, whose inputs and parameters have so many bytes, and which one has to go for it. A client's own one goes when it has too many. When all
     /// have, what has ended unpaid goes, since it cost nothing; what was paid, once its client had time to fetch it.
     pub(super) fn room(
         &self,
@@ -179,7 +193,9 @@ impl Tasks {
         }
         let goes = match of_client {
             Some(of_client) if of_client.len() >= options.max_tasks_of_one => of_client.least(Some(now)),
-            _ if self.total.len() >= options.max_tasks => self.total.least(now.checked_sub(LEAST_RETENTION)),
+            _ if self.total.len() >= options.max_tasks || self.total.ended_bytes > MAX_ENDED_BYTES => {
+                self.total.least(now.checked_sub(LEAST_RETENTION))
+            }
             _ => return Ok(None),
         };
         goes.map(Some).ok_or_else(busy)
@@ -210,12 +226,16 @@ mod tests {
     }
 
     fn task_with(number: u8, client: u8, bytes: usize) -> Arc<Task> {
+        task_that(number, client, bytes, "{}".into())
+    }
+
+    fn task_that(number: u8, client: u8, bytes: usize, parameters: String) -> Arc<Task> {
         let message = InferenceRequest {
             client: Address::repeat_byte(client),
             subnet: B256::ZERO,
             model_digest: B256::ZERO,
             input_hash: B256::ZERO,
-            parameters: "{}".into(),
+            parameters,
             max_price: Amount::new(1),
             deadline: 0,
             nonce: B256::ZERO,
@@ -276,14 +296,27 @@ mod tests {
         for client in 0..4 {
             assert_eq!(room(&tasks, client, 1 << 20), Ok(None));
             tasks.insert(task_with(client, client, (1 << 20) - 200));
-            assert_eq!(room(&tasks, client, SMALL_INPUTS + 1), Err(busy()), "of this client");
+            assert_eq!(room(&tasks, client, SMALL_ORDER + 1), Err(busy()), "of this client");
         }
-        assert_eq!(room(&tasks, 5, SMALL_INPUTS + 1), Err(busy()), "of all");
-        assert_eq!(room(&tasks, 0, SMALL_INPUTS), Ok(None), "small ones have their place");
+        assert_eq!(room(&tasks, 5, SMALL_ORDER + 1), Err(busy()), "of all");
+        assert_eq!(room(&tasks, 0, SMALL_ORDER), Ok(None), "small ones have their place");
         refuse(&mut tasks, 0);
         assert_eq!(room(&tasks, 0, 1 << 20), Ok(None), "what has ended has no inputs any more");
         (0..4).for_each(|number| drop(tasks.remove(id(number))));
         assert_eq!(tasks.total.unpaid_bytes, 0);
+    }
+
+    #[test]
+    fn what_ended_requests_keep_is_bounded_by_its_bytes() {
+        let mut tasks = Tasks::default();
+        tasks.insert(task_that(0, 0, 0, " ".repeat(MAX_ENDED_BYTES)));
+        refuse(&mut tasks, 0);
+        assert_eq!(room(&tasks, 1), Ok(None));
+        tasks.insert(task(1, 1));
+        refuse(&mut tasks, 1);
+        assert_eq!(room(&tasks, 1), Ok(Some(id(0))));
+        drop(tasks.remove(id(0)));
+        assert_eq!((room(&tasks, 1), tasks.total.ended_bytes), (Ok(None), 2));
     }
 
     #[test]

@@ -35,22 +35,22 @@ pub(super) struct Connection {
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// There is one while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    _share: Share,
+    _shares: Vec<Share>,
     _present: Present,
 }
 
 impl Connection {
     /// The connection, which `end` ends; unless its peer has too many, and it is closed at once.
-    pub(super) fn admit(stream: TcpStream, end: CancellationToken, connections: &Arc<Pool>) -> Option<Self> {
+    pub(super) fn admit(stream: TcpStream, end: CancellationToken, places: &[Arc<Pool>]) -> Option<Self> {
         // Without it, the connection is slower.
         let _ = stream.set_nodelay(true);
         let peer = Peer { address: peer_of(stream.peer_addr().ok()?.ip()), end };
-        let share = connections.claim(peer.address, 1, &peer.end);
-        if share.is_none() {
+        let shares: Option<Vec<_>> = places.iter().map(|places| places.claim(peer.address, 1, &peer.end)).collect();
+        if shares.is_none() {
             tracing::debug!(peer = %peer.address, "a connection is refused: too many are open");
         }
         let ended = Box::pin(peer.end.clone().cancelled_owned());
-        Some(Self { stream, peer, ended, stalled: None, _share: share?, _present: Present::connection() })
+        Some(Self { stream, peer, ended, stalled: None, _shares: shares?, _present: Present::connection() })
     }
 
     /// Whose it is.
@@ -131,7 +131,7 @@ mod tests {
         socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0))).unwrap();
         let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        (stream, Connection::admit(accepted, CancellationToken::new(), pool))
+        (stream, Connection::admit(accepted, CancellationToken::new(), std::slice::from_ref(pool)))
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use ncn_core::TransportError;
 use ncn_wire::{MAX_SMALL_MESSAGE_BYTES, json::MAX_JSON_BYTES};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, interval_at, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -42,6 +42,8 @@ use crate::{measures, rate::Left};
 /// How often a peer is asked whether it is there, and how long it may say nothing.
 const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(45);
+/// While so many pings are sent, a text that has begun has to arrive.
+const PINGS_OF_A_TEXT: u8 = 2;
 /// What is read at once, and kept of what is written.
 const BUFFER_BYTES: usize = 8 << 10;
 /// What a frame has that is not of a message, beside its data (RFC 6455, section 5.5).
@@ -114,6 +116,8 @@ pub(crate) struct Socket {
     /// It is not read before: where there is too much, there is no more to answer than may come.
     resume: Instant,
     ping: tokio::time::Interval,
+    /// How many were sent since a part of a text has come. Only time in which the socket is read counts.
+    pings: u8,
 }
 
 /// A place among the calls that are open at once, and what ends it when others need it.
@@ -198,7 +202,8 @@ impl Socket {
                 () = self.end.cancelled() => return None,
                 message = self.stream.next() => message?.ok()?,
                 _ = self.ping.tick() => {
-                    if self.heard.elapsed() > SILENCE {
+                    self.pings = if self.arriving().bytes > 0 { self.pings.saturating_add(1) } else { 0 };
+                    if self.heard.elapsed() > SILENCE || self.pings > PINGS_OF_A_TEXT {
                         return None;
                     }
                     self.stream.send(Message::Ping(bytes::Bytes::new())).await.ok()?;
@@ -208,7 +213,7 @@ impl Socket {
             self.heard = Instant::now();
             match message {
                 Message::Text(text) => {
-                    self.arriving().bytes = 0;
+                    (self.arriving().bytes, self.pings) = (0, 0);
                     measures::called("websocket");
                     let counted = self.count(is_long(&text)).map_err(Into::into);
                     return Some(Received { text, counted });
@@ -300,8 +305,9 @@ where
             .write_buffer_size(BUFFER_BYTES)
             .max_write_buffer_size(2 * MAX_JSON_BYTES);
         let stream = WebSocketStream::from_raw_socket(counted, Role::Server, Some(bounds)).await;
-        let (heard, ping) = (Instant::now(), interval_at(Instant::now() + PING, PING));
-        serve(Socket { stream, arriving, peer, intake, end, _place: place, heard, resume: heard, ping }).await;
+        let (heard, mut ping) = (Instant::now(), interval_at(Instant::now() + PING, PING));
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        serve(Socket { stream, arriving, peer, intake, end, _place: place, heard, resume: heard, ping, pings: 0 }).await;
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -35,7 +35,7 @@ impl MetricsArguments {
             render()
         });
         let refuse = |error: std::io::Error| Failure::Input(format!("--metrics {error}"));
-        Ok(Some(Server::start(address.into(), metrics_routes(render).merge(routes)).await.map_err(refuse)?))
+        Ok(Some(Server::start_small(address.into(), metrics_routes(render).merge(routes)).await.map_err(refuse)?))
     }
 
     /// Whether they are wanted at an address of their own.

@@ -315,7 +315,8 @@ async fn remove(store: &ModelStore, reference: &str) -> Result<(), Failure> {
 }
 
 async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<Server, Failure> {
-    let server = Server::start(listen.into(), store.routes()).await.map_err(|error| Failure::Input(format!("--listen {error}")))?;
+    let server =
+        Server::start_small(listen.into(), store.routes()).await.map_err(|error| Failure::Input(format!("--listen {error}")))?;
     let mut out = std::io::stdout();
     writeln!(out, "serving {} at {}", sanitize(&store.directory().display().to_string()), server.url())?;
     out.flush()?;

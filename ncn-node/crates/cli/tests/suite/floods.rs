@@ -218,7 +218,7 @@ async fn bodies_that_do_not_end_are_ended() {
         })
         .collect();
     let arrived = async {
-        while count.load(Ordering::Relaxed) < 24 << 20 {
+        while count.load(Ordering::Relaxed) < 20 << 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -318,7 +318,7 @@ async fn watches_that_take_every_place_leave_other_calls_alone() {
     let watches = in_time("all watches are answered", join_all(watches)).await;
     // The rest were refused. Of a connection that broke off, the place is free a moment later.
     let taken = watches.iter().filter(|(watch, _)| watch.is_ok()).count();
-    assert!((450..=520).contains(&taken), "of {}, {taken} have a place", watches.len());
+    assert!((330..=392).contains(&taken), "of {}, {taken} have a place", watches.len());
     infer(&devnet, directory.path()).await;
     let registry = GrpcRegistry::new(&devnet.registry).unwrap();
     // A node whose heartbeats were late is back with the next one.
@@ -362,6 +362,6 @@ async fn answers_that_are_not_read_count() {
     };
     let answers = join_all((0..5).flat_map(unread)).await;
     let open = answers.iter().filter(|(_, open, _)| *open).count();
-    assert!((900..=1_024).contains(&open), "{open} of {} calls are open", answers.len());
+    assert!((680..=768).contains(&open), "{open} of {} calls are open", answers.len());
     infer(&devnet, directory.path()).await;
 }

@@ -358,7 +358,7 @@ async fn a_text_that_never_ends_counts_although_pings_come_between() {
     const FRAGMENT: usize = 256 << 10;
     let scene = Scene::new().await;
     let mut open = Vec::new();
-    // One address has half of the 64 MiB: a third text of 15 MiB cannot be taken, nor one soon after it, whatever the system itself holds.
+    // One address has half of all: a third text of 15 MiB cannot be taken, nor one soon after it, whatever the system itself holds.
     for _ in 0..8 {
         let mut stream = open_socket(&scene).await;
         let pieces = async {
