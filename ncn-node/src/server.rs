@@ -128,36 +128,31 @@ struct Port {
 
 impl Server {
     /// Serves what is mounted, gRPC services and other routes, over HTTP/1 and HTTP/2; and for those who have no code of ours, gRPC's health and
-    /// reflection.
+    /// reflection. It runs on the Tokio runtime that this is called in.
     ///
     /// # Errors
     /// The address is not free.
-    pub async fn start(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
-        Self::start_at(listen, Vec::new(), services, None).await
+    pub fn start(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
+        Self::start_at(listen, Vec::new(), services, None)
     }
 
     /// The same within smaller bounds, for what takes no messages: figures, pages, files.
     ///
     /// # Errors
     /// The address is not free.
-    pub async fn start_small(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
-        Self::start_within(Bounds::FILES, listen, Vec::new(), services, None).await
+    pub fn start_small(listen: Listen, services: impl Into<Services>) -> io::Result<Self> {
+        Self::start_within(Bounds::FILES, listen, Vec::new(), services, None)
     }
 
     /// The same at several addresses, within the bounds of one, and of so many calls a minute.
     ///
     /// # Errors
     /// As for one of them.
-    pub async fn start_at(
-        first: Listen,
-        others: Vec<Listen>,
-        services: impl Into<Services>,
-        rates: Option<Rates>,
-    ) -> io::Result<Self> {
-        Self::start_within(Bounds::NODE, first, others, services, rates).await
+    pub fn start_at(first: Listen, others: Vec<Listen>, services: impl Into<Services>, rates: Option<Rates>) -> io::Result<Self> {
+        Self::start_within(Bounds::NODE, first, others, services, rates)
     }
 
-    async fn start_within(
+    fn start_within(
         bounds: Bounds,
         first: Listen,
         others: Vec<Listen>,

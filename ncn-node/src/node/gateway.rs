@@ -174,7 +174,7 @@ async fn serve(
     let services = routes.into_iter().fold(services, Services::and);
     #[cfg(feature = "http")]
     let services = services.and(http_routes(gateway));
-    let server = Server::start_at(first, others, services, rates).await?;
+    let server = Server::start_at(first, others, services, rates)?;
     let descriptor = NodeDescriptor {
         role: NodeRole::Gateway,
         subnet,

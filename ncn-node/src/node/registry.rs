@@ -39,7 +39,7 @@ impl RegistryNodeBuilder {
     pub async fn start(self) -> Result<RunningRegistryNode, NodeError> {
         let node = Arc::new(RegistryNode::new(self.chain).await?);
         let services = Services::new().with(registry_service(node.clone()));
-        Ok(RunningRegistryNode { node, server: Server::start(self.listen, services).await? })
+        Ok(RunningRegistryNode { node, server: Server::start(self.listen, services)? })
     }
 }
 

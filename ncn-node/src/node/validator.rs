@@ -45,7 +45,7 @@ impl ValidatorBuilder {
         let Self { signer, registry, chain, listen } = self;
         let domain = chain.trust_root().await?.domain;
         let node = Arc::new(ValidatorNode::new(signer.clone(), registry.clone(), chain));
-        let server = Server::start(listen, Services::new().with(validator_service(node))).await?;
+        let server = Server::start(listen, Services::new().with(validator_service(node)))?;
         let descriptor = NodeDescriptor {
             role: NodeRole::Validator,
             subnet: B256::ZERO,

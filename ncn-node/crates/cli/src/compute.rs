@@ -121,7 +121,7 @@ async fn start(arguments: &Arguments) -> Result<(RunningComputeNode, Option<Serv
         }
     }
 
-    let metrics = arguments.metrics.serve(Router::new(), || {}).await?;
+    let metrics = arguments.metrics.serve(Router::new(), || {})?;
     let executor = arguments.engines.executor(&packages).await?;
     let address = signer.address();
     let store = open_store(arguments.state.as_deref())?;

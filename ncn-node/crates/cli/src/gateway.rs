@@ -125,7 +125,7 @@ async fn start(arguments: &Arguments, manifests: Vec<Bytes>, listening: Listenin
     let store = open_store(arguments).await?;
     arguments.listen.check_free()?;
     let page = Page::new();
-    let metrics = arguments.metrics.serve(page.routes(), || {}).await?;
+    let metrics = arguments.metrics.serve(page.routes(), || {})?;
     let (subnet, manifests) = match arguments.owner {
         Some(owner) => arguments.subnet.of(owner, &*registry, manifests).await?,
         // Last of all that can be refused: creating a subnet costs a fee, once.

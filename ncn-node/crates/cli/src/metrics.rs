@@ -23,11 +23,7 @@ pub(crate) struct MetricsArguments {
 
 impl MetricsArguments {
     /// Serves them, and these routes, where they are wanted; `measure` is called before each answer.
-    pub(crate) async fn serve(
-        &self,
-        routes: Router,
-        measure: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Option<Server>, Failure> {
+    pub(crate) fn serve(&self, routes: Router, measure: impl Fn() + Send + Sync + 'static) -> Result<Option<Server>, Failure> {
         let Some(address) = self.metrics else { return Ok(None) };
         let render = recorder()?;
         let render: RenderMetrics = Arc::new(move || {
@@ -35,7 +31,7 @@ impl MetricsArguments {
             render()
         });
         let refuse = |error: std::io::Error| Failure::Input(format!("--metrics {error}"));
-        Ok(Some(Server::start_small(address.into(), metrics_routes(render).merge(routes)).await.map_err(refuse)?))
+        Ok(Some(Server::start_small(address.into(), metrics_routes(render).merge(routes)).map_err(refuse)?))
     }
 
     /// Whether they are wanted at an address of their own.

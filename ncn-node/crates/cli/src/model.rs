@@ -157,7 +157,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Push { model, to, store } => block_on(push(&store.open()?, model, to)),
         Command::Serve { listen, store } => {
             let store = store.open()?;
-            serving(serve(&store, *listen), |server| async move { drop(server) }, true)
+            serving(async { serve(&store, *listen) }, |server| async move { drop(server) }, true)
         }
     }
 }
@@ -314,9 +314,8 @@ async fn remove(store: &ModelStore, reference: &str) -> Result<(), Failure> {
     Ok(writeln!(std::io::stdout(), "removed {}, {} freed", title(&model), DecimalBytes(freed))?)
 }
 
-async fn serve(store: &ModelStore, listen: SocketAddr) -> Result<Server, Failure> {
-    let server =
-        Server::start_small(listen.into(), store.routes()).await.map_err(|error| Failure::Input(format!("--listen {error}")))?;
+fn serve(store: &ModelStore, listen: SocketAddr) -> Result<Server, Failure> {
+    let server = Server::start_small(listen.into(), store.routes()).map_err(|error| Failure::Input(format!("--listen {error}")))?;
     let mut out = std::io::stdout();
     writeln!(out, "serving {} at {}", sanitize(&store.directory().display().to_string()), server.url())?;
     out.flush()?;

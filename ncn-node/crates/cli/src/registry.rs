@@ -200,7 +200,7 @@ async fn start(arguments: &Run) -> Result<(RunningPeerRegistry, Option<Server>),
         error => Failure::failed(error),
     })?;
     let registry = node.registry().clone();
-    let metrics = metrics.serve(Router::new(), move || registry.measure()).await?;
+    let metrics = metrics.serve(Router::new(), move || registry.measure())?;
     let mut out = io::stdout();
     writeln!(out, "registry node {} serves at {}", node.registry().peer().id(), node.url().unwrap_or_default())?;
     for address in node.registry().peer().listens().await {

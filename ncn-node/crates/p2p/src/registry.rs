@@ -195,7 +195,7 @@ impl PeerRegistryBuilder {
         let status = registry.clone();
         let status = status_service(Arc::new(move || status.status()));
         let services = Services::new().with(registry_service(registry.clone())).with(status);
-        let server = if serves { Some(Server::start(listen, services).await?) } else { None };
+        let server = if serves { Some(Server::start(listen, services)?) } else { None };
         let registration = match signer {
             Some(signer) => {
                 let judge = ValidatorNode::new(signer.clone(), registry.clone(), chain);

@@ -62,8 +62,7 @@ impl RegistryFixture for OverGrpc {
 async fn the_registry_over_grpc() {
     let scene = InProcess::new(&[Behavior::Honest; 5]).await;
     let registry = scene.registry.clone();
-    let server = Server::start(LOOPBACK.into(), Services::new().with(registry_service(registry)));
-    let server = server.await.unwrap();
+    let server = Server::start(LOOPBACK.into(), Services::new().with(registry_service(registry))).unwrap();
     let client = GrpcRegistry::new(&server.url()).unwrap();
     conformance::registry(&OverGrpc(scene, client)).await.unwrap();
 }

@@ -274,7 +274,7 @@ async fn a_gateway_that_says_refunded_frees_nothing() {
     let scene = Scene::new(None).await;
     let liar = Arc::new(Tampered(Liar { gateway: scene.network.gateway(), lies: AtomicBool::new(true) }));
     let port: Arc<dyn Transport> = liar.clone();
-    let server = Server::start(LOOPBACK.into(), http_routes(port)).await.unwrap();
+    let server = Server::start(LOOPBACK.into(), http_routes(port)).unwrap();
     let (gateway, rpc, seven) = (server.url(), scene.rpc.url(), digit(7));
     let hash = scene.network.trust_root().await.unwrap().hash().to_string();
     let chain = ["--rpc", &rpc, "--contracts", "contracts.json"];

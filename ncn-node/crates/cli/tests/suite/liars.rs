@@ -478,7 +478,7 @@ async fn a_development_networks_validators_are_the_chains_where_there_is_one() {
     stated.trust_root.validators.sort();
     let liar: Arc<dyn Transport> =
         Arc::new(Tampered(Forging { gateway, signer: well_known_key("gateway", 0), lie: |_| (), network: Some(stated.clone()) }));
-    let server = Server::start(LOOPBACK.into(), http_routes(liar)).await.unwrap();
+    let server = Server::start(LOOPBACK.into(), http_routes(liar)).unwrap();
     let (url, sample) = (server.url(), digit(7));
     let infer = ["infer", "--gateway", &url, "--relayed", "--rpc", &devnet.rpc, "--key", "keys/client-0.key", "--model", "digits"];
     let mut program = Command::new(ncn());

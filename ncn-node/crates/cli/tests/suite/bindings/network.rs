@@ -311,7 +311,7 @@ impl Scene {
         let mut liars = Vec::new();
         for (name, lie) in LIES {
             let transport = Arc::new(Tampered(Liar { honest: network.gateway(), lie }));
-            let server = Server::start(LOOPBACK.into(), http_routes(transport)).await.unwrap();
+            let server = Server::start(LOOPBACK.into(), http_routes(transport)).unwrap();
             gateways.insert(name.into(), server.url());
             liars.push(server);
         }

@@ -165,7 +165,7 @@ async fn a_model_removed_while_it_comes_is_not_there_afterwards() {
 async fn a_peer_serves_its_store_and_nothing_else() {
     let a = content(300_000, 1);
     let (origin, model) = with(&[("dir/a", &a), ("b", b"b")]).await;
-    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).await.unwrap();
+    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).unwrap();
     let source = Source::new(&server.url()).unwrap();
     let digest = hex::encode(model.digest());
     for reference in ["model", "model@1", &digest] {
@@ -205,7 +205,7 @@ async fn a_peer_serves_its_store_and_nothing_else() {
 async fn readers_that_do_not_read_hold_up_nobody() {
     let a = content(8 << 20, 1);
     let (origin, model) = with(&[("a", &a)]).await;
-    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).await.unwrap();
+    let server = NodeServer::start(LOOPBACK.into(), origin.store.routes()).unwrap();
     let path = origin.store.directory().join("blobs/sha256");
     let name = fs::read_dir(path).unwrap().next().unwrap().unwrap().file_name();
     let mut silent = Vec::new();

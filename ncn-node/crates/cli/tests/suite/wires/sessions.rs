@@ -111,7 +111,7 @@ async fn a_node_without_a_stream_serves_requests() {
     let bridge = Bridge { gateway: gateway(&network.gateway_url()), asked: Arc::clone(&asked) };
     let service = GatewayComputeServiceServer::new(bridge).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let service = service.max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let bridge = Server::start(LOOPBACK.into(), Services::new().with(service)).await.unwrap();
+    let bridge = Server::start(LOOPBACK.into(), Services::new().with(service)).unwrap();
     let (signer, subnet) = (key(), network.gateway_node().subnet_id());
     let registry = Arc::new(GrpcRegistry::new(&network.registry_urls()[0]).unwrap());
     let (ledger, files) = (Arc::new(network.ledger(signer.clone())), tempfile::tempdir().unwrap());
