@@ -25,7 +25,7 @@ use ncn_core::{
     Acknowledgement, Amount, ChainView, Collected, Committee, Compute, ComputeError, ComputeTask, Continuation, Delivery, Dispatch,
     Domain, DynSigner, Execution, Executor, ExecutorError, FinishReason, InferenceRequest, InferenceResult, Message as _,
     QuorumCertificate, Quote, RequestId, Reservation, Resume, Signed, Units, Usage,
-    compute::{ComputeEvents, MAX_ERROR_CHARS},
+    compute::{ComputeEvent, ComputeEvents, MAX_ERROR_CHARS},
     dispatch,
     executor::ModelPackage,
 };
@@ -176,8 +176,8 @@ impl Compute for ComputeNode {
     }
 
     async fn execute(&self, task: ComputeTask) -> Result<ComputeEvents, ComputeError> {
-        let request_id = task.quote.request_id;
-        let lease = self.leases.take(request_id, task.quote.model_digest, unix_now())?;
+        let (request_id, model_digest) = (task.quote.request_id, task.quote.model_digest);
+        let lease = self.leases.take(request_id, model_digest, unix_now())?;
         // Of an earlier run, nobody will say anything any more.
         self.unacknowledged.forget(&request_id);
         let committee = self.check(&task).await?;
@@ -248,7 +248,18 @@ impl Compute for ComputeNode {
         }
         let mut run = measures::Run::begin();
         let events = stream::unfold(Some(running), |running| async { running?.next().await });
-        Ok(events.inspect(move |event| run.see(event)).boxed())
+        let see = move |event: &Result<ComputeEvent, ComputeError>| {
+            run.see(event);
+            match event {
+                Ok(ComputeEvent::Finished(result)) => {
+                    let (Units { input, output }, took) = (result.message.usage.units(), started.elapsed());
+                    tracing::info!(request = %request_id, model = %model_digest, input, output, ?took, "a request has run");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(request = %request_id, model = %model_digest, %error, "a request has failed"),
+            }
+        };
+        Ok(events.inspect(see).boxed())
     }
 
     async fn stop(&self, request_id: RequestId) {

@@ -14,6 +14,7 @@ mod history;
 mod http;
 mod journal;
 mod judged;
+mod log;
 mod nodes;
 mod options;
 mod overview;
@@ -156,6 +157,14 @@ pub enum GatewayError {
     /// Its store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another gateway has its key, and serves.
+    #[error("key: gateway {gateway} serves at {url} already: stop it first, or use another key")]
+    Running {
+        /// Whose key.
+        gateway: Address,
+        /// Where the other one is.
+        url: String,
+    },
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] std::io::Error),

@@ -287,6 +287,13 @@ impl Claims {
             let by = self.account.settle(&settlement).await?;
             tracing::info!(request = %request_id, %by, "settled a request that its gateway had not");
         }
+        match status {
+            PaymentStatus::PaidOut { by, .. } => {
+                tracing::info!(request = %request_id, %by, "a request that was served is paid out");
+            }
+            PaymentStatus::Refunded { by } => tracing::warn!(request = %request_id, %by, "a request that was served is refunded"),
+            _ => {}
+        }
         self.forget(request_id).await;
         Ok(())
     }

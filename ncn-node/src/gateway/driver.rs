@@ -11,7 +11,7 @@ use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::{Gateway, effects, task::Task};
+use super::{Gateway, effects, log, task::Task};
 use crate::{
     measures::{Journey, name_of_state},
     store::StoreError,
@@ -65,6 +65,7 @@ async fn drive(gateway: &Gateway, task: &Task, mut inbox: mpsc::Receiver<Event>)
         gateway.tasks().update(task);
         if let Some((outcome, took)) = journey.see(task.lifecycle().state(), task.total()) {
             task.end(took);
+            log::ended(task, outcome, took);
             gateway.history.ended(outcome, took, task.total());
         }
     }
@@ -138,6 +139,9 @@ pub(super) async fn stream(gateway: &Gateway, task: &Task) {
 /// Takes an event in that is kept.
 fn take_in(task: &Task, event: Event) {
     task.record();
+    if task.lifecycle().step(&event).is_ok() {
+        log::moved(task, &event);
+    }
     if let Err(error) = task.apply(event) {
         tracing::debug!(request = %task.request_id, %error, "an event came too late");
     }

@@ -11,7 +11,7 @@ use ncn_core::{
 };
 
 use super::{
-    Gateway, execution,
+    Gateway, execution, log,
     reserve::reserve_node,
     task::{Progress, Task},
 };
@@ -349,7 +349,8 @@ pub(super) async fn finish(gateway: &Gateway, task: &Task) {
         match issued {
             Ok(receipt) => {
                 // What had ended before a restart was counted then.
-                if task.took().is_some() {
+                if let Some(took) = task.took() {
+                    log::delivered(&receipt, took);
                     measures::delivered(&receipt);
                     gateway.history.delivered(&receipt, &task.steps());
                     gateway.served.count(receipt.quote.model_digest, receipt.usage().units());

@@ -1,9 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ncn_core::{BatchSettler, DynSigner, PaymentLedger, Registry, Subnet};
 #[cfg(feature = "grpc")]
-use ncn_core::{Confinement, NodeRole};
+use ncn_client::grpc::GrpcTransport;
+#[cfg(feature = "grpc")]
+use ncn_core::{Address, Confinement, DirectoryExt as _, NodeRole, Transport as _};
+use ncn_core::{BatchSettler, DynSigner, PaymentLedger, Registry, Subnet};
 
 use crate::{
     channel::{BatchPolicy, ChannelProcessor},
@@ -24,6 +26,10 @@ use crate::{
     registration::{NodeDescriptor, Registration},
     server::{Listen, Rates, Server, Services},
 };
+
+/// How long another gateway of the same key has to answer.
+#[cfg(feature = "grpc")]
+const OTHER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes up a gateway.
 pub struct GatewayBuilder {
@@ -142,6 +148,10 @@ impl GatewayBuilder {
         let (mut listen, registering) = (self.listen.into_iter(), (registry.clone(), signer.clone()));
         #[cfg(feature = "grpc")]
         let (rates, routes) = (self.rates, self.routes);
+        #[cfg(feature = "grpc")]
+        if listen.len() > 0 {
+            alone(&*registry, signer.address()).await?;
+        }
         // Whether it fails, or its caller gives up.
         let unfinished = channels.stop_on_drop();
         let gateway = Gateway::start(GatewayParts { signer, subnet, manifests, registry, ledger, chain, journal, options }).await?;
@@ -158,6 +168,18 @@ impl GatewayBuilder {
         }
         Ok(running)
     }
+}
+
+/// Refuses to start beside another gateway of this key: each would refuse what the other has quoted, and know half of what channels owe.
+#[cfg(feature = "grpc")]
+async fn alone(registry: &dyn Registry, this: Address) -> Result<(), GatewayError> {
+    let asking = async {
+        let url = registry.node(this).await.ok()?.message.endpoint;
+        let stated = GrpcTransport::new(&url).ok()?.network().await.ok()?;
+        (stated.gateway == this).then_some(GatewayError::Running { gateway: this, url })
+    };
+    // What is not known, or does not answer, is not running.
+    tokio::time::timeout(OTHER_TIMEOUT, asking).await.ok().flatten().map_or(Ok(()), Err)
 }
 
 /// Serves clients and compute nodes, and registers.

@@ -149,3 +149,17 @@ fn what_python_has_is_looked_for_in_the_one_that_is_named() {
     let libraries: Vec<_> = found.filter(|found| found.contains("libonnxruntime")).collect();
     assert!(libraries.iter().any(|found| found.contains("target/venv")), "{all}");
 }
+
+#[test]
+fn the_log_has_a_line_for_each_request_and_each_movement_of_its_money() {
+    let directory = tempfile::tempdir().unwrap();
+    let shown =
+        Command::new(ncn()).arg("demo").env("NCN_LOG", "info").env("NO_COLOR", "1").current_dir(directory.path()).output().unwrap();
+    let log = String::from_utf8(shown.stderr).unwrap();
+    let lines = |of: &str| log.lines().filter(|line| line.contains(of)).collect::<Vec<_>>();
+    for line in ["a request is paid for", "a request has run", "a request is settled", "a request is delivered"] {
+        assert_eq!(lines(line).len(), 1, "{line}: {log}");
+    }
+    let delivered = lines("a request is delivered")[0];
+    assert!(delivered.contains("cost=0.01 NCN") && delivered.contains("earned=0.0"), "{delivered}");
+}

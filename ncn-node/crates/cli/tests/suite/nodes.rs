@@ -6,7 +6,7 @@ use std::{
 };
 
 use ncn_client::grpc::GrpcRegistry;
-use ncn_core::{Directory as _, FeeSplit, NodeQuery, Subnet, SubnetModel, membership::LIVENESS_SECONDS};
+use ncn_core::{Directory as _, FeeSplit, Model, NodeQuery, Subnet, SubnetModel, membership::LIVENESS_SECONDS};
 use ncn_devnet::quickstart;
 use ncn_executor::EngineExecutor;
 use ncn_node::{
@@ -14,7 +14,7 @@ use ncn_node::{
     gateway::Gateway,
     registry::{RegistryNode, ValidatorNode},
     server::LOOPBACK,
-    store::SharedStore,
+    store::{MemoryStore, SharedStore},
 };
 
 use crate::{
@@ -79,4 +79,38 @@ async fn whoever_shuts_down_leaves_the_network_and_frees_its_store() {
     let client = connect();
     registry.shutdown().await;
     eventually("nobody listens any more", async || client.discover(NodeQuery::default()).await.is_err()).await;
+}
+
+#[tokio::test]
+async fn two_gateways_of_one_key_do_not_run_beside_each_other() {
+    let chain = Chain::new(3).await;
+    let registry = RegistryNode::builder(chain.ledger(key())).start().await.unwrap();
+    let connect = || Arc::new(GrpcRegistry::new(&registry.url()).unwrap());
+    let mut validators = Vec::new();
+    for signer in chain.validators.clone() {
+        validators.push(ValidatorNode::builder(signer.clone(), connect(), chain.ledger(signer)).start().await.unwrap());
+    }
+    let owner = key();
+    chain.create_subnet(&owner, "one").await;
+    let start = |models: Vec<Model>| {
+        let subnet = Subnet {
+            owner: owner.address(),
+            name: "one".into(),
+            gateways: Vec::new(),
+            models: models.iter().map(SubnetModel::of).collect(),
+            split: FeeSplit::default(),
+            version: 1,
+        };
+        let store = SharedStore::new(MemoryStore::default()).unwrap();
+        let gateway = Gateway::builder(owner.clone(), subnet, chain.ledger(owner.clone()), connect(), store);
+        gateway.manifests(models.iter().map(|model| model.bytes().clone()).collect()).listen(LOOPBACK).start()
+    };
+    let models = || vec![quickstart::model().unwrap()];
+    let first = start(models()).await.unwrap();
+    let refused = start(Vec::new()).await.map(drop).unwrap_err();
+    let says = format!("serves at {} already", first.url().unwrap());
+    assert!(refused.to_string().contains(&says), "{refused}");
+    // One that crashed is still registered, and does not answer.
+    drop(first);
+    eventually("its place is free", async || start(models()).await.is_ok()).await;
 }
