@@ -313,13 +313,15 @@ pub struct ChannelInfo {
     pub available: Amount,
     /// The last second in which it can be charged, since 1970.
     pub expiry: u64,
+    /// Whether it is known to have been closed.
+    pub closed: bool,
 }
 
 impl ChannelInfo {
     pub(crate) fn of(channel: &ncn_client::PayerChannel) -> Self {
         let (terms, sums) = (channel.terms(), channel.sums());
-        let ChannelBalance { deposit, spent, reserved, expiry } = sums;
+        let ChannelBalance { deposit, spent, reserved, expiry, closed } = sums;
         let (id, gateway) = (terms.id().to_string(), terms.gateway.to_string());
-        Self { id, gateway, deposit, spent, reserved, available: sums.available(), expiry }
+        Self { id, gateway, deposit, spent, reserved, available: sums.available(), expiry, closed }
     }
 }

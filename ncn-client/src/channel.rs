@@ -16,7 +16,8 @@ use std::{
 };
 
 use ncn_core::{
-    Amount, ChannelParams, DynSigner, LedgerError, Quote, RequestId, SignedVoucher, TrustRoot, UnixTime, channel::VoucherError,
+    Amount, ChannelParams, Date, DynSigner, LedgerError, Quote, RequestId, SignedVoucher, TrustRoot, UnixTime,
+    channel::VoucherError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -122,9 +123,29 @@ struct State {
     /// The most that vouchers of ended requests allow: what the gateway can have charged without those in flight.
     #[serde(default)]
     signed: Amount,
+    /// The chain has it closed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    closed: bool,
+    /// A top-up whose end is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    funding: Option<Funding>,
     /// The vouchers of the requests that ended last: who pays one of them again gives the same voucher, and no higher one.
     #[serde(skip)]
     ended: VecDeque<SignedVoucher>,
+}
+
+/// A top-up that may have been sent.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Funding {
+    /// What it adds.
+    amount: Amount,
+    /// What the deposit is with it.
+    deposit: Amount,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl State {
@@ -158,11 +179,16 @@ pub struct ChannelBalance {
     pub reserved: Amount,
     /// The last second in which the channel can be charged.
     pub expiry: UnixTime,
+    /// Whether it has been closed, as far as is known: what was left is back.
+    pub closed: bool,
 }
 
 impl ChannelBalance {
-    /// What is free.
+    /// What is free. Nothing is, once the channel is closed.
     pub fn available(&self) -> Amount {
+        if self.closed {
+            return Amount::ZERO;
+        }
         let bound = Amount::checked_sum([self.spent, self.reserved]).unwrap_or(self.deposit);
         self.deposit.checked_sub(bound).unwrap_or_default()
     }
@@ -179,6 +205,8 @@ impl PayerChannel {
             next: 0,
             held: HashMap::new(),
             signed: Amount::ZERO,
+            closed: false,
+            funding: None,
             ended: VecDeque::new(),
         };
         Self { terms, file: None, state: Mutex::new(state), signing: Mutex::default() }
@@ -213,7 +241,8 @@ impl PayerChannel {
     /// What it comes to.
     pub fn sums(&self) -> ChannelBalance {
         let state = self.lock();
-        ChannelBalance { deposit: state.deposit, spent: state.spent, reserved: state.reserved(), expiry: state.expiry }
+        let State { deposit, spent, expiry, closed, .. } = *state;
+        ChannelBalance { deposit, spent, reserved: state.reserved(), expiry, closed }
     }
 
     /// Requests whose end is not proven: [`crate::Client::resume`] asks for their answers.
@@ -231,10 +260,15 @@ impl PayerChannel {
         self.lock().voucher(request_id)
     }
 
+    /// What was to be added to the deposit by a top-up whose end is not known: the same one again adds it once.
+    pub fn unfinished_top_up(&self) -> Option<Amount> {
+        self.lock().funding.map(|funding| funding.amount)
+    }
+
     /// The channel has been topped up, or extended.
     pub fn funded(&self, deposit: Amount, expiry: UnixTime) -> Result<(), LedgerError> {
         self.change(|state| {
-            (state.deposit, state.expiry) = (deposit, expiry);
+            (state.deposit, state.expiry, state.funding) = (deposit, expiry, None);
             Ok(())
         })
     }
@@ -273,8 +307,11 @@ impl PayerChannel {
         if quote.gateway != self.terms.gateway {
             return Err(VoucherError::new("channel", "is with another gateway").into());
         }
+        if state.closed {
+            return Err(VoucherError::new("channel", "is closed: open another").into());
+        }
         if quote.expiry >= state.expiry {
-            return Err(VoucherError::new("channel", format!("expires at {}: extend it by a top-up", state.expiry)).into());
+            return Err(VoucherError::new("channel", format!("expires at {}: extend it by a top-up", Date(state.expiry))).into());
         }
         if state.held.len() >= MAX_IN_FLIGHT {
             return Err(LedgerError::Busy(format!("{MAX_IN_FLIGHT} requests are in flight on this channel")));

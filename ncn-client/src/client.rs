@@ -114,6 +114,22 @@ impl Client {
         ClientBuilder::default()
     }
 
+    /// A client of the gateway at this URL ([`crate::transport`]) that pays each request by a signature of its key, which the gateway brings to
+    /// the chain ([`Payment::Relayed`]): the key's account needs tokens, and neither a chain nor gas. `network` is the hash of the network to
+    /// trust, as `ncn network` shows it. What else there is to set is set before it is built, [`ClientBuilder::max_price`] above all.
+    ///
+    /// # Errors
+    /// The gateway does not answer, or is of another network.
+    pub async fn connect(url: &str, signer: DynSigner, network: B256) -> Result<ClientBuilder, ClientError> {
+        let invalid = |setting, problem: String| ClientError::Configuration { setting, problem };
+        let transport = crate::transport(url).map_err(|error| invalid("gateway", error.to_string()))?;
+        let trust = transport.network().await?.trust_root;
+        if trust.hash() != network {
+            return Err(invalid("network", format!("the gateway is of {}, not of {network}", trust.hash())));
+        }
+        Ok(Self::builder().transport(transport).payment(Payment::Relayed).trust(trust).signer(signer))
+    }
+
     /// What the gateway offers now.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let offered = self.transport.models().await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::InferenceOutput;
 use ncn_core::{
-    Amount, CertificateError, InputError, LedgerError, PaymentRef, Price, SignatureError, TransportError, Units, UnixTime,
+    Amount, CertificateError, Date, InputError, LedgerError, PaymentRef, Price, SignatureError, TransportError, Units, UnixTime,
     agreement::Mismatch,
 };
 
@@ -30,7 +30,7 @@ pub enum QuoteProblem {
     #[error("quote.epoch: others judge since then, for too long: order again")]
     Epoch,
     /// It cannot be paid any more.
-    #[error("quote.expiry: {0} has passed")]
+    #[error("quote.expiry: {} has passed", Date(*.0))]
     Expired(UnixTime),
     /// The validators have not approved it.
     #[error("the validators' approval does not count: {0}")]

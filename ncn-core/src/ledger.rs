@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Channel, ChannelClose, ChannelParams, Committee, Completion, Delivery, DeliveryError, DynSigner, Message as _,
+    Amount, Channel, ChannelClose, ChannelParams, Committee, Completion, Date, Delivery, DeliveryError, DynSigner, Message as _,
     PaymentAuthorization, QuorumCertificate, Quote, Receipt, RequestId, Signature, SignedVoucher, TrustHistory, TrustRoot,
     UnixTime,
     channel::{CertifiedBatch, VoucherError},
@@ -236,10 +236,10 @@ pub enum LedgerError {
         actual: String,
     },
     /// After this time, an escrow can only be refunded.
-    #[error("expiry: the escrow could be settled until {0}: it can only be refunded")]
+    #[error("expiry: the escrow could be settled until {}: it can only be refunded", Date(*.0))]
     Expired(UnixTime),
     /// Until this time, an escrow can be settled, or given back with its client's consent.
-    #[error("expiry: the escrow can be refunded from {0} on: wait until then, or have its client agree")]
+    #[error("expiry: the escrow can be refunded from {} on: wait until then, or have its client agree", Date(*.0))]
     NotRefundable(UnixTime),
     /// The approvals do not suffice.
     #[error("approvals: {0}")]

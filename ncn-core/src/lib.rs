@@ -43,6 +43,7 @@ mod serial;
 pub mod stream;
 pub mod task;
 pub mod tensor;
+mod time;
 pub mod transport;
 pub mod trust;
 pub mod validation;
@@ -81,6 +82,7 @@ pub use sandbox::{Confinement, Policy, ResourceLimits, Sandbox, SandboxCommand, 
 pub use stream::{StreamBudget, StreamChain, StreamError, StreamLimit};
 pub use task::{Step, StepTiming, TaskEvent, TaskStatus};
 pub use tensor::{DataType, Tensor, TensorError};
+pub use time::Date;
 pub use transport::{
     ModelInfo, NetworkInfo, PaymentConfirmation, PaymentSubmission, Submission, Ticket, Transport, TransportError, TransportExt,
     Update,

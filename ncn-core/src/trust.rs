@@ -72,6 +72,13 @@ impl TrustRoot {
         keccak256(encoded.abi_encode_params())
     }
 
+    /// keccak256(abi.encode(chainId, contract, token, channels)): a name of the network that stays the same whoever joins or leaves. It says
+    /// nothing of the validators, which the chain then has to say.
+    pub fn contracts_hash(&self) -> B256 {
+        let Domain { chain_id, contract } = self.domain;
+        keccak256((chain_id, contract, self.token, self.channels).abi_encode_params())
+    }
+
     /// Under which vouchers, settlements of channels and their closing are signed.
     pub const fn channel_domain(&self) -> Domain {
         Domain { chain_id: self.domain.chain_id, contract: self.channels }
@@ -259,6 +266,26 @@ mod tests {
         let mut twice = root(5, 3, 5);
         twice.validators[1] = twice.validators[0];
         assert_eq!(twice.validate(), Err(TrustRootError::Unsorted));
+    }
+
+    #[test]
+    fn the_contracts_are_the_same_whoever_joins() {
+        let (few, more) = (root(5, 3, 5), root(6, 3, 5));
+        assert_ne!(few.hash(), more.hash());
+        assert_eq!(few.contracts_hash(), more.contracts_hash());
+        let other = |change: fn(&mut TrustRoot)| {
+            let mut other = few.clone();
+            change(&mut other);
+            other.contracts_hash()
+        };
+        let changes: [fn(&mut TrustRoot); 4] = [
+            |root| root.domain.chain_id = 2,
+            |root| root.domain.contract = Address::repeat_byte(1),
+            |root| root.token = Address::repeat_byte(1),
+            |root| root.channels = Address::repeat_byte(1),
+        ];
+        let all: std::collections::HashSet<_> = changes.map(other).into_iter().chain([few.contracts_hash()]).collect();
+        assert_eq!(all.len(), 5);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use alloy_primitives::Address;
 
 use crate::{
-    Acknowledgement, BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Domain,
+    Acknowledgement, BatchRequest, Channel, ChannelCharge, Completion, CompletionAuthorization, CompletionRequest, Date, Domain,
     InferenceRequest, LedgerError, Message, NodeRecord, NodeRole, PaymentStatus, PreprocessingRequest, Quote, RegistryError,
     SignedVoucher, Subnet, TrustHistory, TrustRoot, UnixTime,
     agreement::Mismatch,
@@ -227,7 +227,7 @@ pub fn charge(batch: &Batch, charge: &ChannelCharge, channel: Option<&Channel>, 
         (open, "is closed".to_owned()),
         (settled == charge.settled_before, format!("was charged {settled}, not {}", charge.settled_before)),
         (charge.settled_after <= deposit, format!("has {deposit}, not {}", charge.settled_after)),
-        (now <= expiry, format!("expired at {expiry}")),
+        (now <= expiry, format!("expired at {}", Date(expiry))),
     ];
     match checks.into_iter().find(|(good, _)| !good) {
         Some((_, problem)) => refuse(format!("channel {id}: {problem}")),
@@ -244,7 +244,7 @@ pub fn voucher(payment: &SignedVoucher, channel: Option<&Channel>, quote: &Quote
     let checks = [
         (channel.open, "channel", "is closed: open another".to_owned()),
         (!channel.numbers.contains(number), "number", format!("{number} is over: take the next one")),
-        (quote.expiry < channel.expiry, "channel", format!("expires at {}, before the quote: extend it", channel.expiry)),
+        (quote.expiry < channel.expiry, "channel", format!("expires at {}, before the quote: extend it", Date(channel.expiry))),
         (
             cumulative <= channel.deposit,
             "cumulative",
@@ -324,5 +324,5 @@ pub fn order(order: &InferenceRequest, now: UnixTime) -> Result<NonZeroU64, (&'s
         .deadline
         .checked_sub(now)
         .and_then(NonZeroU64::new)
-        .ok_or_else(|| ("request.deadline", format!("{} is not after the current time {now}", order.deadline)))
+        .ok_or_else(|| ("request.deadline", format!("{} is not after the current time {}", Date(order.deadline), Date(now))))
 }

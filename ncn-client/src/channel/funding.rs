@@ -3,11 +3,11 @@
 use std::{path::Path, time::Duration};
 
 use ncn_core::{
-    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, LedgerError, Signed, TaskCapability, Transport, UnixTime,
+    Amount, B256, CapabilityScope, ChainView as _, ChannelParams, Date, LedgerError, Signed, TaskCapability, Transport, UnixTime,
     channel::MAX_CHANNEL_SECONDS,
 };
 
-use super::PayerChannel;
+use super::{Funding, PayerChannel};
 use crate::{ClientError, evm::EvmLedger, unix_now};
 
 /// How far the chain's clock may be behind this one, in seconds.
@@ -59,16 +59,39 @@ impl PayerChannel {
         Ok((channel, opened))
     }
 
-    /// Adds to the deposit, and puts the end off to so long from now, unless it is later already. Returns the transaction, and the deposit that there is now.
+    /// Adds to the deposit, and puts the end off to so long from now. Returns the transaction, and the deposit that there is now.
+    ///
+    /// The same call again, after one that was cut off or dropped ([`PayerChannel::unfinished_top_up`]), goes on with that one: what it adds is added once.
+    ///
+    /// # Errors
+    /// The channel ends later already, and nothing is to be added.
     pub async fn top_up(&self, amount: Amount, lasts: Option<Duration>, ledger: &EvmLedger) -> Result<(Amount, B256), ClientError> {
         let id = self.terms.id();
         let known = ledger.channel(id).await?;
         let known = known.ok_or_else(|| LedgerError::Channel { channel: id, problem: "was never opened: open another".into() })?;
-        let deposit = known.deposit.checked_add(amount).ok_or_else(|| invalid("amount", "is more than an amount can be"))?;
-        let expiry = lasts.map_or(known.expiry, end).max(known.expiry);
-        let funded = ledger.fund_channel(&self.terms, deposit, expiry).await?;
-        self.funded(deposit, expiry)?;
-        Ok((deposit, funded))
+        let expiry = lasts.map_or(known.expiry, end);
+        if amount.is_zero() && expiry <= known.expiry {
+            return Err(invalid("lasts", format!("the channel ends later already, at {}", Date(known.expiry))));
+        }
+        let expiry = expiry.max(known.expiry);
+        let earlier = self.lock().funding.filter(|earlier| earlier.amount == amount);
+        self.reconcile(&known)?;
+        let sum = || known.deposit.checked_add(amount).ok_or_else(|| invalid("amount", "is more than an amount can be"));
+        let deposit = earlier.map_or_else(sum, |earlier| Ok(earlier.deposit))?;
+        // Kept before it is sent: whoever starts again after a crash adds it once.
+        self.fund(Some(Funding { amount, deposit }).filter(|_| !amount.is_zero()))?;
+        match ledger.fund_channel(&self.terms, deposit, expiry).await {
+            Ok(funded) => {
+                self.funded(deposit, expiry)?;
+                Ok((deposit, funded))
+            }
+            Err(error) => {
+                if !error.is_retryable() {
+                    self.fund(None)?;
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Has what is left of the deposit back: with the agreement of its gateway at once, and without a gateway after the channel's end. Returns how much that
@@ -87,7 +110,17 @@ impl PayerChannel {
         };
         let closed = ledger.close_channel(&terms, agreement).await?;
         let known = ledger.channel(terms.id()).await?;
+        if let Some(known) = &known {
+            self.reconcile(known)?;
+        }
         let back = known.and_then(|known| known.deposit.checked_sub(known.settled)).unwrap_or_default();
         Ok((back, closed))
+    }
+
+    fn fund(&self, funding: Option<Funding>) -> Result<(), LedgerError> {
+        self.change(|state| {
+            state.funding = funding;
+            Ok(())
+        })
     }
 }

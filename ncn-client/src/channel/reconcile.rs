@@ -26,19 +26,25 @@ impl State {
 }
 
 impl PayerChannel {
-    /// Takes in what the chain holds of the channel. What it has charged, the client has signed: the contract has checked that. A request
-    /// whose number is over is not in flight any more, nor is any once all that was promised is charged or the channel is closed.
+    /// Takes in what the chain holds of the channel: its deposit and its end, which a top-up may have changed that this program has not seen,
+    /// and what was charged. That, the client has signed: the contract has checked it. A request whose number is over is not in flight any more, nor is any once all that was promised is charged or the channel is closed.
     pub fn reconcile(&self, chain: &Channel) -> Result<(), LedgerError> {
         let unchanged = {
             let state = self.lock();
             let some_is_over = state.held.values().any(|payment| chain.numbers.contains(payment.voucher.number));
             let less = chain.settled < state.bound() || state.held.is_empty() && chain.settled == state.spent;
-            chain.open && less && !some_is_over && chain.numbers.end() <= state.next
+            let same = state.deposit >= chain.deposit && state.expiry >= chain.expiry && state.closed != chain.open;
+            same && state.funding.is_none() && chain.open && less && !some_is_over && chain.numbers.end() <= state.next
         };
         if unchanged {
             return Ok(());
         }
         self.change(|state| {
+            // They never become less: an endpoint that is behind does not undo what another has shown.
+            (state.deposit, state.expiry) = (state.deposit.max(chain.deposit), state.expiry.max(chain.expiry));
+            state.closed = !chain.open;
+            // A top-up that is not there may be on its way.
+            state.funding = state.funding.filter(|funding| chain.open && funding.deposit > chain.deposit);
             if !chain.open {
                 // The rest of the deposit is back.
                 for payment in mem::take(&mut state.held).into_values() {

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use alloy_primitives::{B256, U256, hex};
 use alloy_sol_types::SolInterface as _;
-use ncn_core::{Amount, LedgerError, UnixTime, channel::VoucherError};
+use ncn_core::{Amount, Date, LedgerError, UnixTime, channel::VoucherError};
 
 use super::{
     EvmError,
@@ -106,7 +106,8 @@ fn payment(error: Payment) -> LedgerError {
         Payment::ZeroCompute(_) => invalid("compute", "is zero".into()),
         Payment::SplitTooLarge(error) => invalid("split", format!("adds up to {} of 10,000 basis points", error.basisPoints)),
         Payment::ExpiryOutOfRange(error) => {
-            invalid("expiry", format!("{} has to be in the future, and no later than {}", error.expiry, error.latest))
+            let (expiry, latest) = (Date(error.expiry), Date(seconds(error.latest)));
+            invalid("expiry", format!("{expiry} has to be in the future, and no later than {latest}"))
         }
         Payment::Expired(error) => LedgerError::Expired(seconds(error.claimableUntil)),
         Payment::NotRefundable(error) => LedgerError::NotRefundable(seconds(error.refundableAt)),

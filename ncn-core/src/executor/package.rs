@@ -1,11 +1,14 @@
 //! Model packages on disk.
 
-use std::{fmt::Display, io::Read, path::PathBuf, sync::Arc};
+use std::{fmt::Display, fs::File, io::Read, path::PathBuf, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
 use super::ExecutorError;
-use crate::{Model, model::ModelFile};
+use crate::{
+    Model,
+    model::{MAX_MANIFEST_BYTES, ModelFile},
+};
 
 /// The largest file of a model package that is read into memory.
 const MAX_FILE_BYTES: u64 = 16 << 30;
@@ -19,6 +22,27 @@ pub struct ModelPackage {
     pub model: Arc<Model>,
     /// Where its files are.
     pub directory: PathBuf,
+}
+
+impl ModelPackage {
+    /// The name of the manifest in a package's directory.
+    pub const MANIFEST: &str = "manifest.json";
+
+    /// The package in this directory, which has its manifest in `manifest.json`. Its files are not looked at: executors verify what they load.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`ExecutorError::InvalidModel`] when there is no manifest, or one that is refused.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, ExecutorError> {
+        let directory = directory.into();
+        let path = directory.join(Self::MANIFEST);
+        let refuse = |problem: String| ExecutorError::InvalidModel(format!("{}: {problem}", path.display()));
+        let mut bytes = Vec::new();
+        let file = File::open(&path).map_err(|error| refuse(error.to_string()))?;
+        file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
+        let model = Model::parse(bytes).map_err(|error| refuse(error.to_string()))?;
+        Ok(Self { model: Arc::new(model), directory })
+    }
 }
 
 impl ModelFile {

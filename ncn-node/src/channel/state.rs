@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ncn_core::{
-    Amount, B256, Channel, ChannelCharge, Committee, LedgerError, Quote, RequestId, SignedVoucher, UnixTime,
+    Amount, B256, Channel, ChannelCharge, Committee, Date, LedgerError, Quote, RequestId, SignedVoucher, UnixTime,
     channel::{ChargeStart, Numbers, VoucherError},
     validation,
 };
@@ -242,7 +242,7 @@ impl ChannelState {
             return Err(VoucherError::new("number", format!("{number} is request {other}'s: take the next one")).into());
         }
         if quote.expiry.saturating_add(limits.margin) >= account.chain.expiry {
-            let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", account.chain.expiry);
+            let problem = format!("expires at {}, too soon to settle this: extend it by a top-up", Date(account.chain.expiry));
             return Err(refuse(channel, problem));
         }
         let needed = sum([account.settled, account.earned, account.reserved, voucher.amount]);

@@ -261,12 +261,6 @@ impl ModelStore {
     }
 }
 
-/// The package in this directory, as executors take it. Its files are not looked at: executors verify what they load.
-pub fn package_in(directory: &Path) -> Result<ModelPackage> {
-    let model = read_manifest(&directory.join(MANIFEST_FILE))?;
-    Ok(ModelPackage { model: Arc::new(model), directory: directory.to_path_buf() })
-}
-
 /// Whether a model is what this digest, name, or `NAME@VERSION` stands for. A digest is never taken for a name.
 pub fn is_meant(model: &Model, reference: &str) -> bool {
     let manifest = model.manifest();

@@ -8,6 +8,7 @@ use std::{
 
 use ncn_core::{
     Model,
+    executor::ModelPackage,
     model::{Manifest, ModelFile},
 };
 use serde_json::Value;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use super::{ModelStoreError, Result, layout};
 
 /// The manifest's name in a package's directory.
-pub const MANIFEST_FILE: &str = "manifest.json";
+pub const MANIFEST_FILE: &str = ModelPackage::MANIFEST;
 
 /// Who made the package may have pointed it at what is not theirs to give away.
 pub(super) const LINK: &str = "is a link: put the file itself there";

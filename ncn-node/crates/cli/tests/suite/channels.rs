@@ -7,12 +7,12 @@ use std::{
 
 use alloy_primitives::B256;
 use futures::{StreamExt as _, stream};
-use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, grpc::GrpcTransport, unix_now};
+use ncn_client::{ChannelPayer, Client, PayerChannel, RelayedPayer, evm::EvmBackend as _, grpc::GrpcTransport, unix_now};
 use ncn_core::{
     Amount, CapabilityScope, ChainView, ChannelParams, DynSigner, Message as _, PayeeRole, PaymentAuthorization, PaymentLedger,
     Quote, Signed, SignedVoucher, TaskCapability, Transport as _, Value, memory::MemoryRegistry, receipt::Payment,
 };
-use ncn_devnet::LocalNetwork;
+use ncn_devnet::{LocalNetwork, Mining};
 use ncn_node::channel::{BatchPolicy, ChannelProcessor};
 
 use crate::{
@@ -178,6 +178,42 @@ async fn an_abandoned_channel_comes_back_after_its_expiry() {
     scene.network.chain().advance(WEEK + 60);
     account.close_channel(&terms, None).await.unwrap();
     assert_eq!(account.balance(scene.signer.address()).await.unwrap(), tokens(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_top_up_that_was_cut_off_adds_once() {
+    let scene = Scene::new(tokens(1)).await;
+    let (chain, account) = (scene.network.chain().clone(), scene.network.ledger(scene.signer.clone()));
+    scene.network.funder().transfer(scene.signer.address(), tokens(5)).await.unwrap();
+    chain.set_mining(Mining::Manual);
+    let waits = scene.channel.top_up(tokens(2), None, &account);
+    tokio::select! {
+        ended = waits => panic!("without a block: {ended:?}"),
+        () = eventually("the transaction waits", async || {
+            let nonces = chain.nonces(scene.signer.address()).await.unwrap();
+            nonces.pending > nonces.mined
+        }) => {}
+    }
+    assert_eq!((scene.channel.sums().deposit, scene.channel.unfinished_top_up()), (tokens(1), Some(tokens(2))));
+    chain.set_mining(Mining::Auto);
+    chain.mine();
+    let (deposit, _) = scene.channel.top_up(tokens(2), None, &account).await.unwrap();
+    assert_eq!((deposit, scene.channel.sums().deposit, scene.channel.unfinished_top_up()), (tokens(3), tokens(3), None));
+    assert_eq!(account.balance(scene.signer.address()).await.unwrap(), tokens(3), "it was paid once");
+    // Another one is another one.
+    let (deposit, _) = scene.channel.top_up(tokens(2), None, &account).await.unwrap();
+    assert_eq!(deposit, tokens(5));
+
+    let earlier = scene.channel.top_up(Amount::ZERO, Some(Duration::from_hours(24)), &account).await.unwrap_err();
+    assert!(earlier.to_string().contains("ends later already"), "{earlier}");
+    // One that was made elsewhere, and the end, are seen on the chain.
+    account.fund_channel(scene.channel.terms(), tokens(6), scene.channel.sums().expiry).await.unwrap();
+    scene.channel.reconcile(&account.channel(scene.id()).await.unwrap().unwrap()).unwrap();
+    assert_eq!(scene.channel.sums().available(), tokens(6));
+    scene.channel.close(&account, Some(&*scene.transport)).await.unwrap();
+    assert!(scene.channel.sums().closed && scene.channel.sums().available().is_zero());
+    let refused = scene.client().await.infer("digits", image(7)).await.unwrap_err();
+    assert!(refused.to_string().contains("is closed: open another") && !refused.is_paid(), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Model, Tensor, Value, Values, executor::ModelPackage};
+use ncn_core::{DataType, Execution, Executor, ExecutorExt as _, Tensor, Value, Values, executor::ModelPackage};
 use ncn_executor::{EngineExecutor, WorkerExecutor, WorkerOptions, WorkerProgram, sandbox::NamespaceSandbox};
 
 use crate::{
@@ -16,9 +16,7 @@ use crate::{
 
 /// A fetched package.
 pub(crate) fn package(name: &str) -> ModelPackage {
-    let directory = directory(name);
-    let model = Model::parse(std::fs::read(directory.join("manifest.json")).unwrap()).unwrap();
-    ModelPackage { model: Arc::new(model), directory }
+    ModelPackage::open(directory(name)).unwrap()
 }
 
 /// Runs these programs confined by every layer.
