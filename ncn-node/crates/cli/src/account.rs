@@ -157,6 +157,11 @@ pub(crate) struct ChainArguments {
 }
 
 impl ChainArguments {
+    /// To read from this chain.
+    pub(crate) const fn at(rpc: Vec<String>, contracts: Option<PathBuf>) -> Self {
+        Self { rpc, contracts, confirmations: 1 }
+    }
+
     /// As they can be typed again. An endpoint that may hold a secret is not told.
     pub(crate) fn flags(&self) -> String {
         let all = self.rpc.join(",");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ncn_client::{ClientError, PayerChannel};
-use ncn_core::{Amount, ChainView as _};
+use ncn_core::{Amount, ChainView as _, Date};
 
 use crate::{
     Failure,
@@ -104,6 +104,15 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
             }
             Command::Show { file, chain } => {
                 let channel = open_file(&file.channel)?;
+                let mut on_chain = None;
+                if chain.is_given() {
+                    let ledger = chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?;
+                    let known = ledger.channel(channel.terms().id()).await.map_err(Failure::failed)?;
+                    if let Some(known) = &known {
+                        channel.reconcile(known).map_err(Failure::failed)?;
+                    }
+                    on_chain = Some(known);
+                }
                 let sums = channel.sums();
                 writeln!(out, "channel     {}", channel.terms().id())?;
                 writeln!(out, "gateway     {}", channel.terms().gateway)?;
@@ -111,16 +120,21 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 writeln!(out, "spent       {}", sums.spent)?;
                 writeln!(out, "reserved    {}", sums.reserved)?;
                 writeln!(out, "available   {}", sums.available())?;
-                writeln!(out, "ends        {} (unix time)", sums.expiry)?;
-                if chain.is_given() {
-                    let ledger = chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?;
-                    match ledger.channel(channel.terms().id()).await.map_err(Failure::failed)? {
-                        Some(known) => {
-                            let state = if known.open { "open" } else { "closed" };
-                            writeln!(out, "on chain    {state}, deposit {}, settled {}", known.deposit, known.settled)?;
-                        }
-                        None => writeln!(out, "on chain    not opened")?,
+                let (ends, end) = if sums.closed { ("closed", "ended") } else { ("open", "ends") };
+                writeln!(out, "{end:<11} {} ({ends})", Date(sums.expiry))?;
+                if let Some(amount) = channel.unfinished_top_up() {
+                    writeln!(
+                        out,
+                        "top-up      of {amount}, not known to have ended: the same `ncn channel topup` goes on with it"
+                    )?;
+                }
+                match on_chain {
+                    Some(Some(known)) => {
+                        let state = if known.open { "open" } else { "closed" };
+                        writeln!(out, "on chain    {state}, deposit {}, settled {}", known.deposit, known.settled)?;
                     }
+                    Some(None) => writeln!(out, "on chain    not opened")?,
+                    None => {}
                 }
             }
             Command::Topup { file, chain, key, amount, days } => {
@@ -129,6 +143,9 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 }
                 let channel = open_file(&file.channel)?;
                 let ledger = chain.ledger(key.open()?).await?;
+                if channel.unfinished_top_up() == Some(*amount) {
+                    writeln!(out, "an earlier top-up of {amount} is not known to have ended: going on with it")?;
+                }
                 let (deposit, funded) = channel.top_up(*amount, days.map(days_of), &ledger).await?;
                 writeln!(out, "channel {} has a deposit of {deposit}: {funded}", channel.terms().id())?;
             }

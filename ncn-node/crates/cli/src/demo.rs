@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::{
     Failure, block_on,
     files::{ReceiptFile, read_input},
-    output::print_output,
+    output::{Written, print_output},
     sanitize, say,
 };
 
@@ -204,7 +204,7 @@ fn print_text(
         writeln!(out, "{number:>3}  {name:<14} {:<12} {took:>9.2} ms", accounts.name(report.actor))?;
     }
     writeln!(out, "\nresult")?;
-    print_output(&mut out, &answer.output)?;
+    print_output(&mut out, &answer.output, &Written::new())?;
     writeln!(out, "\n{:<12} {:<42} {:>24} {:>24}", "paid", "address", "before", "after")?;
     let mut line = |name: &str, address: Address, balance: &Balance| {
         writeln!(out, "{name:<12} {address} {:>24} {:>24}", balance.before.to_string(), balance.after.to_string())

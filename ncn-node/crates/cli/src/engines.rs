@@ -118,7 +118,7 @@ impl ModelArguments {
             // A directory that happens to be called like a model must not be taken for it.
             packages.push(if reference.contains('/') {
                 model::is_package("--model", reference.as_ref())?;
-                ncn_models::package_in(reference.as_ref())?
+                ModelPackage::open(reference).map_err(|error| Failure::Input(format!("--model: {error}")))?
             } else {
                 let store = self.store.open()?;
                 if gateway.is_some() && store.find(reference).map_or(true, |stored| !stored.missing.is_empty()) {

@@ -16,6 +16,7 @@ use crate::{
     block_on,
     files::ReceiptFile,
     infer::{channel_payer, finish, print, relayed_payer},
+    output::OutputArguments,
     sanitize, say,
     stream::Stream,
     unfinished::{self, Kept, Means, RECEIPT, Request},
@@ -42,6 +43,8 @@ pub(crate) struct Arguments {
     key: KeyArguments,
     #[command(flatten)]
     chain: ChainArguments,
+    #[command(flatten)]
+    output: OutputArguments,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -50,13 +53,15 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (path, request) = find(arguments)?;
     ReceiptFile::prepare(&receipt(arguments, &path, &request), iter::empty())?;
+    let output = arguments.output.prepare()?;
     let signer = arguments.key.open()?;
     block_on(async {
         let answer = fetch(arguments, &path, &request, signer).await?;
+        let written = output.map(|output| output.write(&answer.output)).transpose()?;
         // Anew: a later request may have written its receipt in the meantime.
         let receipt = receipt(arguments, &path, &request);
         ReceiptFile::prepare(&receipt, iter::empty())?.write(&answer.receipt)?;
-        print(arguments.json, &receipt, &answer)?;
+        print(arguments.json, &receipt, &answer, written)?;
         unfinished::end(&path);
         Ok(())
     })

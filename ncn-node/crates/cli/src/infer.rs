@@ -22,7 +22,8 @@ use crate::{
     fetch::witness,
     files::ReceiptFile,
     inputs::{InputArguments, ParsedInputs},
-    output::print_output,
+    network::is_pinned,
+    output::{OutputArguments, Written, print_output},
     price::PriceArguments,
     sanitize, say,
     stream::Stream,
@@ -45,7 +46,7 @@ pub(crate) struct Arguments {
     /// Use no chain: pay out of the channel in this file, as `ncn channel open` wrote it
     #[arg(long, value_name = "FILE")]
     channel: Option<PathBuf>,
-    /// The hash of the network to trust, where no chain says it
+    /// The hash of the network to trust, where no chain says it, or with a chain that of its contracts: `ncn network` shows both
     #[arg(long, value_name = "HASH")]
     network: Option<B256>,
     /// The model's name
@@ -64,6 +65,8 @@ pub(crate) struct Arguments {
     /// Where to write the receipt
     #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
     receipt: PathBuf,
+    #[command(flatten)]
+    output: OutputArguments,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -72,11 +75,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let given = arguments.inputs.read()?;
     let target = ReceiptFile::prepare(&arguments.receipt, given.paths())?;
+    let output = arguments.output.prepare()?;
     let signer = arguments.key.open()?;
     block_on(async {
         let (answer, unfinished) = Box::pin(infer(arguments, given, signer)).await?;
+        let written = output.map(|output| output.write(&answer.output)).transpose()?;
         target.write(&answer.receipt)?;
-        print(arguments.json, &arguments.receipt, &answer)?;
+        print(arguments.json, &arguments.receipt, &answer, written)?;
         // What was not written or shown can be fetched again until here.
         unfinished.over();
         Ok(())
@@ -161,13 +166,22 @@ async fn payer(arguments: &Arguments, transport: &Arc<dyn Transport>, signer: &D
         None if arguments.relayed => None,
         None => return Err(Failure::Input("give --rpc URL to pay on the chain, or --relayed, or --channel FILE".into())),
     };
-    let trust = trusted(arguments.network, &**transport).await?;
+    let trust = trusted(arguments.network, arguments.chain.is_given(), &**transport).await?;
     let chain = witness(&arguments.chain, signer, &trust).await;
-    if let (None, Some(chain)) = (arguments.network, &chain) {
-        let (stated, known) = (trust.hash(), chain.trust_root().await.map_err(Failure::failed)?.hash());
-        if stated != known {
-            return Err(Failure::Failed(format!("the gateway states network {stated}, the chain has {known}: nothing was signed")));
+    match &chain {
+        // A pin of all of it has said who the validators are.
+        _ if arguments.network == Some(trust.hash()) => {}
+        Some(chain) => {
+            let (stated, known) = (trust.hash(), chain.trust_root().await.map_err(Failure::failed)?.hash());
+            if stated != known {
+                let problem = format!("the gateway states network {stated}, the chain has {known}: nothing was signed");
+                return Err(Failure::Failed(problem));
+            }
         }
+        None if arguments.network.is_some() => {
+            return Err(Failure::Failed("no chain has said who the validators are: nothing was signed".into()));
+        }
+        None => {}
     }
     let Some(channel) = channel else { return Ok(Arc::new(relayed_payer(transport, trust, signer, chain))) };
     if channel.terms().client != signer.address() {
@@ -203,21 +217,24 @@ pub(crate) fn channel_payer(
 /// A payer on the chain, when the chain has the network that is trusted.
 pub(crate) async fn on_chain(chain: &ChainArguments, network: Option<B256>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
     let ledger = chain.ledger(signer.clone()).await?;
-    let hash = ledger.trust_root().await.map_err(Failure::failed)?.hash();
-    if let Some(expected) = network.filter(|expected| *expected != hash) {
-        return Err(Failure::Failed(format!("the chain has network {hash}, not {expected}: nothing was signed")));
+    let known = ledger.trust_root().await.map_err(Failure::failed)?;
+    if let Some(expected) = network.filter(|expected| !is_pinned(*expected, true, &known)) {
+        return Err(Failure::Failed(format!("the chain has network {}, not {expected}: nothing was signed", known.hash())));
     }
     Ok(Arc::new(ledger))
 }
 
 /// The network that the gateway states, when there is reason to believe it: its hash was given, or it is a development network, whose
 /// contracts everybody knows.
-pub(crate) async fn trusted(network: Option<B256>, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
+pub(crate) async fn trusted(network: Option<B256>, by_chain: bool, transport: &dyn Transport) -> Result<TrustRoot, Failure> {
     let stated = transport.network().await.map_err(Failure::failed)?.trust_root;
     stated.validate().map_err(|error| Failure::Failed(format!("the gateway's network: {error}")))?;
     let hash = stated.hash();
     match network {
-        Some(expected) if expected != hash => {
+        Some(expected) if !is_pinned(expected, by_chain, &stated) && expected == stated.contracts_hash() => Err(Failure::Input(
+            "--network: pins the contracts, and only their chain says who the validators are: add --rpc, or pin the hash of all of it".into(),
+        )),
+        Some(expected) if !is_pinned(expected, by_chain, &stated) => {
             Err(Failure::Failed(format!("the gateway is of network {hash}, not of {expected}: nothing was signed")))
         }
         Some(_) => Ok(stated),
@@ -242,14 +259,16 @@ async fn reconcile(payer: &ChannelPayer, channel: &PayerChannel) {
     }
 }
 
-/// Prints an answer whose receipt has been written.
-pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result<(), Failure> {
+/// Prints an answer whose receipt has been written, and its values where they were wanted.
+pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput, written: Option<Written>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let receipt: &Receipt = &answer.receipt;
     if json {
         let all = json!({
             "request": receipt.request_id(),
-            "output": answer.output.to_json(),
+            // What is in files is not repeated: it may be large.
+            "output": written.is_none().then(|| answer.output.to_json()),
+            "files": written,
             "payment": receipt.payment,
             "payments": receipt.payments.payouts,
             "usage": answer.usage(),
@@ -262,7 +281,7 @@ pub(crate) fn print(json: bool, path: &Path, answer: &InferenceOutput) -> Result
         return Ok(writeln!(out, "{all:#}")?);
     }
     writeln!(out, "request {}\n\nresult", receipt.request_id())?;
-    print_output(&mut out, &answer.output)?;
+    print_output(&mut out, &answer.output, &written.unwrap_or_default())?;
     let how = match &receipt.payment {
         Payment::Escrow { transaction, .. } => format!("by {transaction}"),
         Payment::Channel(payment) => format!("out of channel {}", payment.voucher.channel),

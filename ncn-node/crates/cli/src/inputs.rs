@@ -15,12 +15,13 @@ use ncn_core::{
 use crate::{
     Failure,
     files::{MAX_INPUT_BYTES, read_input, read_within, within},
-    sanitize,
+    npy, sanitize,
 };
 
 #[derive(clap::Args)]
 pub(crate) struct InputArguments {
-    /// A file to run it on; NAME says for which of the model's inputs, the next one by default
+    /// A file to run it on; NAME says for which of the model's inputs, the next one by default. A tensor is a file that numpy.save wrote,
+    /// or plain numbers where the model fixes all sizes
     #[arg(long = "input", value_name = "[NAME=]FILE", required_unless_present = "text")]
     files: Vec<OsString>,
     /// A text to run it on; NAME says for which of the model's inputs, the next one by default. @FILE is what is in a file, - what comes on
@@ -155,10 +156,14 @@ fn file(input: &InputSpec, bytes: Vec<u8>, path: &Path) -> Result<Value, String>
     match from {
         Some(Preprocessing::Image { .. }) => Ok(Value::png(bytes)),
         Some(Preprocessing::Bytes { .. }) => Ok(Value::File { media_type: media_type(path).into(), data: bytes.into() }),
+        // What is in it is checked with all else that was given.
+        _ if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npy")) => npy::read(&bytes).map(Value::from),
         _ => {
             let fixed = |dimension: &Dimension| match dimension {
                 Dimension::Fixed(size) => Ok(*size),
-                Dimension::Named(name) => Err(format!("the size of `{name}` is not known for a file of plain numbers")),
+                Dimension::Named(name) => Err(format!(
+                    "the size of `{name}` is not known for a file of plain numbers: give one that numpy.save wrote, .npy"
+                )),
             };
             let shape = shape.iter().map(fixed).collect::<Result<_, _>>()?;
             Ok(Tensor::new(*dtype, shape, bytes).map_err(|error| error.to_string())?.into())
@@ -166,16 +171,32 @@ fn file(input: &InputSpec, bytes: Vec<u8>, path: &Path) -> Result<Value, String>
     }
 }
 
+/// What files of which names hold; of several names for one, the first is given.
+const MEDIA: [(&str, &str); 11] = [
+    ("png", "image/png"),
+    ("jpg", "image/jpeg"),
+    ("jpeg", "image/jpeg"),
+    ("webp", "image/webp"),
+    ("gif", "image/gif"),
+    ("wav", "audio/wav"),
+    ("mp3", "audio/mpeg"),
+    ("mp4", "video/mp4"),
+    ("txt", "text/plain"),
+    ("md", "text/plain"),
+    ("json", "application/json"),
+];
+
 /// By the file's name.
 fn media_type(path: &Path) -> &'static str {
-    match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-        Some("png") => "image/png",
-        Some("jpg" | "jpeg") => "image/jpeg",
-        Some("wav") => "audio/wav",
-        Some("txt" | "md") => "text/plain",
-        Some("json") => "application/json",
-        _ => "application/octet-stream",
-    }
+    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    let known = MEDIA.iter().find(|(name, _)| extension.as_deref() == Some(name));
+    known.map_or("application/octet-stream", |(_, media_type)| media_type)
+}
+
+/// How the name of a file ends that holds this.
+pub(crate) fn extension(media_type: &str) -> &'static str {
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    MEDIA.iter().find(|(_, known)| essence.eq_ignore_ascii_case(known)).map_or("bin", |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -221,5 +242,24 @@ mod tests {
             let refused = given(&[text], inputs).unwrap_err();
             assert!(refused.contains("begins with ="), "{text}: {refused}");
         }
+    }
+
+    #[test]
+    fn tensors_of_any_size_come_from_files_of_numpy() {
+        let manifest = r#"{"name":"m","version":"1","task":"t","description":"d","licence":"MIT","format":"onnx","entry":"m","files":[],
+            "inputs":[{"type":"tensor","name":"x","dtype":"f32","shape":["n",2]}],"outputs":[{"type":"text","name":"text"}],
+            "limits":{"memory_bytes":0,"deadline_ms":1000},"price":"1"}"#;
+        let directory = tempfile::tempdir().unwrap();
+        let given = |name: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let arguments = InputArguments { files: vec![format!("x={}", path.display()).into()], text: Vec::new() };
+            arguments.read().and_then(|read| read.inputs(&Model::parse(manifest).unwrap())).map_err(Failure::problem)
+        };
+        let tensor = |shape: [usize; 2]| Tensor::from_f32(shape.to_vec(), &vec![0.5; shape[0] * shape[1]]).unwrap();
+        let fits = tensor([3, 2]);
+        assert_eq!(given("x.npy", &npy::write(&fits).unwrap()).unwrap().get("x"), Some(&Value::from(fits)));
+        assert!(given("y.npy", &npy::write(&tensor([2, 3])).unwrap()).unwrap_err().contains("input x"));
+        assert!(given("x.bin", &[0; 24]).unwrap_err().contains(".npy"));
     }
 }

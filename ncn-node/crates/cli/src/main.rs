@@ -19,6 +19,8 @@ mod log;
 mod metrics;
 mod model;
 mod models;
+mod network;
+mod npy;
 mod output;
 mod price;
 mod quote;
@@ -71,6 +73,8 @@ enum Command {
     Fetch(Box<fetch::Arguments>),
     /// Take a payment back after its end, without the gateway
     Refund(refund::Arguments),
+    /// Show the network that receipts are checked against, and what to pin
+    Network(network::Arguments),
     /// Check a receipt, offline
     Verify(verify::Arguments),
     /// Keys and tokens
@@ -253,6 +257,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Infer(arguments) => infer::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
         Command::Refund(arguments) => refund::run(&arguments),
+        Command::Network(arguments) => network::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Wallet(command) => wallet::run(&command),
         Command::Channel(command) => channel::run(&command),

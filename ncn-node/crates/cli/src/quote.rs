@@ -54,7 +54,7 @@ async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure
     let payer: Arc<dyn Payer> = if arguments.chain.is_given() {
         on_chain(&arguments.chain, arguments.network, &signer).await?
     } else {
-        let trust = trusted(arguments.network, &*transport).await?;
+        let trust = trusted(arguments.network, false, &*transport).await?;
         Arc::new(RelayedPayer::new(transport.clone(), trust, signer.clone()))
     };
     let client = Client::builder().transport(transport).payer(payer).signer(signer).build()?;

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use ncn_core::PaymentStatus;
+use ncn_core::{Date, PaymentStatus};
 
 use crate::{
     Failure,
@@ -49,9 +49,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
             PaymentStatus::Unpaid => {
                 return Err(Failure::Failed(format!(
-                    "the chain shows no payment of {}, and has no block yet that is later than its expiry at {} (unix time): try again \
+                    "the chain shows no payment of {}, and has no block yet that is later than its expiry at {}: try again \
                      once it has one",
-                    quote.request_id, quote.expiry
+                    quote.request_id,
+                    Date(quote.expiry)
                 )));
             }
             PaymentStatus::Refunded { by } => {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ncn_client::Stored;
-use ncn_core::{Quote, RequestId};
+use ncn_core::{Date, Quote, RequestId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -173,10 +173,8 @@ fn says(path: &Path, request: &Request, key: &KeyArguments, chain: &ChainArgumen
         format!("  to fetch its answer: ncn fetch {file} {key}{given}"),
     ];
     if !matches!(request.means, Means::Channel(_)) {
-        let (expiry, chain) = (request.stored.quote.expiry, chain.flags());
-        says.push(format!(
-            "  to take the payment back after {expiry} (unix time), when it is not served: ncn refund {file} {chain} {key}"
-        ));
+        let (expiry, chain) = (Date(request.stored.quote.expiry), chain.flags());
+        says.push(format!("  to take the payment back after {expiry}, when it is not served: ncn refund {file} {chain} {key}"));
     }
     says
 }

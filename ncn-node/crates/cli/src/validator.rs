@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use ncn_core::{Address, Amount};
+use ncn_core::{Address, Amount, Date};
 
 use crate::{
     Failure,
@@ -60,13 +60,8 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 let ledger = chain.ledger(key.open()?).await?;
                 let transaction = ledger.unstake().await.map_err(Failure::failed)?;
                 let stake = ledger.stake_of(ledger.account()).await.map_err(Failure::failed)?;
-                let when = stake.withdrawable_at.unwrap_or_default();
-                writeln!(
-                    out,
-                    "{} has left; {} can be withdrawn from {when} (unix time) on: {transaction}",
-                    ledger.account(),
-                    stake.amount
-                )?;
+                let when = Date(stake.withdrawable_at.unwrap_or_default());
+                writeln!(out, "{} has left; {} can be withdrawn from {when} on: {transaction}", ledger.account(), stake.amount)?;
             }
             Command::Withdraw { chain, key } => {
                 let ledger = chain.ledger(key.open()?).await?;
@@ -87,7 +82,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                     let stake = ledger.stake_of(account).await.map_err(Failure::failed)?;
                     let state = match (stake.active, stake.withdrawable_at) {
                         (true, _) => "active".to_owned(),
-                        (false, Some(when)) => format!("leaving, from {when} (unix time) on"),
+                        (false, Some(when)) => format!("leaving, from {} on", Date(when)),
                         (false, None) => "no validator".to_owned(),
                     };
                     writeln!(out, "  {account} {} {state}", stake.amount)?;

@@ -6,11 +6,11 @@ use std::{
 };
 
 use ncn_core::{
-    Continuation, Receipt, TrustRoot, Unit, Units,
+    B256, Continuation, Payer, Receipt, TrustRoot, Unit, Units,
     receipt::{MAX_RECEIPT_BYTES, Payment},
 };
 
-use crate::{Failure, files::read_within};
+use crate::{Failure, account::ChainArguments, block_on, files::read_within, network::is_pinned, output, sanitize};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -20,25 +20,37 @@ pub(crate) struct Arguments {
     /// The network to trust, as JSON; by default the one that the receipt states, whose hash is then yours to compare
     #[arg(long, value_name = "FILE")]
     trust_root: Option<PathBuf>,
+    /// The hash of the network to trust, as `ncn network` shows it; with --rpc, that of its contracts
+    #[arg(long, value_name = "HASH", conflicts_with = "trust_root")]
+    network: Option<B256>,
+    /// Have the chain say whether the network was this one when the request was quoted: its JSON-RPC endpoint. Without it, nothing is asked
+    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with = "trust_root")]
+    rpc: Vec<String>,
+    /// Where the network's contracts are on that chain; those of `ncn devnet` by default
+    #[arg(long, value_name = "FILE", requires = "rpc")]
+    contracts: Option<PathBuf>,
+    /// The directory with the output that the receipt is to be of, as `ncn infer --output` wrote it
+    #[arg(long, value_name = "DIRECTORY")]
+    output: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let json = read(&arguments.receipt)?;
     let name = arguments.receipt.display();
     let receipt = Receipt::from_json(&json).map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
-    match &arguments.trust_root {
-        Some(path) => {
-            let refuse = |problem: String| Failure::Input(format!("--trust-root {}: {problem}", path.display()));
-            let trust: TrustRoot = serde_json::from_slice(&read(path)?).map_err(|error| refuse(error.to_string()))?;
-            trust.validate().map_err(|error| refuse(error.to_string()))?;
-            receipt.verify(&trust)
-        }
-        None => receipt.verify_self_consistent(),
+    let refuse = |problem: String| Failure::Failed(format!("{name}: {problem}"));
+    let trust = trust(arguments, &receipt)?;
+    let verified = trust.as_ref().map_or_else(|| receipt.verify_self_consistent(), |trust| receipt.verify(trust));
+    verified.map_err(|error| refuse(error.to_string()))?;
+    if let Some(directory) = &arguments.output {
+        let output = output::read(directory)?;
+        let last = receipt.delivery.last().ok_or_else(|| refuse("is of no output".into()))?;
+        let differs = |_| refuse(format!("is not of the output in {}", sanitize(&directory.display().to_string())));
+        last.fits_output(&output).map_err(differs)?;
     }
-    .map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
 
     let mut out = io::stdout().lock();
-    let trusted = if arguments.trust_root.is_some() { "trusted" } else { "as the receipt states it: compare" };
+    let trusted = if trust.is_some() { "trusted" } else { "as the receipt states it: compare" };
     let order = &receipt.request.message;
     writeln!(out, "valid receipt")?;
     writeln!(out, "  request     {}", receipt.request_id())?;
@@ -78,6 +90,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What the receipt is checked against, where something says it.
+fn trust(arguments: &Arguments, receipt: &Receipt) -> Result<Option<TrustRoot>, Failure> {
+    if let Some(path) = &arguments.trust_root {
+        let refuse = |problem: String| Failure::Input(format!("--trust-root {}: {problem}", path.display()));
+        let trust: TrustRoot = serde_json::from_slice(&read(path)?).map_err(|error| refuse(error.to_string()))?;
+        trust.validate().map_err(|error| refuse(error.to_string()))?;
+        return Ok(Some(trust));
+    }
+    let chain = ChainArguments::at(arguments.rpc.clone(), arguments.contracts.clone());
+    let by_chain = chain.is_given();
+    let pinned = arguments.network.is_none_or(|pin| is_pinned(pin, by_chain, &receipt.trust_root));
+    let (stated, contracts) = (receipt.trust_root.hash(), receipt.trust_root.contracts_hash());
+    if !pinned {
+        let problem = format!("--network: the receipt is of network {stated}, whose contracts are {contracts}");
+        let hint = if by_chain { "" } else { "; to pin the contracts alone, add --rpc" };
+        return Err(Failure::Failed(problem + hint));
+    }
+    if !by_chain {
+        return Ok(arguments.network.map(|_| receipt.trust_root.clone()));
+    }
+    // Of the network as it was when the request was quoted, whoever has joined or left since.
+    let mut valid = None;
+    block_on(async {
+        let ledger = chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?;
+        let history = Payer::trust(&ledger, receipt.quote.epoch).await.map_err(Failure::failed)?;
+        let of = history.of(&receipt.quote);
+        let (trust, _) = of.map_err(|error| {
+            let forgotten = "a chain forgets validators who have left and taken their stake";
+            Failure::Failed(format!("the chain does not have the receipt's network: {error} ({forgotten})"))
+        })?;
+        valid = Some(trust);
+        Ok(())
+    })?;
+    Ok(valid)
 }
 
 /// What a request took, in its price's units: `12 tokens in, 30 tokens out`.

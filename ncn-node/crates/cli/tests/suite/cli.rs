@@ -222,9 +222,14 @@ fn three_ways_to_pay_from_another_process() {
     assert_eq!(balance(), "1000 NCN\n");
     assert!(good(&[&request[..], &["--rpc", rpc]].concat()).contains("label: 7"));
     assert_eq!(balance(), "999.99 NCN\n");
-    assert!(good(&[&request[..], &["--relayed"]].concat()).contains("label: 7"));
+    let kept = good(&[&request[..], &["--relayed", "--output", "out"]].concat());
+    assert!(kept.contains("label: 7") && kept.contains("in out/scores.npy"), "{kept}");
     assert_eq!(balance(), "999.98 NCN\n");
     good(&["verify", "ncn-receipt.json"]);
+    assert_eq!(std::fs::read_to_string(directory.path().join("out/label.txt")).unwrap(), "7");
+    assert!(std::fs::read(directory.path().join("out/scores.npy")).unwrap().starts_with(b"\x93NUMPY\x01\0"));
+    let again = run(&[&request[..], &["--relayed", "--output", "out"]].concat(), directory.path());
+    assert!(again.status.code() == Some(2) && text(&again.stderr).contains("not empty"), "{}", text(&again.stderr));
     assert!(!directory.path().join("ncn-receipt.json.unfinished").exists(), "nothing is left open");
 
     let channel = ["--channel", "channel.json", "--rpc", rpc, "--key", key];

@@ -53,6 +53,7 @@ mod openai;
 mod outputs;
 mod page;
 mod peers;
+mod pins;
 mod prices;
 mod provider;
 mod python;
