@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Where to write the receipt
     #[arg(long, value_name = "PATH", default_value = "ncn-receipt.json")]
     receipt: PathBuf,
-    /// How much confinement of models is insisted on: strict, permissive or disabled
+    /// How much confinement of models is insisted on: strict, reduced, permissive or disabled
     #[arg(long, value_name = "MODE", default_value_t)]
     sandbox: SandboxMode,
 }

@@ -18,7 +18,7 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct EngineArguments {
-    /// How much confinement of models is insisted on: strict, permissive or disabled
+    /// How much confinement of models is insisted on: strict, reduced, permissive or disabled
     #[arg(long, value_name = "MODE", default_value_t)]
     sandbox: SandboxMode,
     #[command(flatten)]

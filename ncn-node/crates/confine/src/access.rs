@@ -34,18 +34,27 @@ pub fn landlock_abi() -> io::Result<i32> {
     if version < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(version).map_err(io::Error::other) }
 }
 
-/// Limits what the calling thread, and whatever it starts or becomes, can reach.
-pub(crate) fn apply(grants: &Grants, program: &Path) -> Result<(), Missing> {
+/// What the kernel lacks of the Landlock that is enough.
+pub fn landlock() -> Result<(), Missing> {
     let failed = |reason: String| Missing::new(Layer::Landlock, reason);
     match landlock_abi() {
         Ok(abi) if abi < REQUIRED_LANDLOCK => {
-            return Err(failed(format!("the kernel has version {abi}, version {REQUIRED_LANDLOCK} is needed")));
+            Err(failed(format!("the kernel has version {abi}, version {REQUIRED_LANDLOCK} is needed")))
         }
-        Ok(_) => {}
-        Err(error) => return Err(failed(error.to_string())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(error.to_string())),
     }
-    let status = restrict(grants, program).map_err(|error| failed(error.to_string()))?;
-    if status.ruleset == RulesetStatus::NotEnforced {
+}
+
+/// Limits what the calling thread, and whatever it starts or becomes, can reach. `whole` says that this has to be all of it; otherwise it
+/// is as much as the kernel has.
+pub(crate) fn apply(grants: &Grants, program: &Path, whole: bool) -> Result<(), Missing> {
+    let failed = |reason: String| Missing::new(Layer::Landlock, reason);
+    if whole {
+        landlock()?;
+    }
+    let status = restrict(grants, program, whole).map_err(|error| failed(error.to_string()))?;
+    if whole && status.ruleset == RulesetStatus::NotEnforced {
         return Err(failed("not enforced".into()));
     }
     if !status.no_new_privs {
@@ -54,7 +63,7 @@ pub(crate) fn apply(grants: &Grants, program: &Path) -> Result<(), Missing> {
     Ok(())
 }
 
-fn restrict(grants: &Grants, program: &Path) -> Result<landlock::RestrictionStatus, RulesetError> {
+fn restrict(grants: &Grants, program: &Path, whole: bool) -> Result<landlock::RestrictionStatus, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let execute = read | AccessFs::Execute;
     let device = read | AccessFs::WriteFile | AccessFs::IoctlDev;
@@ -64,7 +73,7 @@ fn restrict(grants: &Grants, program: &Path) -> Result<landlock::RestrictionStat
     let program: &[&Path] = if program.as_os_str().is_empty() { &[] } else { &[program] };
     let existing = |paths: &[&'static str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
+        .set_compatibility(if whole { CompatLevel::HardRequirement } else { CompatLevel::BestEffort })
         .handle_access(AccessFs::from_all(REQUIRED))?
         .handle_access(AccessNet::from_all(REQUIRED))?
         .scope(Scope::from_all(REQUIRED))?

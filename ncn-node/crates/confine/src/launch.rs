@@ -49,6 +49,8 @@ pub struct Launch {
     pub parent: Option<u32>,
     /// Which user and group it becomes when it is started by root.
     pub user: Option<u32>,
+    /// Go on without what the kernel lacks of Landlock.
+    pub partial: bool,
     /// In place of a program: print a [`crate::Report`].
     pub report: bool,
     /// The program, unless `report`.
@@ -61,7 +63,7 @@ impl Launch {
     /// The options, as a person sees them.
     pub const USAGE: &str = "\
 --work DIRECTORY [--read PATH].. [--exec PATH].. [--device PATH].. [--env NAME].. [--memory BYTES] [--cpu SECONDS] [--file BYTES] \
-[--writable BYTES] [--processes NUMBER] [--files NUMBER] [--user ID] [--parent ID] (--report | -- PROGRAM [ARGUMENT]..)";
+[--writable BYTES] [--processes NUMBER] [--files NUMBER] [--user ID] [--parent ID] [--partial] (--report | -- PROGRAM [ARGUMENT]..)";
 
     /// As a command line.
     pub fn to_arguments(&self) -> Vec<OsString> {
@@ -93,6 +95,9 @@ impl Launch {
                 option(name, number.to_string().as_ref());
             }
         }
+        if self.partial {
+            line.push("--partial".into());
+        }
         if self.report {
             line.push("--report".into());
         } else {
@@ -110,6 +115,10 @@ impl Launch {
             let option = arguments.next().ok_or("needs --report or a program after --")?;
             match option.as_bytes() {
                 b"--" => break,
+                b"--partial" => {
+                    launch.partial = true;
+                    continue;
+                }
                 b"--report" => {
                     launch.report = true;
                     break;
@@ -177,6 +186,7 @@ mod tests {
             environment: vec!["PATH".into()],
             parent: Some(7),
             user: Some(8),
+            partial: true,
             report: false,
             program: "/bin/echo".into(),
             arguments: vec!["--read".into(), "--".into()],

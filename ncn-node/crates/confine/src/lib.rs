@@ -16,7 +16,7 @@ mod report;
 
 use std::{io, os::unix::process::CommandExt as _, process::Command};
 
-pub use access::{HARMLESS, NULL, REQUIRED_LANDLOCK, SYSTEM, landlock_abi};
+pub use access::{HARMLESS, NULL, REQUIRED_LANDLOCK, SYSTEM, landlock, landlock_abi};
 pub use clear::clear;
 pub use launch::{Grants, Launch, Limits};
 pub use layer::{Layer, Missing};
@@ -25,20 +25,21 @@ pub use report::{NAMESPACES, Report};
 /// What a process of its own is told to do once it is confined, in place of a program: print its [`Report`] and end.
 pub const REPORT: &str = "report";
 
-/// Confines the calling thread: every layer, or an error that names the one that is missing.
+/// Confines the calling thread: every layer, or an error that names the one that is missing. Of a launch that is `partial`, Landlock is applied
+/// as far as the kernel has it.
 ///
 /// Limits on resources are the whole process's. `own_users` says that the process is in a user namespace of its own, so that the limit
 /// on processes counts only what is confined with it.
 pub fn confine(launch: &Launch, own_users: bool) -> Result<(), Missing> {
     limits::apply(&launch.limits, &launch.grants, own_users)?;
-    access::apply(&launch.grants, launch.program.as_ref())?;
+    access::apply(&launch.grants, launch.program.as_ref(), !launch.partial)?;
     calls::apply()
 }
 
 /// Takes one of the layers of [`confine`] alone upon the calling thread, to see whether it can be had; of other layers it says nothing.
 pub fn check(layer: Layer, launch: &Launch) -> Result<(), Missing> {
     match layer {
-        Layer::Landlock | Layer::NoNewPrivileges => access::apply(&launch.grants, launch.program.as_ref()),
+        Layer::Landlock | Layer::NoNewPrivileges => access::apply(&launch.grants, launch.program.as_ref(), true),
         Layer::Seccomp => calls::apply(),
         Layer::Limits => limits::apply(&launch.limits, &launch.grants, false),
         _ => Ok(()),

@@ -18,7 +18,7 @@ pub use self::landlock::LandlockSandbox;
 pub use diagnose::{LayerState, SandboxReport, diagnose};
 #[cfg(target_os = "linux")]
 pub use namespaces::{HELPER, HELPER_VARIABLE, NamespaceSandbox};
-use ncn_core::{Sandbox, SandboxError};
+use ncn_core::{Confinement, Sandbox, SandboxError};
 pub use unconfined::NoSandbox;
 
 /// How much confinement an operator insists on.
@@ -26,7 +26,9 @@ pub use unconfined::NoSandbox;
 pub enum SandboxMode {
     /// Every layer, or nothing is started.
     Strict,
-    /// The most that this system can do.
+    /// The most that this system can do, and at least the reduced level, or nothing is started.
+    Reduced,
+    /// The most that this system can do, whatever that is.
     #[default]
     Permissive,
     /// None. For development.
@@ -35,13 +37,14 @@ pub enum SandboxMode {
 
 impl SandboxMode {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Strict, Self::Permissive, Self::Disabled];
+    pub const ALL: [Self; 4] = [Self::Strict, Self::Reduced, Self::Permissive, Self::Disabled];
 }
 
 impl fmt::Display for SandboxMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Strict => "strict",
+            Self::Reduced => "reduced",
             Self::Permissive => "permissive",
             Self::Disabled => "disabled",
         })
@@ -53,19 +56,20 @@ impl FromStr for SandboxMode {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let mode = Self::ALL.into_iter().find(|mode| mode.to_string() == name);
-        mode.ok_or_else(|| format!("{name:?} is none of strict, permissive and disabled"))
+        mode.ok_or_else(|| format!("{name:?} is none of strict, reduced, permissive and disabled"))
     }
 }
 
 /// The sandbox for this mode. `program` is one that calls [`crate::worker::init`]: at the reduced level, it confines itself before it
 /// becomes what is to be started.
 ///
-/// Each sandbox is tried before it is chosen; what keeps one from being tried is an error in both modes. Says loudly, and exactly, what is missing when it is not the full one; in
-/// [`SandboxMode::Strict`] that is an error instead.
+/// Each sandbox is tried before it is chosen; what keeps one from being tried is an error in every mode. Says loudly, and exactly, what is missing when it is not the full one; in
+/// [`SandboxMode::Strict`] that is an error instead, and in [`SandboxMode::Reduced`] less than that level is.
 pub fn open(mode: SandboxMode, program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
     match mode {
         SandboxMode::Strict => strict(program),
-        SandboxMode::Permissive => permissive(program),
+        SandboxMode::Reduced => at_least(Confinement::Reduced, program),
+        SandboxMode::Permissive => at_least(Confinement::None, program),
         SandboxMode::Disabled => {
             tracing::error!("MODELS RUN UNCONFINED: the sandbox is disabled. For development only");
             Ok(Arc::new(NoSandbox))
@@ -79,19 +83,41 @@ fn strict(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
 }
 
 #[cfg(target_os = "linux")]
-fn permissive(program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
-    match NamespaceSandbox::find(program) {
-        Ok(full) => return Ok(Arc::new(full)),
-        // That may pass, and models would be less confined for as long as this program runs.
-        Err(error @ SandboxError::Start { .. }) => return Err(error),
-        Err(error) => tracing::error!(%error, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
+type Open = fn(&Path) -> Result<Arc<dyn Sandbox>, SandboxError>;
+
+/// The strongest sandbox that this system has, and why it is none that is stronger.
+#[cfg(target_os = "linux")]
+fn best(program: &Path) -> Result<(Arc<dyn Sandbox>, Vec<SandboxError>), SandboxError> {
+    let mut missing = Vec::new();
+    let all: [Open; 4] = [
+        |program| Ok(Arc::new(NamespaceSandbox::find(program)?)),
+        |program| Ok(Arc::new(NamespaceSandbox::partial(program)?)),
+        |program| Ok(Arc::new(LandlockSandbox::new(program)?)),
+        |program| Ok(Arc::new(LandlockSandbox::partial(program)?)),
+    ];
+    for open in all {
+        match open(program) {
+            Ok(sandbox) => return Ok((sandbox, missing)),
+            // That may pass, and models would be less confined for as long as this program runs.
+            Err(error @ SandboxError::Start { .. }) => return Err(error),
+            Err(error) => missing.push(error),
+        }
     }
-    match LandlockSandbox::new(program) {
-        Ok(reduced) => return Ok(Arc::new(reduced)),
-        Err(error @ SandboxError::Start { .. }) => return Err(error),
-        Err(error) => tracing::error!(%error, "MODELS RUN UNCONFINED: this system cannot confine them"),
+    Ok((Arc::new(NoSandbox), missing))
+}
+
+#[cfg(target_os = "linux")]
+fn at_least(least: Confinement, program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    let (sandbox, missing) = best(program)?;
+    let level = sandbox.confinement();
+    let why: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    match (level, missing.into_iter().next()) {
+        (level, Some(first)) if level < least => return Err(first),
+        (Confinement::None, _) => tracing::error!(?why, "MODELS RUN UNCONFINED, or nearly so: `ncn doctor` says more"),
+        (_, Some(_)) => tracing::error!(%level, ?why, "MODELS ARE NOT CONFINED BY EVERY LAYER: `ncn doctor` says more"),
+        (_, None) => {}
     }
-    Ok(Arc::new(NoSandbox))
+    Ok(sandbox)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -100,7 +126,10 @@ fn strict(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn permissive(_program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
+fn at_least(least: Confinement, program: &Path) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    if least > Confinement::None {
+        return strict(program);
+    }
     tracing::error!("MODELS RUN UNCONFINED: there is no sandbox for this system but for Linux");
     Ok(Arc::new(NoSandbox))
 }

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ncn_confine::Report;
 use ncn_core::{
     Confinement, Policy, Sandbox, SandboxCommand, SandboxError,
     conformance::{self, EscapeFixture, Escapes, SandboxFixture, Violation},
@@ -20,6 +21,7 @@ use ncn_executor::{
     sandbox::{LandlockSandbox, NamespaceSandbox, NoSandbox, SandboxMode, open},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 use crate::{
     conformance::digits,
@@ -87,6 +89,7 @@ fn modes_open_what_they_say() {
     helper();
     for (mode, level) in [
         (SandboxMode::Strict, Confinement::Full),
+        (SandboxMode::Reduced, Confinement::Full),
         (SandboxMode::Permissive, Confinement::Full),
         (SandboxMode::Disabled, Confinement::None),
     ] {
@@ -339,6 +342,68 @@ fn bench_sandbox_start() {
         at(50)
     });
     println!("{:.2} times bubblewrap's (goal: at most 1)", median[0] / median[1]);
+}
+
+/// Has this thread, and what it starts, believe that the kernel does not know these calls.
+fn without(calls: &[i64]) {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, unknown, std::env::consts::ARCH.try_into().unwrap()).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// As on kernels before 6.12: every layer that works is used, and what the operator insists on holds.
+#[test]
+fn kernels_without_landlock_have_all_other_layers() {
+    const AGAIN: &str = "NCN_TEST_OF_OLD_KERNELS";
+    let opened = |mode| open(mode, &ncn()).map(|sandbox| (sandbox.confinement(), in_force(&*sandbox)));
+    match std::env::var(AGAIN).as_deref() {
+        Ok("landlock") => {
+            without(&[libc::SYS_landlock_create_ruleset]);
+            assert!(matches!(opened(SandboxMode::Strict), Err(SandboxError::MissingLayer { layer: "Landlock", .. })));
+            for mode in [SandboxMode::Reduced, SandboxMode::Permissive] {
+                let (level, inside) = opened(mode).unwrap();
+                assert_eq!(level, Confinement::Reduced);
+                inside.check_all(&Report::of_this_process().unwrap()).unwrap();
+            }
+            let demo = Command::new(ncn()).arg("demo").current_dir(tempfile::tempdir().unwrap().path()).output().unwrap();
+            let said = String::from_utf8_lossy(&demo.stderr).into_owned() + &String::from_utf8_lossy(&demo.stdout);
+            assert!(demo.status.success() && said.contains("reduced") && said.contains("label: 7"), "{said}");
+        }
+        Ok("namespaces") => {
+            without(&[libc::SYS_landlock_create_ruleset, libc::SYS_unshare]);
+            assert!(matches!(opened(SandboxMode::Reduced), Err(SandboxError::MissingLayer { .. })));
+            let (level, inside) = opened(SandboxMode::Permissive).unwrap();
+            assert_eq!(level, Confinement::None);
+            inside.check().unwrap();
+        }
+        _ => {
+            helper();
+            for lacks in ["landlock", "namespaces"] {
+                let mut again = Command::new(std::env::current_exe().unwrap());
+                again.args(["--exact", "sandbox::kernels_without_landlock_have_all_other_layers"]).env(AGAIN, lacks);
+                let again = again.output().unwrap();
+                assert!(again.status.success(), "{lacks}: {}", String::from_utf8_lossy(&again.stdout));
+            }
+        }
+    }
+}
+
+/// What a process finds that is started in this sandbox.
+fn in_force(sandbox: &dyn Sandbox) -> Report {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "for n in user pid mnt net ipc uts cgroup; do echo $n $(readlink /proc/self/ns/$n); done; \
+                  while read -r name value rest; do case $name in NoNewPrivs:|Seccomp:|CapEff:|CapPrm:|Uid:) echo ${name%:} $value;; esac; done < /proc/self/status";
+    let arguments = ["-c".to_owned(), script.to_owned()].to_vec();
+    let command = SandboxCommand {
+        program: "/bin/sh".into(),
+        arguments,
+        environment: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
+    };
+    let child = sandbox.start(&command, &Policy::new(directory.path())).unwrap();
+    let output = child.wait_with_output().unwrap();
+    std::str::from_utf8(&output.stdout).unwrap().parse().unwrap()
 }
 
 /// What keeps a sandbox from being tried may pass; without it models would run unconfined for as long as the node runs.

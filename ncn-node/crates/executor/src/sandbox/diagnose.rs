@@ -11,7 +11,7 @@ use std::{
 use ncn_confine::{Layer, Missing};
 use ncn_core::Confinement;
 
-use super::{LandlockSandbox, NamespaceSandbox, open};
+use super::{NamespaceSandbox, best, open};
 use crate::sandbox::SandboxMode;
 
 /// How long the helper may take to try every layer, and how much it may say.
@@ -47,10 +47,9 @@ pub fn diagnose(program: &Path) -> SandboxReport {
     let helper = NamespaceSandbox::helper(program).filter(|helper| helper.is_file());
     let layers = helper.as_ref().map_or_else(|| Err("there is no helper program".into()), layers);
     let refused = open(SandboxMode::Strict, program).err().map(|error| error.to_string());
-    let level = match (&refused, LandlockSandbox::new(program)) {
-        (None, _) => Confinement::Full,
-        (Some(_), Ok(_)) => Confinement::Reduced,
-        (Some(_), Err(_)) => Confinement::None,
+    let level = match &refused {
+        None => Confinement::Full,
+        Some(_) => best(program).map_or(Confinement::None, |(sandbox, _)| sandbox.confinement()),
     };
     SandboxReport { helper, layers, level, refused }
 }

@@ -11,27 +11,37 @@ use super::{launch, unconfined};
 #[derive(Clone, Debug)]
 pub struct LandlockSandbox {
     program: PathBuf,
+    /// The kernel lacks some or all of Landlock.
+    partial: bool,
 }
 
 impl LandlockSandbox {
     /// A sandbox that confines by way of `program`, which calls [`crate::worker::init`]. Tries it, and refuses when a layer is missing.
     pub fn new(program: impl Into<PathBuf>) -> Result<Self, SandboxError> {
-        let program = program.into();
-        launch::try_out(&program, &[launch::CONFINE])?.check().map_err(launch::missing)?;
-        Ok(Self { program })
+        Self::open(program.into(), false)
+    }
+
+    /// The same with as much of Landlock as the kernel has, which may be nothing: no level of confinement, and better than nothing.
+    pub fn partial(program: impl Into<PathBuf>) -> Result<Self, SandboxError> {
+        Self::open(program.into(), true)
+    }
+
+    fn open(program: PathBuf, partial: bool) -> Result<Self, SandboxError> {
+        launch::try_out(&program, &[launch::CONFINE], partial)?.check().map_err(launch::missing)?;
+        Ok(Self { program, partial })
     }
 }
 
 impl Sandbox for LandlockSandbox {
     fn confinement(&self) -> Confinement {
-        Confinement::Reduced
+        if self.partial { Confinement::None } else { Confinement::Reduced }
     }
 
     fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
         if self.confinement() < policy.at_least {
             return Err(SandboxError::TooWeak { wanted: policy.at_least, reached: self.confinement() });
         }
-        let launch = launch::launch(command, policy)?;
+        let launch = launch::launch(command, policy, self.partial)?;
         let arguments = [launch::CONFINE.into()].into_iter().chain(launch.to_arguments());
         unconfined::spawn(&self.program, arguments, &command.environment, &policy.work_directory)
             .map_err(|source| SandboxError::Start { program: command.program.clone(), source })

@@ -22,8 +22,8 @@ pub(crate) fn become_confined(arguments: impl Iterator<Item = OsString>) -> i32 
     126
 }
 
-/// What starts this command under this policy.
-pub(super) fn launch(command: &SandboxCommand, policy: &Policy) -> Result<Launch, SandboxError> {
+/// What starts this command under this policy, with what there is of Landlock where `partial` says so.
+pub(super) fn launch(command: &SandboxCommand, policy: &Policy, partial: bool) -> Result<Launch, SandboxError> {
     let failed = |source| SandboxError::Start { program: command.program.clone(), source };
     // What is not there cannot be granted; whoever needs it will miss it.
     let all = |paths: &[PathBuf]| {
@@ -54,6 +54,7 @@ pub(super) fn launch(command: &SandboxCommand, policy: &Policy) -> Result<Launch
         environment: command.environment.keys().map(Into::into).collect(),
         parent: Some(id()),
         user: None,
+        partial,
         report: false,
         program,
         arguments: command.arguments.iter().map(Into::into).collect(),
@@ -61,13 +62,13 @@ pub(super) fn launch(command: &SandboxCommand, policy: &Policy) -> Result<Launch
 }
 
 /// Has a process confine itself by way of `program` with these first arguments, and report what is in force for it.
-pub(super) fn try_out(program: &Path, first: &[&str]) -> Result<Report, SandboxError> {
+pub(super) fn try_out(program: &Path, first: &[&str], partial: bool) -> Result<Report, SandboxError> {
     let unsupported = |problem: String| SandboxError::Unsupported(format!("{}: {problem}", program.display()));
     let failed = |source| SandboxError::Start { program: program.to_path_buf(), source };
     let directory = tempfile::tempdir().map_err(failed)?;
     // The default limits, each of which has to work.
     let any = SandboxCommand { program: program.to_path_buf(), arguments: Vec::new(), environment: [].into() };
-    let launch = Launch { report: true, ..launch(&any, &Policy::new(directory.path()))? };
+    let launch = Launch { report: true, ..launch(&any, &Policy::new(directory.path()), partial)? };
     let mut command = Command::new(program);
     command.args(first).args(launch.to_arguments()).env_clear().stdin(Stdio::null());
     let output = command.output().map_err(|error| match error.kind() {

@@ -20,17 +20,29 @@ pub const HELPER_VARIABLE: &str = "NCN_SANDBOX";
 #[derive(Clone, Debug)]
 pub struct NamespaceSandbox {
     helper: PathBuf,
+    /// The kernel lacks some or all of Landlock.
+    partial: bool,
 }
 
 impl NamespaceSandbox {
     /// A sandbox by way of the helper that [`Self::helper`] finds.
     pub fn find(program: &Path) -> Result<Self, SandboxError> {
-        Self::new(Self::helper(program).ok_or_else(|| {
+        Self::new(Self::found(program)?)
+    }
+
+    /// The same with as much of Landlock as the kernel has, for those before Linux 6.12: the reduced level. Files and network are out of
+    /// reach by the namespaces alone then.
+    pub fn partial(program: &Path) -> Result<Self, SandboxError> {
+        Self::open(&Self::found(program)?, true)
+    }
+
+    fn found(program: &Path) -> Result<PathBuf, SandboxError> {
+        Self::helper(program).ok_or_else(|| {
             SandboxError::Unsupported(format!(
                 "the program {HELPER} is neither beside this one nor in PATH: build it (`cargo build --release -p ncn-sandbox`), or say \
                  where it is in {HELPER_VARIABLE}"
             ))
-        })?)
+        })
     }
 
     /// Where the helper is: as `NCN_SANDBOX` says, beside this program or beside the workers', or in the search path.
@@ -46,22 +58,29 @@ impl NamespaceSandbox {
 
     /// A sandbox by way of this helper. Tries it, and refuses when a layer is missing.
     pub fn new(helper: impl AsRef<Path>) -> Result<Self, SandboxError> {
-        let unsupported = |error: io::Error| SandboxError::Unsupported(format!("{}: {error}", helper.as_ref().display()));
-        let helper = helper.as_ref().canonicalize().map_err(unsupported)?;
-        let inside = launch::try_out(&helper, &[])?;
+        Self::open(helper.as_ref(), false)
+    }
+
+    fn open(helper: &Path, partial: bool) -> Result<Self, SandboxError> {
+        let unsupported = |error: io::Error| SandboxError::Unsupported(format!("{}: {error}", helper.display()));
+        let helper = helper.canonicalize().map_err(unsupported)?;
+        let inside = launch::try_out(&helper, &[], partial)?;
         let outside = Report::of_this_process().map_err(unsupported)?;
         inside.check_all(&outside).map_err(launch::missing)?;
-        Ok(Self { helper })
+        Ok(Self { helper, partial })
     }
 }
 
 impl Sandbox for NamespaceSandbox {
     fn confinement(&self) -> Confinement {
-        Confinement::Full
+        if self.partial { Confinement::Reduced } else { Confinement::Full }
     }
 
     fn start(&self, command: &SandboxCommand, policy: &Policy) -> Result<Child, SandboxError> {
-        let launch = launch::launch(command, policy)?;
+        if self.confinement() < policy.at_least {
+            return Err(SandboxError::TooWeak { wanted: policy.at_least, reached: self.confinement() });
+        }
+        let launch = launch::launch(command, policy, self.partial)?;
         unconfined::spawn(&self.helper, launch.to_arguments(), &command.environment, Path::new("/"))
             .map_err(|source| SandboxError::Start { program: self.helper.clone(), source })
     }
