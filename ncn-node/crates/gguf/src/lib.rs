@@ -8,6 +8,7 @@
 //! This is a crate of its own because its loops have to be optimised in debug builds too, which cargo decides crate by crate.
 
 mod cache;
+mod floats;
 mod generate;
 mod header;
 mod kernel;
