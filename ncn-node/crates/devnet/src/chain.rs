@@ -20,7 +20,10 @@ use alloy_consensus::{
 use alloy_eips::eip2718::Decodable2718 as _;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ncn_client::evm::Head;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::{broadcast, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::core::Core;
@@ -30,6 +33,8 @@ pub(crate) use self::{
     refusal::{CallError, Refusal},
 };
 
+/// How many transactions are remembered for who asks which have come.
+const ARRIVALS: usize = 1_024;
 /// The largest transaction that is taken: a contract's creation is far below it.
 const MAX_TRANSACTION_BYTES: usize = 256 << 10;
 
@@ -38,6 +43,8 @@ pub struct EmbeddedChain {
     pub(crate) chain_id: u64,
     core: Mutex<Core>,
     head: watch::Sender<Head>,
+    /// Tells of transactions that were taken.
+    arrivals: broadcast::Sender<B256>,
 }
 
 /// When blocks are made.
@@ -77,7 +84,7 @@ impl EmbeddedChain {
     pub fn new(chain_id: u64) -> Self {
         let core = Core::new(chain_id);
         let head = watch::Sender::new(Head { number: 0, timestamp: core.now() });
-        Self { chain_id, core: Mutex::new(core), head }
+        Self { chain_id, core: Mutex::new(core), head, arrivals: broadcast::Sender::new(ARRIVALS) }
     }
 
     /// Lets time pass: the next block is this much later.
@@ -152,6 +159,7 @@ impl EmbeddedChain {
         }
         core.next().check(&transaction)?;
         core.mempool.insert(transaction)?;
+        let _ = self.arrivals.send(hash);
         if core.mining == Mining::Auto {
             core.mine_ready();
             self.announce(&core);
@@ -179,6 +187,51 @@ impl EmbeddedChain {
         let balance = core.state.account(account).map_or(U256::ZERO, |info| info.balance);
         let (more, less) = (wei.saturating_sub(balance), balance.saturating_sub(wei));
         core.state.adjust_balance(account, |balance| balance.saturating_add(more).saturating_sub(less));
+    }
+
+    /// Tells of each new head.
+    pub(crate) fn heads(&self) -> watch::Receiver<Head> {
+        self.head.subscribe()
+    }
+
+    /// Tells of each transaction that is taken.
+    pub(crate) fn arrivals(&self) -> broadcast::Receiver<B256> {
+        self.arrivals.subscribe()
+    }
+
+    /// Remembers the newest block, to come back to it. Returns the number of this memory.
+    pub(crate) fn snapshot(&self) -> u64 {
+        self.lock().snapshot()
+    }
+
+    /// Comes back to a block that was remembered: what came after it is undone, and nothing waits any more. False when it is not known, or
+    /// too many blocks came since.
+    pub(crate) fn revert(&self, snapshot: u64) -> bool {
+        let mut core = self.lock();
+        let reverted = core.revert(snapshot);
+        self.announce(&core);
+        reverted
+    }
+
+    /// The next block has this time. False when an earlier one is later.
+    pub(crate) fn set_next_time(&self, timestamp: ncn_core::UnixTime) -> bool {
+        let mut core = self.lock();
+        let is_later = timestamp > core.blocks.newest().header.timestamp;
+        if is_later {
+            core.next_time = Some(timestamp);
+            self.announce(&core);
+        }
+        is_later
+    }
+
+    /// Changes an account from outside of any block.
+    pub(crate) fn set_account(&self, address: Address, change: impl FnOnce(&mut revm::state::AccountInfo)) {
+        self.lock().state.set_account(address, change);
+    }
+
+    /// Changes a slot of an account from outside of any block.
+    pub(crate) fn set_slot(&self, address: Address, slot: U256, value: U256) {
+        self.lock().state.set_slot(address, slot, value);
     }
 
     /// The time of a block that is made now.

@@ -7,6 +7,7 @@ mod eth;
 mod faults;
 mod filters;
 mod origins;
+mod subscriptions;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -39,12 +40,17 @@ const MAX_BATCH: u32 = 1_000;
 /// Whom browsers may mean when they come here. Another name was made to point here by somebody who may not reach this machine.
 const HOSTS: [&str; 3] = ["localhost:*", "127.0.0.1:*", "[::1]:*"];
 
+/// What it calls itself.
+const CLIENT: &str = concat!("ncn-embedded/", env!("CARGO_PKG_VERSION"));
+
 type Answer<R> = Result<R, ErrorObjectOwned>;
 
 /// A listening server; it stops when this is dropped.
 ///
-/// Beside the usual methods there are some for development: `evm_increaseTime`, `evm_mine`, `evm_setAutomine`,
-/// `evm_setIntervalMining`, `anvil_mine`, `anvil_setBalance`, `ncn_reorg` (depth, whether transactions are dropped) and
+/// Beside the usual methods there are some for development: `evm_increaseTime`, `evm_setNextBlockTimestamp`, `evm_mine`,
+/// `evm_setAutomine`, `evm_setIntervalMining`, `evm_snapshot`, `evm_revert`, `anvil_mine`, `anvil_setBalance`, `anvil_setNonce`,
+/// `anvil_setCode`, `anvil_setStorageAt` (those of `anvil_` by the names of `hardhat_`, too), `hardhat_metadata`, `ncn_reorg` (depth,
+/// whether transactions are dropped) and
 /// `ncn_fault` (an object: `mode` is one of `error`, `timeout`, `lost` and `garbage`, `count` says how many calls it concerns, and
 /// `method`, where it is given, of which).
 pub struct RpcServer {
@@ -79,6 +85,9 @@ impl RpcServer {
             .max_response_body_size(MAX_RESPONSE_BYTES)
             .max_connections(MAX_CONNECTIONS)
             .set_batch_request_config(BatchRequestConfig::Limit(MAX_BATCH))
+            .max_subscriptions_per_connection(subscriptions::MAX_SUBSCRIPTIONS)
+            .set_message_buffer_capacity(subscriptions::MAX_WAITING)
+            .set_id_provider(subscriptions::Ids)
             .set_tcp_no_delay(true)
             .build();
         let origins = origins.iter().map(|origin| origins::origin(origin)).collect::<io::Result<Vec<_>>>()?;
@@ -112,6 +121,7 @@ fn module(api: Api) -> Result<RpcModule<Api>, RegisterMethodError> {
     let mut module = RpcModule::new(api);
     eth::register(&mut module)?;
     filters::register(&mut module)?;
+    subscriptions::register(&mut module)?;
     dev_methods::register(&mut module)?;
     Ok(module)
 }

@@ -1,5 +1,6 @@
 //! The embedded chain as clients of the Ethereum JSON-RPC API meet it.
 
+mod news;
 mod options;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! Everything of the chain that changes, behind one lock.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use alloy_consensus::{Eip658Value, Receipt, ReceiptEnvelope};
 use ncn_core::UnixTime;
@@ -15,6 +15,9 @@ use super::{
     state::{State, View},
 };
 
+/// How many blocks are remembered to come back to.
+const MAX_SNAPSHOTS: usize = 64;
+
 pub(super) struct Core {
     chain_id: u64,
     pub(super) state: State,
@@ -22,6 +25,12 @@ pub(super) struct Core {
     pub(super) mempool: Mempool,
     /// How far the chain's clock is ahead of the system's.
     pub(super) advanced: u64,
+    /// The time of the next block, where somebody has said it.
+    pub(super) next_time: Option<UnixTime>,
+    /// The newest blocks at some times, and how far the clock was ahead.
+    snapshots: BTreeMap<u64, (Arc<Block>, u64)>,
+    /// How many of them there ever were.
+    taken: u64,
     pub(super) mining: Mining,
     /// What mines at intervals.
     pub(super) miner: Option<AbortOnDropHandle<()>>,
@@ -35,6 +44,9 @@ impl Core {
             blocks: Blocks::new(ncn_client::unix_now()),
             mempool: Mempool::default(),
             advanced: 0,
+            next_time: None,
+            snapshots: BTreeMap::new(),
+            taken: 0,
             mining: Mining::Auto,
             miner: None,
         }
@@ -42,7 +54,33 @@ impl Core {
 
     /// The time of a block that is made now.
     pub(super) fn now(&self) -> UnixTime {
-        ncn_client::unix_now().saturating_add(self.advanced).max(self.blocks.newest().header.timestamp)
+        let now = || ncn_client::unix_now().saturating_add(self.advanced).max(self.blocks.newest().header.timestamp);
+        self.next_time.unwrap_or_else(now)
+    }
+
+    pub(super) fn snapshot(&mut self) -> u64 {
+        self.taken += 1;
+        self.snapshots.insert(self.taken, (self.blocks.newest().clone(), self.advanced));
+        if self.snapshots.len() > MAX_SNAPSHOTS {
+            self.snapshots.pop_first();
+        }
+        self.taken
+    }
+
+    pub(super) fn revert(&mut self, snapshot: u64) -> bool {
+        // It is used up, and later ones are of blocks that are gone.
+        let known = self.snapshots.split_off(&snapshot).remove(&snapshot);
+        let Some((block, advanced)) = known.filter(|(block, _)| self.blocks.contains(block.header.hash())) else { return false };
+        let depth = self.blocks.head() - block.header.number;
+        if usize::try_from(depth).map_or(true, |depth| depth > self.state.kept()) {
+            return false;
+        }
+        for _ in 0..depth {
+            self.state.roll_back();
+            self.blocks.pop();
+        }
+        (self.advanced, self.next_time, self.mempool) = (advanced, None, Mempool::default());
+        true
     }
 
     /// The accounts after the newest block, in the block that comes next.
@@ -97,6 +135,10 @@ impl Core {
             }
         }
         self.blocks.push(self.now(), transactions, receipts);
+        // From here on, time goes on.
+        if let Some(time) = self.next_time.take() {
+            self.advanced = time.saturating_sub(ncn_client::unix_now());
+        }
     }
 
     /// Replaces the newest blocks by one more than they were. Their transactions come again, unless they are dropped.

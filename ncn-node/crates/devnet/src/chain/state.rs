@@ -124,6 +124,16 @@ impl State {
         }
     }
 
+    /// Changes an account from outside of any block: after the newest one.
+    pub(super) fn set_account(&mut self, address: Address, change: impl FnOnce(&mut AccountInfo)) {
+        change(&mut self.accounts.entry(address).or_default().info);
+    }
+
+    /// The same for a slot of its storage.
+    pub(super) fn set_slot(&mut self, address: Address, slot: U256, value: U256) {
+        self.accounts.entry(address).or_default().storage.insert(slot, value);
+    }
+
     /// Changes a balance from outside of any block: now and before all blocks that may be taken back, so that it survives that.
     pub(super) fn adjust_balance(&mut self, address: Address, change: impl Fn(U256) -> U256) {
         let info = &mut self.accounts.entry(address).or_default().info;

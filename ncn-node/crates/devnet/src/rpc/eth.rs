@@ -11,7 +11,7 @@ use jsonrpsee::{RpcModule, core::RegisterMethodError, types::params::ParamsSeque
 use serde_json::Value;
 
 use super::{
-    Answer, Api, answers,
+    Answer, Api, CLIENT, answers,
     errors::{call_failed, invalid_params, refused, server_error},
     method,
 };
@@ -23,7 +23,8 @@ const MAX_FEE_HISTORY: u64 = 1_024;
 const MAX_PERCENTILES: usize = 100;
 
 pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethodError> {
-    method(module, "web3_clientVersion", |_, _| Ok(concat!("ncn-embedded/", env!("CARGO_PKG_VERSION"))))?;
+    method(module, "web3_clientVersion", |_, _| Ok(CLIENT))?;
+    method(module, "net_listening", |_, _| Ok(true))?;
     method(module, "net_version", |api, _| Ok(api.chain.chain_id.to_string()))?;
     method(module, "eth_chainId", |api, _| Ok(U64::from(api.chain.chain_id)))?;
     method(module, "eth_blockNumber", |api, _| Ok(U64::from(api.chain.number())))?;
@@ -55,6 +56,19 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
         block_answer(api, hash.into(), params)
     })?;
     method(module, "eth_getBlockReceipts", block_receipts)?;
+    for name in ["eth_getTransactionByBlockNumberAndIndex", "eth_getTransactionByBlockHashAndIndex"] {
+        method(module, name, |api, params| {
+            let (block, index): (BlockId, U64) = (params.next()?, params.next()?);
+            let index = usize::try_from(index.to::<u64>()).unwrap_or(usize::MAX);
+            Ok(api.find(block).and_then(|block| answers::transaction(&block, index)))
+        })?;
+    }
+    for name in ["eth_getBlockTransactionCountByNumber", "eth_getBlockTransactionCountByHash"] {
+        method(module, name, |api, params| Ok(api.find(params.next()?).map(|block| U64::from(block.transactions.len()))))?;
+    }
+    for name in ["eth_getUncleCountByBlockNumber", "eth_getUncleCountByBlockHash"] {
+        method(module, name, |api, params| Ok(api.find(params.next()?).map(|_| U64::ZERO)))?;
+    }
     Ok(())
 }
 

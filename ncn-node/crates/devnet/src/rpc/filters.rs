@@ -8,6 +8,7 @@ use std::{
 use alloy_primitives::{B256, U64};
 use alloy_rpc_types_eth::{BlockNumberOrTag, Filter, FilterBlockOption, FilterChanges, Log, Transaction};
 use jsonrpsee::{RpcModule, core::RegisterMethodError, types::params::ParamsSequence};
+use tokio::sync::broadcast::{Receiver, error::TryRecvError};
 
 use super::{
     Answer, Api, answers,
@@ -29,10 +30,14 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
         Ok(install(api, Kind::Logs(filter)))
     })?;
     method(module, "eth_newBlockFilter", |api, _| Ok(install(api, Kind::Blocks)))?;
+    method(module, "eth_newPendingTransactionFilter", |api, _| {
+        let arrivals = api.chain.arrivals();
+        Ok(install(api, Kind::Pending(Arc::new(Mutex::new(arrivals)))))
+    })?;
     method(module, "eth_getFilterChanges", changes)?;
     method(module, "eth_getFilterLogs", |api, params| match api.filters.ask(params.next()?, |filter| filter.kind.clone())? {
         Kind::Logs(filter) => find(api, &filter),
-        Kind::Blocks => Err(server_error("filter not found")),
+        Kind::Blocks | Kind::Pending(_) => Err(server_error("filter not found")),
     })?;
     method(module, "eth_uninstallFilter", |api, params| {
         let id: U64 = params.next()?;
@@ -64,6 +69,8 @@ struct Installed {
 enum Kind {
     Blocks,
     Logs(Box<Filter>),
+    /// Hashes of transactions, as far as they are remembered.
+    Pending(Arc<Mutex<Receiver<B256>>>),
 }
 
 impl Filters {
@@ -105,6 +112,17 @@ fn changes(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<FilterChanges<T
     })?;
     match kind {
         Kind::Blocks => Ok(FilterChanges::Hashes(since.added.iter().map(|block| block.header.hash()).collect())),
+        Kind::Pending(arrivals) => {
+            let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hashes = Vec::new();
+            loop {
+                match arrivals.try_recv() {
+                    Ok(hash) => hashes.push(hash),
+                    Err(TryRecvError::Lagged(_)) => {}
+                    Err(_) => break Ok(FilterChanges::Hashes(hashes)),
+                }
+            }
+        }
         Kind::Logs(filter) => {
             let mut found = Vec::new();
             for block in &since.removed {
@@ -119,7 +137,7 @@ fn changes(api: &Api, params: &mut ParamsSequence<'_>) -> Answer<FilterChanges<T
 }
 
 /// Adds those logs of a block that fit.
-fn collect(filter: &Filter, block: &Block, removed: bool, found: &mut Vec<Log>) -> Answer<()> {
+pub(super) fn collect(filter: &Filter, block: &Block, removed: bool, found: &mut Vec<Log>) -> Answer<()> {
     if !filter.matches_bloom(block.header.logs_bloom) {
         return Ok(());
     }
