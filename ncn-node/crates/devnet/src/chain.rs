@@ -96,7 +96,7 @@ impl EmbeddedChain {
 
     /// Gives an account some of the chain's own coin, which survives reorganizations.
     pub fn fund(&self, account: Address, wei: U256) {
-        self.lock().state.adjust_balance(account, |balance| balance.saturating_add(wei));
+        self.lock().state().adjust_balance(account, |balance| balance.saturating_add(wei));
     }
 
     /// Changes when blocks are made. [`Mining::Every`] has to be called in a Tokio runtime.
@@ -186,7 +186,7 @@ impl EmbeddedChain {
         let mut core = self.lock();
         let balance = core.state.account(account).map_or(U256::ZERO, |info| info.balance);
         let (more, less) = (wei.saturating_sub(balance), balance.saturating_sub(wei));
-        core.state.adjust_balance(account, |balance| balance.saturating_add(more).saturating_sub(less));
+        core.state().adjust_balance(account, |balance| balance.saturating_add(more).saturating_sub(less));
     }
 
     /// Tells of each new head.
@@ -226,12 +226,12 @@ impl EmbeddedChain {
 
     /// Changes an account from outside of any block.
     pub(crate) fn set_account(&self, address: Address, change: impl FnOnce(&mut revm::state::AccountInfo)) {
-        self.lock().state.set_account(address, change);
+        self.lock().state().set_account(address, change);
     }
 
     /// Changes a slot of an account from outside of any block.
     pub(crate) fn set_slot(&self, address: Address, slot: U256, value: U256) {
-        self.lock().state.set_slot(address, slot, value);
+        self.lock().state().set_slot(address, slot, value);
     }
 
     /// The time of a block that is made now.
@@ -315,14 +315,18 @@ impl EmbeddedChain {
 
     /// What a call returns after this block; in the block that comes next, when none is said.
     pub(crate) fn run(&self, request: &Request, block: Option<u64>) -> Result<Bytes, CallError> {
-        let core = self.lock();
-        let environment = block.map_or_else(|| Ok(core.next()), |number| core.at(number))?;
+        // While it runs, the chain goes on.
+        let environment = {
+            let core = self.lock();
+            block.map_or_else(|| Ok(core.next()), |number| core.at(number))?
+        };
         Ok(environment.call(request)?.into_output().unwrap_or_default())
     }
 
     /// The gas limit that a transaction of the next block needs.
     pub(crate) fn gas_needed(&self, request: &Request) -> Result<u64, CallError> {
-        self.lock().next().estimate(request)
+        let next = self.lock().next();
+        next.estimate(request)
     }
 }
 

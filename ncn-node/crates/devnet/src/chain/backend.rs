@@ -41,7 +41,8 @@ impl EvmReader for EmbeddedChain {
     }
 
     async fn call(&self, call: &Call) -> Result<Bytes, EvmError> {
-        let result = self.lock().next().call(&request(call))?;
+        let next = self.lock().next();
+        let result = next.call(&request(call))?;
         Ok(result.into_output().unwrap_or_default())
     }
 
@@ -93,7 +94,8 @@ impl EvmBackend for EmbeddedChain {
     }
 
     async fn estimate(&self, call: &Call) -> Result<u64, EvmError> {
-        let result = self.lock().next().call(&request(call))?;
+        let next = self.lock().next();
+        let result = next.call(&request(call))?;
         // Refunds come after the work: it has to be paid for until then.
         Ok(result.gas().total_gas_spent())
     }

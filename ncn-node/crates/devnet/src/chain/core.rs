@@ -12,7 +12,7 @@ use super::{
     execution::{BLOCK_GAS_LIMIT, Environment},
     mempool::Mempool,
     refusal::CallError,
-    state::{State, View},
+    state::{Hashes, State, View},
 };
 
 /// How many blocks are remembered to come back to.
@@ -20,7 +20,8 @@ const MAX_SNAPSHOTS: usize = 64;
 
 pub(super) struct Core {
     chain_id: u64,
-    pub(super) state: State,
+    /// Copied when it changes while a call still reads it.
+    pub(super) state: Arc<State>,
     pub(super) blocks: Blocks,
     pub(super) mempool: Mempool,
     /// How far the chain's clock is ahead of the system's.
@@ -40,7 +41,7 @@ impl Core {
     pub(super) fn new(chain_id: u64) -> Self {
         Self {
             chain_id,
-            state: State::genesis(),
+            state: Arc::new(State::genesis()),
             blocks: Blocks::new(ncn_client::unix_now()),
             mempool: Mempool::default(),
             advanced: 0,
@@ -56,6 +57,11 @@ impl Core {
     pub(super) fn now(&self) -> UnixTime {
         let now = || ncn_client::unix_now().saturating_add(self.advanced).max(self.blocks.newest().header.timestamp);
         self.next_time.unwrap_or_else(now)
+    }
+
+    /// The accounts, to change them.
+    pub(super) fn state(&mut self) -> &mut State {
+        Arc::make_mut(&mut self.state)
     }
 
     pub(super) fn snapshot(&mut self) -> u64 {
@@ -76,7 +82,7 @@ impl Core {
             return false;
         }
         for _ in 0..depth {
-            self.state.roll_back();
+            self.state().roll_back();
             self.blocks.pop();
         }
         (self.advanced, self.next_time, self.mempool) = (advanced, None, Mempool::default());
@@ -84,19 +90,19 @@ impl Core {
     }
 
     /// The accounts after the newest block, in the block that comes next.
-    pub(super) fn next(&self) -> Environment<'_> {
-        let view = View { state: &self.state, blocks: &self.blocks, undone: 0 };
+    pub(super) fn next(&self) -> Environment {
+        let view = View { state: self.state.clone(), hashes: Hashes::of(&self.blocks), undone: 0 };
         Environment { chain_id: self.chain_id, view, number: self.blocks.head() + 1, timestamp: self.now() }
     }
 
     /// The accounts after this block, in it.
-    pub(super) fn at(&self, number: u64) -> Result<Environment<'_>, CallError> {
+    pub(super) fn at(&self, number: u64) -> Result<Environment, CallError> {
         let block = self.blocks.get(number).ok_or(CallError::NoBlock(number))?;
         let undone = usize::try_from(self.blocks.head() - number).unwrap_or(usize::MAX);
         if undone > self.state.kept() {
             return Err(CallError::NoState(number));
         }
-        let view = View { state: &self.state, blocks: &self.blocks, undone };
+        let view = View { state: self.state.clone(), hashes: Hashes::of(&self.blocks), undone };
         Ok(Environment { chain_id: self.chain_id, view, number, timestamp: block.header.timestamp })
     }
 
@@ -109,16 +115,17 @@ impl Core {
 
     /// Makes a block of what waits and fits, first come, first served; at most so many transactions.
     pub(super) fn mine(&mut self, most: usize) {
-        self.state.begin_block();
+        self.state().begin_block();
         let (mut transactions, mut receipts) = (Vec::new(), Vec::new());
         let mut gas_used = 0;
         let mut ready = self.mempool.ready(|account| self.state.nonce(account));
         while transactions.len() < most {
             let Some((_, account)) = ready.pop_first() else { break };
             let Some(transaction) = self.mempool.take(account, BLOCK_GAS_LIMIT - gas_used) else { continue };
-            match self.next().execute(&transaction) {
+            let executed = self.next().execute(&transaction);
+            match executed {
                 Ok(done) => {
-                    self.state.commit(done.state);
+                    self.state().commit(done.state);
                     gas_used += done.result.tx_gas_used();
                     // Reverted or not, the transaction is in the block, and its nonce is used up.
                     let status = Eip658Value::Eip658(done.result.is_success());
@@ -145,7 +152,7 @@ impl Core {
     pub(super) fn reorganize(&mut self, depth: usize, drop_transactions: bool) {
         let mut undone: Vec<Arc<Block>> = Vec::new();
         for _ in 0..depth {
-            self.state.roll_back();
+            self.state().roll_back();
             undone.extend(self.blocks.pop());
         }
         if !drop_transactions {

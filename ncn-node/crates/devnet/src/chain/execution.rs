@@ -37,16 +37,16 @@ pub(crate) struct Request {
 }
 
 /// The block that something runs in, on top of (or back at) a view of the accounts.
-#[derive(Clone, Copy)]
-pub(super) struct Environment<'a> {
+#[derive(Clone)]
+pub(super) struct Environment {
     pub(super) chain_id: u64,
-    pub(super) view: View<'a>,
+    pub(super) view: View,
     pub(super) number: u64,
     pub(super) timestamp: UnixTime,
 }
 
-impl<'a> Environment<'a> {
-    fn evm(&self) -> MainnetEvm<MainnetContext<View<'a>>> {
+impl Environment {
+    fn evm(&self) -> MainnetEvm<MainnetContext<View>> {
         let block = BlockEnv {
             number: U256::from(self.number),
             timestamp: U256::from(self.timestamp),
@@ -54,7 +54,7 @@ impl<'a> Environment<'a> {
             prevrandao: Some(B256::ZERO),
             ..BlockEnv::default()
         };
-        let context: MainnetContext<View<'a>> = Context::new(self.view, SpecId::PRAGUE);
+        let context: MainnetContext<View> = Context::new(self.view.clone(), SpecId::PRAGUE);
         context.with_block(block).modify_cfg_chained(|cfg| cfg.chain_id = self.chain_id).build_mainnet()
     }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    sync::Arc,
 };
 
 use alloy_primitives::{Address, B256, Bytes, U256, address, hex};
@@ -24,20 +25,21 @@ const DEPLOYER_CODE: [u8; 69] = hex!(
 );
 
 /// All accounts after the newest block.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct State {
     accounts: HashMap<Address, Stored>,
     /// What each of the newest blocks overwrote; the newest is the last.
     undo: VecDeque<HashMap<Address, Before>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Stored {
     info: AccountInfo,
     storage: HashMap<U256, U256>,
 }
 
 /// What a block overwrote of an account.
+#[derive(Clone)]
 struct Before {
     /// None when there was no such account.
     info: Option<AccountInfo>,
@@ -145,15 +147,35 @@ impl State {
     }
 }
 
-/// The accounts as they were before the newest `undone` blocks, for the EVM to read.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) state: &'a State,
-    pub(super) blocks: &'a Blocks,
+/// The accounts as they were before the newest `undone` blocks, for the EVM to read: whatever becomes of the chain meanwhile.
+#[derive(Clone)]
+pub(super) struct View {
+    pub(super) state: Arc<State>,
+    pub(super) hashes: Hashes,
     pub(super) undone: usize,
 }
 
-impl View<'_> {
+/// The hashes of the newest blocks, as far back as contracts can ask.
+#[derive(Clone)]
+pub(super) struct Hashes {
+    first: u64,
+    hashes: Vec<B256>,
+}
+
+impl Hashes {
+    pub(super) fn of(blocks: &Blocks) -> Self {
+        // Calls can be made on the oldest block that is kept, and ask for as many before it.
+        let first = blocks.head().saturating_sub(2 * KEPT_BLOCKS as u64);
+        Self { first, hashes: blocks.since(first).iter().map(|block| block.header.hash()).collect() }
+    }
+
+    fn get(&self, number: u64) -> Option<B256> {
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.hashes.get(at).copied()
+    }
+}
+
+impl View {
     /// What was overwritten since: in the oldest block that did so.
     fn overwritten<T>(&self, find: impl FnMut(&HashMap<Address, Before>) -> Option<T>) -> Option<T> {
         let undo = &self.state.undo;
@@ -172,7 +194,7 @@ impl View<'_> {
     }
 }
 
-impl Database for View<'_> {
+impl Database for View {
     type Error = Infallible;
 
     fn basic(&mut self, address: Address) -> Result<Option<AccountInfo>, Infallible> {
@@ -189,6 +211,6 @@ impl Database for View<'_> {
     }
 
     fn block_hash(&mut self, number: u64) -> Result<B256, Infallible> {
-        Ok(self.blocks.get(number).map_or(B256::ZERO, |block| block.header.hash()))
+        Ok(self.hashes.get(number).unwrap_or_default())
     }
 }

@@ -103,6 +103,31 @@ async fn a_subscriber_that_does_not_read_holds_nobody_up() {
     assert_eq!(busy.told(&head).await["number"], "0x7d1");
 }
 
+/// A contract that never ends keeps a call busy, and not the chain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_takes_its_time_holds_no_block_up() {
+    let node = Arc::new(Node::start().await);
+    let account = Address::repeat_byte(9);
+    // JUMPDEST PUSH0 JUMP, for all the gas of a block.
+    node.get("anvil_setCode", json!([account, "0x5b5f56"])).await;
+    let calls: Vec<_> = (0..4)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.ask("eth_call", json!([{ "to": account }, "latest"])).await })
+        })
+        .collect();
+    let mut mined = 0;
+    while calls.iter().any(|call| !call.is_finished()) {
+        node.get("evm_mine", json!([])).await;
+        mined += 1;
+    }
+    for call in calls {
+        let said = call.await.unwrap();
+        assert!(said["error"]["message"].as_str().unwrap().contains("halted"), "{said}");
+    }
+    assert!(mined >= 5, "only {mined} blocks were made meanwhile");
+}
+
 #[tokio::test]
 async fn fixtures_come_back_to_a_block() {
     let node = Node::start().await;
