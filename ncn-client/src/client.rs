@@ -233,6 +233,7 @@ impl Client {
             return Err(ClientError::TooExpensive { price: maximum, limit });
         }
         let ticket = self.ticket().await?;
+        let history = self.trust(0).await?;
         let message = InferenceRequest {
             client: self.signer.address(),
             subnet: info.subnet,
@@ -240,11 +241,11 @@ impl Client {
             input_hash: order.inputs.hash(),
             parameters: order.parameters.clone(),
             max_price: maximum,
-            deadline: unix_now() + self.timeout(order, &info)?.as_secs().clamp(1, MAX_ESCROW_SECONDS),
+            deadline: history.now(unix_now()) + self.timeout(order, &info)?.as_secs().clamp(1, MAX_ESCROW_SECONDS),
             nonce: B256::random(),
             draw: ticket.draw,
         };
-        let trust = self.trust(0).await?.current().trust.clone();
+        let trust = history.current().trust.clone();
         let request = Signed::sign(message, &trust.domain, &*self.signer).await?;
         let request_id = request.message.digest(&trust.domain);
         let submission = Submission { request: request.clone(), inputs: order.inputs.clone(), ticket: ticket.id };

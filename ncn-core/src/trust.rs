@@ -173,6 +173,12 @@ impl TrustHistory {
         self.time
     }
 
+    /// The time that payments are judged by, of somebody whose machine has this one: the chain's where it was ahead. A network that was named
+    /// has no time of its own.
+    pub fn now(&self, machine: UnixTime) -> UnixTime {
+        if self.time == UnixTime::MAX { machine } else { machine.max(self.time) }
+    }
+
     /// What is valid now.
     pub const fn current(&self) -> &Epoch {
         &self.current
@@ -354,7 +360,9 @@ mod tests {
         assert_eq!(history.of(&elsewhen), Err(Mismatch::Network));
         let picked = Quote { committee: B256::ZERO, ..quote(190) };
         assert_eq!(history.of(&picked), Err(Mismatch::Committee));
+        assert_eq!([history.now(199), history.now(201)], [200, 201]);
         let fixed = TrustHistory::fixed(history.current().trust.clone());
+        assert_eq!(fixed.now(199), 199);
         assert!(fixed.of(&quote(190)).is_ok() && fixed.of(&quote(10)).is_err());
     }
 }

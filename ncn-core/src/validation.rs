@@ -37,7 +37,7 @@ pub struct ValidationContext<'a> {
     pub subnet: Option<&'a Subnet>,
     /// The live records of the request's compute nodes, as far as they are live.
     pub nodes: &'a [NodeRecord],
-    /// The time.
+    /// The time of this machine, which records go by. Payments go by the chain's where that is ahead.
     pub now: UnixTime,
 }
 
@@ -78,10 +78,11 @@ pub fn preprocessing(request: &PreprocessingRequest, context: &ValidationContext
     if !context.trust.is_recent(quote, MAX_EPOCH_AGE) {
         return refuse("quote.epoch: others judge since then, for too long: quote again");
     }
-    if context.now >= quote.expiry {
+    let now = context.trust.now(context.now);
+    if now >= quote.expiry {
         return refuse("quote.expiry: is in the past");
     }
-    if quote.expiry - context.now > MAX_ESCROW_SECONDS {
+    if quote.expiry - now > MAX_ESCROW_SECONDS {
         return refuse("quote.expiry: is more than a week away");
     }
     able(&order.message, context.node(quote.compute).ok_or(RegistryError::UnknownNode(quote.compute))?)
@@ -157,7 +158,7 @@ pub fn completion(request: &CompletionRequest, context: &ValidationContext<'_>) 
     let CompletionRequest { request: order, quote, delivery, voucher, preprocessing, .. } = request;
     let order = &order.message;
     // Approvals are remembered until then, those of a voucher's quotes as well, which the chain does not bound.
-    if quote.expiry.saturating_sub(context.now) > MAX_ESCROW_SECONDS {
+    if quote.expiry.saturating_sub(context.trust.now(context.now)) > MAX_ESCROW_SECONDS {
         return refuse("quote.expiry: is more than a week away");
     }
     // The order is bound by its digest; its signature was judged in preprocessing and its payment is on chain.

@@ -302,7 +302,7 @@ impl PaymentLedger for ChannelProcessor {
         let found = self.look_up(&payment.payment, quote).await?;
         let options = &self.0.options;
         let unsettled = Amount::new(options.max_value.units().saturating_mul(UNSETTLED_FACTOR));
-        let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: unix_now() };
+        let limits = Limits { margin: options.expiry_margin.as_secs(), unsettled, now: history.now(unix_now()) };
         self.0
             .change(|state| {
                 if let Some(channel) = found {

@@ -75,8 +75,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::journal::Journal;
-use crate::{rate::Rate, store::StoreError};
-use ncn_client::{Backoff, unix_now};
+use crate::{clock::Clock, rate::Rate, store::StoreError};
+use ncn_client::Backoff;
 
 /// How long a gateway waits for enough validators when it starts.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -94,6 +94,7 @@ pub struct Gateway {
     registry: Arc<dyn Registry>,
     ledger: Arc<dyn PaymentLedger>,
     chain: Arc<dyn ChainView>,
+    clock: Clock,
     journal: Journal,
     options: GatewayOptions,
     nodes: Nodes,
@@ -225,6 +226,7 @@ impl Gateway {
             models,
             registry,
             ledger,
+            clock: Clock::new(chain.clone()),
             chain,
             journal,
             options,
@@ -233,6 +235,7 @@ impl Gateway {
             history: History::default(),
             validators: Validators::default(),
             tickets: Tickets::new(),
+
             judged: Judged::default(),
             orders,
             tasks: Mutex::default(),
@@ -348,7 +351,8 @@ impl Gateway {
             }
             _ => return Ok(()),
         }
-        if unix_now() + self.options.finish_margin.as_secs() >= quote.expiry {
+        let now = self.clock.now().await;
+        if now + self.options.finish_margin.as_secs() >= quote.expiry {
             return Err(TransportError::Refused("the quote has expired".into()));
         }
         let least = self.options.least_relayed;
@@ -357,7 +361,7 @@ impl Gateway {
             let problem = format!("this gateway brings {least} or more to the chain: pay by a transaction, or out of a channel");
             return Err(TransportError::invalid("payment", problem));
         }
-        if relayed && unix_now() >= self.finish_by(&quote) {
+        if relayed && now >= self.finish_by(&quote) {
             return Err(TransportError::Refused("the quote leaves no time to run what it pays for".into()));
         }
         // Before it is on the chain: this call may end before the redemption does.
@@ -413,7 +417,7 @@ impl Transport for Gateway {
                 if self.judged.has_waiting(self.options.max_waiting) {
                     return Err(tasks::busy());
                 }
-                self.check(&submission)?;
+                self.check(&submission, self.clock.now().await)?;
                 match self.admit(request_id, submission) {
                     Ok(task) => task,
                     Err(error) => return Err(self.elsewhere(request_id, error).await),

@@ -1,6 +1,7 @@
 //! Everything of the NCN network that serves.
 
 pub mod channel;
+mod clock;
 pub mod compute;
 pub mod gateway;
 pub mod measures;

@@ -1,15 +1,14 @@
 //! What can be refused of an order without asking anyone.
 
-use ncn_client::unix_now;
-use ncn_core::{Submission, TransportError, validation};
+use ncn_core::{Submission, TransportError, UnixTime, validation};
 
 use super::Gateway;
 
 impl Gateway {
     /// Everything that can be refused without asking anyone.
-    pub(super) fn check(&self, submission: &Submission) -> Result<(), TransportError> {
+    pub(super) fn check(&self, submission: &Submission, now: UnixTime) -> Result<(), TransportError> {
         let order = &submission.request.message;
-        let left = validation::order(order, unix_now()).map_err(|(field, problem)| TransportError::invalid(field, problem))?;
+        let left = validation::order(order, now).map_err(|(field, problem)| TransportError::invalid(field, problem))?;
         if left.get() > self.options.max_timeout.as_secs() {
             let problem = format!("is {left} s away, at most {} s are taken", self.options.max_timeout.as_secs());
             return Err(TransportError::invalid("request.deadline", problem));

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ncn_client::unix_now;
 use ncn_core::{Effect, Event, State};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
@@ -101,7 +100,7 @@ async fn perform(gateway: &Gateway, task: &Task, effect: Effect, inbox: &mut mps
 /// How long the gateway hopes to finish.
 fn hope(gateway: &Gateway, task: &Task) -> Duration {
     let end = task.quote().map_or(task.request.message.deadline, |quote| quote.expiry);
-    Duration::from_secs(end.saturating_sub(unix_now())).saturating_sub(gateway.options.finish_margin)
+    Duration::from_secs(end.saturating_sub(gateway.clock.last())).saturating_sub(gateway.options.finish_margin)
 }
 
 /// The same, or how long it waits for the payment.
@@ -161,7 +160,7 @@ async fn late_payment(gateway: &Gateway, task: &Task) -> Option<Event> {
     let State::Ended(outcome) = task.lifecycle().state() else { return None };
     // A quote that was never approved was never shown to anyone.
     let quote = task.progress().preprocessing.and(task.quote()).filter(|_| outcome.is_unpaid())?;
-    let left = Duration::from_secs(quote.expiry.saturating_sub(unix_now())).min(gateway.options.retention);
+    let left = Duration::from_secs(quote.expiry.saturating_sub(gateway.clock.last())).min(gateway.options.retention);
     let paid = tokio::time::timeout(left, effects::paid(gateway, task));
     task.displaced().run_until_cancelled(paid).await?.ok()
 }

@@ -288,7 +288,7 @@ async fn refund(gateway: &Gateway, task: &Task, progress: &Progress) -> Option<E
         }
         if let (LedgerError::NotRefundable(at), None) = (&error, consent) {
             // By the chain's clock, which may be another one.
-            let left = Duration::from_secs(at.saturating_sub(unix_now())).min(REFUND_POLL);
+            let left = Duration::from_secs(at.saturating_sub(gateway.clock.last())).min(REFUND_POLL);
             let _ = tokio::time::timeout(left, task.agreed()).await;
         }
         backoff.pause().await;
@@ -307,7 +307,7 @@ async fn decided(gateway: &Gateway, quote: &Quote, progress: &Progress, error: &
         }
         Ok(PaymentStatus::Refunded { by }) => return Some(Event::Refunded(by.clone())),
         // Taken back with the blocks that held it. The client's transaction waits again, and will mostly be taken again.
-        Ok(PaymentStatus::Unpaid) if unix_now() > quote.expiry => return Some(Event::PaymentLost),
+        Ok(PaymentStatus::Unpaid) if gateway.clock.now().await > quote.expiry => return Some(Event::PaymentLost),
         Ok(PaymentStatus::Held { .. } | PaymentStatus::GivenUp { .. }) if settling && !error.is_retryable() => {
             return Some(Event::SettlementImpossible(error.to_string()));
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use ncn_client::{Backoff, unix_now};
+use ncn_client::Backoff;
 use ncn_core::{
     Acknowledgement, Address, B256, Collected, Compute, ComputeError, ComputeEvent, ComputeTask, Delivery, Dispatch, Event,
     FinishReason, InferenceResult, Manifest, Message as _, QuorumCertificate, Quote, Reservation, Resume, Signed, Step,
@@ -267,7 +267,7 @@ impl Received<'_> {
             dispatches: self.dispatches(),
         };
         let started = Instant::now();
-        let left = Duration::from_secs(finish_by.saturating_sub(unix_now())).saturating_add(FINISH_SLACK);
+        let left = Duration::from_secs(finish_by.saturating_sub(self.gateway.clock.last())).saturating_add(FINISH_SLACK);
         let limit = left.min(Duration::from_millis(self.manifest.limits.deadline_ms).saturating_add(DEADLINE_SLACK));
         let mut late = pin!(tokio::time::sleep(limit));
         let mut events = tokio::select! {

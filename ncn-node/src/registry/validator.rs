@@ -144,7 +144,7 @@ impl ValidatorNode {
         let batch = &request.batch;
         for charge in &batch.settlement.charges {
             let channel = self.ledger.channel(charge.channel).await.map_err(unreachable)?;
-            validation::charge(batch, charge, channel.as_ref(), unix_now())?;
+            validation::charge(batch, charge, channel.as_ref(), history.now(unix_now()))?;
         }
         let digest = batch.settlement.digest(&network.channel_domain());
         let newest = batch.entries.iter().map(|entry| entry.quote.epoch).max().unwrap_or_default();

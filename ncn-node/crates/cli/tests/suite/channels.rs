@@ -180,6 +180,26 @@ async fn an_abandoned_channel_comes_back_after_its_expiry() {
     assert_eq!(account.balance(scene.signer.address()).await.unwrap(), tokens(1));
 }
 
+/// On a development chain time can be let pass: who judges payments goes by the chain's time.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chains_time_decides() {
+    let scene = Scene::new(tokens(1)).await;
+    scene.network.chain().advance(WEEK + 60);
+    let client = scene.network.client().await.unwrap().build().unwrap();
+    // Everyone believes for some seconds what the chain said last.
+    eventually("requests are served in the chain's time", async || match client.infer("digits", image(7)).await {
+        Ok(answer) => {
+            assert!(answer.receipt.quote.expiry > unix_now() + WEEK);
+            true
+        }
+        Err(_) => false,
+    })
+    .await;
+    let ended = scene.client().await.infer("digits", image(7)).await.unwrap_err();
+    assert!(ended.to_string().contains("deadline") && !ended.is_paid(), "{ended}");
+    assert!(scene.channel.sums().reserved.is_zero());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_top_up_that_was_cut_off_adds_once() {
     let scene = Scene::new(tokens(1)).await;
