@@ -1965,6 +1965,10 @@ public struct ChannelInfo: Equatable, Hashable {
      * The last second in which it can be charged, since 1970.
      */
     public var expiry: UInt64
+    /**
+     * Whether it is known to have been closed.
+     */
+    public var closed: Bool
 
     // Default memberwise initializers are never public by default, so we
     // declare one manually.
@@ -1989,7 +1993,10 @@ public struct ChannelInfo: Equatable, Hashable {
          */available: Amount,
         /**
          * The last second in which it can be charged, since 1970.
-         */expiry: UInt64) {
+         */expiry: UInt64,
+        /**
+         * Whether it is known to have been closed.
+         */closed: Bool) {
         self.id = id
         self.gateway = gateway
         self.deposit = deposit
@@ -1997,6 +2004,7 @@ public struct ChannelInfo: Equatable, Hashable {
         self.reserved = reserved
         self.available = available
         self.expiry = expiry
+        self.closed = closed
     }
 
 
@@ -2021,7 +2029,8 @@ public struct FfiConverterTypeChannelInfo: FfiConverterRustBuffer {
                 spent: FfiConverterTypeAmount.read(from: &buf),
                 reserved: FfiConverterTypeAmount.read(from: &buf),
                 available: FfiConverterTypeAmount.read(from: &buf),
-                expiry: FfiConverterUInt64.read(from: &buf)
+                expiry: FfiConverterUInt64.read(from: &buf),
+                closed: FfiConverterBool.read(from: &buf)
         )
     }
 
@@ -2033,6 +2042,7 @@ public struct FfiConverterTypeChannelInfo: FfiConverterRustBuffer {
         FfiConverterTypeAmount.write(value.reserved, into: &buf)
         FfiConverterTypeAmount.write(value.available, into: &buf)
         FfiConverterUInt64.write(value.expiry, into: &buf)
+        FfiConverterBool.write(value.closed, into: &buf)
     }
 }
 
