@@ -27,7 +27,7 @@ pub use spec::{
 
 pub use units::{ManifestPrice, PriceByUse};
 
-use crate::DataType;
+use crate::{DataType, compute::MAX_OUTPUT_BYTES};
 
 /// The most bytes that a manifest may have.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
@@ -170,7 +170,8 @@ pub struct ModelFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// The memory of a worker, which runs the model for many requests.
+    /// The memory of a worker, which runs the model for many requests, beside at most 256 MiB for its program and 16 MiB of stacks for each
+    /// processor.
     pub memory_bytes: u64,
     /// Wall-clock time of one request.
     pub deadline_ms: u64,
@@ -364,6 +365,12 @@ impl Manifest {
         }
         for output in &self.outputs {
             let OutputSpec::Tensor(output) = output else { continue };
+            // Found here, and not by each request that has paid. A mean takes the tensor's place.
+            let is_given = !matches!(output.to, Some(Postprocessing::Mean { .. }));
+            let least = least_bytes(&output.shape, output.dtype);
+            if is_given && least.is_none_or(|least| least > MAX_OUTPUT_BYTES) {
+                return field("outputs.shape", "leads to no more bytes than an output has at most, 8388608");
+            }
             match &output.to {
                 None => {}
                 Some(Postprocessing::Labels(labels)) => {
@@ -386,6 +393,14 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// What a tensor of this shape takes at least; none when that is more than can be said.
+fn least_bytes(shape: &[Dimension], dtype: DataType) -> Option<usize> {
+    shape.iter().try_fold(dtype.size(), |bytes, dimension| match dimension {
+        Dimension::Fixed(size) => bytes.checked_mul(*size),
+        Dimension::Named(_) => Some(bytes),
+    })
 }
 
 mod plain_hex {

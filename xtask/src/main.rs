@@ -5,6 +5,7 @@ mod busy;
 mod codegen;
 mod features;
 mod gas;
+mod manifest;
 mod models;
 mod setup;
 mod suite;
@@ -123,7 +124,7 @@ fn perform() -> Result<bool> {
             bindings::typescript()?;
             models::run()
         }
-        Task::Codegen { check } => codegen::run(check).and_then(|()| bindings::swift(check)),
+        Task::Codegen { check } => codegen::run(check).and_then(|()| manifest::run(check)).and_then(|()| bindings::swift(check)),
         Task::Features { check } => features::run(check),
         Task::Chaos { what: Chaos::Money } => long_test("chaos::money", &[]),
         Task::Bench { what: Bench::Money } => long_test("channels::latency", &["--release"]),

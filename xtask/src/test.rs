@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     bindings,
     busy::Busy,
-    codegen, features, models, npm, root, setup,
+    codegen, features, manifest, models, npm, root, setup,
     suite::{Count, Suite, say},
     watch::{is_failed_test, run as run_program, watch},
 };
@@ -25,7 +25,7 @@ pub(crate) fn run(busy: bool) -> Result<bool> {
     let cargo = |arguments: &[&str]| run_program("cargo", arguments, &root());
 
     suite.step("formats", |_| cargo(&["fmt", "--all", "--check"]))?;
-    suite.step("generated code", |_| codegen::run(true))?;
+    suite.step("generated code", |_| codegen::run(true).and_then(|()| manifest::run(true)))?;
     suite.step("lints", |_| cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))?;
     // The Rust tests start a chain that comes with the contracts' tools, models in a Python that has what they need, and engines that
     // packages ship. Where one of these cannot be set up, the tests that need it fail and name it; all the others still count.

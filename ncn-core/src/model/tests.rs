@@ -199,6 +199,21 @@ fn batches_need_tensors_with_rows() {
 }
 
 #[test]
+fn outputs_that_no_request_can_be_given_are_refused() {
+    let of = |shape: serde_json::Value| {
+        let mut manifest: serde_json::Value = serde_json::from_slice(DIGITS).unwrap();
+        manifest["outputs"] = serde_json::json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": shape }]);
+        Model::parse(manifest.to_string()).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(of(serde_json::json!(["batch", 2_097_152])), Ok(()));
+    for shape in
+        [serde_json::json!(["batch", 2_097_153]), serde_json::json!([4_096, 4_096]), serde_json::json!([1_u64 << 32, 1_u64 << 32])]
+    {
+        assert!(of(shape.clone()).unwrap_err().contains("outputs.shape"), "{shape}");
+    }
+}
+
+#[test]
 fn outputs_may_be_empty_and_inputs_may_not() {
     let manifest = Model::parse(DIGITS).unwrap().manifest().clone();
     let nothing = Tensor::from_f32(vec![0, 10], &[]).unwrap();

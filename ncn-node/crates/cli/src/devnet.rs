@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     /// Seconds until requests that were paid out of channels are settled
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     settle_after: u64,
-    /// Write the funded accounts' keys into this directory, one file each
+    /// Write the funded accounts' keys into this directory, one file each, and contracts.json, for --contracts
     #[arg(long, value_name = "DIRECTORY")]
     keys: Option<PathBuf>,
     #[command(flatten)]
@@ -148,6 +148,8 @@ async fn print(arguments: &Arguments, network: &LocalNetwork, rpc: Option<&RpcSe
     if let Some(directory) = &arguments.keys {
         let refuse = |error: std::io::Error| Failure::Input(format!("--keys {}: {error}", directory.display()));
         fs::create_dir_all(directory).map_err(refuse)?;
+        let contracts = serde_json::to_string_pretty(&deployment).map_err(Failure::failed)? + "\n";
+        fs::write(directory.join("contracts.json"), contracts).map_err(refuse)?;
         for number in 0..ACCOUNTS {
             let secret = ncn_devnet::well_known_secret("client", number);
             let path = directory.join(format!("client-{number}.key"));

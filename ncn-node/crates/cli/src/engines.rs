@@ -101,6 +101,25 @@ impl EngineArguments {
     }
 }
 
+impl EngineArguments {
+    /// Loads a package as a compute node would, where something here runs it.
+    pub(crate) async fn try_out(&self, package: &ModelPackage) -> Result<(), Failure> {
+        let program = WorkerProgram::current().map_err(Failure::failed)?;
+        let machine = self.search.detect(&program).await;
+        self.search.check(&machine)?;
+        let choice = machine.choice(package.model.manifest().format);
+        if choice.engine.is_none() {
+            say(&sanitize(&format!("not tried: nothing runs it here: {choice}")));
+            return Ok(());
+        }
+        let sandbox = sandbox::open(self.sandbox, &program.path).map_err(Failure::failed)?;
+        let executor = machine.executor(sandbox, WorkerOptions::default());
+        executor.load(package).await.map_err(|error| Failure::Failed(format!("it was packed, and does not load: {error}")))?;
+        say(&sanitize(&format!("it loads, on {choice}")));
+        Ok(())
+    }
+}
+
 #[derive(clap::Args)]
 pub(crate) struct ModelArguments {
     /// A model: a package's directory, with a / in it, or the name, NAME@VERSION or digest of one in the store; several may be given

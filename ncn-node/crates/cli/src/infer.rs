@@ -159,7 +159,7 @@ pub(crate) async fn finish(paid: Paid, stream: &mut Stream) -> Result<InferenceO
 /// How the request is paid.
 async fn payer(arguments: &Arguments, transport: &Arc<dyn Transport>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
     if arguments.chain.is_given() && !arguments.relayed && arguments.channel.is_none() {
-        return on_chain(&arguments.chain, arguments.network, signer).await;
+        return on_chain(&arguments.chain, arguments.network, &**transport, signer).await;
     }
     let channel = match &arguments.channel {
         Some(path) => Some(super::channel::open_file(path)?),
@@ -214,9 +214,23 @@ pub(crate) fn channel_payer(
     ChannelPayer::new(transport.clone(), trust, signer.clone(), channel).with_chain(chain.map(|chain| chain as _))
 }
 
-/// A payer on the chain, when the chain has the network that is trusted.
-pub(crate) async fn on_chain(chain: &ChainArguments, network: Option<B256>, signer: &DynSigner) -> Result<Arc<dyn Payer>, Failure> {
+/// A payer on the chain, when the chain has the network that is trusted, and the gateway is of it: by other contracts, no signature would be right.
+pub(crate) async fn on_chain(
+    chain: &ChainArguments,
+    network: Option<B256>,
+    transport: &dyn Transport,
+    signer: &DynSigner,
+) -> Result<Arc<dyn Payer>, Failure> {
     let ledger = chain.ledger(signer.clone()).await?;
+    // A gateway that does not answer is found out by what comes next.
+    if let Ok(stated) = transport.network().await.map(|info| info.trust_root)
+        && !ledger.is_of(&stated)
+    {
+        let (here, there) = (ledger.deployment().payment, stated.domain.contract);
+        let problem =
+            format!("pays into {here}, and the gateway is of the network that pays into {there}: give that one's contracts");
+        return Err(Failure::Input(format!("--contracts: {problem}; nothing was signed")));
+    }
     let known = ledger.trust_root().await.map_err(Failure::failed)?;
     if let Some(expected) = network.filter(|expected| !is_pinned(*expected, true, &known)) {
         return Err(Failure::Failed(format!("the chain has network {}, not {expected}: nothing was signed", known.hash())));

@@ -1,5 +1,7 @@
 //! `ncn model`: packages, and the store of this machine.
 
+mod init;
+
 use std::{
     env,
     ffi::OsString,
@@ -7,11 +9,12 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressFinish, ProgressStyle};
-use ncn_core::{B256, Model, Registry, Transport};
+use ncn_core::{B256, Model, Registry, Transport, executor::ModelPackage};
 use ncn_models::{MANIFEST_FILE, ModelStore, ModelStoreError, Progress, Source, StoredModel};
 use ncn_node::server::Server;
 use serde_json::json;
@@ -19,12 +22,20 @@ use serde_json::json;
 use crate::{
     Failure,
     account::{RegistryArguments, gateway},
-    block_on, run_until, sanitize, say, serving, subnet,
+    block_on,
+    engines::EngineArguments,
+    run_until, sanitize, say, serving, subnet,
 };
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a package: complete a directory's manifest.json with its files' sizes and SHA-256
+    /// Draft the manifest.json of a directory with a model's files
+    Init {
+        /// The directory
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
+    /// Make a package: complete a directory's manifest.json with its files' sizes and SHA-256, and load it as a compute node would
     Pack {
         /// The package's directory
         #[arg(value_name = "DIRECTORY")]
@@ -32,6 +43,11 @@ pub(crate) enum Command {
         /// The manifest without its `files`; the directory's manifest.json by default
         #[arg(long, value_name = "FILE")]
         draft: Option<PathBuf>,
+        /// Do not load it
+        #[arg(long)]
+        no_load: bool,
+        #[command(flatten)]
+        engines: Box<EngineArguments>,
     },
     /// Copy a package into the store
     Add {
@@ -135,7 +151,13 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
         Command::Pack { directory, .. } if !directory.is_dir() => {
             Err(Failure::Input(format!("DIRECTORY {}: is no directory", directory.display())))
         }
-        Command::Pack { directory, draft } => tell(&ncn_models::pack(directory, draft.as_deref())?),
+        Command::Init { directory } => init::run(directory),
+        Command::Pack { directory, draft, no_load, engines } => {
+            let model = ncn_models::pack(directory, draft.as_deref())?;
+            tell(&model)?;
+            let package = ModelPackage { model: Arc::new(model), directory: directory.clone() };
+            if *no_load { Ok(()) } else { block_on(engines.try_out(&package)) }
+        }
         Command::Add { directory, store } => add(&store.open()?, directory),
         Command::List { store, json } => list(&store.open()?, *json),
         Command::Pull { model, from, gateway, registry, store } => {

@@ -100,7 +100,14 @@ pub(crate) fn read(directory: &Path) -> Result<Values, Failure> {
         serde_json::from_slice(&bytes(INDEX)?).map_err(|error| refuse(INDEX, &error.to_string()))?;
     let mut output = Values::new();
     for (name, Entry { file, media_type }) in index {
+        // A name with a directory in it would lead out of this one.
+        if Path::new(&file).file_name() != Some(file.as_ref()) {
+            return Err(refuse(INDEX, &format!("{file:?} is no file's name")));
+        }
         let data = bytes(&file)?;
+        if output.size() + data.len() > MAX_FILE_BYTES {
+            return Err(refuse(&file, "makes it larger than any output"));
+        }
         let value = match media_type {
             Some(media_type) => Value::File { media_type, data: data.into() },
             None if Path::new(&file).extension().is_some_and(|extension| extension == "npy") => {

@@ -52,7 +52,7 @@ async fn quote(arguments: &Arguments, given: ParsedInputs) -> Result<(), Failure
     // A fresh key has no tokens: the order cannot be paid, whatever becomes of it.
     let signer: DynSigner = Arc::new(PrivateKeySigner::random());
     let payer: Arc<dyn Payer> = if arguments.chain.is_given() {
-        on_chain(&arguments.chain, arguments.network, &signer).await?
+        on_chain(&arguments.chain, arguments.network, &*transport, &signer).await?
     } else {
         let trust = trusted(arguments.network, false, &*transport).await?;
         Arc::new(RelayedPayer::new(transport.clone(), trust, signer.clone()))

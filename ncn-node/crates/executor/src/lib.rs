@@ -25,7 +25,7 @@ pub use machine::{Choice, EngineCatalog, EngineState, MachineOptions};
 #[cfg(feature = "ort")]
 pub use onnx::onnxruntime;
 #[cfg(feature = "onnx")]
-pub use onnx::{Graph, OnnxEngine, Runtime};
+pub use onnx::{Graph, OnnxEngine, Runtime, describe};
 #[cfg(feature = "openai")]
 pub use openai::{ApiKey, OpenAiError, OpenAiExecutor, OpenAiOptions};
 pub use package::Verified;

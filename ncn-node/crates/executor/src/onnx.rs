@@ -2,6 +2,7 @@
 
 mod batch;
 mod bounds;
+mod describe;
 mod graph;
 #[cfg(feature = "ort")]
 pub mod onnxruntime;
@@ -20,6 +21,8 @@ use ncn_core::{
     model::{Dimension, InputSpec, Manifest, ModelFormat, OutputSpec, Tensors, Tokenize},
 };
 use tokio_util::sync::CancellationToken;
+
+pub use describe::describe;
 
 use crate::{Engine, RunContext, Session, Verified, tokenizer::Tokenizer};
 

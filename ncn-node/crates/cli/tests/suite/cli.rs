@@ -220,7 +220,7 @@ fn three_ways_to_pay_from_another_process() {
     let address = good(&["wallet", "show", "--key", key]);
     let balance = || good(&["wallet", "balance", "--rpc", rpc, "--account", address.trim()]);
     assert_eq!(balance(), "1000 NCN\n");
-    assert!(good(&[&request[..], &["--rpc", rpc]].concat()).contains("label: 7"));
+    assert!(good(&[&request[..], &["--rpc", rpc, "--contracts", "keys/contracts.json"]].concat()).contains("label: 7"));
     assert_eq!(balance(), "999.99 NCN\n");
     let kept = good(&[&request[..], &["--relayed", "--output", "out"]].concat());
     assert!(kept.contains("label: 7") && kept.contains("in out/scores.npy"), "{kept}");
@@ -255,6 +255,9 @@ fn three_ways_to_pay_from_another_process() {
     assert_eq!(status.matches(" active").count(), 5, "{status}");
     let deployed = good(&["contracts", "deploy", "--rpc", rpc, "--key", key]);
     assert!(serde_json::from_str::<Value>(&deployed).unwrap()["payment"].is_string());
+    std::fs::write(directory.path().join("others.json"), deployed).unwrap();
+    let other = run(&[&request[..], &["--rpc", rpc, "--contracts", "others.json"]].concat(), directory.path());
+    assert!(other.status.code() == Some(2) && text(&other.stderr).contains("--contracts: pays into"), "{}", text(&other.stderr));
 }
 
 /// A proxy that keeps count of what it is asked, and says that it cannot.

@@ -9,7 +9,7 @@ use std::{
 
 use ncn_models::ModelStore;
 use ncn_node::gateway::GatewayOptions;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     models::{content, package, server::Behavior, server::Server},
@@ -66,7 +66,7 @@ fn the_life_of_a_package() {
 
     let package = package("tiny", "1.2", &[("a.bin", &content(1_500, 1)), ("b.bin", b"b")]);
     let path = package.path().to_str().unwrap();
-    let line = good(&store, &["pack", path]);
+    let line = good(&store, &["pack", "--no-load", path]);
     assert!(line.starts_with("tiny 1.2 ") && digest_of(&line).len() == 64, "{line}");
     assert_eq!(good(&store, &["add", path]), line);
     let digest = digest_of(&line);
@@ -217,4 +217,36 @@ async fn a_compute_node_finds_the_files_of_its_gateways_models() {
     assert!(output.status.success(), "{error}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), line);
     assert!(error.contains("file:///etc: is a directory on whatever machine named it"), "{error}");
+}
+
+#[test]
+fn a_manifest_is_drafted_from_a_graph_and_held_against_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let package = directory.path().join("my digits");
+    fs::create_dir(&package).unwrap();
+    let run = |arguments: &[&str]| {
+        let package = package.to_str().unwrap();
+        let output = Command::new(ncn()).arg("model").args(arguments).arg(package).current_dir(directory.path()).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    };
+    let (status, said) = run(&["init"]);
+    assert!(status == 2 && said.contains("no file of a model"), "{said}");
+    fs::copy(repository("ncn-node/models/digits/model.onnx"), package.join("model.onnx")).unwrap();
+    let (status, said) = run(&["init"]);
+    assert!(status == 0 && said.contains("ncn model pack"), "{said}");
+    let manifest = package.join("manifest.json");
+    let mut drafted: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    assert_eq!(drafted["inputs"], json!([{ "type": "tensor", "name": "image", "dtype": "f32", "shape": ["batch", 1, 8, 8] }]));
+    assert_eq!(drafted["outputs"], json!([{ "type": "tensor", "name": "scores", "dtype": "f32", "shape": ["batch", 10] }]));
+    assert_eq!((&drafted["name"], &drafted["entry"]), (&json!("my-digits"), &json!("model.onnx")));
+    let (status, said) = run(&["pack"]);
+    assert!(status == 0 && said.contains("it loads"), "{said}");
+    assert_eq!(run(&["init"]).0, 2, "there is one already");
+
+    drafted["outputs"][0]["shape"] = json!(["batch", 11]);
+    fs::write(&manifest, drafted.to_string()).unwrap();
+    let (status, said) = run(&["pack"]);
+    assert!(status == 1 && said.contains("does not load") && said.contains("scores"), "{said}");
+    assert_eq!(run(&["pack", "--no-load"]).0, 0);
 }

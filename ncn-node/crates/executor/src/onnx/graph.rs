@@ -109,11 +109,13 @@ pub(super) struct TensorShapeProto {
     pub(super) dim: Vec<DimensionProto>,
 }
 
-/// A size: none where it is a name's, or any.
+/// A size, or a name for it; neither where it is any.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct DimensionProto {
     #[prost(int64, optional, tag = "1")]
     pub(super) dim_value: Option<i64>,
+    #[prost(string, tag = "2")]
+    pub(super) dim_param: String,
 }
 
 impl ModelProto {
@@ -145,6 +147,12 @@ impl ValueInfoProto {
     pub(super) fn element(&self) -> Option<i32> {
         let tensor = self.r#type.as_ref()?.tensor_type.as_ref()?;
         (tensor.elem_type != 0).then_some(tensor.elem_type)
+    }
+
+    /// The names of its sizes, empty where they have none; none when the graph states no shape.
+    pub(super) fn dimension_names(&self) -> Option<Vec<String>> {
+        let shape = self.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        Some(shape.dim.iter().map(|dimension| dimension.dim_param.clone()).collect())
     }
 
     /// The tensor's shape as far as the graph states it; none when it does not.
