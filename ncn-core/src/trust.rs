@@ -72,7 +72,7 @@ impl TrustRoot {
         keccak256(encoded.abi_encode_params())
     }
 
-    /// keccak256(abi.encode(chainId, contract, token, channels)): a name of the network that stays the same whoever joins or leaves. It says
+    /// keccak256(abi.encode(chainId, contract, token, channels)): a name of the network that stays the same when validators join or leave. It says
     /// nothing of the validators, which the chain then has to say.
     pub fn contracts_hash(&self) -> B256 {
         let Domain { chain_id, contract } = self.domain;
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_contracts_are_the_same_whoever_joins() {
+    fn the_contracts_are_the_same_when_validators_join() {
         let (few, more) = (root(5, 3, 5), root(6, 3, 5));
         assert_ne!(few.hash(), more.hash());
         assert_eq!(few.contracts_hash(), more.contracts_hash());

@@ -11,7 +11,7 @@ use std::{
 use ncn_client::unix_now;
 use ncn_core::{ChainView, UnixTime};
 
-/// What is known of the chain's time. It is read with the validators, which whoever judges a payment asks for anyway.
+/// What is known of the chain's time. It is read with the validators, which are asked for anyway where a payment is judged.
 pub(crate) struct Clock {
     chain: Arc<dyn ChainView>,
     /// How far the chain was ahead when it was asked last.

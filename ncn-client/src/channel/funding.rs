@@ -78,7 +78,7 @@ impl PayerChannel {
         self.reconcile(&known)?;
         let sum = || known.deposit.checked_add(amount).ok_or_else(|| invalid("amount", "is more than an amount can be"));
         let deposit = earlier.map_or_else(sum, |earlier| Ok(earlier.deposit))?;
-        // Kept before it is sent: whoever starts again after a crash adds it once.
+        // Kept before it is sent: after a crash, the same call adds it once.
         self.fund(Some(Funding { amount, deposit }).filter(|_| !amount.is_zero()))?;
         match ledger.fund_channel(&self.terms, deposit, expiry).await {
             Ok(funded) => {

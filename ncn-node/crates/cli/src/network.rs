@@ -63,7 +63,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         for validator in &trust.validators {
             writeln!(out, "validator   {validator}")?;
         }
-        writeln!(out, "\nto pin: --network {} with --rpc, whoever joins or leaves;", trust.contracts_hash())?;
+        writeln!(
+            out,
+            "\nto pin: --network {} with --rpc, which stays the same when validators join or leave;",
+            trust.contracts_hash()
+        )?;
         Ok(writeln!(out, "        --network {} without a chain, until the validators change", trust.hash())?)
     })
 }

@@ -112,7 +112,7 @@ fn trust(arguments: &Arguments, receipt: &Receipt) -> Result<Option<TrustRoot>, 
     if !by_chain {
         return Ok(arguments.network.map(|_| receipt.trust_root.clone()));
     }
-    // Of the network as it was when the request was quoted, whoever has joined or left since.
+    // Of the network as it was when the request was quoted: validators may have joined or left since.
     let mut valid = None;
     block_on(async {
         let ledger = chain.ledger(ncn_devnet::well_known_key("reader", 0)).await?;

@@ -32,7 +32,7 @@ fn bad(directory: &Path, arguments: &[&str], says: &str) {
 }
 
 #[test]
-fn a_network_is_pinned_whoever_joins_and_a_receipt_is_of_its_output() {
+fn a_network_is_pinned_while_validators_join_and_a_receipt_is_of_its_output() {
     let directory = tempfile::tempdir().unwrap();
     let here = directory.path();
     let devnet = Devnet::start_with(here, &[]);

@@ -294,3 +294,25 @@ async fn torch_runs_torchscript_and_safetensors() {
     assert_eq!((usage.input_units, usage.output_units), (3, 3));
     println!("{python}");
 }
+
+/// A package may come with compiled code of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_has_libraries_of_its_own() {
+    let python = python().await;
+    let library =
+        fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("libm.so.6")).find(|path| path.exists());
+    let library = library.unwrap_or_else(|| "/usr/lib64/libm.so.6".into());
+    let module = "import ctypes, os\nLIBRARY = None\n\ndef load(model_dir):\n    global LIBRARY\n    LIBRARY = ctypes.CDLL(os.path.join(model_dir, 'own.so'))\n    LIBRARY.cos.restype = ctypes.c_double\n\ndef infer(inputs, parameters):\n    return {'said': str(LIBRARY.cos(ctypes.c_double(0)))}\n";
+    let reduced = LandlockSandbox::new(ncn()).unwrap();
+    let sandboxes: [Arc<dyn Sandbox>; 2] = [Arc::new(NamespaceSandbox::new(helper()).unwrap()), Arc::new(reduced)];
+    for sandbox in sandboxes {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("model.py"), module).unwrap();
+        fs::copy(&library, directory.path().join("own.so")).unwrap();
+        let (say, given) = (json!([{ "type": "text", "name": "say" }]), json!([{ "type": "text", "name": "said" }]));
+        let package = packed(directory, &["model.py", "own.so"], &say, &given);
+        let executor = executor_in(&python, sandbox);
+        executor.load(&package.package).await.unwrap();
+        assert_eq!(said(&executor, &package, "").await.unwrap(), "1.0");
+    }
+}

@@ -278,12 +278,19 @@ impl ModelPool {
     }
 
     fn policy(&self, work_directory: &Path) -> Policy {
-        let WorkerProgram { paths, readable, devices, processes, .. } = self.program.clone();
+        let WorkerProgram { paths: mut executable, mut readable, devices, processes, .. } = self.program.clone();
+        let package = self.package.directory.clone();
+        // A package that is a program may have libraries of its own; data is only read.
+        if self.package.model.manifest().format == ModelFormat::Python {
+            executable.push(package);
+        } else {
+            readable.push(package);
+        }
         let limits = self.package.model.manifest().limits;
         let (memory_bytes, cpu_seconds, default) = (Some(limits.memory_bytes), limits.cpu_seconds, ResourceLimits::default());
         Policy {
-            readable: readable.into_iter().chain([self.package.directory.clone()]).collect(),
-            executable: paths,
+            readable,
+            executable,
             devices,
             limits: ResourceLimits { memory_bytes, cpu_seconds, processes: processes.or(default.processes), ..default },
             at_least: self.starter.options.at_least,
