@@ -9,6 +9,9 @@ use crate::{Committee, Domain, Quote, RequestId, UnixTime, agreement::Mismatch};
 /// The most validators that a network has, which the contract enforces too.
 pub const MAX_VALIDATORS: usize = 256;
 
+/// The first second of the year 10000: no chain comes so far.
+const FARTHEST: UnixTime = 253_402_300_800;
+
 /// All that has to be believed to check a receipt offline: the network's domain, its validators, and how many must agree.
 ///
 /// Quotes bind its [`hash`](Self::hash), so a receipt cannot be moved from one validator set to another.
@@ -174,9 +177,9 @@ impl TrustHistory {
     }
 
     /// The time that payments are judged by, of somebody whose machine has this one: the chain's where it was ahead. A network that was named
-    /// has no time of its own.
+    /// has no time of its own, and no chain has one that sums would overflow with.
     pub fn now(&self, machine: UnixTime) -> UnixTime {
-        if self.time == UnixTime::MAX { machine } else { machine.max(self.time) }
+        if self.time >= FARTHEST { machine } else { machine.max(self.time) }
     }
 
     /// What is valid now.
@@ -363,6 +366,7 @@ mod tests {
         assert_eq!([history.now(199), history.now(201)], [200, 201]);
         let fixed = TrustHistory::fixed(history.current().trust.clone());
         assert_eq!(fixed.now(199), 199);
+        assert_eq!(super::TrustHistory { time: u64::MAX - 1, ..fixed.clone() }.now(199), 199);
         assert!(fixed.of(&quote(190)).is_ok() && fixed.of(&quote(10)).is_err());
     }
 }

@@ -146,7 +146,11 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
                 if channel.unfinished_top_up() == Some(*amount) {
                     writeln!(out, "an earlier top-up of {amount} is not known to have ended: going on with it")?;
                 }
-                let (deposit, funded) = channel.top_up(*amount, days.map(days_of), &ledger).await?;
+                let funded = channel.top_up(*amount, days.map(days_of), &ledger).await;
+                let (deposit, funded) = funded.map_err(|error| match error {
+                    ClientError::Configuration { setting: "lasts", problem } => Failure::Input(format!("--days: {problem}")),
+                    error => error.into(),
+                })?;
                 writeln!(out, "channel {} has a deposit of {deposit}: {funded}", channel.terms().id())?;
             }
             Command::Close { file, chain, key, gateway } => {

@@ -246,15 +246,19 @@ mod tests {
 
     #[test]
     fn tensors_of_any_size_come_from_files_of_numpy() {
-        let manifest = r#"{"name":"m","version":"1","task":"t","description":"d","licence":"MIT","format":"onnx","entry":"m","files":[],
-            "inputs":[{"type":"tensor","name":"x","dtype":"f32","shape":["n",2]}],"outputs":[{"type":"text","name":"text"}],
-            "limits":{"memory_bytes":0,"deadline_ms":1000},"price":"1"}"#;
+        let manifest = format!(
+            r#"{{"name":"m","version":"1","task":"t","description":"d","licence":"MIT","format":"onnx","entry":"m",
+            "files":[{{"path":"m","bytes":0,"sha256":"{}"}}],
+            "inputs":[{{"type":"tensor","name":"x","dtype":"f32","shape":["n",2]}}],"outputs":[{{"type":"text","name":"text"}}],
+            "limits":{{"memory_bytes":0,"deadline_ms":1000}},"price":"1"}}"#,
+            "0".repeat(64)
+        );
         let directory = tempfile::tempdir().unwrap();
         let given = |name: &str, bytes: &[u8]| {
             let path = directory.path().join(name);
             std::fs::write(&path, bytes).unwrap();
             let arguments = InputArguments { files: vec![format!("x={}", path.display()).into()], text: Vec::new() };
-            arguments.read().and_then(|read| read.inputs(&Model::parse(manifest).unwrap())).map_err(Failure::problem)
+            arguments.read().and_then(|read| read.inputs(&Model::parse(manifest.clone()).unwrap())).map_err(Failure::problem)
         };
         let tensor = |shape: [usize; 2]| Tensor::from_f32(shape.to_vec(), &vec![0.5; shape[0] * shape[1]]).unwrap();
         let fits = tensor([3, 2]);
