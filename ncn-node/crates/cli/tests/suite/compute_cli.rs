@@ -3,8 +3,10 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    iter,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    time::Instant,
 };
 
 use ncn_devnet::quickstart;
@@ -119,7 +121,9 @@ fn a_compute_node_joins_fetches_its_model_and_serves() {
     good(here, &["model", "add", package.to_str().unwrap()]);
     let _node = Node::start(here, &[&node[..], &["--model", quickstart::NAME]].concat());
     let address = ncn_devnet::well_known_key("client", 1).address().to_string();
-    let served = (0..50).any(|_| {
+    // On a busy machine it may have been slow to answer at first, and is then asked last for a minute.
+    let started = Instant::now();
+    let served = iter::repeat_with(|| started.elapsed() < TIMEOUT).take_while(|in_time| *in_time).any(|_| {
         let answer = good(here, &request);
         let receipt: Value = serde_json::from_slice(&fs::read(here.join("ncn-receipt.json")).unwrap()).unwrap();
         assert!(answer.contains("\"7\""), "{answer}");
@@ -128,5 +132,5 @@ fn a_compute_node_joins_fetches_its_model_and_serves() {
         assert!(!ours || result["confinement"] == "full", "{result}");
         ours
     });
-    assert!(served, "50 requests, and none for the new node");
+    assert!(served, "none of the requests was for the new node");
 }
