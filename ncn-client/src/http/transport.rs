@@ -132,7 +132,8 @@ impl HttpTransport {
     async fn update(&self, following: &mut Following) -> Result<Option<Update>, TransportError> {
         loop {
             if let Some(ServerEvent { name, data }) = following.events.next() {
-                let malformed = |error: serde_json::Error| TransportError::Malformed(error.to_string());
+                let malformed =
+                    |error: serde_json::Error| TransportError::Malformed(format!("{error}: is there a gateway at this address?"));
                 if name == "error" {
                     let problem: Problem = serde_json::from_slice(&data).map_err(malformed)?;
                     return Err(problem.error.unwrap_or(TransportError::Internal(problem.message)));

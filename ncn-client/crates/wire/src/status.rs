@@ -68,7 +68,9 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => E::invalid("message", status.message().to_owned()),
         // The answer of a server of something else.
-        Code::Unimplemented => E::unreachable("has no such service: is it another node's port?".into()),
+        Code::Unimplemented => no_service(),
+        // A gateway's answer in JSON, as tonic reads it: the first byte of a message is a flag.
+        _ if status.message().contains("invalid compression flag") => no_service(),
         _ => {
             // tonic's own errors keep what happened in their sources.
             let mut problem = status.message().to_owned();
@@ -80,6 +82,10 @@ pub fn from_status<E: RemoteError>(status: &Status) -> E {
             E::unreachable(if problem.is_empty() { status.code().description().into() } else { problem })
         }
     }
+}
+
+fn no_service<E: RemoteError>() -> E {
+    E::unreachable("has no such service: is it another node's port?".into())
 }
 
 impl From<WireError> for Status {
@@ -94,7 +100,12 @@ mod tests {
 
     #[test]
     fn a_server_of_something_else_is_told_as_such() {
-        for (status, says) in [(Status::unimplemented(""), "another node's port"), (Status::unavailable(""), "unavailable")] {
+        let json = "protocol error: received message with invalid compression flag: 123 (valid flags are 0 and 1)";
+        for (status, says) in [
+            (Status::unimplemented(""), "another node's port"),
+            (Status::internal(json), "another node's port"),
+            (Status::unavailable(""), "unavailable"),
+        ] {
             let error: TransportError = from_status(&status);
             assert!(error.to_string().contains(says), "{error}");
         }
