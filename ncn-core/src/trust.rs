@@ -366,7 +366,7 @@ mod tests {
         assert_eq!([history.now(199), history.now(201)], [200, 201]);
         let fixed = TrustHistory::fixed(history.current().trust.clone());
         assert_eq!(fixed.now(199), 199);
-        assert_eq!(super::TrustHistory { time: u64::MAX - 1, ..fixed.clone() }.now(199), 199);
+        assert_eq!(TrustHistory { time: u64::MAX - 1, ..fixed.clone() }.now(199), 199);
         assert!(fixed.of(&quote(190)).is_ok() && fixed.of(&quote(10)).is_err());
     }
 }
