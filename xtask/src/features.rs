@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    fs,
     io::Write as _,
     process::{Command, Stdio},
 };
@@ -11,11 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::{root, watch::watch};
+use crate::{document, root, watch::watch};
 
 const DOCUMENT: &str = "CONTRIBUTING.md";
-/// What stands before and after the table.
-const MARKS: [&str; 2] = ["<!-- counted by `cargo xtask features` -->\n", "<!-- end -->\n"];
 /// What nobody depends on and has no features.
 const NO_LIBRARIES: [&str; 4] = ["examples", "ncn-bindgen", "ncn-bindings", "xtask"];
 /// The program. It is checked together with the libraries: checked alone, most dependencies would be compiled again with other features.
@@ -100,17 +97,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
             watch(lints, |_| ())?;
         }
     }
-    let path = root().join(DOCUMENT);
-    let document = fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
-    let parts = document.split_once(MARKS[0]).and_then(|(before, rest)| Some((before, rest.split_once(MARKS[1])?)));
-    let (before, (written, after)) = parts.with_context(|| format!("{DOCUMENT} has no place for the table"))?;
-    if written == table {
-        return Ok(());
-    }
-    if check {
-        bail!("the table of crates in {DOCUMENT} is not what cargo resolves: run `cargo xtask features` and commit the result");
-    }
-    fs::write(path, [before, MARKS[0], &table, MARKS[1], after].concat()).with_context(|| format!("cannot write {DOCUMENT}"))
+    document::write(DOCUMENT, "<!-- counted by `cargo xtask features` -->\n", &table, "features", check)
 }
 
 /// How cargo is called with the oldest compiler that is promised, or with the one in use where that is it or the only one.

@@ -3,6 +3,7 @@
 mod bindings;
 mod busy;
 mod codegen;
+mod document;
 mod features;
 mod gas;
 mod manifest;
