@@ -10,6 +10,8 @@ use serde_json::json;
 use super::{Answer, Api, CLIENT, errors::invalid_params, method};
 use crate::Mining;
 
+/// The first second of the year 10000: contracts keep times in 40 bits.
+const FARTHEST: u64 = 253_402_300_800;
 /// The most blocks that are made at once.
 const MAX_BLOCKS: u64 = 1_000;
 
@@ -30,8 +32,10 @@ pub(super) fn register(module: &mut RpcModule<Api>) -> Result<(), RegisterMethod
     })?;
     method(module, "evm_setNextBlockTimestamp", |api, params| {
         let at: U64 = params.next()?;
-        let is_later = api.chain.set_next_time(at.to());
-        is_later.then_some(at).ok_or_else(|| invalid_params(format!("timestamp: {at} is not after the newest block's")))
+        let is_later = at.to::<u64>() < FARTHEST && api.chain.set_next_time(at.to());
+        is_later
+            .then_some(at)
+            .ok_or_else(|| invalid_params(format!("timestamp: {at} is not after the newest block's, or past the year 9999")))
     })?;
     method(module, "evm_snapshot", |api, _| Ok(U64::from(api.chain.snapshot())))?;
     method(module, "evm_revert", |api, params| Ok(api.chain.revert(params.next::<U64>()?.to())))?;

@@ -158,6 +158,7 @@ async fn fixtures_come_back_to_a_block() {
     assert!((at..at + 10).contains(&time().await), "time goes on from there");
     let (_, said) = node.refused("evm_setNextBlockTimestamp", json!([U64::from(at - 1)])).await;
     assert!(said.contains("not after the newest block's"), "{said}");
+    node.refused("evm_setNextBlockTimestamp", json!(["0xffffffffffffff00"])).await;
 }
 
 #[tokio::test]
